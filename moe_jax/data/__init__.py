@@ -1,0 +1,39 @@
+"""Corpora, tokenizers, batches and baselines."""
+
+from moe_jax.data.baselines import baselines
+from moe_jax.data.config import DataConfig, MixtureConfig
+from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
+from moe_jax.data.mixture import Mixture, MixtureSource, make_mixture
+from moe_jax.data.sources import Source, check_source, open_source
+from moe_jax.data.tokenizers import (
+    Bytes,
+    SentencePiece,
+    Tokenizer,
+    check_tokenizer,
+    load_tokenizer,
+    open_tokenizer,
+    train_sentencepiece,
+)
+
+__all__ = [
+    "Batch",
+    "Bytes",
+    "DataConfig",
+    "Mixture",
+    "MixtureConfig",
+    "MixtureSource",
+    "SentencePiece",
+    "Source",
+    "Tokenizer",
+    "baselines",
+    "check_source",
+    "check_tokenizer",
+    "eval_batches",
+    "load_tokenizer",
+    "make_mixture",
+    "measure_throughput",
+    "open_source",
+    "open_tokenizer",
+    "train_batches",
+    "train_sentencepiece",
+]

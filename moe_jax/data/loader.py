@@ -1,0 +1,254 @@
+"""Batches of packed token rows, built with Grain.
+
+Documents are shuffled, tokenised, laid end to end and cut into rows of `seq_length` tokens; rows
+are shuffled again within a window and batched. Only indices are kept in memory, so the same path
+serves a corpus of a megabyte and one of a terabyte. The state of the iterator is a few numbers.
+
+A batch is a dict of (batch, seq_length) int32 arrays:
+
+* `inputs`: the token before each target; the begin token at a document's start.
+* `targets`: the tokens of the documents, each document closed by the end token.
+* `segments`: 1, 2, ... for the pieces of documents in a row, 0 for padding.
+* `positions`: position within the piece.
+* `bytes`: UTF-8 bytes that each target stands for; 0 for the end token and padding.
+* `domains`: the document's language or topic, see `Source.domain`.
+
+Padding is 0 in all of them. A document that does not fit into a row goes on in the next one; the
+first input of a later piece is the real previous token, so each target has its own input and is
+counted exactly once in an epoch.
+"""
+
+import dataclasses
+import functools
+import time
+import weakref
+from typing import Any
+
+import grain
+import numpy as np
+
+from moe_jax.data.config import DataConfig
+from moe_jax.data.sources import Source, open_source
+from moe_jax.data.tokenizers import Tokenizer, open_tokenizer
+
+Batch = dict[str, np.ndarray]
+
+_COLUMNS = ("inputs", "targets", "bytes", "domains")
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+
+
+def train_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless training batches of one process.
+
+    Each epoch visits every document once, in a new order. Process p of P reads documents p::P and
+    yields `batch_size` / P rows.
+
+    Args:
+        config: The data config.
+        tokenizer: Such as `open_tokenizer(config)`.
+        process_index: This process, such as `jax.process_index()`.
+        process_count: All processes, such as `jax.process_count()`.
+
+    Returns:
+        An iterator whose `get_state()` is JSON-serialisable and whose `set_state()` restores the
+        exact position. Call `close()` to stop its thread.
+
+    Raises:
+        FileNotFoundError: See `open_source`.
+        ValueError: See `open_source`; or the batch cannot be split over the processes, or there
+            are fewer documents than processes.
+    """
+    rows = _rows_per_process(config, process_index, process_count)
+    source = open_source(config, "train")
+    if len(source) < process_count:
+        raise ValueError(
+            f"{len(source)} training document(s) cannot feed {process_count} processes; use fewer "
+            "processes or a larger source."
+        )
+    documents = grain.MapDataset.source(_Documents(source, tokenizer))
+    documents = documents[process_index::process_count].shuffle(config.seed).repeat(None)
+    dataset = _rows(documents.to_iter_dataset(_READ), config)
+    if config.shuffle_window > 1:
+        dataset = grain.experimental.WindowShuffleIterDataset(
+            dataset, window_size=config.shuffle_window, seed=config.seed
+        )
+    dataset = dataset.batch(rows, drop_remainder=True).map(_named)
+    return _Restorable(iter(_prefetched(dataset, config)))
+
+
+def eval_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """The validation documents once, in a fixed order.
+
+    The global batches do not depend on the number of processes: process p yields its own rows of
+    each, so all processes yield equally many. The last batch is filled up with padding rows.
+
+    Args:
+        config: The data config.
+        tokenizer: Such as `open_tokenizer(config)`.
+        process_index: This process.
+        process_count: All processes.
+
+    Returns:
+        A finite iterator. With nats per target `nll`, bits per byte over all batches is
+        `sum(nll[segments > 0]) / ln(2) / sum(bytes)`.
+
+    Raises:
+        FileNotFoundError: See `open_source`.
+        ValueError: See `open_source`; or the batch cannot be split over the processes.
+    """
+    rows = _rows_per_process(config, process_index, process_count)
+    documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
+    fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
+    own = slice(process_index * rows, (process_index + 1) * rows)
+    dataset = _rows(documents.to_iter_dataset(_READ), config)
+    dataset = dataset.batch(config.batch_size, batch_fn=fill)
+    dataset = dataset.map(lambda batch: {name: array[own] for name, array in batch.items()})
+    return _Restorable(iter(_prefetched(dataset.map(_named), config)))
+
+
+def measure_throughput(config: DataConfig, seconds: float = 5.0) -> float:
+    """Target tokens per second that the training loader yields to an idle consumer.
+
+    Args:
+        config: The data config.
+        seconds: How long to measure, after the first batch.
+
+    Returns:
+        Tokens per second, padding left out.
+    """
+    batches = train_batches(config, open_tokenizer(config))
+    next(batches)
+    tokens, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        tokens += int(np.count_nonzero(next(batches)["segments"]))
+    rate = tokens / (time.perf_counter() - start)
+    batches.close()
+    return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """Tokenised documents by index: {"tokens": (tokens + 1, 4) int32}, see `_COLUMNS`."""
+
+    source: Source
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        tokens = self.tokenizer.encode(self.source[index])
+        targets = np.append(tokens, np.int32(self.tokenizer.eos_id))
+        inputs = np.insert(tokens, 0, self.tokenizer.bos_id)
+        domains = np.full_like(targets, self.source.domain(index))
+        columns = (inputs, targets, self.tokenizer.byte_lengths[targets], domains)
+        return {"tokens": np.stack(columns, axis=-1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _CutAndPad(grain.experimental.FlatMapTransform):
+    """Cuts one document into rows of its own, in the layout of Grain's packing."""
+
+    length: int
+
+    def flat_map(self, element: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        tokens = element["tokens"]
+        starts = range(0, len(tokens), self.length)
+        return [self._row(tokens[start : start + self.length]) for start in starts]
+
+    def _row(self, piece: np.ndarray) -> dict[str, np.ndarray]:
+        index = np.arange(self.length, dtype=np.int32)
+        real = index < len(piece)
+        return {
+            "tokens": np.pad(piece, ((0, self.length - len(piece)), (0, 0))),
+            "tokens_segment_ids": real.astype(np.int32),
+            "tokens_positions": np.where(real, index, 0).astype(np.int32),
+        }
+
+
+class _Restorable(grain.DatasetIterator):
+    """Takes states that went through JSON, and stops its thread before the interpreter ends."""
+
+    def __init__(self, parent: grain.DatasetIterator) -> None:
+        super().__init__()
+        self._held = [parent]
+        # Runs at exit too: a thread that outlives the modules it uses would print tracebacks.
+        self._stop = weakref.finalize(self, _close, self._held)
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        return next(self._held[0])
+
+    def get_state(self) -> dict[str, Any]:
+        self._assert_not_closed()
+        return self._held[0].get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._assert_not_closed()
+        # JSON turns Grain's tuples into lists, which its packing then takes for other slices.
+        self._held[0].set_state(_with_tuples(state))
+
+    def close(self) -> None:
+        super().close()
+        self._stop()
+
+
+def _close(held: list[grain.DatasetIterator]) -> None:
+    held.pop().close()
+
+
+def _rows(documents: grain.IterDataset, config: DataConfig) -> grain.IterDataset:
+    if config.packing:
+        return grain.experimental.ConcatThenSplitIterDataset(
+            documents, length_struct={"tokens": config.seq_length}
+        )
+    return grain.experimental.FlatMapIterDataset(documents, _CutAndPad(config.seq_length))
+
+
+def _prefetched(dataset: grain.IterDataset, config: DataConfig) -> grain.IterDataset:
+    return grain.experimental.ThreadPrefetchIterDataset(
+        dataset, prefetch_buffer_size=config.prefetch
+    )
+
+
+def _named(batch: dict[str, np.ndarray]) -> Batch:
+    columns = {
+        name: np.ascontiguousarray(batch["tokens"][..., index])
+        for index, name in enumerate(_COLUMNS)
+    }
+    return {
+        **columns,
+        "segments": batch["tokens_segment_ids"],
+        "positions": batch["tokens_positions"],
+    }
+
+
+def _rows_per_process(config: DataConfig, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}.")
+    if config.batch_size % process_count:
+        raise ValueError(
+            f"data.batch_size {config.batch_size} cannot be split over {process_count} processes; "
+            "make it a multiple."
+        )
+    return config.batch_size // process_count
+
+
+def _with_tuples(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _with_tuples(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return tuple(_with_tuples(value) for value in state)
+    return state

@@ -1,0 +1,130 @@
+"""The configuration of a run: everything a config file may say, typed, and checked before use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moe_jax import data
+from moe_jax.errors import ConfigError
+from moe_jax.models import DecoderConfig
+from moe_jax.parallel import MeshConfig
+from moe_jax.training.optimizer import OptimizerConfig
+from moe_jax.training.step import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Length and rhythm of a run.
+
+    Attributes:
+        steps: optimizer steps.
+        seed: of parameters and of everything random in training.
+        microbatches: parts of the batch computed one after the other, for memory.
+        loss_chunk: positions whose logits are held at once; 0 for all.
+        z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
+        max_skipped_updates: the run stops after so many non-finite updates in a row.
+        log_every: steps between lines of ``metrics.jsonl``.
+        eval_every: steps between evaluations; 0 for the end alone.
+        checkpoint_every: steps between checkpoints.
+        keep_last: newest checkpoints kept.
+        keep_every: also keep checkpoints at multiples of this; 0 for none.
+    """
+
+    steps: int = 1000
+    seed: int = 0
+    microbatches: int = 1
+    loss_chunk: int = 0
+    z_loss: float = 0.0
+    max_skipped_updates: int = 10
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self):
+        positive = ("steps", "microbatches", "max_skipped_updates", "log_every", "keep_last")
+        for name in (*positive, "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def objective(self) -> Objective:
+        """What a step minimises."""
+        return Objective(self.microbatches, self.loss_chunk, self.z_loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole run.
+
+    Attributes:
+        name: for titles.
+        model: the model.
+        data: the corpus and its batches.
+        optimizer: the optimizer.
+        training: length and rhythm.
+        mesh: the devices.
+    """
+
+    name: str
+    model: DecoderConfig = DecoderConfig()
+    data: data.DataConfig = data.DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices, from 0, of the layers that have experts."""
+        return tuple(i for i in range(self.model.num_layers) if self.model.moe.is_moe(i))
+
+    def check(self, num_devices: int) -> None:
+        """Refuses what cannot run, before anything expensive starts.
+
+        Raises:
+            ConfigError: one line, naming the setting to change.
+            FileNotFoundError: if the data is not there.
+            ValueError: if the data cannot serve.
+        """
+        mesh = self.mesh.resolve(num_devices)
+        self._check_batch(mesh)
+        self._check_model(mesh)
+        data.check_tokenizer(self.data)
+        data.check_source(self.data)
+
+    def _check_batch(self, mesh: MeshConfig) -> None:
+        shards, rows = mesh.data * mesh.expert, self.data.batch_size
+        parts = self.training.microbatches
+        if rows % (parts * shards):
+            raise ConfigError(
+                f"data.batch_size={rows} does not divide into training.microbatches={parts} x "
+                f"mesh data={mesh.data} x expert={mesh.expert}: use a multiple of {parts * shards}"
+            )
+        chunk, length = self.training.loss_chunk, self.data.seq_length
+        if chunk and length % chunk:
+            raise ConfigError(f"training.loss_chunk={chunk} does not divide seq_length={length}")
+        moe, tokens = self.model.moe, rows * length // (parts * shards)
+        if moe.every and tokens % moe.group_size and moe.group_size % tokens:
+            raise ConfigError(
+                f"model.moe.group_size={moe.group_size} neither divides nor is a multiple of the "
+                f"{tokens} tokens of a microbatch on each device: change it, data.batch_size or "
+                "data.seq_length"
+            )
+
+    def _check_model(self, mesh: MeshConfig) -> None:
+        model = self.model
+        if model.moe.every and model.moe.num_experts % mesh.expert:
+            raise ConfigError(
+                f"model.moe.num_experts={model.moe.num_experts} is not divisible by "
+                f"mesh.expert={mesh.expert}"
+            )
+        split = {
+            "num_heads": model.num_heads,
+            "num_kv_heads": model.num_kv_heads or model.num_heads,
+            "mlp_dim": model.mlp_dim,
+            "moe.expert_dim": model.moe.expert_dim,
+        }
+        for name, size in split.items():
+            if size % mesh.model:
+                raise ConfigError(f"model.{name}={size} is not divisible by mesh.model={mesh.model}")

@@ -1,0 +1,5 @@
+"""Models: stacks of blocks with an embedding below and a head above."""
+
+from moe_jax.models.decoder import Decoder, DecoderConfig
+
+__all__ = ["Decoder", "DecoderConfig"]

@@ -1,0 +1,124 @@
+"""A stack of layers, scanned where they repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+
+from moe_jax.nn.block import Block, BlockConfig, Context
+from moe_jax.nn.mode import Mode
+from moe_jax.nn.moe import MoEAux
+
+Array = jax.Array
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def runs(layers: Sequence[Any]) -> list[tuple[tuple[Any, ...], int]]:
+    """Cuts a list of layers into ``(pattern, repeats)`` whose concatenation is the list.
+
+    Each step takes the pattern that covers most of what is left, the shortest of equals, so
+    ``[d, m, d, m]`` is ``[((d, m), 2)]`` and ``[d, m, m, m]`` is ``[((d,), 1), ((m,), 3)]``.
+    """
+    found = []
+    start = 0
+    while start < len(layers):
+        rest = layers[start:]
+        period, count = max(
+            ((p, _repeats(rest, p)) for p in range(1, len(rest) // 2 + 1)),
+            key=lambda choice: (choice[0] * choice[1] if choice[1] > 1 else 0, -choice[0]),
+            default=(1, 1),
+        )
+        period, count = (period, count) if count > 1 else (1, 1)
+        found.append((tuple(rest[:period]), count))
+        start += period * count
+    return found
+
+
+def _repeats(layers: Sequence[Any], period: int) -> int:
+    pattern = list(layers[:period])
+    count = 1
+    while list(layers[count * period : (count + 1) * period]) == pattern:
+        count += 1
+    return count
+
+
+class Stack(nnx.Module):
+    """Layers in order; equal neighbours are stacked and scanned, or unrolled on request."""
+
+    def __init__(self, layers: Sequence[BlockConfig], key: Array, *, scan: bool, remat: Remat):
+        """Makes layer ``i`` from the ``i``-th key, so scanning changes no parameter."""
+        keys = jax.random.split(key, len(layers))
+        parts, counts, start = [], [], 0
+        for pattern, count in runs(layers) if scan else [((layer,), 1) for layer in layers]:
+            size = len(pattern)
+            block_keys = keys[start : start + size * count].reshape(count, size)
+            parts.append(nnx.List(_stacked(c, block_keys[:, i]) for i, c in enumerate(pattern)))
+            counts.append(count)
+            start += size * count
+        self.parts = nnx.List(parts)
+        self.counts = tuple(counts)
+        self.num_layers = len(layers)
+        self.remat = remat
+
+    def __call__(
+        self, x: Array, context: Context, *, mode: Mode, rng: Array | None
+    ) -> tuple[Array, tuple[MoEAux, ...]]:
+        """Maps ``x (B, L, M)`` to ``(B, L, M)``.
+
+        Returns:
+            The output, and one report per MoE layer in order.
+        """
+        keys = None if rng is None else jax.random.split(rng, self.num_layers)
+        reports: list[MoEAux] = []
+        start = 0
+        for blocks, count in zip(self.parts, self.counts, strict=True):
+            size = len(blocks) * count
+            part_keys = None if keys is None else keys[start : start + size]
+            x, aux = self._run(tuple(blocks), count, x, context, mode, part_keys)
+            for step in range(count):
+                reports += [jax.tree.map(lambda a, i=step: a[i], a) for a in aux if a is not None]
+            start += size
+        return x, tuple(reports)
+
+    def _run(
+        self,
+        blocks: tuple[Block, ...],
+        count: int,
+        x: Array,
+        context: Context,
+        mode: Mode,
+        keys: Array | None,
+    ) -> tuple[Array, tuple[MoEAux | None, ...]]:
+        def body(x: Array, step: tuple[tuple[Block, ...], Array | None]):
+            layers, layer_keys = step
+            reports = []
+            for i, layer in enumerate(layers):
+                key = None if layer_keys is None else layer_keys[i]
+                x, aux = layer(x, context, mode=mode, rng=key)
+                reports.append(aux)
+            return x, tuple(reports)
+
+        body = _rematerialised(body, self.remat)
+        steps = (blocks, None if keys is None else keys.reshape(count, len(blocks)))
+        if count == 1:
+            x, aux = body(x, jax.tree.map(lambda leaf: leaf[0], steps))
+            return x, jax.tree.map(lambda leaf: leaf[None], aux)
+        return jax.lax.scan(body, x, steps)
+
+
+def _stacked(config: BlockConfig, keys: Array) -> Block:
+    return jax.vmap(lambda key: Block(config, key))(keys)
+
+
+def _rematerialised(body: Callable, remat: Remat) -> Callable:
+    if remat == "none":
+        return body
+    return jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)

@@ -1,0 +1,1 @@
+"""Flax modules: the MoE layer and what a transformer needs around it."""

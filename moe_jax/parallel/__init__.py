@@ -1,0 +1,16 @@
+"""The device mesh: the only place that knows the names of its axes."""
+
+from moe_jax.parallel.exchange import experts_to_groups, group_shards, groups_to_experts
+from moe_jax.parallel.mesh import MeshConfig, make_mesh
+from moe_jax.parallel.rules import constrain, sharding_of, shardings_of_state
+
+__all__ = [
+    "MeshConfig",
+    "constrain",
+    "experts_to_groups",
+    "group_shards",
+    "groups_to_experts",
+    "make_mesh",
+    "sharding_of",
+    "shardings_of_state",
+]

@@ -1,0 +1,53 @@
+"""Between group-sharded and expert-sharded slots: one all-to-all each way.
+
+XLA emits exactly one all-to-all only for this form: split the group and expert axes into (shard,
+rest), swap the two shard axes, and pin the expert mesh axis to the first before the swap and to
+the second after it. Simpler constraints add all-gathers and permutes on meshes with two axes.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.parallel.rules import constrain
+
+Array = jax.Array
+
+
+def _axis_sizes() -> tuple[int, int]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return (1, 1) if mesh.empty else (mesh.shape["data"], mesh.shape["expert"])
+
+
+def group_shards() -> int:
+    """Returns over how many shards the groups are split on the mesh in force."""
+    data, expert = _axis_sizes()
+    return data * expert
+
+
+def groups_to_experts(x: Array) -> Array:
+    """Moves slots to the devices of their experts: ``(G, E, C, M)`` to ``(E, G * C, M)``."""
+    groups, experts, capacity, width = x.shape
+    data, shards = _axis_sizes()
+    if data * shards == 1:
+        return x.swapaxes(0, 1).reshape(experts, groups * capacity, width)
+    x = x.reshape(data, shards, -1, shards, experts // shards, capacity, width)
+    x = constrain(x, "data", "expert")
+    x = constrain(jnp.swapaxes(x, 1, 3), "data", "expert")
+    x = x.transpose(1, 4, 0, 2, 3, 5, 6).reshape(experts, groups * capacity, width)
+    return constrain(x, "expert", "data")
+
+
+def experts_to_groups(y: Array, groups: int) -> Array:
+    """Moves slots back to the devices of their groups: ``(E, G * C, M)`` to ``(G, E, C, M)``."""
+    experts, slots, width = y.shape
+    capacity = slots // groups
+    data, shards = _axis_sizes()
+    if data * shards == 1:
+        return y.reshape(experts, groups, capacity, width).swapaxes(0, 1)
+    y = constrain(y, "expert", "data")
+    y = y.reshape(shards, experts // shards, data, -1, shards, capacity, width)
+    y = constrain(y.transpose(2, 0, 3, 4, 1, 5, 6), "data", "expert")
+    y = constrain(jnp.swapaxes(y, 1, 3), "data", "expert")
+    return constrain(y.reshape(groups, experts, capacity, width), "group")

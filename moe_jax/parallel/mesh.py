@@ -1,0 +1,64 @@
+"""The mesh: three numbers in a config, one ``jax.sharding.Mesh`` over all devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from moe_jax.errors import ConfigError
+
+AXES = ("data", "expert", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; their product is the number of devices.
+
+    Attributes:
+        data: copies of the model, each with its share of the batch; -1 takes what is left over.
+        expert: shards of the experts; the batch is split over it too.
+        model: shards of every hidden layer (tensor parallelism).
+    """
+
+    data: int = -1
+    expert: int = 1
+    model: int = 1
+
+    def resolve(self, num_devices: int) -> MeshConfig:
+        """Returns the sizes with ``-1`` replaced.
+
+        Raises:
+            ConfigError: if the product is not ``num_devices``.
+        """
+        sizes = {"data": self.data, "expert": self.expert, "model": self.model}
+        for axis, size in sizes.items():
+            if size < 1 and not (axis == "data" and size == -1):
+                raise ConfigError(f"mesh.{axis}={size}: an axis has at least 1 device")
+        rest = self.expert * self.model
+        data = num_devices // rest if self.data == -1 else self.data
+        if data * rest != num_devices:
+            raise ConfigError(
+                f"mesh data={self.data} x expert={self.expert} x model={self.model} does not make "
+                f"the {num_devices} devices present: change mesh.data, mesh.expert or mesh.model"
+            )
+        return MeshConfig(data, self.expert, self.model)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """``(data, expert, model)``."""
+        return (self.data, self.expert, self.model)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over ``devices`` (default: all), with axes that GSPMD propagates."""
+    devices = jax.devices() if devices is None else devices
+    sizes = config.resolve(len(devices)).sizes
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_shards(config: MeshConfig) -> int:
+    """Returns over how many shards the batch is split."""
+    return math.prod(config.sizes[:2])

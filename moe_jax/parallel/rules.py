@@ -1,0 +1,89 @@
+"""One table from logical axis names to mesh axes, and its two uses: arrays and parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": ("data", "expert"),
+    "length": None,
+    "embed": None,
+    "heads": "model",
+    "head": None,
+    "mlp": "model",
+    "vocab": "model",
+    "expert": "expert",
+    "expert_embed": None,
+    "expert_mlp": "model",
+    "group": ("data", "expert"),
+    "data": "data",
+    "layers": None,
+    "router": None,
+    None: None,
+}
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """Returns the partition of an array whose axes have these logical names.
+
+    Raises:
+        KeyError: if a name is not in the table.
+    """
+    return PartitionSpec(*(RULES[name] for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrains ``x`` to the rules on the mesh in force; without one, returns it as it is.
+
+    An axis that its mesh axes do not divide, such as a batch of one at inference, stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    parts = [
+        part if size % _shards(part, mesh) == 0 else None
+        for part, size in zip(spec(*names), x.shape, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def _shards(part: str | tuple[str, ...] | None, mesh: Mesh | jax.sharding.AbstractMesh) -> int:
+    axes = part if isinstance(part, tuple) else (part,)
+    return math.prod(mesh.shape[axis] for axis in axes if axis is not None)
+
+
+def sharding_of(variable: nnx.Variable, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a parameter, or of its optimizer statistics, from its ``axes``.
+
+    Axes that ``vmap`` put in front (scanned layers) are named ``layers``. Statistics with fewer
+    axes than the parameter (Adafactor's rows and columns) are kept whole on every device.
+    """
+    axes = tuple(variable.get_metadata().get("axes", ()))
+    leading = len(shape) - len(axes)
+    if leading < 0:
+        return NamedSharding(mesh, PartitionSpec())
+    parts = spec(*("layers",) * leading, *axes)
+    divides = [size % _shards(part, mesh) == 0 for part, size in zip(parts, shape, strict=True)]
+    return NamedSharding(mesh, parts if all(divides) else PartitionSpec())
+
+
+def shardings_of_state(state: Any, mesh: Mesh) -> Any:
+    """Returns ``state`` with each variable's value replaced by its sharding.
+
+    Args:
+        state: an ``nnx.State`` or module of arrays or shapes.
+        mesh: the mesh.
+    """
+
+    def one(variable: Any) -> Any:
+        if isinstance(variable, nnx.Variable):
+            value = variable.get_value()
+            return variable.replace(sharding_of(variable, value.shape, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))

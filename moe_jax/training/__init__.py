@@ -1,0 +1,1 @@
+"""Training: state, step, checkpoints and the loop."""

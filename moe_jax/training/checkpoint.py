@@ -1,0 +1,530 @@
+"""Checkpoints that survive a kill, a full disk and a damaged file.
+
+Orbax writes the arrays, asynchronously, and commits a step by renaming its directory. This module
+adds what Orbax does not do: a SHA-256 of every file, written into the step directory just before
+that rename, and checked before anything is loaded. Orbax alone loads an array file with a flipped
+byte without a word. A step directory without its record is damaged: there is no moment at which a
+kill leaves one. Not covered are the commit time and Orbax's commit marker, written after it.
+
+A step directory ``<step>/`` holds ``state/`` (the pytree, Orbax's format), ``data_state/`` (one
+JSON file per process) and ``integrity.json``. Nothing is pickled, and loading runs no stored code.
+
+A reader never changes the directory. The first ``save`` of a writer removes the leftovers of a
+killed run and moves damaged steps aside, to ``corrupt-<step>-<n>``; one run at a time may write.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import itertools
+import json
+import numbers
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import tree as ocp_tree
+from orbax.checkpoint import v1 as ocp
+
+from moe_jax.errors import ConfigError
+
+PyTree = Any
+
+INTEGRITY_FILE = "integrity.json"
+_ORBAX_METADATA_FILE = "_CHECKPOINT_METADATA"
+_COMMIT_TIME = "commit_timestamp_nsecs"
+_STATE, _DATA = "state", "data_state"
+_FREE, _MOVED, _OCCUPIED = 0, 1, 2
+_HASH_THREADS = 4
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message is one line and names the remedy."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that ``restore`` passed over, and why."""
+
+    step: int
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"skipped checkpoint step {self.step} ({self.path}): {self.reason}"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory."""
+
+    def __init__(
+        self,
+        directory: str | epath.PathLike,
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        asynchronous: bool = True,
+    ):
+        """Opens ``directory`` for checkpoints, creating it if needed.
+
+        Args:
+          directory: Where the step directories are; only one run at a time may write to it.
+          keep_last: How many of the newest checkpoints to keep.
+          keep_every: Also keeps each checkpoint whose step is a multiple of this, for ever.
+          asynchronous: Whether ``save`` returns before the files are written.
+
+        Raises:
+          ConfigError: If ``keep_last`` or ``keep_every`` is below 1.
+          CheckpointError: If the directory cannot be written.
+        """
+        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise ConfigError(f"checkpoint {name} is {value}; it must be at least 1")
+        self.directory = epath.Path(directory).expanduser().resolve()
+        self._keep_last = keep_last
+        self._keep_every = keep_every
+        self._asynchronous = asynchronous
+        self._skipped: tuple[Skipped, ...] = ()
+        self._damaged: dict[int, str] = {}
+        self._writer: ocp.training.Checkpointer | None = None
+        self._data_state: _DataState | None = None
+        self._pending: tuple[int, Future] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        if jax.process_index() == 0:
+            _require_writable(self.directory)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What the last ``restore`` passed over, newest first (reported by the first process)."""
+        return self._skipped
+
+    def latest_step(self) -> int | None:
+        """Returns the newest committed step on disk, unverified, or None when there is none."""
+        return next(_committed(self.directory), None)
+
+    def save(self, step: int, state: PyTree, data_state: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint; on return ``state`` may be donated or overwritten.
+
+        Waits for the save before it, if that is still running. The checkpoint appears, whole, by
+        a rename; until then, and if the process dies, the ones before it stay as they are.
+
+        Args:
+          step: The training step, the name of the checkpoint.
+          state: A pytree of ``jax.Array``, sharded or not, PRNG keys included: typed
+            (``jax.random.key``) or raw uint32.
+          data_state: The position in the input: dicts with string keys, lists, tuples, strings,
+            bytes, numbers, booleans and None. Each process saves its own. Tuples return as lists.
+
+        Raises:
+          CheckpointError: If an earlier asynchronous save failed, if an intact checkpoint of this
+            step exists, or if this save fails before it is in the background.
+          TypeError: If ``data_state`` holds something else.
+        """
+        self.wait()
+        self._data_state = _DataState(json.dumps(_to_json(data_state, _DATA)))
+        try:
+            writer = self._open_writer(step)
+            response = writer.save_checkpointables_async(
+                step, {_STATE: state, _DATA: self._data_state}, force=True
+            )
+        except CheckpointError:
+            raise
+        except Exception as error:
+            self._drop_writer()
+            raise self._save_failed(step, error) from error
+        self._pending = (step, self._executor.submit(response.result))
+        if not self._asynchronous:
+            self.wait()
+
+    def check(self) -> None:
+        """Returns at once; to be called every training step.
+
+        Raises:
+          CheckpointError: If an asynchronous save has failed; each failure is raised once.
+        """
+        if self._pending is not None and self._pending[1].done():
+            self._settle()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written.
+
+        Raises:
+          CheckpointError: If an asynchronous save has failed.
+        """
+        if self._pending is not None:
+            self._settle()
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """Loads the newest checkpoint whose files are all intact.
+
+        Damaged and unfinished ones are passed over, with a warning and an entry in ``skipped``.
+
+        Args:
+          like: The state as ``jax.ShapeDtypeStruct`` with shardings, on any mesh.
+
+        Returns:
+          The step, the state and the data state, or None if no checkpoint was ever committed.
+
+        Raises:
+          CheckpointError: If checkpoints exist but none is intact, if the newest intact one is of
+            another model, or if it cannot be loaded.
+        """
+        self.wait()
+        step = self._agree(self._newest_intact)
+        if step < 0:
+            return None
+        path = self.directory / str(step)
+        try:
+            _require_same_parameters(path, like)
+            data_state = _read_data_state(path / _DATA)
+            state = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {path} is intact but cannot be loaded: {_line(error)}; "
+                "check the memory, the mesh and the versions of jax and orbax-checkpoint"
+            ) from error
+        return step, state, data_state
+
+    def close(self) -> None:
+        """Finishes what is being written and frees the threads.
+
+        Raises:
+          CheckpointError: If an asynchronous save has failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._drop_writer()
+            self._executor.shutdown()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            # The error that ended the block matters more than this one.
+            if error is None:
+                raise
+            logging.error("%s", failure)
+
+    def _open_writer(self, step: int) -> ocp.training.Checkpointer:
+        """Makes room for ``step`` and returns Orbax's checkpointer, which then knows of it."""
+        room = self._agree(lambda: self._make_room(step))
+        if room == _OCCUPIED:
+            raise CheckpointError(
+                f"an intact checkpoint of step {step} exists in {self.directory}; "
+                "restore it before training on, or choose another directory"
+            )
+        if self._writer is None:
+            self._writer = self._new_writer()
+        elif room == _MOVED:
+            self._writer.reload()
+        return self._writer
+
+    def _new_writer(self) -> ocp.training.Checkpointer:
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(self._keep_last)]
+        if self._keep_every is not None:
+            kept.append(policies.EveryNSteps(self._keep_every))
+        context = ocp.Context()
+        # Where a directory cannot be made, Orbax's threads would wait minutes for it, even at exit.
+        context.async_options.create_directories_asynchronously = False
+        # Orbax calls this on the first process, when all have written, before it commits. It also
+        # deep-copies its options, which a function survives and a bound method does not.
+        context.async_options.post_finalization_callback = lambda: self._seal()
+        return ocp.training.Checkpointer(
+            self.directory,
+            context=context,
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+        )
+
+    def _drop_writer(self) -> None:
+        """Closes Orbax's checkpointer; the next save opens one that reads the directory anew."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            # Orbax raises a failed save again in each thread, before it closes anything.
+            with contextlib.suppress(Exception):
+                writer.wait()
+            with contextlib.suppress(Exception):
+                writer.close()
+
+    def _seal(self) -> None:
+        """Writes the integrity record of the checkpoint that is about to be committed."""
+        assert self._data_state is not None
+        assert self._data_state.step_directory is not None
+        _write_integrity(self._data_state.step_directory)
+
+    def _settle(self) -> None:
+        """Waits for the pending save and raises its failure."""
+        assert self._pending is not None
+        (step, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except Exception as error:
+            self._drop_writer()
+            raise self._save_failed(step, error) from error
+
+    def _save_failed(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint step {step} was not saved to {self.directory}: {_line(error)}; "
+            "check that the directory exists, is writable and has free space"
+        )
+
+    def _agree(self, decide: Callable[[], int]) -> int:
+        """Returns what ``decide`` says on the first process, on every process."""
+        if jax.process_count() == 1:
+            return decide()
+        value, failure = -1, None
+        if jax.process_index() == 0:
+            try:
+                value = decide()
+            except Exception as error:
+                failure = error
+        message = np.array([value, failure is not None], np.int32)
+        value, failed = (int(x) for x in multihost_utils.broadcast_one_to_all(message))
+        if failure is not None:
+            raise failure
+        if failed:
+            raise CheckpointError("the first process reports a checkpoint error; see its message")
+        return value
+
+    def _newest_intact(self) -> int:
+        """Returns the step to restore, or -1 when nothing was ever committed."""
+        skipped = [Skipped(*entry) for entry in _unfinished(self.directory)]
+        chosen = -1
+        self._damaged = {}
+        for step in _committed(self.directory):
+            reason = _damage(self.directory / str(step))
+            if reason is None:
+                chosen = step
+                break
+            self._damaged[step] = reason
+            skipped.append(Skipped(step, str(self.directory / str(step)), reason))
+        skipped = [entry for entry in skipped if entry.step > chosen]
+        self._skipped = tuple(sorted(skipped, key=lambda entry: -entry.step))
+        for entry in self._skipped:
+            logging.warning("%s", entry)
+        if chosen < 0 and self._damaged:
+            newest, reason = next(iter(self._damaged.items()))
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} is intact: {len(self._damaged)} are damaged "
+                f"(step {newest}: {reason}); restore the files from a backup, "
+                "or choose another directory to start afresh"
+            )
+        return chosen
+
+    def _make_room(self, step: int) -> int:
+        """Moves damaged checkpoints that are in the way aside; says whether ``step`` is free."""
+        damaged, self._damaged = self._damaged, {}
+        path = self.directory / str(step)
+        if path.exists() and step not in damaged:
+            reason = _damage(path)
+            if reason is None:
+                return _OCCUPIED
+            damaged[step] = reason
+        for old, reason in damaged.items():
+            _move_aside(self.directory / str(old), reason)
+        return _MOVED if damaged else _FREE
+
+
+class _DataState:
+    """One JSON text per process, which Orbax saves with the arrays (StatefulCheckpointable)."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.step_directory: epath.Path | None = None
+
+    async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
+        self.step_directory = directory.path.parent
+        return self._write(directory)
+
+    async def _write(self, directory: ocp.path.PathAwaitingCreation) -> None:
+        folder = await directory.await_creation()
+        (folder / f"process_{jax.process_index()}.json").write_text(self.text)
+
+    async def load(self, directory: ocp.path.Path) -> Awaitable[None]:
+        # Part of Orbax's protocol, but it would bury our errors in its own.
+        raise NotImplementedError("use _read_data_state")
+
+
+def _read_data_state(directory: epath.Path) -> dict[str, Any]:
+    """Returns what this process saved; raises CheckpointError if the processes have changed."""
+    files = sorted(directory.glob("process_*.json"))
+    if len(files) == jax.process_count():
+        files = [directory / f"process_{jax.process_index()}.json"]
+    # Equal states, such as a global step, hold for any number of processes.
+    texts = {file.read_text() for file in files}
+    if len(texts) != 1:
+        raise CheckpointError(
+            f"the input position in {directory} is that of {len(files)} processes, but this run "
+            f"has {jax.process_count()}; resume with {len(files)} processes"
+        )
+    return _from_json(json.loads(texts.pop()))
+
+
+def _require_writable(directory: epath.Path) -> None:
+    probe = directory / f".write-test-{jax.process_index()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write checkpoints to {directory}: {_line(error)}; "
+            "choose a writable directory with free space"
+        ) from error
+
+
+def _committed(directory: epath.Path) -> Iterator[int]:
+    """Yields the steps that have a directory under their final name, newest first."""
+    if directory.exists():
+        names = [path.name for path in directory.iterdir() if path.name.isdigit()]
+        yield from sorted((int(name) for name in names if name == str(int(name))), reverse=True)
+
+
+def _unfinished(directory: epath.Path) -> Iterator[tuple[int, str, str]]:
+    """Yields step, path and reason of each checkpoint that was never committed."""
+    if directory.exists():
+        for path in directory.iterdir():
+            step, dot, suffix = path.name.partition(".")
+            if step.isdigit() and dot and "tmp" in suffix:
+                yield int(step), str(path), "its save did not finish"
+
+
+def _move_aside(path: epath.Path, reason: str) -> None:
+    if not path.exists():
+        return
+    names = (path.parent / f"corrupt-{path.name}-{n}" for n in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    path.rename(target)
+    logging.warning(
+        "damaged checkpoint %s (%s) moved to %s; delete it when no longer needed",
+        path,
+        reason,
+        target.name,
+    )
+
+
+def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path
+
+
+def _digest(name: str, path: epath.Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    if name == _ORBAX_METADATA_FILE:
+        # Orbax enters the commit time after the record is written; all else counts.
+        content = json.loads(path.read_bytes())
+        content.pop(_COMMIT_TIME)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_integrity(directory: epath.Path) -> None:
+    files = [(name, path) for name, path in _files(directory) if name != INTEGRITY_FILE]
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        digests = pool.map(_digest, *zip(*files, strict=True))
+        record = {name: digest for (name, _), digest in zip(files, digests, strict=True)}
+    text = json.dumps({"sha256": record}, sort_keys=True, separators=(",", ":"))
+    (directory / INTEGRITY_FILE).write_text(text)
+
+
+def _damage(directory: epath.Path) -> str | None:
+    """Returns what is wrong with a checkpoint, or None if every file is as it was written."""
+    try:
+        expected = json.loads((directory / INTEGRITY_FILE).read_bytes())["sha256"].items()
+    except FileNotFoundError:
+        return f"{INTEGRITY_FILE} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{INTEGRITY_FILE} cannot be read: {_line(error)}"
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        problems = pool.map(lambda item: _file_damage(directory, *item), expected)
+        return next((problem for problem in problems if problem is not None), None)
+
+
+def _file_damage(directory: epath.Path, name: str, digest: str) -> str | None:
+    try:
+        if _digest(name, directory / name) != digest:
+            return f"{name} is not what {INTEGRITY_FILE} records"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{name} cannot be read: {_line(error)}"
+    return None
+
+
+def _require_same_parameters(path: epath.Path, like: PyTree) -> None:
+    """Raises CheckpointError naming the first parameter that differs from ``like``."""
+    found = _parameters(ocp.metadata(path, checkpointable_name=_STATE).metadata)
+    expected = _parameters(like)
+    remedy = "use the configuration it was trained with, or another directory"
+    for name in (*expected, *found):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"checkpoint {path} is of another model: {name} is {found.get(name, 'absent')} "
+                f"in the checkpoint and {expected.get(name, 'absent')} in the model; {remedy}"
+            )
+
+
+def _parameters(tree: PyTree) -> dict[str, str]:
+    """Returns the name of each array in ``tree`` with its type, such as ``float32[8,4]``."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(ocp_tree.str_keypath(path)): _array_type(leaf) for path, leaf in leaves}
+
+
+def _array_type(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        # Orbax stores the words of a typed key, and its metadata describe those.
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, dtype))
+        dtype = leaf.dtype
+    return f"{dtype or type(leaf).__name__}[{','.join(map(str, np.shape(leaf)))}]"
+
+
+def _to_json(value: Any, where: str) -> Any:
+    """Returns ``value`` as JSON holds it; bytes become ``{"__bytes__": base64}``."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or key == "__bytes__":
+                raise TypeError(f"{where} has the key {key!r}; use a string (not '__bytes__')")
+        return {key: _to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, bytes):
+        return {"__bytes__": base64.b64encode(value).decode()}
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    raise TypeError(f"{where} is a {type(value).__name__}; use dicts, lists, strings or numbers")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"__bytes__"}:
+            return base64.b64decode(value["__bytes__"])
+        return {key: _from_json(item) for key, item in value.items()}
+    return [_from_json(item) for item in value] if isinstance(value, list) else value
+
+
+def _line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,181 @@
+"""The training loop: restore, step, log, save, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from moe_jax import data
+from moe_jax.training.checkpoint import Checkpoints
+from moe_jax.training.metrics import MetricsWriter, ProgressBar
+from moe_jax.training.optimizer import learning_rate
+from moe_jax.training.session import Session, process, train_record
+from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
+from moe_jax.training.step import StepReport
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one line and names the last good checkpoint."""
+
+
+class Terminated(Exception):
+    """SIGTERM came and the state was saved."""
+
+
+@dataclasses.dataclass
+class Loop:
+    """A run in progress.
+
+    Attributes:
+        session: the experiment on its devices.
+        checkpoints: where the state is saved.
+        workdir: where the metrics go.
+    """
+
+    session: Session
+    checkpoints: Checkpoints
+    workdir: Path
+
+    def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
+        """Returns step, state and data position of the newest good checkpoint, or the start."""
+        found = self.checkpoints.restore(named_leaves(self.session.abstract))
+        for skipped in self.checkpoints.skipped:
+            print(f"warning: {skipped}", flush=True)
+        if found is None:
+            return 0, self.session.recipe.create()[1], None
+        step, leaves, data_state = found
+        return step, from_named_leaves(self.session.abstract, leaves), data_state
+
+    def run(self, start: int, state: TrainState, data_state: dict[str, Any] | None) -> TrainState:
+        """Trains to the last step.
+
+        Raises:
+            Terminated: after SIGTERM, once everything is saved.
+            TrainingError: after too many non-finite updates in a row.
+            CheckpointError: if a checkpoint could not be written.
+        """
+        experiment = self.session.experiment
+        batches = data.train_batches(experiment.data, self.session.tokenizer, **process())
+        if data_state is not None:
+            batches.set_state(data_state)
+        steps = experiment.training.steps
+        with (
+            MetricsWriter(self.workdir, resume_step=start) as writer,
+            ProgressBar(start, steps) as bar,
+            _termination() as terminated,
+            jax.set_mesh(self.session.mesh),
+        ):
+            log = _Log(self.session, writer, bar)
+            guard = _Guard(experiment.training.max_skipped_updates)
+            for step in range(start + 1, steps + 1):
+                state, report = self.session.train_step(state, self.session.place(next(batches)))
+                guard.look(step, report)
+                log.step(step, report)
+                if self._due(step, experiment.training.eval_every) and step < steps:
+                    log.evaluation(step, self.session.evaluate(state))
+                if self._due(step, experiment.training.checkpoint_every) or step == steps:
+                    self._save(step, state, batches)
+                self.checkpoints.check()
+                if terminated():
+                    self._save_once(step, state, batches)
+                    raise Terminated(f"stopped by SIGTERM at step {step}, which is saved")
+            guard.close()
+        self.checkpoints.wait()
+        batches.close()
+        return state
+
+    @staticmethod
+    def _due(step: int, every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _save(self, step: int, state: TrainState, batches: Any) -> None:
+        self.checkpoints.save(step, named_leaves(state), batches.get_state())
+
+    def _save_once(self, step: int, state: TrainState, batches: Any) -> None:
+        self.checkpoints.wait()
+        if self.checkpoints.latest_step() != step:
+            self._save(step, state, batches)
+        self.checkpoints.wait()
+
+
+class _Log:
+    """Writes lines and the bar; the rate is over the steps since the last line."""
+
+    def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar):
+        self._session, self._writer, self._bar = session, writer, bar
+        self._time, self._tokens = time.perf_counter(), 0
+
+    def step(self, step: int, report: StepReport) -> None:
+        experiment = self._session.experiment
+        self._tokens += experiment.data.batch_size * experiment.data.seq_length
+        if step % experiment.training.log_every and step != experiment.training.steps:
+            return
+        record = train_record(step, report, experiment.moe_layers)
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._time)
+        self._time, self._tokens = now, 0
+        rule = learning_rate(
+            experiment.optimizer, np.float32(step - 1), experiment.training.steps
+        )
+        self._writer.write({**record, "learning_rate": float(rule), "tokens_per_second": rate})
+        self._bar.update(
+            step,
+            loss=record["loss"],
+            tokens_per_second=rate,
+            dropped=record["dropped_fraction"],
+        )
+
+    def evaluation(self, step: int, record: dict[str, Any]) -> None:
+        self._writer.write({"kind": "eval", "step": step, **record})
+
+
+class _Guard:
+    """Stops a run that only skips; reads a report one step late, so as not to wait for it."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._last: tuple[int, StepReport] | None = None
+
+    def look(self, step: int, report: StepReport) -> None:
+        self.close()
+        self._last = (step, report)
+
+    def close(self) -> None:
+        if self._last is None:
+            return
+        step, report = self._last
+        in_row = int(report.skipped_in_row)
+        if in_row:
+            logging.warning(
+                "step %d: loss %s or gradient norm %s is not finite; update skipped (%d in a row)",
+                step,
+                float(report.loss),
+                float(report.grad_norm),
+                in_row,
+            )
+        if in_row >= self._limit:
+            raise TrainingError(
+                f"{in_row} non-finite updates in a row at step {step}: lower "
+                "optimizer.learning_rate or look at the data; parameters are those before the "
+                f"first of them, step {step - in_row}"
+            )
+
+
+@contextmanager
+def _termination() -> Iterator[Any]:
+    """Yields a function that tells whether SIGTERM has come."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

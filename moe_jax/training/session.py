@@ -1,0 +1,161 @@
+"""What every command needs of a run: mesh, tokenizer, model and where batches go."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from moe_jax import data
+from moe_jax.experiment import Experiment
+from moe_jax.parallel import make_mesh
+from moe_jax.parallel.rules import spec
+from moe_jax.training.checkpoint import Checkpoints
+from moe_jax.training.metrics import load_statistics
+from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.state import Recipe, TrainState
+from moe_jax.training.step import EvalSums, StepReport, eval_step, train_step
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """An experiment on its devices.
+
+    Attributes:
+        experiment: the configuration.
+        mesh: the devices.
+        tokenizer: of the corpus.
+        optimizer: the Optax transformation.
+        recipe: makes the first state.
+        graph: definition of the model.
+        abstract: shapes and shardings of the state.
+    """
+
+    experiment: Experiment
+    mesh: Mesh
+    tokenizer: data.Tokenizer
+    optimizer: optax.GradientTransformation
+    recipe: Recipe
+    graph: nnx.GraphDef
+    abstract: TrainState
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """Puts this process's rows of a batch onto its devices."""
+        sharding = NamedSharding(self.mesh, spec("batch"))
+        return {
+            name: jax.make_array_from_process_local_data(sharding, rows)
+            for name, rows in batch.items()
+        }
+
+    @functools.cached_property
+    def train_step(self) -> Any:
+        """Compiled ``(state, batch) -> (state, StepReport)``; the state is donated."""
+        step = functools.partial(
+            train_step, self.graph, self.optimizer, self.experiment.training.objective
+        )
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    @functools.cached_property
+    def eval_step(self) -> Any:
+        """Compiled ``(params, router_state, batch) -> EvalSums``."""
+        chunk = self.experiment.training.loss_chunk
+        return jax.jit(functools.partial(eval_step, self.graph, chunk))
+
+    def evaluate(self, state: TrainState) -> dict[str, Any]:
+        """Returns loss, bits per byte, accuracy and per-layer load on the validation set."""
+        batches = data.eval_batches(self.experiment.data, self.tokenizer, **process())
+        total = None
+        for batch in batches:
+            sums = self.eval_step(state.params, state.router_state, self.place(batch))
+            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            total = sums if total is None else jax.tree.map(np.add, total, sums)
+        return eval_record(total, self.experiment.moe_layers)
+
+
+def process() -> dict[str, int]:
+    """Returns this process's index and the number of processes, as the loaders take them."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
+    """Prepares everything that needs no parameters in memory."""
+    mesh = make_mesh(experiment.mesh)
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    recipe = Recipe(
+        experiment.model, tokenizer.vocab_size, optimizer, experiment.training.seed, mesh
+    )
+    graph, abstract = recipe.abstract()
+    return Session(experiment, mesh, tokenizer, optimizer, recipe, graph, abstract)
+
+
+def open_checkpoints(experiment: Experiment, directory: Path) -> Checkpoints:
+    """Opens the checkpoints of a run."""
+    training = experiment.training
+    return Checkpoints(
+        directory, keep_last=training.keep_last, keep_every=training.keep_every or None
+    )
+
+
+def train_record(step: int, report: StepReport, moe_layers: Iterable[int]) -> dict[str, Any]:
+    """Returns the line of ``metrics.jsonl`` for the batch before update ``step``."""
+    report = jax.tree.map(np.asarray, report)
+    layers = [
+        {"layer": layer, "losses": _floats(found.losses), **_load(found.counts)}
+        for layer, found in zip(moe_layers, report.layers, strict=True)
+    ]
+    return {
+        "kind": "train",
+        "step": step,
+        "loss": float(report.loss),
+        "objective": float(report.objective),
+        "grad_norm": float(report.grad_norm),
+        "skipped_updates": int(report.skipped),
+        "dropped_fraction": _dropped(found.counts for found in report.layers),
+        "layers": layers,
+    }
+
+
+def eval_record(sums: EvalSums, moe_layers: Iterable[int]) -> dict[str, Any]:
+    """Returns means from sums over the validation set."""
+    layers = [
+        {"layer": layer, **_load(counts)}
+        for layer, counts in zip(moe_layers, sums.layers, strict=True)
+    ]
+    return {
+        "loss": float(sums.nll / sums.tokens),
+        "bits_per_byte": float(sums.nll / np.log(2) / sums.bytes),
+        "accuracy": float(sums.correct / sums.tokens),
+        "dropped_fraction": _dropped(sums.layers),
+        "layers": layers,
+    }
+
+
+def _load(counts: Any) -> dict[str, Any]:
+    load = counts.load / max(counts.load.sum(), 1)
+    return {
+        "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
+        "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
+        "load": [float(part) for part in load],
+        **load_statistics(load),
+    }
+
+
+def _dropped(layers: Iterable[Any]) -> float:
+    layers = list(layers)
+    demand = sum(counts.demand.sum() for counts in layers)
+    return float(sum(counts.dropped for counts in layers) / max(demand, 1)) if layers else 0.0
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

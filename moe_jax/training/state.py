@@ -1,0 +1,106 @@
+"""What training carries from step to step, and how it is made and named."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.parallel import shardings_of_state
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The whole state of a run but for the position in the data.
+
+    Attributes:
+        step: batches consumed, int32.
+        params: ``nnx.State`` of the trained parameters.
+        router_state: ``nnx.State`` of what routers carry between steps; not optimised.
+        opt_state: Optax state.
+        key: raw key data of the run; step ``i`` uses ``fold_in(key, i)``.
+        skipped: updates skipped so far because loss or gradient was not finite, int32.
+        skipped_in_row: such updates since the last good one, int32.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    router_state: nnx.State
+    opt_state: Any
+    key: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that determines the first state of a run.
+
+    Attributes:
+        model: the model.
+        vocab_size: ``V``.
+        optimizer: the Optax transformation.
+        seed: of parameters and of everything random in training.
+        mesh: where it lives; the values do not depend on it.
+    """
+
+    model: DecoderConfig
+    vocab_size: int
+    optimizer: optax.GradientTransformation
+    seed: int
+    mesh: Mesh
+
+    def _init(self) -> tuple[nnx.GraphDef, TrainState]:
+        key = jax.random.key(self.seed)
+        model = Decoder(self.model, self.vocab_size, jax.random.fold_in(key, 0))
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        zero = jnp.int32(0)
+        run_key = jax.random.key_data(jax.random.fold_in(key, 1))
+        opt_state = self.optimizer.init(params)
+        return graph, TrainState(zero, params, rest, opt_state, run_key, zero, zero)
+
+    def abstract(self) -> tuple[nnx.GraphDef, TrainState]:
+        """Returns the graph definition, and the state as shapes with shardings; no memory used."""
+        graphs = []
+
+        def state_only() -> TrainState:
+            graph, state = self._init()
+            graphs.append(graph)
+            return state
+
+        shapes = jax.eval_shape(state_only)
+        shardings = shardings_of_state(shapes, self.mesh)
+        return graphs[0], jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        )
+
+    def create(self) -> tuple[nnx.GraphDef, TrainState]:
+        """Returns the graph definition and the first state, each array born in its sharding."""
+        graph, shapes = self.abstract()
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        with jax.set_mesh(self.mesh):
+            return graph, jax.jit(lambda: self._init()[1], out_shardings=shardings)()
+
+
+def named_leaves(state: TrainState) -> dict[str, Any]:
+    """Returns every array of the state under a readable name, such as ``params/embedding``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def from_named_leaves(like: TrainState, leaves: dict[str, Any]) -> TrainState:
+    """Undoes ``named_leaves`` for a state of the structure of ``like``."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = [str(entry).strip("[].'") for entry in path]
+    return "/".join(part for part in parts if part != "value")

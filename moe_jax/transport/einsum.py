@@ -1,0 +1,25 @@
+"""The papers' transport: dispatch and combine as matrix products with one-hot tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.routing.plan import Plan
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Einsum:
+    """GShard's einsum form (Lepikhin et al. 2020, section 3.2), the reference of all others."""
+
+    def dispatch(self, x: Array, plan: Plan) -> Array:
+        """Returns the expert inputs ``(G, E, C, M)`` for tokens ``x (G, S, M)``."""
+        return jnp.einsum("gsec,gsm->gecm", plan.dispatch.astype(x.dtype), x)
+
+    def combine(self, y: Array, plan: Plan) -> Array:
+        """Returns the weighted sums ``(G, S, M)`` of expert outputs ``y (G, E, C, M)``."""
+        return jnp.einsum("gsec,gecm->gsm", plan.combine.astype(y.dtype), y)

@@ -1,0 +1,112 @@
+"""The folder of a run: what belongs to which configuration."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_jax.build import build, describe
+from moe_jax.errors import ConfigError
+from moe_jax.experiment import Experiment
+
+CONFIG, RESULT, EXPERT_TOKENS, CHECKPOINTS = (
+    "config.json",
+    "result.json",
+    "expert_tokens.json",
+    "checkpoints",
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+# Changing these continues the same run: they move or observe it, and do not alter what it computes.
+_FREE = (
+    "mesh.",
+    "training.log_every",
+    "training.eval_every",
+    "training.checkpoint_every",
+    "training.keep_",
+)
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+    """Makes ``workdir`` the folder of ``experiment`` or checks that it already is.
+
+    Raises:
+        ConfigError: with the differences, if it belongs to another configuration.
+    """
+    described = describe(experiment)
+    path = workdir / CONFIG
+    if path.exists():
+        differences = _differences(_read(path)["config"], described)
+        if differences:
+            raise ConfigError(
+                f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
+                "another --workdir, or delete it"
+            )
+    write_json(
+        path, {"config": described, "versions": _versions(), "git_commit": _git_commit()}
+    )
+
+
+def load(workdir: Path) -> Experiment:
+    """Returns the experiment that ``workdir`` holds.
+
+    Raises:
+        ConfigError: if it holds none.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise ConfigError(f"{workdir} holds no run ({CONFIG} is missing): train one there first")
+    return build(Experiment, _read(path)["config"])
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes ``value`` so that the file is either old or new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it to start anew") from error
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = _flat(old), _flat(new)
+    missing = "unset"
+    return [
+        f"{key}: {before.get(key, missing)} there, {after.get(key, missing)} here"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, missing) != after.get(key, missing) and not key.startswith(_FREE)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        parts = [_flat(item, f"{prefix}{key}.") for key, item in value.items()]
+    elif isinstance(value, list):
+        parts = [_flat(item, f"{prefix}{i}.") for i, item in enumerate(value)]
+    else:
+        return {prefix[:-1]: value}
+    return {key: item for part in parts for key, item in part.items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

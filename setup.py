@@ -1,0 +1,40 @@
+"""Packaging of moe_jax: ``pip install -e .[test]`` on any machine with Python 3.11 or newer."""
+
+from setuptools import find_packages, setup
+
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"]
+EXTRAS = {
+    "test": TEST,
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda13]>=0.10.2"],
+    "kernels": ["tokamax>=0.0.12"],
+    "parity": ["torch>=2.6", "transformers>=5.0", "safetensors>=0.5"],
+}
+
+setup(
+    name="moe_jax",
+    version="0.1.0",
+    description="Mixture-of-Experts research in JAX: routers, transports, models and ablations.",
+    packages=find_packages(include=["moe_jax", "moe_jax.*"]),
+    package_data={"moe_jax": ["**/*.txt", "**/*.md", "**/*.tsv", "**/*.html"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.5",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "importlib_resources>=6",
+        "jax>=0.10.2",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ml-collections>=1.1.0",
+        "numpy>=1.26",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "sentencepiece>=0.2",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.10",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,17 @@
+"""Every test process sees 8 simulated devices, so multi-device tests are never skipped."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+def pytest_sessionstart(session):
+    """Fails the whole run rather than skipping what needs devices."""
+    if jax.device_count() != 8:
+        pytest.exit(f"tests need 8 simulated devices, found {jax.device_count()}", returncode=3)

@@ -1,0 +1,281 @@
+import collections
+import dataclasses
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_jax.data import (
+    Bytes,
+    DataConfig,
+    MixtureConfig,
+    MixtureSource,
+    eval_batches,
+    measure_throughput,
+    open_source,
+    open_tokenizer,
+    train_batches,
+)
+
+from .corpora import write_corpus
+
+NAMES = {"inputs", "targets", "segments", "positions", "bytes", "domains"}
+BOS, EOS = 1, 2
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys() == NAMES
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def real_targets(batches):
+    """All targets in order, padding left out."""
+    return np.concatenate([b["targets"][b["segments"] > 0] for b in batches])
+
+
+def documents_of(tokens):
+    """Splits a stream of targets at its end tokens; drops an unfinished last document."""
+    ends = np.flatnonzero(tokens == EOS)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    return [Bytes().decode(tokens[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+def expect(batch, expected):
+    assert batch.keys() == NAMES
+    for name, array in batch.items():
+        assert array.dtype == np.int32
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_packed_rows_by_hand(corpus):
+    config = dataclasses.replace(corpus, seq_length=4, batch_size=2)
+    first, second = list(eval_batches(config, Bytes()))
+    expect(
+        first,
+        {
+            "inputs": [[BOS, 100, 101, BOS], [102, 103, 104, 105]],
+            "targets": [[100, 101, EOS, 102], [103, 104, 105, 106]],
+            "segments": [[1, 1, 1, 2], [1, 1, 1, 1]],
+            "positions": [[0, 1, 2, 0], [0, 1, 2, 3]],
+            "bytes": [[1, 1, 0, 1], [1, 1, 1, 1]],
+            "domains": [[0] * 4, [0] * 4],
+        },
+    )
+    expect(
+        second,
+        {
+            "inputs": [[106, BOS, 107, 0], [0] * 4],
+            "targets": [[EOS, 107, EOS, 0], [0] * 4],
+            "segments": [[1, 2, 2, 0], [0] * 4],
+            "positions": [[0, 0, 1, 0], [0] * 4],
+            "bytes": [[0, 1, 0, 0], [0] * 4],
+            "domains": [[0] * 4, [0] * 4],
+        },
+    )
+
+
+def test_unpacked_rows_by_hand(corpus):
+    config = dataclasses.replace(corpus, seq_length=4, batch_size=4, packing=False)
+    (batch,) = list(eval_batches(config, Bytes()))
+    expect(
+        batch,
+        {
+            "inputs": [
+                [BOS, 100, 101, 0],
+                [BOS, 102, 103, 104],
+                [105, 106, 0, 0],
+                [BOS, 107, 0, 0],
+            ],
+            "targets": [
+                [100, 101, EOS, 0],
+                [102, 103, 104, 105],
+                [106, EOS, 0, 0],
+                [107, EOS, 0, 0],
+            ],
+            "segments": [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]],
+            "positions": [[0, 1, 2, 0], [0, 1, 2, 3], [0, 1, 0, 0], [0, 1, 0, 0]],
+            "bytes": [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0]],
+            "domains": [[0] * 4] * 4,
+        },
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    seq_length=st.integers(1, 17),
+    packing=st.booleans(),
+)
+def test_every_target_once_with_its_true_input(lengths, seq_length, packing):
+    texts = [chr(ord("a") + i) * length for i, length in enumerate(lengths)]
+    with tempfile.TemporaryDirectory() as directory:
+        source = write_corpus(Path(directory), ["t"], texts)
+        config = DataConfig(
+            source=source, seq_length=seq_length, batch_size=3, packing=packing, prefetch=0
+        )
+        batches = list(eval_batches(config, Bytes()))
+    assert documents_of(real_targets(batches)) == texts
+    assert sum(b["bytes"].sum() for b in batches) == sum(lengths)
+    targets = real_targets(batches)
+    inputs = np.concatenate([b["inputs"][b["segments"] > 0] for b in batches])
+    previous = np.concatenate([[EOS], targets[:-1]])
+    np.testing.assert_array_equal(inputs, np.where(previous == EOS, BOS, previous))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_each_epoch_has_every_document_once_in_a_new_order(corpus, packing):
+    config = dataclasses.replace(corpus, packing=packing)
+    source = open_source(config, "train")
+    texts = [source[i] for i in range(len(source))]
+    batches = train_batches(config, Bytes())
+    documents = documents_of(real_targets(take(batches, 100)))
+    batches.close()
+    first, second = documents[:40], documents[40:80]
+    assert sorted(first) == sorted(second) == sorted(texts)
+    assert first != second and first != texts
+
+
+def test_seed_changes_the_order(corpus):
+    one = next(train_batches(corpus, Bytes()))
+    same = next(train_batches(corpus, Bytes()))
+    other = next(train_batches(dataclasses.replace(corpus, seed=1), Bytes()))
+    assert_same([one], [same])
+    assert (one["targets"] != other["targets"]).any()
+
+
+def test_window_shuffle_only_permutes_rows(corpus):
+    ordered = take(train_batches(corpus, Bytes()), 10)
+    config = dataclasses.replace(corpus, shuffle_window=20)
+    shuffled = take(train_batches(config, Bytes()), 10)
+    for start in (0, 5):
+        rows = [
+            collections.Counter(
+                row.tobytes() for b in batches[start : start + 5] for row in b["targets"]
+            )
+            for batches in (ordered, shuffled)
+        ]
+        assert rows[0] == rows[1]
+    assert any((a["targets"] != b["targets"]).any() for a, b in zip(ordered, shuffled, strict=True))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(("window", "prefetch"), [(1, 0), (7, 3), (64, 2)])
+def test_restored_state_continues_exactly(corpus, packing, window, prefetch):
+    config = dataclasses.replace(
+        corpus, packing=packing, shuffle_window=window, prefetch=prefetch, batch_size=2
+    )
+    reference = train_batches(config, Bytes())
+    states, stream = [], []
+    for _ in range(60):
+        states.append(json.dumps(reference.get_state()))
+        stream.append(next(reference))
+    reference.close()
+    for position in (0, 1, 2, 13, 31, 45):
+        fresh = train_batches(config, Bytes())
+        fresh.set_state(json.loads(states[position]))
+        assert_same(take(fresh, 3), stream[position : position + 3])
+        # A state taken after a restore is as good, and so is going back in the same iterator.
+        again = json.dumps(fresh.get_state())
+        fresh.set_state(json.loads(states[0]))
+        assert_same(take(fresh, 2), stream[:2])
+        fresh.set_state(json.loads(again))
+        assert_same(take(fresh, 9), stream[position + 3 : position + 12])
+        fresh.close()
+
+
+def test_state_inside_a_long_document(tmp_path):
+    source = write_corpus(tmp_path, ["a" * 500, "b" * 300], ["v"])
+    config = DataConfig(source=source, seq_length=8, batch_size=1, shuffle_window=1, prefetch=2)
+    reference = train_batches(config, Bytes())
+    states, stream = [], []
+    for _ in range(230):
+        states.append(json.dumps(reference.get_state()))
+        stream.append(next(reference))
+    assert max(map(len, states)) < 500
+    for position in (1, 37, 62, 63, 64, 99, 100, 101, 150):
+        fresh = train_batches(config, Bytes())
+        fresh.set_state(json.loads(states[position]))
+        assert_same(take(fresh, 80), stream[position : position + 80])
+
+
+def test_processes_share_the_documents(corpus):
+    source = open_source(corpus, "train")
+    for process in range(2):
+        batches = train_batches(corpus, Bytes(), process_index=process, process_count=2)
+        documents = documents_of(real_targets(take(batches, 60)))
+        assert next(batches)["inputs"].shape == (2, 8)
+        assert sorted(documents[:20]) == sorted(source[i] for i in range(process, 40, 2))
+
+
+def test_eval_batches_do_not_depend_on_the_number_of_processes(corpus):
+    config = dataclasses.replace(corpus, seq_length=4)
+    whole = list(eval_batches(config, Bytes()))
+    parts = [
+        list(eval_batches(config, Bytes(), process_index=p, process_count=4)) for p in range(4)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in NAMES}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(whole, joined)
+
+
+def test_domains_follow_the_documents():
+    mixture = MixtureConfig(num_symbols=8, document_length=20, num_eval_documents=12)
+    config = DataConfig(source="mixture", tokenizer="bytes", seq_length=16, mixture=mixture)
+    source = MixtureSource(mixture, "eval")
+    batches = list(eval_batches(config, open_tokenizer(config)))
+    domains = np.concatenate([b["domains"][b["segments"] > 0] for b in batches])
+    expected = np.repeat([source.domain(i) for i in range(12)], 21)
+    np.testing.assert_array_equal(domains, expected)
+    assert len(set(expected)) > 1
+
+
+def test_real_library_counts_every_byte(library):
+    source = open_source(library, "eval")
+    total = sum(len(source[i].encode()) for i in range(len(source)))
+    batches = list(eval_batches(library, open_tokenizer(library)))
+    assert sum(int(b["bytes"].sum()) for b in batches) == total
+    assert sum(int((b["targets"] == EOS).sum()) for b in batches) == len(source)
+    assert batches[0]["inputs"].shape == batches[-1]["inputs"].shape == (16, 256)
+
+
+def test_throughput_is_well_above_training(library):
+    config = dataclasses.replace(library, shuffle_window=64)
+    assert measure_throughput(config, seconds=0.5) > 50_000
+
+
+@pytest.mark.parametrize("function", [train_batches, eval_batches])
+def test_batch_must_split_over_processes(corpus, function):
+    with pytest.raises(ValueError, match="batch_size 4 cannot be split over 3") as error:
+        function(corpus, Bytes(), process_count=3)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="process_index 2"):
+        function(corpus, Bytes(), process_index=2, process_count=2)
+
+
+def test_more_processes_than_documents(tmp_path):
+    config = DataConfig(source=write_corpus(tmp_path, ["a"], ["b"]), batch_size=2)
+    with pytest.raises(ValueError, match="cannot feed 2 processes"):
+        train_batches(config, Bytes(), process_index=1, process_count=2)
+
+
+def test_closed_iterator_refuses(corpus):
+    batches = train_batches(corpus, Bytes())
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)

@@ -1,0 +1,58 @@
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from moe_jax.data import DataConfig, open_source
+from moe_jax.data.python_library.python_library_dataset_builder import (
+    interpreter_config,
+    is_validation,
+    source_paths,
+)
+from moe_jax.data.sources import prepare
+
+from .corpora import tiny_builder, write_library
+
+
+def read(builder, split):
+    records = builder.as_data_source(split)
+    return {records[i]["path"].decode(): records[i]["text"].decode() for i in range(len(records))}
+
+
+def test_tiny_library_keeps_modules_and_splits_by_path(tmp_path):
+    kept = write_library(tmp_path / "lib")
+    builder = tiny_builder(tmp_path / "lib", tmp_path / "data")
+    prepare(builder)
+    train, validation = read(builder, "train"), read(builder, "validation")
+    assert {**train, **validation} == kept
+    assert not train.keys() & validation.keys()
+    assert set(validation) == {name for name in kept if is_validation(name)}
+    # The generic path, which knows nothing of this builder, opens the same files.
+    config = DataConfig(source="python_library/tiny", data_dir=str(tmp_path / "data"))
+    source = open_source(config, "eval")
+    assert {source[i] for i in range(len(source))} == set(validation.values())
+
+
+def test_interrupted_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
+    write_library(tmp_path / "lib")
+    builder = tiny_builder(tmp_path / "lib", tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(builder)
+    assert not builder.data_path.exists()
+    builder = tiny_builder(tmp_path / "lib", tmp_path / "data")
+    prepare(builder)
+    assert len(builder.as_data_source("train")) > 50
+
+
+def test_real_library(library):
+    train, validation = open_source(library, "train"), open_source(library, "eval")
+    sizes = [sum(len(s[i].encode()) for i in range(len(s))) for s in (train, validation)]
+    assert sum(sizes) > 5_000_000
+    assert 0.02 < sizes[1] / sum(sizes) < 0.12
+    root = Path(sysconfig.get_paths()["stdlib"])
+    assert len(train) + len(validation) <= len(source_paths(root))
+    assert str(sys.version_info[2]) in interpreter_config().name
+    assert interpreter_config().name in train.identity
