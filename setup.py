@@ -16,7 +16,7 @@ setup(
     version="0.1.0",
     description="Mixture-of-Experts research in JAX: routers, transports, models and ablations.",
     packages=find_packages(include=["moe_jax", "moe_jax.*"]),
-    package_data={"moe_jax": ["**/*.txt", "**/*.md", "**/*.tsv", "**/*.html"]},
+    package_data={"moe_jax": ["**/*.txt", "**/*.md", "**/*.tsv", "**/*.j2"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -8,70 +8,43 @@ the same FLOPs per token.
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(variant: str = "switch") -> ConfigDict:
-    config = ConfigDict()
-    config.name = f"quickstart-{variant}"
-    config.data = ConfigDict(
-        dict(
-            source="python_library",
-            tokenizer="sentencepiece",
-            vocab_size=2048,
-            seq_length=256,
-            batch_size=16,
-            seed=0,
-        )
-    )
-    config.model = ConfigDict(
-        dict(
-            num_layers=4,
-            width=128,
-            num_heads=4,
-            head_dim=32,
-            mlp_dim=512,
-            activation="relu",
-            gated=False,
-            positions="rotary",
-            tie_embeddings=True,
-            dropout=0.0,
-            init_scale=1.0,
-            scan_layers=False,
-            remat="none",
-            compute_dtype="float32",
-        )
-    )
-    config.model.moe = ConfigDict(
-        dict(
-            every=2,
-            num_experts=8,
-            expert_dim=512,
-            group_size=512,
-            transport="gather",
-            expert_dropout=0.0,
-            allow_future_leak=False,
-        )
-    )
-    config.model.moe.router = ConfigDict(
+    config = common.base(f"quickstart-{variant}")
+    config.data.vocab_size = 2048
+    config.data.seq_length = 256
+    config.data.batch_size = 16
+
+    model = config.model
+    model.num_layers = 4
+    model.width = 128
+    model.num_heads = 4
+    model.head_dim = 32
+    model.mlp_dim = 512
+    model.activation = "relu"
+    model.scan_layers = False
+
+    model.moe.every = 2
+    model.moe.num_experts = 8
+    model.moe.expert_dim = 512
+    model.moe.group_size = 512
+    model.moe.transport = "gather"
+    model.moe.router = ConfigDict(
         dict(preset="switch", capacity_factor=1.25, eval_capacity_factor=2.0)
     )
-    config.optimizer = ConfigDict(
-        dict(learning_rate=3e-3, warmup_steps=50, clip_norm=1.0)
-    )
-    config.optimizer.update = ConfigDict(dict(type="AdamW", b2=0.95, weight_decay=0.1))
-    config.optimizer.schedule = ConfigDict(dict(type="Cosine", final=0.02))
-    config.training = ConfigDict(
-        dict(
-            steps=600,
-            seed=0,
-            microbatches=1,
-            loss_chunk=32,
-            z_loss=0.0,
-            log_every=10,
-            eval_every=0,
-            checkpoint_every=200,
-        )
-    )
-    config.mesh = ConfigDict(dict(data=-1, expert=1, model=1))
+
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.schedule.final = 0.02
+
+    config.training.steps = 400
+    config.training.loss_chunk = 32
+    config.training.checkpoint_every = 100
+
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     VARIANTS[variant](config)
     return config
 

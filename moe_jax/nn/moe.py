@@ -14,7 +14,13 @@ from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import Experts, FeedForwardConfig
 from moe_jax.nn.init import weight
 from moe_jax.nn.mode import Mode
-from moe_jax.parallel import constrain, experts_to_groups, group_shards, groups_to_experts
+from moe_jax.parallel import (
+    constrain,
+    experts_to_groups,
+    group_shards,
+    groups_to_experts,
+    over_groups,
+)
 from moe_jax.transport import Einsum, Gather, Transport
 
 Array = jax.Array
@@ -105,9 +111,12 @@ class MoE(nnx.Module):
         with jax.named_scope("dispatch"):
             sent = groups_to_experts(transport.dispatch(tokens, plan))
         with jax.named_scope("experts"):
-            done = dropout(self.experts(sent), self.config.expert_dropout, dropout_key)
+            done = self.experts(sent)
         with jax.named_scope("combine"):
-            y = transport.combine(experts_to_groups(done, tokens.shape[0]), plan)
+            # By groups, so that the draw does not depend on how many the mesh pads with.
+            done = experts_to_groups(done, tokens.shape[0])
+            done = dropout(done, self.config.expert_dropout, dropout_key)
+            y = transport.combine(done, plan)
             y = _out_of_groups(constrain(y, "group"), x.shape)
         return constrain(y, "batch"), self._report(plan, valid.shape, mode)
 
@@ -124,7 +133,12 @@ class MoE(nnx.Module):
             size = x.shape[1]
             capacity = router.slots(size, experts, train=mode.capacity == "train")
             capacity = size if mode.capacity == "full" else capacity
-            return routing.route(router, logits, capacity=capacity, valid=valid, rng=key)
+            keys = None if key is None else jax.random.split(key, x.shape[0])
+
+            def one(logits: Array, valid: Array, key: Array | None) -> routing.Plan:
+                return router(logits, capacity=capacity, valid=valid, rng=key)
+
+            return over_groups(jax.vmap(one))(logits, valid, keys)
 
     def _report(self, plan: routing.Plan, batch: tuple[int, int], mode: Mode) -> MoEAux:
         share = plan.counts.valid / jnp.maximum(plan.counts.valid.sum(), 1)

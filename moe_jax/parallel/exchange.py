@@ -7,10 +7,13 @@ the second after it. Simpler constraints add all-gathers and permutes on meshes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from moe_jax.parallel.rules import constrain
+from moe_jax.parallel.rules import constrain, spec
 
 Array = jax.Array
 
@@ -26,6 +29,17 @@ def group_shards() -> int:
     return data * expert
 
 
+def over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs ``function`` on each device's groups alone: its arrays all start with ``G``.
+
+    For what treats every group by itself, such as routing. XLA cannot split ``top_k`` over a batch
+    axis and would gather the scores of all groups on every device.
+    """
+    if group_shards() == 1:
+        return function
+    return jax.shard_map(function, in_specs=spec("group"), out_specs=spec("group"))
+
+
 def groups_to_experts(x: Array) -> Array:
     """Moves slots to the devices of their experts: ``(G, E, C, M)`` to ``(E, G * C, M)``."""
     groups, experts, capacity, width = x.shape
@@ -35,7 +49,7 @@ def groups_to_experts(x: Array) -> Array:
     x = x.reshape(data, shards, -1, shards, experts // shards, capacity, width)
     x = constrain(x, "data", "expert")
     x = constrain(jnp.swapaxes(x, 1, 3), "data", "expert")
-    x = x.transpose(1, 4, 0, 2, 3, 5, 6).reshape(experts, groups * capacity, width)
+    x = x.transpose(1, 4, 0, 3, 2, 5, 6).reshape(experts, groups * capacity, width)
     return constrain(x, "expert", "data")
 
 
@@ -47,7 +61,7 @@ def experts_to_groups(y: Array, groups: int) -> Array:
     if data * shards == 1:
         return y.reshape(experts, groups, capacity, width).swapaxes(0, 1)
     y = constrain(y, "expert", "data")
-    y = y.reshape(shards, experts // shards, data, -1, shards, capacity, width)
-    y = constrain(y.transpose(2, 0, 3, 4, 1, 5, 6), "data", "expert")
+    y = y.reshape(shards, experts // shards, data, shards, -1, capacity, width)
+    y = constrain(y.transpose(2, 0, 4, 3, 1, 5, 6), "data", "expert")
     y = constrain(jnp.swapaxes(y, 1, 3), "data", "expert")
     return constrain(y.reshape(groups, experts, capacity, width), "group")

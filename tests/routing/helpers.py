@@ -55,11 +55,21 @@ def _routers() -> dict[str, Router]:
 ROUTERS = _routers()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def jitted(router: Router, capacity: int) -> Callable[..., Plan]:
     """Returns the router on one group, compiled once: ``f(logits, valid, key=None)``."""
     return jax.jit(
         lambda logits, valid, key=None: router(logits, capacity=capacity, valid=valid, rng=key)
+    )
+
+
+@functools.cache
+def jitted_groups(router: Router, capacity: int) -> Callable[..., Plan]:
+    """Returns ``route``, compiled once: ``f(logits, valid, key=None)``."""
+    return jax.jit(
+        lambda logits, valid, key=None: routing.route(
+            router, logits, capacity=capacity, valid=valid, rng=key
+        )
     )
 
 

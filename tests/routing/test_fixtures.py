@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_jax.routing import Router, preset, route
+from moe_jax.routing import Router, preset
+from tests.routing.helpers import jitted_groups
 
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures"
 LETTERS = {"batch": "g", "group": "s", "expert_unsplit": "e", "cap": "c", "outer_batch": "o"}
@@ -42,7 +43,7 @@ def test_router_reproduces_the_recording(name: str, size: str):
     router, valid = ROUTERS[name], recorded["importance"] > 0
     logits = np.einsum("gsm,me->gse", recorded["x"], recorded["w"])
 
-    plan = route(router, logits, capacity=dispatch.shape[-1], valid=valid)
+    plan = jitted_groups(router, dispatch.shape[-1])(logits, valid)
 
     np.testing.assert_array_equal(plan.dispatch, dispatch)
     np.testing.assert_allclose(plan.combine, combine, rtol=1e-5, atol=1e-6)

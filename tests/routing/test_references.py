@@ -95,11 +95,11 @@ def test_a_group_longer_than_one_block_of_the_queue_is_routed_the_same(name: str
     # 150 tokens are two blocks of 64 and a part of a third.
     router, reference = DETERMINISTIC[name]
     logits, valid = normal(3, 150, 5), np.random.default_rng(4).random(150) < 0.9
-    check(router(logits, capacity=20, valid=valid), reference(logits, valid, 20))
+    check(jitted(router, 20)(logits, valid), reference(logits, valid, 20))
 
 
 def test_gshard_own_balance_value_is_ours_over_experts_squared():
     logits, valid = normal(0, 12, 4), np.ones(12, bool)
-    plan = preset("gshard")(logits, capacity=6)
+    plan = jitted(preset("gshard"), 6)(logits, valid)
     l_aux = references.gshard(logits, valid, 6, None).losses["l_aux"]
     np.testing.assert_allclose(plan.losses["balance"] / 4**2, l_aux, rtol=1e-5)

@@ -1,0 +1,88 @@
+"""What the command lines share: flags, and errors as one line instead of a traceback."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from moe_jax.build import build
+from moe_jax.errors import ConfigError
+from moe_jax.experiment import Experiment
+from moe_jax.training.checkpoint import CheckpointError
+from moe_jax.training.loop import TrainingError
+
+_USER_ERRORS = (ConfigError, CheckpointError, TrainingError, FileNotFoundError, ValueError)
+_FLAG_ERRORS = (AttributeError, KeyError, TypeError, OSError, flags.Error, *_USER_ERRORS)
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines ``--config=FILE[:ARGUMENT]`` with overrides ``--config.a.b=value``."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Configuration file, with an argument after a colon.", lock_config=True
+    )
+
+
+def define_workdir() -> flags.FlagHolder:
+    """Defines ``--workdir``."""
+    return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+
+def experiment_of(config: object) -> Experiment:
+    """Returns the typed experiment of a parsed ``--config`` flag.
+
+    Raises:
+        ConfigError: if it is missing or says something that does not exist.
+    """
+    if config is None:
+        raise ConfigError("--config is missing; try --config=configs/quickstart.py")
+    return build(Experiment, config)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs ``main``; what a user can mend ends the program with one line."""
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        rest = flags.FLAGS(list(arguments))
+        if len(rest) > 1:
+            raise ConfigError(f"unexpected argument {rest[1]!r}; settings start with --config.")
+        if "config" in flags.FLAGS:
+            flags.FLAGS.config
+        return rest
+    except _FLAG_ERRORS as error:
+        _fail(error)
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except _USER_ERRORS as error:
+        if logging.level_debug():
+            raise
+        _fail(error)
+
+
+def _fail(error: BaseException) -> None:
+    print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    guess = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
+    if guess:
+        return f"the configuration has no setting {guess[2]!r}; did you mean {guess[1]!r}?"
+    if isinstance(error, KeyError | AttributeError):
+        name = re.sub(r"[^\w.].*", "", text.strip("\"'\\ "))
+        return f"the configuration has no setting {name!r}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, OSError) and "Failed loading config file" in text:
+        return f"the config file cannot be loaded: {lines[-1]}"
+    return " ".join(lines)

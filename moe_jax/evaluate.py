@@ -1,0 +1,23 @@
+"""Evaluates a run: ``python -m moe_jax.evaluate --workdir=runs/quickstart``; one JSON line."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+
+from moe_jax import cli
+from moe_jax.training.restored import open_restored
+
+_WORKDIR = cli.define_workdir()
+
+
+def main() -> None:
+    """Restores the newest checkpoint and prints loss, bits per byte, accuracy and load."""
+    step, session, state = open_restored(_WORKDIR.value)
+    with jax.set_mesh(session.mesh):
+        print(json.dumps({"step": step, **session.evaluate(state)}))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,111 @@
+"""The end of a run: validation beside baselines, what the experts take, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe_jax import data, workdir
+from moe_jax.analysis.report import write_report
+from moe_jax.analysis.tokens import TokenExpertTable
+from moe_jax.nn.mode import Mode
+from moe_jax.planning import Cost
+from moe_jax.training.metrics import MetricsWriter
+from moe_jax.training.session import Session, process
+from moe_jax.training.state import TrainState
+
+_TABLE_BATCHES = 8
+_TABLE_TOKENS = 12
+
+
+def finish(
+    session: Session, state: TrainState, cost: Cost, folder: Path, *, seconds: float
+) -> None:
+    """Evaluates, writes ``result.json``, ``expert_tokens.json`` and ``report.html``, and prints.
+
+    Args:
+        session: the run.
+        state: after the last step.
+        cost: of the model.
+        folder: the workdir.
+        seconds: how long the run took in this process.
+    """
+    experiment = session.experiment
+    steps = experiment.training.steps
+    with jax.set_mesh(session.mesh):
+        record = session.evaluate(state)
+        table = expert_tokens(session, state)
+    baselines = data.baselines(experiment.data)
+    with MetricsWriter(folder, resume_step=steps) as writer:
+        writer.write({"kind": "eval", "step": steps, **record})
+    workdir.write_json(folder / workdir.EXPERT_TOKENS, table)
+    device = jax.devices()[0]
+    result = {
+        **record,
+        "baselines": baselines,
+        "total_parameters": cost.total,
+        "active_parameters": cost.active,
+        "flops_per_token": cost.flops_per_token,
+        "steps": steps,
+        "tokens": steps * experiment.data.batch_size * experiment.data.seq_length,
+        "skipped_updates": int(state.skipped),
+        "seconds": seconds,
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "mesh": dict(session.mesh.shape),
+    }
+    workdir.write_json(folder / workdir.RESULT, result)
+    write_report(folder)
+    _announce(record["bits_per_byte"], baselines, folder)
+
+
+def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
+    """Returns which tokens each expert of each MoE layer takes most, on validation batches."""
+    layers = session.experiment.moe_layers
+    if not layers:
+        return {"layers": []}
+
+    def routed(params: nnx.State, router_state: nnx.State, batch: dict[str, jax.Array]):
+        model = nnx.merge(session.graph, params, router_state)
+        _, reports = model.hidden(
+            batch["inputs"], batch["segments"], batch["positions"], mode=Mode("eval", record=True)
+        )
+        return [report.experts for report in reports]
+
+    step = jax.jit(routed)
+    tokenizer = session.tokenizer
+    num_experts = session.experiment.model.moe.num_experts
+    table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
+    batches = data.eval_batches(session.experiment.data, tokenizer, **process())
+    for _, batch in zip(range(_TABLE_BATCHES), batches, strict=False):
+        taken = step(state.params, state.router_state, session.place(batch))
+        real = batch["segments"] > 0
+        for index, experts in enumerate(taken):
+            table.add(index, batch["inputs"][real], np.asarray(experts)[real])
+    return {
+        "layers": [
+            {
+                "layer": layer,
+                "experts": [
+                    [
+                        {"piece": tokenizer.piece(t.token), "count": t.count, "share": t.share}
+                        for t in expert
+                    ]
+                    for expert in top
+                ],
+            }
+            for layer, top in zip(layers, table.top_tokens(_TABLE_TOKENS), strict=True)
+        ]
+    }
+
+
+def _announce(bits: float, baselines: dict[str, float], folder: Path) -> None:
+    print(f"\nvalidation bits per byte: {bits:.3f}")
+    names = {"uniform": "uniform", "order2": "order-2 byte model", "zlib": "zlib -9, file by file"}
+    for name, value in baselines.items():
+        verdict = "beaten" if bits < value else "NOT beaten"
+        print(f"  {names[name]:22s} {value:.3f}  {verdict}")
+    print(f"report: {folder}/report.html", flush=True)

@@ -1,0 +1,171 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.nn.attention import Attention, AttentionConfig, RelativeBias, _bucket, causal_bias
+
+GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
+PLAIN = AttentionConfig(width=8, num_heads=4, num_kv_heads=4, head_dim=4, rotary=False)
+POSITIONS = jnp.arange(6)[None] + jnp.zeros((2, 1), jnp.int32)
+ONE_DOCUMENT = jnp.ones((2, 6), jnp.int32)
+X = jax.random.normal(jax.random.key(1), (2, 6, 8))
+
+
+@jax.jit
+def apply(layer, x, segments, positions):
+    return layer(x, causal_bias(segments), positions)
+
+
+def rotate(x: np.ndarray, position: int, base: float) -> np.ndarray:
+    """RoPE as complex numbers: feature i and i + D/2 are one, turned by position * base^(-2i/D)."""
+    half = len(x) // 2
+    angle = position * base ** (-2 * np.arange(half) / len(x))
+    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
+    return np.concatenate([turned.real, turned.imag])
+
+
+def loop(layer: Attention, x, segments, positions) -> np.ndarray:
+    """One query at a time over the keys it may see."""
+    config = layer.config
+    q, k, v, out = (
+        np.asarray(p[...], np.float64)
+        for p in (layer.query, layer.key, layer.value, layer.output)
+    )
+    x = np.asarray(x, np.float64)
+    result = np.zeros_like(x)
+    turn = rotate if config.rotary else lambda vector, position, base: vector
+    for b, t, h in np.ndindex(*x.shape[:2], config.num_heads):
+        kv = h // (config.num_heads // config.num_kv_heads)
+        query = turn(x[b, t] @ q[:, h], positions[b, t], config.rotary_base)
+        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        keys = [turn(x[b, s] @ k[:, kv], positions[b, s], config.rotary_base) for s in seen]
+        weights = np.exp([query @ key / math.sqrt(config.head_dim) for key in keys])
+        weights /= weights.sum()
+        mixed = sum(w * (x[b, s] @ v[:, kv]) for w, s in zip(weights, seen, strict=True))
+        result[b, t] += mixed @ out[h]
+    return result
+
+
+@pytest.mark.parametrize("config", [GQA, PLAIN], ids=["rotary, grouped", "plain"])
+def test_attention_is_a_loop_over_queries(config):
+    layer = Attention(config, jax.random.key(0))
+    segments = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 0]])
+    positions = np.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 0]])
+    expected = loop(layer, X, segments, positions)
+    y = apply(layer, X, jnp.asarray(segments), jnp.asarray(positions))
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+
+
+def test_the_mask_is_causal_within_segments():
+    # Two documents of two tokens and one of padding.
+    bias = causal_bias(jnp.array([[1, 1, 2, 2, 0]]))
+    assert bias.shape == (1, 1, 5, 5) and bias.dtype == jnp.float32
+    np.testing.assert_array_equal(
+        bias[0, 0] == 0,
+        [
+            [True, False, False, False, False],
+            [True, True, False, False, False],
+            [False, False, True, False, False],
+            [False, False, True, True, False],
+            [False, False, False, False, True],
+        ],
+    )
+    assert float(bias.min()) <= -1e30
+
+
+def test_rotary_depends_on_relative_positions_alone():
+    layer = Attention(GQA, jax.random.key(0))
+    y = apply(layer, X, ONE_DOCUMENT, POSITIONS)
+    shifted = apply(layer, X, ONE_DOCUMENT, POSITIONS + 17)
+    np.testing.assert_allclose(shifted, y, atol=1e-5)
+    stretched = apply(layer, X, ONE_DOCUMENT, POSITIONS * 2)
+    assert np.abs(stretched - y).max() > 1e-2
+
+
+def test_segments_isolate_documents():
+    # Two documents packed in a row are each as alone, and neither's change reaches the other.
+    layer = Attention(GQA, jax.random.key(0))
+    segments = jnp.array([[1, 1, 1, 2, 2, 2]] * 2)
+    positions = jnp.array([[0, 1, 2, 0, 1, 2]] * 2)
+    y = apply(layer, X, segments, positions)
+    for part in (slice(0, 3), slice(3, 6)):
+        alone = apply(layer, X[:, part], segments[:, part], positions[:, part])
+        np.testing.assert_allclose(y[:, part], alone, atol=1e-6)
+    changed = apply(layer, X.at[:, :3].add(1.0), segments, positions)
+    np.testing.assert_array_equal(changed[:, 3:], y[:, 3:])
+
+
+def test_grouped_queries_are_repeated_keys_and_values():
+    grouped = Attention(GQA, jax.random.key(0))
+    full = Attention(AttentionConfig(8, 4, 4, 4), jax.random.key(1))
+    full.query[...], full.output[...] = grouped.query[...], grouped.output[...]
+    full.key[...] = jnp.repeat(grouped.key[...], 2, axis=1)  # query heads 0, 1 share kv head 0
+    full.value[...] = jnp.repeat(grouped.value[...], 2, axis=1)
+    np.testing.assert_allclose(
+        apply(grouped, X, ONE_DOCUMENT, POSITIONS),
+        apply(full, X, ONE_DOCUMENT, POSITIONS),
+        atol=1e-6,
+    )
+
+
+def test_later_tokens_change_nothing_and_get_no_gradient():
+    layer = Attention(GQA, jax.random.key(0))
+    y = apply(layer, X, ONE_DOCUMENT, POSITIONS)
+    changed = apply(layer, X.at[:, 4:].add(1.0), ONE_DOCUMENT, POSITIONS)
+    np.testing.assert_array_equal(changed[:, :4], y[:, :4])
+    assert np.abs(changed[:, 4:] - y[:, 4:]).min() > 0
+    gradient = jax.grad(lambda x: apply(layer, x, ONE_DOCUMENT, POSITIONS)[:, 3].sum())(X)
+    np.testing.assert_array_equal(gradient[:, 4:], 0.0)
+    assert np.abs(gradient[:, :4]).min() > 0
+
+
+def published_bucket(relative_position, num_buckets=32, max_distance=128):
+    """T5's ``_relative_position_bucket`` for a decoder: key position minus query position."""
+    n = np.maximum(-relative_position, 0)
+    max_exact = num_buckets // 2
+    is_small = n < max_exact
+    scaled = np.log(np.maximum(n, 1) / max_exact) / np.log(max_distance / max_exact)
+    large = max_exact + (scaled * (num_buckets - max_exact)).astype(np.int32)
+    return np.where(is_small, n, np.minimum(large, num_buckets - 1))
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 20)])
+def test_buckets_are_those_of_t5(buckets, max_distance):
+    distance = np.arange(300)
+    np.testing.assert_array_equal(
+        _bucket(jnp.asarray(distance), buckets, max_distance),
+        published_bucket(-distance, buckets, max_distance),
+    )
+
+
+def test_buckets_by_hand():
+    # 4 buckets, distance 8: 0 and 1 exact, then 2 + floor(log(d / 2) / log(4) * 2): 2 and 3 are in
+    # bucket 2, 4 and more in bucket 3.
+    found = _bucket(jnp.array([0, 1, 2, 3, 4, 7, 8, 100]), 4, 8)
+    np.testing.assert_array_equal(found, [0, 1, 2, 2, 3, 3, 3, 3])
+
+
+def test_relative_bias_reads_the_table_by_distance():
+    bias = RelativeBias(2, jax.random.key(0), buckets=4, max_distance=8)
+    table = np.asarray(bias.table[...])
+    found = np.asarray(bias(6))
+    assert found.shape == (1, 2, 6, 6)
+    bucket = [0, 1, 2, 2, 3, 3]
+    for head, query in np.ndindex(2, 6):
+        for key in range(query + 1):
+            assert found[0, head, query, key] == table[bucket[query - key], head]
+
+
+def test_scores_are_softmaxed_in_float32_under_bfloat16():
+    layer = Attention(GQA, jax.random.key(0))
+    narrow = X.astype(jnp.bfloat16)
+    traced = jax.make_jaxpr(lambda x: layer(x, causal_bias(ONE_DOCUMENT), POSITIONS))(narrow)
+    exponentials = [e for e in traced.jaxpr.eqns if e.primitive.name == "exp"]
+    assert exponentials and all(e.invars[0].aval.dtype == jnp.float32 for e in exponentials)
+    y = apply(layer, narrow, ONE_DOCUMENT, POSITIONS)
+    assert y.dtype == jnp.bfloat16
+    wide = apply(layer, X, ONE_DOCUMENT, POSITIONS)
+    assert np.abs(y.astype(jnp.float32) - wide).max() < 0.03 * np.abs(wide).max()
