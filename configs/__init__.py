@@ -1,0 +1,1 @@
+"""Configurations: plain data, one file per experiment."""

@@ -32,7 +32,7 @@ def get_config(variant: str = "switch") -> ConfigDict:
     model.moe.group_size = 512
     model.moe.transport = "gather"
     model.moe.router = ConfigDict(
-        dict(preset="switch", capacity_factor=1.25, eval_capacity_factor=2.0)
+        {"preset": "switch", "capacity_factor": 1.25, "eval_capacity_factor": 2.0}
     )
 
     config.optimizer.learning_rate = 3e-3
@@ -61,14 +61,14 @@ def _gshard(config: ConfigDict) -> None:
     config.model.moe.num_experts = 16
     config.model.moe.expert_dim = 256
     config.model.moe.router = ConfigDict(
-        dict(preset="gshard", capacity_factor=2.5, eval_capacity_factor=4.0)
+        {"preset": "gshard", "capacity_factor": 2.5, "eval_capacity_factor": 4.0}
     )
 
 
 def _expert_choice(config: ConfigDict) -> None:
     config.model.moe.allow_future_leak = True
     config.model.moe.router = ConfigDict(
-        dict(preset="expert_choice", capacity_factor=1.0, eval_capacity_factor=1.0)
+        {"preset": "expert_choice", "capacity_factor": 1.0, "eval_capacity_factor": 1.0}
     )
 
 

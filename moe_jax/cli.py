@@ -31,15 +31,19 @@ def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 
-def experiment_of(config: object) -> Experiment:
-    """Returns the typed experiment of a parsed ``--config`` flag.
+def experiment_of(flag: flags.FlagHolder) -> Experiment:
+    """Returns the typed experiment of the ``--config`` flag.
 
     Raises:
         ConfigError: if it is missing or says something that does not exist.
     """
-    if config is None:
+    if flag.value is None:
         raise ConfigError("--config is missing; try --config=configs/quickstart.py")
-    return build(Experiment, config)
+    try:
+        # A config file that is not there fails only when its values are read.
+        return build(Experiment, flag.value)
+    except OSError as error:
+        raise ConfigError(f"the config file cannot be loaded: {_last_line(error)}") from error
 
 
 def run(main: Callable[[], None]) -> None:
@@ -53,8 +57,6 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(arguments))
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}; settings start with --config.")
-        if "config" in flags.FLAGS:
-            flags.FLAGS.config
         return rest
     except _FLAG_ERRORS as error:
         _fail(error)
@@ -82,7 +84,10 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyError | AttributeError):
         name = re.sub(r"[^\w.].*", "", text.strip("\"'\\ "))
         return f"the configuration has no setting {name!r}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, OSError) and "Failed loading config file" in text:
-        return f"the config file cannot be loaded: {lines[-1]}"
-    return " ".join(lines)
+    if "whilst parsing config file" in text:
+        return f"the config file cannot be loaded: {_last_line(error)}"
+    return " ".join(text.split())
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1].strip()

@@ -13,7 +13,7 @@ _CONFIG = cli.define_config()
 
 def main() -> None:
     """Prints total and active parameters, and FLOPs per token by part."""
-    experiment = cli.experiment_of(_CONFIG.value)
+    experiment = cli.experiment_of(_CONFIG)
     vocab = data.Bytes().vocab_size if experiment.data.tokenizer == "bytes" else None
     vocab = vocab or experiment.data.vocab_size
     cost = count(experiment.model, vocab, experiment.data.seq_length)

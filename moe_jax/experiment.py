@@ -127,4 +127,6 @@ class Experiment:
         }
         for name, size in split.items():
             if size % mesh.model:
-                raise ConfigError(f"model.{name}={size} is not divisible by mesh.model={mesh.model}")
+                raise ConfigError(
+                    f"model.{name}={size} is not divisible by mesh.model={mesh.model}"
+                )

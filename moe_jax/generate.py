@@ -1,4 +1,4 @@
-"""Samples text from a run: ``python -m moe_jax.generate --workdir=runs/quickstart --prompt="def "``.
+"""Samples text: ``python -m moe_jax.generate --workdir=runs/quickstart --prompt="def "``.
 
 Nothing is dropped while sampling, so a text never depends on the others of its batch.
 """

@@ -21,7 +21,7 @@ _WORKDIR = cli.define_workdir()
 
 def main() -> None:
     """Checks, prepares, trains, evaluates and reports."""
-    experiment = cli.experiment_of(_CONFIG.value)
+    experiment = cli.experiment_of(_CONFIG)
     folder = Path(_WORKDIR.value)
     experiment.check(jax.device_count())
     workdir.claim(folder, experiment)
@@ -59,13 +59,12 @@ def _tokenizer(experiment: Experiment, folder: Path) -> data.Tokenizer:
 def _announce(session: Session, cost: Cost) -> None:
     device = jax.devices()[0]
     mesh = " x ".join(f"{axis}={size}" for axis, size in session.mesh.shape.items())
-    print(f"devices     {jax.device_count()} x {device.device_kind} ({device.platform}), mesh {mesh}")
+    kind = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+    training = cost.training_flops_per_token
+    print(f"devices     {kind}, mesh {mesh}")
     print(f"parameters  {cost.total:,} total, {cost.active:,} active per token")
-    print(
-        f"FLOPs       {cost.flops_per_token:,} forward, {cost.training_flops_per_token:,} training, "
-        "per token",
-        flush=True,
-    )
+    print(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

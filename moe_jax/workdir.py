@@ -47,9 +47,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
                 f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
                 "another --workdir, or delete it"
             )
-    write_json(
-        path, {"config": described, "versions": _versions(), "git_commit": _git_commit()}
-    )
+    write_json(path, {"config": described, "versions": _versions(), "git_commit": _git_commit()})
 
 
 def load(workdir: Path) -> Experiment:

@@ -54,12 +54,7 @@ def count(config: DecoderConfig, vocab_size: int, seq_length: int) -> Cost:
         * (width * dim * (2 * heads + 2 * kv_heads) + heads * dim * seq_length),
         "dense": layers.count(False) * 2 * matrices * width * config.mlp_dim,
         "experts": round(
-            layers.count(True)
-            * 2
-            * matrices
-            * width
-            * config.moe.expert_dim
-            * experts_per_token
+            layers.count(True) * 2 * matrices * width * config.moe.expert_dim * experts_per_token
         ),
         "router": layers.count(True) * 2 * width * config.moe.num_experts,
         "head": 2 * width * vocab_size,

@@ -124,9 +124,7 @@ class _Log:
         now = time.perf_counter()
         rate = self._tokens / (now - self._time)
         self._time, self._tokens = now, 0
-        rule = learning_rate(
-            experiment.optimizer, np.float32(step - 1), experiment.training.steps
-        )
+        rule = learning_rate(experiment.optimizer, np.float32(step - 1), experiment.training.steps)
         self._writer.write({**record, "learning_rate": float(rule), "tokens_per_second": rate})
         self._bar.update(
             step,

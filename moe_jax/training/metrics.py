@@ -7,31 +7,50 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+_FLUSH_SECONDS = 10
 
 
-def flatten(record: Any, prefix: str = "") -> dict[str, float]:
-    """Returns the numbers of a nested record under names such as ``layers/0/losses/balance``."""
-    if isinstance(record, Mapping):
-        items = record.items()
-    elif isinstance(record, list):
-        items = enumerate(record)
-    else:
-        number = isinstance(record, int | float) and not isinstance(record, bool)
-        return {prefix: float(record)} if number else {}
-    found: dict[str, float] = {}
-    for key, value in items:
-        found |= flatten(value, f"{prefix}/{key}" if prefix else str(key))
-    return found
+def flatten(record: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a nested record under names such as ``layers/0/losses/balance``.
+
+    Texts, booleans and nulls are left out; NaN and infinities stay.
+    """
+    return dict(_leaves(_plain(record), ""))
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(item, f"{name}/{key}" if name else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, float(value)
+
+
+def _plain(value: Any) -> Any:
+    """Returns the same nested value of dicts, lists and Python scalars.
+
+    A float32 becomes the Python float of exactly its value, so that JSON's shortest digits give
+    back the same bits. Arrays of any rank become lists.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    return value
 
 
 def load_statistics(load: np.ndarray) -> dict[str, float]:
@@ -41,43 +60,57 @@ def load_statistics(load: np.ndarray) -> dict[str, float]:
         ``load_entropy``: divided by ``log E``, 1 when even; ``max_mean_load``: largest over mean;
         ``max_violation``: that minus 1 (MaxVio of Wang et al. 2024). Zeros if nothing was routed.
     """
-    total = float(np.sum(load))
+    load = np.asarray(load, np.float64)
+    total = float(load.sum())
     if total == 0:
         return {"load_entropy": 0.0, "max_mean_load": 0.0, "max_violation": 0.0}
-    share = np.asarray(load, np.float64) / total
+    share = load / total
     entropy = -float(np.sum(share * np.log(np.where(share > 0, share, 1.0))))
     peak = float(share.max() * share.size)
-    scale = math.log(share.size) if share.size > 1 else 1.0
-    even = entropy / scale if share.size > 1 else 1.0
+    even = entropy / math.log(share.size) if share.size > 1 else 1.0
     return {"load_entropy": even, "max_mean_load": peak, "max_violation": peak - 1.0}
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of a run in order; a line cut short by a kill is left out."""
+    """Returns the records of a run in order, none if there is no file.
+
+    Raises:
+        ValueError: if a line other than an unfinished last one is damaged.
+    """
     path = Path(workdir) / METRICS
     return [record for record, _ in _intact(path)] if path.exists() else []
 
 
 def _intact(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """Returns records and their lines, less a last line that a kill cut short."""
+    lines = path.read_text(errors="replace").split("\n")
     found = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(lines, start=1):
         try:
-            found.append((json.loads(line), line))
-        except json.JSONDecodeError:
-            continue
+            if line:
+                found.append((json.loads(line), line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(
+                    f"{path} line {number} is damaged ({error}): delete that line"
+                ) from error
     return found
 
 
 class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and to TensorBoard; only the first process writes."""
 
-    def __init__(self, workdir: Path, *, resume_step: int = 0):
+    def __init__(self, workdir: Path, resume_step: int | None = None):
         """Opens the files.
 
         Args:
-            workdir: the run's folder.
+            workdir: the run's folder; made if missing.
             resume_step: records of later steps, written by a run that died after its last
-                checkpoint, are removed: those steps are about to be repeated.
+                checkpoint, are removed: those steps are about to be repeated. 0 removes all of
+                them, None none.
+
+        Raises:
+            ValueError: if a line other than an unfinished last one is damaged.
         """
         self._active = jax.process_index() == 0
         if not self._active:
@@ -85,48 +118,91 @@ class MetricsWriter:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS
-        if path.exists():
-            kept = [line for record, line in _intact(path) if record["step"] <= resume_step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, path)
+        self._found = _truncate(path, math.inf if resume_step is None else resume_step)
         self._lines = path.open("a")
-        self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=resume_step + 1)
+        self._events = SummaryWriter(
+            str(workdir / TENSORBOARD),
+            purge_step=None if resume_step is None else resume_step + 1,
+            flush_secs=_FLUSH_SECONDS,
+        )
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one record with its ``kind`` and ``step``; what is not finite becomes null."""
-        if not self._active:
+        """Writes one record with its ``kind`` and ``step``.
+
+        The line is strict JSON: what is not finite becomes null. TensorBoard gets it as it is. A
+        kind and step that the file held when it was opened is not written a second time, as
+        happens when a finished run is started again.
+
+        Args:
+            record: nested dicts and lists of numbers, texts and arrays.
+        """
+        if not self._active or (record["kind"], int(record["step"])) in self._found:
             return
-        self._lines.write(json.dumps(_strict(record), allow_nan=False) + "\n")
+        record = _plain(record)
+        self._lines.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._lines.flush()
-        step = record["step"]
-        for name, value in flatten({k: v for k, v in record.items() if k != "step"}).items():
-            self._events.add_scalar(f"{record['kind']}/{name}", value, step)
+        numbers = flatten({key: item for key, item in record.items() if key != "step"})
+        values = [
+            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=number)
+            for name, number in numbers.items()
+        ]
+        # One event for all: forty times faster than one event for each of some hundred experts.
+        self._events.file_writer.add_summary(Summary(value=values), record["step"])
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._active:
+            self._lines.close()
+            self._events.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._active:
-            self._lines.close()
-            self._events.close()
+        self.close()
 
 
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
+def _truncate(path: Path, last_step: float) -> set[tuple[str, int]]:
+    """Removes later records from the file, at once or not at all; returns kinds and steps kept."""
+    if not path.exists():
+        return set()
+    kept = [(record, line) for record, line in _intact(path) if record["step"] <= last_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for _, line in kept))
+    os.replace(temporary, path)
+    return {(record["kind"], record["step"]) for record, _ in kept}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_strict(item) for item in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ProgressBar:
     """Step, loss, tokens/s, dropped fraction and remaining time; plain lines off a terminal."""
 
-    def __init__(self, start: int, steps: int, *, seconds_between_lines: float = 10.0):
-        """Shows ``start`` of ``steps``."""
-        self._steps, self._pause = steps, seconds_between_lines
-        self._start, self._began, self._shown = start, time.monotonic(), -math.inf
+    def __init__(
+        self,
+        start: int,
+        steps: int,
+        *,
+        seconds_between_lines: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Shows ``start`` of ``steps``.
+
+        Args:
+            start: steps done before.
+            steps: steps in all.
+            seconds_between_lines: at least so long between plain lines.
+            clock: current time in seconds.
+        """
+        self._steps, self._pause, self._clock = steps, seconds_between_lines, clock
+        self._first: tuple[int, float] | None = None
+        self._shown = -math.inf
         self._active = jax.process_index() == 0
         terminal = self._active and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=start, unit="step") if terminal else None
@@ -138,16 +214,28 @@ class ProgressBar:
             self._bar.set_postfix_str(numbers, refresh=False)
             self._bar.update(step - self._bar.n)
         elif self._active:
-            now = time.monotonic()
-            if now - self._shown < self._pause and step < self._steps:
-                return
-            self._shown = now
-            left = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
-            print(f"step {step}/{self._steps}: {numbers}, {left:.0f} s left", flush=True)
+            self._line(step, numbers)
+
+    def _line(self, step: int, numbers: str) -> None:
+        now = self._clock()
+        # Counted from the first update, so that compilation is not taken for speed.
+        first_step, began = self._first = self._first or (step, now)
+        if now - self._shown < self._pause and step < self._steps:
+            return
+        self._shown = now
+        left = "?"
+        if step > first_step:
+            seconds = (now - began) / (step - first_step) * (self._steps - step)
+            left = tqdm.format_interval(seconds)
+        print(f"step {step}/{self._steps}: {numbers}, {left} left", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.close()

@@ -102,9 +102,7 @@ class Objective:
             return self._share(model, part, key, tokens)
 
         def one(step: tuple[Batch, Array]) -> tuple[Any, ...]:
-            (value, report), gradient = jax.value_and_grad(share, has_aux=True)(
-                state.params, *step
-            )
+            (value, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
             return gradient, value, *report
 
         if self.microbatches == 1:
@@ -140,9 +138,7 @@ def _layer(aux: MoEAux, share: Array) -> LayerReport:
 
 
 def _split(batch: Batch, parts: int) -> Batch:
-    return {
-        name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()
-    }
+    return {name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()}
 
 
 def train_step(

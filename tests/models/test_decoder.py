@@ -27,6 +27,7 @@ SEGMENTS = jnp.ones_like(TOKENS).at[1, 9:].set(0)
 POSITIONS = jnp.arange(LENGTH)[None] + 0 * TOKENS
 
 
+@functools.cache
 def make(config: DecoderConfig, vocab: int = VOCAB, seed: int = 0) -> Decoder:
     return jax.jit(lambda key: Decoder(config, vocab, key))(jax.random.key(seed))
 
@@ -105,7 +106,8 @@ def test_rematerialisation_changes_nothing(remat):
 
 
 def test_the_objective_counts_every_balance_loss_once():
-    config = dataclasses.replace(BASE, remat="full")
+    # With rematerialisation, the forward pass runs twice.
+    config = dataclasses.replace(RANDOM, remat="full")
     value, logits, reports, _ = gradient(config)
     balance = [float(report.losses["balance"]) for report in reports]
     assert len(balance) == 2 and min(balance) > 0.9
@@ -148,7 +150,8 @@ def influence_by_value(config: DecoderConfig, seed: int = 0) -> np.ndarray:
     run = jax.jit(lambda model, ids: forward(model, ids, jnp.ones_like(ids), TRAIN))
     ids = TOKENS[:1]
     base, reports = run(model, ids)
-    assert all(float(report.counts.dropped) > 0 for report in reports)  # capacity binds
+    # Capacity binds.
+    assert all(float(aux.counts.dropped) + float(aux.counts.unrouted) > 0 for aux in reports)
     changed = np.zeros((LENGTH, LENGTH), bool)
     for later in range(LENGTH):
         for other in range(4):
@@ -242,18 +245,16 @@ def test_a_dense_model_has_no_reports():
 
 
 def test_a_moe_model_reports_each_mixture_and_its_valid_tokens():
-    _, reports = jax.jit(forward)(make(BASE))
+    _, _, reports, _ = gradient(BASE, None)
     assert [float(report.counts.valid) for report in reports] == [21.0, 21.0]
 
 
 def test_the_tied_head_is_the_embedding():
-    tied, untied = make(SMALL_TIED := dataclasses.replace(SMALL, tie_embeddings=True)), make(SMALL)
-    assert SMALL_TIED.tie_embeddings and not hasattr(tied, "head")
+    tied, untied = make(BASE), make(SMALL)
+    assert not hasattr(tied, "head")
     hidden = jax.random.normal(jax.random.key(0), (1, 3, 16))
     close(tied.logits(hidden), hidden @ tied.embedding[...].T)
     close(untied.logits(hidden), hidden @ untied.head[...])
-    untied.head[...] = tied.embedding[...].T
-    close(jax.jit(forward)(untied)[0], jax.jit(forward)(tied)[0])
 
 
 def test_relative_positions_are_learned_and_rotary_ones_are_not():
@@ -299,7 +300,7 @@ def test_bfloat16_is_close_to_float32():
     narrow, wide = (np.asarray(gradient(c, None)[1]) for c in (config, BASE))
     error = np.abs(narrow - wide).max(-1) / np.abs(wide).max(-1)
     assert 0 < np.median(error) < 0.03
-    hidden, _ = make(config).hidden(TOKENS, SEGMENTS, POSITIONS)
+    hidden, _ = jax.eval_shape(lambda m: m.hidden(TOKENS, SEGMENTS, POSITIONS), make(config))
     assert hidden.dtype == jnp.bfloat16
 
 
@@ -309,6 +310,6 @@ def test_heads_must_divide():
 
 
 def test_the_key_determines_the_model():
-    one, same, other = make(SMALL), make(SMALL), make(SMALL, seed=1)
+    one, same, other = make(SMALL), make.__wrapped__(SMALL), make(SMALL, seed=1)
     jax.tree.map(np.testing.assert_array_equal, one, same)
     assert not np.array_equal(one.embedding[...], other.embedding[...])

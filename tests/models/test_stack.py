@@ -53,24 +53,31 @@ def test_runs_concatenate_to_the_layers(layers):
     assert "".join("".join(pattern) * count for pattern, count in runs(list(layers))) == layers
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_reports_come_in_layer_order(scan):
-    # Two sizes of mixture tell the layers apart: d, then (3, 2) twice, then 3 experts.
-    layers = [DENSE, sparse(3), sparse(2), sparse(3), sparse(2), sparse(3)]
-    stack = Stack(layers, jax.random.key(0), scan=scan, remat="none")
-    run = jax.jit(lambda stack, x: stack(x, CONTEXT, mode=DECODE, rng=None))
-    y, reports = run(stack, X)
-    assert [report.counts.load.shape for report in reports] == [(3,), (2,), (3,), (2,), (3,)]
-    # The layers one by one, each from its own key.
-    expected, x = [], X
-    apply = jax.jit(lambda block, x: block(x, CONTEXT, mode=DECODE, rng=None))
-    for config, key in zip(layers, jax.random.split(jax.random.key(0), 6), strict=True):
-        x, aux = apply(Block(config, key), x)
-        expected += [] if aux is None else [aux]
-    np.testing.assert_allclose(y, x, atol=1e-5)
-    for report, other in zip(reports, expected, strict=True):
+def test_reports_come_in_layer_order():
+    # Two sizes of mixture tell the layers apart: (3, d, 2) twice, then 3 experts.
+    layers = [sparse(3), DENSE, sparse(2), sparse(3), DENSE, sparse(2), sparse(3)]
+    found = {}
+    for scan in (True, False):
+        stack = Stack(layers, jax.random.key(0), scan=scan, remat="none")
+        run = jax.jit(lambda stack, x: stack(x, CONTEXT, mode=DECODE, rng=None))
+        found[scan] = run(stack, X)
+    (y, reports), (expected, others) = found[True], found[False]
+    assert [aux.counts.load.shape for aux in reports] == [(3,), (2,), (3,), (2,), (3,)]
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    assert len({float(aux.loss) for aux in others}) == 5  # no two layers report the same
+    for report, other in zip(reports, others, strict=True):
         np.testing.assert_array_equal(report.counts.load, other.counts.load)
         np.testing.assert_allclose(report.loss, other.loss, rtol=1e-5)
+
+
+def test_a_stack_is_its_blocks_each_from_its_own_key():
+    stack = Stack([DENSE] * 3, jax.random.key(0), scan=True, remat="none")
+    y, reports = stack(X, CONTEXT, mode=DECODE, rng=None)
+    expected = X
+    for key in jax.random.split(jax.random.key(0), 3):
+        expected, _ = Block(DENSE, key)(expected, CONTEXT, mode=DECODE, rng=None)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    assert reports == ()
 
 
 def test_scanned_layers_are_stacked():

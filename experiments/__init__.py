@@ -1,0 +1,1 @@
+"""Experiments: each a command that writes its results beside what was published."""

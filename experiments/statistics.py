@@ -1,0 +1,41 @@
+"""Paired comparisons over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean and the half-width of its 95 % confidence interval."""
+
+    mean: float
+    half_width: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} ± {self.half_width:.4f}"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Returns mean and 95 % interval (Student's t) of 2 to 11 values.
+
+    Raises:
+        ValueError: for fewer than 2 or more than 11 values.
+    """
+    if not 2 <= len(values) <= len(_T95) + 1:
+        raise ValueError(f"an interval needs 2 to {len(_T95) + 1} values, got {len(values)}")
+    deviation = float(np.std(values, ddof=1))
+    half_width = _T95[len(values) - 2] * deviation / math.sqrt(len(values))
+    return Interval(float(np.mean(values)), half_width)
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Returns the interval of ``ours - theirs``, seed by seed."""
+    return interval([a - b for a, b in zip(ours, theirs, strict=True)])

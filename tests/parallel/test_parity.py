@@ -1,0 +1,144 @@
+"""The same run on one device and on eight."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moe_jax import routing
+from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.nn.feed_forward import FeedForwardConfig
+from moe_jax.nn.mode import TRAIN
+from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
+
+MESHES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2)]
+ROUTERS = ("switch", "gshard", "expert_choice")
+BOUND = 2e-5  # of the largest entry: what float32 sums in another order differ by
+BATCH = PartitionSpec(("data", "expert"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def close(actual, expected):
+    expected = np.asarray(expected)
+    bound = BOUND * max(np.abs(expected).max(initial=0.0), 1e-6)
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=bound)
+
+
+def same(actual, expected):
+    """Every leaf is close: loss, outputs, reports and gradients; and the gradient's norm."""
+    found, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (actual, expected))
+    assert len(found) == len(wanted) > 5
+    for (path, leaf), (_, other) in zip(found, wanted, strict=True):
+        try:
+            close(leaf, other)
+        except AssertionError as error:
+            raise AssertionError(f"{jax.tree_util.keystr(path)}: {error}") from None
+    np.testing.assert_allclose(
+        optax.global_norm(actual[1]), optax.global_norm(expected[1]), rtol=BOUND
+    )
+
+
+def on_mesh(run, sizes, module, *arrays):
+    mesh = make_mesh(MeshConfig(*sizes))
+    module = jax.device_put(module, shardings_of_state(module, mesh))
+    divides = arrays[0].shape[0] % (sizes[0] * sizes[1]) == 0
+    arrays = jax.device_put(arrays, NamedSharding(mesh, BATCH if divides else PartitionSpec()))
+    with jax.set_mesh(mesh):
+        return jax.jit(run)(module, *arrays)
+
+
+# The layer: 5 groups of 8 tokens, so that every mesh pads with groups of its own number.
+
+X = jax.random.normal(jax.random.key(1), (5, 8, 8))
+VALID = jnp.arange(40).reshape(5, 8) % 7 > 0
+
+
+def layer(name: str) -> MoE:
+    config = MoEConfig(
+        num_experts=8,
+        group_size=8,
+        router=dataclasses.replace(routing.preset(name), input_jitter=0.1),
+        expert_dropout=0.2,
+        transport="gather" if name == "gshard" else "einsum",
+    )
+    return MoE(config, FeedForwardConfig(8, 16), jax.random.key(0))
+
+
+def layer_step(moe, x, valid):
+    def objective(moe, x):
+        y, aux = moe(x, valid, mode=TRAIN, rng=jax.random.key(2))
+        return jnp.sin(y).sum() + aux.loss, (y, aux)
+
+    return jax.value_and_grad(objective, (0, 1), has_aux=True)(moe, x)
+
+
+@functools.cache
+def layer_alone(name: str):
+    return jax.jit(layer_step)(layer(name), X, VALID)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_the_layer_is_the_same_on_every_mesh(sizes, name):
+    same(on_mesh(layer_step, sizes, layer(name), X, VALID), layer_alone(name))
+
+
+# The decoder: a dense and a mixture layer, dropout and the random second expert included.
+
+TOKENS = jax.random.randint(jax.random.key(3), (8, 16), 0, 40)
+SEGMENTS = jnp.ones_like(TOKENS).at[::3, 11:].set(0)
+
+
+@functools.cache
+def decoder(name: str) -> Decoder:
+    moe = MoEConfig(
+        num_experts=8,
+        expert_dim=16,
+        group_size=16,
+        router=routing.preset(name),
+        allow_future_leak=name == "expert_choice",
+    )
+    config = DecoderConfig(
+        num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.1, moe=moe
+    )
+    return jax.jit(lambda: Decoder(config, 40, jax.random.key(0)))()
+
+
+def decoder_step(model, tokens, segments):
+    def objective(model):
+        positions = jnp.arange(16)[None] + 0 * tokens
+        hidden, reports = model.hidden(
+            tokens, segments, positions, mode=TRAIN, rng=jax.random.key(4)
+        )
+        logits = model.logits(hidden)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
+        return loss.mean() + sum(aux.loss for aux in reports), reports
+
+    (value, reports), gradient = jax.value_and_grad(objective, has_aux=True)(model)
+    return (value, reports), gradient
+
+
+@functools.cache
+def decoder_alone(name: str):
+    return jax.jit(decoder_step)(decoder(name), TOKENS, SEGMENTS)
+
+
+CASES = [("gshard", sizes) for sizes in MESHES]
+CASES += [(name, sizes) for name in ("switch", "expert_choice") for sizes in MESHES[2::2]]
+
+
+@pytest.mark.parametrize(("name", "sizes"), CASES, ids=str)
+def test_the_decoder_is_the_same_on_every_mesh(name, sizes):
+    same(on_mesh(decoder_step, sizes, decoder(name), TOKENS, SEGMENTS), decoder_alone(name))

@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.parallel import MeshConfig, constrain, make_mesh, sharding_of, shardings_of_state
+from moe_jax.parallel.rules import spec
+
+P = PartitionSpec
+BATCH = ("data", "expert")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("batch", "length", "embed"), P(BATCH, None, None)),
+        (("batch", "length", "vocab"), P(BATCH, None, "model")),
+        (("batch", "heads", "length", "head"), P(BATCH, "model", None, None)),
+        (("embed", "heads", "head"), P(None, "model", None)),
+        (("embed", "mlp"), P(None, "model")),
+        (("embed", "router"), P(None, None)),
+        (("expert", "expert_embed", "expert_mlp"), P("expert", None, "model")),
+        (("layers", "expert", "expert_mlp", "expert_embed"), P(None, "expert", "model", None)),
+        (("expert", "data", "expert_mlp"), P("expert", "data", "model")),
+        (("group",), P(BATCH)),
+        ((None, "heads"), P(None, "model")),
+    ],
+)
+def test_specs(names, expected):
+    assert spec(*names) == expected
+
+
+def test_an_unknown_name_is_an_error():
+    with pytest.raises(KeyError, match="hidden"):
+        spec("batch", "hidden")
+
+
+def test_constrain_without_a_mesh_is_the_identity():
+    x = jnp.ones((3, 2))
+    assert constrain(x, "batch") is x
+    assert "sharding_constraint" not in str(jax.make_jaxpr(lambda x: constrain(x, "batch"))(x))
+
+
+def test_constrain_with_a_mesh_shards_what_divides():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    cases = [
+        ((8, 3, 6), P(BATCH, None, "model")),
+        ((4, 3, 6), P(BATCH, None, "model")),
+        ((1, 3, 6), P(None, None, "model")),  # one example at inference
+        ((8, 3, 5), P(BATCH, None, None)),
+    ]
+    with jax.set_mesh(mesh):
+        for shape, expected in cases:
+            x = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
+            y = jax.jit(lambda x: constrain(x, "batch", "length", "vocab"))(x)
+            assert y.sharding.is_equivalent_to(NamedSharding(mesh, expected), 3)
+            np.testing.assert_array_equal(y, x)
+
+
+def decoder(num_experts: int = 4) -> nnx.State:
+    config = DecoderConfig(
+        num_layers=5,
+        width=8,
+        num_heads=2,
+        head_dim=4,
+        mlp_dim=16,
+        gated=True,
+        positions="t5_relative",
+        tie_embeddings=False,
+        moe=MoEConfig(num_experts=num_experts, expert_dim=16),
+    )
+    return nnx.eval_shape(lambda: nnx.state(Decoder(config, 32, jax.random.key(0))))
+
+
+def specs(num_experts: int, mesh: MeshConfig) -> dict[str, PartitionSpec]:
+    state = shardings_of_state(decoder(num_experts), make_mesh(mesh))
+    flat = nnx.to_flat_state(state)
+    return {".".join(map(str, path)): leaf.get_value().spec for path, leaf in flat}
+
+
+def test_every_parameter_of_a_decoder_has_its_sharding():
+    # Layers d m d m d: two scanned repeats of (d, m), stacked along a first axis that stays whole,
+    # and an odd dense layer, stacked once.
+    attention = {
+        "query": P(None, None, "model", None),
+        "key": P(None, None, "model", None),
+        "value": P(None, None, "model", None),
+        "output": P(None, "model", None, None),
+    }
+    block = {f"attention.{name}": part for name, part in attention.items()}
+    block |= {"attention_norm.scale": P(None, None), "feed_forward_norm.scale": P(None, None)}
+    dense = block | {
+        "feed_forward.up": P(None, None, "model"),
+        "feed_forward.gate": P(None, None, "model"),
+        "feed_forward.down": P(None, "model", None),
+    }
+    mixture = block | {
+        "feed_forward.router_kernel": P(None, None, None),
+        "feed_forward.experts.up": P(None, "expert", None, "model"),
+        "feed_forward.experts.gate": P(None, "expert", None, "model"),
+        "feed_forward.experts.down": P(None, "expert", "model", None),
+    }
+    expected = {
+        "embedding": P("model", None),
+        "head": P(None, "model"),
+        "final_norm.scale": P(None),
+        "relative_bias.table": P(None, "model"),
+    }
+    for prefix, parts in (("0.0", dense), ("0.1", mixture), ("1.0", dense)):
+        expected |= {f"layers.parts.{prefix}.{name}": part for name, part in parts.items()}
+    assert specs(4, MeshConfig(2, 2, 2)) == expected
+
+
+def test_a_parameter_that_does_not_divide_is_whole_everywhere():
+    found = specs(3, MeshConfig(2, 2, 2))
+    assert found["layers.parts.0.1.feed_forward.experts.up"] == P()
+    assert found["embedding"] == P("model", None)
+
+
+def test_statistics_with_fewer_axes_than_the_parameter_are_whole():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    variable = nnx.Param(jnp.zeros((4, 8, 8)), axes=("expert", "expert_embed", "expert_mlp"))
+    assert sharding_of(variable, (4, 8, 8), mesh).spec == P("expert", None, "model")
+    assert sharding_of(variable, (4, 8), mesh).spec == P()
+    assert sharding_of(variable, (3, 4, 8, 8), mesh).spec == P(None, "expert", None, "model")
+
+
+def test_what_is_no_variable_is_whole():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    assert shardings_of_state({"step": jnp.int32(0)}, mesh)["step"].spec == P()
