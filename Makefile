@@ -1,10 +1,9 @@
 # `make train` and `make test` do all set-up on a fresh machine.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
-# pip's own wheels, so that nothing is compiled here.
 STAMP := $(VENV)/.installed
 
 .PHONY: train test lint clean
@@ -20,7 +19,7 @@ lint: $(STAMP)
 	$(RUN) -m ruff format --check .
 
 $(STAMP): setup.py pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=python3" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: no Python found: install 3.11 or newer" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[test]
 	touch $@

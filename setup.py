@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.5",
+        "etils[epath]>=1.9",
         "flax>=0.12.8",
         "grain>=0.2.18",
         "importlib_resources>=6",

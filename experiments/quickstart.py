@@ -1,8 +1,10 @@
-"""Dense twin, Switch and GShard at equal FLOPs per token and equal steps, paired seeds.
+"""The quickstart beside its baselines, and its variants beside each other.
 
-``python -m experiments.quickstart --workdir=runs/variants`` trains each variant of
-``configs/quickstart.py`` for each seed and writes ``results.json`` and ``report.md``. A seed fixes
+``python -m experiments.quickstart --workdir=runs/variants`` trains dense twin, Switch and GShard
+of ``configs/quickstart.py``, at equal FLOPs per token and equal steps, for each seed. A seed fixes
 the initial weights that variants share and the order of the data. Finished runs are not repeated.
+With the finished run of ``make train`` in ``--quickstart``, it writes ``results.json`` and
+``report.md``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from moe_jax.workdir import RESULT, write_json
 
 VARIANTS = ("dense", "switch", "gshard")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/variants", "Folder of the runs.")
+_QUICKSTART = flags.DEFINE_string("quickstart", "runs/quickstart", "Run of `make train`.")
 _OUTPUT = flags.DEFINE_string("output", "experiments/results/quickstart", "Folder of the results.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1)
@@ -33,6 +36,23 @@ def train(variant: str, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
     command += [f"--config.training.seed={seed}", f"--config.data.seed={seed}"]
     subprocess.run(command, check=True)
     return json.loads((folder / RESULT).read_text())
+
+
+def quickstart_report(result: dict[str, Any]) -> str:
+    """Returns the table of one finished run beside its baselines, as Markdown."""
+    tokens, seconds = result["tokens"], result["seconds"]
+    lines = [
+        f"`make train`: {result['steps']} steps, {tokens:,} tokens, {seconds:.0f} s with data",
+        f"preparation, compilation, evaluation and report, on {result['device']}.",
+        "",
+        "| | bits per byte |",
+        "|---|---|",
+        f"| **quickstart (Switch, {result['total_parameters']:,} parameters)** "
+        f"| **{result['bits_per_byte']:.3f}** |",
+    ]
+    names = {"zlib": "zlib -9, file by file", "order2": "order-2 byte model", "uniform": "uniform"}
+    lines += [f"| {text} | {result['baselines'][name]:.3f} |" for name, text in names.items()]
+    return "\n".join([*lines, ""])
 
 
 def report(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
@@ -62,12 +82,14 @@ def main(_: list[str]) -> None:
     for seed in range(_SEEDS.value):
         for variant in VARIANTS:
             results[variant].append(train(variant, seed, steps, Path(_WORKDIR.value)))
-    kept = ("bits_per_byte", "loss", "accuracy", "total_parameters", "flops_per_token", "baselines")
+    quickstart = json.loads((Path(_QUICKSTART.value) / RESULT).read_text())
+    kept = ("bits_per_byte", "loss", "accuracy", "total_parameters", "flops_per_token")
     small = {
         name: [{key: run[key] for key in kept} for run in runs] for name, runs in results.items()
     }
-    write_json(output / "results.json", {"steps": steps, "variants": small})
-    text = report(results, steps)
+    everything = {"quickstart": quickstart, "steps": steps, "variants": small}
+    write_json(output / "results.json", everything)
+    text = quickstart_report(quickstart) + "\n" + report(results, steps)
     (output / "report.md").write_text(text)
     print(text)
 

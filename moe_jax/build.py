@@ -65,6 +65,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(options, value, path)
     if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}={value!r} must be a list")
         return tuple(_convert(options[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     return _scalar(hint, value, path)
 

@@ -15,8 +15,8 @@ from moe_jax.experiment import Experiment
 from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
 
-_USER_ERRORS = (ConfigError, CheckpointError, TrainingError, FileNotFoundError, ValueError)
-_FLAG_ERRORS = (AttributeError, KeyError, TypeError, OSError, flags.Error, *_USER_ERRORS)
+_USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)
+_FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 
 
 def define_config() -> flags.FlagHolder:

@@ -1,92 +1,199 @@
-"""Figures of a run as inline SVG."""
+"""Figures of a run as inline SVG that takes its text colour and font from the page around it."""
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-Records = Sequence[dict[str, Any]]
+Records = Sequence[Mapping[str, Any]]
+P = ParamSpec("P")
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, and seen
+# on light and dark paper.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK = "#010203"
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moe_jax",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.6,
+    "axes.xmargin": 0.01,
+    "grid.color": "#888888",
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+    ),
+}
+_WIDE, _NARROW = (10.0, 3.2), (6.4, 3.0)
+_POINTS, _COLUMNS = 600, 200
 
 
-def svg(figure: Figure) -> str:
-    """Returns the figure as an ``<svg>`` element for HTML."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", transparent=True)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
+    """Makes of a function that returns a figure one that returns its ``<svg>`` element."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        with matplotlib.rc_context(_STYLE):
+            return _svg(draw(*args, **kwargs))
+
+    return drawn
 
 
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
+
+
+@_drawn
 def loss_curve(train: Records, evaluations: Records) -> Figure:
-    """Training loss, its moving mean, and validation loss over steps, in nats per token."""
-    figure, axes = _axes("step", "loss (nats per token)")
+    """Training loss, its moving mean over a twentieth of the run, and validation loss in nats."""
+    figure, axes = _axes("step", "loss (nats per token)", _WIDE)
     steps, losses = _series(train, "loss")
-    axes.plot(steps, losses, color=_COLOURS[0], alpha=0.35, linewidth=0.8, label="training")
-    width = max(1, len(losses) // 20)
+    axes.plot(
+        *_thinned(steps, losses), color=_COLOURS[0], alpha=0.35, linewidth=0.8, label="training"
+    )
+    width = len(losses) // 20
     if width > 1:
-        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        axes.plot(steps[width - 1 :], smooth, color=_COLOURS[0], label="training, smoothed")
+        mean = np.convolve(losses, np.ones(width) / width, mode="valid")
+        label = f"training, mean of {width} records"
+        axes.plot(*_thinned(steps[width - 1 :], mean), color=_COLOURS[0], label=label)
     if evaluations:
-        axes.plot(*_series(evaluations, "loss"), "o", color=_COLOURS[1], label="validation")
-    axes.legend(frameon=False)
+        axes.plot(
+            *_series(evaluations, "loss"), "o-", color=_COLOURS[1], markersize=4, label="validation"
+        )
+    axes.legend()
     return figure
 
 
-def lines(train: Records, key: str, label: str) -> Figure:
+@_drawn
+def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
     """One number of the records over steps."""
     figure, axes = _axes("step", label)
-    axes.plot(*_series(train, key), color=_COLOURS[0], linewidth=1.0)
+    axes.plot(*_thinned(*_series(train, key)), color=_COLOURS[0], linewidth=1.0)
+    if log:
+        axes.set_yscale("log", nonpositive="clip")
     return figure
 
 
+@_drawn
 def layer_lines(train: Records, label: str, *path: str) -> Figure:
-    """One number of every MoE layer over steps; ``path`` leads to it inside a layer's record."""
+    """One number of every MoE layer over steps, mean of bins.
+
+    Args:
+        train: records of at least one layer.
+        label: of the number.
+        *path: leads to it inside a layer's record.
+    """
     figure, axes = _axes("step", label)
-    for index, layer in enumerate(train[0]["layers"]):
-        values = [_at(record["layers"][index], path) for record in train]
-        colour = _COLOURS[index % len(_COLOURS)]
-        steps = [record["step"] for record in train]
-        axes.plot(steps, values, color=colour, linewidth=1.0, label=f"layer {layer['layer']}")
-    axes.legend(frameon=False)
+    layers = train[0]["layers"]
+    steps = np.array([record["step"] for record in train])
+    for index, layer in enumerate(layers):
+        values = np.array([_at(record["layers"][index], path) for record in train], np.float64)
+        edges, means = _binned(steps, values)
+        shown = len(layers) <= len(_COLOURS) or index in (0, len(layers) // 2, len(layers) - 1)
+        axes.plot(
+            (edges[:-1] + edges[1:]) / 2 if len(means) < len(steps) else steps,
+            means,
+            color=_layer_colour(index, len(layers)),
+            linewidth=1.2,
+            marker="o" if len(steps) == 1 else None,
+            label=f"layer {layer['layer']}" if shown else None,
+        )
+    axes.legend(ncols=min(3, len(layers)))
     return figure
 
 
+@_drawn
 def load_map(train: Records, index: int) -> Figure:
     """Load of every expert of the ``index``-th MoE layer over steps; 1 is an even share."""
-    load = np.array([record["layers"][index]["load"] for record in train]).T
     figure, axes = _axes("step", "expert")
-    steps = [record["step"] for record in train]
-    extent = (steps[0], steps[-1] + 1, load.shape[0] - 0.5, -0.5)
+    load = [record["layers"][index]["load"] for record in train]
+    edges, means = _binned(
+        np.array([record["step"] for record in train]), np.array(load, np.float64)
+    )
+    num_experts = means.shape[1]
     image = axes.imshow(
-        load * load.shape[0], aspect="auto", extent=extent, cmap="cividis", vmin=0.0, vmax=2.0,
-        interpolation="nearest",
-    )  # fmt: skip
-    figure.colorbar(image, ax=axes, label="load / even share")
-    axes.set_title(f"layer {train[0]['layers'][index]['layer']}", loc="left", fontsize=10)
+        means.T * num_experts,
+        aspect="auto",
+        extent=(edges[0], edges[-1], num_experts - 0.5, -0.5),
+        cmap="PuOr_r",
+        vmin=0.0,
+        vmax=2.0,
+        interpolation="none",
+    )
+    figure.colorbar(image, ax=axes, label="load / even share", extend="max", pad=0.02)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.grid(False)
     return figure
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(6.4, 3.0))
+def _axes(x: str, y: str, size: tuple[float, float] = _NARROW) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size)
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure, axes
 
 
+def _layer_colour(index: int, layers: int) -> Any:
+    if layers <= len(_COLOURS):
+        return _COLOURS[index]
+    return matplotlib.colormaps["viridis"](0.1 + 0.75 * index / (layers - 1))
+
+
 def _series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(record["step"], record[key]) for record in records if record[key] is not None]
+    """Returns steps and finite values ``(T,)`` of the records that have them."""
+    found = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     steps, values = zip(*found, strict=True) if found else ((), ())
-    return np.array(steps), np.array(values)
+    return np.array(steps), np.array(values, np.float64)
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns at most ``_POINTS`` of the points: the least and greatest of every bin."""
+    if len(values) <= _POINTS:
+        return steps, values
+    bins = np.array_split(np.arange(len(values)), _POINTS // 2)
+    kept = [{part[values[part].argmin()], part[values[part].argmax()]} for part in bins]
+    index = np.array([i for part in kept for i in sorted(part)])
+    return steps[index], values[index]
+
+
+def _binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns edges ``(B + 1,)`` of even bins over steps ``(T,)`` and means ``(B, ...)``.
+
+    A bin without a record takes the next one.
+    """
+    count = min(len(steps), _COLUMNS)
+    edges = np.linspace(steps[0], steps[-1] if count > 1 else steps[0] + 1, count + 1)
+    first = np.minimum(np.searchsorted(steps, edges[:-1]), len(steps) - 1)
+    size = np.maximum(np.diff(first, append=len(steps)), 1)
+    sums = np.add.reduceat(values, first, axis=0)
+    return edges, sums / size.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
     for key in path:
-        value = value[key]
+        value = value.get(key) if isinstance(value, Mapping) else None
     return value

@@ -5,112 +5,180 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from moe_jax.analysis import figures
-from moe_jax.training.metrics import read_metrics
+from moe_jax.training.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
-_VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
+Record = Mapping[str, Any]
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+_BYTES = {f"<0x{ord(character):02X}>": shown for character, shown in _VISIBLE.items()}
 _BASELINES = {
     "uniform": "uniform bytes",
     "order2": "order-2 byte model",
     "zlib": "zlib -9, file by file",
 }
+# Key of result.json, name of the row, format.
+_ROWS = (
+    ("loss", "validation loss", "{:.4f} nats per token"),
+    ("accuracy", "validation accuracy", "{:.1%}"),
+    ("total_parameters", "parameters", "{:,}"),
+    ("active_parameters", "parameters active per token", "{:,}"),
+    ("flops_per_token", "FLOPs per token, forward", "{:,}"),
+    ("steps", "steps", "{:,}"),
+    ("tokens", "training tokens", "{:,}"),
+    ("skipped_updates", "updates skipped", "{:,}"),
+)
 
 
 def write_report(workdir: Path) -> Path:
     """Writes ``report.html`` from the files of a workdir and returns its path.
 
-    Reads ``metrics.jsonl``, and ``config.json``, ``result.json`` and ``expert_tokens.json`` where
-    they are.
+    Reads ``metrics.jsonl``, ``config.json``, ``result.json`` and ``expert_tokens.json``; what is
+    not there yet is left out.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run.
+        ValueError: if one of the files is damaged.
     """
     workdir = Path(workdir)
+    if not any((workdir / name).exists() for name in (METRICS, "config.json", "result.json")):
+        raise FileNotFoundError(f"{workdir} holds no run: train one there first")
     records = read_metrics(workdir)
-    result = _json(workdir / "result.json")
-    config = _json(workdir / "config.json")
-    loader = jinja2.PackageLoader("moe_jax.analysis", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    result, config, tokens = (
+        _json(workdir / name) for name in ("result.json", "config.json", "expert_tokens.json")
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("moe_jax.analysis", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     text = environment.get_template("report.html.j2").render(
-        title=config.get("config", {}).get("name", workdir.name),
-        summary=summary(result, config),
+        title=config.get("config", {}).get("name", workdir.resolve().name),
         scores=_scores(result),
-        charts=_charts(records),
-        loads=_loads(records),
-        tokens=_visible(_json(workdir / "expert_tokens.json")),
+        summary=summary(records, result, config),
+        curves=_curves(records),
+        layers=_layer_rows(records),
+        router_curves=_router_curves(_of_kind(records, "train")),
+        loads=_loads(_of_kind(records, "train")),
+        tokens=_visible_table(tokens),
+        config=json.dumps(config.get("config", {}), indent=2) if config else "",
     )
     path = workdir / REPORT
-    path.write_text(text)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
     return path
 
 
-def summary(result: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
-    """Returns the rows of the summary table."""
+def summary(records: Sequence[Record], result: Record, config: Record) -> dict[str, str]:
+    """Returns names and values of the summary table; what is not known yet is left out."""
+    rows = {}
     if not result:
-        return {"state": "not finished"}
-    mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
-    commit = config.get("git_commit") or "unknown"
-    return {
-        "device": result["device"],
-        "mesh": mesh,
-        "parameters": f"{result['total_parameters']:,}",
-        "active per token": f"{result['active_parameters']:,}",
-        "FLOPs per token, forward": f"{result['flops_per_token']:,}",
-        "steps": f"{result['steps']:,}",
-        "tokens": f"{result['tokens']:,}",
-        "seconds": f"{result['seconds']:.0f}",
-        "updates skipped": str(result["skipped_updates"]),
-        "validation loss": f"{result['loss']:.4f} nats per token",
-        "validation accuracy": f"{result['accuracy']:.1%}",
-        "versions": ", ".join(f"{k} {v}" for k, v in config.get("versions", {}).items()),
-        "commit": commit[:12],
-    }
+        rows["state"] = f"not finished: step {records[-1]['step']:,}" if records else "not started"
+    for key, name, template in _ROWS:
+        if result.get(key) is not None:
+            rows[name] = template.format(result[key])
+    rates = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
+    if rates:
+        rows["tokens per second, median"] = f"{np.median(rates):,.0f}"
+    if result.get("seconds") is not None:
+        seconds = datetime.timedelta(seconds=round(result["seconds"]))
+        rows["wall time since the last start"] = f"{seconds} h"
+    if result.get("device"):
+        rows["device"] = result["device"]
+    if result.get("mesh"):
+        rows["mesh"] = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    if config.get("versions"):
+        rows["versions"] = ", ".join(f"{k} {v}" for k, v in config["versions"].items())
+    if config.get("git_commit"):
+        rows["commit"] = config["git_commit"][:12]
+    return rows
 
 
-def _scores(result: dict[str, Any]) -> list[tuple[str, float]]:
-    if not result:
+def visible(piece: str) -> str:
+    """Returns a token's text with white space and unprintable characters made visible."""
+    if piece in _BYTES:
+        return _BYTES[piece]
+    shown = [_VISIBLE.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in piece]
+    return "".join(shown) or "(empty)"
+
+
+def _scores(result: Record) -> list[dict[str, Any]]:
+    """Returns rows of name, bits per byte and length of the bar (1 the longest); ours first."""
+    if result.get("bits_per_byte") is None:
         return []
-    rows = [("this model", result["bits_per_byte"])]
-    return rows + [(_BASELINES[name], value) for name, value in result["baselines"].items()]
+    rows = {"this model": result["bits_per_byte"]}
+    rows |= {_BASELINES.get(key, key): bits for key, bits in result.get("baselines", {}).items()}
+    longest = max((bits for bits in rows.values() if math.isfinite(bits)), default=0.0) or 1.0
+    return [
+        {"name": name, "bits": bits, "bar": bits / longest if math.isfinite(bits) else 0.0}
+        for name, bits in rows.items()
+    ]
 
 
-def _charts(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    train = [record for record in records if record["kind"] == "train"]
+def _curves(records: Sequence[Record]) -> list[tuple[str, str]]:
+    train = _of_kind(records, "train")
     if not train:
         return []
-    evaluations = [record for record in records if record["kind"] == "eval"]
-    charts = [
-        ("Loss", figures.loss_curve(train, evaluations)),
-        ("Learning rate", figures.lines(train, "learning_rate", "learning rate")),
-        ("Gradient norm", figures.lines(train, "grad_norm", "global norm before clipping")),
-    ]
-    if train[0]["layers"]:
-        dropped = figures.layer_lines(train, "dropped fraction", "dropped_fraction")
-        charts.append(("Dropped assignments", dropped))
-        names = train[0]["layers"][0]["losses"]
-        charts += [
-            (f"Router loss: {name}", figures.layer_lines(train, name, "losses", name))
-            for name in names
-        ]
-    return [(title, figures.svg(figure)) for title, figure in charts]
+    loss = figures.loss_curve(train, _of_kind(records, "eval"))
+    rate = figures.line(train, "learning_rate", "learning rate")
+    norm = figures.line(train, "grad_norm", "global norm before clipping", log=True)
+    return [("Loss", loss), ("Learning rate", rate), ("Gradient norm", norm)]
 
 
-def _loads(records: list[dict[str, Any]]) -> list[str]:
-    train = [record for record in records if record["kind"] == "train"]
+def _router_curves(train: Sequence[Record]) -> list[tuple[str, str]]:
+    """Returns titles and charts with one line per MoE layer; none for a dense model."""
     layers = train[0]["layers"] if train else []
-    return [figures.svg(figures.load_map(train, index)) for index in range(len(layers))]
+    if not layers:
+        return []
+    draw = figures.layer_lines
+    charts = [("Dropped assignments", draw(train, "fraction", "dropped_fraction"))]
+    unrouted = "unrouted_fraction"
+    if any(layer.get(unrouted) for record in train for layer in record["layers"]):
+        charts.append(("Tokens without an expert", draw(train, "fraction", unrouted)))
+    names = {name: None for layer in layers for name in layer.get("losses", {})}
+    charts += [
+        (f"Router loss: {name}", draw(train, f"{name} loss", "losses", name)) for name in names
+    ]
+    return [
+        *charts,
+        ("Load of the busiest expert", draw(train, "load / mean load", "max_mean_load")),
+        ("Entropy of the load", draw(train, "entropy / log E", "load_entropy")),
+    ]
 
 
-def _visible(table: dict[str, Any]) -> list[dict[str, Any]]:
+def _loads(train: Sequence[Record]) -> list[tuple[str, str]]:
+    layers = train[0]["layers"] if train else []
+    return [
+        (f"Layer {layer['layer']}", figures.load_map(train, index))
+        for index, layer in enumerate(layers)
+    ]
+
+
+def _layer_rows(records: Sequence[Record]) -> list[Record]:
+    """Returns the layers of the last evaluation, or else of the last training record."""
+    found = [r for r in records if r.get("layers")]
+    return (_of_kind(found, "eval") or found or [{"layers": []}])[-1]["layers"]
+
+
+def _visible_table(table: Record) -> list[dict[str, Any]]:
     return [
         {
             "layer": layer["layer"],
             "experts": [
-                [{**token, "piece": token["piece"].translate(_VISIBLE)} for token in expert]
+                [{**token, "piece": visible(token["piece"])} for token in expert]
                 for expert in layer["experts"]
             ],
         }
@@ -118,8 +186,17 @@ def _visible(table: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _of_kind(records: Sequence[Record], kind: str) -> list[Record]:
+    return [record for record in records if record["kind"] == kind]
+
+
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it") from error
 
 
 def _main() -> None:

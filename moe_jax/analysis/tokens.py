@@ -91,7 +91,7 @@ def mutual_information(counts: np.ndarray) -> float:
 
     0 when every expert takes every domain alike, at most ``log min(E, D)``; 0 for no counts.
     """
-    joint = np.asarray(counts, np.float64) / max(np.sum(counts), 1)
+    joint = np.asarray(counts, np.float64) / (np.sum(counts) or 1.0)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0
     return float(np.sum(joint[seen] * np.log(joint[seen] / independent[seen])))
@@ -102,4 +102,4 @@ def purity(counts: np.ndarray) -> float:
 
     At most 1; never below the share of the most frequent domain; 0 for no counts.
     """
-    return float(np.max(counts, axis=1).sum() / max(np.sum(counts), 1))
+    return float(np.max(counts, axis=1).sum() / (np.sum(counts) or 1.0))

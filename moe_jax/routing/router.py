@@ -87,7 +87,7 @@ class Router:
             The plan.
         """
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        valid = jnp.ones(logits.shape[:1], bool) if valid is None else valid
+        valid = jnp.ones(logits.shape[:1], bool) if valid is None else jnp.asarray(valid)
         scores = self.score(logits, valid)
         selection = self.select(scores, valid, capacity=capacity, rng=rng)
         slots, counts = self.capacity.seat(selection, scores, valid, capacity)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +48,6 @@ class Loop:
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
         """Returns step, state and data position of the newest good checkpoint, or the start."""
         found = self.checkpoints.restore(named_leaves(self.session.abstract))
-        for skipped in self.checkpoints.skipped:
-            print(f"warning: {skipped}", file=sys.stderr, flush=True)
         if found is None:
             return 0, self.session.recipe.create()[1], None
         step, leaves, data_state = found

@@ -102,5 +102,7 @@ def from_named_leaves(like: TrainState, leaves: dict[str, Any]) -> TrainState:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    parts = [str(entry).strip("[].'") for entry in path]
-    return "/".join(part for part in parts if part != "value")
+    # The last step into an nnx.Variable says nothing; a parameter of this name does.
+    if path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return "/".join(str(entry).strip("[].'") for entry in path)

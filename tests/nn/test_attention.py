@@ -31,8 +31,7 @@ def loop(layer: Attention, x, segments, positions) -> np.ndarray:
     """One query at a time over the keys it may see."""
     config = layer.config
     q, k, v, out = (
-        np.asarray(p[...], np.float64)
-        for p in (layer.query, layer.key, layer.value, layer.output)
+        np.asarray(p[...], np.float64) for p in (layer.query, layer.key, layer.value, layer.output)
     )
     x = np.asarray(x, np.float64)
     result = np.zeros_like(x)

@@ -45,7 +45,8 @@ def all_valid(x: jax.Array) -> jax.Array:
 def loop(moe: MoE, x: jax.Array, experts_per_token: int) -> np.ndarray:
     """Every token on its own: softmax, its best experts, their gated sum. Nothing is dropped."""
     kernel, up, down = (
-        np.asarray(p[...], np.float64) for p in (moe.router_kernel, moe.experts.up, moe.experts.down)
+        np.asarray(p[...], np.float64)
+        for p in (moe.router_kernel, moe.experts.up, moe.experts.down)
     )
     tokens = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     out = np.zeros_like(tokens)
@@ -77,9 +78,7 @@ def leaves_close(actual, expected, rtol=2e-5):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("name", "k"), [("switch", 1), ("gshard", 2)])
 def test_at_full_capacity_the_layer_is_a_loop_over_tokens(name, k, transport):
-    config = MoEConfig(
-        num_experts=3, group_size=4, router=ROUTERS[name], transport=transport
-    )
+    config = MoEConfig(num_experts=3, group_size=4, router=ROUTERS[name], transport=transport)
     moe, x = make(config), normal((2, 6, WIDTH))
     y, aux = apply(moe, x, all_valid(x), mode=DECODE)
     close(y, loop(moe, x, k))
@@ -143,9 +142,7 @@ def test_einsum_and_gather_agree_in_value_and_all_gradients(name):
 def one_way(capacity: Capacity, transport: str = "einsum", group_size: int = 4) -> MoE:
     """Two experts; every token whose first feature is positive wants expert 0."""
     router = Router(Softmax(), TopK(1), (LoadBalance(),), capacity)
-    moe = make(
-        MoEConfig(num_experts=2, group_size=group_size, router=router, transport=transport)
-    )
+    moe = make(MoEConfig(num_experts=2, group_size=group_size, router=router, transport=transport))
     moe.router_kernel[...] = jnp.zeros((WIDTH, 2)).at[0, 0].set(1.0)
     return moe
 
@@ -279,9 +276,7 @@ def preferences(priority: str) -> MoE:
         ("token", ([[True, True], [False, False]], [[True, True], [False, False]])),
     ],
 )
-def test_the_first_choice_of_a_later_token_may_take_the_slot_of_a_second_choice(
-    priority, expected
-):
+def test_the_first_choice_of_a_later_token_may_take_the_slot_of_a_second_choice(priority, expected):
     moe = preferences(priority)
     record = Mode("eval", record=True)
     same = jnp.array([[[1.0, 0, 0, 0], [1.0, 0, 0, 0]]])  # both want expert 0 first
@@ -362,7 +357,8 @@ def test_the_router_computes_in_float32_under_bfloat16():
     found = list(equations(traced.jaxpr))
     kernel = (WIDTH, 3)
     routers = [
-        e for e in found
+        e
+        for e in found
         if e.primitive.name == "dot_general" and kernel in [v.aval.shape for v in e.invars]
     ]
     softmaxes = [e for e in found if e.primitive.name == "exp"]

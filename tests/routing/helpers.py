@@ -18,7 +18,7 @@ from moe_jax.routing import Capacity, LoadBalance, Plan, Router, Softmax, TopK, 
 Array = np.ndarray
 
 S, E = 8, 4
-settings.register_profile("routing", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("routing", derandomize=True, deadline=None, max_examples=25)
 examples = settings.get_profile("routing")
 
 # Grid logits plus fixed noise: rows differ clearly within a token, and no two tokens score the

@@ -43,7 +43,7 @@ def check(plan: Plan, expected: references.Routing) -> None:
         np.testing.assert_allclose(value, expected.losses[name], rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 8])
+@pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_router_is_the_published_one(name: str, capacity: int):
     router, reference = DETERMINISTIC[name]
@@ -56,7 +56,7 @@ def test_deterministic_router_is_the_published_one(name: str, capacity: int):
     compare()
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 8])
+@pytest.mark.parametrize("capacity", [1, 3])
 def test_batch_prioritised_switch_is_the_published_one(capacity: int):
     router = preset("switch_mtf", priority="score")
 
@@ -71,7 +71,7 @@ def test_batch_prioritised_switch_is_the_published_one(capacity: int):
     compare()
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 8])
+@pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("name", ["gshard", "top2_mtf"])
 def test_random_second_expert_is_the_published_one_for_the_same_draws(name: str, capacity: int):
     reference = {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 
-from moe_jax.routing import Plan, Router, TopTokens, preset
+from moe_jax.routing import PRESETS, Plan, Router, TopTokens, preset
 from tests.routing.helpers import (
     ROUTERS,
     E,
@@ -25,22 +28,35 @@ from tests.routing.helpers import (
     weights,
 )
 
+Array = np.ndarray
 TIGHT = 2
 ALL = np.ones(S, bool)
 KEY = jax.random.key(1)
 # Each expert is the first choice of 2 of the 8 tokens, the second of 2, and so on: all means equal.
 UNIFORM = np.stack([np.roll([3.0, 2, 1, 0], shift) for shift in range(4)] * 2).astype(np.float32)
 
-every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)
-both_keys = pytest.mark.parametrize("key", [None, KEY], ids=["eval", "key"])
+
+def over(names: Iterable[str]) -> pytest.MarkDecorator:
+    names = list(names)
+    return pytest.mark.parametrize("router", [ROUTERS[name] for name in names], ids=names)
+
+
+every_router = over(ROUTERS)
+PRESET_NAMES = [function.__name__ for function in PRESETS]
+every_preset = over(PRESET_NAMES)
+RANDOM = [name for name, part in ROUTERS.items() if getattr(part.select, "second", "") == "random"]
+with_and_without_key = pytest.mark.parametrize(
+    ("router", "key"),
+    [(router, None) for router in ROUTERS.values()] + [(ROUTERS[name], KEY) for name in RANDOM],
+    ids=[*ROUTERS, *(f"{name}-key" for name in RANDOM)],
+)
 
 
 def experts_per_token(router: Router) -> int:
     return E if router.experts_choose else router.select.choices_per_token
 
 
-@both_keys
-@every_router
+@with_and_without_key
 def test_plan_is_well_formed(router: Router, key):
     @examples
     @given(drawn_logits, drawn_valid)
@@ -62,33 +78,28 @@ def test_plan_is_well_formed(router: Router, key):
         assert (np.asarray(counts.overflow) >= 0).all()
         assert counts.dropped == np.sum(counts.demand) - np.sum(counts.load)
         np.testing.assert_array_equal(plan.slots.filled, dispatch.any(0))
-
-    check()
-
-
-@every_router
-def test_both_index_maps_of_the_slots_agree(router: Router):
-    @examples
-    @given(drawn_logits, drawn_valid)
-    def check(logits, valid):
-        slots = jitted(router, TIGHT)(logits, valid, KEY).slots
         if router.experts_choose:
-            assert slots.place is None and slots.gate is None
-            return
-        token, weight = np.full(E * TIGHT, S), np.zeros(E * TIGHT, np.float32)
-        for (s, k), place in np.ndenumerate(np.asarray(slots.place)):
-            if place < E * TIGHT:
-                token[place], weight[place] = s, slots.gate[s, k]
-            else:
-                assert slots.gate[s, k] == 0
-        np.testing.assert_array_equal(slots.token, token.reshape(E, TIGHT))
-        np.testing.assert_array_equal(slots.weight, weight.reshape(E, TIGHT))
+            assert plan.slots.place is None and plan.slots.gate is None
+        else:
+            check_index_maps(plan)
 
     check()
 
 
-@both_keys
-@every_router
+def check_index_maps(plan: Plan) -> None:
+    """``place`` and ``gate`` by token say what ``token`` and ``weight`` say by slot."""
+    slots = plan.slots
+    token, weight = np.full(E * TIGHT, S), np.zeros(E * TIGHT, np.float32)
+    for (s, k), place in np.ndenumerate(np.asarray(slots.place)):
+        if place < E * TIGHT:
+            token[place], weight[place] = s, np.asarray(slots.gate)[s, k]
+        else:
+            assert np.asarray(slots.gate)[s, k] == 0
+    np.testing.assert_array_equal(slots.token, token.reshape(E, TIGHT))
+    np.testing.assert_array_equal(slots.weight, weight.reshape(E, TIGHT))
+
+
+@with_and_without_key
 def test_full_capacity_drops_nothing(router: Router, key):
     @examples
     @given(drawn_logits, drawn_valid)
@@ -99,8 +110,7 @@ def test_full_capacity_drops_nothing(router: Router, key):
     check()
 
 
-@both_keys
-@every_router
+@with_and_without_key
 def test_permuting_the_experts_permutes_the_plan(router: Router, key):
     @examples
     @given(drawn_logits, drawn_valid, drawn_experts)
@@ -121,11 +131,7 @@ def order_matters(router: Router) -> bool:
     return not router.experts_choose and router.capacity.priority != "score"
 
 
-@pytest.mark.parametrize(
-    "router",
-    [router for router in ROUTERS.values() if not order_matters(router)],
-    ids=[name for name, router in ROUTERS.items() if not order_matters(router)],
-)
+@over(name for name, router in ROUTERS.items() if not order_matters(router))
 def test_order_of_tokens_does_not_matter_to_prioritised_routing(router: Router):
     @examples
     @given(drawn_logits, drawn_valid, drawn_order)
@@ -138,11 +144,7 @@ def test_order_of_tokens_does_not_matter_to_prioritised_routing(router: Router):
     check()
 
 
-@pytest.mark.parametrize(
-    "router",
-    [router for router in ROUTERS.values() if order_matters(router)],
-    ids=[name for name, router in ROUTERS.items() if order_matters(router)],
-)
+@over(name for name, router in ROUTERS.items() if order_matters(router))
 def test_order_of_tokens_matters_to_plain_routing(router: Router):
     # All want expert 0 and then expert 1: the first two tokens are served, whoever they are.
     logits = np.tile(np.array([3, 2, 1, 0], np.float32), (S, 1))
@@ -166,7 +168,7 @@ def test_balance_is_one_at_uniform_routing(router: Router):
         np.testing.assert_allclose(jitted(router, S)(equal, ALL).losses["token_balance"], 1)
 
 
-@every_router
+@every_preset
 def test_a_group_is_routed_alone_as_among_others(router: Router):
     logits, valid = normal(7, 3, S, E), np.random.default_rng(7).random((3, S)) < 0.8
     valid[2] = False
@@ -179,8 +181,8 @@ def test_a_group_is_routed_alone_as_among_others(router: Router):
             np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@every_router
-def test_faces_of_a_grouped_plan_are_those_of_its_groups(router: Router):
+def test_faces_of_a_grouped_plan_are_those_of_its_groups():
+    router = preset("switch")
     logits, valid = normal(8, 2, S, E), np.ones((2, S), bool)
     plan = jitted_groups(router, TIGHT)(logits, valid)
     assert plan.dispatch.shape == plan.combine.shape == (2, S, E, TIGHT)
@@ -190,7 +192,7 @@ def test_faces_of_a_grouped_plan_are_those_of_its_groups(router: Router):
     np.testing.assert_array_equal(plan.combine[1], one.combine)
 
 
-@every_router
+@every_preset
 def test_half_precision_logits_are_computed_on_in_float32(router: Router):
     logits = normal(9, S, E).astype(jnp.bfloat16)
     half = jitted(router, TIGHT)(logits, ALL)
@@ -203,56 +205,45 @@ def test_half_precision_logits_are_computed_on_in_float32(router: Router):
 
 def test_without_a_mask_every_token_is_valid():
     router, logits = preset("switch"), normal(10, S, E)
+    without = jax.jit(functools.partial(router, capacity=TIGHT))(logits)
     for a, b in zip(
-        jax.tree.leaves(router(logits, capacity=TIGHT)),
+        jax.tree.leaves(without),
         jax.tree.leaves(jitted(router, TIGHT)(logits, ALL)),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def objective(router: Router, logits: jax.Array, valid: np.ndarray, part: str) -> jax.Array:
-    """Returns a fixed random weighting of ``combine``, or the sum of the losses."""
-    plan: Plan = router(logits, capacity=TIGHT, valid=valid)
-    if part == "combine":
-        return (plan.combine.sum(-1) * normal(11, S, E)).sum()
-    return sum(plan.losses.values(), jnp.zeros((), logits.dtype))
+def objectives(router: Router, logits: jax.Array, valid: Array) -> jax.Array:
+    """Returns ``(2,)``: a fixed random weighting of ``combine``, and the sum of the losses."""
+    plan = router(logits, capacity=TIGHT, valid=valid)
+    combined = (plan.combine.sum(-1) * normal(11, S, E)).sum()
+    return jnp.stack([combined, sum(plan.losses.values(), jnp.zeros((), logits.dtype))])
 
 
-@pytest.mark.parametrize("part", ["combine", "losses"])
-@every_router
-def test_gradients_equal_finite_differences(router: Router, part: str):
+@over([*PRESET_NAMES, "top2_mtf+threshold+second", "top2+renormalize"])
+def test_gradients_equal_finite_differences(router: Router):
     # Central differences in float64: error about step**2. The draws are generic, so no step of 1e-5
     # changes a choice. Token 3 is padding.
     valid = np.arange(S) != 3
     with jax.enable_x64(True):
         logits, step = normal(12, S, E).astype(np.float64), 1e-5
-        f = jax.jit(lambda logits: objective(router, logits, valid, part))
-        gradient = np.asarray(jax.jit(jax.grad(f))(logits))
-        steps = np.eye(S * E).reshape(-1, S, E) * step
-        up, down = (np.array([f(logits + sign * one) for one in steps]) for sign in (1, -1))
+        f = functools.partial(objectives, router, valid=valid)
+        gradient = np.asarray(jax.jit(jax.jacrev(f))(logits))
+        steps = np.concatenate([np.eye(S * E), -np.eye(S * E)]).reshape(-1, S, E) * step
+        up, down = np.split(np.asarray(jax.jit(jax.vmap(f))(logits + steps)), 2)
+    seated = seats(jitted(router, TIGHT)(logits, valid)).sum(-1)
     assert gradient.dtype == np.float64
-    numeric = ((up - down) / (2 * step)).reshape(S, E)
+    numeric = ((up - down) / (2 * step)).T.reshape(2, S, E)
     np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-8)
-    if part == "combine":
-        assert not gradient[3].any()
+    # Padding takes no part in the output; everybody who is routed teaches the router, but for the
+    # only choice left of a token, whose weight is 1 whatever its logit if gates are renormalised.
+    assert not gradient[0, 3].any()
+    learns = seated > (1 if router.capacity.renormalize else 0)
+    assert learns.any() and (np.abs(gradient[0]).max(-1) > 1e-4)[learns].all()
 
 
-@every_router
-def test_router_learns_through_the_combine_weights(router: Router):
-    logits = normal(13, S, E)
-    f = jax.jit(jax.grad(lambda logits: objective(router, logits, ALL, "combine")))
-    gradient = f(logits)
-    routed = seats(jitted(router, TIGHT)(logits, ALL)).any(-1)
-    learns = np.abs(gradient).max(-1) > 1e-6
-    if router.capacity.renormalize:
-        # One remaining choice has weight 1 whatever its logit.
-        routed = seats(jitted(router, TIGHT)(logits, ALL)).sum(-1) > 1
-    assert routed.any()
-    assert learns[routed].all()
-
-
-@every_router
+@over(["switch", "top2+renormalize", "expert_choice"])
 def test_counts_have_no_gradient(router: Router):
     def total(logits: jax.Array) -> jax.Array:
         counts = router(logits, capacity=TIGHT, valid=ALL).counts
@@ -265,7 +256,7 @@ def test_counts_have_no_gradient(router: Router):
 def test_padding_gets_no_gradient_from_masked_losses(name: str):
     # Mesh-TensorFlow's Switch is left out: there padding is in both factors of the loss.
     valid = np.arange(S) < 5
-    f = jax.jit(jax.grad(lambda x: objective(preset(name), x, valid, "losses")))
+    f = jax.jit(jax.grad(lambda x: objectives(preset(name), x, valid)[1]))
     gradient = f(normal(15, S, E))
     assert np.any(gradient[:5]) and not np.any(gradient[5:])
 

@@ -12,7 +12,7 @@ import pytest
 
 from moe_jax.routing import PRESETS, Plan, Router, preset, route
 from moe_jax.transport import Einsum, Gather, Transport
-from tests.routing.helpers import ROUTERS, E, S, normal
+from tests.routing.helpers import ROUTERS, E, S, jitted_groups, normal
 
 G, M = 3, 6
 TIGHT = 2
@@ -175,7 +175,7 @@ def test_an_expert_nobody_chose_has_exactly_zero_gradient(name: str, transport: 
 def test_empty_slots_are_zero_rows(transport: Transport):
     # Two tokens and four slots in each of two experts: token 0 prefers expert 1, token 1 expert 0.
     logits = np.array([[[0, 1], [1, 0]]], np.float32)
-    plan = route(preset("switch"), logits, capacity=2, valid=np.ones((1, 2), bool))
+    plan = jitted_groups(preset("switch"), 2)(logits, np.ones((1, 2), bool))
     sent = transport.dispatch(np.array([[[1, 2], [3, 4]]], np.float32), plan)
     np.testing.assert_array_equal(sent, [[[[3, 4], [0, 0]], [[1, 2], [0, 0]]]])
     # What the experts make of empty slots is not read: gate e / (1 + e) times rows 10 and 30.

@@ -1,0 +1,116 @@
+import json
+import re
+
+import pytest
+
+from moe_jax.analysis.report import write_report
+from moe_jax.training.metrics import MetricsWriter, load_statistics
+
+_RESULT = {
+    "loss": 1.25,
+    "bits_per_byte": 1.5,
+    "accuracy": 0.625,
+    "dropped_fraction": 0.0,
+    "layers": [],
+    "baselines": {"uniform": 8.0, "order2": 2.25, "zlib": 2.75},
+    "total_parameters": 123456,
+    "active_parameters": 65432,
+    "flops_per_token": 98765,
+    "steps": 3,
+    "tokens": 768,
+    "skipped_updates": 0,
+    "seconds": 12.0,
+    "device": "1 x imaginary",
+    "mesh": {"data": 1, "expert": 1, "model": 1},
+}
+
+
+def _layer(layer, load):
+    losses = {"balance": 1.0 + layer / 100}
+    fractions = {"dropped_fraction": 0.1, "unrouted_fraction": 0.0}
+    return {"layer": layer, "losses": losses, "load": load, **fractions, **load_statistics(load)}
+
+
+def _train(step, layers):
+    return {
+        "kind": "train",
+        "step": step,
+        "loss": 3.0 / step,
+        "objective": 3.1 / step,
+        "grad_norm": 0.5,
+        "skipped_updates": 0,
+        "dropped_fraction": 0.1,
+        "learning_rate": 1e-3,
+        "tokens_per_second": 1000.0,
+        "layers": layers,
+    }
+
+
+def _write(folder, layers=(), tokens=(), name="a run", result=_RESULT):
+    with MetricsWriter(folder) as writer:
+        for step in (1, 2, 3):
+            writer.write(_train(step, list(layers)))
+        writer.write({"kind": "eval", "step": 3, "loss": 1.25, "layers": []})
+    (folder / "config.json").write_text(json.dumps({"config": {"name": name}, "versions": {}}))
+    (folder / "expert_tokens.json").write_text(json.dumps({"layers": list(tokens)}))
+    if result:
+        (folder / "result.json").write_text(json.dumps(result))
+    return write_report(folder).read_text()
+
+
+def _piece(text):
+    return {"piece": text, "count": 17, "share": 0.5}
+
+
+@pytest.fixture
+def moe(tmp_path):
+    layers = [_layer(1, [0.5, 0.5]), _layer(3, [0.75, 0.25])]
+    tokens = [{"layer": 3, "experts": [[_piece("<script>alert(1)</script>")], [_piece(" \n")]]}]
+    return _write(tmp_path, layers, tokens, name="<b>bold</b>")
+
+
+def test_shows_curves_loads_and_tokens(moe):
+    assert "Loss" in moe
+    assert "Learning rate" in moe
+    assert "Gradient norm" in moe
+    # Four charts or more, and a map of the load for each MoE layer.
+    assert moe.count("<svg") >= 6
+    assert "layer 3" in moe
+    assert "expert 1" in moe
+    assert "dense" not in re.sub(r"<style>.*?</style>", "", moe, flags=re.DOTALL)
+
+
+def test_shows_scores_beside_baselines(moe):
+    position = [moe.index(text) for text in ("1.500", "8.000", "2.250", "2.750")]
+    assert position[0] == min(position)
+    for text in ("123,456", "65,432", "98,765", "1.2500", "62.5%", "1 x imaginary"):
+        assert text in moe
+
+
+def test_escapes_what_tokens_and_names_hold(moe):
+    assert "<script" not in moe
+    assert "&lt;script&gt;" in moe
+    assert "<b>" not in moe
+    assert "&lt;b&gt;bold" in moe
+
+
+def test_makes_white_space_visible(moe):
+    assert "␣↵" in moe
+
+
+def test_needs_no_network(moe):
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", moe)
+    assert not re.search(r"""url\(\s*["']?(https?:)?//|@import|<link""", moe)
+
+
+def test_dense_model_is_called_dense(tmp_path):
+    text = _write(tmp_path)
+    assert "dense" in text
+    assert "expert 0" not in text
+    assert "Loss" in text
+
+
+def test_unfinished_run_is_called_unfinished(tmp_path):
+    text = _write(tmp_path, [_layer(1, [0.5, 0.5])], result=None)
+    assert "not finished" in text
+    assert "<svg" in text

@@ -1,0 +1,171 @@
+import dataclasses
+import json
+import sys
+from unittest import mock
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import common, quickstart
+from moe_jax.build import build, describe
+from moe_jax.errors import ConfigError
+from moe_jax.experiment import Experiment, TrainingConfig
+from moe_jax.models import DecoderConfig
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.parallel import MeshConfig
+from moe_jax.planning import count
+from moe_jax.workdir import _flat as flat
+from tests.data.corpora import write_corpus
+
+_SMALL = {"tokenizer": "bytes", "seq_length": 32, "batch_size": 8}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    source = write_corpus(tmp_path, ["abc"], ["d"])
+    moe = MoEConfig(num_experts=4, expert_dim=32, group_size=32)
+    made = Experiment("x", DecoderConfig(num_layers=4, width=16, mlp_dim=32, moe=moe))
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, source=source, **_SMALL))
+
+
+def _changed(value, path, new):
+    head, _, rest = path.partition(".")
+    new = _changed(getattr(value, head), rest, new) if rest else new
+    return dataclasses.replace(value, **{head: new})
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(2, 4), MeshConfig(2, 2, 2)])
+def test_accepts_every_mesh_that_fits(experiment, mesh):
+    dataclasses.replace(experiment, mesh=mesh).check(8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"mesh.data": 3}, ["mesh data=3", "8 devices", "mesh.data"]),
+        ({"mesh.expert": 0}, ["mesh.expert=0"]),
+        ({"data.batch_size": 12}, ["data.batch_size=12", "multiple of 8"]),
+        ({"training.microbatches": 2}, ["training.microbatches=2", "multiple of 16"]),
+        ({"training.loss_chunk": 5}, ["training.loss_chunk=5", "seq_length=32"]),
+        ({"model.moe.group_size": 48}, ["model.moe.group_size=48", "32 tokens"]),
+        ({"model.moe.num_experts": 6, "mesh.expert": 4}, ["num_experts=6", "mesh.expert=4"]),
+        ({"model.num_heads": 2, "mesh.model": 4}, ["model.num_heads=2", "mesh.model=4"]),
+        ({"model.num_kv_heads": 2, "mesh.model": 4}, ["model.num_kv_heads=2"]),
+        ({"model.mlp_dim": 30, "mesh.model": 4}, ["model.mlp_dim=30"]),
+        ({"model.moe.expert_dim": 30, "mesh.model": 4}, ["model.moe.expert_dim=30"]),
+    ],
+)
+def test_refuses_what_cannot_run(experiment, changes, parts):
+    for path, value in changes.items():
+        experiment = _changed(experiment, path, value)
+    with pytest.raises(ConfigError) as error:
+        experiment.check(8)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_dense_model_ignores_what_experts_need(experiment):
+    for path, value in {"every": 0, "num_experts": 3, "group_size": 48}.items():
+        experiment = _changed(experiment, f"model.moe.{path}", value)
+    dataclasses.replace(experiment, mesh=MeshConfig(4, 2)).check(8)
+    assert experiment.moe_layers == ()
+
+
+def test_missing_files_are_refused(experiment):
+    experiment = _changed(experiment, "data.source", "files:/nowhere/*.txt")
+    with pytest.raises(FileNotFoundError, match="/nowhere"):
+        experiment.check(8)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_moe_layers_are_every_nth(experiment, every):
+    experiment = _changed(experiment, "model.moe.every", every)
+    assert experiment.moe_layers == tuple(range(every - 1, 4, every))
+
+
+@pytest.mark.parametrize("name", ["steps", "microbatches", "log_every", "checkpoint_every"])
+def test_training_needs_positive_numbers(name):
+    with pytest.raises(ConfigError, match=f"training.{name}=0"):
+        TrainingConfig(**{name: 0})
+
+
+@pytest.fixture(scope="module")
+def variants():
+    return {name: build(Experiment, quickstart.get_config(name)) for name in quickstart.VARIANTS}
+
+
+def test_variants_are_four(variants):
+    assert variants.keys() == {"dense", "switch", "gshard", "expert_choice"}
+    assert {len(made.moe_layers) for made in variants.values()} == {0, 2}
+    assert [made.name for made in variants.values()] == [f"quickstart-{n}" for n in variants]
+
+
+def test_variants_cost_the_same(variants):
+    costs = {
+        name: count(made.model, made.data.vocab_size, made.data.seq_length)
+        for name, made in variants.items()
+    }
+    flops = [cost.flops_per_token for cost in costs.values()]
+    assert max(flops) / min(flops) < 1.01
+    assert costs["dense"].total == costs["dense"].active < costs["switch"].total
+
+
+def test_unknown_variant_names_the_known_ones():
+    with pytest.raises(ValueError, match="'swich'; known: switch, dense, gshard, expert_choice"):
+        quickstart.get_config("swich")
+
+
+def _overridden(overrides):
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    line = ["test", f"--config={quickstart.__file__}"]
+    line += (f"--config.{key}={value}" for key, value in overrides.items())
+    # The flag looks for overrides on the command line itself.
+    with mock.patch.object(sys, "argv", line):
+        values(line)
+    return flag.value
+
+
+def _other(value):
+    """A value of the same type that differs, and how a flag says it."""
+    if isinstance(value, bool):
+        return not value, str(not value).lower()
+    if isinstance(value, int | float):
+        return value + 1, str(value + 1)
+    return f"{value}x", f"{value}x"
+
+
+def test_every_default_can_be_overridden():
+    # Names of types and presets are left alone: they must be known.
+    names = {
+        key: value
+        for key, value in flat(quickstart.get_config().to_dict()).items()
+        if value is not None
+    }
+    assert {"data.mixture.seed", "training.keep_every", "optimizer.schedule.final"} <= names.keys()
+    expected = {key: _other(value) for key, value in names.items()}
+    config = flat(_overridden({key: text for key, (_, text) in expected.items()}).to_dict())
+    assert {key: config[key] for key in names} == {key: new for key, (new, _) in expected.items()}
+
+
+def test_every_field_of_an_experiment_is_in_the_config():
+    described = flat(describe(Experiment("x")))
+    missing = described.keys() - flat(common.base("x").to_dict()).keys()
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [("data.eval_documents", "4", 4), ("data.data_dir", "/tmp/x", "/tmp/x")],
+)
+def test_settings_without_a_default_can_be_overridden(key, text, value):
+    made = build(Experiment, _overridden({key: text}))
+    assert flat(describe(made))[key] == value
+    assert flat(describe(build(Experiment, quickstart.get_config())))[key] is None
+
+
+def test_quickstart_survives_json(variants):
+    for made in variants.values():
+        assert build(Experiment, json.loads(json.dumps(describe(made)))) == made

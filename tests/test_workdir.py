@@ -1,0 +1,100 @@
+import dataclasses
+import json
+
+import pytest
+
+from moe_jax import workdir
+from moe_jax.errors import ConfigError
+from moe_jax.experiment import Experiment, TrainingConfig
+from moe_jax.models import DecoderConfig
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.parallel import MeshConfig
+from moe_jax.routing.presets import gshard, switch
+from moe_jax.training.optimizer import Adafactor, OptimizerConfig
+
+_RUN = Experiment("run")
+
+
+def test_claimed_folder_gives_the_experiment_back(tmp_path):
+    folder = tmp_path / "new" / "run"
+    workdir.claim(folder, _RUN)
+    assert workdir.load(folder) == _RUN
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved.keys() == {"config", "versions", "git_commit"}
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_the_same_experiment_may_claim_again(tmp_path):
+    workdir.claim(tmp_path, _RUN)
+    workdir.claim(tmp_path, _RUN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mesh": MeshConfig(4, 2)},
+        {"training": TrainingConfig(log_every=3, eval_every=7, checkpoint_every=9)},
+        {"training": TrainingConfig(keep_last=5, keep_every=100)},
+    ],
+)
+def test_what_moves_or_observes_a_run_may_change(tmp_path, change):
+    other = dataclasses.replace(_RUN, **change)
+    workdir.claim(tmp_path, _RUN)
+    workdir.claim(tmp_path, other)
+    # Those who read the run afterwards find it as it was last.
+    assert workdir.load(tmp_path) == other
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"name": "other"}, "name: run there, other here"),
+        ({"training": TrainingConfig(steps=7)}, "training.steps: 1000 there, 7 here"),
+        ({"training": TrainingConfig(seed=1)}, "training.seed: 0 there, 1 here"),
+        (
+            {"optimizer": OptimizerConfig(Adafactor())},
+            "optimizer.update.type: AdamW there, Adafactor here",
+        ),
+        (
+            {"model": DecoderConfig(moe=MoEConfig(router=switch(capacity_factor=3.0)))},
+            "model.moe.router.capacity.factor: 1.25 there, 3.0 here",
+        ),
+        (
+            {"model": DecoderConfig(moe=MoEConfig(router=switch(z_weight=0.5)))},
+            "model.moe.router.balance.1.weight: unset there, 0.5 here",
+        ),
+        (
+            {"model": DecoderConfig(moe=MoEConfig(router=gshard()))},
+            "model.moe.router.select.type: TopK there, Top2 here",
+        ),
+    ],
+)
+def test_another_experiment_is_refused_with_the_difference(tmp_path, change, difference):
+    workdir.claim(tmp_path, _RUN)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError) as error:
+        workdir.claim(tmp_path, dataclasses.replace(_RUN, **change))
+    assert difference in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        workdir.load(tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("read", [workdir.load, lambda folder: workdir.claim(folder, _RUN)])
+def test_damaged_config_is_named(tmp_path, read):
+    (tmp_path / "config.json").write_text('{"config": {')
+    with pytest.raises(ConfigError, match=r"config.json is damaged"):
+        read(tmp_path)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    workdir.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        workdir.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.training.loss import score_tokens
+
+BATCH, LENGTH, WIDTH, VOCAB = 2, 6, 3, 5
+KERNEL = jax.random.normal(jax.random.key(0), (WIDTH, VOCAB))
+HIDDEN = jax.random.normal(jax.random.key(1), (BATCH, LENGTH, WIDTH))
+TARGETS = jax.random.randint(jax.random.key(2), (BATCH, LENGTH), 0, VOCAB)
+# Unequal weights, so that a chunk put back in the wrong place changes the gradient.
+WEIGHTS = jnp.arange(12.0).reshape(BATCH, LENGTH)
+
+
+@jax.tree_util.register_pytree_node_class
+class Linear:
+    """A head that counts how many positions it was shown at a time."""
+
+    def __init__(self, kernel):
+        self.kernel, self.seen = kernel, []
+
+    def logits(self, hidden):
+        self.seen.append(hidden.shape[1])
+        return hidden @ self.kernel
+
+    def tree_flatten(self):
+        return (self.kernel,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+class Given:
+    """A head whose logits are the hidden states."""
+
+    def logits(self, hidden):
+        return hidden
+
+
+def reference():
+    """Values, and gradients of ``sum(WEIGHTS * (nll + log_z ** 2))``, in float64 numpy."""
+    kernel, hidden = np.asarray(KERNEL, np.float64), np.asarray(HIDDEN, np.float64)
+    logits = hidden @ kernel
+    log_z = np.log(np.exp(logits).sum(-1))
+    one_hot = np.eye(VOCAB)[np.asarray(TARGETS)]
+    softmax = np.exp(logits - log_z[..., None])
+    weights = np.asarray(WEIGHTS, np.float64)[..., None]
+    by_logits = weights * (softmax - one_hot + 2 * log_z[..., None] * softmax)
+    values = (log_z - (logits * one_hot).sum(-1), log_z, logits.argmax(-1) == TARGETS)
+    return values, (np.einsum("blm,blv->mv", hidden, by_logits), by_logits @ kernel.T)
+
+
+# 4 does not divide 6 and counts as 0.
+@pytest.mark.parametrize("chunk", [0, 2, 4, 6])
+def test_values_and_gradients_are_numpys_in_chunks_of_any_size(chunk):
+    def objective(kernel, hidden):
+        scored = score_tokens(Linear(kernel), hidden, TARGETS, chunk=chunk)
+        return (WEIGHTS * (scored.nll + scored.log_z**2)).sum(), scored
+
+    gradients, scored = jax.grad(objective, (0, 1), has_aux=True)(KERNEL, HIDDEN)
+    (nll, log_z, correct), wanted = reference()
+    np.testing.assert_allclose(scored.nll, nll, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scored.log_z, log_z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(scored.correct, correct)
+    for found, expected in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("chunk", "shown"), [(0, 6), (1, 1), (2, 2), (3, 3), (4, 6), (6, 6)])
+def test_only_a_chunk_of_logits_is_made_at_a_time(chunk, shown):
+    head = Linear(KERNEL)
+    score_tokens(head, HIDDEN, TARGETS, chunk=chunk)
+    assert set(head.seen) == {shown}
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_hand_made_scores(chunk):
+    three, five = np.log(3.0), np.log(5.0)
+    # Probabilities 3/4 1/4, 1/2 1/2, 1/6 5/6, 1/6 5/6.
+    logits = jnp.array([[[three, 0.0], [0.0, 0.0], [0.0, five], [0.0, five]]])
+    scored = score_tokens(Given(), logits, jnp.array([[0, 1, 0, 1]]), chunk=chunk)
+    expected = [[np.log(4 / 3), np.log(2), np.log(6), np.log(6 / 5)]]
+    np.testing.assert_allclose(scored.nll, expected, rtol=1e-6)
+    np.testing.assert_allclose(scored.log_z, np.log([[4, 2, 6, 6]]), rtol=1e-6)
+    # A tie counts as right: no other token was likelier.
+    np.testing.assert_array_equal(scored.correct, [[True, True, False, True]])
+    assert scored.nll.dtype == scored.log_z.dtype == jnp.float32
+    assert scored.correct.dtype == bool
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_large_logits_do_not_overflow(chunk):
+    logits = jnp.array([[[1e4, 0.0], [-1e4, 0.0]]])
+    scored = score_tokens(Given(), logits, jnp.array([[0, 0]]), chunk=chunk)
+    np.testing.assert_array_equal(scored.nll, [[0.0, 1e4]])
+    np.testing.assert_array_equal(scored.log_z, [[1e4, 0.0]])

@@ -1,0 +1,151 @@
+import json
+import math
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.training.metrics import (
+    MetricsWriter,
+    ProgressBar,
+    flatten,
+    load_statistics,
+    read_metrics,
+)
+
+
+def _write(folder, steps, resume_step=None, kind="train", **numbers):
+    with MetricsWriter(folder, resume_step) as writer:
+        for step in steps:
+            writer.write({"kind": kind, "step": step, "loss": float(step), **numbers})
+
+
+def _steps(folder):
+    return [(record["kind"], record["step"]) for record in read_metrics(folder)]
+
+
+def test_flatten_names_nested_numbers():
+    record = {
+        "kind": "train",
+        "loss": np.float32(0.5),
+        "layers": [{"losses": {"balance": 1}, "load": jnp.array([0.25, 0.75])}],
+        "skipped": np.int32(3),
+        "good": True,
+        "nothing": None,
+        "bad": math.nan,
+    }
+    flat = flatten(record)
+    assert math.isnan(flat.pop("bad"))
+    assert flat == {
+        "loss": 0.5,
+        "layers/0/losses/balance": 1.0,
+        "layers/0/load/0": 0.25,
+        "layers/0/load/1": 0.75,
+        "skipped": 3.0,
+    }
+
+
+def test_floats_come_back_to_the_last_bit(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = np.concatenate([values[np.isfinite(values)], np.float32([0.1, -0.0, 1e-45, 3.4e38])])
+    doubles = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308]
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"kind": "train", "step": 1, "values": values, "doubles": doubles})
+    (record,) = read_metrics(tmp_path)
+    assert np.float32(record["values"]).tobytes() == values.tobytes()
+    assert struct.pack("4d", *record["doubles"]) == struct.pack("4d", *doubles)
+
+
+def test_lines_are_strict_json(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"kind": "train", "step": 1, "loss": math.nan, "norms": [math.inf, 1.0]})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line == {"kind": "train", "step": 1, "loss": None, "norms": [None, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("resume", "kept"), [(None, [1, 2, 3, 4]), (4, [1, 2, 3, 4]), (2, [1, 2]), (0, [])]
+)
+def test_resume_removes_what_is_about_to_be_repeated(tmp_path, resume, kept):
+    _write(tmp_path, [1, 2, 3, 4])
+    _write(tmp_path, [9], resume)
+    assert _steps(tmp_path) == [("train", step) for step in [*kept, 9]]
+
+
+def test_resume_keeps_lines_to_the_last_byte(tmp_path):
+    _write(tmp_path, [1, 2], note="é", number=0.1)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_bytes()
+    _write(tmp_path, [], resume_step=2)
+    assert path.read_bytes() == before
+
+
+def test_kind_and_step_are_written_once(tmp_path):
+    _write(tmp_path, [2], kind="eval")
+    _write(tmp_path, [2], resume_step=2, kind="eval")
+    _write(tmp_path, [2], resume_step=2)
+    assert _steps(tmp_path) == [("eval", 2), ("train", 2)]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 30])
+def test_last_line_cut_short_by_a_kill_is_dropped(tmp_path, cut):
+    _write(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    # A line that lacks nothing but its end of line is whole.
+    kept = [1, 2, 3] if cut == 1 else [1, 2]
+    assert _steps(tmp_path) == [("train", step) for step in kept]
+    _write(tmp_path, [4], resume_step=3)
+    assert _steps(tmp_path) == [("train", step) for step in [*kept, 4]]
+
+
+def test_resume_appends_after_a_line_cut_short_even_where_all_is_kept(tmp_path):
+    _write(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    _write(tmp_path, [2])
+    assert _steps(tmp_path) == [("train", 1), ("train", 2)]
+
+
+def test_damage_elsewhere_is_reported_with_its_line(tmp_path):
+    _write(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 2', '"step" 2'))
+    with pytest.raises(ValueError, match=r"metrics.jsonl line 2 is damaged"):
+        read_metrics(tmp_path)
+    with pytest.raises(ValueError, match="line 2"):
+        MetricsWriter(tmp_path, 3)
+
+
+def test_no_file_is_no_records(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_load_statistics():
+    even = load_statistics(np.full(4, 0.25))
+    assert even == pytest.approx({"load_entropy": 1, "max_mean_load": 1, "max_violation": 0})
+    one = load_statistics(np.array([8, 0, 0, 0]))
+    assert one == pytest.approx({"load_entropy": 0, "max_mean_load": 4, "max_violation": 3})
+    half = load_statistics(np.array([0.5, 0.5, 0, 0]))
+    assert half["load_entropy"] == pytest.approx(0.5)
+    assert set(load_statistics(np.zeros(4)).values()) == {0}
+    assert load_statistics(np.array([5]))["load_entropy"] == 1
+
+
+def test_plain_lines_are_sparse_and_the_last_step_always_shows(capsys):
+    seconds = iter(range(0, 1000, 4))
+    with ProgressBar(0, 7, clock=lambda: next(seconds)) as bar:
+        for step in range(1, 8):
+            bar.update(step, loss=1.0, tokens_per_second=5.0, dropped=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 1/7", "step 4/7", "step 7/7"]
+    assert "25.0% dropped" in lines[0]
+    assert lines[0].endswith("? left")
+    # 12 seconds for 3 steps.
+    assert lines[1].endswith("00:12 left")

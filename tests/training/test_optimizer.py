@@ -1,0 +1,265 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from moe_jax.errors import ConfigError
+from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.training.optimizer import (
+    Adafactor,
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    OptimizerConfig,
+    RSqrt,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+)
+
+STEPS = 12  # the schedule's end
+
+
+# ---------------------------------------------------------------- learning rates
+
+
+# Peak 2, 4 steps of warm-up: updates 0 1 2 3 have 1/4 1/2 3/4 1 of it under every schedule.
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Constant(), {4: 2.0, 7: 2.0, 11: 2.0, 50: 2.0}),
+        # Update 15 is number 16: sqrt(4 / 16) = 1/2; number 64: sqrt(4 / 64) = 1/4.
+        (RSqrt(), {15: 1.0, 63: 0.5}),
+        # A quarter of the way, number 6: 0.1 + 0.9 * (1 + cos(45 degrees)) / 2 = 0.868198.
+        (Cosine(0.1), {5: 1.736396, 7: 1.1, 11: 0.2, 50: 0.2}),
+        (Cosine(0.0), {7: 1.0, 11: 0.0, 50: 0.0}),
+        # Half-way is number 8, the last number 12.
+        (Linear(), {5: 1.5, 7: 1.0, 9: 0.5, 11: 0.0, 50: 0.0}),
+        (Linear(0.2), {7: 1.2, 11: 0.4, 50: 0.4}),
+    ],
+    ids=str,
+)
+def test_learning_rates(schedule, expected):
+    config = OptimizerConfig(schedule=schedule, learning_rate=2.0, warmup_steps=4)
+    for step, rate in ({0: 0.5, 1: 1.0, 2: 1.5, 3: 2.0} | expected).items():
+        found = learning_rate(config, jnp.int32(step), STEPS)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, rate, rtol=1e-5, atol=1e-6, err_msg=str(step))
+
+
+@pytest.mark.parametrize("schedule", [Constant(), RSqrt(), Cosine(), Linear()], ids=str)
+def test_without_warm_up_the_first_rate_is_near_the_peak(schedule):
+    config = OptimizerConfig(schedule=schedule, learning_rate=2.0, warmup_steps=0)
+    found = float(learning_rate(config, jnp.int32(0), 1000))
+    assert 1.99 < found <= 2.0
+
+
+def test_t5s_printed_rate_is_the_peak_times_the_root_of_the_warm_up():
+    # T5: 1 / sqrt(max(n, 10000)).
+    config = OptimizerConfig(schedule=RSqrt(), learning_rate=0.01, warmup_steps=10000)
+    np.testing.assert_allclose(
+        learning_rate(config, jnp.int32(39999), 10**6), 1 / np.sqrt(40000), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_a_rate_that_is_not_positive_is_refused(rate):
+    with pytest.raises(ConfigError, match="optimizer.learning_rate"):
+        OptimizerConfig(learning_rate=rate)
+
+
+# ---------------------------------------------------------------- updates
+
+AXES = {
+    "matrix": ("embed", "mlp"),
+    "norm": ("embed",),
+    "stacked_norm": ("embed",),  # two scanned layers: two axes, one of them named
+    "experts": ("expert", "expert_embed", "expert_mlp"),
+    "stacked_router": ("embed", "router"),
+}
+SHAPES = {
+    "matrix": (4, 6),
+    "norm": (4,),
+    "stacked_norm": (2, 4),
+    "experts": (2, 4, 6),
+    "stacked_router": (2, 4, 2),
+}
+DECAYED = {"matrix", "experts", "stacked_router"}
+
+
+def arrays(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {name: scale * rng.normal(size=shape).astype("f") for name, shape in SHAPES.items()}
+
+
+def state(values):
+    return nnx.State({name: nnx.Param(jnp.asarray(values[name]), axes=AXES[name]) for name in AXES})
+
+
+def values(params):
+    return {name: np.asarray(params[name].get_value()) for name in AXES}
+
+
+def train(config, params, gradients):
+    """The parameters after each gradient."""
+    optimizer = make_optimizer(config, STEPS)
+    params = state(params)
+    carried = optimizer.init(params)
+    step = jax.jit(optimizer.update)
+    after = []
+    for gradient in gradients:
+        updates, carried = step(state(gradient), carried, params)
+        params = optax.apply_updates(params, updates)
+        after.append(values(params))
+    return after
+
+
+def plain(**changes):
+    """A constant rate and no clipping, so that the update rule shows."""
+    settings = {"schedule": Constant(), "warmup_steps": 0, "clip_norm": 0.0} | changes
+    return OptimizerConfig(**settings)
+
+
+def test_adamw_is_numpys():
+    rule = AdamW(b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.5)
+    params, gradients = arrays(0), [arrays(1), arrays(2), arrays(3)]
+    config = plain(update=rule, schedule=Linear(), learning_rate=0.1)
+    found = train(config, params, gradients)
+    for name in AXES:
+        p = params[name].astype(np.float64)
+        m = v = np.zeros_like(p)
+        for t in (1, 2, 3):
+            g = gradients[t - 1][name].astype(np.float64)
+            m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+            step = m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3)
+            decay = 0.5 * p if name in DECAYED else 0.0
+            p = p - 0.1 * (1 - t / 12) * (step + decay)
+            np.testing.assert_allclose(found[t - 1][name], p, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_decay_alone_shrinks_matrices_and_leaves_norms():
+    params, zero = arrays(0), arrays(0, scale=0.0)
+    (found,) = train(plain(update=AdamW(weight_decay=0.5), learning_rate=0.1), params, [zero])
+    for name in AXES:
+        factor = 1 - 0.1 * 0.5 if name in DECAYED else 1.0
+        np.testing.assert_allclose(found[name], factor * params[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("by_scale", [True, False])
+@pytest.mark.parametrize("factored_from", [4, 128])
+def test_adafactor_is_optaxs(factored_from, by_scale):
+    rule = Adafactor(0.7, 0.9, by_scale, factored_from)
+    params, gradients = arrays(0), [arrays(seed, 10.0**seed) for seed in range(1, 5)]
+    found = train(plain(update=rule, schedule=Linear(), learning_rate=0.1), params, gradients)
+    reference = optax.adafactor(
+        lambda count: 0.1 * (1 - (count + 1) / 12),
+        min_dim_size_to_factor=factored_from,
+        decay_rate=0.7,
+        clipping_threshold=0.9,
+        multiply_by_parameter_scale=by_scale,
+        momentum=None,
+    )
+    wanted = {name: jnp.asarray(x) for name, x in params.items()}
+    carried = reference.init(wanted)
+    for gradient, after in zip(gradients, found, strict=True):
+        updates, carried = reference.update(gradient, carried, wanted)
+        wanted = optax.apply_updates(wanted, updates)
+        for name in AXES:
+            np.testing.assert_allclose(after[name], wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_adafactor_step_is_numpys():
+    params, gradient = arrays(0), arrays(1)
+    config = plain(update=Adafactor(factored_from=4), learning_rate=0.1)
+    (found,) = train(config, params, [gradient])
+    p, g = params["matrix"].astype(np.float64), gradient["matrix"].astype(np.float64)
+    # Step 1 forgets everything before it: the decay is 1 - 1 ** -0.8 = 0.
+    rows, columns = (g**2).mean(1, keepdims=True), (g**2).mean(0, keepdims=True)
+    update = g / np.sqrt(rows * columns / rows.mean())
+    update /= max(1.0, np.sqrt((update**2).mean()))
+    expected = p - 0.1 * np.sqrt((p**2).mean()) * update
+    np.testing.assert_allclose(found["matrix"], expected, rtol=1e-5, atol=1e-6)
+
+
+def first_moments(clip_norm, gradient):
+    """What AdamW saw of the gradient, by its first moment."""
+    rule = AdamW(b1=0.0)
+    optimizer = make_optimizer(plain(update=rule, clip_norm=clip_norm), STEPS)
+    params = state(arrays(0))
+    _, carried = optimizer.update(state(gradient), optimizer.init(params), params)
+    return values(optax.tree_utils.tree_get(carried, "mu"))
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "factor"),
+    # The gradient's norm is 5; 0 is no clipping.
+    [(0.0, 1.0), (10.0, 1.0), (5.0, 1.0), (2.5, 0.5), (1.0, 0.2)],
+)
+def test_the_norm_that_is_clipped_is_that_of_all_parameters_together(clip_norm, factor):
+    gradient = arrays(0, scale=0.0)
+    gradient["matrix"][1, 2], gradient["experts"][1, 0, 3] = 3.0, -4.0
+    found = first_moments(clip_norm, gradient)
+    for name in AXES:
+        np.testing.assert_allclose(found[name], factor * gradient[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [AdamW(), Adafactor()], ids=["adamw", "adafactor"])
+def test_multipliers_change_their_own_group_alone(rule):
+    params, gradient = arrays(0), arrays(1)
+
+    def change(**multipliers):
+        (after,) = train(plain(update=rule, learning_rate=0.1, **multipliers), params, [gradient])
+        return {name: after[name] - params[name] for name in AXES}
+
+    base = change()
+    factors = {"experts": 0.25, "stacked_router": 4.0}
+    found = change(expert_multiplier=0.25, router_multiplier=4.0)
+    for name in AXES:
+        expected = factors.get(name, 1.0) * base[name]
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    alone = change(expert_multiplier=0.0)
+    assert not alone["experts"].any()
+    np.testing.assert_array_equal(alone["stacked_router"], base["stacked_router"])
+
+
+# ---------------------------------------------------------------- groups
+
+
+def test_groups_of_a_model():
+    moe = MoEConfig(every=2, num_experts=8, expert_dim=32, group_size=16)
+    config = DecoderConfig(
+        num_layers=2,
+        width=16,
+        num_heads=2,
+        head_dim=8,
+        gated=True,
+        tie_embeddings=False,
+        positions="t5_relative",
+        moe=moe,
+    )
+    shapes = jax.eval_shape(lambda: nnx.state(Decoder(config, 64, jax.random.key(0)), nnx.Param))
+    leaves = jax.tree.leaves_with_path(
+        parameter_groups(shapes), is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+    groups = {
+        "/".join(str(part).strip("[].'") for part in path): group.get_value()
+        for path, group in leaves
+    }
+    attention = {f"attention/{name}": "dense" for name in ("key", "output", "query", "value")}
+    norms = {"attention_norm/scale": "dense", "feed_forward_norm/scale": "dense"}
+    dense = {f"feed_forward/{name}": "dense" for name in ("down", "gate", "up")}
+    experts = {f"feed_forward/experts/{name}": "expert" for name in ("down", "gate", "up")}
+    router = {"feed_forward/router_kernel": "router"}
+    first, second = attention | norms | dense, attention | norms | experts | router
+    assert groups == {
+        "embedding": "dense",
+        "final_norm/scale": "dense",
+        "head": "dense",
+        "relative_bias/table": "dense",
+        **{f"layers/parts/0/0/{name}": group for name, group in first.items()},
+        **{f"layers/parts/1/0/{name}": group for name, group in second.items()},
+    }

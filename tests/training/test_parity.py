@@ -1,0 +1,147 @@
+"""The whole training step on one device and on meshes of eight: gradients, losses, collectives."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+
+from moe_jax import routing
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.parallel.rules import spec
+from moe_jax.training.optimizer import Constant, OptimizerConfig, make_optimizer
+from moe_jax.training.state import named_leaves
+from moe_jax.training.step import Objective, train_step
+from tests.training.test_step import (
+    LENGTH,
+    ROWS,
+    batch,
+    bits,
+    compiled,
+    made,
+    model,
+    recipe,
+)
+
+ONE = (1, 1)
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+ROUTERS = {
+    "switch": routing.presets.switch(z_weight=1e-3),  # with its jitter
+    "gshard": routing.presets.gshard(),  # with its random second expert
+    "expert_choice": routing.presets.expert_choice(),
+}
+BOUND = 2e-6  # of a gradient's largest entry: float32 sums in another order
+# Rows of unequal length, so that the devices have unequal numbers of tokens.
+UNEVEN = np.arange(ROWS) * 5 % 13 + 4
+
+
+def keep_gradient():
+    """An optimizer that changes nothing and keeps the last gradient in its state."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, *_: (g, g)
+    )
+
+
+@functools.cache
+def prepared(name, sizes):
+    """The compiled step, a first state and where batches go."""
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1]])
+    config = OptimizerConfig(schedule=Constant(), learning_rate=5e-3, warmup_steps=0)
+    # Only one of the routers is trained on.
+    optimizer = make_optimizer(config, 20) if name == "switch" else optax.identity()
+    optimizer = optax.chain(keep_gradient(), optimizer)
+    graph, state = made(recipe(model(ROUTERS[name], every=2), mesh, optimizer))
+    # Of the others, one with microbatches and its logits in chunks.
+    objective = Objective(2, 4, 1e-3) if name == "expert_choice" else Objective()
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = compiled(
+        functools.partial(train_step, graph, optimizer, objective), out_shardings=(shardings, None)
+    )
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, spec("batch")))
+    with jax.set_mesh(mesh):
+        return step.lower(state, put(batch(UNEVEN))).compile(), state, put
+
+
+@functools.cache
+def trained(name, sizes, steps):
+    """The report and state after the first step, and the losses of ``steps``."""
+    step, state, put = prepared(name, sizes)
+    first, losses = None, []
+    for number in range(steps):
+        state, report = step(state, put(batch(UNEVEN, seed=number % 2)))
+        first = first or (report, state)
+        losses.append(float(report.loss))
+    return *first, losses
+
+
+def gradients(state):
+    leaves = named_leaves(state).items()
+    return {name: np.asarray(leaf) for name, leaf in leaves if name.startswith("opt_state/0/")}
+
+
+CASES = [("switch", sizes) for sizes in MESHES] + [("gshard", (4, 2)), ("expert_choice", (4, 2))]
+
+
+@pytest.mark.parametrize(("name", "sizes"), CASES, ids=str)
+def test_the_first_step_is_the_same_on_every_mesh(name, sizes):
+    report, state, _ = trained(name, sizes, 20 if name == "switch" else 1)
+    wanted, alone, _ = trained(name, ONE, 20 if name == "switch" else 1)
+    for field in ("loss", "objective", "grad_norm"):
+        np.testing.assert_allclose(getattr(report, field), getattr(wanted, field), rtol=2e-6)
+    for layer, other in zip(report.layers, wanted.layers, strict=True):
+        assert bits(layer.counts) == bits(other.counts)
+    found, expected = gradients(state), gradients(alone)
+    assert len(found) == 19
+    for leaf, gradient in expected.items():
+        assert gradient.any(), leaf
+        bound = BOUND * np.abs(gradient).max() + 1e-9
+        np.testing.assert_allclose(found[leaf], gradient, rtol=0, atol=bound, err_msg=leaf)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_twenty_steps_have_the_same_losses(sizes):
+    _, _, losses = trained("switch", sizes, 20)
+    _, _, wanted = trained("switch", ONE, 20)
+    assert wanted[-1] < wanted[0] - 0.5  # it learns
+    np.testing.assert_allclose(losses, wanted, rtol=0, atol=1e-4)
+
+
+COLLECTIVES = ("all-to-all", "all-gather", "all-reduce", "collective-permute", "reduce-scatter")
+
+
+def collectives(text):
+    """Names and the element counts of what they make, one entry per operation."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = [int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes]
+            found.append((match[2], max(sizes)))
+    return found
+
+
+def test_collectives_are_found_in_text():
+    text = """
+  %a.1 = (f32[1,2,16]{2,1,0}, f32[1,2,16]{2,1,0}) all-to-all(%x, %y), channel_id=4
+  %b = f32[] all-reduce(%c), to_apply=%add
+  ROOT %d = s32[8,4]{1,0} all-gather-start(%e), dimensions={0}
+  %f = f32[8]{0} add(%g, %all-to-all.5)
+"""
+    assert collectives(text) == [("all-to-all", 32), ("all-reduce", 1), ("all-gather", 32)]
+
+
+@pytest.mark.parametrize("name", ["switch", "gshard"])
+def test_a_step_with_one_mixture_layer_sends_slots_four_times_and_gathers_nothing_large(name):
+    # There and back, forward and backward; jitter and the random second expert included.
+    step, _, _ = prepared(name, (4, 2))
+    found = collectives(step.as_text())
+    assert [kind for kind, _ in found].count("all-to-all") == 4
+    # Half the tokens' hidden states; a device's share of an expert matrix is 4 * 16 * 32.
+    limit = min(ROWS * LENGTH * 16 // 2, 4 * 16 * 32)
+    moved = [item for item in found if item[0] not in ("all-to-all", "all-reduce")]
+    assert all(size < limit for _, size in moved), moved

@@ -1,0 +1,347 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_jax import routing
+from moe_jax.experiment import Experiment, TrainingConfig
+from moe_jax.models import DecoderConfig
+from moe_jax.nn.mode import TRAIN
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.routing import Counts
+from moe_jax.training import session as session_module
+from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
+from moe_jax.training.session import Session, eval_record
+from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
+from moe_jax.training.step import EvalSums, Objective, train_step
+
+VOCAB, ROWS, LENGTH = 64, 16, 16
+BALANCE, ROUTER_Z, HEAD_Z = 0.1, 0.01, 0.001
+ROUTER = routing.presets.switch(balance_weight=BALANCE, z_weight=ROUTER_Z, input_jitter=0.0)
+# Valid tokens per row: microbatches of 4 rows have 64, 20, 39 and 0 of them.
+LENGTHS = np.array([16, 16, 16, 16, 0, 1, 3, 16, 15, 11, 8, 5, 0, 0, 0, 0])
+OBJECTIVE = Objective(z_loss=HEAD_Z)
+# Compiling is most of the time; the machine code it makes need not be fast.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def model(router=ROUTER, every=1, remat="none"):
+    """Two layers; a group is a row."""
+    moe = MoEConfig(every, 8, 32, LENGTH, router, allow_future_leak=router.experts_choose)
+    return DecoderConfig(
+        num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=32, remat=remat, moe=moe
+    )
+
+
+def batch(lengths=LENGTHS, seed=0):
+    """Targets are a function of the inputs; the rows are of one or two segments, then padding."""
+    inputs = np.random.default_rng(seed).integers(0, VOCAB, (ROWS, LENGTH))
+    place = np.arange(LENGTH)[None]
+    segments = np.where(place < 6, 1, 2) * (place < np.asarray(lengths)[:, None])
+    positions = np.where(place < 6, place, place - 6) + 0 * inputs
+    arrays = {"inputs": inputs, "targets": (5 * inputs + 1) % VOCAB}
+    arrays |= {"segments": segments, "positions": positions}
+    return {name: array.astype(np.int32) for name, array in arrays.items()}
+
+
+def recipe(config, mesh=None, optimizer=None):
+    mesh = make_mesh(MeshConfig(1), jax.devices()[:1]) if mesh is None else mesh
+    return Recipe(config, VOCAB, optimizer or make_optimizer(OptimizerConfig(), 20), 0, mesh)
+
+
+def made(recipe):
+    """Graph and a first state drawn by numpy, which takes no compiling."""
+    graph, shapes = recipe.abstract()
+    rng = np.random.default_rng(0)
+
+    def draw(name, like):
+        if name == "key":
+            value = np.asarray(jax.random.key_data(jax.random.key(5)))
+        elif name.startswith("params/"):
+            value = (1.0 if name.endswith("scale") else 0.0) + 0.2 * rng.normal(size=like.shape)
+        else:
+            value = np.zeros(like.shape)
+        return jax.device_put(value.astype(like.dtype), like.sharding)
+
+    leaves = {name: draw(name, like) for name, like in named_leaves(shapes).items()}
+    return graph, from_named_leaves(shapes, leaves)
+
+
+@functools.cache
+def measured(microbatches=1, remat="none", loss_chunk=0):
+    """``LENGTHS`` under an objective: gradient, objective, cross-entropy and layer reports."""
+    _, state = made(recipe(model(remat=remat)))
+    return gradient_of(microbatches, remat, loss_chunk)(state, batch())
+
+
+@functools.cache
+def gradient_of(microbatches=1, remat="none", loss_chunk=0):
+    graph, _ = recipe(model(remat=remat)).abstract()
+    objective = Objective(microbatches, loss_chunk, HEAD_Z)
+    return compiled(functools.partial(objective.value_and_gradient, graph))
+
+
+def close(actual, expected, bound=2e-6):
+    """Every leaf differs by at most ``bound`` of its largest entry."""
+    found, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (actual, expected))
+    assert [path for path, _ in found] == [path for path, _ in wanted]
+    for (path, leaf), (_, other) in zip(found, wanted, strict=True):
+        other = np.asarray(other)
+        atol = bound * np.abs(other).max(initial=0.0) + 1e-9
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(np.asarray(leaf), other, rtol=0, atol=atol, err_msg=name)
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+# ---------------------------------------------------------------- microbatches and objective
+
+
+@pytest.mark.parametrize(("microbatches", "loss_chunk"), [(2, 4), (4, 0)])
+def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatches, loss_chunk):
+    # Groups are rows and the router draws nothing, so the parts route as the whole does. The last
+    # 4 rows are padding alone: with 4 microbatches one is empty.
+    # The cross-entropy in chunks adds up the same.
+    gradient, objective, loss, layers = measured(microbatches, loss_chunk=loss_chunk)
+    wanted_gradient, wanted_objective, wanted_loss, wanted_layers = measured()
+    close(gradient, wanted_gradient, 5e-6)
+    close((objective, loss), (wanted_objective, wanted_loss))
+    assert len(layers) == len(wanted_layers) == 2
+    for layer, wanted in zip(layers, wanted_layers, strict=True):
+        close(layer.losses, wanted.losses)
+        assert bits(layer.counts) == bits(wanted.counts)
+        assert layer.counts.valid == LENGTHS.sum() == 123
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_the_objective_is_loss_and_weighted_means_of_the_layers_losses(microbatches):
+    _, objective, loss, layers = measured(microbatches, loss_chunk=0)
+    nll, head_z = by_hand()
+    np.testing.assert_allclose(loss, nll, rtol=1e-5)
+    routers = sum(
+        BALANCE * float(layer.losses["balance"]) + ROUTER_Z * float(layer.losses["z"])
+        for layer in layers
+    )
+    assert routers > 0.2  # two balance losses of at least about 1, by 0.1
+    np.testing.assert_allclose(objective, nll + HEAD_Z * head_z + routers, rtol=1e-5)
+    # A balance loss is about 1 whatever the number of microbatches: averaged, not summed.
+    for layer in layers:
+        assert 0.9 < layer.losses["balance"] < 3
+
+
+@functools.cache
+def by_hand():
+    """Means over valid tokens of the negative log-likelihood and of the squared log-partition."""
+    graph, state = made(recipe(model()))
+    whole = batch()
+    merged = nnx.merge(graph, state.params, state.router_state)
+    hidden, _ = compiled(functools.partial(type(merged).hidden, mode=TRAIN))(
+        merged, whole["inputs"], whole["segments"], whole["positions"]
+    )
+    logits = np.asarray(hidden, np.float64) @ np.asarray(merged.embedding[...], np.float64).T
+    log_z = np.log(np.exp(logits).sum(-1))
+    nll = log_z - np.take_along_axis(logits, whole["targets"][..., None], -1)[..., 0]
+    valid = np.arange(LENGTH)[None] < LENGTHS[:, None]
+    return nll[valid].mean(), (log_z**2)[valid].mean()
+
+
+def test_recomputing_in_the_backward_pass_counts_no_loss_twice():
+    close(measured(remat="full"), measured())
+
+
+def test_what_stands_in_padding_changes_nothing():
+    _, state = made(recipe(model()))
+    other, valid = batch(), np.arange(LENGTH)[None] < LENGTHS[:, None]
+    noise = batch(seed=1)
+    for name in ("inputs", "targets"):
+        other[name] = np.where(valid, other[name], noise[name])
+        assert (other[name] != batch()[name]).sum() > 100
+    assert bits(gradient_of()(state, other)) == bits(measured())
+
+
+def test_a_batch_of_padding_alone_is_finite():
+    _, state = made(recipe(model()))
+    gradient, objective, loss, _ = gradient_of()(state, batch(lengths=np.zeros(ROWS)))
+    assert float(objective) == float(loss) == 0.0
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+# ---------------------------------------------------------------- skipped updates, on a small state
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """An objective whose gradient and value are in the batch."""
+
+    def value_and_gradient(self, graph, state, batch):
+        gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
+        return gradient, batch["value"], batch["value"], ()
+
+
+def small():
+    params = nnx.State({"w": nnx.Param(jnp.array([1.0, -2.0, 3.0]), axes=("embed",))})
+    router = nnx.State({"bias": nnx.Variable(jnp.array([0.5, -0.0]))})
+    optimizer = make_optimizer(OptimizerConfig(), 20)
+    zero = jnp.int32(0)
+    key = jax.random.key_data(jax.random.key(0))
+    state = TrainState(zero, params, router, optimizer.init(params), key, zero, zero)
+    step = functools.partial(train_step, None, optimizer, Given())
+    return state, jax.jit(lambda state, **batch: step(state, batch))
+
+
+GOOD = {"gradient": jnp.array([1.0, 2.0, 2.0]), "value": jnp.float32(1.0)}
+NAN, INF = jnp.float32(jnp.nan), jnp.float32(jnp.inf)
+BAD = {
+    "loss nan": GOOD | {"value": NAN},
+    "loss inf": GOOD | {"value": -INF},
+    "gradient nan": GOOD | {"gradient": jnp.array([1.0, NAN, 2.0])},
+    "gradient inf": GOOD | {"gradient": jnp.array([INF, 2.0, 2.0])},
+    # Each entry is finite, the norm is not: clipping by it would make the update zero.
+    "norm inf": GOOD | {"gradient": jnp.array([3e38, 3e38, 0.0])},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_not_finite_changes_no_parameter_and_no_statistic(bad):
+    state, step = small()
+    state, report = step(state, **GOOD)  # so that the statistics are not zeros
+    assert bool(report.updated)
+    after, report = step(state, **BAD[bad])
+    for name in ("params", "opt_state", "router_state", "key"):
+        assert bits(getattr(after, name)) == bits(getattr(state, name)), name
+    assert not bool(report.updated)
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_row)) == (2, 1, 1)
+
+
+def test_skips_are_counted_and_a_good_step_ends_the_row():
+    state, step = small()
+    seen = []
+    for given in (GOOD, BAD["loss nan"], BAD["gradient inf"], GOOD, BAD["norm inf"], GOOD):
+        before = state
+        state, report = step(state, **given)
+        assert (int(report.skipped), int(report.skipped_in_row)) == (
+            int(state.skipped),
+            int(state.skipped_in_row),
+        )
+        seen.append((bool(report.updated), int(state.skipped), int(state.skipped_in_row)))
+        assert bool(report.updated) == (bits(before.params) != bits(state.params))
+    assert seen == [
+        (True, 0, 0),
+        (False, 1, 1),
+        (False, 2, 2),
+        (True, 2, 0),
+        (False, 3, 1),
+        (True, 3, 0),
+    ]
+    assert int(state.step) == 6
+    # The optimizer counts updates, not batches: its schedule waits while steps are skipped.
+    assert int(named_leaves(state)["opt_state/3/count"]) == 3
+
+
+def test_the_norm_reported_is_the_one_before_clipping():
+    state, step = small()
+    _, report = step(state, **(GOOD | {"gradient": jnp.array([20.0, 40.0, 40.0])}))
+    assert float(report.grad_norm) == 60.0
+
+
+# ---------------------------------------------------------------- the session's compiled steps
+
+
+@pytest.fixture(scope="module")
+def session():
+    experiment = Experiment("tiny", model=model(every=2), training=TrainingConfig(steps=20))
+    made_by = recipe(experiment.model)
+    graph, abstract = made_by.abstract()
+    return Session(experiment, made_by.mesh, None, made_by.optimizer, made_by, graph, abstract)
+
+
+def test_the_same_state_and_batch_make_the_same_bits_and_the_state_is_donated(session):
+    runs = []
+    for _ in range(2):
+        _, state = made(session.recipe)
+        for seed in range(3):
+            given = state
+            state, report = session.train_step(given, session.place(batch(seed=seed)))
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.params, given.key)))
+        runs.append(bits((state, report)))
+    assert runs[0] == runs[1]
+
+
+def test_a_model_with_an_infinite_parameter_is_left_alone_and_recovers(session):
+    _, state = made(session.recipe)
+    whole = session.place(batch())
+    state, _ = session.train_step(state, whole)
+
+    def put(leaves):
+        shardings = jax.tree.map(lambda x: x.sharding, session.abstract)
+        return jax.device_put(from_named_leaves(session.abstract, leaves), shardings)
+
+    good = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
+    broken = good | {"params/final_norm/scale": np.full(16, np.inf, "f")}
+    after, report = session.train_step(put(broken), whole)
+    for name, leaf in named_leaves(after).items():
+        counted = {"step": 2, "skipped": 1, "skipped_in_row": 1}
+        np.testing.assert_array_equal(leaf, counted.get(name, broken[name]), err_msg=name)
+    assert not bool(report.updated)
+    assert not np.isfinite(report.grad_norm)
+    mended = named_leaves(after) | {"params/final_norm/scale": good["params/final_norm/scale"]}
+    after, report = session.train_step(put(mended), whole)
+    assert bool(report.updated)
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_row)) == (3, 1, 0)
+
+
+def test_evaluation_in_batches_is_that_of_one_large_batch(session, monkeypatch):
+    _, state = made(session.recipe)
+    whole = batch() | {"bytes": np.full((ROWS, LENGTH), 3, np.int32)}
+    parts = [{name: x[i : i + 4] for name, x in whole.items()} for i in range(0, ROWS, 4)]
+    records = []
+    for batches in ([whole], parts):
+        monkeypatch.setattr(session_module.data, "eval_batches", lambda *_, b=batches, **__: b)
+        records.append(session.evaluate(state))
+    one, several = records
+    for name in ("loss", "bits_per_byte", "accuracy", "dropped_fraction"):
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(several["layers"][0]["load"], one["layers"][0]["load"], rtol=1e-9)
+    assert [layer["layer"] for layer in one["layers"]] == [1]
+    # Three bytes a token.
+    np.testing.assert_allclose(one["bits_per_byte"], one["loss"] / np.log(2) / 3, rtol=1e-6)
+    sums = session.eval_step(state.params, state.router_state, session.place(whole))
+    assert (int(sums.tokens), int(sums.bytes)) == (123, 369)
+    assert float(sums.layers[0].valid) == 123
+
+
+def test_an_evaluation_by_hand():
+    counts = Counts(
+        demand=np.array([6.0, 2.0]),
+        load=np.array([3.0, 1.0]),
+        unrouted=np.float64(4),
+        valid=np.float64(8),
+    )
+    # 16 bits of surprise over 8 tokens that stand for 32 bytes.
+    sums = EvalSums(16 * math.log(2), np.float64(2), np.float64(8), np.float64(32), (counts,))
+    record = eval_record(sums, (1,))
+    (layer,) = record.pop("layers")
+    assert record == {
+        "loss": pytest.approx(2 * math.log(2)),
+        "bits_per_byte": pytest.approx(0.5),
+        "accuracy": 0.25,
+        "dropped_fraction": 0.5,
+    }
+    entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
+    assert layer == {
+        "layer": 1,
+        "dropped_fraction": 0.5,
+        "unrouted_fraction": 0.5,
+        "load": [0.75, 0.25],
+        "load_entropy": pytest.approx(entropy),
+        "max_mean_load": 1.5,
+        "max_violation": 0.5,
+    }
