@@ -31,9 +31,7 @@ def get_config(variant: str = "switch") -> ConfigDict:
     model.moe.expert_dim = 512
     model.moe.group_size = 512
     model.moe.transport = "gather"
-    model.moe.router = ConfigDict(
-        {"preset": "switch", "capacity_factor": 1.25, "eval_capacity_factor": 2.0}
-    )
+    model.moe.router = common.router("switch", capacity_factor=1.25, eval_capacity_factor=2.0)
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
@@ -60,15 +58,13 @@ def _dense(config: ConfigDict) -> None:
 def _gshard(config: ConfigDict) -> None:
     config.model.moe.num_experts = 16
     config.model.moe.expert_dim = 256
-    config.model.moe.router = ConfigDict(
-        {"preset": "gshard", "capacity_factor": 2.5, "eval_capacity_factor": 4.0}
-    )
+    config.model.moe.router = common.router("gshard", capacity_factor=2.5, eval_capacity_factor=4.0)
 
 
 def _expert_choice(config: ConfigDict) -> None:
     config.model.moe.allow_future_leak = True
-    config.model.moe.router = ConfigDict(
-        {"preset": "expert_choice", "capacity_factor": 1.0, "eval_capacity_factor": 1.0}
+    config.model.moe.router = common.router(
+        "expert_choice", capacity_factor=1.0, eval_capacity_factor=1.0
     )
 
 

@@ -89,8 +89,15 @@ def _router(value: Any, path: str) -> routing.Router:
     values = dict(_mapping(value, path).items())
     if "preset" not in values:
         return build(routing.Router, values, path)
+    name = values.pop("preset")
+    presets = {function.__name__: function for function in routing.PRESETS}
+    hints = typing.get_type_hints(presets[name]) if name in presets else {}
+    typed = {
+        key: _convert(hints[key], choice, f"{path}.{key}") if key in hints else choice
+        for key, choice in values.items()
+    }
     try:
-        return routing.preset(values.pop("preset"), **values)
+        return routing.preset(name, **typed)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

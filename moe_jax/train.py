@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from moe_jax import cli, data, workdir
+from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.planning import Cost, count
 from moe_jax.training.finish import finish
@@ -22,6 +23,8 @@ _WORKDIR = cli.define_workdir()
 def main() -> None:
     """Checks, prepares, trains, evaluates and reports."""
     experiment = cli.experiment_of(_CONFIG)
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
     folder = Path(_WORKDIR.value)
     experiment.check(jax.device_count())
     workdir.claim(folder, experiment)

@@ -73,15 +73,15 @@ def test_refuses_what_does_not_fit(values, parts):
 
 
 def test_type_chooses_among_dataclasses():
-    values = {"update": {"type": "Adafactor", "decay_rate": 0.7}, "schedule": {"type": "RSqrt"}}
+    values = {"rule": {"type": "Adafactor", "decay_rate": 0.7}, "schedule": {"type": "RSqrt"}}
     made = build(OptimizerConfig, values)
     assert made == OptimizerConfig(Adafactor(decay_rate=0.7), RSqrt())
 
 
 @pytest.mark.parametrize("name", ["Adafactro", None])
 def test_refuses_an_unknown_type(name):
-    with pytest.raises(ConfigError, match=r"config.update.type=.* 'Adafactor'|config.update.type"):
-        build(OptimizerConfig, {"update": {"type": name}})
+    with pytest.raises(ConfigError, match=r"config.rule.type=.* 'Adafactor'|config.rule.type"):
+        build(OptimizerConfig, {"rule": {"type": name}})
 
 
 @pytest.mark.parametrize("function", PRESETS, ids=lambda function: function.__name__)
@@ -110,7 +110,7 @@ def test_described_experiment_is_plain_and_builds_the_same():
     experiment = Experiment("x", DecoderConfig(moe=moe), optimizer=optimizer)
     described = describe(experiment)
     _assert_plain(described)
-    assert described["optimizer"]["update"]["type"] == "Adafactor"
+    assert described["optimizer"]["rule"]["type"] == "Adafactor"
     assert build(Experiment, described) == experiment
     assert isinstance(experiment.model.moe.router, routing.Router)
 

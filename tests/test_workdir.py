@@ -53,7 +53,7 @@ def test_what_moves_or_observes_a_run_may_change(tmp_path, change):
         ({"training": TrainingConfig(seed=1)}, "training.seed: 0 there, 1 here"),
         (
             {"optimizer": OptimizerConfig(Adafactor())},
-            "optimizer.update.type: AdamW there, Adafactor here",
+            "optimizer.rule.type: AdamW there, Adafactor here",
         ),
         (
             {"model": DecoderConfig(moe=MoEConfig(router=switch(capacity_factor=3.0)))},

@@ -67,6 +67,9 @@ class DecoderConfig:
     moe: MoEConfig = MoEConfig()
 
     def __post_init__(self):
+        for name in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ConfigError(
                 f"model.num_heads={self.num_heads} is not a multiple of "

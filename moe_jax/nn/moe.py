@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax import routing
+from moe_jax.errors import ConfigError
 from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import Experts, FeedForwardConfig
 from moe_jax.nn.init import weight
@@ -51,6 +52,11 @@ class MoEConfig:
     transport: Literal["einsum", "gather"] = "einsum"
     expert_dropout: float = 0.0
     allow_future_leak: bool = False
+
+    def __post_init__(self):
+        for name in ("num_experts", "expert_dim", "group_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.moe.{name}={getattr(self, name)} must be at least 1")
 
     def is_moe(self, layer: int) -> bool:
         """Returns whether layer ``layer`` (from 0) has experts."""

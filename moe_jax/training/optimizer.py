@@ -116,7 +116,7 @@ class OptimizerConfig:
     """The optimizer.
 
     Attributes:
-        update: the rule.
+        rule: how a gradient becomes an update.
         schedule: the learning rate after its warm-up.
         learning_rate: the peak.
         warmup_steps: steps of linear growth from 0 to the peak.
@@ -125,7 +125,7 @@ class OptimizerConfig:
         router_multiplier: factor on the learning rate of the routers.
     """
 
-    update: AdamW | Adafactor = AdamW()
+    rule: AdamW | Adafactor = AdamW()
     schedule: Constant | RSqrt | Cosine | Linear = Cosine()
     learning_rate: float = 1e-3
     warmup_steps: int = 100
@@ -156,7 +156,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     }
     return optax.chain(
         clip,
-        config.update.transform(),
+        config.rule.transform(),
         optax.partition(groups, parameter_groups),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count, steps)),
     )

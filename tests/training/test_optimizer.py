@@ -127,7 +127,7 @@ def plain(**changes):
 def test_adamw_is_numpys():
     rule = AdamW(b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.5)
     params, gradients = arrays(0), [arrays(1), arrays(2), arrays(3)]
-    config = plain(update=rule, schedule=Linear(), learning_rate=0.1)
+    config = plain(rule=rule, schedule=Linear(), learning_rate=0.1)
     found = train(config, params, gradients)
     for name in AXES:
         p = params[name].astype(np.float64)
@@ -143,7 +143,7 @@ def test_adamw_is_numpys():
 
 def test_decay_alone_shrinks_matrices_and_leaves_norms():
     params, zero = arrays(0), arrays(0, scale=0.0)
-    (found,) = train(plain(update=AdamW(weight_decay=0.5), learning_rate=0.1), params, [zero])
+    (found,) = train(plain(rule=AdamW(weight_decay=0.5), learning_rate=0.1), params, [zero])
     for name in AXES:
         factor = 1 - 0.1 * 0.5 if name in DECAYED else 1.0
         np.testing.assert_allclose(found[name], factor * params[name], rtol=1e-6, err_msg=name)
@@ -154,7 +154,7 @@ def test_decay_alone_shrinks_matrices_and_leaves_norms():
 def test_adafactor_is_optaxs(factored_from, by_scale):
     rule = Adafactor(0.7, 0.9, by_scale, factored_from)
     params, gradients = arrays(0), [arrays(seed, 10.0**seed) for seed in range(1, 5)]
-    found = train(plain(update=rule, schedule=Linear(), learning_rate=0.1), params, gradients)
+    found = train(plain(rule=rule, schedule=Linear(), learning_rate=0.1), params, gradients)
     reference = optax.adafactor(
         lambda count: 0.1 * (1 - (count + 1) / 12),
         min_dim_size_to_factor=factored_from,
@@ -174,7 +174,7 @@ def test_adafactor_is_optaxs(factored_from, by_scale):
 
 def test_the_first_adafactor_step_is_numpys():
     params, gradient = arrays(0), arrays(1)
-    config = plain(update=Adafactor(factored_from=4), learning_rate=0.1)
+    config = plain(rule=Adafactor(factored_from=4), learning_rate=0.1)
     (found,) = train(config, params, [gradient])
     p, g = params["matrix"].astype(np.float64), gradient["matrix"].astype(np.float64)
     # Step 1 forgets everything before it: the decay is 1 - 1 ** -0.8 = 0.
@@ -188,7 +188,7 @@ def test_the_first_adafactor_step_is_numpys():
 def first_moments(clip_norm, gradient):
     """What AdamW saw of the gradient, by its first moment."""
     rule = AdamW(b1=0.0)
-    optimizer = make_optimizer(plain(update=rule, clip_norm=clip_norm), STEPS)
+    optimizer = make_optimizer(plain(rule=rule, clip_norm=clip_norm), STEPS)
     params = state(arrays(0))
     _, carried = optimizer.update(state(gradient), optimizer.init(params), params)
     return values(optax.tree_utils.tree_get(carried, "mu"))
@@ -212,7 +212,7 @@ def test_multipliers_change_their_own_group_alone(rule):
     params, gradient = arrays(0), arrays(1)
 
     def change(**multipliers):
-        (after,) = train(plain(update=rule, learning_rate=0.1, **multipliers), params, [gradient])
+        (after,) = train(plain(rule=rule, learning_rate=0.1, **multipliers), params, [gradient])
         return {name: after[name] - params[name] for name in AXES}
 
     base = change()
