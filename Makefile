@@ -12,7 +12,7 @@ train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(STAMP) lint
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
