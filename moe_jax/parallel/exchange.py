@@ -1,8 +1,8 @@
 """Between group-sharded and expert-sharded slots: one all-to-all each way.
 
-XLA emits exactly one all-to-all only for this form: split the group and expert axes into (shard,
-rest), swap the two shard axes, and pin the expert mesh axis to the first before the swap and to
-the second after it. Simpler constraints add all-gathers and permutes on meshes with two axes.
+XLA emits exactly one all-to-all for this form: split the group and expert axes into (shard, rest),
+swap the two shard axes, and pin the expert mesh axis to the first before the swap and to the second
+after it. Constraining less, such as the expert axis alone, adds all-gathers of the slots.
 """
 
 from __future__ import annotations

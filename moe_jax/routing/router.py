@@ -54,7 +54,11 @@ class Router:
 
     @property
     def experts_choose(self) -> bool:
-        """True if routing one token depends on the other tokens of its group, later ones too."""
+        """True if experts rank the tokens of a group, so that a gate depends on later tokens.
+
+        Where tokens choose, later tokens can still take a full expert's slots: first choices before
+        second ones, or best scores first.
+        """
         return isinstance(self.select, TopTokens)
 
     @property
