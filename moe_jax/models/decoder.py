@@ -41,7 +41,8 @@ class DecoderConfig:
         dropout: of residual branches in training.
         init_scale: scale of the truncated normals (Switch section 2.4 uses 0.1).
         norm_eps: of RMSNorm.
-        scan_layers: compile repeating layers once; results are the same.
+        scan_layers: compile repeating layers once; results are the same, except that Adafactor
+            then clips and scales the stacked layers as one array.
         remat: what the backward pass recomputes: ``none``, ``full`` (everything), ``dots`` (keep
             matrix products), ``dots_no_batch`` (keep products with weights).
         compute_dtype: of activations; parameters, router, norms and softmax stay float32.

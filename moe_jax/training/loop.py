@@ -24,7 +24,7 @@ from moe_jax.training.step import StepReport
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line and names the last good checkpoint."""
+    """Training cannot go on; the message is one line and says what to change."""
 
 
 class Terminated(Exception):
@@ -76,7 +76,7 @@ class Loop:
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
                 state, report = self.session.train_step(state, self.session.place(next(batches)))
-                guard.look(step, report)
+                self._look(guard, step, report)
                 log.step(step, report)
                 if self._due(step, experiment.training.eval_every) and step < steps:
                     log.evaluation(step, self.session.evaluate(state))
@@ -86,10 +86,21 @@ class Loop:
                 if terminated():
                     self._save_once(step, state, batches)
                     raise Terminated(f"stopped by SIGTERM at step {step}, which is saved")
-            guard.close()
+            self._look(guard, steps, None)
         self.checkpoints.wait()
         batches.close()
         return state
+
+    def _look(self, guard: _Guard, step: int, report: StepReport | None) -> None:
+        try:
+            guard.look(step, report)
+        except TrainingError as error:
+            self.checkpoints.wait()
+            saved = self.checkpoints.latest_step()
+            last = (
+                "no checkpoint was written yet" if saved is None else f"checkpoint {saved} is good"
+            )
+            raise TrainingError(f"{error}; {last}") from None
 
     @staticmethod
     def _due(step: int, every: int) -> bool:
@@ -121,7 +132,9 @@ class _Log:
         now = time.perf_counter()
         rate = self._tokens / (now - self._time)
         self._time, self._tokens = now, 0
-        rule = learning_rate(experiment.optimizer, np.float32(step - 1), experiment.training.steps)
+        # The schedule counts updates; a skipped batch is none.
+        updates = np.float32(step - 1 - record["skipped_updates"] + (not report.updated))
+        rule = learning_rate(experiment.optimizer, updates, experiment.training.steps)
         self._writer.write({**record, "learning_rate": float(rule), "tokens_per_second": rate})
         self._bar.update(
             step,
@@ -141,9 +154,9 @@ class _Guard:
         self._limit = limit
         self._last: tuple[int, StepReport] | None = None
 
-    def look(self, step: int, report: StepReport) -> None:
+    def look(self, step: int, report: StepReport | None) -> None:
         self.close()
-        self._last = (step, report)
+        self._last = None if report is None else (step, report)
 
     def close(self) -> None:
         if self._last is None:
