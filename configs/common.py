@@ -1,6 +1,6 @@
 """What every config starts from: each setting with its default, so that each can be overridden."""
 
-import inspect
+import typing
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -11,11 +11,17 @@ from moe_jax.routing import PRESETS
 
 
 def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
-    """Returns a published router with its choices, those not given at their defaults."""
-    function = next(found for found in PRESETS if found.__name__ == preset)
-    parameters = inspect.signature(function).parameters.items()
-    defaults = {name: parameter.default for name, parameter in parameters}
-    return ConfigDict({"preset": preset, **defaults, **choices})
+    """Returns a published router; a choice left unset is the preset's own.
+
+    The choices of every preset are there, so that both preset and choices can be overridden.
+    """
+    config = ConfigDict({"preset": preset})
+    for function in PRESETS:
+        for name, hint in typing.get_type_hints(function).items():
+            if name != "return":
+                config[name] = placeholder(hint if isinstance(hint, type) else str)
+    config.update(choices)
+    return config
 
 
 def base(name: str) -> ConfigDict:

@@ -18,7 +18,8 @@ def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config
     """Returns a ``cls`` made from ``values``.
 
     A field that holds a dataclass is built from a nested mapping; one that may hold several
-    dataclasses names its own by ``type``. A router is a ``preset`` with its choices, or its parts.
+    dataclasses names its own by ``type``. A router is a ``preset`` with its choices, or its parts;
+    a choice that is ``None`` is the preset's own.
 
     Args:
         cls: a dataclass.
@@ -86,7 +87,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _router(value: Any, path: str) -> routing.Router:
-    values = dict(_mapping(value, path).items())
+    values = {k: v for k, v in _mapping(value, path).items() if v is not None}
     if "preset" not in values:
         return build(routing.Router, values, path)
     name = values.pop("preset")

@@ -12,15 +12,16 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 Records = Sequence[Mapping[str, Any]]
 P = ParamSpec("P")
 
-# Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, and seen
-# on light and dark paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# From Okabe and Ito's palette: told apart by colour-blind readers, and seen on dark paper too.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _INK = "#010203"
+# What the page around a figure may choose, for light and dark paper.
+_OF_PAGE = {_INK: "currentColor", _COLOURS[0]: f"var(--accent, {_COLOURS[0]})"}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moe_jax",
@@ -41,8 +42,9 @@ _STYLE = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
     ),
 }
-_WIDE, _NARROW = (10.0, 3.2), (6.4, 3.0)
-_POINTS, _COLUMNS = 600, 200
+_WIDE, _NARROW = (13.0, 3.6), (6.4, 3.0)
+_INCHES = {"left": 0.9, "right": 0.1, "bottom": 0.5, "top": 0.1}
+_POINTS, _COLUMNS, _COLUMNS_OF_ALL = 600, 200, 2000
 
 
 def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
@@ -59,9 +61,13 @@ def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
 def _svg(figure: Figure) -> str:
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :]
+    for colour, chosen in _OF_PAGE.items():
+        text = text.replace(colour, chosen)
+    # Hundredths of a point are enough, and half the size.
+    text = re.sub(r"[ML] [-.\d ]+", lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
     return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
 
 
@@ -70,14 +76,14 @@ def loss_curve(train: Records, evaluations: Records) -> Figure:
     """Training loss, its moving mean over a twentieth of the run, and validation loss in nats."""
     figure, axes = _axes("step", "loss (nats per token)", _WIDE)
     steps, losses = _series(train, "loss")
-    axes.plot(
-        *_thinned(steps, losses), color=_COLOURS[0], alpha=0.35, linewidth=0.8, label="training"
-    )
     width = len(losses) // 20
+    style = {"alpha": 0.4, "linewidth": 0.8} if width > 1 else {}
+    axes.plot(*_thinned(steps, losses), _dash(steps), color=_COLOURS[0], label="training", **style)
     if width > 1:
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
         label = f"training, mean of {width} records"
-        axes.plot(*_thinned(steps[width - 1 :], mean), color=_COLOURS[0], label=label)
+        middle = steps[width // 2 : width // 2 + len(mean)]
+        axes.plot(*_thinned(middle, mean), color=_COLOURS[0], label=label)
     if evaluations:
         axes.plot(
             *_series(evaluations, "loss"), "o-", color=_COLOURS[1], markersize=4, label="validation"
@@ -90,9 +96,13 @@ def loss_curve(train: Records, evaluations: Records) -> Figure:
 def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
     """One number of the records over steps."""
     figure, axes = _axes("step", label)
-    axes.plot(*_thinned(*_series(train, key)), color=_COLOURS[0], linewidth=1.0)
+    steps, values = _series(train, key)
+    axes.plot(*_thinned(steps, values), _dash(steps), color=_COLOURS[0], linewidth=1.0)
     if log:
         axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -110,14 +120,14 @@ def layer_lines(train: Records, label: str, *path: str) -> Figure:
     steps = np.array([record["step"] for record in train])
     for index, layer in enumerate(layers):
         values = np.array([_at(record["layers"][index], path) for record in train], np.float64)
-        edges, means = _binned(steps, values)
+        edges, means = _binned(steps, values, len(layers))
         shown = len(layers) <= len(_COLOURS) or index in (0, len(layers) // 2, len(layers) - 1)
         axes.plot(
             (edges[:-1] + edges[1:]) / 2 if len(means) < len(steps) else steps,
             means,
+            _dash(steps),
             color=_layer_colour(index, len(layers)),
             linewidth=1.2,
-            marker="o" if len(steps) == 1 else None,
             label=f"layer {layer['layer']}" if shown else None,
         )
     axes.legend(ncols=min(3, len(layers)))
@@ -128,10 +138,10 @@ def layer_lines(train: Records, label: str, *path: str) -> Figure:
 def load_map(train: Records, index: int) -> Figure:
     """Load of every expert of the ``index``-th MoE layer over steps; 1 is an even share."""
     figure, axes = _axes("step", "expert")
-    load = [record["layers"][index]["load"] for record in train]
-    edges, means = _binned(
-        np.array([record["step"] for record in train]), np.array(load, np.float64)
-    )
+    figure.subplots_adjust(right=0.99)
+    steps = np.array([record["step"] for record in train])
+    load = np.array([record["layers"][index]["load"] for record in train], np.float64)
+    edges, means = _binned(steps, load, len(train[0]["layers"]))
     num_experts = means.shape[1]
     image = axes.imshow(
         means.T * num_experts,
@@ -150,11 +160,23 @@ def load_map(train: Records, index: int) -> Figure:
 
 def _axes(x: str, y: str, size: tuple[float, float] = _NARROW) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size)
+    width, height = size
+    figure.subplots_adjust(
+        left=_INCHES["left"] / width,
+        right=1 - _INCHES["right"] / width,
+        bottom=_INCHES["bottom"] / height,
+        top=1 - _INCHES["top"] / height,
+    )
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure, axes
+
+
+def _dash(steps: np.ndarray) -> str:
+    """Returns matplotlib's format of a line, or of a dot where a line would not show."""
+    return "-" if len(steps) > 1 else "o"
 
 
 def _layer_colour(index: int, layers: int) -> Any:
@@ -180,12 +202,12 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return steps[index], values[index]
 
 
-def _binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _binned(steps: np.ndarray, values: np.ndarray, layers: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns edges ``(B + 1,)`` of even bins over steps ``(T,)`` and means ``(B, ...)``.
 
-    A bin without a record takes the next one.
+    A bin without a record takes the next one. Many layers get fewer bins each.
     """
-    count = min(len(steps), _COLUMNS)
+    count = min(len(steps), _COLUMNS, max(_COLUMNS_OF_ALL // layers, 1))
     edges = np.linspace(steps[0], steps[-1] if count > 1 else steps[0] + 1, count + 1)
     first = np.minimum(np.searchsorted(steps, edges[:-1]), len(steps) - 1)
     size = np.maximum(np.diff(first, append=len(steps)), 1)

@@ -23,6 +23,8 @@ REPORT = "report.html"
 Record = Mapping[str, Any]
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _BYTES = {f"<0x{ord(character):02X}>": shown for character, shown in _VISIBLE.items()}
+# Keeps the file of a model with thousands of experts small.
+_TOKENS_OF_ALL = 4000
 _BASELINES = {
     "uniform": "uniform bytes",
     "order2": "order-2 byte model",
@@ -174,15 +176,18 @@ def _layer_rows(records: Sequence[Record]) -> list[Record]:
 
 
 def _visible_table(table: Record) -> list[dict[str, Any]]:
+    layers = table.get("layers", [])
+    experts = sum(len(layer["experts"]) for layer in layers)
+    limit = max(_TOKENS_OF_ALL // max(experts, 1), 3)
     return [
         {
             "layer": layer["layer"],
             "experts": [
-                [{**token, "piece": visible(token["piece"])} for token in expert]
+                [{**token, "piece": visible(token["piece"])} for token in expert[:limit]]
                 for expert in layer["experts"]
             ],
         }
-        for layer in table.get("layers", [])
+        for layer in layers
     ]
 
 

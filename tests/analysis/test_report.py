@@ -1,9 +1,12 @@
 import json
 import re
+import time
+import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 
-from moe_jax.analysis.report import write_report
+from moe_jax.analysis.report import visible, write_report
 from moe_jax.training.metrics import MetricsWriter, load_statistics
 
 _RESULT = {
@@ -101,6 +104,63 @@ def test_makes_white_space_visible(moe):
 def test_needs_no_network(moe):
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", moe)
     assert not re.search(r"""url\(\s*["']?(https?:)?//|@import|<link""", moe)
+
+
+def test_addresses_are_names_of_xml_alone(moe):
+    # Inside the page, or an image written into it.
+    links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", moe)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert not re.findall(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", moe))
+
+
+def test_figures_are_whole_and_find_their_parts(moe):
+    for text in re.findall(r"<svg.*?</svg>", moe, flags=re.DOTALL):
+        ids = {element.get("id") for element in ElementTree.fromstring(text).iter()}
+        assert set(re.findall(r"url\(#([^)]*)\)", text)) <= ids
+        assert set(re.findall(r'xlink:href="#([^"]*)"', text)) <= ids
+
+
+@pytest.mark.parametrize(
+    ("piece", "shown"),
+    [(" def", "␣def"), ("\n\t", "↵⇥"), ("<0x0A>", "↵"), ("<0xC3>", "<0xC3>"), ("\x07", "\\u0007")],
+)
+def test_visible(piece, shown):
+    assert visible(piece) == shown
+
+
+def test_gaps_in_records_leave_gaps_in_curves(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for step in (1, 2, 3):
+            layer = _layer(1, [0.5, 0.5])
+            layer["losses"] = {"balance": float("nan")} if step == 2 else {"balance": 1.0}
+            writer.write(_train(step, [layer]) | {"grad_norm": float("inf") if step == 2 else 1.0})
+    assert "Gradient norm" in write_report(tmp_path).read_text()
+
+
+def test_single_record_is_drawn(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(_train(1, [_layer(1, [1.0, 0.0])]))
+    assert "Layer 1" in write_report(tmp_path).read_text()
+
+
+def test_empty_folder_is_refused_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_long_run_of_many_experts_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    loads = rng.dirichlet(np.ones(64), size=(4, 6))
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(1, 301):
+            layers = [_layer(i, load.tolist()) for i, load in enumerate(loads[step % 4])]
+            writer.write(_train(step, layers))
+    tokens = [{"layer": i, "experts": [[_piece("word")] * 12] * 64} for i in range(6)]
+    (tmp_path / "expert_tokens.json").write_text(json.dumps({"layers": tokens}))
+    began = time.process_time()
+    path = write_report(tmp_path)
+    assert time.process_time() - began < 5
+    assert path.stat().st_size < 2_000_000
 
 
 def test_dense_model_is_called_dense(tmp_path):

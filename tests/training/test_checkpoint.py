@@ -204,6 +204,10 @@ def test_each_damaged_file_is_detected(two_checkpoints, damage):
             assert step == 20 and checkpoints.skipped == (), name
             assert_same(restored, new)
             continue
+        if name == "_CHECKPOINT_METADATA" and step == 20:
+            # Of this file only the form is checked: Orbax's own notes, which no value depends on.
+            assert_same(restored, new)
+            continue
         assert step == 10 and position == {"at": 10}, name
         assert_same(restored, old)
         (skipped,) = checkpoints.skipped

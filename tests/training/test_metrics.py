@@ -5,6 +5,7 @@ import struct
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from moe_jax.training.metrics import (
     MetricsWriter,
@@ -121,6 +122,43 @@ def test_damage_elsewhere_is_reported_with_its_line(tmp_path):
         read_metrics(tmp_path)
     with pytest.raises(ValueError, match="line 2"):
         MetricsWriter(tmp_path, 3)
+
+
+def _events(folder):
+    """Reads TFRecord frames: length, its checksum, data, its checksum."""
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    record = {
+        "kind": "train",
+        "step": 10,
+        "loss": np.float32(0.1),
+        "layers": [{"layer": 1, "losses": {"balance": 1.5}, "load": [0.25, 0.75]}],
+    }
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(record)
+        writer.write({"kind": "eval", "step": 20, "loss": math.nan})
+    found = {
+        (event.step, value.tag): value.simple_value
+        for event in _events(tmp_path)
+        for value in event.summary.value
+    }
+    assert math.isnan(found.pop((20, "eval/loss")))
+    numbers = flatten({key: value for key, value in record.items() if key != "step"})
+    assert found == {(10, f"train/{n}"): np.float32(v) for n, v in numbers.items()}
+
+
+def test_tensorboard_hides_what_resume_repeats(tmp_path):
+    _write(tmp_path, [1, 2, 3])
+    _write(tmp_path, [3], resume_step=2)
+    starts = [e.step for e in _events(tmp_path) if e.session_log.status == SessionLog.START]
+    assert starts == [3]
 
 
 def test_no_file_is_no_records(tmp_path):
