@@ -211,7 +211,9 @@ def test_each_damaged_file_is_detected(two_checkpoints, damage):
         assert step == 10 and position == {"at": 10}, name
         assert_same(restored, old)
         (skipped,) = checkpoints.skipped
-        assert skipped.step == 20 and name in skipped.reason
+        # A flip in the record itself may strike a file's name there.
+        named = name in skipped.reason or name == checkpoint.INTEGRITY_FILE
+        assert skipped.step == 20 and named, skipped.reason
 
 
 def test_damage_is_reported_in_the_log(tmp_path, caplog):
