@@ -37,7 +37,7 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.schedule.final = 0.02
 
-    config.training.steps = 300
+    config.training.steps = 400
     config.training.loss_chunk = 32
     config.training.checkpoint_every = 100
 
