@@ -5,7 +5,7 @@ import typing
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from moe_jax.build import describe
+from moe_jax.build import settings
 from moe_jax.experiment import Experiment
 from moe_jax.routing import PRESETS
 
@@ -26,7 +26,4 @@ def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
 
 def base(name: str) -> ConfigDict:
     """Returns the defaults of ``Experiment``; replace ``model.moe.router`` by a preset."""
-    config = ConfigDict(describe(Experiment(name=name)), convert_dict=True)
-    config.data.data_dir = placeholder(str)
-    config.data.eval_documents = placeholder(int)
-    return config
+    return settings(Experiment(name=name))

@@ -15,7 +15,7 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config = common.base(f"quickstart-{variant}")
     config.data.vocab_size = 2048
     config.data.seq_length = 256
-    config.data.batch_size = 16
+    config.data.batch_size = 8
 
     model = config.model
     model.num_layers = 4
@@ -37,9 +37,9 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.schedule.final = 0.02
 
-    config.training.steps = 400
+    config.training.steps = 600
     config.training.loss_chunk = 32
-    config.training.checkpoint_every = 100
+    config.training.checkpoint_every = 150
 
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")

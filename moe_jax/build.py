@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError, nearest
@@ -19,7 +20,7 @@ def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config
 
     A field that holds a dataclass is built from a nested mapping; one that may hold several
     dataclasses names its own by ``type``. A router is a ``preset`` with its choices, or its parts;
-    a choice that is ``None`` is the preset's own.
+    a setting or choice that is ``None`` is the part's or the preset's own.
 
     Args:
         cls: a dataclass.
@@ -78,7 +79,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
     options = tuple(option for option in options if option is not type(None))
     if len(options) == 1:
         return _convert(options[0], value, path)
-    values = dict(_mapping(value, path).items())
+    values = {k: v for k, v in _mapping(value, path).items() if v is not None}
     known = {option.__name__: option for option in options}
     name = values.pop("type", None)
     if name not in known:
@@ -91,8 +92,7 @@ def _router(value: Any, path: str) -> routing.Router:
     if "preset" not in values:
         return build(routing.Router, values, path)
     name = values.pop("preset")
-    presets = {function.__name__: function for function in routing.PRESETS}
-    hints = typing.get_type_hints(presets[name]) if name in presets else {}
+    hints = routing.choices_of(name)
     typed = {
         key: _convert(hints[key], choice, f"{path}.{key}") if key in hints else choice
         for key, choice in values.items()
@@ -101,6 +101,63 @@ def _router(value: Any, path: str) -> routing.Router:
         return routing.preset(name, **typed)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def settings(value: Any) -> ConfigDict:
+    """Returns every setting of a dataclass, for overriding.
+
+    Settings of the types that a part could be but is not are there too, unset.
+    """
+    return _with_unset(type(value), ConfigDict(describe(value), convert_dict=True))
+
+
+def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            _with_unset(hint, config[name])
+        options = _options(hint)
+        for option in options.values() if len(options) > 1 else ():
+            for key, setting in typing.get_type_hints(option).items():
+                if key not in config[name]:
+                    config[name][key] = _unset(setting)
+        if config[name] is None:
+            config[name] = _unset(hint)
+    return config
+
+
+def _unset(hint: Any) -> Any:
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in (bool, int, float, str)]
+    return placeholder(kinds[0] if kinds else str)
+
+
+def _options(hint: Any) -> dict[str, type]:
+    """The dataclasses that a part may be, by ``type``."""
+    return {o.__name__: o for o in typing.get_args(hint) if dataclasses.is_dataclass(o)}
+
+
+def forget_other_types(cls: type, config: ConfigDict, overridden: Collection[str]) -> None:
+    """Unsets what a config file chose for a part whose type or preset was overridden since.
+
+    Args:
+        cls: the dataclass that ``config`` describes.
+        config: changed in place.
+        overridden: dotted names of the settings given on the command line; they stay.
+    """
+    for path in overridden:
+        *parents, last = path.split(".")
+        group, hint = config, cls
+        for key in parents:
+            group, hint = group[key], typing.get_type_hints(hint).get(key)
+        if last == "type":
+            kept = typing.get_type_hints(_options(hint).get(group.type, cls))
+        elif last == "preset" and hint is routing.Router:
+            kept = routing.choices_of(group.preset)
+        else:
+            continue
+        for key in set(group) - {last, *kept}:
+            if ".".join((*parents, key)) not in overridden:
+                with group.ignore_type():
+                    group[key] = None
 
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any] | ConfigDict:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from moe_jax.build import build
+from moe_jax.build import build, forget_other_types
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.training.checkpoint import CheckpointError
@@ -22,7 +22,11 @@ _FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 def define_config() -> flags.FlagHolder:
     """Defines ``--config=FILE[:ARGUMENT]`` with overrides ``--config.a.b=value``."""
     return config_flags.DEFINE_config_file(
-        "config", None, "Configuration file, with an argument after a colon.", lock_config=True
+        "config",
+        None,
+        "Configuration file, with an argument after a colon.",
+        lock_config=True,
+        flag_values=flags.FLAGS,
     )
 
 
@@ -41,7 +45,10 @@ def experiment_of(flag: flags.FlagHolder) -> Experiment:
         raise ConfigError("--config is missing; try --config=configs/quickstart.py")
     try:
         # A config file that is not there fails only when its values are read.
-        return build(Experiment, flag.value)
+        config = flag.value
+        overridden = config_flags.get_override_values(flags.FLAGS[flag.name])
+        forget_other_types(Experiment, config, overridden)
+        return build(Experiment, config)
     except OSError as error:
         raise ConfigError(f"the config file cannot be loaded: {_last_line(error)}") from error
 

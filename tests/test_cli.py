@@ -1,10 +1,15 @@
+import sys
+from pathlib import Path
+
 import pytest
-from absl import app
+from absl import app, flags
 
 from moe_jax import cli
 from moe_jax.errors import ConfigError
+from moe_jax.routing import preset
 from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
+from moe_jax.training.optimizer import Adafactor, Cosine, RSqrt
 
 
 @pytest.fixture
@@ -54,15 +59,60 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch, error):
         cli.run(main)
 
 
-class _Flag:
-    def __init__(self, value):
-        self.value = value
+@pytest.fixture
+def experiment_of(monkeypatch):
+    """A function from command-line arguments to the experiment."""
+
+    def parse(*arguments):
+        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+        # The overrides are looked for in sys.argv.
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        flag = cli.define_config()
+        flags.FLAGS(sys.argv)
+        return cli.experiment_of(flag)
+
+    return parse
 
 
-def test_config_is_asked_for():
+QUICKSTART = f"--config={Path(__file__).parents[1] / 'configs' / 'quickstart.py'}"
+SCHEDULE, ROUTER = "--config.optimizer.schedule", "--config.model.moe.router"
+
+
+def test_config_is_asked_for(experiment_of):
     with pytest.raises(ConfigError, match="--config is missing"):
-        cli.experiment_of(_Flag(None))
+        experiment_of()
 
 
-def test_config_becomes_an_experiment():
-    assert cli.experiment_of(_Flag({"name": "x"})).name == "x"
+def test_overrides_change_the_config_file(experiment_of):
+    experiment = experiment_of(QUICKSTART, "--config.mesh.expert=4", f"{SCHEDULE}.final=0.5")
+    assert experiment.mesh.expert == 4
+    assert experiment.optimizer.schedule == Cosine(0.5)
+
+
+def test_another_type_forgets_what_the_file_chose_for_the_old_one(experiment_of):
+    assert experiment_of(QUICKSTART, f"{SCHEDULE}.type=RSqrt").optimizer.schedule == RSqrt()
+    rule = experiment_of(
+        QUICKSTART,
+        "--config.optimizer.rule.type=Adafactor",
+        "--config.optimizer.rule.decay_rate=0.7",
+    ).optimizer.rule
+    assert rule == Adafactor(decay_rate=0.7)
+
+
+def test_another_preset_forgets_choices_it_does_not_have(experiment_of):
+    # quickstart:gshard sets both capacity factors, which both presets have.
+    moe = experiment_of(f"{QUICKSTART}:gshard", f"{ROUTER}.preset=top2_mtf").model.moe
+    assert moe.router == preset("top2_mtf", capacity_factor=2.5, eval_capacity_factor=4.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([f"{SCHEDULE}.type=RSqrt", f"{SCHEDULE}.final=0.5"], "final is not a setting"),
+        ([f"{SCHEDULE}.type=RSqrtt"], "type='RSqrtt' is unknown; did you mean 'RSqrt'"),
+        ([f"{ROUTER}.second=all"], "no choice 'second'"),
+    ],
+)
+def test_settings_of_another_type_are_refused(experiment_of, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment_of(QUICKSTART, *arguments)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from moe_jax.errors import ConfigError, nearest
 from moe_jax.routing.balance import LoadBalance, SecondBalance, TokenBalance, ZLoss
@@ -132,6 +133,13 @@ PRESETS: tuple[Callable[..., Router], ...] = (
     expert_choice,
     expert_choice_mtf,
 )
+
+
+def choices_of(name: str) -> dict[str, Any]:
+    """Returns the choices of a preset with their types; none if there is no such preset."""
+    known = {function.__name__: function for function in PRESETS}
+    hints = typing.get_type_hints(known[name]) if name in known else {}
+    return {choice: hint for choice, hint in hints.items() if choice != "return"}
 
 
 def preset(name: str, **choices: float | int | str | bool) -> Router:
