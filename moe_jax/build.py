@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -64,8 +65,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value not in options:
             raise ConfigError(f"{path}={value!r} is not one of {', '.join(map(str, options))}")
         return value
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(options, value, path)
+    if origin in (typing.Union, types.UnionType) or inspect.isabstract(hint):
+        return _convert_part(hint, value, path)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{path}={value!r} must be a list")
@@ -73,15 +74,18 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return _scalar(hint, value, path)
 
 
-def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
+def _convert_part(hint: Any, value: Any, path: str) -> Any:
+    options = typing.get_args(hint)
     if value is None and type(None) in options:
         return None
-    options = tuple(option for option in options if option is not type(None))
-    if len(options) == 1:
-        return _convert(options[0], value, path)
+    simple = [option for option in options if option is not type(None)]
+    if len(simple) == 1 and not inspect.isabstract(simple[0]):
+        return _convert(simple[0], value, path)
     values = {k: v for k, v in _mapping(value, path).items() if v is not None}
-    known = {option.__name__: option for option in options}
+    known = _options(hint)
     name = values.pop("type", None)
+    if name is None and type(None) in options and not values:
+        return None
     if name not in known:
         raise ConfigError(f"{path}.type={name!r} is unknown{nearest(str(name), known)}")
     return build(known[name], values, path)
@@ -115,8 +119,8 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             _with_unset(hint, config[name])
-        options = _options(hint)
-        for option in options.values() if len(options) > 1 else ():
+        options = _options(hint) if isinstance(config[name], ConfigDict) else {}
+        for option in options.values() if _chosen_by_type(hint) else ():
             for key, setting in typing.get_type_hints(option).items():
                 if key not in config[name]:
                     config[name][key] = _unset(setting)
@@ -131,8 +135,20 @@ def _unset(hint: Any) -> Any:
 
 
 def _options(hint: Any) -> dict[str, type]:
-    """The dataclasses that a part may be, by ``type``."""
-    return {o.__name__: o for o in typing.get_args(hint) if dataclasses.is_dataclass(o)}
+    """The dataclasses that a part may be, by ``type``: those of a union, or of an interface."""
+    found = {}
+    for option in typing.get_args(hint) or (hint,):
+        if dataclasses.is_dataclass(option):
+            found[option.__name__] = option
+        elif inspect.isabstract(option):
+            for implementation in option.__subclasses__():
+                found |= _options(implementation)
+    return found
+
+
+def _chosen_by_type(hint: Any) -> bool:
+    interface = any(inspect.isabstract(option) for option in (hint, *typing.get_args(hint)))
+    return interface or len(_options(hint)) > 1
 
 
 def forget_other_types(cls: type, config: ConfigDict, overridden: Collection[str]) -> None:
@@ -189,5 +205,6 @@ def _described_field(hint: Any, value: Any) -> Any:
     if isinstance(value, tuple):
         return [_described_field(typing.get_args(hint)[0], item) for item in value]
     described = describe(value)
-    choices = [option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)]
-    return {"type": type(value).__name__, **described} if len(choices) > 1 else described
+    if dataclasses.is_dataclass(value) and _chosen_by_type(hint):
+        return {"type": type(value).__name__, **described}
+    return described

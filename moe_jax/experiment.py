@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from moe_jax import data
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig
 from moe_jax.parallel import MeshConfig
+from moe_jax.routing import Forced
 from moe_jax.training.optimizer import OptimizerConfig
 from moe_jax.training.step import Objective
 
@@ -28,6 +30,8 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints.
         keep_last: newest checkpoints kept.
         keep_every: also keep checkpoints at multiples of this; 0 for none.
+        record_routing: write every step's choices to ``routing/`` of the workdir.
+        replay_routing: such a folder, whose choices the router ``forced`` repeats; "" for none.
     """
 
     steps: int = 1000
@@ -41,6 +45,8 @@ class TrainingConfig:
     checkpoint_every: int = 200
     keep_last: int = 2
     keep_every: int = 0
+    record_routing: bool = False
+    replay_routing: str = ""
 
     def __post_init__(self):
         positive = ("steps", "microbatches", "max_skipped_updates", "log_every", "keep_last")
@@ -51,7 +57,7 @@ class TrainingConfig:
     @property
     def objective(self) -> Objective:
         """What a step minimises."""
-        return Objective(self.microbatches, self.loss_chunk, self.z_loss)
+        return Objective(self.microbatches, self.loss_chunk, self.z_loss, self.record_routing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Experiment:
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices, from 0, of the layers that have experts."""
-        return tuple(i for i in range(self.model.num_layers) if self.model.moe.is_moe(i))
+        return self.model.moe.moe_layers(self.model.num_layers)
 
     def check(self, num_devices: int) -> None:
         """Refuses what cannot run, before anything expensive starts.
@@ -90,6 +96,7 @@ class Experiment:
         mesh = self.mesh.resolve(num_devices)
         self._check_batch(mesh)
         self._check_model(mesh)
+        self._check_replay()
         data.check_tokenizer(self.data)
         data.check_source(self.data)
 
@@ -105,20 +112,41 @@ class Experiment:
         if chunk and length % chunk:
             raise ConfigError(f"training.loss_chunk={chunk} does not divide seq_length={length}")
         moe, tokens = self.model.moe, rows * length // (parts * shards)
-        if moe.every and tokens % moe.group_size and moe.group_size % tokens:
+        if self.moe_layers and tokens % moe.group_size and moe.group_size % tokens:
             raise ConfigError(
                 f"model.moe.group_size={moe.group_size} neither divides nor is a multiple of the "
                 f"{tokens} tokens of a microbatch on each device: change it, data.batch_size or "
                 "data.seq_length"
             )
 
+    def _check_replay(self) -> None:
+        training = self.training
+        forced = [
+            layer
+            for layer in self.moe_layers
+            if isinstance(self.model.moe.at(layer).router.select, Forced)
+        ]
+        if forced and not training.replay_routing:
+            raise ConfigError(
+                "the router forced repeats a recorded routing: set training.replay_routing to the "
+                "routing/ folder of a run with training.record_routing=True"
+            )
+        if training.replay_routing and len(forced) < len(self.moe_layers):
+            raise ConfigError(
+                "training.replay_routing needs model.moe.router.preset=forced in every MoE layer, "
+                "with the k, scored_by, normalize and scale of the recorded router"
+            )
+        if training.replay_routing and not Path(training.replay_routing).is_dir():
+            raise ConfigError(f"training.replay_routing={training.replay_routing} is not a folder")
+
     def _check_model(self, mesh: MeshConfig) -> None:
         model = self.model
-        if model.moe.every and model.moe.num_experts % mesh.expert:
-            raise ConfigError(
-                f"model.moe.num_experts={model.moe.num_experts} is not divisible by "
-                f"mesh.expert={mesh.expert}"
-            )
+        for layer in self.moe_layers:
+            experts = model.moe.at(layer).num_experts
+            if experts % mesh.expert:
+                raise ConfigError(
+                    f"model.moe.num_experts={experts} is not divisible by mesh.expert={mesh.expert}"
+                )
         split = {
             "num_heads": model.num_heads,
             "num_kv_heads": model.num_kv_heads or model.num_heads,

@@ -25,7 +25,7 @@ _SAMPLES = flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1)
 def main() -> None:
     """Restores the newest checkpoint and prints samples."""
     _, session, state = open_restored(_WORKDIR.value)
-    if session.experiment.model.moe.every and session.experiment.model.moe.allow_future_leak:
+    if session.experiment.moe_layers and session.experiment.model.moe.allow_future_leak:
         raise ConfigError(
             "this model routes tokens by later ones (allow_future_leak=True), so it cannot "
             "generate text; train a variant in which tokens choose experts"

@@ -10,7 +10,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe import MoEConfig
-from moe_jax.routing.presets import PRESETS, preset
+from moe_jax.routing.presets import PRESETS, choices_of, preset
 from moe_jax.training.optimizer import Adafactor, OptimizerConfig, RSqrt
 
 
@@ -86,9 +86,12 @@ def test_refuses_an_unknown_type(name):
 
 @pytest.mark.parametrize("function", PRESETS, ids=lambda function: function.__name__)
 def test_router_is_a_preset_or_its_parts(function):
-    by_name = build(MoEConfig, {"router": {"preset": function.__name__, "capacity_factor": 1.5}})
-    assert by_name.router == preset(function.__name__, capacity_factor=1.5)
-    assert build(MoEConfig, {"router": describe(by_name.router)}) == by_name
+    name = function.__name__
+    choices = {"capacity_factor": 1.5} if "capacity_factor" in choices_of(name) else {}
+    by_name = build(MoEConfig, {"num_experts": 16, "router": {"preset": name, **choices}})
+    assert by_name.router == preset(name, **choices)
+    in_parts = build(MoEConfig, {"num_experts": 16, "router": describe(by_name.router)})
+    assert in_parts == by_name
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -76,7 +77,9 @@ class DecoderConfig:
                 f"model.num_heads={self.num_heads} is not a multiple of "
                 f"model.num_kv_heads={self.num_kv_heads}"
             )
-        if self.moe.every and self.moe.router.experts_choose and not self.moe.allow_future_leak:
+        sparse = [self.moe.at(layer) for layer in self.moe.moe_layers(self.num_layers)]
+        leaks = any(moe.router.experts_choose for moe in sparse)
+        if leaks and not self.moe.allow_future_leak:
             raise ConfigError(
                 "expert choice in a causal decoder routes a token by later ones; set "
                 "model.moe.allow_future_leak=True if that is what you want to measure"
@@ -95,12 +98,13 @@ class DecoderConfig:
         feed_forward = FeedForwardConfig(
             self.width, self.mlp_dim, self.activation, self.gated, self.init_scale
         )
-        expert = dataclasses.replace(feed_forward, hidden=self.moe.expert_dim)
+        sparse = self.moe.moe_layers(self.num_layers)
 
         def block(layer: int) -> BlockConfig:
-            moe = self.moe if self.moe.is_moe(layer) else None
-            inner = expert if moe else feed_forward
-            return BlockConfig(attention, inner, moe, self.dropout, self.norm_eps)
+            moe = self.moe.at(layer) if layer in sparse else None
+            hidden = moe.expert_dim if moe else self.mlp_dim
+            inner = dataclasses.replace(feed_forward, hidden=hidden)
+            return BlockConfig(attention, inner, moe, self.dropout, self.norm_eps, feed_forward)
 
         return [block(layer) for layer in range(self.num_layers)]
 
@@ -134,6 +138,7 @@ class Decoder(nnx.Module):
         *,
         mode: Mode = EVAL,
         rng: Array | None = None,
+        records: Sequence[Array] | None = None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Runs everything but the head.
 
@@ -143,6 +148,7 @@ class Decoder(nnx.Module):
             positions: ``(B, L)`` int32.
             mode: see ``Mode``.
             rng: key of everything random in training; without it the pass is deterministic.
+            records: the routing to force, ``(B, L, K)`` per MoE layer in order.
 
         Returns:
             ``(B, L, M)`` and one report per MoE layer.
@@ -152,8 +158,10 @@ class Decoder(nnx.Module):
         bias = causal_bias(segments)
         if self.config.positions == "t5_relative":
             bias = bias + self.relative_bias(inputs.shape[1])
-        context = Context(bias, positions, segments > 0)
-        x, reports = self.layers(constrain(x, "batch"), context, mode=mode, rng=rng)
+        context = Context(bias, positions, segments > 0, inputs)
+        x, reports = self.layers(
+            constrain(x, "batch"), context, mode=mode, rng=rng, records=records
+        )
         return self.final_norm(x), reports
 
     def logits(self, hidden: Array) -> Array:

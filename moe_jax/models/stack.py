@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax.nn.block import Block, BlockConfig, Context
@@ -69,45 +70,80 @@ class Stack(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x: Array, context: Context, *, mode: Mode, rng: Array | None
+        self,
+        x: Array,
+        context: Context,
+        *,
+        mode: Mode,
+        rng: Array | None,
+        records: Sequence[Array] | None = None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Maps ``x (B, L, M)`` to ``(B, L, M)``.
+
+        Args:
+            x: the embedded tokens.
+            context: what all layers share.
+            mode: see ``Mode``.
+            rng: key of everything random in training.
+            records: the routing to force, ``(B, L, K)`` per MoE layer in order.
 
         Returns:
             The output, and one report per MoE layer in order.
         """
         keys = None if rng is None else jax.random.split(rng, self.num_layers)
+        by_part = self._by_part(records)
         reports: list[MoEAux] = []
         start = 0
-        for blocks, count in zip(self.parts, self.counts, strict=True):
+        for blocks, count, part in zip(self.parts, self.counts, by_part, strict=True):
             size = len(blocks) * count
-            part_keys = None if keys is None else keys[start : start + size]
-            x, aux = self._run(tuple(blocks), count, x, context, mode, part_keys)
+            part_keys = None
+            if keys is not None:
+                part_keys = keys[start : start + size].reshape(count, len(blocks))
+            x, aux = self._run((tuple(blocks), part_keys, part), count, x, context, mode)
             for step in range(count):
                 reports += [jax.tree.map(lambda a, i=step: a[i], a) for a in aux if a is not None]
             start += size
         return x, tuple(reports)
 
+    def update_routers(self, demands: Sequence[Array]) -> None:
+        """Moves the state of all routers on by one optimizer step.
+
+        Args:
+            demands: ``(E,)`` per MoE layer in order: assignments asked for in the whole step.
+        """
+        for blocks, part in zip(self.parts, self._by_part(demands), strict=True):
+            for block, demand in zip(blocks, part, strict=True):
+                if demand is not None:
+                    block.feed_forward.router.update(demand)
+
+    def _by_part(self, values: Sequence[Array] | None) -> list[tuple[Array | None, ...]]:
+        """Stacks one array per MoE layer as the layers are: ``(count, ...)`` per block."""
+        found, start = [], 0
+        for blocks, count in zip(self.parts, self.counts, strict=True):
+            sparse = [i for i, block in enumerate(blocks) if block.config.moe is not None]
+            stacked: list[Array | None] = [None] * len(blocks)
+            for place, i in enumerate(sparse if values is not None else ()):
+                mine = values[start + place : start + len(sparse) * count : len(sparse)]
+                stacked[i] = jnp.stack(mine)
+            start += len(sparse) * count
+            found.append(tuple(stacked))
+        return found
+
     def _run(
-        self,
-        blocks: tuple[Block, ...],
-        count: int,
-        x: Array,
-        context: Context,
-        mode: Mode,
-        keys: Array | None,
+        self, steps: Any, count: int, x: Array, context: Context, mode: Mode
     ) -> tuple[Array, tuple[MoEAux | None, ...]]:
-        def body(x: Array, step: tuple[tuple[Block, ...], Array | None]):
-            layers, layer_keys = step
+        """Runs ``steps = (blocks, keys, records)``, each stacked ``count`` times."""
+
+        def body(x: Array, step: tuple[tuple[Block, ...], Array | None, tuple[Array | None, ...]]):
+            layers, layer_keys, records = step
             reports = []
-            for i, layer in enumerate(layers):
+            for i, (layer, record) in enumerate(zip(layers, records, strict=True)):
                 key = None if layer_keys is None else layer_keys[i]
-                x, aux = layer(x, context, mode=mode, rng=key)
+                x, aux = layer(x, context, mode=mode, rng=key, record=record)
                 reports.append(aux)
             return x, tuple(reports)
 
         body = _rematerialised(body, self.remat)
-        steps = (blocks, None if keys is None else keys.reshape(count, len(blocks)))
         if count == 1:
             x, aux = body(x, jax.tree.map(lambda leaf: leaf[0], steps))
             return x, jax.tree.map(lambda leaf: leaf[None], aux)

@@ -26,8 +26,9 @@ class BlockConfig:
         attention: the attention.
         feed_forward: the dense network, or one expert.
         moe: the mixture; ``None`` for a dense layer.
-        dropout: of both residual branches in training.
+        dropout: of all residual branches in training.
         norm_eps: of RMSNorm.
+        extra: the dense sub-layer that ``moe.extra_dense`` puts beside the mixture.
     """
 
     attention: AttentionConfig
@@ -35,6 +36,12 @@ class BlockConfig:
     moe: MoEConfig | None
     dropout: float
     norm_eps: float
+    extra: FeedForwardConfig | None = None
+
+    @property
+    def extra_dense(self) -> str:
+        """Where the extra dense sub-layer sits."""
+        return "none" if self.moe is None else self.moe.extra_dense
 
 
 @jax.tree_util.register_dataclass
@@ -46,11 +53,13 @@ class Context:
         bias: attention bias ``(B or 1, H or 1, L, L)``.
         positions: ``(B, L)`` int32.
         valid: ``(B, L)`` bool, False for padding.
+        token_ids: ``(B, L)`` int32, for routers that hash them.
     """
 
     bias: Array
     positions: Array
     valid: Array
+    token_ids: Array
 
 
 class Block(nnx.Module):
@@ -67,20 +76,45 @@ class Block(nnx.Module):
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
             self.feed_forward = MoE(config.moe, config.feed_forward, feed_forward_key)
+        if config.extra_dense != "none":
+            self.extra_norm = RMSNorm(width, config.norm_eps)
+            self.extra = FeedForward(config.extra, jax.random.fold_in(key, 2))
         self.config = config
 
     def __call__(
-        self, x: Array, context: Context, *, mode: Mode, rng: Array | None
+        self,
+        x: Array,
+        context: Context,
+        *,
+        mode: Mode,
+        rng: Array | None,
+        record: Array | None = None,
     ) -> tuple[Array, MoEAux | None]:
-        """Maps ``x (B, L, M)`` to ``(B, L, M)``; the report is ``None`` for a dense layer."""
-        keys = (None,) * 3 if rng is None else jax.random.split(rng, 3)
-        rate = self.config.dropout
+        """Maps ``x (B, L, M)`` to ``(B, L, M)``; the report is ``None`` for a dense layer.
+
+        ``record`` is the routing to force upon the mixture, see ``moe_jax.nn.moe.MoE``.
+        """
+        keys = (None,) * 4 if rng is None else jax.random.split(rng, 4)
         mixed = self.attention(self.attention_norm(x), context.bias, context.positions)
-        x = constrain(x + dropout(mixed, rate, keys[0]), "batch")
-        inputs = self.feed_forward_norm(x)
-        aux = None
+        x = self._add(x, mixed, keys[0])
+        if self.config.extra_dense == "before":
+            x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
+        inputs, aux = self.feed_forward_norm(x), None
         if self.config.moe is None:
             done = self.feed_forward(inputs)
         else:
-            done, aux = self.feed_forward(inputs, context.valid, mode=mode, rng=keys[1])
-        return constrain(x + dropout(done, rate, keys[2]), "batch"), aux
+            done, aux = self.feed_forward(
+                inputs,
+                context.valid,
+                mode=mode,
+                rng=keys[1],
+                token_ids=context.token_ids,
+                record=record,
+            )
+        x = self._add(x, done, keys[2])
+        if self.config.extra_dense == "after":
+            x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
+        return x, aux
+
+    def _add(self, x: Array, branch: Array, key: Array | None) -> Array:
+        return constrain(x + dropout(branch, self.config.dropout, key), "batch")

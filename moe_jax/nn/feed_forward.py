@@ -77,6 +77,30 @@ class Experts(nnx.Module):
         return jnp.einsum("etf,efm->etm", hidden, self.down[...].astype(x.dtype))
 
 
+class MixedExperts(nnx.Module):
+    """Experts of several widths: groups of neighbours, each with its own.
+
+    Where the mesh splits the experts, XLA moves slots between devices to compute a group.
+    """
+
+    def __init__(
+        self, config: FeedForwardConfig, widths: tuple[int, ...], num_experts: int, key: jax.Array
+    ):
+        """Makes one ``Experts`` of ``E / len(widths)`` for every width."""
+        keys = jax.random.split(key, len(widths))
+        size = num_experts // len(widths)
+        self.groups = nnx.List(
+            Experts(dataclasses.replace(config, hidden=width), size, group_key)
+            for width, group_key in zip(widths, keys, strict=True)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``x (E, T, M)`` to ``(E, T, M)``."""
+        parts = jnp.split(x, len(self.groups))
+        done = [group(part) for group, part in zip(self.groups, parts, strict=True)]
+        return jnp.concatenate(done)
+
+
 def _hidden(
     layer: FeedForward | Experts, x: jax.Array, product: str, axes: tuple[str, ...]
 ) -> jax.Array:

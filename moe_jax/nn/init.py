@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_jax.routing.head import Parameter
+
 
 def weight(
     key: jax.Array,
@@ -34,3 +36,18 @@ def weight(
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
     """Returns a float32 parameter that starts as ``value`` everywhere."""
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
+
+
+def described(parameter: Parameter, key: jax.Array, scale: float) -> nnx.Param:
+    """Returns the float32 parameter that a router's head describes."""
+    shape, axes = parameter.shape, parameter.axes
+    match parameter.init:
+        case "fan_in":
+            return weight(key, shape, axes, fan_in=int(parameter.size), scale=scale)
+        case "normal":
+            value = parameter.size * jax.random.normal(key, shape, jnp.float32)
+        case "orthogonal":
+            value = jax.nn.initializers.orthogonal(parameter.size)(key, shape, jnp.float32)
+        case "zeros":
+            value = jnp.zeros(shape, jnp.float32)
+    return nnx.Param(value, axes=axes)

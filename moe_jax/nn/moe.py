@@ -11,17 +11,13 @@ from flax import nnx
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.nn.dropout import dropout
-from moe_jax.nn.feed_forward import Experts, FeedForwardConfig
-from moe_jax.nn.init import weight
+from moe_jax.nn.dropout import dropout, masked
+from moe_jax.nn.feed_forward import Experts, FeedForwardConfig, MixedExperts
+from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
-from moe_jax.parallel import (
-    constrain,
-    experts_to_groups,
-    group_shards,
-    groups_to_experts,
-    over_groups,
-)
+from moe_jax.nn.router import RouterLayer
+from moe_jax.nn.shared import Shared, SharedConfig
+from moe_jax.parallel import constrain, experts_to_groups, groups_to_experts
 from moe_jax.transport import Einsum, Gather, Transport
 
 Array = jax.Array
@@ -29,38 +25,130 @@ _TRANSPORTS: dict[str, Transport] = {"einsum": Einsum(), "gather": Gather()}
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerOverride:
+    """What differs in some MoE layers.
+
+    Attributes:
+        layers: their indices, from 0.
+        router: their router; ``None`` for that of the others.
+        num_experts: their ``E``; 0 for that of the others.
+        expert_dim: their ``F``; 0 for that of the others.
+    """
+
+    layers: tuple[int, ...]
+    router: routing.Router | None = None
+    num_experts: int = 0
+    expert_dim: int = 0
+
+    def applied(self, config: MoEConfig) -> MoEConfig:
+        """Returns ``config`` with what differs put in."""
+        changed = {
+            name: getattr(self, name)
+            for name in ("router", "num_experts", "expert_dim")
+            if getattr(self, name)
+        }
+        return dataclasses.replace(config, **changed)
+
+
+@dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """Where MoE layers sit and what they are.
+    """Where mixture-of-experts layers sit and what they are.
 
     Attributes:
         every: layers ``every-1, 2*every-1, ...`` are MoE, so 1 is every layer; 0 is none (dense).
+        last: only so many of these, the last ones (V-MoE's last-n); 0 for all.
+        layers: indices from 0 of the MoE layers, instead of ``every`` and ``last``.
+        overrides: layers that differ, in their router or experts.
         num_experts: ``E``.
         expert_dim: ``F`` of each expert.
+        expert_dims: widths of equally large groups of neighbouring experts, instead of
+            ``expert_dim``, for experts of several sizes.
         group_size: ``S``; capacity is per group and expert. A batch that does not divide is padded.
         router: the router.
         transport: ``einsum`` (dispatch tensors) or ``gather`` (slot table).
+        shared: a dense network beside the experts.
+        extra_dense: a dense sub-layer of its own ``before`` or ``after`` the experts
+            (sparse-dense stacking, ST-MoE appendix C).
         expert_dropout: dropout of the experts' output in training (Switch section 2.4).
+        expert_mask: chance in training that a token loses an expert's whole output; at test time
+            outputs are scaled by its complement (NLLB's ``moe_eom``).
+        final_mask: the same for the output of the layer (NLLB's ``moe_fom``).
         allow_future_leak: let experts choose tokens in a causal model, where a token's routing
             then depends on later tokens.
     """
 
     every: int = 2
+    last: int = 0
+    layers: tuple[int, ...] = ()
+    overrides: tuple[LayerOverride, ...] = ()
     num_experts: int = 8
     expert_dim: int = 512
+    expert_dims: tuple[int, ...] = ()
     group_size: int = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
     transport: Literal["einsum", "gather"] = "einsum"
+    shared: SharedConfig = SharedConfig()
+    extra_dense: Literal["none", "before", "after"] = "none"
     expert_dropout: float = 0.0
+    expert_mask: float = 0.0
+    final_mask: float = 0.0
     allow_future_leak: bool = False
 
     def __post_init__(self):
         for name in ("num_experts", "expert_dim", "group_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.moe.{name}={getattr(self, name)} must be at least 1")
+        if self.expert_dims and self.num_experts % len(self.expert_dims):
+            raise ConfigError(
+                f"model.moe.expert_dims has {len(self.expert_dims)} widths, which do not divide "
+                f"num_experts={self.num_experts}: change one of them"
+            )
+        if not self.router.select.slot_table and self.transport != "einsum":
+            raise ConfigError(
+                f"{type(self.router.select).__name__} mixes tokens and has no slot table, which "
+                f"transport={self.transport!r} reads: set model.moe.transport='einsum'"
+            )
+        try:
+            self.router.check(self.num_experts)
+        except ConfigError as error:
+            raise ConfigError(f"model.moe.router: {error}") from error
 
-    def is_moe(self, layer: int) -> bool:
-        """Returns whether layer ``layer`` (from 0) has experts."""
-        return self.every > 0 and (layer + 1) % self.every == 0
+    def moe_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Returns the indices, from 0, of the layers that have experts.
+
+        Raises:
+            ConfigError: if a listed layer does not exist or has an override but no experts.
+        """
+        chosen = self.layers or tuple(
+            i for i in range(num_layers) if self.every > 0 and (i + 1) % self.every == 0
+        )
+        chosen = tuple(sorted(chosen))[-self.last if not self.layers else 0 :]
+        for layer in (*chosen, *(i for other in self.overrides for i in other.layers)):
+            if not 0 <= layer < num_layers:
+                raise ConfigError(
+                    f"model.moe names layer {layer}, but layers are 0 to {num_layers - 1}"
+                )
+        strays = {i for other in self.overrides for i in other.layers} - set(chosen)
+        if strays and chosen:
+            raise ConfigError(
+                f"model.moe.overrides names layer {min(strays)}, which has no experts: the MoE "
+                f"layers are {', '.join(map(str, chosen))}"
+            )
+        return chosen
+
+    def at(self, layer: int) -> MoEConfig:
+        """Returns the configuration of one MoE layer, with what differs there put in."""
+        mine = dataclasses.replace(self, every=1, last=0, layers=(), overrides=())
+        for other in self.overrides:
+            if layer in other.layers:
+                mine = other.applied(mine)
+        return mine
+
+    @property
+    def mean_expert_dim(self) -> float:
+        """Mean ``F`` over the experts."""
+        widths = self.expert_dims or (self.expert_dim,)
+        return sum(widths) / len(widths)
 
 
 @jax.tree_util.register_dataclass
@@ -73,29 +161,43 @@ class MoEAux:
         losses: unweighted, each a mean over groups that counts a group by its valid tokens.
         counts: summed over groups; see ``moe_jax.routing.Counts``.
         experts: ``(B, L, E)`` bool, who took each token, if the mode records it.
+        choices: ``(B, L, K)`` int16, the expert of each choice, ``-1 - expert`` where it got no
+            slot, if the mode records it; ``K`` is ``E`` where experts choose.
     """
 
     loss: Array
     losses: dict[str, Array]
     counts: routing.Counts
     experts: Array | None
+    choices: Array | None
 
 
 class MoE(nnx.Module):
     """Mixture-of-experts feed-forward layer."""
 
     def __init__(self, config: MoEConfig, expert: FeedForwardConfig, key: Array):
-        """Makes the router kernel ``(M, E)`` and the experts."""
+        """Makes router, experts and the shared network."""
         router_key, experts_key = jax.random.split(key)
-        shape = (expert.width, config.num_experts)
-        self.router_kernel = weight(
-            router_key, shape, ("embed", "router"), fan_in=expert.width, scale=expert.init_scale
+        self.router = RouterLayer(
+            config.router, expert.width, config.num_experts, router_key, expert.init_scale
         )
-        self.experts = Experts(expert, config.num_experts, experts_key)
+        if config.expert_dims:
+            self.experts = MixedExperts(expert, config.expert_dims, config.num_experts, experts_key)
+        else:
+            self.experts = Experts(expert, config.num_experts, experts_key)
+        if config.shared.hidden:
+            self.shared = Shared(config.shared, expert, jax.random.fold_in(key, 2))
         self.config = config
 
     def __call__(
-        self, x: Array, valid: Array, *, mode: Mode, rng: Array | None = None
+        self,
+        x: Array,
+        valid: Array,
+        *,
+        mode: Mode,
+        rng: Array | None = None,
+        token_ids: Array | None = None,
+        record: Array | None = None,
     ) -> tuple[Array, MoEAux]:
         """Applies the layer.
 
@@ -104,82 +206,82 @@ class MoE(nnx.Module):
             valid: ``(B, L)`` bool; padding gets zero output and takes no slot.
             mode: which capacity holds, and whether to record the routing.
             rng: key of jitter, random policies and dropout; without it the layer is deterministic.
+            token_ids: ``(B, L)`` int32, for routers that hash them.
+            record: ``(B, L, K)`` recorded choices, for the router ``forced``.
 
         Returns:
-            ``(B, L, M)``, zero for tokens that got no slot, and the layer's report.
+            ``(B, L, M)``, without the shared network zero for tokens that got no slot, and the
+            layer's report.
         """
-        jitter_key, route_key, dropout_key = (
-            (None,) * 3 if rng is None else jax.random.split(rng, 3)
-        )
-        tokens, mask = _into_groups(x, valid, self.config.group_size)
-        plan = self._route(tokens, mask, mode, jitter_key, route_key)
-        transport = _TRANSPORTS[self.config.transport]
+        keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
+        size = self.config.group_size
+        tokens = tokens_into_groups(x, size)
+        with jax.named_scope("router"):
+            plan = self.router(
+                tokens,
+                capacity=self._capacity(tokens.shape[1], mode),
+                valid=into_groups(valid, size, False),
+                token_ids=None if token_ids is None else into_groups(token_ids, size),
+                record=None if record is None else into_groups(record, size, -1),
+                rng=keys[0],
+            )
+        y = out_of_groups(constrain(self._experts(tokens, plan, keys), "group"), x.shape)
+        y = constrain(jnp.where(valid[..., None], y, 0), "batch")
+        losses: dict[str, Array] = {}
+        if self.config.shared.hidden:
+            y, losses = self.shared(x, y, valid, keys[3])
+        y = masked(y, self.config.final_mask, keys[4], axes=1)
+        return constrain(y, "batch"), self._report(plan, losses, valid, mode)
+
+    def _capacity(self, size: int, mode: Mode) -> int:
+        router, experts = self.config.router, self.config.num_experts
+        if mode.capacity == "full" and router.select.slots() is None:
+            return size
+        return router.slots(size, experts, train=mode.capacity == "train")
+
+    def _experts(self, tokens: Array, plan: routing.Plan, keys: tuple[Array | None, ...]) -> Array:
+        """Returns ``(G, S, M)`` for tokens ``(G, S, M)``: dispatch, experts, combine."""
+        config, transport = self.config, _TRANSPORTS[self.config.transport]
         with jax.named_scope("dispatch"):
-            sent = groups_to_experts(transport.dispatch(tokens, plan))
+            sent = transport.dispatch(tokens, plan)
+            if config.router.gate_on == "in":
+                sent *= plan.slots.weight[..., None].astype(sent.dtype)
+                plan = dataclasses.replace(plan, slots=plan.slots.with_unit_weights())
+            sent = groups_to_experts(sent)
         with jax.named_scope("experts"):
             done = self.experts(sent)
         with jax.named_scope("combine"):
             # By groups, so that the draw does not depend on how many the mesh pads with.
             done = experts_to_groups(done, tokens.shape[0])
-            done = dropout(done, self.config.expert_dropout, dropout_key)
-            y = transport.combine(done, plan)
-            y = _out_of_groups(constrain(y, "group"), x.shape)
-        return constrain(y, "batch"), self._report(plan, valid.shape, mode)
+            done = dropout(done, config.expert_dropout, keys[1])
+            done = masked(done, config.expert_mask, keys[2], axes=1)
+            return transport.combine(done, plan)
 
-    def _route(
-        self, x: Array, valid: Array, mode: Mode, jitter_key: Array | None, key: Array | None
-    ) -> routing.Plan:
-        router, experts = self.config.router, self.config.num_experts
-        inputs = x.astype(jnp.float32)
-        if jitter_key is not None and router.input_jitter:
-            low, high = 1 - router.input_jitter, 1 + router.input_jitter
-            inputs *= jax.random.uniform(jitter_key, inputs.shape, jnp.float32, low, high)
-        with jax.named_scope("router"):
-            logits = jnp.einsum("gsm,me->gse", inputs, self.router_kernel[...])
-            size = x.shape[1]
-            capacity = router.slots(size, experts, train=mode.capacity == "train")
-            capacity = size if mode.capacity == "full" else capacity
-            keys = None if key is None else jax.random.split(key, x.shape[0])
-
-            def one(logits: Array, valid: Array, key: Array | None) -> routing.Plan:
-                return router(logits, capacity=capacity, valid=valid, rng=key)
-
-            return over_groups(jax.vmap(one))(logits, valid, keys)
-
-    def _report(self, plan: routing.Plan, batch: tuple[int, int], mode: Mode) -> MoEAux:
+    def _report(
+        self, plan: routing.Plan, extra: dict[str, Array], valid: Array, mode: Mode
+    ) -> MoEAux:
         share = plan.counts.valid / jnp.maximum(plan.counts.valid.sum(), 1)
-        losses = {name: (value * share).sum() for name, value in plan.losses.items()}
+        losses = {name: (value * share).sum() for name, value in plan.losses.items()} | extra
         weights = self.config.router.loss_weights
+        weights = weights | (self.shared.loss_weights if self.config.shared.hidden else {})
         total = sum((weights[name] * value for name, value in losses.items()), jnp.float32(0))
         counts = jax.tree.map(lambda count: count.sum(0), plan.counts)
-        taken = _out_of_groups(taken_by(plan), (*batch, -1)) if mode.record else None
-        return MoEAux(total, losses, counts, taken)
+        if not mode.record:
+            return MoEAux(total, losses, counts, None, None)
+        taken = taken_by(plan)
+        chosen = getattr(plan.slots, "expert", None)
+        if chosen is None:
+            experts = jnp.arange(self.config.num_experts)
+            chosen = jnp.where(taken, experts, -1 - experts)
+        chosen = jnp.where(valid[..., None], out_of_groups(chosen, valid.shape), -1)
+        taken = out_of_groups(taken, valid.shape)
+        return MoEAux(total, losses, counts, taken, chosen.astype(jnp.int16))
 
 
 def taken_by(plan: routing.Plan) -> Array:
     """Returns ``(G, S, E)`` bool: which experts took each token."""
-    return plan.dispatch.any(-1) if plan.slots.place is None else _taken_by_place(plan.slots)
-
-
-def _taken_by_place(slots: routing.Slots) -> Array:
-    _, experts, capacity = slots.token.shape
-    expert = slots.place // capacity
+    expert = getattr(plan.slots, "expert", None)
+    if expert is None:
+        return (plan.dispatch > 0).any(-1)
+    experts = plan.slots.token.shape[-2]
     return (expert[..., None] == jnp.arange(experts)).any(-2)
-
-
-def _into_groups(x: Array, valid: Array, group_size: int) -> tuple[Array, Array]:
-    """Cuts ``(B, L, M)`` into groups ``(G, S, M)``, padded so that every device has as many."""
-    total = valid.size
-    size = min(group_size, total)
-    groups = -(-total // size)
-    groups = -(-groups // group_shards()) * group_shards()
-    padding = groups * size - total
-    tokens = jnp.pad(x.reshape(total, -1), ((0, padding), (0, 0)))
-    mask = jnp.pad(valid.reshape(total), (0, padding))
-    return constrain(tokens.reshape(groups, size, -1), "group"), mask.reshape(groups, size)
-
-
-def _out_of_groups(y: Array, shape: tuple[int, ...]) -> Array:
-    """Undoes ``_into_groups``: ``(G, S, M)`` to ``shape = (B, L, M)``."""
-    batch, length = shape[:2]
-    return y.reshape(-1, y.shape[-1])[: batch * length].reshape(batch, length, -1)

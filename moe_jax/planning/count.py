@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.routing import TopTokens
+from moe_jax.nn.moe import MoEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,34 +37,40 @@ class Cost:
 def count(config: DecoderConfig, vocab_size: int, seq_length: int) -> Cost:
     """Counts ``config`` with ``vocab_size`` tokens at ``seq_length``."""
     shapes = jax.eval_shape(lambda: Decoder(config, vocab_size, jax.random.key(0)))
-    sizes = {"expert": 0, "other": 0}
-    for variable in jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        kind = "expert" if "expert" in variable.get_metadata()["axes"] else "other"
-        sizes[kind] += math.prod(variable.get_value().shape)
-    layers = [config.moe.is_moe(layer) for layer in range(config.num_layers)]
-    experts_per_token = _experts_per_token(config)
-    idle = 1 - experts_per_token / config.moe.num_experts
-    active = sizes["other"] + round(sizes["expert"] * (1 - idle))
-    kv_heads = config.num_kv_heads or config.num_heads
+    parameters = nnx.state(shapes, nnx.Param)
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
     matrices = 3 if config.gated else 2
+    sparse = [config.moe.at(layer) for layer in config.moe.moe_layers(config.num_layers)]
     width, heads, dim = config.width, config.num_heads, config.head_dim
+    kv_heads = config.num_kv_heads or heads
+    extra = sum(moe.extra_dense != "none" for moe in sparse)
+    dense_hidden = (config.num_layers - len(sparse) + extra) * config.mlp_dim
+    dense_hidden += sum(moe.shared.hidden for moe in sparse)
+    met = [_experts_per_token(moe) for moe in sparse]
+    idle = sum(
+        matrices * width * moe.mean_expert_dim * (moe.num_experts - experts)
+        for moe, experts in zip(sparse, met, strict=True)
+    )
+    hidden = sum(moe.mean_expert_dim * experts for moe, experts in zip(sparse, met, strict=True))
+    planes = sum(
+        math.prod(parameter.shape)
+        for moe in sparse
+        for parameter in moe.router.head.parameters(
+            width, moe.num_experts, moe.router.planes
+        ).values()
+    )
     parts = {
-        "attention": len(layers)
+        "attention": config.num_layers
         * 2
         * (width * dim * (2 * heads + 2 * kv_heads) + heads * dim * seq_length),
-        "dense": layers.count(False) * 2 * matrices * width * config.mlp_dim,
-        "experts": round(
-            layers.count(True) * 2 * matrices * width * config.moe.expert_dim * experts_per_token
-        ),
-        "router": layers.count(True) * 2 * width * config.moe.num_experts,
+        "dense": 2 * matrices * width * dense_hidden,
+        "experts": round(2 * matrices * width * hidden),
+        "router": 2 * planes,
         "head": 2 * width * vocab_size,
     }
-    return Cost(sizes["expert"] + sizes["other"], active, sum(parts.values()), parts)
+    return Cost(total, round(total - idle), sum(parts.values()), parts)
 
 
-def _experts_per_token(config: DecoderConfig) -> float:
-    """Experts a token meets on average; the capacity factor decides where experts choose."""
-    router = config.moe.router
-    if isinstance(router.select, TopTokens):
-        return router.capacity.factor
-    return router.select.choices_per_token
+def _experts_per_token(moe: MoEConfig) -> float:
+    """Experts a token meets on average; the capacity decides where experts choose."""
+    return moe.router.experts_per_token(moe.group_size, moe.num_experts)

@@ -1,28 +1,100 @@
 """Who goes where: routers on one group of tokens, and the plans they make."""
 
-from moe_jax.routing.balance import LoadBalance, SecondBalance, TokenBalance, ZLoss
+from moe_jax.routing.balance import (
+    Balance,
+    CommunicationBalance,
+    DeviceBalance,
+    Entropy,
+    Importance,
+    Load,
+    LoadBalance,
+    SecondBalance,
+    TokenBalance,
+    ZLoss,
+)
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.plan import Counts, Plan, Slots
+from moe_jax.routing.head import Cosine, Head, Linear, NoHead, UnitSlots
+from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
 from moe_jax.routing.presets import PRESETS, choices_of, preset
 from moe_jax.routing.router import Router, route
-from moe_jax.routing.score import Sigmoid, Softmax
-from moe_jax.routing.select import Top2, TopK, TopTokens
+from moe_jax.routing.score import (
+    GaussianNoise,
+    LearnedNoise,
+    Score,
+    Sigmoid,
+    Softmax,
+    TwoLevelSoftmax,
+    Uniform,
+)
+from moe_jax.routing.select import (
+    Balanced,
+    Bias,
+    Cap,
+    Everyone,
+    Forced,
+    Hash,
+    Limit,
+    Random,
+    Rank,
+    Select,
+    Sinkhorn,
+    SoftSlots,
+    Top2,
+    TopGroups,
+    TopK,
+    TopP,
+    TopTokens,
+)
 
 __all__ = [
     "PRESETS",
+    "Balance",
+    "Balanced",
+    "Bias",
+    "Cap",
     "Capacity",
+    "CommunicationBalance",
+    "Cosine",
     "Counts",
+    "DeviceBalance",
+    "Entropy",
+    "Everyone",
+    "Forced",
+    "GaussianNoise",
+    "Hash",
+    "Head",
+    "Importance",
+    "Inputs",
+    "LearnedNoise",
+    "Limit",
+    "Linear",
+    "Load",
     "LoadBalance",
+    "Mixture",
+    "NoHead",
     "Plan",
+    "Random",
+    "Rank",
     "Router",
+    "Score",
+    "Scored",
     "SecondBalance",
+    "Select",
     "Sigmoid",
+    "Sinkhorn",
     "Slots",
+    "SoftSlots",
     "Softmax",
     "TokenBalance",
     "Top2",
+    "TopGroups",
     "TopK",
+    "TopP",
     "TopTokens",
+    "TwoLevelSoftmax",
+    "Uniform",
+    "UnitSlots",
     "ZLoss",
     "choices_of",
     "preset",

@@ -55,6 +55,8 @@ class Slots:
         place: ``(..., S, K)`` int32 flat slot ``e * C + c`` of each choice, ``E * C`` where it
             got none; ``None`` if the experts chose, since a token may then sit in any number.
         gate: ``(..., S, K)`` combine weight per choice, 0 where it got no slot; ``None`` likewise.
+        expert: ``(..., S, K)`` int32 expert of each choice, ``-1 - expert`` where it got no slot;
+            ``None`` likewise.
         num_tokens: ``S``.
     """
 
@@ -62,6 +64,7 @@ class Slots:
     weight: Array
     place: Array | None
     gate: Array | None
+    expert: Array | None
     num_tokens: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -69,24 +72,56 @@ class Slots:
         """``(..., E, C)`` bool, True where a token sits in the slot."""
         return self.token < self.num_tokens
 
+    @property
+    def dispatch(self) -> Array:
+        """``(..., S, E, C)`` float32 0/1 tensor of GShard: token s sits in slot c of expert e."""
+        tokens = jnp.arange(self.num_tokens, dtype=jnp.int32)
+        hit = tokens[:, None, None] == self.token[..., None, :, :]
+        return hit.astype(jnp.float32)
+
+    @property
+    def combine(self) -> Array:
+        """``(..., S, E, C)`` combine weights: ``dispatch`` times the weight of the slot."""
+        return self.dispatch * self.weight[..., None, :, :]
+
+    def with_unit_weights(self) -> Slots:
+        """Returns the slots with weight 1 wherever a token sits."""
+        weight = self.filled.astype(self.weight.dtype)
+        gate = None if self.gate is None else (self.expert >= 0).astype(self.gate.dtype)
+        return dataclasses.replace(self, weight=weight, gate=gate)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Slots that each hold a weighted mean of all tokens (Soft MoE).
+
+    Attributes:
+        dispatch: ``(..., S, E, C)`` weights going in.
+        combine: ``(..., S, E, C)`` weights coming out.
+        num_tokens: ``S``.
+    """
+
+    dispatch: Array
+    combine: Array
+    num_tokens: int = dataclasses.field(metadata={"static": True})
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A router's whole answer: the slots, the named losses (unweighted) and the counts."""
 
-    slots: Slots
+    slots: Slots | Mixture
     losses: dict[str, Array]
     counts: Counts
 
     @property
     def dispatch(self) -> Array:
-        """``(..., S, E, C)`` float32 0/1 tensor of GShard: token s sits in slot c of expert e."""
-        tokens = jnp.arange(self.slots.num_tokens, dtype=jnp.int32)
-        hit = tokens[:, None, None] == self.slots.token[..., None, :, :]
-        return hit.astype(jnp.float32)
+        """``(..., S, E, C)`` float32: how much of token s goes into slot c of expert e."""
+        return self.slots.dispatch
 
     @property
     def combine(self) -> Array:
-        """``(..., S, E, C)`` combine weights: ``dispatch`` times the weight of the slot."""
-        return self.dispatch * self.slots.weight[..., None, :, :]
+        """``(..., S, E, C)``: how much of slot c of expert e comes out in token s."""
+        return self.slots.combine

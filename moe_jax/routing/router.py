@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing.balance import Balance, LoadBalance, SecondBalance
+from moe_jax.routing.balance import Balance
 from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.head import Head, Linear
+from moe_jax.routing.inputs import Inputs
 from moe_jax.routing.plan import Plan
 from moe_jax.routing.score import Score
-from moe_jax.routing.select import Select, TopTokens
+from moe_jax.routing.select import Select, SoftSlots, TopTokens
 
 Array = jax.Array
 
@@ -26,31 +30,47 @@ class Router:
         select: scores to wishes.
         balance: the auxiliary losses.
         capacity: the seating.
+        head: tokens to logits, with the router's parameters.
         input_jitter: half-width of the multiplicative uniform noise that the layer puts on the
             router's inputs in training (Mesh-TensorFlow's ``switch_jitter``), 0 for none.
+        gate_on: whether gates scale what experts put ``out`` or what goes ``in`` (Llama 4).
+        precision: ``float32``, or that of the layer's ``input`` (Switch table 2's bfloat16 router).
+        mask_padding: False routes padding like any token (fairseq without ``use_moe_pad_mask``).
     """
 
     score: Score
     select: Select
     balance: tuple[Balance, ...] = ()
     capacity: Capacity = Capacity()
+    head: Head = Linear()
     input_jitter: float = 0.0
+    gate_on: Literal["out", "in"] = "out"
+    precision: Literal["float32", "input"] = "float32"
+    mask_padding: bool = True
 
     def __post_init__(self):
-        if isinstance(self.select, TopTokens):
-            for part in self.balance:
-                if isinstance(part, LoadBalance):
-                    raise ConfigError(
-                        "a router with select=TopTokens (expert choice) cannot have LoadBalance: "
-                        "its load is even by construction; remove LoadBalance from balance"
-                    )
-        if any(isinstance(part, SecondBalance) for part in self.balance) and (
-            self.select.choices_per_token < 2
-        ):
+        for part in self.balance:
+            name, select = type(part).__name__, type(self.select).__name__
+            if part.needs_token_choice and self.select.experts_choose:
+                raise ConfigError(
+                    f"{name} needs tokens that choose experts, and with select={select} experts "
+                    f"choose and the load is even by construction: remove {name} from balance"
+                )
+            if part.needs_second_choice and self.select.choices(2) < 2:
+                raise ConfigError(
+                    f"{name} needs second choices, and select={select} makes none: use Top2 or "
+                    f"TopK(2), or remove {name} from balance"
+                )
+        names = [part.name for part in self.balance]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two losses share a name in balance: {', '.join(names)}; name one")
+        if self.gate_on == "in" and self.select.experts_choose:
             raise ConfigError(
-                f"SecondBalance needs second choices, and select={type(self.select).__name__} "
-                "makes none: use Top2 or TopK(2), or remove SecondBalance from balance"
+                "gate_on='in' needs tokens that choose experts: with "
+                f"select={type(self.select).__name__} use gate_on='out'"
             )
+        if self.capacity.reroute and isinstance(self.select, TopTokens | SoftSlots):
+            raise ConfigError("capacity.reroute needs tokens that choose experts: turn it off")
 
     @property
     def experts_choose(self) -> bool:
@@ -59,17 +79,59 @@ class Router:
         Where tokens choose, later tokens can still take a full expert's slots: first choices before
         second ones, or best scores first.
         """
-        return isinstance(self.select, TopTokens)
+        return self.select.experts_choose
+
+    @property
+    def planes(self) -> int:
+        """``P``, logits per token and expert."""
+        return max(self.score.planes, self.select.planes())
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The factor of each named loss in the objective."""
         return {part.name: part.weight for part in self.balance}
 
+    def check(self, num_experts: int) -> None:
+        """Refuses a number of experts that a part cannot work with.
+
+        Raises:
+            ConfigError: naming the setting to change.
+        """
+        for part in (self.select, self.capacity, *self.balance):
+            part.check(num_experts)
+
     def slots(self, num_tokens: int, num_experts: int, *, train: bool) -> int:
         """Returns the capacity ``C`` of a group of ``num_tokens``."""
-        choices = self.select.choices_per_token
+        choices = self.select.choices(num_experts)
+        fixed = self.select.slots()
+        if fixed is not None:
+            return fixed
         return self.capacity.slots(num_tokens, num_experts, choices, train=train)
+
+    def experts_per_token(self, num_tokens: int, num_experts: int) -> float:
+        """Returns how many experts compute for a token on average, in training, at most."""
+        if self.experts_choose:
+            return self.slots(num_tokens, num_experts, train=True) * num_experts / num_tokens
+        return self.select.choices(num_experts)
+
+    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of what the router carries between steps; it starts as zeros."""
+        shapes = self.select.state_shapes(num_experts)
+        for part in self.balance:
+            shapes = shapes | part.state_shapes(num_experts)
+        return shapes
+
+    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
+        """Returns the state after an optimizer step.
+
+        Args:
+            state: the state of ``state_shapes``.
+            demand: ``(..., E)`` assignments asked for in the whole step.
+        """
+        state = self.select.next_state(state, demand)
+        for part in self.balance:
+            state = part.next_state(state, demand)
+        return state
 
     def __call__(
         self,
@@ -77,35 +139,77 @@ class Router:
         *,
         capacity: int,
         valid: Array | None = None,
+        token_ids: Array | None = None,
         rng: Array | None = None,
+        state: Mapping[str, Array] | None = None,
     ) -> Plan:
         """Routes one group.
 
         Args:
-            logits: ``(S, E)``; computed on in float32 at least.
+            logits: ``(S, E)``, or ``(S, E, P)`` where ``planes`` is more; computed on in float32 at
+                least unless ``precision`` says otherwise.
             capacity: ``C``, slots per expert.
             valid: ``(S,)`` bool, False for padding; all True if not given.
-            rng: key of the random policies; without it the routing is deterministic.
+            token_ids: ``(S,)`` int32, for routers that hash them.
+            rng: key in training; without it the router is deterministic, as at test time.
+            state: what the router carries between steps, or a recorded routing.
 
         Returns:
             The plan.
+
+        Raises:
+            ConfigError: if a part needs what is not given, by name.
         """
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        valid = jnp.ones(logits.shape[:1], bool) if valid is None else jnp.asarray(valid)
-        scores = self.score(logits, valid)
-        selection = self.select(scores, valid, capacity=capacity, rng=rng)
-        slots, counts = self.capacity.seat(selection, scores, valid, capacity)
-        losses = {part.name: part(logits, scores, selection, valid) for part in self.balance}
+        if self.precision == "float32":
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        tokens, experts = logits.shape[:2]
+        self.check(experts)
+        planes = logits.reshape(tokens, experts, -1)
+        if planes.shape[-1] != self.planes:
+            raise ConfigError(
+                f"the router reads {self.planes} logits per token and expert and was given "
+                f"{planes.shape[-1]}: pass logits (S, E{f', {self.planes}' * (self.planes > 1)})"
+            )
+        if valid is None or not self.mask_padding:
+            valid = jnp.ones(tokens, bool)
+        valid = jnp.asarray(valid)
+        state = {} if state is None else state
+        inputs = Inputs(planes[..., 0], planes, valid, capacity, token_ids, rng, state)
+        scored = self.score(inputs)
+        selection = self.select(scored, inputs)
+        slots, counts = self.capacity.seat(selection, scored.scores, inputs)
+        losses = {part.name: part(scored, selection, inputs) for part in self.balance}
         return Plan(slots, losses, jax.lax.stop_gradient(counts))
 
 
 def route(
-    router: Router, logits: Array, *, capacity: int, valid: Array, rng: Array | None = None
+    router: Router,
+    logits: Array,
+    *,
+    capacity: int,
+    valid: Array,
+    token_ids: Array | None = None,
+    rng: Array | None = None,
+    state: Mapping[str, Array] | None = None,
+    record: Array | None = None,
 ) -> Plan:
-    """Routes all groups: logits ``(G, S, E)``, valid ``(G, S)``; the plan gains a leading ``G``."""
+    """Routes all groups; the plan gains a leading ``G``.
+
+    Args:
+        router: the router.
+        logits: ``(G, S, E)`` or ``(G, S, E, P)``.
+        capacity: ``C``.
+        valid: ``(G, S)`` bool.
+        token_ids: ``(G, S)`` int32.
+        rng: key, split over the groups.
+        state: shared by all groups.
+        record: ``(G, S, K)`` int32 recorded experts, for ``Forced``.
+    """
     keys = None if rng is None else jax.random.split(rng, logits.shape[0])
+    state = {} if state is None else state
 
-    def one(logits: Array, valid: Array, key: Array | None) -> Plan:
-        return router(logits, capacity=capacity, valid=valid, rng=key)
+    def one(logits: Array, valid: Array, ids, key, record) -> Plan:
+        given = state if record is None else {**state, "experts": record}
+        return router(logits, capacity=capacity, valid=valid, token_ids=ids, rng=key, state=given)
 
-    return jax.vmap(one)(logits, valid, keys)
+    return jax.vmap(one)(logits, valid, token_ids, keys, record)

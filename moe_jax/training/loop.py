@@ -18,6 +18,7 @@ from moe_jax import data
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import MetricsWriter, ProgressBar
 from moe_jax.training.optimizer import learning_rate
+from moe_jax.training.replay import ROUTING, RoutingRecord
 from moe_jax.training.session import Session, process, train_record
 from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
 from moe_jax.training.step import StepReport
@@ -75,7 +76,10 @@ class Loop:
             log = _Log(self.session, writer, bar)
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
-                state, report = self.session.train_step(state, self.session.place(next(batches)))
+                batch = self._with_record(step, next(batches))
+                state, report = self.session.train_step(state, self.session.place(batch))
+                if experiment.training.record_routing:
+                    self.record.write(step, batch, report.choices)
                 self._look(guard, step, report)
                 log.step(step, report)
                 if self._due(step, experiment.training.eval_every) and step < steps:
@@ -90,6 +94,17 @@ class Loop:
         self.checkpoints.wait()
         batches.close()
         return state
+
+    @property
+    def record(self) -> RoutingRecord:
+        """Where this run's routing goes."""
+        return RoutingRecord(self.workdir / ROUTING)
+
+    def _with_record(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
+        replay = self.session.experiment.training.replay_routing
+        if not replay:
+            return batch
+        return {**batch, "routing": RoutingRecord(Path(replay)).read(step, batch)}
 
     def _look(self, guard: _Guard, step: int, report: StepReport | None) -> None:
         try:

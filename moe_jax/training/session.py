@@ -49,13 +49,12 @@ class Session:
     graph: nnx.GraphDef
     abstract: TrainState
 
-    def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """Puts this process's rows of a batch onto its devices."""
+    def place(self, batch: Mapping[str, Any]) -> Batch:
+        """Puts this process's rows of a batch, arrays or tuples of them, onto its devices."""
         sharding = NamedSharding(self.mesh, spec("batch"))
-        return {
-            name: jax.make_array_from_process_local_data(sharding, rows)
-            for name, rows in batch.items()
-        }
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(batch)
+        )
 
     @functools.cached_property
     def train_step(self) -> Any:

@@ -40,6 +40,7 @@ class StepReport:
         objective: what was differentiated: loss, z-loss and the routers' losses.
         grad_norm: global norm before clipping.
         layers: one report per MoE layer.
+        choices: ``(B, L, K)`` int16 per MoE layer, if the objective records them; see ``MoEAux``.
         updated: whether the update was applied; False if something was not finite.
         skipped: updates skipped so far.
         skipped_in_row: updates skipped since the last good one.
@@ -49,6 +50,7 @@ class StepReport:
     objective: Array
     grad_norm: Array
     layers: tuple[LayerReport, ...]
+    choices: tuple[Array | None, ...]
     updated: Array
     skipped: Array
     skipped_in_row: Array
@@ -83,16 +85,21 @@ class Objective:
             the whole batch.
         loss_chunk: see ``moe_jax.training.loss.score_tokens``.
         z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
+        record: report every token's choices.
     """
 
     microbatches: int = 1
     loss_chunk: int = 0
     z_loss: float = 0.0
+    record: bool = False
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch
-    ) -> tuple[nnx.State, Array, Array, tuple[LayerReport, ...]]:
-        """Returns gradient, objective, cross-entropy and layer reports of the whole batch."""
+    ) -> tuple[tuple[nnx.State, Array, Array, tuple[LayerReport, ...]], tuple[Array | None, ...]]:
+        """Returns gradient, objective, cross-entropy and layer reports of the whole batch.
+
+        The tokens' choices, one array per MoE layer, come second.
+        """
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, self.microbatches)
         tokens = (batch["segments"] > 0).sum()
@@ -101,26 +108,35 @@ class Objective:
             model = nnx.merge(graph, params, state.router_state)
             return self._share(model, part, key, tokens)
 
-        def one(step: tuple[Batch, Array]) -> tuple[Any, ...]:
+        def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
             (value, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
-            return gradient, value, *report
+            *sums, choices = report
+            return (gradient, value, *sums), choices
 
         if self.microbatches == 1:
             return one((batch, keys[0]))
         steps = (_split(batch, self.microbatches), keys)
-        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], steps))
+        shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], steps))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        sums, _ = jax.lax.scan(
-            lambda sums, step: (jax.tree.map(jnp.add, sums, one(step)), None), zeros, steps
-        )
-        return sums
+
+        def add(sums: Any, step: tuple[Batch, Array]) -> tuple[Any, Any]:
+            more, choices = one(step)
+            return jax.tree.map(jnp.add, sums, more), choices
+
+        sums, choices = jax.lax.scan(add, zeros, steps)
+        return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), choices)
 
     def _share(
         self, model: nnx.Module, part: Batch, key: Array, tokens: Array
-    ) -> tuple[Array, tuple[Array, tuple[LayerReport, ...]]]:
+    ) -> tuple[Array, tuple[Array, tuple[LayerReport, ...], tuple[Array | None, ...]]]:
         """The part's share of the objective: shares of all parts add up to the batch's value."""
         hidden, reports = model.hidden(
-            part["inputs"], part["segments"], part["positions"], mode=TRAIN, rng=key
+            part["inputs"],
+            part["segments"],
+            part["positions"],
+            mode=dataclasses.replace(TRAIN, record=self.record),
+            rng=key,
+            records=part.get("routing"),
         )
         scored = score_tokens(model, hidden, part["targets"], chunk=self.loss_chunk)
         mask = part["segments"] > 0
@@ -129,7 +145,8 @@ class Objective:
         loss = (scored.nll * mask).sum() / count
         z_loss = self.z_loss * (scored.log_z**2 * mask).sum() / count
         objective = loss + z_loss + share * sum((aux.loss for aux in reports), jnp.float32(0))
-        return objective, (loss, tuple(_layer(aux, share) for aux in reports))
+        layers = tuple(_layer(aux, share) for aux in reports)
+        return objective, (loss, layers, tuple(aux.choices for aux in reports))
 
 
 def _layer(aux: MoEAux, share: Array) -> LayerReport:
@@ -138,7 +155,7 @@ def _layer(aux: MoEAux, share: Array) -> LayerReport:
 
 
 def _split(batch: Batch, parts: int) -> Batch:
-    return {name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()}
+    return jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), dict(batch))
 
 
 def train_step(
@@ -155,27 +172,44 @@ def train_step(
         optimizer: the transformation.
         objective: the loss.
         state: donated by the caller's ``jit``.
-        batch: ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32.
+        batch: ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32; and
+            ``routing``, ``(B, L, K)`` per MoE layer, to replay a recorded run.
 
     Returns:
-        The next state and the report. If loss or gradient is not finite, parameters and optimizer
-        stay as they are and the skip is counted.
+        The next state and the report. If loss or gradient is not finite, parameters, router state
+        and optimizer stay as they are and the skip is counted.
     """
-    gradient, value, loss, layers = objective.value_and_gradient(graph, state, batch)
+    sums, choices = objective.value_and_gradient(graph, state, batch)
+    gradient, value, loss, layers = sums
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(value)
 
-    def update() -> tuple[nnx.State, Any]:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return optax.apply_updates(state.params, updates), opt_state
+    routers = _next_router_state(graph, state, layers)
 
-    params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
+    def update() -> tuple[nnx.State, nnx.State, Any]:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), routers, opt_state
+
+    params, routers, opt_state = jax.lax.cond(
+        finite, update, lambda: (state.params, state.router_state, state.opt_state)
+    )
     skipped = state.skipped + jnp.where(finite, 0, 1)
     in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
-    after = TrainState(
-        state.step + 1, params, state.router_state, opt_state, state.key, skipped, in_row
-    )
-    return after, StepReport(loss, value, norm, layers, finite, skipped, in_row)
+    after = TrainState(state.step + 1, params, routers, opt_state, state.key, skipped, in_row)
+    return after, StepReport(loss, value, norm, layers, choices, finite, skipped, in_row)
+
+
+def _next_router_state(
+    graph: nnx.GraphDef, state: TrainState, layers: tuple[LayerReport, ...]
+) -> nnx.State:
+    """What the routers carry on, from the demand of the whole step."""
+    if not layers:
+        return state.router_state
+    # The module shares its variables with what it is merged from: a copy keeps the old state.
+    routers = jax.tree.map(lambda x: x, state.router_state)
+    model = nnx.merge(graph, state.params, routers)
+    model.layers.update_routers([layer.counts.demand for layer in layers])
+    return nnx.split(model, nnx.Param, ...)[2]
 
 
 def eval_step(

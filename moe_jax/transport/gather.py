@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe_jax.errors import ConfigError
 from moe_jax.routing.plan import Plan, Slots
 
 Array = jax.Array
@@ -18,23 +19,33 @@ class Gather:
 
     def dispatch(self, x: Array, plan: Plan) -> Array:
         """Returns the expert inputs ``(G, E, C, M)`` for tokens ``x (G, S, M)``."""
-        groups, experts, capacity = plan.slots.token.shape
-        token = plan.slots.token.reshape(groups, -1)
-        if plan.slots.place is None:
+        slots = _table(plan)
+        groups, experts, capacity = slots.token.shape
+        token = slots.token.reshape(groups, -1)
+        if slots.place is None:
             rows = _take(x, token)
         else:
-            rows = _permute(x, token, plan.slots.place)
+            rows = _permute(x, token, slots.place)
         return rows.reshape(groups, experts, capacity, -1)
 
     def combine(self, y: Array, plan: Plan) -> Array:
         """Returns the weighted sums ``(G, S, M)`` of expert outputs ``y (G, E, C, M)``."""
         groups, experts, capacity, width = y.shape
         rows = y.reshape(groups, experts * capacity, width)
-        slots = plan.slots
+        slots = _table(plan)
         if slots.place is None:
             weight = slots.weight.reshape(groups, -1).astype(y.dtype)
             return _scatter_add(rows * weight[..., None], slots.token, slots.num_tokens)
         return _gather_weighted(rows, slots.gate.astype(y.dtype), slots)
+
+
+def _table(plan: Plan) -> Slots:
+    if not isinstance(plan.slots, Slots):
+        raise ConfigError(
+            "transport 'gather' moves one token per slot, and the slots of this router (Soft MoE) "
+            "are mixtures of all tokens: use transport 'einsum'"
+        )
+    return plan.slots
 
 
 def _take(x: Array, index: Array) -> Array:

@@ -30,7 +30,7 @@ def shapes(layers: list[BlockConfig], scan: bool) -> Stack:
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (1, 4, 8))
 SEGMENTS = jnp.ones((1, 4), jnp.int32)
-CONTEXT = Context(causal_bias(SEGMENTS), jnp.arange(4)[None], SEGMENTS > 0)
+CONTEXT = Context(causal_bias(SEGMENTS), jnp.arange(4)[None], SEGMENTS > 0, SEGMENTS)
 
 
 @pytest.mark.parametrize(

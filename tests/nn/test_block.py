@@ -17,7 +17,7 @@ SPARSE = dataclasses.replace(DENSE, moe=MoEConfig(num_experts=2, group_size=4))
 X = jax.random.normal(jax.random.key(1), (2, 4, 8))
 POSITIONS = jnp.arange(4)[None] + jnp.zeros((2, 1), jnp.int32)
 SEGMENTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])
-CONTEXT = Context(causal_bias(SEGMENTS), POSITIONS, SEGMENTS > 0)
+CONTEXT = Context(causal_bias(SEGMENTS), POSITIONS, SEGMENTS > 0, SEGMENTS)
 
 
 def test_sub_layers_read_normed_inputs_and_add_to_the_residual():

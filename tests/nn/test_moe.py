@@ -46,7 +46,7 @@ def loop(moe: MoE, x: jax.Array, experts_per_token: int) -> np.ndarray:
     """Every token on its own: softmax, its best experts, their gated sum. Nothing is dropped."""
     kernel, up, down = (
         np.asarray(p[...], np.float64)
-        for p in (moe.router_kernel, moe.experts.up, moe.experts.down)
+        for p in (moe.router.kernel, moe.experts.up, moe.experts.down)
     )
     tokens = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     out = np.zeros_like(tokens)
@@ -113,7 +113,7 @@ def test_one_expert_is_the_dense_layer_in_values_and_gradients(gated, transport)
     close(moe_dx, dense_dx)
     for name in names:
         close(getattr(moe_grad.experts, name)[0], getattr(dense_grad, name)[...])
-    np.testing.assert_array_equal(moe_grad.router_kernel[...], 0.0)
+    np.testing.assert_array_equal(moe_grad.router.kernel[...], 0.0)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -143,7 +143,7 @@ def one_way(capacity: Capacity, transport: str = "einsum", group_size: int = 4) 
     """Two experts; every token whose first feature is positive wants expert 0."""
     router = Router(Softmax(), TopK(1), (LoadBalance(),), capacity)
     moe = make(MoEConfig(num_experts=2, group_size=group_size, router=router, transport=transport))
-    moe.router_kernel[...] = jnp.zeros((WIDTH, 2)).at[0, 0].set(1.0)
+    moe.router.kernel[...] = jnp.zeros((WIDTH, 2)).at[0, 0].set(1.0)
     return moe
 
 
@@ -261,7 +261,7 @@ def preferences(priority: str) -> MoE:
     capacity = dataclasses.replace(TIGHT, factor=1.0, eval_factor=1.0, priority=priority)
     router = Router(Softmax(), Top2("all"), (), capacity)
     moe = make(MoEConfig(num_experts=2, group_size=2, router=router))
-    moe.router_kernel[...] = jnp.zeros((WIDTH, 2)).at[0].set(jnp.array([1.0, -1.0]))
+    moe.router.kernel[...] = jnp.zeros((WIDTH, 2)).at[0].set(jnp.array([1.0, -1.0]))
     return moe
 
 
@@ -298,7 +298,7 @@ def test_jitter_needs_a_key_stays_in_its_bounds_and_spares_the_experts():
     router = routing.presets.switch(input_jitter=0.25)
     expert = FeedForwardConfig(1, 1, activation="relu")
     moe = make(MoEConfig(num_experts=2, group_size=64, router=router), expert)
-    moe.router_kernel[...] = jnp.array([[1.0, 0.0]])
+    moe.router.kernel[...] = jnp.array([[1.0, 0.0]])
     moe.experts.up[...] = moe.experts.down[...] = jnp.ones((2, 1, 1))
     x = jnp.ones((4, 64, 1))
 
@@ -380,13 +380,13 @@ def test_bfloat16_changes_no_routing_decision():
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(aux.experts, wide.experts)
     assert float(aux.loss) == float(wide.loss)
-    kernel = np.asarray(moe.router_kernel[...], np.float64)
+    kernel = np.asarray(moe.router.kernel[...], np.float64)
     logits = np.asarray(rounded, np.float64) @ kernel
     best = np.argsort(-logits, axis=-1)[..., :2]
     expected = (best[..., None] == np.arange(8)).any(-2)
     np.testing.assert_array_equal(aux.experts, expected)
     # The case can tell: a router with a bfloat16 product decides some of these tokens otherwise.
-    narrow = np.asarray(rounded @ moe.router_kernel[...].astype(jnp.bfloat16), np.float64)
+    narrow = np.asarray(rounded @ moe.router.kernel[...].astype(jnp.bfloat16), np.float64)
     assert (np.argsort(-narrow, axis=-1)[..., :2] != best).any()
 
 
@@ -399,7 +399,7 @@ def test_losses_are_means_over_groups_weighted_by_valid_tokens():
     # 1 valid tokens the mean is (3 * 1 + 1 * 1.5) / 4 = 1.125; over groups alone it were 1.25.
     router = routing.presets.switch(balance_weight=0.5)
     moe = make(MoEConfig(num_experts=2, group_size=4, router=router), FeedForwardConfig(1, 1))
-    moe.router_kernel[...] = jnp.array([[1.0, 0.0]])
+    moe.router.kernel[...] = jnp.array([[1.0, 0.0]])
     x = jnp.repeat(jnp.array([0.0, np.log(3)]), 4).reshape(1, 8, 1)
     valid = jnp.array([[True, True, True, False, True, False, False, False]])
     _, aux = apply(moe, x, valid, mode=TRAIN)
@@ -412,7 +412,7 @@ def test_the_loss_is_the_weighted_sum_of_the_named_losses():
     # Logits 0 for 4 experts: z-loss log(4)**2; all ties go to expert 0: balance 4 * 1 * 1/4 = 1.
     router = routing.presets.switch(balance_weight=0.5, z_weight=0.25)
     moe = make(MoEConfig(num_experts=4, group_size=4, router=router))
-    moe.router_kernel[...] = jnp.zeros((WIDTH, 4))
+    moe.router.kernel[...] = jnp.zeros((WIDTH, 4))
     x = normal((1, 8, WIDTH))
     _, aux = apply(moe, x, all_valid(x), mode=TRAIN)
     np.testing.assert_allclose(aux.losses["balance"], 1.0, rtol=1e-6)
@@ -437,7 +437,7 @@ def test_recorded_experts_are_those_of_the_dispatch_tensor(name):
     tokens = jnp.pad(x.reshape(18, WIDTH), ((0, 6), (0, 0))).reshape(3, 8, WIDTH)
     mask = jnp.pad(valid.reshape(18), (0, 6)).reshape(3, 8)
     plan = jax.jit(lambda logits: routing.route(router, logits, capacity=1, valid=mask))(
-        tokens @ moe.router_kernel[...]
+        tokens @ moe.router.kernel[...]
     )
     expected = plan.dispatch.any(-1).reshape(24, 4)[:18].reshape(3, 6, 4)
     np.testing.assert_array_equal(aux.experts, expected)
@@ -465,13 +465,13 @@ def test_counts_are_sums_over_groups():
 )
 def test_which_layers_are_moe(every, layers):
     config = MoEConfig(every=every)
-    assert [layer for layer in range(5) if config.is_moe(layer)] == layers
+    assert list(config.moe_layers(5)) == layers
 
 
 def test_parameters_are_float32_with_logical_axes():
     moe = make(MoEConfig(num_experts=3), dataclasses.replace(EXPERT, gated=True))
     parameters = {
-        "router_kernel": ((4, 3), ("embed", "router")),
+        "router.kernel": ((4, 3), ("embed", "router")),
         "experts.up": ((3, 4, 6), ("expert", "expert_embed", "expert_mlp")),
         "experts.gate": ((3, 4, 6), ("expert", "expert_embed", "expert_mlp")),
         "experts.down": ((3, 6, 4), ("expert", "expert_mlp", "expert_embed")),

@@ -99,7 +99,7 @@ def test_every_parameter_of_a_decoder_has_its_sharding():
         "feed_forward.down": P(None, "model", None),
     }
     mixture = block | {
-        "feed_forward.router_kernel": P(None, None, None),
+        "feed_forward.router.kernel": P(None, None, None),
         "feed_forward.experts.up": P(None, "expert", None, "model"),
         "feed_forward.experts.gate": P(None, "expert", None, "model"),
         "feed_forward.experts.down": P(None, "expert", "model", None),

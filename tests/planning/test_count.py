@@ -17,7 +17,14 @@ DENSE = DecoderConfig(
 
 
 def mixture(router, **changes):
-    moe = MoEConfig(2, 8, 32, 16, router, allow_future_leak=router.experts_choose)
+    moe = MoEConfig(
+        2,
+        num_experts=8,
+        expert_dim=32,
+        group_size=16,
+        router=router,
+        allow_future_leak=router.experts_choose,
+    )
     return dataclasses.replace(DENSE, moe=moe, **changes)
 
 
@@ -80,7 +87,7 @@ def test_gates_fewer_key_heads_untied_head_and_relative_positions():
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("every", [0, 1, 2])
 def test_the_total_is_the_size_of_the_parameters(every, scan):
-    moe = MoEConfig(every, 8, 32, 16, routing.presets.gshard())
+    moe = MoEConfig(every, num_experts=8, expert_dim=32, router=routing.presets.gshard())
     config = dataclasses.replace(
         DENSE, num_layers=4, gated=True, num_kv_heads=1, scan_layers=scan, moe=moe
     )

@@ -1,27 +1,28 @@
-"""What the routing and transport tests share: routers, jitted calls, drawn logits."""
+"""What the routing and transport tests share: parts by hand, jitted calls, drawn logits."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import settings
 
 from moe_jax import routing
-from moe_jax.routing import Capacity, LoadBalance, Plan, Router, Softmax, TopK, ZLoss, preset
+from moe_jax.routing import Inputs, Plan, Router, Scored
 
 Array = np.ndarray
 
 S, E = 8, 4
 settings.register_profile("routing", derandomize=True, deadline=None, max_examples=25)
 examples = settings.get_profile("routing")
+few_examples = settings(examples, max_examples=10)  # for what runs on every preset
 
-# Grid logits plus fixed noise: rows differ clearly within a token, and no two tokens score the
+# Fixed noise on grid logits: rows differ clearly within a token, and no two tokens score the
 # same up to rounding, which would leave the order to the precision of the arithmetic.
 _NOISE = np.random.default_rng(0).uniform(-0.02, 0.02, (S, E))
 drawn_logits = hnp.arrays(np.int32, (S, E), elements=st.integers(-48, 48)).map(
@@ -30,45 +31,59 @@ drawn_logits = hnp.arrays(np.int32, (S, E), elements=st.integers(-48, 48)).map(
 drawn_valid = st.one_of(
     st.just(np.ones(S, bool)), hnp.arrays(bool, (S,)), st.just(np.zeros(S, bool))
 )
-drawn_order = st.permutations(range(S)).map(np.array)
-drawn_experts = st.permutations(range(E)).map(np.array)
 
 
-def _routers() -> dict[str, Router]:
-    """Every preset as it is, and every option that no preset's default turns on."""
-    presets = {function.__name__: function() for function in routing.PRESETS}
-    top2 = Router(Softmax(), TopK(2), (LoadBalance(choices="all"), ZLoss()))
-    return presets | {
-        "switch+z": preset("switch", z_weight=1e-3),
-        "switch_mtf+score": preset("switch_mtf", priority="score"),
-        "gshard+all": preset("gshard", second="all"),
-        "top2_mtf+threshold+second": preset(
-            "top2_mtf", second="threshold", second_balance_weight=5e-3
-        ),
-        "expert_choice+tokens+z": preset("expert_choice", over="tokens", z_weight=1e-3),
-        "top2+token": dataclasses.replace(top2, capacity=Capacity(priority="token")),
-        "top2+score": dataclasses.replace(top2, capacity=Capacity(priority="score")),
-        "top2+renormalize": dataclasses.replace(top2, capacity=Capacity(renormalize=True)),
-    }
+# The tests compile several hundred small programs and run each for a moment.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-ROUTERS = _routers()
+def inputs(logits, valid=None, capacity: int = 1, ids=None, rng=None, **state) -> Inputs:
+    """Returns one group's inputs from logits ``(S, E)`` or ``(S, E, P)`` typed out by hand."""
+    planes = jnp.asarray(logits, jnp.float32)
+    planes = planes if planes.ndim == 3 else planes[..., None]
+    valid = jnp.ones(len(planes), bool) if valid is None else jnp.asarray(valid, bool)
+    ids = None if ids is None else jnp.asarray(ids, jnp.int32)
+    state = {name: jnp.asarray(value) for name, value in state.items()}
+    return Inputs(planes[..., 0], planes, valid, capacity, ids, rng, state)
+
+
+def scored(scores, noise_std=None, clean=None, noisy=None) -> Scored:
+    """Returns scores ``(S, E)`` typed out by hand, without noise if none is given."""
+    scores = jnp.asarray(scores, jnp.float32)
+    clean = scores if clean is None else jnp.asarray(clean, jnp.float32)
+    noisy = jnp.log(jnp.maximum(scores, 1e-9)) if noisy is None else jnp.asarray(noisy)
+    return Scored(scores, clean, noisy, None if noise_std is None else jnp.asarray(noise_std))
+
+
+def select(part: routing.Select, scores, valid=None, **given):
+    """Returns what a selection makes of scores ``(S, E)``, whose logits are their logarithms."""
+    made = scored(scores)
+    return part(made, inputs(made.noisy, valid, **given))
 
 
 @functools.cache
 def jitted(router: Router, capacity: int) -> Callable[..., Plan]:
-    """Returns the router on one group, compiled once: ``f(logits, valid, key=None)``."""
-    return jax.jit(
-        lambda logits, valid, key=None: router(logits, capacity=capacity, valid=valid, rng=key)
+    """Returns the router on one group, compiled once: ``f(logits, valid, key, ids, state)``."""
+    return compiled(
+        lambda logits, valid, key=None, ids=None, state=None: router(
+            logits, capacity=capacity, valid=valid, token_ids=ids, rng=key, state=state
+        )
     )
 
 
 @functools.cache
 def jitted_groups(router: Router, capacity: int) -> Callable[..., Plan]:
-    """Returns ``route``, compiled once: ``f(logits, valid, key=None)``."""
-    return jax.jit(
-        lambda logits, valid, key=None: routing.route(
-            router, logits, capacity=capacity, valid=valid, rng=key
+    """Returns ``route``, compiled once: ``f(logits, valid, key, ids, state, record)``."""
+    return compiled(
+        lambda logits, valid, key=None, ids=None, state=None, record=None: routing.route(
+            router,
+            logits,
+            capacity=capacity,
+            valid=valid,
+            token_ids=ids,
+            rng=key,
+            state=state,
+            record=record,
         )
     )
 

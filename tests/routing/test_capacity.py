@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_jax.errors import ConfigError
 from moe_jax.routing import Capacity, Counts, Slots
 from moe_jax.routing.capacity import exclusive_cumsum
 from moe_jax.routing.select import ExpertChoice, TokenChoice
-from tests.routing.helpers import examples
+from tests.routing.helpers import examples, inputs
 
 T, F = True, False
 
@@ -52,6 +54,42 @@ def test_minimum_and_at_most_the_whole_group():
     assert count(Capacity(100.0), 8, 4) == 8
 
 
+@pytest.mark.parametrize(("factor", "slots"), [(1.0, 3), (1.5, 4), (2.0, 6)])
+def test_fairseq_rounds_the_share_up_before_the_factor_and_down_after(factor: float, slots: int):
+    # ceil(10 / 4) = 3, and int(1.5 * 3) = 4; rounding 2 * 10 / 4 itself gives 5.
+    assert count(Capacity(factor, minimum=1, rounding="share"), 10, 4) == slots
+    assert count(Capacity(2.0, minimum=1), 10, 4) == 5
+
+
+def test_evaluation_may_take_a_fraction_of_all_tokens():
+    # ceil(0.25 * 10) in evaluation, whatever the factors and the number of experts.
+    capacity = Capacity(2.0, 9.0, eval_fraction=0.25, minimum=1)
+    assert [capacity.slots(10, e, 1, train=False) for e in (1, 4, 64)] == [3, 3, 3]
+    assert capacity.slots(10, 4, 1, train=True) == 5
+
+
+def test_slots_come_in_multiples_but_never_more_than_tokens():
+    # 20 / 4 = 5 is 8 in fours; of 6 tokens there are no 8.
+    assert count(Capacity(1.0, minimum=1, multiple=4), 20, 4) == 8
+    assert count(Capacity(1.0, minimum=1, multiple=4), 16, 4) == 4
+    assert count(Capacity(1.0, minimum=1, multiple=4), 6, 1) == 6
+
+
+@pytest.mark.parametrize(
+    ("dropless", "train", "evaluation"), [("never", 4, 8), ("eval", 4, 16), ("always", 16, 16)]
+)
+def test_dropless_has_as_many_slots_as_tokens(dropless: str, train: int, evaluation: int):
+    capacity = Capacity(1.0, 2.0, dropless=dropless, minimum=1)
+    assert capacity.slots(16, 4, 1, train=True) == train
+    assert capacity.slots(16, 4, 1, train=False) == evaluation
+
+
+def test_devices_share_their_slots_so_an_expert_may_take_all():
+    assert count(Capacity(1.0, devices=2), 16, 4) == 16
+    with pytest.raises(ConfigError, match="capacity.devices=3 does not divide 4 experts"):
+        Capacity(devices=3).check(4)
+
+
 @examples
 @given(
     st.floats(0.1, 8), st.integers(1, 300), st.integers(1, 64), st.sampled_from(["floor", "ceil"])
@@ -71,12 +109,19 @@ def choose(expert: list[list[int]], gate=0.5, wanted=True, queued=None) -> Token
 
 
 def seat(
-    choice: TokenChoice, capacity: int, rule: Capacity, best: list[float], valid=None
+    choice: TokenChoice | ExpertChoice,
+    capacity: int,
+    rule: Capacity,
+    best: list[float],
+    valid=None,
+    experts: int = 2,
+    train: bool = True,
 ) -> tuple[Slots, Counts]:
-    """Seats on two experts; ``best`` is each token's best score."""
-    scores = np.stack([np.array(best, np.float32), np.zeros(len(best), np.float32)], 1)
-    valid = np.ones(len(best), bool) if valid is None else np.array(valid)
-    return rule.seat(choice, scores, valid, capacity)
+    """Seats on the experts; ``best`` is each token's best score."""
+    scores = np.zeros((len(best), experts), np.float32)
+    scores[:, 0] = best
+    rng = jax.random.key(0) if train else None
+    return rule.seat(choice, scores, inputs(scores, valid, capacity, rng=rng))
 
 
 # Three tokens, two experts with two slots each. Tokens 0 and 1 prefer expert 0, token 2 expert 1;
@@ -159,6 +204,57 @@ def test_renormalisation_of_a_token_that_lost_everything_is_zero():
     slots, counts = seat(choice, 1, Capacity(renormalize=True), [0.6] * 2)
     np.testing.assert_allclose(slots.gate, [[1], [0]])
     assert counts.unrouted == 1
+
+
+@pytest.mark.parametrize(
+    ("capacity", "token", "demand", "load", "unrouted"),
+    [
+        # Token 2 finds expert 0 full and takes its second choice; nobody else asks for one.
+        (2, [[0, 1], [2, 3]], [3, 1], [2, 1], 0),
+        # Tokens 1 and 2 find expert 0 full; 1 comes first to expert 1, and 2 has no third choice.
+        (1, [[0], [1]], [3, 2], [1, 1], 1),
+    ],
+)
+def test_no_token_left_behind(capacity: int, token: list, demand: list, load: list, unrouted: int):
+    slots, counts = seat(choose([[0, 1]] * 3), capacity, Capacity(reroute=True), [0.5] * 3)
+    np.testing.assert_array_equal(slots.token, token)
+    np.testing.assert_array_equal(counts.demand, demand)
+    np.testing.assert_array_equal(counts.load, load)
+    assert counts.unrouted == unrouted
+
+
+def test_a_first_choice_that_was_kept_leaves_the_second_to_others():
+    # Token 0 sits in expert 1 and token 1 in expert 0; token 2 finds expert 1 full and expert 0 as
+    # well, although token 0 would have asked for it too.
+    choice = choose([[1, 0], [0, 1], [1, 0]])
+    slots, _ = seat(choice, 1, Capacity(reroute=True), [0.5] * 3)
+    np.testing.assert_array_equal(slots.place, [[1, 2], [0, 2], [2, 2]])
+
+
+# Four tokens, two devices of two experts. Device 0 has three choices of gates 0.5, 0.9 and 0.6.
+ON_DEVICES = ([[0], [1], [0], [2]], [[0.5], [0.9], [0.6], [0.1]])
+
+
+@pytest.mark.parametrize(
+    ("factor", "dropless", "train", "kept"),
+    [
+        # 4 choices over 2 devices: two each, and the lowest gate goes, though it came first.
+        (1.0, "eval", True, [F, T, T, T]),
+        (0.5, "eval", True, [F, T, F, T]),
+        (1.5, "eval", True, [T, T, T, T]),
+        (1.0, "eval", False, [T, T, T, T]),
+        (1.0, "always", True, [T, T, T, T]),
+    ],
+)
+def test_devices_give_up_their_lowest_gates(
+    factor: float, dropless: str, train: bool, kept: list[bool]
+):
+    rule = Capacity(factor, dropless=dropless, devices=2)
+    choice = choose(ON_DEVICES[0], gate=ON_DEVICES[1])
+    slots, counts = seat(choice, 4, rule, [0.5] * 4, experts=4, train=train)
+    np.testing.assert_array_equal(np.asarray(slots.expert[:, 0]) >= 0, kept)
+    np.testing.assert_array_equal(counts.demand, [2, 1, 1, 0])
+    assert counts.dropped == 4 - sum(kept) == counts.unrouted
 
 
 def test_padding_is_not_counted():

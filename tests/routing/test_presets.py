@@ -11,64 +11,292 @@ import pytest
 from moe_jax.errors import ConfigError
 from moe_jax.routing import (
     PRESETS,
+    Balanced,
+    Bias,
+    Cap,
     Capacity,
+    CommunicationBalance,
+    Cosine,
+    DeviceBalance,
+    Entropy,
+    Everyone,
+    Forced,
+    GaussianNoise,
+    Hash,
+    Importance,
+    LearnedNoise,
+    Limit,
+    Linear,
+    Load,
     LoadBalance,
+    NoHead,
+    Random,
     Router,
     SecondBalance,
+    Sigmoid,
+    Sinkhorn,
     Softmax,
+    SoftSlots,
     TokenBalance,
     Top2,
+    TopGroups,
     TopK,
+    TopP,
     TopTokens,
+    TwoLevelSoftmax,
+    Uniform,
+    UnitSlots,
     ZLoss,
+    choices_of,
     preset,
 )
 
 NAMES = [function.__name__ for function in PRESETS]
 
-# Written out in full: a changed default of a part must not change a published router.
+# Written out in full, each argument by position: a changed default of a part must not change a
+# published router. The few shapes below recur.
+SOFTMAX, SIGMOID = Softmax("experts", None), Sigmoid()
+LINEAR = Linear(False, "scaled")
+# factor, eval_factor, dropless, eval_fraction, minimum, multiple, rounding, per_choice, priority,
+# reroute, devices, renormalize
+DROPLESS = Capacity(1.25, 2.0, "always", 0.0, 4, 1, "ceil", False, "choice", False, 0, False)
+MESH = Capacity(1.25, 2.0, "never", 0.0, 4, 1, "floor", False, "choice", False, 0, False)
+CEIL = Capacity(1.25, 2.0, "never", 0.0, 4, 1, "ceil", False, "choice", False, 0, False)
+GSHARD = Capacity(2.0, 2.0, "never", 0.0, 1, 1, "ceil", False, "choice", False, 0, False)
+EXPERT_CHOICE = Capacity(2.0, 2.0, "never", 0.0, 1, 1, "floor", False, "choice", False, 0, False)
+# head, input_jitter, gate_on, precision, mask_padding
+PLAIN = (LINEAR, 0.0, "out", "float32", True)
+JITTER = (LINEAR, 1e-2, "out", "float32", True)
+UNMASKED = (LINEAR, 0.0, "out", "float32", False)
+
+
+def top_k(k: int, normalize: bool = False) -> TopK:
+    return TopK(k, normalize, 1.0, None, None)
+
+
+def balance(weight: float, choices: str, padding: str, per_token: bool = False) -> LoadBalance:
+    return LoadBalance(weight, choices, padding, per_token, 0.0, "balance")
+
+
 PUBLISHED = {
-    "switch": Router(
-        Softmax("experts"),
-        TopK(1, normalize=False),
-        (LoadBalance(1e-2, "first", "masked"),),
-        Capacity(1.25, 2.0, 4, "ceil", False, "choice", False),
-        input_jitter=1e-2,
+    "jacobs_1991": Router(SOFTMAX, Everyone(), (), DROPLESS, *PLAIN),
+    # Both losses at 0.1; softmax over the k kept logits; both maps start at zero.
+    "noisy_top_k": Router(
+        Softmax("experts", LearnedNoise()),
+        top_k(4, True),
+        (Importance(0.1, "gates", "importance"), Load(0.1, True, "load")),
+        DROPLESS,
+        Linear(False, "zeros"),
+        0.0,
+        "out",
+        "float32",
+        True,
     ),
-    "switch_mtf": Router(
-        Softmax("experts"),
-        TopK(1, normalize=False),
-        (LoadBalance(1e-2, "first", "counted"),),
-        Capacity(1.25, 2.0, 4, "floor", False, "choice", False),
-        input_jitter=1e-2,
+    # Two of the groups, two experts in each.
+    "hierarchical": Router(
+        TwoLevelSoftmax(4),
+        TopGroups(4, 2, 2),
+        (Importance(0.1, "gates", "importance"),),
+        DROPLESS,
+        *PLAIN,
     ),
     # Capacity 2N/(GE) with S = N/G: factor 2. Probability min(1, 2 * g2): threshold 1/2.
     "gshard": Router(
-        Softmax("experts"),
-        Top2("random", 0.5, lost_choices_queue=True),
-        (LoadBalance(1e-2, "first", "masked"),),
-        Capacity(2.0, 2.0, 1, "ceil", False, "choice", False),
+        SOFTMAX,
+        Top2("random", 0.5, True, True),
+        (balance(1e-2, "first", "masked"),),
+        GSHARD,
+        *PLAIN,
+    ),
+    "glam": Router(
+        SOFTMAX,
+        Top2("all", 0.5, True, True),
+        (balance(1e-2, "first", "masked"),),
+        GSHARD,
+        *PLAIN,
     ),
     "top2_mtf": Router(
-        Softmax("experts"),
-        Top2("random", 0.2, lost_choices_queue=False),
-        (LoadBalance(1e-2, "first", "diluted"),),
-        Capacity(1.25, 2.0, 4, "floor", False, "choice", False),
+        SOFTMAX,
+        Top2("random", 0.2, False, True),
+        (balance(1e-2, "first", "diluted"),),
+        MESH,
+        *PLAIN,
+    ),
+    "switch": Router(SOFTMAX, top_k(1), (balance(1e-2, "first", "masked"),), CEIL, *JITTER),
+    "switch_mtf": Router(SOFTMAX, top_k(1), (balance(1e-2, "first", "counted"),), MESH, *JITTER),
+    # round(CF * S / E), no jitter, N(0, 0.02).
+    "switch_t5x": Router(
+        SOFTMAX,
+        top_k(1),
+        (balance(1e-2, "first", "masked"),),
+        Capacity(1.25, 2.0, "never", 0.0, 4, 1, "round", False, "choice", False, 0, False),
+        Linear(False, "normal"),
+        0.0,
+        "out",
+        "float32",
+        True,
+    ),
+    "switch_max": Router(
+        SOFTMAX,
+        top_k(1),
+        (balance(1e-2, "first", "counted"),),
+        Capacity(1.25, 2.0, "never", 0.0, 4, 1, "floor", False, "score", False, 0, False),
+        *JITTER,
+    ),
+    # ntlb_top_k = 4.
+    "no_token_left_behind": Router(
+        SOFTMAX,
+        top_k(4),
+        (balance(1e-2, "first", "counted"),),
+        Capacity(1.25, 2.0, "never", 0.0, 4, 1, "floor", False, "choice", True, 0, False),
+        *JITTER,
+    ),
+    # Noise of 1/E, both losses at 0.005, ceil(S K 1.05 / E) to a multiple of 4.
+    "vmoe": Router(
+        Softmax("experts", GaussianNoise(1.0)),
+        top_k(2),
+        (Importance(5e-3, "scores", "importance"), Load(5e-3, False, "load")),
+        Capacity(1.05, 1.05, "never", 0.0, 1, 4, "ceil", True, "score", False, 0, False),
+        *PLAIN,
+    ),
+    "st_moe": Router(
+        SOFTMAX,
+        Top2("random", 0.2, False, True),
+        (balance(1e-2, "first", "masked"), ZLoss(1e-3, "masked", "z")),
+        CEIL,
+        *PLAIN,
+    ),
+    # Loss weight 1, int(1.0 * ceil(S / E)) slots, a quarter of the tokens in evaluation.
+    "fairseq_top1": Router(
+        SOFTMAX,
+        top_k(1),
+        (balance(1.0, "first", "unsent"),),
+        Capacity(1.0, 1.0, "never", 0.25, 1, 1, "share", False, "choice", False, 0, False),
+        *UNMASKED,
+    ),
+    # Raw gates, renormalised over survivors; 2 * ceil(S / E) slots.
+    "fairseq_top2": Router(
+        SOFTMAX,
+        Top2("sampling", 0.5, False, False),
+        (balance(1.0, "first", "unsent"),),
+        Capacity(2.0, 2.0, "never", 0.25, 1, 1, "share", False, "choice", False, 0, True),
+        *UNMASKED,
+    ),
+    # 16 dimensions; forces gates normalised before dropping and the random second expert.
+    "xmoe": Router(
+        SOFTMAX,
+        Top2("random", 0.5, False, True),
+        (balance(1e-2, "first", "unsent"),),
+        Capacity(2.0, 2.0, "never", 0.25, 1, 1, "share", False, "choice", False, 0, False),
+        Cosine(16, False),
+        0.0,
+        "out",
+        "float32",
+        True,
+    ),
+    "base": Router(
+        SIGMOID,
+        Balanced(1e-3, 2000),
+        (),
+        Capacity(1.0, 2.0, "eval", 0.0, 1, 1, "ceil", False, "choice", False, 0, False),
+        *PLAIN,
+    ),
+    "sinkhorn": Router(
+        SOFTMAX,
+        TopK(1, False, 1.0, Sinkhorn(30), None),
+        (),
+        Capacity(2.0, 2.0, "never", 0.0, 4, 1, "ceil", False, "choice", False, 0, False),
+        *PLAIN,
+    ),
+    "hash": Router(
+        Uniform(), Hash("random", 32000, 0), (), DROPLESS, NoHead(), 0.0, "out", "float32", True
     ),
     # k = n * c / e tokens per expert, no auxiliary loss.
-    "expert_choice": Router(
-        Softmax("experts"),
-        TopTokens(average=False),
-        (),
-        Capacity(2.0, 2.0, 1, "floor", False, "choice", False),
+    "expert_choice": Router(SOFTMAX, TopTokens(False, None), (), EXPERT_CHOICE, *PLAIN),
+    # lambda = 0.001, at most 100 iterations, EC-CAP2.
+    "expert_choice_capped": Router(
+        SOFTMAX, TopTokens(False, Cap(2, 1e-3, 100)), (), EXPERT_CHOICE, *PLAIN
     ),
     "expert_choice_mtf": Router(
-        Softmax("tokens"),
-        TopTokens(average=True),
-        (TokenBalance(1e-2),),
-        Capacity(1.25, 2.0, 4, "floor", False, "choice", False),
-        input_jitter=1e-2,
+        Softmax("tokens", None),
+        TopTokens(True, None),
+        (TokenBalance(1e-2, "token_balance"),),
+        MESH,
+        *JITTER,
     ),
+    "soft_moe": Router(Uniform(), SoftSlots(1), (), CEIL, UnitSlots(), 0.0, "out", "float32", True),
+    "adaptive_top_p": Router(
+        SOFTMAX,
+        TopP(0.4, 4),
+        (balance(1e-2, "first", "masked"), Entropy(1e-4, "entropy")),
+        DROPLESS,
+        *PLAIN,
+    ),
+    "mixtral": Router(SOFTMAX, top_k(2, True), (balance(0.02, "all", "masked"),), DROPLESS, *PLAIN),
+    # 4 of 16, loss 0.05, gates divided by their L1 norm.
+    "dbrx": Router(SOFTMAX, top_k(4, True), (balance(0.05, "all", "masked"),), DROPLESS, *PLAIN),
+    # 8 of 64 without renormalisation, 0.01 and 0.001.
+    "olmoe": Router(
+        SOFTMAX,
+        top_k(8),
+        (balance(1e-2, "mean", "masked"), ZLoss(1e-3, "masked", "z")),
+        DROPLESS,
+        *PLAIN,
+    ),
+    "qwen2_moe": Router(SOFTMAX, top_k(4), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN),
+    "qwen3_moe": Router(
+        SOFTMAX, top_k(8, True), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN
+    ),
+    # alpha_1 = 0.001 at 16B, whose experts sit on one device: no device loss.
+    "deepseek_moe": Router(SOFTMAX, top_k(6), (balance(1e-3, "mean", "masked"),), DROPLESS, *PLAIN),
+    # alpha 0.003, 0.05, 0.02; M = 3 of D = 8; factor 16; drops in training.
+    "deepseek_v2": Router(
+        SOFTMAX,
+        TopK(6, False, 16.0, None, Limit(8, 3, "max")),
+        (
+            balance(3e-3, "mean", "masked"),
+            DeviceBalance(0.05, 8, "device_balance"),
+            CommunicationBalance(0.02, 8, 3, "communication_balance"),
+        ),
+        Capacity(1.0, 2.0, "eval", 0.0, 4, 1, "ceil", False, "choice", False, 8, False),
+        *PLAIN,
+    ),
+    # gamma = 0.001, alpha = 0.0001, 4 of 8 groups by their two best, factor 2.5.
+    "deepseek_v3": Router(
+        SIGMOID,
+        TopK(8, True, 2.5, Bias(1e-3, "sign"), Limit(8, 4, "top2")),
+        (balance(1e-4, "mean", "masked", True),),
+        DROPLESS,
+        *PLAIN,
+    ),
+    "loss_free": Router(
+        SIGMOID, TopK(6, False, 1.0, Bias(1e-3, "sign"), None), (), DROPLESS, *PLAIN
+    ),
+    # Scales what goes into the expert.
+    "llama4": Router(
+        SIGMOID,
+        top_k(1),
+        (balance(1e-3, "mean", "masked", True),),
+        DROPLESS,
+        LINEAR,
+        0.0,
+        "in",
+        "float32",
+        True,
+    ),
+    "gpt_oss": Router(
+        SOFTMAX,
+        top_k(4, True),
+        (balance(0.9, "all", "masked"),),
+        DROPLESS,
+        Linear(True, "scaled"),
+        0.0,
+        "out",
+        "float32",
+        True,
+    ),
+    "random": Router(Uniform(), Random(1), (), DROPLESS, NoHead(), 0.0, "out", "float32", True),
+    "forced": Router(SOFTMAX, Forced(1, False, 1.0), (), DROPLESS, *PLAIN),
 }
 
 
@@ -78,22 +306,41 @@ def test_preset_is_the_published_choice(name: str):
     assert preset(name) == PUBLISHED[name]
 
 
+def test_nothing_is_written_out_that_is_not_there():
+    assert set(PUBLISHED) == set(NAMES) and len(NAMES) == len(set(NAMES))
+
+
+def functions() -> dict:
+    return {function.__name__: function for function in PRESETS}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_have_names_sources_and_hashes(name: str):
-    function = {function.__name__: function for function in PRESETS}[name]
+    function = functions()[name]
     assert function.__doc__
     assert preset(name) == function()
     hash(preset(name))
+    assert set(choices_of(name)) == set(inspect.signature(function).parameters)
+
+
+# A choice that a preset's default makes void, and what gives it something to choose.
+VOID = {
+    ("deepseek_moe", "devices"): {"device_weight": 0.05},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_choice_changes_the_router(name: str):
-    function = {function.__name__: function for function in PRESETS}[name]
+    function = functions()[name]
     hints = typing.get_type_hints(function)
     for choice, parameter in inspect.signature(function).parameters.items():
-        words = typing.get_args(hints[choice])
-        for new in words or [parameter.default + 1]:
-            same = preset(name, **{choice: new}) == preset(name)
+        beside = VOID.get((name, choice), {})
+        if hints[choice] is bool:
+            values = [False, True]
+        else:
+            values = typing.get_args(hints[choice]) or [parameter.default + 1]
+        for new in values:
+            same = preset(name, **beside, **{choice: new}) == preset(name, **beside)
             assert same == (new == parameter.default), (choice, new)
 
 
@@ -104,10 +351,19 @@ def test_choices_reach_their_parts():
     assert preset("switch_mtf", priority="score").capacity.priority == "score"
     assert preset("gshard", second="none").select.second == "none"
     assert preset("top2_mtf", threshold=0.3).select.threshold == 0.3
-    balance = preset("top2_mtf", second_balance_weight=5e-3).balance
-    assert balance == (LoadBalance(1e-2, padding="diluted"), SecondBalance(5e-3))
+    both = preset("top2_mtf", second_balance_weight=5e-3).balance
+    assert both == (LoadBalance(1e-2, padding="diluted"), SecondBalance(5e-3))
     assert preset("expert_choice", over="tokens").score.over == "tokens"
     assert preset("expert_choice", z_weight=1e-3).balance == (ZLoss(1e-3),)
+    # A dropless model with slots counts them per assignment.
+    slots = preset("olmoe", capacity_factor=1.5).capacity
+    assert (slots.factor, slots.eval_factor, slots.per_choice) == (1.5, 1.5, True)
+    assert slots.dropless == "never"
+    assert preset("deepseek_moe", device_weight=0.05).balance[1] == DeviceBalance(0.05, 8)
+    # fairseq: a negative fraction asks for the training formula; gates divided before or after.
+    assert preset("fairseq_top2", eval_token_fraction=-1.0).capacity.eval_fraction == 0
+    before = preset("fairseq_top2", normalize_before_dropping=True)
+    assert before.select.normalize and not before.capacity.renormalize
 
 
 def test_loss_weights_go_by_name():
@@ -130,12 +386,6 @@ def test_unknown_choice_names_the_nearest():
         preset("switch", second="all")
 
 
-def test_load_balance_with_experts_that_choose_is_refused():
-    with pytest.raises(ConfigError, match="TopTokens.*LoadBalance.*even by construction"):
-        dataclasses.replace(preset("expert_choice"), balance=(LoadBalance(),))
-
-
-def test_second_balance_without_second_choices_is_refused():
-    for name in ("switch", "expert_choice"):
-        with pytest.raises(ConfigError, match="SecondBalance needs second choices"):
-            dataclasses.replace(preset(name), balance=(SecondBalance(),))
+def test_a_weight_of_zero_leaves_the_loss_out():
+    assert preset("switch", balance_weight=0.0).balance == ()
+    assert dataclasses.replace(preset("vmoe", load_weight=0.0)).loss_weights == {"importance": 5e-3}

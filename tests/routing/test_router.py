@@ -1,184 +1,45 @@
-"""Properties that every router has, new presets included."""
+"""What routers do beyond the properties that all of them share, and what they refuse."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
 
-from moe_jax.routing import PRESETS, Plan, Router, TopTokens, preset
-from tests.routing.helpers import (
-    ROUTERS,
-    E,
-    S,
-    drawn_experts,
-    drawn_logits,
-    drawn_order,
-    drawn_valid,
-    examples,
-    jitted,
-    jitted_groups,
-    normal,
-    seats,
-    weights,
+from moe_jax.errors import ConfigError
+from moe_jax.routing import (
+    Balanced,
+    Capacity,
+    CommunicationBalance,
+    DeviceBalance,
+    Everyone,
+    Hash,
+    Importance,
+    LearnedNoise,
+    Limit,
+    Load,
+    LoadBalance,
+    Router,
+    SecondBalance,
+    Softmax,
+    SoftSlots,
+    Top2,
+    TopGroups,
+    TopK,
+    TopTokens,
+    ZLoss,
+    preset,
 )
+from tests.routing.cases import KEY, TIGHT, Group, case
+from tests.routing.helpers import E, S, jitted, jitted_groups, normal, seats, weights
 
 Array = np.ndarray
-TIGHT = 2
 ALL = np.ones(S, bool)
-KEY = jax.random.key(1)
-# Each expert is the first choice of 2 of the 8 tokens, the second of 2, and so on: all means equal.
-UNIFORM = np.stack([np.roll([3.0, 2, 1, 0], shift) for shift in range(4)] * 2).astype(np.float32)
-
-
-def over(names: Iterable[str]) -> pytest.MarkDecorator:
-    names = list(names)
-    return pytest.mark.parametrize("router", [ROUTERS[name] for name in names], ids=names)
-
-
-every_router = over(ROUTERS)
-PRESET_NAMES = [function.__name__ for function in PRESETS]
-every_preset = over(PRESET_NAMES)
-RANDOM = [name for name, part in ROUTERS.items() if getattr(part.select, "second", "") == "random"]
-with_and_without_key = pytest.mark.parametrize(
-    ("router", "key"),
-    [(router, None) for router in ROUTERS.values()] + [(ROUTERS[name], KEY) for name in RANDOM],
-    ids=[*ROUTERS, *(f"{name}-key" for name in RANDOM)],
-)
-
-
-def experts_per_token(router: Router) -> int:
-    return E if router.experts_choose else router.select.choices_per_token
-
-
-@with_and_without_key
-def test_plan_is_well_formed(router: Router, key):
-    @examples
-    @given(drawn_logits, drawn_valid)
-    def check(logits, valid):
-        plan = jitted(router, TIGHT)(logits, valid, key)
-        dispatch, combine, counts = np.asarray(plan.dispatch), np.asarray(plan.combine), plan.counts
-        # Every slot holds one token at most, no expert is above capacity, no token twice in one.
-        assert set(np.unique(dispatch)) <= {0, 1}
-        assert dispatch.sum(0).max() <= 1
-        assert seats(plan).sum(0).max() <= TIGHT and seats(plan).max() <= 1
-        assert seats(plan).sum(1).max() <= experts_per_token(router)
-        # Padding sits nowhere.
-        assert not dispatch[~valid].any()
-        np.testing.assert_array_equal(combine != 0, dispatch != 0)
-        # Counts say what the dispatch tensor says.
-        np.testing.assert_array_equal(counts.load, seats(plan).sum(0))
-        assert counts.unrouted == (valid & (seats(plan).sum(1) == 0)).sum()
-        assert counts.valid == valid.sum()
-        assert (np.asarray(counts.overflow) >= 0).all()
-        assert counts.dropped == np.sum(counts.demand) - np.sum(counts.load)
-        np.testing.assert_array_equal(plan.slots.filled, dispatch.any(0))
-        if router.experts_choose:
-            assert plan.slots.place is None and plan.slots.gate is None
-        else:
-            check_index_maps(plan)
-
-    check()
-
-
-def check_index_maps(plan: Plan) -> None:
-    """``place`` and ``gate`` by token say what ``token`` and ``weight`` say by slot."""
-    slots = plan.slots
-    token, weight = np.full(E * TIGHT, S), np.zeros(E * TIGHT, np.float32)
-    for (s, k), place in np.ndenumerate(np.asarray(slots.place)):
-        if place < E * TIGHT:
-            token[place], weight[place] = s, np.asarray(slots.gate)[s, k]
-        else:
-            assert np.asarray(slots.gate)[s, k] == 0
-    np.testing.assert_array_equal(slots.token, token.reshape(E, TIGHT))
-    np.testing.assert_array_equal(slots.weight, weight.reshape(E, TIGHT))
-
-
-@with_and_without_key
-def test_full_capacity_drops_nothing(router: Router, key):
-    @examples
-    @given(drawn_logits, drawn_valid)
-    def check(logits, valid):
-        counts = jitted(router, S)(logits, valid, key).counts
-        assert counts.dropped == 0 and counts.unrouted == 0
-
-    check()
-
-
-@with_and_without_key
-def test_permuting_the_experts_permutes_the_plan(router: Router, key):
-    @examples
-    @given(drawn_logits, drawn_valid, drawn_experts)
-    def check(logits, valid, order):
-        logits = logits + normal(5, S, E, scale=1e-2)  # no ties, which go to the first expert
-        plan = jitted(router, TIGHT)(logits, valid, key)
-        other = jitted(router, TIGHT)(logits[:, order], valid, key)
-        np.testing.assert_array_equal(plan.dispatch[:, order], other.dispatch)
-        np.testing.assert_allclose(plan.combine[:, order], other.combine, rtol=1e-5)
-        np.testing.assert_array_equal(plan.counts.demand[order], other.counts.demand)
-        for name, value in plan.losses.items():
-            np.testing.assert_allclose(value, other.losses[name], rtol=1e-5)
-
-    check()
-
-
-def order_matters(router: Router) -> bool:
-    return not router.experts_choose and router.capacity.priority != "score"
-
-
-@over(name for name, router in ROUTERS.items() if not order_matters(router))
-def test_order_of_tokens_does_not_matter_to_prioritised_routing(router: Router):
-    @examples
-    @given(drawn_logits, drawn_valid, drawn_order)
-    def check(logits, valid, order):
-        plan = jitted(router, TIGHT)(logits, valid)
-        other = jitted(router, TIGHT)(logits[order], valid[order])
-        np.testing.assert_array_equal(seats(plan)[order], seats(other))
-        np.testing.assert_allclose(weights(plan)[order], weights(other), rtol=1e-5)
-
-    check()
-
-
-@over(name for name, router in ROUTERS.items() if order_matters(router))
-def test_order_of_tokens_matters_to_plain_routing(router: Router):
-    # All want expert 0 and then expert 1: the first two tokens are served, whoever they are.
-    logits = np.tile(np.array([3, 2, 1, 0], np.float32), (S, 1))
-    logits += np.arange(S, dtype=np.float32)[:, None] * [0.1, 0, 0, 0]
-    forward = jitted(router, TIGHT)(logits, ALL)
-    backward = jitted(router, TIGHT)(logits[::-1], ALL)
-    assert seats(forward)[:2, 0].all() and seats(backward)[:2, 0].all()
-    assert not np.array_equal(seats(forward)[::-1], seats(backward))
-
-
-@every_router
-def test_balance_is_one_at_uniform_routing(router: Router):
-    losses = jitted(router, S)(UNIFORM, ALL).losses
-    for name in ("balance", "second_balance"):
-        if name in losses:
-            all_choices = any(getattr(part, "choices", "") == "all" for part in router.balance)
-            expected = experts_per_token(router) if all_choices else 1
-            np.testing.assert_allclose(losses[name], expected, rtol=1e-5)
-    if "token_balance" in losses:
-        equal = np.zeros((S, E), np.float32)
-        np.testing.assert_allclose(jitted(router, S)(equal, ALL).losses["token_balance"], 1)
-
-
-@every_preset
-def test_a_group_is_routed_alone_as_among_others(router: Router):
-    logits, valid = normal(7, 3, S, E), np.random.default_rng(7).random((3, S)) < 0.8
-    valid[2] = False
-    together = jitted_groups(router, TIGHT)(logits, valid, KEY)
-    keys = jax.random.split(KEY, 3)
-    for g in range(3):
-        alone = jitted(router, TIGHT)(logits[g], valid[g], keys[g])
-        one = jax.tree.map(lambda leaf, g=g: leaf[g], together)
-        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_faces_of_a_grouped_plan_are_those_of_its_groups():
@@ -192,95 +53,265 @@ def test_faces_of_a_grouped_plan_are_those_of_its_groups():
     np.testing.assert_array_equal(plan.combine[1], one.combine)
 
 
-@every_preset
-def test_half_precision_logits_are_computed_on_in_float32(router: Router):
-    logits = normal(9, S, E).astype(jnp.bfloat16)
-    half = jitted(router, TIGHT)(logits, ALL)
-    full = jitted(router, TIGHT)(logits.astype(np.float32), ALL)
+@pytest.mark.parametrize("name", ["switch", "gshard", "expert_choice", "deepseek_v3", "vmoe"])
+def test_half_precision_logits_are_computed_on_in_float32(name: str):
+    one = case(name)
+    logits = one.shaped(one.group(9).logits).astype(jnp.bfloat16)
+    run, state = jitted(one.router, TIGHT), one.state(one.group(9))
+    half, full = (run(x, ALL, None, None, state) for x in (logits, logits.astype(np.float32)))
     assert half.slots.weight.dtype == half.combine.dtype == jnp.float32
     assert all(value.dtype == jnp.float32 for value in half.losses.values())
     for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_router_in_the_precision_of_its_input():
+    logits = normal(9, S, E).astype(jnp.bfloat16)
+    for name in ("switch", "fairseq_top2"):
+        choice = {"switch": {"precision": "input"}, "fairseq_top2": {"fp32_gating": False}}[name]
+        plan = jitted(preset(name, **choice), TIGHT)(logits, ALL)
+        assert plan.slots.weight.dtype == jnp.bfloat16
+
+
 def test_without_a_mask_every_token_is_valid():
     router, logits = preset("switch"), normal(10, S, E)
     without = jax.jit(functools.partial(router, capacity=TIGHT))(logits)
-    for a, b in zip(
-        jax.tree.leaves(without),
-        jax.tree.leaves(jitted(router, TIGHT)(logits, ALL)),
-        strict=True,
-    ):
+    masked = jitted(router, TIGHT)(logits, ALL)
+    for a, b in zip(jax.tree.leaves(without), jax.tree.leaves(masked), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def objectives(router: Router, logits: jax.Array, valid: Array) -> jax.Array:
-    """Returns ``(2,)``: a fixed random weighting of ``combine``, and the sum of the losses."""
-    plan = router(logits, capacity=TIGHT, valid=valid)
-    combined = (plan.combine.sum(-1) * normal(11, S, E)).sum()
-    return jnp.stack([combined, sum(plan.losses.values(), jnp.zeros((), logits.dtype))])
+def test_fairseq_routes_padding_unless_told_not_to():
+    logits, valid = normal(10, S, E), np.arange(S) < 4
+    for masked in (False, True):
+        plan = jitted(preset("fairseq_top1", pad_mask=masked), S)(logits, valid)
+        assert plan.counts.valid == (4 if masked else 8)
+        assert seats(plan)[4:].any() != masked
 
 
-@over([*PRESET_NAMES, "top2_mtf+threshold+second", "top2+renormalize"])
-def test_gradients_equal_finite_differences(router: Router):
-    # Central differences in float64: error about step**2. The draws are generic, so no step of 1e-5
-    # changes a choice. Token 3 is padding.
-    valid = np.arange(S) != 3
-    with jax.enable_x64(True):
-        logits, step = normal(12, S, E).astype(np.float64), 1e-5
-        f = functools.partial(objectives, router, valid=valid)
-        gradient = np.asarray(jax.jit(jax.jacrev(f))(logits))
-        steps = np.concatenate([np.eye(S * E), -np.eye(S * E)]).reshape(-1, S, E) * step
-        up, down = np.split(np.asarray(jax.jit(jax.vmap(f))(logits + steps)), 2)
-    seated = seats(jitted(router, TIGHT)(logits, valid)).sum(-1)
-    assert gradient.dtype == np.float64
-    numeric = ((up - down) / (2 * step)).T.reshape(2, S, E)
-    np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-8)
-    # Padding takes no part in the output; everybody who is routed teaches the router, but for the
-    # only choice left of a token, whose weight is 1 whatever its logit if gates are renormalised.
-    assert not gradient[0, 3].any()
-    learns = seated > (1 if router.capacity.renormalize else 0)
-    assert learns.any() and (np.abs(gradient[0]).max(-1) > 1e-4)[learns].all()
-
-
-@over(["switch", "top2+renormalize", "expert_choice"])
-def test_counts_have_no_gradient(router: Router):
+@pytest.mark.parametrize("name", ["switch", "fairseq_top2", "expert_choice"])
+def test_counts_have_no_gradient(name: str):
     def total(logits: jax.Array) -> jax.Array:
-        counts = router(logits, capacity=TIGHT, valid=ALL).counts
+        counts = preset(name)(logits, capacity=TIGHT, valid=ALL).counts
         return sum(leaf.sum() for leaf in jax.tree.leaves(counts))
 
     assert not np.any(jax.jit(jax.grad(total))(normal(14, S, E)))
 
 
-@pytest.mark.parametrize("name", ["switch", "gshard", "top2_mtf"])
+@pytest.mark.parametrize("name", ["switch", "gshard", "top2_mtf", "olmoe", "vmoe"])
 def test_padding_gets_no_gradient_from_masked_losses(name: str):
     # Mesh-TensorFlow's Switch is left out: there padding is in both factors of the loss.
-    valid = np.arange(S) < 5
-    f = jax.jit(jax.grad(lambda x: objectives(preset(name), x, valid)[1]))
-    gradient = f(normal(15, S, E))
+    one, valid = case(name), np.arange(S) < 5
+
+    def total(logits: jax.Array) -> jax.Array:
+        losses = one.router(logits, capacity=TIGHT, valid=valid).losses
+        return sum(losses.values())
+
+    gradient = jax.jit(jax.grad(total))(normal(15, S, E))
     assert np.any(gradient[:5]) and not np.any(gradient[5:])
 
 
-def test_same_key_same_plan_and_another_key_another_plan():
-    # Gates near 1/2 each, threshold 4: a second choice is kept once in eight.
-    router = preset("top2_mtf", second="random", threshold=4.0)
-    logits, valid = np.zeros((1, 64, 2), np.float32), np.ones((1, 64), bool)
-    plans = [
-        seats(jitted_groups(router, 64)(logits, valid, jax.random.key(seed))) for seed in (0, 0, 1)
-    ]
-    np.testing.assert_array_equal(plans[0], plans[1])
-    assert not np.array_equal(plans[0], plans[2])
+@pytest.mark.parametrize("name", ["deepseek_v3", "loss_free"])
+def test_no_gradient_reaches_the_balance_bias_though_it_decides(name: str):
+    one = case(name)
+    group, bias = one.group(16), normal(17, one.experts, scale=0.5)
+
+    def objective(bias: jax.Array) -> jax.Array:
+        state = {"bias": bias}
+        plan = one.router(one.shaped(group.logits), capacity=S, valid=ALL, state=state)
+        return (plan.combine.sum(-1) ** 2).sum() + sum(plan.losses.values())
+
+    assert not np.any(jax.jit(jax.grad(objective))(bias))
+    biased = Group(group.logits, group.valid, group.ids, bias)
+    assert not np.array_equal(seats(one.plan(group, S)), seats(one.plan(biased, S)))
+
+
+def test_the_bias_evens_the_load_out():
+    # All tokens prefer expert 0 a little. 200 steps of 0.01 find a bias under which each of four
+    # experts has within a token or two of its even share of 16.
+    router, logits = preset("loss_free", k=1, bias_rate=0.01), normal(18, 64, 4)
+    logits[:, 0] += 1
+    run, valid = jitted(router, 64), np.ones(64, bool)
+    state = {"bias": jnp.zeros(4)}
+    before = run(logits, valid, None, None, state).counts.demand
+    for _ in range(200):
+        state = router.next_state(state, run(logits, valid, None, None, state).counts.demand)
+    after = run(logits, valid, None, None, state).counts.demand
+    assert before.max() > 25 and np.abs(after - 16).max() <= 2
 
 
 def test_groups_draw_independently():
+    # Gates near 1/2 each, threshold 4: a second choice is kept once in eight.
     router = preset("top2_mtf", second="random", threshold=4.0)
     logits, valid = np.zeros((2, 64, 2), np.float32), np.ones((2, 64), bool)
     kept = seats(jitted_groups(router, 64)(logits, valid, KEY))
     assert not np.array_equal(kept[0], kept[1])
 
 
-@every_router
-def test_experts_choose_and_slots(router: Router):
-    assert router.experts_choose == isinstance(router.select, TopTokens)
+@pytest.mark.parametrize("name", ["base", "sinkhorn", "deepseek_v2"])
+def test_training_couples_the_tokens_of_a_group_and_test_time_does_not(name: str):
+    # Token 0 keeps its logits, the others change: in training some of them send it elsewhere.
+    one = case(name)
+    base, others = one.group(30), [one.group(seed) for seed in range(31, 51)]
+    logits = [np.concatenate([base.logits[:1], other.logits[1:] * 3]) for other in others]
+    for key in (KEY, None):
+        first = [weights(one.plan(one.of(x), S, key))[0] for x in logits]
+        assert (
+            np.ptp(first, axis=0).max() > 0.1 if key is not None else np.ptp(first, 0).max() < 1e-6
+        )
+
+
+def test_base_and_sinkhorn_are_even_in_training():
+    # All prefer expert 0. BASE seats two tokens on each expert, Sinkhorn's best guesses nearly so.
+    logits = normal(40, S, E) + np.array([3, 0, 0, 0], np.float32)
+    for name, most in (("base", 2), ("sinkhorn", 4)):
+        run = jitted(preset(name), S)
+        assert run(logits, ALL, KEY).counts.demand.max() <= most
+        assert run(logits, ALL).counts.demand[0] >= 6
+
+
+def test_soft_moe_mixes():
+    # All weights going into a slot sum to 1 over valid tokens, all coming out to 1 over slots.
+    one = case("soft_moe")
+    plan = one.plan(one.group(50, np.arange(S) < 6))
+    dispatch, combine = np.asarray(plan.dispatch), np.asarray(plan.combine)
+    np.testing.assert_allclose(dispatch.sum(0), np.ones((E, TIGHT)), rtol=1e-5)
+    np.testing.assert_allclose(combine.sum((1, 2)), np.arange(S) < 6, rtol=1e-5)
+    assert (dispatch >= 0).all() and (combine >= 0).all()
+    assert not dispatch[6:].any() and not combine[6:].any()
+    assert plan.counts.dropped == plan.counts.unrouted == 0
+    assert one.router.slots(1000, E, train=True) == TIGHT
+
+
+def test_state_of_all_parts_is_carried_together():
+    router = dataclasses.replace(preset("loss_free"), balance=(LoadBalance(ema=0.5),))
+    assert router.state_shapes(2) == {"bias": (2,), "load_ema": (2,)}
+    state = router.next_state({"bias": jnp.zeros(2), "load_ema": jnp.zeros(2)}, jnp.array([3, 1.0]))
+    np.testing.assert_allclose(state["bias"], [-1e-3, 1e-3])
+    np.testing.assert_allclose(state["load_ema"], [0.375, 0.125])
+    assert preset("switch").state_shapes(2) == {}
+
+
+def test_experts_per_token():
+    # Expert choice: 2 slots per even share; TopK its k; everyone E.
+    assert preset("expert_choice").experts_per_token(64, 8) == 2
+    assert preset("mixtral").experts_per_token(64, 8) == 2
+    assert preset("jacobs_1991").experts_per_token(64, 8) == 8
+    assert preset("soft_moe").experts_per_token(64, 8) == 8 / 64
+
+
+@pytest.mark.parametrize("name", ["switch", "expert_choice", "vmoe"])
+def test_no_more_slots_than_tokens(name: str):
+    router = preset(name)
     assert router.slots(64, 4, train=True) <= router.slots(64, 4, train=False) <= 64
     assert router.slots(2, 64, train=True) <= 2
+
+
+def with_balance(*parts, name: str = "switch") -> Callable[[], object]:
+    return lambda: dataclasses.replace(preset(name), balance=parts)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "LoadBalance, experts choose": (
+        with_balance(LoadBalance(), name="expert_choice"),
+        "LoadBalance needs tokens that choose.*select=TopTokens.*even by construction",
+    ),
+    "Importance, experts choose": (
+        with_balance(Importance(), name="expert_choice_mtf"),
+        "Importance needs tokens that choose",
+    ),
+    "Load, Soft MoE": (with_balance(Load(), name="soft_moe"), "Load needs.*select=SoftSlots"),
+    "DeviceBalance, experts choose": (
+        with_balance(DeviceBalance(), name="expert_choice"),
+        "DeviceBalance needs tokens that choose",
+    ),
+    "CommunicationBalance, experts choose": (
+        with_balance(CommunicationBalance(), name="expert_choice"),
+        "CommunicationBalance needs tokens that choose",
+    ),
+    "SecondBalance, one choice": (
+        with_balance(SecondBalance()),
+        "SecondBalance needs second choices, and select=TopK.*use Top2",
+    ),
+    "SecondBalance, BASE": (with_balance(SecondBalance(), name="base"), "select=Balanced"),
+    "two losses of one name": (
+        with_balance(ZLoss(1e-3), ZLoss(1e-4)),
+        "two losses share a name in balance: z, z",
+    ),
+    "gate on the way in, experts choose": (
+        lambda: dataclasses.replace(preset("expert_choice"), gate_on="in"),
+        "gate_on='in' needs tokens that choose experts.*TopTokens.*gate_on='out'",
+    ),
+    "gate on the way in, Soft MoE": (
+        lambda: dataclasses.replace(preset("soft_moe"), gate_on="in"),
+        "gate_on='in'.*SoftSlots",
+    ),
+    "reroute, experts choose": (
+        lambda: Router(Softmax(), TopTokens(), capacity=Capacity(reroute=True)),
+        "capacity.reroute needs tokens that choose experts",
+    ),
+    "reroute, Soft MoE": (
+        lambda: Router(Softmax(), SoftSlots(), capacity=Capacity(reroute=True)),
+        "capacity.reroute needs tokens that choose experts",
+    ),
+    "more choices than experts": (
+        lambda: Router(Softmax(), TopK(5)).check(4),
+        "k=5 experts per token, but there are 4 experts",
+    ),
+    "more random choices than experts": (
+        lambda: preset("random", k=5).check(4),
+        "k=5 experts per token, but there are 4 experts",
+    ),
+    "Top2 of one": (lambda: Router(Softmax(), Top2()).check(1), "Top2 needs 2 experts"),
+    "limit too tight": (
+        lambda: Router(Softmax(), TopK(3, limit=Limit(4, 1))).check(8),
+        "1 of 4 groups of 8 experts cannot hold 3 per token",
+    ),
+    "limit that does not divide": (
+        lambda: Router(Softmax(), TopK(1, limit=Limit(3, 1))).check(8),
+        "groups of 8 experts",
+    ),
+    "hierarchical groups": (
+        lambda: Router(Softmax(), TopGroups(3, 1, 1)).check(8),
+        "groups of 8 experts",
+    ),
+    "loss over devices": (
+        lambda: Router(Softmax(), TopK(1), (DeviceBalance(devices=3),)).check(8),
+        "DeviceBalance: 8 experts do not divide over devices=3",
+    ),
+    "slots over devices": (
+        lambda: Router(Softmax(), TopK(1), capacity=Capacity(devices=3)).check(8),
+        "capacity.devices=3 does not divide 8 experts",
+    ),
+    "one plane for learned noise": (
+        lambda: Router(Softmax(noise=LearnedNoise()), TopK(1))(np.zeros((2, 4)), capacity=1),
+        "reads 2 logits per token and expert and was given 1",
+    ),
+    "two planes for none": (
+        lambda: Router(Softmax(), TopK(1))(np.zeros((2, 4, 2)), capacity=1),
+        "reads 1 logits per token and expert and was given 2",
+    ),
+    "hash without ids": (
+        lambda: Router(Softmax(), Hash())(np.zeros((2, 4)), capacity=1),
+        "pass token_ids",
+    ),
+    "bias without state": (
+        lambda: preset("loss_free", k=1)(np.zeros((2, 4)), capacity=1),
+        "needs state=.'bias'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_nonsense_is_refused_by_name_in_one_line(what: str):
+    make, reason = REFUSED[what]
+    with pytest.raises(ConfigError, match=reason) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_unusual_compositions_are_not_nonsense():
+    for select in (Balanced(), Everyone(), Top2("none"), TopGroups(2, 1, 1)):
+        router = Router(Softmax(), select, (LoadBalance(), ZLoss()), Capacity(1.0, minimum=1))
+        plan = router(normal(60, S, E), capacity=TIGHT, rng=KEY)
+        assert np.isfinite(weights(plan)).all()

@@ -2,42 +2,102 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from hypothesis import given
 
-from moe_jax.routing import Sigmoid, Softmax
-from tests.routing.helpers import S, drawn_logits, drawn_valid, examples
+from moe_jax.routing import (
+    GaussianNoise,
+    LearnedNoise,
+    Sigmoid,
+    Softmax,
+    TwoLevelSoftmax,
+    Uniform,
+)
+from tests.routing.helpers import S, drawn_logits, drawn_valid, examples, inputs
 
 LOG3 = np.float32(np.log(3))
-ALL = np.ones(2, bool)
+KEY = jax.random.key(0)
 
 
 def test_softmax_over_experts():
     # exp gives 1 and 3 for the first token, 1 and 1 for the second.
-    logits = np.array([[0, LOG3], [5, 5]], np.float32)
-    np.testing.assert_allclose(Softmax()(logits, ALL), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+    made = Softmax()(inputs([[0, LOG3], [5, 5]]))
+    np.testing.assert_allclose(made.scores, [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_array_equal(made.clean, made.scores)
+    assert made.noise_std is None
 
 
 def test_softmax_over_tokens_leaves_padding_out_of_the_sum():
     # The last token is padding: without its logit 9 the first column is 1 and 3 over 4.
-    logits = np.array([[0, 2], [LOG3, 2], [9, 9]], np.float32)
-    scores = Softmax("tokens")(logits, np.array([True, True, False]))
-    np.testing.assert_allclose(scores, [[0.25, 0.5], [0.75, 0.5], [0, 0]], rtol=1e-6)
+    made = Softmax("tokens")(inputs([[0, 2], [LOG3, 2], [9, 9]], [True, True, False]))
+    np.testing.assert_allclose(made.scores, [[0.25, 0.5], [0.75, 0.5], [0, 0]], rtol=1e-6)
 
 
 def test_softmax_over_tokens_of_padding_alone_is_zero():
-    scores = Softmax("tokens")(np.full((2, 3), 7, np.float32), np.zeros(2, bool))
-    np.testing.assert_array_equal(scores, np.zeros((2, 3)))
+    made = Softmax("tokens")(inputs(np.full((2, 3), 7), [False, False]))
+    np.testing.assert_array_equal(made.scores, np.zeros((2, 3)))
 
 
 def test_sigmoid():
-    logits = np.array([[0, LOG3], [-LOG3, 0]], np.float32)
-    np.testing.assert_allclose(Sigmoid()(logits, ALL), [[0.5, 0.75], [0.25, 0.5]], rtol=1e-6)
+    made = Sigmoid()(inputs([[0, LOG3], [-LOG3, 0]]))
+    np.testing.assert_allclose(made.scores, [[0.5, 0.75], [0.25, 0.5]], rtol=1e-6)
+
+
+def test_uniform():
+    np.testing.assert_array_equal(Uniform()(inputs([[9, 0, 0, 1]])).scores, [[0.25] * 4])
+
+
+def test_two_level_softmax():
+    # Groups (0, 1) and (2, 3). Primary logits are means of the second plane, 0 and log 3: 1/4, 3/4.
+    # Within: 1/4 and 3/4, then halves.
+    planes = np.stack([[[0, LOG3, 0, 0]], [[-1, 1, LOG3 - 2, LOG3 + 2]]], -1)
+    made = TwoLevelSoftmax(2)(inputs(planes))
+    np.testing.assert_allclose(made.scores, [[1 / 16, 3 / 16, 3 / 8, 3 / 8]], rtol=1e-6)
+    assert TwoLevelSoftmax(2).planes == 2
+
+
+def test_gaussian_noise_has_deviation_one_over_experts_and_spares_the_clean_scores():
+    # 20,000 draws: the sample deviation is normal about the true one with a share of
+    # 1 / sqrt(2n) of it; 4.9 of these leave 1 in 10**6 to chance, once: the key is fixed.
+    n = 20_000
+    part, given = Softmax(noise=GaussianNoise(1.0)), inputs(np.zeros((n // 4, 4)), rng=KEY)
+    made = part(given)
+    np.testing.assert_array_equal(made.noise_std, np.full((n // 4, 4), 0.25))
+    noise = np.asarray(made.noisy)
+    assert abs(noise.std() - 0.25) <= 4.9 * 0.25 / np.sqrt(2 * n)
+    assert abs(noise.mean()) <= 4.9 * 0.25 / np.sqrt(n)
+    np.testing.assert_allclose(made.scores, jax.nn.softmax(made.noisy), rtol=1e-6)
+    np.testing.assert_array_equal(made.clean, np.full((n // 4, 4), 0.25))
+
+
+def test_noise_is_for_training_alone():
+    logits = np.array([[1.0, 2.0, 0.5]])
+    planes = np.stack([logits, logits], -1)
+    quiet = Softmax()(inputs(logits)).scores
+    for noise, x in ((GaussianNoise(), logits), (LearnedNoise(), planes)):
+        made = Softmax(noise=noise)(inputs(x))
+        np.testing.assert_array_equal(made.scores, quiet)
+        assert made.noise_std is None
+
+
+def test_learned_noise_scales_with_the_softplus_of_the_second_plane():
+    # softplus(0) = log 2 and softplus(log 3) = log 4, which is twice as much.
+    part, zeros = Softmax(noise=LearnedNoise()), np.zeros((3, 2))
+    low, high = (
+        part(inputs(np.stack([zeros, np.full((3, 2), second)], -1), rng=KEY))
+        for second in (0, LOG3)
+    )
+    np.testing.assert_allclose(low.noise_std, np.full((3, 2), np.log(2)), rtol=1e-6)
+    np.testing.assert_allclose(high.noisy, 2 * np.asarray(low.noisy), rtol=1e-5)
+    assert np.abs(low.noisy).min() > 0
+    assert part.planes == 2 and Softmax(noise=GaussianNoise()).planes == 1
 
 
 @examples
 @given(drawn_logits, drawn_valid)
 def test_softmax_sums_to_one_over_its_axis(logits, valid):
-    np.testing.assert_allclose(Softmax()(logits, valid).sum(1), np.ones(S), rtol=1e-5)
-    total = Softmax("tokens")(logits, valid).sum(0)
+    given = inputs(logits, valid)
+    np.testing.assert_allclose(Softmax()(given).scores.sum(1), np.ones(S), rtol=1e-5)
+    total = Softmax("tokens")(given).scores.sum(0)
     np.testing.assert_allclose(total, np.full(4, valid.any()), rtol=1e-5)

@@ -4,7 +4,16 @@ import pytest
 
 from tests.system import runs
 
-_MESHES = {1: (), 8: ("--config.mesh.data=4", "--config.mesh.expert=2")}
+# On eight devices with a router that carries a bias from step to step.
+_SETTINGS = {
+    1: (),
+    8: (
+        "--config.mesh.data=4",
+        "--config.mesh.expert=2",
+        "--config.model.moe.router.preset=loss_free",
+        "--config.model.moe.router.k=2",
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +30,7 @@ def whole(source, tmp_path_factory):
     def run(devices=1):
         if devices not in made:
             folder = tmp_path_factory.mktemp("whole") / "run"
-            flags = (runs.CONFIG, source, *_MESHES[devices])
+            flags = (runs.CONFIG, source, *_SETTINGS[devices])
             done = runs.train(folder, *flags, devices=devices)
             made[devices] = types.SimpleNamespace(folder=folder, flags=flags, stdout=done.stdout)
         return made[devices]

@@ -253,7 +253,7 @@ def test_groups_of_a_model():
     norms = {"attention_norm/scale": "dense", "feed_forward_norm/scale": "dense"}
     dense = {f"feed_forward/{name}": "dense" for name in ("down", "gate", "up")}
     experts = {f"feed_forward/experts/{name}": "expert" for name in ("down", "gate", "up")}
-    router = {"feed_forward/router_kernel": "router"}
+    router = {"feed_forward/router/kernel": "router"}
     first, second = attention | norms | dense, attention | norms | experts | router
     assert groups == {
         "embedding": "dense",

@@ -56,7 +56,7 @@ def test_every_array_has_its_own_readable_name():
     experts = [
         "feed_forward/experts/down",
         "feed_forward/experts/up",
-        "feed_forward/router_kernel",
+        "feed_forward/router/kernel",
         "feed_forward_norm/scale",
     ]
     assert params == [

@@ -33,7 +33,14 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 def model(router=ROUTER, every=1, remat="none"):
     """Two layers; a group is a row."""
-    moe = MoEConfig(every, 8, 32, LENGTH, router, allow_future_leak=router.experts_choose)
+    moe = MoEConfig(
+        every=every,
+        num_experts=8,
+        expert_dim=32,
+        group_size=LENGTH,
+        router=router,
+        allow_future_leak=router.experts_choose,
+    )
     return DecoderConfig(
         num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=32, remat=remat, moe=moe
     )
@@ -84,7 +91,7 @@ def measured(microbatches=1, remat="none", loss_chunk=0):
 def gradient_of(microbatches=1, remat="none", loss_chunk=0):
     graph, _ = recipe(model(remat=remat)).abstract()
     objective = Objective(microbatches, loss_chunk, HEAD_Z)
-    return compiled(functools.partial(objective.value_and_gradient, graph))
+    return compiled(lambda state, batch: objective.value_and_gradient(graph, state, batch)[0])
 
 
 def close(actual, expected, bound=2e-6):
@@ -183,7 +190,7 @@ class Given:
 
     def value_and_gradient(self, graph, state, batch):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
-        return gradient, batch["value"], batch["value"], ()
+        return (gradient, batch["value"], batch["value"], ()), ()
 
 
 def small():

@@ -1,0 +1,24 @@
+"""Losses that keep the load even and the logits small. Each is unweighted and for one group."""
+
+from moe_jax.routing.balance.base import Balance
+from moe_jax.routing.balance.importance import Importance, Load
+from moe_jax.routing.balance.load import (
+    CommunicationBalance,
+    DeviceBalance,
+    LoadBalance,
+    SecondBalance,
+)
+from moe_jax.routing.balance.logits import Entropy, TokenBalance, ZLoss
+
+__all__ = [
+    "Balance",
+    "CommunicationBalance",
+    "DeviceBalance",
+    "Entropy",
+    "Importance",
+    "Load",
+    "LoadBalance",
+    "SecondBalance",
+    "TokenBalance",
+    "ZLoss",
+]

@@ -1,0 +1,73 @@
+"""The interface of the routers' losses."""
+
+from __future__ import annotations
+
+import abc
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.errors import ConfigError
+from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.select import Selection, TokenChoice
+
+Array = jax.Array
+
+
+class Balance(abc.ABC):
+    """A loss of one group, unweighted. A subclass is a frozen dataclass with a weight and a name.
+
+    Attributes:
+        weight: factor in the objective.
+        name: under which it is logged.
+        needs_token_choice: reads the experts each token chose.
+        needs_second_choice: reads second choices.
+    """
+
+    weight: float
+    name: str
+    needs_token_choice = False
+    needs_second_choice = False
+
+    def check(self, num_experts: int) -> None:
+        """Raises ``ConfigError`` if it cannot be computed over ``num_experts``."""
+        del num_experts
+
+    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of what is carried between steps; it starts as zeros."""
+        del num_experts
+        return {}
+
+    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
+        """Returns the state after a step in which ``demand (E,)`` tokens asked for each expert."""
+        del demand
+        return state
+
+    @abc.abstractmethod
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+        """Returns the loss of one group, a scalar."""
+
+
+def sent(choice: TokenChoice, num_experts: int, choices: int | None = None) -> Array:
+    """Returns ``(S, E)``: which experts each token chose, among its first ``choices``."""
+    expert = choice.expert[:, :choices]
+    return (expert[..., None] == jnp.arange(num_experts)).sum(1).astype(choice.gate.dtype)
+
+
+def by_device(per_expert: Array, devices: int) -> Array:
+    """Returns the sum over neighbouring experts ``(..., D)`` of ``(..., E)``."""
+    return per_expert.reshape(*per_expert.shape[:-1], devices, -1).sum(-1)
+
+
+def check_devices(num_experts: int, devices: int, name: str) -> None:
+    """Raises ``ConfigError`` if the devices do not divide the experts."""
+    if num_experts % devices:
+        raise ConfigError(
+            f"{name}: {num_experts} experts do not divide over devices={devices}: change devices"
+        )
+
+
+def mean_over(values: Array, mask: Array) -> Array:
+    """Returns the mean of ``values (S, ...)`` over tokens with ``mask (S,)``, 0 without any."""
+    weight = mask.reshape(-1, *(1,) * (values.ndim - 1))
+    return jnp.where(weight, values, 0).sum(0) / jnp.maximum(mask.sum(), 1)

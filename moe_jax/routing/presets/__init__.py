@@ -1,0 +1,123 @@
+"""Published routers, each a choice of the four parts. Adding one is one function and one line."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from moe_jax.errors import ConfigError, nearest
+from moe_jax.routing.presets.experts_choose import (
+    expert_choice,
+    expert_choice_capped,
+    expert_choice_mtf,
+    soft_moe,
+)
+from moe_jax.routing.presets.open_models import (
+    dbrx,
+    deepseek_moe,
+    deepseek_v2,
+    deepseek_v3,
+    gpt_oss,
+    llama4,
+    loss_free,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
+from moe_jax.routing.presets.others import (
+    adaptive_top_p,
+    base,
+    forced,
+    hash,
+    hierarchical,
+    jacobs_1991,
+    noisy_top_k,
+    random,
+    sinkhorn,
+)
+from moe_jax.routing.presets.switch import (
+    no_token_left_behind,
+    switch,
+    switch_max,
+    switch_mtf,
+    switch_t5x,
+    vmoe,
+)
+from moe_jax.routing.presets.top2 import (
+    fairseq_top1,
+    fairseq_top2,
+    glam,
+    gshard,
+    st_moe,
+    top2_mtf,
+    xmoe,
+)
+from moe_jax.routing.router import Router
+
+PRESETS: tuple[Callable[..., Router], ...] = (
+    jacobs_1991,
+    noisy_top_k,
+    hierarchical,
+    gshard,
+    glam,
+    top2_mtf,
+    switch,
+    switch_mtf,
+    switch_t5x,
+    switch_max,
+    no_token_left_behind,
+    vmoe,
+    st_moe,
+    fairseq_top1,
+    fairseq_top2,
+    xmoe,
+    base,
+    sinkhorn,
+    hash,
+    expert_choice,
+    expert_choice_capped,
+    expert_choice_mtf,
+    soft_moe,
+    adaptive_top_p,
+    mixtral,
+    dbrx,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+    deepseek_moe,
+    deepseek_v2,
+    deepseek_v3,
+    loss_free,
+    llama4,
+    gpt_oss,
+    random,
+    forced,
+)
+
+
+def choices_of(name: str) -> dict[str, Any]:
+    """Returns the choices of a preset with their types; none if there is no such preset."""
+    known = {function.__name__: function for function in PRESETS}
+    hints = typing.get_type_hints(known[name]) if name in known else {}
+    return {choice: hint for choice, hint in hints.items() if choice != "return"}
+
+
+def preset(name: str, **choices: float | int | str | bool) -> Router:
+    """Returns the published router ``name`` with the named ``choices`` changed.
+
+    Raises:
+        ConfigError: if the preset or one of the choices does not exist.
+    """
+    known = {function.__name__: function for function in PRESETS}
+    if name not in known:
+        raise ConfigError(f"unknown router {name!r}{nearest(name, known)}")
+    parameters = inspect.signature(known[name]).parameters
+    for choice in choices:
+        if choice not in parameters:
+            raise ConfigError(
+                f"router {name!r} has no choice {choice!r}{nearest(choice, parameters)}"
+            )
+    return known[name](**choices)

@@ -1,0 +1,172 @@
+"""The routers of models with released weights. They drop nothing unless given a capacity factor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moe_jax.routing.balance import (
+    CommunicationBalance,
+    DeviceBalance,
+    LoadBalance,
+    ZLoss,
+)
+from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.head import Linear
+from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
+from moe_jax.routing.router import Router
+from moe_jax.routing.score import Sigmoid, Softmax
+from moe_jax.routing.select import Bias, Limit, TopK
+
+
+def mixtral(k: int = 2, balance_weight: float = 0.02, capacity_factor: float = 0.0) -> Router:
+    """Mixtral (Jiang et al. 2024, 2401.04088): softmax over the logits of the top 2."""
+    return Router(
+        score=Softmax(),
+        select=TopK(k, normalize=True),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def qwen2_moe(k: int = 4, balance_weight: float = 1e-3, capacity_factor: float = 0.0) -> Router:
+    """Qwen1.5/2-MoE: raw top-4; the layer adds a shared expert with a sigmoid gate."""
+    return Router(
+        score=Softmax(),
+        select=TopK(k),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def qwen3_moe(k: int = 8, balance_weight: float = 1e-3, capacity_factor: float = 0.0) -> Router:
+    """Qwen3-MoE (2505.09388): normalised top-8, no shared expert."""
+    return mixtral(k, balance_weight, capacity_factor)
+
+
+def olmoe(
+    k: int = 8,
+    balance_weight: float = 1e-2,
+    z_weight: float = 1e-3,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """OLMoE (Muennighoff et al. 2024, 2409.02060, section 2): raw top-8 with z-loss."""
+    return Router(
+        score=Softmax(),
+        select=TopK(k),
+        balance=weighted(LoadBalance(balance_weight, choices="mean"), ZLoss(z_weight)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def dbrx(k: int = 4, balance_weight: float = 0.05, capacity_factor: float = 0.0) -> Router:
+    """DBRX's released configuration: top-4 of softmax, divided by their L1 norm."""
+    return mixtral(k, balance_weight, capacity_factor)
+
+
+def deepseek_moe(
+    k: int = 6,
+    balance_weight: float = 1e-3,
+    device_weight: float = 0.0,
+    devices: int = 8,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """DeepSeekMoE (Dai et al. 2024, 2401.06066): raw top-k, expert and device balance."""
+    return Router(
+        score=Softmax(),
+        select=TopK(k),
+        balance=weighted(
+            LoadBalance(balance_weight, choices="mean"), DeviceBalance(device_weight, devices)
+        ),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def deepseek_v2(
+    k: int = 6,
+    balance_weight: float = 3e-3,
+    device_weight: float = 0.05,
+    communication_weight: float = 0.02,
+    devices: int = 8,
+    keep_devices: int = 3,
+    scale: float = 16.0,
+    drop: bool = True,
+) -> Router:
+    """DeepSeek-V2 (2405.04434, section 2.2): experts on few devices, three balance losses.
+
+    In training each device drops the choices of lowest gate beyond an even share.
+    """
+    return Router(
+        score=Softmax(),
+        select=TopK(k, scale=scale, limit=Limit(devices, keep_devices)),
+        balance=weighted(
+            LoadBalance(balance_weight, choices="mean"),
+            DeviceBalance(device_weight, devices),
+            CommunicationBalance(communication_weight, devices, keep_devices),
+        ),
+        capacity=Capacity(
+            factor=1.0, dropless="eval" if drop else "always", devices=devices if drop else 0
+        ),
+    )
+
+
+def deepseek_v3(
+    k: int = 8,
+    balance_weight: float = 1e-4,
+    bias_rate: float = 1e-3,
+    groups: int = 8,
+    keep_groups: int = 4,
+    scale: float = 2.5,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """DeepSeek-V3 (2412.19437, equations 12-20): sigmoid, bias update, groups by their two best.
+
+    Groups of one sequence make its balance loss sequence-wise.
+    """
+    return Router(
+        score=Sigmoid(),
+        select=TopK(
+            k,
+            normalize=True,
+            scale=scale,
+            rank=Bias(bias_rate),
+            limit=Limit(groups, keep_groups, by="top2"),
+        ),
+        balance=weighted(LoadBalance(balance_weight, choices="mean", per_token=True)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def loss_free(
+    k: int = 6,
+    bias_rate: float = 1e-3,
+    rule: Literal["sign", "proportional"] = "sign",
+    capacity_factor: float = 0.0,
+) -> Router:
+    """Loss-Free Balancing (Wang et al. 2024, 2408.15664, algorithm 1): a bias and no loss."""
+    return Router(
+        score=Sigmoid(),
+        select=TopK(k, rank=Bias(bias_rate, rule)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def llama4(k: int = 1, balance_weight: float = 1e-3, capacity_factor: float = 0.0) -> Router:
+    """Llama 4 (transformers): the sigmoid of the top logit scales what goes into the expert."""
+    return Router(
+        score=Sigmoid(),
+        select=TopK(k),
+        balance=weighted(LoadBalance(balance_weight, choices="mean", per_token=True)),
+        capacity=slots_or_dropless(capacity_factor),
+        gate_on="in",
+    )
+
+
+def gpt_oss(k: int = 4, balance_weight: float = 0.9, capacity_factor: float = 0.0) -> Router:
+    """gpt-oss (transformers): logits with a bias, softmax over those of the top 4."""
+    return Router(
+        score=Softmax(),
+        select=TopK(k, normalize=True),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+        head=Linear(bias=True),
+    )

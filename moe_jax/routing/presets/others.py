@@ -1,0 +1,146 @@
+"""Older, balanced, hashed and forced routers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moe_jax.routing.balance import Entropy, Importance, Load, LoadBalance
+from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.head import Linear, NoHead
+from moe_jax.routing.presets.parts import slots_or_dropless, weighted
+from moe_jax.routing.router import Router
+from moe_jax.routing.score import (
+    GaussianNoise,
+    LearnedNoise,
+    Sigmoid,
+    Softmax,
+    TwoLevelSoftmax,
+    Uniform,
+)
+from moe_jax.routing.select import (
+    Balanced,
+    Everyone,
+    Forced,
+    Hash,
+    Random,
+    Sinkhorn,
+    TopGroups,
+    TopK,
+    TopP,
+)
+
+
+def jacobs_1991() -> Router:
+    """Adaptive mixtures of local experts (Jacobs et al. 1991): every expert, softly gated."""
+    return Router(Softmax(), Everyone(), capacity=Capacity(dropless="always"))
+
+
+def noisy_top_k(
+    k: int = 4,
+    importance_weight: float = 0.1,
+    load_weight: float = 0.1,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses."""
+    return Router(
+        score=Softmax(noise=LearnedNoise()),
+        select=TopK(k, normalize=True),
+        balance=weighted(Importance(importance_weight), Load(load_weight)),
+        capacity=slots_or_dropless(capacity_factor),
+        head=Linear(init="zeros"),
+    )
+
+
+def hierarchical(
+    groups: int = 4,
+    k_groups: int = 2,
+    k: int = 2,
+    importance_weight: float = 0.1,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts."""
+    return Router(
+        score=TwoLevelSoftmax(groups),
+        select=TopGroups(groups, k_groups, k),
+        balance=weighted(Importance(importance_weight)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def base() -> Router:
+    """BASE layers (Lewis et al. 2021, 2103.16716): balanced in training, greedy at test time."""
+    return Router(
+        Sigmoid(),
+        Balanced(),
+        capacity=Capacity(factor=1.0, dropless="eval", minimum=1),
+    )
+
+
+def sinkhorn(
+    iterations: int = 30,
+    capacity_factor: float = 2.0,
+    eval_capacity_factor: float = 2.0,
+) -> Router:
+    """S-BASE (Clark et al. 2022, 2202.01169): top-1 of a transport plan, greedy at test time."""
+    return Router(
+        Softmax(),
+        TopK(1, rank=Sinkhorn(iterations)),
+        capacity=Capacity(capacity_factor, eval_capacity_factor),
+    )
+
+
+def hash(  # noqa: A001
+    kind: Literal["random", "modulo", "balanced"] = "random",
+    vocab_size: int = 32000,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """Hash layers (Roller et al. 2021, 2106.04426): a fixed expert per token id."""
+    return Router(
+        Uniform(),
+        Hash(kind, vocab_size),
+        capacity=slots_or_dropless(capacity_factor),
+        head=NoHead(),
+    )
+
+
+def adaptive_top_p(
+    p: float = 0.4,
+    k_max: int = 4,
+    balance_weight: float = 1e-2,
+    entropy_weight: float = 1e-4,
+    capacity_factor: float = 0.0,
+) -> Router:
+    """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``."""
+    return Router(
+        score=Softmax(),
+        select=TopP(p, k_max),
+        balance=weighted(LoadBalance(balance_weight), Entropy(entropy_weight)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def random(k: int = 1, capacity_factor: float = 0.0) -> Router:
+    """Chance, for benchmarks; at test time in turn, which is perfectly even."""
+    return Router(Uniform(), Random(k), capacity=slots_or_dropless(capacity_factor), head=NoHead())
+
+
+def forced(
+    k: int = 1,
+    scored_by: Literal["softmax", "sigmoid"] = "softmax",
+    normalize: bool = False,
+    scale: float = 1.0,
+    renormalize: bool = False,
+    noise_std: float = 0.0,
+    input_jitter: float = 0.0,
+) -> Router:
+    """The experts of a recorded routing, with this model's own gates; for replay.
+
+    The choices are those of the recorded router; where experts chose, ``k`` is their number.
+    """
+    noise = GaussianNoise(noise_std) if noise_std else None
+    return Router(
+        score=Softmax(noise=noise) if scored_by == "softmax" else Sigmoid(),
+        select=Forced(k, normalize, scale),
+        capacity=Capacity(dropless="always", renormalize=renormalize),
+        input_jitter=input_jitter,
+    )

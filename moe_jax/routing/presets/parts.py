@@ -1,0 +1,28 @@
+"""What several presets share."""
+
+from __future__ import annotations
+
+from moe_jax.routing.balance import Balance, LoadBalance, ZLoss
+from moe_jax.routing.capacity import Capacity
+
+
+def weighted(*parts: Balance) -> tuple[Balance, ...]:
+    """Returns the losses whose weight is not zero."""
+    return tuple(part for part in parts if part.weight)
+
+
+def switch_losses(balance_weight: float, z_weight: float) -> tuple[Balance, ...]:
+    """Returns Switch's balance loss and ST-MoE's z-loss."""
+    return weighted(LoadBalance(balance_weight), ZLoss(z_weight))
+
+
+def every_choice_losses(balance_weight: float, z_weight: float = 0.0) -> tuple[Balance, ...]:
+    """Returns the balance loss of ``transformers``, over all choices, and the z-loss."""
+    return weighted(LoadBalance(balance_weight, choices="all"), ZLoss(z_weight))
+
+
+def slots_or_dropless(capacity_factor: float) -> Capacity:
+    """Returns the rule of models trained without dropping, or, if not 0, one with slots."""
+    if capacity_factor == 0:
+        return Capacity(dropless="always")
+    return Capacity(capacity_factor, capacity_factor, per_choice=True)

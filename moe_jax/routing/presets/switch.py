@@ -1,0 +1,134 @@
+"""Switch Transformer and its descendants: one expert per token, and V-MoE."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moe_jax.routing.balance import Importance, Load, LoadBalance, ZLoss
+from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.head import Linear
+from moe_jax.routing.presets.parts import switch_losses, weighted
+from moe_jax.routing.router import Router
+from moe_jax.routing.score import GaussianNoise, Softmax
+from moe_jax.routing.select import TopK
+
+
+def switch(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    z_weight: float = 0.0,
+    input_jitter: float = 1e-2,
+    precision: Literal["float32", "input"] = "float32",
+) -> Router:
+    """Switch Transformer (Fedus et al. 2021, 2101.03961, section 2.2): top-1, raw gate."""
+    return Router(
+        score=Softmax(),
+        select=TopK(1),
+        balance=switch_losses(balance_weight, z_weight),
+        capacity=Capacity(capacity_factor, eval_capacity_factor),
+        input_jitter=input_jitter,
+        precision=precision,
+    )
+
+
+def switch_mtf(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    z_weight: float = 0.0,
+    input_jitter: float = 1e-2,
+    priority: Literal["choice", "score"] = "choice",
+) -> Router:
+    """The code the Switch paper cites (Mesh-TensorFlow): its capacity rule and padding."""
+    return Router(
+        score=Softmax(),
+        select=TopK(1),
+        balance=weighted(LoadBalance(balance_weight, padding="counted"), ZLoss(z_weight)),
+        capacity=Capacity(
+            capacity_factor, eval_capacity_factor, rounding="floor", priority=priority
+        ),
+        input_jitter=input_jitter,
+    )
+
+
+def switch_t5x(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    z_weight: float = 0.0,
+    priority: Literal["choice", "score"] = "choice",
+) -> Router:
+    """The released T5X/flaxformer configs: no jitter, router from N(0, 0.02), rounded capacity."""
+    return Router(
+        score=Softmax(),
+        select=TopK(1),
+        balance=weighted(LoadBalance(balance_weight), ZLoss(z_weight, padding="zeroed")),
+        capacity=Capacity(
+            capacity_factor, eval_capacity_factor, rounding="round", priority=priority
+        ),
+        head=Linear(init="normal"),
+    )
+
+
+def switch_max(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    input_jitter: float = 1e-2,
+) -> Router:
+    """Mesh-TensorFlow's ``switch_max``: Switch with slots in order of the gates."""
+    return switch_mtf(
+        capacity_factor,
+        eval_capacity_factor,
+        balance_weight,
+        input_jitter=input_jitter,
+        priority="score",
+    )
+
+
+def no_token_left_behind(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    k: int = 4,
+    input_jitter: float = 1e-2,
+) -> Router:
+    """Switch appendix B: a token whose expert is full tries its next best, up to ``k``."""
+    return Router(
+        score=Softmax(),
+        select=TopK(k),
+        balance=(LoadBalance(balance_weight, padding="counted"),),
+        capacity=Capacity(capacity_factor, eval_capacity_factor, rounding="floor", reroute=True),
+        input_jitter=input_jitter,
+    )
+
+
+def vmoe(
+    capacity_factor: float = 1.05,
+    eval_capacity_factor: float = 1.05,
+    k: int = 2,
+    noise_std: float = 1.0,
+    importance_weight: float = 5e-3,
+    load_weight: float = 5e-3,
+    priority: Literal["choice", "score"] = "score",
+) -> Router:
+    """V-MoE (Riquelme et al. 2021, 2106.05974): noise, raw top-2, batch-prioritised slots.
+
+    The released models were trained with ``priority="choice"``.
+    """
+    return Router(
+        score=Softmax(noise=GaussianNoise(noise_std)),
+        select=TopK(k),
+        balance=weighted(
+            Importance(importance_weight, of="scores"), Load(load_weight, excluding=False)
+        ),
+        capacity=Capacity(
+            capacity_factor,
+            eval_capacity_factor,
+            minimum=1,
+            multiple=4,
+            per_choice=True,
+            priority=priority,
+        ),
+    )

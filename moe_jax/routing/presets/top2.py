@@ -1,0 +1,154 @@
+"""Two experts per token: GShard, GLaM, Mesh-TensorFlow, ST-MoE, fairseq and X-MoE."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moe_jax.routing.balance import LoadBalance, SecondBalance, ZLoss
+from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.head import Cosine
+from moe_jax.routing.presets.parts import switch_losses, weighted
+from moe_jax.routing.router import Router
+from moe_jax.routing.score import Softmax
+from moe_jax.routing.select import Top2, TopK
+
+
+def gshard(
+    capacity_factor: float = 2.0,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    z_weight: float = 0.0,
+    second: Literal["all", "none", "threshold", "random"] = "random",
+) -> Router:
+    """GShard (Lepikhin et al. 2020, 2006.16668, Algorithm 1): top-2, random second expert.
+
+    The balance loss is in Switch's normalisation: GShard's own value is this over ``E**2``.
+    """
+    return Router(
+        score=Softmax(),
+        select=Top2(second, threshold=0.5, lost_choices_queue=True),
+        balance=switch_losses(balance_weight, z_weight),
+        capacity=Capacity(capacity_factor, eval_capacity_factor, minimum=1),
+    )
+
+
+def glam(
+    capacity_factor: float = 2.0,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+) -> Router:
+    """GLaM (Du et al. 2021, 2112.06905): GShard's top-2 where both experts always count."""
+    return gshard(capacity_factor, eval_capacity_factor, balance_weight, second="all")
+
+
+def top2_mtf(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    z_weight: float = 0.0,
+    second: Literal["all", "none", "threshold", "random"] = "random",
+    threshold: float = 0.2,
+    second_balance_weight: float = 0.0,
+) -> Router:
+    """Mesh-TensorFlow's top-2 gating: second expert kept with probability ``min(1, g2/0.2)``."""
+    return Router(
+        score=Softmax(),
+        select=Top2(second, threshold),
+        balance=weighted(
+            LoadBalance(balance_weight, padding="diluted"),
+            SecondBalance(second_balance_weight),
+            ZLoss(z_weight),
+        ),
+        capacity=Capacity(capacity_factor, eval_capacity_factor, rounding="floor"),
+    )
+
+
+def st_moe(
+    capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    balance_weight: float = 1e-2,
+    z_weight: float = 1e-3,
+    threshold: float = 0.2,
+    priority: Literal["choice", "score"] = "choice",
+) -> Router:
+    """ST-MoE (Zoph et al. 2022, 2202.08906, section 3 and appendix G): top-2 with z-loss."""
+    return Router(
+        score=Softmax(),
+        select=Top2("random", threshold),
+        balance=switch_losses(balance_weight, z_weight),
+        capacity=Capacity(capacity_factor, eval_capacity_factor, priority=priority),
+    )
+
+
+def fairseq_top2(
+    balance_weight: float = 1.0,
+    second: Literal["sampling", "random", "all"] = "sampling",
+    normalize_before_dropping: bool = False,
+    eval_token_fraction: float = 0.25,
+    pad_mask: bool = False,
+    batch_prioritized: bool = False,
+    fp32_gating: bool = True,
+) -> Router:
+    """Fairseq's Top2Gate (branch ``moe``); its flags by name, ``2 * ceil(S / E)`` slots.
+
+    Without a key the second expert is the second best; fairseq samples at test time too. Its own
+    default computes the gate in half precision, here ``fp32_gating=False``.
+    """
+    return Router(
+        score=Softmax(),
+        select=Top2(second, threshold=0.5, normalize=normalize_before_dropping),
+        balance=weighted(LoadBalance(balance_weight, padding="unsent")),
+        capacity=Capacity(
+            factor=2.0,
+            eval_factor=2.0,
+            eval_fraction=max(eval_token_fraction, 0.0),
+            minimum=1,
+            rounding="share",
+            priority="score" if batch_prioritized else "choice",
+            renormalize=not normalize_before_dropping,
+        ),
+        precision="float32" if fp32_gating else "input",
+        mask_padding=pad_mask,
+    )
+
+
+def fairseq_top1(
+    balance_weight: float = 1.0,
+    capacity_factor: float = 1.0,
+    eval_token_fraction: float = 0.25,
+    pad_mask: bool = False,
+    batch_prioritized: bool = False,
+    fp32_gating: bool = True,
+) -> Router:
+    """Fairseq's Top1Gate (``--moe-top1-expert``): ``int(1.0 * ceil(S / E))`` slots, raw gate."""
+    return Router(
+        score=Softmax(),
+        select=TopK(1),
+        balance=weighted(LoadBalance(balance_weight, padding="unsent")),
+        capacity=Capacity(
+            factor=capacity_factor,
+            eval_factor=capacity_factor,
+            eval_fraction=max(eval_token_fraction, 0.0),
+            minimum=1,
+            rounding="share",
+            priority="score" if batch_prioritized else "choice",
+        ),
+        precision="float32" if fp32_gating else "input",
+        mask_padding=pad_mask,
+    )
+
+
+def xmoe(
+    balance_weight: float = 1e-2,
+    dim: int = 16,
+    unit_tokens: bool = False,
+    eval_token_fraction: float = 0.25,
+) -> Router:
+    """X-MoE (Chi et al. 2022, 2204.09179) as torchscale has it: cosine logits, random second."""
+    return Router(
+        score=Softmax(),
+        select=Top2("random", threshold=0.5),
+        balance=weighted(LoadBalance(balance_weight, padding="unsent")),
+        capacity=Capacity(2.0, 2.0, eval_fraction=eval_token_fraction, minimum=1, rounding="share"),
+        head=Cosine(dim, unit_tokens),
+    )

@@ -1,0 +1,31 @@
+"""From scores to wishes: which experts each token wants, or which tokens each expert takes."""
+
+from moe_jax.routing.select.assigned import Balanced, Forced, Hash, Random
+from moe_jax.routing.select.base import ExpertChoice, Select, Selection, SoftChoice, TokenChoice
+from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
+from moe_jax.routing.select.rank import Bias, Limit, Rank, Sinkhorn
+from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK, TopP
+
+__all__ = [
+    "Balanced",
+    "Bias",
+    "Cap",
+    "Everyone",
+    "ExpertChoice",
+    "Forced",
+    "Hash",
+    "Limit",
+    "Random",
+    "Rank",
+    "Select",
+    "Selection",
+    "Sinkhorn",
+    "SoftChoice",
+    "SoftSlots",
+    "TokenChoice",
+    "Top2",
+    "TopGroups",
+    "TopK",
+    "TopP",
+    "TopTokens",
+]

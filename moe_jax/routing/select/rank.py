@@ -1,0 +1,134 @@
+"""What tokens rank experts by, where that is not the score their gate is read from."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.errors import ConfigError
+from moe_jax.routing.inputs import Inputs, Scored
+
+Array = jax.Array
+
+
+class Rank(abc.ABC):
+    """Scores to a ranking. A subclass is a frozen dataclass."""
+
+    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of what is carried between steps."""
+        del num_experts
+        return {}
+
+    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
+        """Returns the state after a step."""
+        del demand
+        return state
+
+    @abc.abstractmethod
+    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
+        """Returns ``(S, E)``; no gradient flows through it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias(Rank):
+    """Score plus a bias that rises for experts with too few tokens (Loss-Free Balancing).
+
+    Wang et al. 2024 (2408.15664), DeepSeek-V3 (2412.19437) section 2.1.2. The bias is state, not a
+    parameter: after a step it grows by ``rate`` times the sign of mean load minus load, or times
+    that difference as a share of the mean.
+
+    Attributes:
+        rate: ``u`` or ``gamma``.
+        rule: ``sign`` or ``proportional``.
+    """
+
+    rate: float = 1e-3
+    rule: Literal["sign", "proportional"] = "sign"
+
+    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
+        """Returns ``bias (E,)``."""
+        return {"bias": (num_experts,)}
+
+    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
+        """Returns the bias after a step."""
+        mean = demand.mean(-1, keepdims=True)
+        error = mean - demand
+        step = jnp.sign(error) if self.rule == "sign" else error / jnp.maximum(mean, 1)
+        return state | {"bias": state["bias"] + self.rate * step}
+
+    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
+        """Returns scores plus bias."""
+        bias = inputs.needs_state("bias", "a Bias rank", "(E,) zeros at the start")
+        return jax.lax.stop_gradient(scored.scores + bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinkhorn(Rank):
+    """Entropic transport plan of the logits in training, the score at test time (S-BASE).
+
+    Clark et al. 2022 (2202.01169), section 3.1; the plan gives every token one unit and every
+    expert an even share of them.
+
+    Attributes:
+        iterations: of alternating normalisation.
+    """
+
+    iterations: int = 30
+
+    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
+        """Returns the logarithm of the plan, or the scores without a key."""
+        if inputs.rng is None:
+            return jax.lax.stop_gradient(scored.scores)
+        logits = jax.lax.stop_gradient(inputs.logits)
+        logits = jnp.where(inputs.valid[:, None], logits, -jnp.inf)
+        share = jnp.log(jnp.maximum(inputs.valid.sum(), 1) / logits.shape[1])
+
+        def normalize(_: int, potentials: tuple[Array, Array]) -> tuple[Array, Array]:
+            _, column = potentials
+            row = -jax.nn.logsumexp(logits + column, axis=1, keepdims=True)
+            row = jnp.where(inputs.valid[:, None], row, 0.0)
+            column = share - jax.nn.logsumexp(logits + row, axis=0, keepdims=True)
+            return row, jnp.where(jnp.isfinite(column), column, 0.0)
+
+        start = jnp.zeros_like(logits[:, :1]), jnp.zeros_like(logits[:1])
+        row, column = jax.lax.fori_loop(0, self.iterations, normalize, start)
+        return jnp.where(inputs.valid[:, None], logits + row + column, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Keeps the experts of a token within a few groups of neighbours, such as devices.
+
+    Attributes:
+        groups: number of groups; it divides ``E``.
+        keep: groups per token.
+        by: a group counts for its best expert (DeepSeek-V2) or the sum of its two best
+            (DeepSeek-V3).
+    """
+
+    groups: int
+    keep: int
+    by: Literal["max", "top2"] = "max"
+
+    def check(self, num_experts: int, k: int) -> None:
+        """Raises ``ConfigError`` if the groups cannot hold ``k`` of ``num_experts``."""
+        size, rest = divmod(num_experts, self.groups)
+        if rest or self.keep > self.groups or self.keep * size < k:
+            raise ConfigError(
+                f"limit: {self.keep} of {self.groups} groups of {num_experts} experts cannot hold "
+                f"{k} per token: change limit.groups or limit.keep"
+            )
+
+    def __call__(self, ranking: Array) -> Array:
+        """Returns the ranking ``(S, E)`` with ``-inf`` outside the kept groups."""
+        tokens, experts = ranking.shape
+        inside = ranking.reshape(tokens, self.groups, -1)
+        two = min(2, inside.shape[-1])
+        value = inside.max(-1) if self.by == "max" else jax.lax.top_k(inside, two)[0].sum(-1)
+        kept = jax.lax.top_k(value, self.keep)[1]
+        mask = (kept[..., None] == jnp.arange(self.groups)).any(1)
+        return jnp.where(mask[..., None], inside, -jnp.inf).reshape(tokens, experts)

@@ -1,0 +1,93 @@
+"""The table of presets, read off the presets themselves.
+
+``python -m moe_jax.routing.table > docs/routers.md`` writes the page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from moe_jax.routing import presets
+from moe_jax.routing.router import Router
+
+COLUMNS = ("router", "score", "select", "balance", "capacity", "combine weight", "source")
+_INTRODUCTION = """\
+# Routers
+
+Every router is `score x select x balance x capacity`: four parts, chosen independently. A preset is
+one published choice of them, with the settings that its source gives; what a cell leaves out is the
+part's default. Choose one by `--config.model.moe.router.preset=NAME`, change its choices by
+`--config.model.moe.router.CHOICE=VALUE`, or spell out the four parts in a config.
+
+This page is written by `python -m moe_jax.routing.table`, from the presets.
+
+"""
+
+
+def in_words(part: Any) -> str:
+    """Returns a part as it would be written in code, without what is default."""
+    if dataclasses.is_dataclass(part):
+        shown = [
+            f"{field.name}={in_words(getattr(part, field.name))}"
+            for field in dataclasses.fields(part)
+            if field.name != "name" and _differs(getattr(part, field.name), field)
+        ]
+        return f"{type(part).__name__}({', '.join(shown)})"
+    return repr(part)
+
+
+def _differs(value: Any, field: dataclasses.Field) -> bool:
+    if field.default is not dataclasses.MISSING:
+        return value != field.default
+    return field.default_factory is dataclasses.MISSING or value != field.default_factory()
+
+
+def combine_weight(router: Router) -> str:
+    """Returns in words what the combine weights are."""
+    gate = router.select.gate()
+    if router.capacity.renormalize:
+        gate += " / sum over the seated"
+    return f"1; {gate} on the input" if router.gate_on == "in" else gate
+
+
+def row(function: Callable[..., Router]) -> tuple[str, ...]:
+    """Returns the cells of one preset."""
+    router = function()
+    extra = [in_words(router.head)] if _differs(router.head, _field("head")) else []
+    if router.input_jitter:
+        extra.append(f"input_jitter={router.input_jitter}")
+    if not router.mask_padding:
+        extra.append("mask_padding=False")
+    score = "; ".join([in_words(router.score), *extra])
+    balance = ", ".join(map(in_words, router.balance)) or "none"
+    cells = (score, in_words(router.select), balance, in_words(router.capacity))
+    source = textwrap.dedent(function.__doc__ or "").strip().splitlines()[0]
+    return (
+        f"`{function.__name__}`",
+        *(f"`{cell}`" if cell != "none" else cell for cell in cells),
+        combine_weight(router),
+        source.replace("|", "/"),
+    )
+
+
+def _field(name: str) -> dataclasses.Field:
+    return next(field for field in dataclasses.fields(Router) if field.name == name)
+
+
+def table() -> str:
+    """Returns the whole page as Markdown."""
+    lines = [_line(COLUMNS), _line(("---",) * len(COLUMNS))]
+    lines += [_line(row(function)) for function in presets.PRESETS]
+    return _INTRODUCTION + "\n".join(lines) + "\n"
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

@@ -1,0 +1,95 @@
+"""Rankings other than the score: balancing bias and transport plan, by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.errors import ConfigError
+from moe_jax.routing import Bias, Sinkhorn, TopK
+from tests.routing.helpers import inputs, normal, scored, select
+
+KEY = jax.random.key(0)
+
+
+def test_bias_changes_who_is_chosen_and_not_the_gate():
+    # 0.6, 0.3 + 0.35 and 0.1 + 0.45: expert 1 is best, with its own score as gate.
+    part = TopK(1, rank=Bias())
+    choice = select(part, [[0.6, 0.3, 0.1]], bias=[0, 0.35, 0.45])
+    np.testing.assert_array_equal(choice.expert, [[1]])
+    np.testing.assert_allclose(choice.gate, [[0.3]])
+    # The sum of two gates is of scores alone.
+    choice = select(TopK(2, normalize=True, rank=Bias()), [[0.6, 0.3, 0.1]], bias=[0, 0.35, 0.45])
+    np.testing.assert_array_equal(choice.expert, [[1, 0]])
+    np.testing.assert_allclose(choice.gate, [[1 / 3, 2 / 3]], rtol=1e-6)
+
+
+def test_no_gradient_reaches_the_bias():
+    part, made = TopK(1, rank=Bias()), scored([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
+
+    def total(bias: jax.Array) -> jax.Array:
+        return (part(made, inputs(made.noisy, bias=bias)).gate ** 2).sum()
+
+    assert not np.any(jax.grad(total)(jnp.array([0, 0.35, 0.45])))
+
+
+@pytest.mark.parametrize(
+    ("rule", "bias"),
+    [
+        # Mean 2, errors -3, 1 and 2.
+        ("sign", [0.4, 0.1, 0.2]),
+        ("proportional", [0.35, 0.05, 0.2]),
+    ],
+)
+def test_bias_rises_for_experts_with_too_few_tokens(rule: str, bias: list[float]):
+    part = TopK(1, rank=Bias(0.1, rule))
+    assert part.state_shapes(3) == {"bias": (3,)}
+    state = {"bias": jnp.array([0.5, 0.0, 0.1]), "other": jnp.ones(1)}
+    after = part.next_state(state, jnp.array([5.0, 1.0, 0.0]))
+    np.testing.assert_allclose(after["bias"], bias, rtol=1e-6)
+    assert after["other"] is state["other"]
+
+
+@pytest.mark.parametrize("rule", ["sign", "proportional"])
+@pytest.mark.parametrize("load", [0.0, 2.0])
+def test_bias_rests_at_even_load(rule: str, load: float):
+    after = Bias(0.1, rule).next_state({"bias": jnp.array([0.5, 0.2])}, jnp.full(2, load))
+    np.testing.assert_allclose(after["bias"], [0.5, 0.2])
+
+
+def test_bias_asks_for_its_state_by_name():
+    with pytest.raises(ConfigError, match="Bias rank needs state=.'bias'"):
+        select(TopK(1, rank=Bias()), [[0.6, 0.4]])
+
+
+def test_sinkhorn_plan_of_two_tokens():
+    # Scaling rows and columns keeps the odds ratio, here 9; with even margins t**2 / (1-t)**2 = 9
+    # gives t = 3/4. Token 1 prefers expert 0, but less than token 0 does.
+    logits = np.log([[18.0, 1.0], [2.0, 1.0]])
+    rank = Sinkhorn()(scored(jax.nn.softmax(logits)), inputs(logits, rng=KEY))
+    np.testing.assert_allclose(np.exp(rank), [[0.75, 0.25], [0.25, 0.75]], rtol=1e-5)
+
+
+def test_sinkhorn_has_even_margins_without_padding():
+    # Eight tokens, two of them padding: each has 1, each of three experts has 2.
+    logits, valid = normal(0, 8, 3, scale=2), np.arange(8) < 6
+    rank = Sinkhorn(200)(scored(jax.nn.softmax(logits)), inputs(logits, valid, rng=KEY))
+    plan = np.exp(rank)[:6]
+    np.testing.assert_allclose(plan.sum(1), np.ones(6), rtol=1e-4)
+    np.testing.assert_allclose(plan.sum(0), np.full(3, 2), rtol=1e-4)
+    assert np.isfinite(rank).all()
+
+
+def test_sinkhorn_gate_is_the_score_and_test_time_is_greedy():
+    part, scores = TopK(1, rank=Sinkhorn()), [[18 / 19, 1 / 19], [2 / 3, 1 / 3]]
+    choice = select(part, scores, rng=KEY)
+    np.testing.assert_array_equal(choice.expert, [[0], [1]])
+    np.testing.assert_allclose(choice.gate, [[18 / 19], [1 / 3]], rtol=1e-6)
+    np.testing.assert_array_equal(select(part, scores).expert, [[0], [0]])
+
+
+def test_sinkhorn_of_padding_alone_is_finite():
+    made = scored(np.full((2, 3), 1 / 3))
+    assert np.isfinite(Sinkhorn()(made, inputs(made.noisy, [False, False], rng=KEY))).all()
