@@ -6,13 +6,17 @@ RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint clean
+.PHONY: train test parity lint clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(STAMP) lint
 	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile
+
+# The reference implementations, for the tests that compare with them live.
+parity: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[parity]
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

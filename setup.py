@@ -8,7 +8,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "kernels": ["tokamax>=0.0.12"],
-    "parity": ["torch>=2.6", "transformers>=5.0", "safetensors>=0.5"],
+    "parity": ["torch==2.13.0", "transformers>=5.0", "safetensors>=0.5"],
 }
 
 setup(

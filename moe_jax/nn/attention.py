@@ -1,4 +1,4 @@
-"""Multi-head causal self-attention with rotary or T5-relative positions."""
+"""Multi-head attention, to the sequence itself or another, with rotary or T5 positions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AttentionConfig:
 
 
 class Attention(nnx.Module):
-    """Causal self-attention within segments."""
+    """Attention of a sequence to itself or to a memory; the bias is the mask."""
 
     def __init__(self, config: AttentionConfig, key: Array):
         """Makes ``query (M, H, D)``, ``key``/``value (M, H_kv, D)`` and ``output (H, D, M)``."""
@@ -55,19 +55,23 @@ class Attention(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, x: Array, bias: Array, positions: Array) -> Array:
+    def __call__(
+        self, x: Array, bias: Array, positions: Array, memory: Array | None = None
+    ) -> Array:
         """Attends.
 
         Args:
             x: ``(B, L, M)``.
-            bias: ``(B or 1, H or 1, L, L)`` float32 added to the scores: the mask, and relative
-                positions if the model has them.
+            bias: ``(B or 1, H or 1, L, T)`` float32 added to the scores: the mask, and relative
+                positions if the model has them; ``T`` is the length of what is attended to.
             positions: ``(B, L)`` int32, read by rotary positions alone.
+            memory: ``(B, T, M)`` to attend to; ``x`` itself if not given.
         """
         config = self.config
+        source = x if memory is None else memory
         q, k, v = (
-            jnp.einsum("blm,mhd->bhld", x, kernel[...].astype(x.dtype))
-            for kernel in (self.query, self.key, self.value)
+            jnp.einsum("blm,mhd->bhld", given, kernel[...].astype(x.dtype))
+            for given, kernel in ((x, self.query), (source, self.key), (source, self.value))
         )
         if config.rotary:
             sin, cos = _rotary_angles(positions, config.head_dim, config.rotary_base)
@@ -94,20 +98,45 @@ def causal_bias(segments: Array) -> Array:
     return jnp.where(same & causal, 0.0, _MASKED)[:, None].astype(jnp.float32)
 
 
+def segment_bias(queries: Array, keys: Array) -> Array:
+    """Returns ``(B, 1, L, T)`` float32: 0 to every token of the same segment, else masked.
+
+    Args:
+        queries: ``(B, L)`` int32 segments, 0 for padding.
+        keys: ``(B, T)`` int32 segments.
+    """
+    same = queries[:, :, None] == keys[:, None, :]
+    return jnp.where(same, 0.0, _MASKED)[:, None].astype(jnp.float32)
+
+
 class RelativeBias(nnx.Module):
     """T5's learned relative positions: one number per head and distance bucket (1910.10683)."""
 
-    def __init__(self, num_heads: int, key: Array, *, buckets: int = 32, max_distance: int = 128):
-        """Makes the table ``(buckets, H)``."""
+    def __init__(
+        self,
+        num_heads: int,
+        key: Array,
+        *,
+        buckets: int = 32,
+        max_distance: int = 128,
+        both_ways: bool = False,
+    ):
+        """Makes the table ``(buckets, H)``; half of it is for later tokens if ``both_ways``."""
         self.table = weight(key, (buckets, num_heads), (None, "heads"), fan_in=1, scale=1e-2)
         self.max_distance = max_distance
+        self.both_ways = both_ways
 
     def __call__(self, length: int) -> Array:
-        """Returns ``(1, H, L, L)`` float32 for causal attention."""
+        """Returns ``(1, H, L, L)`` float32."""
         position = jnp.arange(length)
-        distance = jnp.maximum(position[:, None] - position[None, :], 0)
         table = self.table[...]
-        bucket = _bucket(distance, table.shape[0], self.max_distance)
+        distance = position[:, None] - position[None, :]
+        if self.both_ways:
+            half = table.shape[0] // 2
+            later = jnp.where(distance < 0, half, 0)
+            bucket = later + _bucket(jnp.abs(distance), half, self.max_distance)
+        else:
+            bucket = _bucket(jnp.maximum(distance, 0), table.shape[0], self.max_distance)
         return jnp.moveaxis(table[bucket], -1, 0)[None]
 
 

@@ -29,6 +29,7 @@ class BlockConfig:
         dropout: of all residual branches in training.
         norm_eps: of RMSNorm.
         extra: the dense sub-layer that ``moe.extra_dense`` puts beside the mixture.
+        cross_attention: to the context's memory, after the self-attention; ``None`` for none.
     """
 
     attention: AttentionConfig
@@ -37,6 +38,7 @@ class BlockConfig:
     dropout: float
     norm_eps: float
     extra: FeedForwardConfig | None = None
+    cross_attention: AttentionConfig | None = None
 
     @property
     def extra_dense(self) -> str:
@@ -54,12 +56,16 @@ class Context:
         positions: ``(B, L)`` int32.
         valid: ``(B, L)`` bool, False for padding.
         token_ids: ``(B, L)`` int32, for routers that hash them.
+        memory: ``(B, T, M)`` for cross-attention, or ``None``.
+        memory_bias: ``(B or 1, 1, L, T)``, or ``None``.
     """
 
     bias: Array
     positions: Array
     valid: Array
     token_ids: Array
+    memory: Array | None = None
+    memory_bias: Array | None = None
 
 
 class Block(nnx.Module):
@@ -76,6 +82,9 @@ class Block(nnx.Module):
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
             self.feed_forward = MoE(config.moe, config.feed_forward, feed_forward_key)
+        if config.cross_attention is not None:
+            self.cross_norm = RMSNorm(width, config.norm_eps)
+            self.cross = Attention(config.cross_attention, jax.random.fold_in(key, 3))
         if config.extra_dense != "none":
             self.extra_norm = RMSNorm(width, config.norm_eps)
             self.extra = FeedForward(config.extra, jax.random.fold_in(key, 2))
@@ -94,9 +103,14 @@ class Block(nnx.Module):
 
         ``record`` is the routing to force upon the mixture, see ``moe_jax.nn.moe.MoE``.
         """
-        keys = (None,) * 4 if rng is None else jax.random.split(rng, 4)
+        keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         mixed = self.attention(self.attention_norm(x), context.bias, context.positions)
         x = self._add(x, mixed, keys[0])
+        if self.config.cross_attention is not None:
+            mixed = self.cross(
+                self.cross_norm(x), context.memory_bias, context.positions, context.memory
+            )
+            x = self._add(x, mixed, keys[4])
         if self.config.extra_dense == "before":
             x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
         inputs, aux = self.feed_forward_norm(x), None
