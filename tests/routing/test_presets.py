@@ -147,7 +147,7 @@ PUBLISHED = {
     "no_token_left_behind": Router(
         SOFTMAX,
         top_k(4),
-        (balance(1e-2, "first", "counted"),),
+        (balance(1e-2, "mean", "counted"),),
         Capacity(1.25, 2.0, "never", 0.0, 4, 1, "floor", False, "choice", True, 0, False),
         *JITTER,
     ),

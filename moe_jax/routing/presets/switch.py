@@ -98,7 +98,7 @@ def no_token_left_behind(
     return Router(
         score=Softmax(),
         select=TopK(k),
-        balance=(LoadBalance(balance_weight, padding="counted"),),
+        balance=(LoadBalance(balance_weight, choices="mean", padding="counted"),),
         capacity=Capacity(capacity_factor, eval_capacity_factor, rounding="floor", reroute=True),
         input_jitter=input_jitter,
     )

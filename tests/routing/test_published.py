@@ -1,0 +1,516 @@
+"""Every preset against an independent reference; a new one without is named and refused.
+
+References are the loops of ``published.py`` and ``references.py``, recorded outputs of the code a
+paper cites, or records of ``transformers``. Draws are repeated from the key the router was given.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from moe_jax import routing
+from moe_jax.routing import PRESETS, Plan, Router, preset
+from moe_jax.routing.select.assigned import balanced_table
+from moe_jax.routing.select.experts_choose import Cap
+from tests.parity.compare import PRESETS as PARITY
+from tests.routing import published
+
+Array = np.ndarray
+S, E = 24, 8
+KEY = jax.random.key(7)
+HERE = {
+    "switch_t5x",
+    "no_token_left_behind",
+    "vmoe",
+    "st_moe",
+    "fairseq_top1",
+    "fairseq_top2",
+    "xmoe",
+    "noisy_top_k",
+    "hierarchical",
+    "jacobs_1991",
+    "base",
+    "sinkhorn",
+    "hash",
+    "expert_choice",
+    "expert_choice_capped",
+    "soft_moe",
+    "adaptive_top_p",
+    "mixtral",
+    "dbrx",
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "deepseek_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "loss_free",
+    "llama4",
+    "gpt_oss",
+    "glam",
+    "random",
+    "forced",
+}
+ELSEWHERE = {
+    "test_references.py": {
+        "switch", "switch_mtf", "gshard", "top2_mtf", "expert_choice", "expert_choice_mtf",
+    },
+    "test_fixtures.py": {"switch_max", "no_token_left_behind"},
+    "tests/parity": {name for name, _ in PARITY.values()},
+}  # fmt: skip
+
+
+def test_every_preset_has_a_reference():
+    covered = HERE.union(*ELSEWHERE.values())
+    missing = {function.__name__ for function in PRESETS} - covered
+    assert not missing, f"write the published loops of {sorted(missing)} into published.py"
+    assert covered == {function.__name__ for function in PRESETS}
+
+
+@functools.cache
+def compiled(router: Router, capacity: int):
+    def call(logits, valid, key, ids, state):
+        return router(logits, capacity=capacity, valid=valid, rng=key, token_ids=ids, state=state)
+
+    return jax.jit(call, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def run(router: Router, logits: Array, valid: Array, capacity: int = S, key=None, **given) -> Plan:
+    logits = np.asarray(logits, np.float32)
+    return compiled(router, capacity)(logits, valid, key, given.get("ids"), given.get("state"))
+
+
+def weights(plan: Plan) -> Array:
+    return np.asarray(plan.combine, np.float64).sum(-1)
+
+
+def case(seed: int, padded: bool = True, shape: tuple[int, ...] = (S, E)) -> tuple[Array, Array]:
+    logits = np.random.default_rng(seed).normal(size=shape).astype(np.float32).astype(np.float64)
+    return logits, (np.arange(S) % 5 > 0) if padded else np.ones(S, bool)
+
+
+def close(plan: Plan, expected: Array, losses: dict[str, float] | None = None) -> None:
+    found = weights(plan)
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+    for name, value in (losses or {}).items():
+        np.testing.assert_allclose(plan.losses[name], value, rtol=5e-5, err_msg=name)
+
+
+seeds = pytest.mark.parametrize("seed", [0, 1, 2])
+
+# ---------------------------------------------------------------- softmax and the k best
+
+
+@seeds
+@pytest.mark.parametrize(
+    ("router", "k", "normalize", "loss"),
+    [
+        (preset("mixtral"), 2, True, "all"),
+        (preset("dbrx"), 4, True, "all"),
+        (preset("gpt_oss"), 4, True, "all"),
+        (preset("qwen3_moe", k=5), 5, True, "all"),
+        (preset("qwen2_moe"), 4, False, "all"),
+        (preset("olmoe", k=3), 3, False, "mean"),
+        (preset("deepseek_moe"), 6, False, "mean"),
+        (preset("jacobs_1991"), E, False, None),
+    ],
+)
+def test_dropless_top_k(router: Router, k: int, normalize: bool, loss: str | None, seed: int):
+    logits, valid = case(seed)
+    assert router.slots(S, E, train=True) == S
+    expected, losses = published.top_k(logits, valid, k, S, normalize)
+    plan = run(router, logits, valid)
+    close(plan, expected, {"balance": losses[loss]} if loss else None)
+    if "z" in router.loss_weights:
+        np.testing.assert_allclose(plan.losses["z"], losses["z"], rtol=1e-5)
+
+
+@seeds
+def test_switch_t5x(seed: int):
+    # round(24 / 8 * 1.5) = 4 (ties to even: 4.5), where ceil would give 5.
+    router = preset("switch_t5x", capacity_factor=1.5, z_weight=1e-3)
+    assert router.slots(S, E, train=True) == round(1.5 * S / E) == 4
+    logits, valid = case(seed)
+    expected, losses = published.top_k(logits, valid, 1, 2)
+    wanted = {"balance": losses["first"], "z": published.z_loss(logits, valid, zeroed=True)}
+    close(run(router, logits, valid, 2), expected, wanted)
+
+
+@seeds
+@pytest.mark.parametrize("capacity", [1, 2])
+def test_no_token_left_behind(seed: int, capacity: int):
+    logits, valid = case(seed)
+    expected = published.no_token_left_behind(logits, valid, 4, capacity)
+    close(run(preset("no_token_left_behind"), logits, valid, capacity), expected)
+
+
+@seeds
+def test_glam_keeps_both_experts(seed: int):
+    logits, valid = case(seed)
+    expected, _ = published.top_k(logits, valid, 2, 4, normalize=True)
+    plan = run(preset("glam"), logits, valid, 4, KEY)
+    close(plan, expected)
+
+
+@seeds
+def test_st_moe(seed: int):
+    # Appendix G: the second expert is kept where its gate exceeds 0.2 of a uniform draw.
+    logits, valid = case(seed)
+    logits *= 3
+    uniform = np.asarray(jax.random.uniform(KEY, (S,), np.float32))
+    chosen = [published.ranked(published.softmax(row), 2) for row in logits]
+    choices = []
+    for token, (e1, e2) in enumerate(chosen):
+        p = published.softmax(logits[token])
+        g1, g2 = p[e1] / (p[e1] + p[e2]), p[e2] / (p[e1] + p[e2])
+        kept = g2 if g2 > 0.2 * uniform[token] else None
+        choices.append([(e1, g1), (e2, kept)] if valid[token] else [])
+    plan = run(preset("st_moe"), logits, valid, 4, KEY)
+    close(plan, published.seat(choices, E, 4), {"z": published.z_loss(logits, valid)})
+    lost = sum(gate is None for row in choices for _, gate in row)
+    assert lost > 0
+
+
+# ---------------------------------------------------------------- fairseq
+
+
+@seeds
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("second", ["all", "random", "sampling"])
+def test_fairseq_top2(second: str, before: bool, seed: int):
+    router = preset("fairseq_top2", second=second, normalize_before_dropping=before, pad_mask=True)
+    logits, valid = case(seed)
+    capacity = 2 * math.ceil(S / E)
+    assert router.slots(S, E, train=True) == capacity
+    assert router.slots(S, E, train=False) == math.ceil(0.25 * S)
+    uniform = np.asarray(jax.random.uniform(KEY, (S,), np.float32))
+    gumbel = np.asarray(jax.random.gumbel(KEY, (S, E), np.float32))
+    draws = {"random": {"uniform": uniform}, "sampling": {"gumbel": gumbel}}.get(second, {})
+    expected, losses = published.fairseq_top2(logits, valid, capacity // 2, before=before, **draws)
+    close(run(router, logits, valid, capacity // 2, KEY), expected, losses)
+
+
+@seeds
+@pytest.mark.parametrize(("pad_mask", "prioritized"), [(False, False), (True, True)])
+def test_fairseq_top2_padding_and_priority(pad_mask: bool, prioritized: bool, seed: int):
+    router = preset("fairseq_top2", second="all", pad_mask=pad_mask, batch_prioritized=prioritized)
+    logits, valid = case(seed)
+    expected, losses = published.fairseq_top2(
+        logits, valid, 3, pad_mask=pad_mask, prioritized=prioritized
+    )
+    close(run(router, logits, valid, 3), expected, losses)
+
+
+@seeds
+def test_fairseq_top1(seed: int):
+    router = preset("fairseq_top1", pad_mask=True)
+    assert router.slots(21, E, train=True) == int(1.0 * math.ceil(21 / E)) == 3
+    assert router.slots(21, E, train=False) == math.ceil(0.25 * 21) == 6
+    logits, valid = case(seed)
+    expected, _ = published.top_k(logits, valid, 1, 3)
+    _, losses = published.fairseq_top2(logits, valid, 3)
+    close(run(router, logits, valid, 3), expected, losses)
+
+
+@seeds
+def test_xmoe(seed: int):
+    # Tokens meet unit embeddings in few dimensions; then fairseq's gate, normalised before.
+    rng = np.random.default_rng(seed)
+    x, projection = rng.normal(size=(S, 12)), rng.normal(size=(12, 4))
+    embedding = rng.normal(size=(E, 4))
+    logits = np.zeros((S, E))
+    for token in range(S):
+        low = [sum(x[token, m] * projection[m, d] for m in range(12)) for d in range(4)]
+        for expert in range(E):
+            norm = math.sqrt(sum(v * v for v in embedding[expert]))
+            logits[token, expert] = (
+                sum(a * b for a, b in zip(low, embedding[expert], strict=True)) / norm
+            )
+    router = preset("xmoe", dim=4)
+    parameters = {"projection": projection, "embedding": embedding}
+    parameters = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
+    found = router.head.logits(jax.numpy.asarray(x, np.float32), parameters, E)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+    uniform = np.asarray(jax.random.uniform(KEY, (S,), np.float32))
+    valid = np.arange(S) % 5 > 0
+    expected, losses = published.fairseq_top2(logits, valid, 4, uniform=uniform, before=True)
+    close(run(router, logits, valid, 4, KEY), expected, losses)
+
+
+# ---------------------------------------------------------------- noise
+
+
+@seeds
+def test_vmoe(seed: int):
+    logits, valid = case(seed)
+    key = jax.random.fold_in(KEY, 1)
+    draws = np.asarray(jax.random.normal(key, (S, E), np.float32), np.float64)
+    noisy = logits + draws / E
+    expected, losses = published.vmoe(logits, noisy, valid, 2, 4, 1 / E)
+    close(run(preset("vmoe"), logits, valid, 4, KEY), expected, losses)
+    # ceil(24 * 2 * 1.05 / 8) = 7, to a multiple of 4.
+    assert preset("vmoe").slots(S, E, train=True) == 8
+
+
+@seeds
+def test_noisy_top_k(seed: int):
+    planes, valid = case(seed, shape=(S, E, 2))
+    key = jax.random.fold_in(KEY, 1)
+    draws = np.asarray(jax.random.normal(key, (S, E), np.float32), np.float64)
+    deviation = np.log1p(np.exp(planes[..., 1]))
+    expected, losses = published.noisy_top_k(planes[..., 0], deviation, draws, valid, 3)
+    close(run(preset("noisy_top_k", k=3), planes, valid, S, KEY), expected, losses)
+
+
+# ---------------------------------------------------------------- DeepSeek and Llama
+
+
+@seeds
+@pytest.mark.parametrize("train", [True, False])
+def test_deepseek_v2(train: bool, seed: int):
+    logits, valid = case(seed)
+    logits[:, :2] += 1  # a popular device
+    router = preset("deepseek_v2", k=3, devices=4, keep_devices=2)
+    expected, losses = published.deepseek_v2(logits, valid, 3, 4, 2, 16.0, drop=train)
+    plan = run(router, logits, valid, S, KEY if train else None)
+    close(plan, expected, losses)
+    assert (float(plan.counts.dropped) > 0) == train
+
+
+@seeds
+def test_deepseek_moe_device_loss(seed: int):
+    logits, valid = case(seed)
+    _, losses = published.deepseek_v2(logits, valid, 6, 4, 4, 1.0, drop=False)
+    plan = run(preset("deepseek_moe", device_weight=0.05, devices=4), logits, valid)
+    np.testing.assert_allclose(plan.losses["device_balance"], losses["device_balance"], rtol=1e-5)
+    np.testing.assert_allclose(plan.losses["balance"], losses["balance"], rtol=1e-5)
+
+
+@seeds
+def test_deepseek_v3(seed: int):
+    logits, valid = case(seed)
+    bias = np.random.default_rng(seed).normal(size=E).astype(np.float32) / 4
+    router = preset("deepseek_v3", k=3, groups=4, keep_groups=2)
+    expected, losses = published.deepseek_v3(logits, bias, valid, 3, 4, 2, 2.5)
+    close(run(router, logits, valid, state={"bias": bias}), expected, losses)
+
+
+@pytest.mark.parametrize("rule", ["sign", "proportional"])
+def test_loss_free(rule: str):
+    # Algorithm 1 over five batches: choose by s + b, gate by s, then move b by the loads.
+    router = preset("loss_free", k=2, bias_rate=0.05, rule=rule)
+    bias, state = [0.0] * E, {"bias": np.zeros(E, np.float32)}
+    for seed in range(5):
+        logits, valid = case(seed)
+        logits[:, 0] += 1  # a popular expert
+        expected = np.zeros((S, E))
+        for token in range(S):
+            s = [1 / (1 + math.exp(-v)) for v in logits[token]]
+            for e in published.ranked([a + b for a, b in zip(s, bias, strict=True)], 2):
+                expected[token, e] = s[e] * valid[token]
+        plan = run(router, logits, valid, state=state)
+        close(plan, expected)
+        load = (expected > 0).sum(0)
+        for e in range(E):
+            error = load.mean() - load[e]
+            bias[e] += 0.05 * (np.sign(error) if rule == "sign" else error / load.mean())
+        state = router.next_state(state, plan.counts.demand)
+        np.testing.assert_allclose(state["bias"], bias, rtol=1e-4, atol=1e-6)
+    assert bias[0] < -0.1
+
+
+@seeds
+def test_llama4(seed: int):
+    logits, valid = case(seed)
+    expected = np.zeros((S, E))
+    for token in range(S):
+        e = published.ranked(list(logits[token]), 1)[0]
+        expected[token, e] = valid[token] / (1 + math.exp(-logits[token, e]))
+    close(run(preset("llama4"), logits, valid), expected)
+    assert preset("llama4").gate_on == "in"
+
+
+# ---------------------------------------------------------------- assigned
+
+
+@seeds
+def test_base(seed: int):
+    # The auction against the exact assignment; its total may fall short by S times the tolerance
+    # of 1e-3 of the range of the logits.
+    logits, valid = case(seed, padded=False)
+    plan = run(preset("base"), logits, valid, S // E, KEY)
+    chosen = np.asarray(plan.dispatch).sum(-1)
+    np.testing.assert_array_equal(chosen.sum(0), [S // E] * E)
+    rows, columns = linear_sum_assignment(-np.repeat(logits, S // E, axis=1))
+    best = sum(logits[t, c // (S // E)] for t, c in zip(rows, columns, strict=True))
+    assert best - S * 1e-3 * np.ptp(logits) <= (chosen * logits).sum() <= best + 1e-4
+    gate = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(weights(plan), chosen * gate, rtol=1e-5)
+    greedy = run(preset("base"), logits, valid, S)
+    expected = (logits == logits.max(1, keepdims=True)) * gate
+    close(greedy, expected)
+
+
+@seeds
+def test_sinkhorn(seed: int):
+    logits, valid = case(seed)
+    plan = published.sinkhorn(logits, valid, 30)
+    expected = np.zeros((S, E))
+    for token in np.flatnonzero(valid):
+        e = published.ranked(list(plan[token]), 1)[0]
+        expected[token, e] = published.softmax(logits[token])[e]
+    close(run(preset("sinkhorn"), logits, valid, S, KEY), expected)
+    tested, _ = published.top_k(logits, valid, 1, S)
+    close(run(preset("sinkhorn"), logits, valid), tested)
+
+
+@pytest.mark.parametrize("kind", ["modulo", "balanced", "random"])
+def test_hash(kind: str):
+    ids = np.random.default_rng(0).integers(0, 64, S)
+    valid = np.arange(S) % 5 > 0
+    plan = run(preset("hash", kind=kind, vocab_size=64), np.zeros((S, E)), valid, ids=ids)
+    chosen = weights(plan).argmax(1)
+    if kind == "modulo":
+        expert = ids % E
+    elif kind == "balanced":
+        # Greedy over ids by falling Zipf frequency, each to the lightest expert.
+        load, table = [0.0] * E, []
+        for rank in range(64):
+            table.append(load.index(min(load)))
+            load[table[-1]] += 1 / (rank + 1)
+        np.testing.assert_array_equal(balanced_table(64, E), table)
+        expert = np.array(table)[ids]
+    else:
+        expert = chosen
+        # The same id always goes to the same expert, and many ids spread over all.
+        assert all(len(set(chosen[valid & (ids == i)])) <= 1 for i in set(ids))
+        many = run(
+            preset("hash", kind=kind),
+            np.zeros((4096, E)),
+            np.ones(4096, bool),
+            4096,
+            ids=np.arange(4096),
+        )
+        # 512 expected each with a deviation of 21: five of them.
+        assert np.abs(np.asarray(many.counts.load) - 512).max() < 106
+    expected = np.eye(E)[expert] * valid[:, None]
+    np.testing.assert_array_equal(weights(plan), expected)
+
+
+def test_random():
+    # Uniform over pairs: each expert is in a quarter of them; five binomial deviations.
+    tokens, k = 4096, 2
+    plan = run(preset("random", k=k), np.zeros((tokens, E)), np.ones(tokens, bool), tokens, KEY)
+    load, share = np.asarray(plan.counts.load), k / E
+    assert np.abs(load - tokens * share).max() < 5 * math.sqrt(tokens * share * (1 - share))
+    assert set(np.unique(weights(plan))) == {0.0, 0.5}
+    in_turn = run(preset("random", k=k), np.zeros((S, E)), np.ones(S, bool))
+    np.testing.assert_array_equal(in_turn.counts.load, [S * k // E] * E)
+
+
+@seeds
+def test_forced(seed: int):
+    logits, valid = case(seed)
+    record = np.random.default_rng(seed).integers(-E, E, (S, 2)).astype(np.int32)
+    record[:, 1] = np.where(record[:, 0] == record[:, 1], ~record[:, 1], record[:, 1])
+    expected = np.zeros((S, E))
+    for token in np.flatnonzero(valid):
+        p = published.softmax(logits[token])
+        experts = [e if e >= 0 else -1 - e for e in record[token]]
+        for e, raw in zip(experts, record[token], strict=True):
+            if raw >= 0:
+                expected[token, e] = p[e] / sum(p[i] for i in experts)
+    router = preset("forced", k=2, normalize=True)
+    close(run(router, logits, valid, state={"experts": record}), expected)
+
+
+# ---------------------------------------------------------------- the others
+
+
+@seeds
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_expert_choice(factor: float, seed: int):
+    router = preset("expert_choice", capacity_factor=factor)
+    capacity = router.slots(S, E, train=True)
+    assert capacity == int(S * factor / E)
+    logits, valid = case(seed)
+    expected = np.zeros((S, E))
+    for e in range(E):
+        column = [published.softmax(logits[t])[e] if valid[t] else -1.0 for t in range(S)]
+        for token in published.ranked(column, capacity):
+            expected[token, e] = column[token]
+    close(run(router, logits, valid, capacity), expected)
+
+
+@pytest.mark.parametrize("bound", [2, 3])
+def test_expert_choice_capped(bound: int):
+    # The entropic program by plain projections in float64 on the paper's three sets, at an entropy
+    # where these converge.
+    logits, valid = case(4)
+    capacity, entropy = 4, 0.1
+    scores = np.array([published.softmax(row) for row in logits])
+    scores[:, 0] += 0.3  # one expert wants what others want
+    plan = np.exp(scores / entropy) * valid[:, None]
+    rest_token, rest_box = np.ones((S, 1)), np.ones((S, E))
+    for _ in range(3000):
+        plan = plan * capacity / plan.sum(0)
+        given = plan * rest_token
+        over = np.maximum(given.sum(1, keepdims=True) / bound, 1)
+        plan, rest_token = given / over, over
+        given = plan * rest_box
+        plan = np.minimum(given, 1)
+        rest_box = given / np.where(plan > 0, plan, 1)
+        rest_box[plan == 0] = 1
+    found = np.exp(Cap(bound, entropy, 300)(scores.astype(np.float32), valid, capacity))
+    np.testing.assert_allclose(found, plan, rtol=1e-3, atol=1e-4)
+    router = preset("expert_choice_capped", experts_per_token=bound)
+    assert router.select.cap == Cap(bound, 1e-3, 100)
+
+
+@seeds
+def test_soft_moe(seed: int):
+    logits, valid = case(seed, shape=(S, E, 2))
+    dispatch, combine = published.soft_moe(logits, valid)
+    plan = run(preset("soft_moe", slots_per_expert=2), logits, valid, 2)
+    np.testing.assert_allclose(plan.dispatch, dispatch, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(plan.combine, combine, rtol=1e-5, atol=1e-7)
+    # The head: unit tokens against unit slots, times a learned scale (section 2.3).
+    rng = np.random.default_rng(seed)
+    x, slots = rng.normal(size=(S, 6)), rng.normal(size=(6, E, 2))
+    unit = slots / np.sqrt((slots**2).sum(0))
+    wanted = 1.5 * np.einsum("sm,mep->sep", x / np.sqrt((x**2).sum(1, keepdims=True)), unit)
+    parameters = {"slots": slots.astype(np.float32), "log_scale": np.float32(math.log(1.5))}
+    head = preset("soft_moe", slots_per_expert=2).head
+    found = head.logits(jax.numpy.asarray(x, np.float32), parameters, E)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@seeds
+def test_hierarchical(seed: int):
+    planes, valid = case(seed, shape=(S, E, 2))
+    router = preset("hierarchical", groups=4, k_groups=2, k=1)
+    expected, losses = published.hierarchical(planes[..., 0], planes[..., 1], valid, 4, 2, 1)
+    close(run(router, planes, valid), expected, losses)
+
+
+@seeds
+@pytest.mark.parametrize(("p", "k_max"), [(0.4, 4), (0.8, 6)])
+def test_adaptive_top_p(p: float, k_max: int, seed: int):
+    logits, valid = case(seed)
+    logits *= 2
+    expected, losses = published.adaptive_top_p(logits, valid, p, k_max)
+    close(run(preset("adaptive_top_p", p=p, k_max=k_max), logits, valid), expected, losses)
+    counts = (expected > 0).sum(1)[valid]
+    assert len(set(counts.tolist())) > 1, "tokens take different numbers of experts"
+
+
+def test_names_are_presets():
+    assert {function.__name__ for function in PRESETS} >= HERE
+    assert routing.PRESETS is PRESETS
