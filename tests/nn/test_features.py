@@ -11,7 +11,7 @@ from flax import nnx
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.nn.feed_forward import FeedForwardConfig
+from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
 from moe_jax.nn.moe import LayerOverride, MoE, MoEConfig
 from moe_jax.nn.shared import SharedConfig
@@ -200,6 +200,33 @@ def test_soft_moe_needs_the_einsum_transport():
 def test_a_router_that_cannot_choose_among_the_experts_is_refused(router, message):
     with pytest.raises(ConfigError, match=f"model.moe.router: .*{message}"):
         MoEConfig(num_experts=12, router=router)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("mixtral", {}),
+        ("qwen3_moe", {"k": 3}),
+        ("gpt_oss", {"k": 2}),
+        ("gshard", {"second": "all", "capacity_factor": 3.0}),
+        ("glam", {"capacity_factor": 3.0}),
+        ("noisy_top_k", {"k": 2}),
+        ("hierarchical", {"groups": 3, "k_groups": 2, "k": 1}),
+        ("jacobs_1991", {}),
+    ],
+)
+@pytest.mark.parametrize("transport", ["einsum", "gather"])
+def test_an_upcycled_layer_is_its_dense_parent(name, choices, transport):
+    # All experts are the dense network, and the gates of every token sum to 1.
+    router = routing.preset(name, **choices)
+    moe = make(router=router, transport=transport)
+    dense = FeedForward(EXPERT, jax.random.key(5))
+    for part in ("up", "down"):
+        parent = getattr(dense, part)[...]
+        getattr(moe.experts, part)[...] = jnp.tile(parent, (3, 1, 1))
+    x = tokens()
+    y, _ = apply(moe, x, jax.random.key(1))
+    np.testing.assert_allclose(y, dense(x), rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- layers of a model

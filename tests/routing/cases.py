@@ -89,6 +89,15 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
         }.items()
     },
     **{
+        ("a_gate_has_gradient_from_its_own_token_alone", name, ANY): reason
+        for name, reason in {
+            "hash": "the gate is 1",
+            "random": "the gate is 1 / k",
+            "expert_choice_mtf": "its softmax is over tokens, and refused in causal models",
+            "soft_moe": "its slots are mixtures of tokens, and refused in causal models",
+        }.items()
+    },
+    **{
         ("full_capacity_is_dropless", name, ANY): reason
         for name, reason in {
             "soft_moe": "slots are mixtures: their number is fixed and no capacity is asked for",

@@ -297,6 +297,30 @@ def task_teaches_the_router(case: Case) -> None:
 
 
 @routing_property
+def a_gate_has_gradient_from_its_own_token_alone(case: Case) -> None:
+    # So that a causal model is causal by gradient, whoever takes whose slot.
+    group, token = case.group(31), 4
+
+    @compiled
+    def gradient(logits: jax.Array) -> jax.Array:
+        def gates(logits: jax.Array) -> jax.Array:
+            plan = case.router(
+                case.shaped(logits),
+                capacity=S,
+                token_ids=group.ids,
+                rng=KEY,
+                state=case.state(group),
+            )
+            mixed = (plan.combine + plan.dispatch).sum(-1)
+            return (mixed[token] * normal(17, case.experts)).sum()
+
+        return jax.grad(gates)(logits)
+
+    reached = np.abs(gradient(group.logits)).max((1, 2)) > 0
+    np.testing.assert_array_equal(reached, np.arange(S) == token)
+
+
+@routing_property
 def padding_gets_no_seat_and_changes_nothing(case: Case) -> None:
     # What padding holds reaches no weight, in training as at test time.
     valid = np.arange(S) < 6

@@ -63,7 +63,9 @@ def switch_t5x(
     return Router(
         score=Softmax(),
         select=TopK(1),
-        balance=weighted(LoadBalance(balance_weight), ZLoss(z_weight, padding="zeroed")),
+        balance=weighted(
+            LoadBalance(balance_weight, padding="diluted"), ZLoss(z_weight, padding="zeroed")
+        ),
         capacity=Capacity(
             capacity_factor, eval_capacity_factor, rounding="round", priority=priority
         ),
