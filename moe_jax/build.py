@@ -110,9 +110,18 @@ def _router(value: Any, path: str) -> routing.Router:
 def settings(value: Any) -> ConfigDict:
     """Returns every setting of a dataclass, for overriding.
 
-    Settings of the types that a part could be but is not are there too, unset.
+    Settings of the types that a part could be but is not are there too, unset. Lists are tuples,
+    which alone can be overridden on a command line.
     """
-    return _with_unset(type(value), ConfigDict(describe(value), convert_dict=True))
+    return _with_unset(type(value), ConfigDict(_in_tuples(describe(value)), convert_dict=True))
+
+
+def _in_tuples(described: Any) -> Any:
+    if isinstance(described, Mapping):
+        return {key: _in_tuples(value) for key, value in described.items()}
+    if isinstance(described, list):
+        return tuple(map(_in_tuples, described))
+    return described
 
 
 def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:

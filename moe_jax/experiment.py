@@ -151,9 +151,11 @@ class Experiment:
             "num_heads": model.num_heads,
             "num_kv_heads": model.num_kv_heads or model.num_heads,
             "mlp_dim": model.mlp_dim,
-            "moe.expert_dim": model.moe.expert_dim,
+            "moe.shared.hidden": model.moe.shared.hidden,
         }
-        for name, size in split.items():
+        widths = {w for layer in self.moe_layers for w in model.moe.at(layer).widths}
+        sizes = [*split.items(), *(("moe.expert_dim", width) for width in sorted(widths))]
+        for name, size in sizes:
             if size % mesh.model:
                 raise ConfigError(
                     f"model.{name}={size} is not divisible by mesh.model={mesh.model}"

@@ -90,7 +90,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         parts = [_flat(item, f"{prefix}{key}.") for key, item in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         parts = [_flat(item, f"{prefix}{i}.") for i, item in enumerate(value)]
     else:
         return {prefix[:-1]: value}

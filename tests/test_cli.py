@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -87,6 +88,15 @@ def test_overrides_change_the_config_file(experiment_of):
     experiment = experiment_of(QUICKSTART, "--config.mesh.expert=4", f"{SCHEDULE}.final=0.5")
     assert experiment.mesh.expert == 4
     assert experiment.optimizer.schedule == Cosine(0.5)
+
+
+def test_tuples_and_what_is_in_them_can_be_overridden(experiment_of):
+    moe = experiment_of(QUICKSTART, "--config.model.moe.layers=(0, 2)").model.moe
+    assert moe.moe_layers(4) == (0, 2)
+    other = '({"layers": (1,), "router": {"preset": "gshard"}, "num_experts": 4},)'
+    moe = experiment_of(QUICKSTART, f"--config.model.moe.overrides={other}").model.moe
+    assert moe.at(1).router == preset("gshard") and moe.at(1).num_experts == 4
+    assert moe.at(3) == dataclasses.replace(moe, every=1, overrides=())
 
 
 def test_another_type_forgets_what_the_file_chose_for_the_old_one(experiment_of):

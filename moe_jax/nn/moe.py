@@ -145,10 +145,14 @@ class MoEConfig:
         return mine
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """``F`` of each group of experts, of which there is one unless ``expert_dims`` says so."""
+        return self.expert_dims or (self.expert_dim,)
+
+    @property
     def mean_expert_dim(self) -> float:
         """Mean ``F`` over the experts."""
-        widths = self.expert_dims or (self.expert_dim,)
-        return sum(widths) / len(widths)
+        return sum(self.widths) / len(self.widths)
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,7 @@ from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs
 from moe_jax.routing.plan import Plan
 from moe_jax.routing.score import Score
-from moe_jax.routing.select import Select, SoftSlots, TopTokens
+from moe_jax.routing.select import Select
 
 Array = jax.Array
 
@@ -69,7 +69,7 @@ class Router:
                 "gate_on='in' needs tokens that choose experts: with "
                 f"select={type(self.select).__name__} use gate_on='out'"
             )
-        if self.capacity.reroute and isinstance(self.select, TopTokens | SoftSlots):
+        if self.capacity.reroute and self.select.experts_choose:
             raise ConfigError("capacity.reroute needs tokens that choose experts: turn it off")
 
     @property

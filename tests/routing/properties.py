@@ -172,12 +172,13 @@ def uniform_logits(case: Case) -> Array:
 @routing_property
 def balance_is_even_at_uniform_routing(case: Case) -> None:
     # 1 in Switch's normalisation; a coefficient of variation is 0.
-    losses = case.plan(case.of(uniform_logits(case)), S).losses
+    plan = case.plan(case.of(uniform_logits(case)), S)
+    losses = plan.losses
     expected = {}
     for part in case.router.balance:
         match part:
             case LoadBalance(choices="all"):
-                expected[part.name] = case.router.select.choices(case.experts)
+                expected[part.name] = plan.counts.demand.sum() / S  # choices of a token
             case (
                 LoadBalance()
                 | SecondBalance()

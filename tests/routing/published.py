@@ -361,6 +361,6 @@ def adaptive_top_p(logits: Array, valid: Array, p: float, k_max: int) -> tuple[A
         entropy -= sum(q * math.log(q) for q in probabilities[token])
     losses = {
         "entropy": entropy / max(int(sum(valid)), 1),
-        "balance": balance(probabilities, choices, valid, first=True),
+        "balance": balance(probabilities, choices, valid),
     }
     return weights, losses

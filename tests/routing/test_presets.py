@@ -228,7 +228,7 @@ PUBLISHED = {
     "adaptive_top_p": Router(
         SOFTMAX,
         TopP(0.4, 4),
-        (balance(1e-2, "first", "masked"), Entropy(1e-4, "entropy")),
+        (balance(1e-2, "all", "masked"), Entropy(1e-4, "entropy")),
         DROPLESS,
         *PLAIN,
     ),

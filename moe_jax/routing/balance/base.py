@@ -48,10 +48,14 @@ class Balance(abc.ABC):
         """Returns the loss of one group, a scalar."""
 
 
-def sent(choice: TokenChoice, num_experts: int, choices: int | None = None) -> Array:
-    """Returns ``(S, E)``: which experts each token chose, among its first ``choices``."""
-    expert = choice.expert[:, :choices]
-    return (expert[..., None] == jnp.arange(num_experts)).sum(1).astype(choice.gate.dtype)
+def sent(choice: TokenChoice, num_experts: int, valid: Array, choices: int | None = None) -> Array:
+    """Returns ``(S, E)``: which experts each token chose, among its first ``choices``.
+
+    Choices that a policy gave up do not count; those of padding do, for losses that do not mask it.
+    """
+    hits = choice.expert[..., None] == jnp.arange(num_experts)
+    hits &= (choice.wanted | ~valid[:, None])[..., None]
+    return hits[:, :choices].sum(1).astype(choice.gate.dtype)
 
 
 def by_device(per_expert: Array, devices: int) -> Array:

@@ -69,7 +69,7 @@ class Load(Balance):
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
         """Returns the loss of one group, a scalar."""
         experts, k = scored.noisy.shape[1], selection.expert.shape[1]
-        chosen = sent(selection, experts)
+        chosen = sent(selection, experts, inputs.valid)
         if scored.noise_std is None:
             return squared_variation(mean_over(chosen, inputs.valid))
         top = jax.lax.top_k(scored.noisy, min(k + 1, experts))[0]

@@ -73,7 +73,7 @@ class LoadBalance(Balance):
         mask_sent = everyone if self.padding == "counted" else valid
         mask_proxy = everyone if self.padding in ("counted", "unsent") else valid
         tokens = jnp.maximum(valid.sum(), 1) if self.padding == "masked" else num_tokens
-        chosen = sent(selection, num_experts, 1 if self.choices == "first" else None)
+        chosen = sent(selection, num_experts, valid, 1 if self.choices == "first" else None)
         chosen = chosen / (selection.expert.shape[1] if self.choices == "mean" else 1)
         fraction = jnp.where(mask_sent[:, None], chosen, 0).sum(0) / tokens
         if self.ema:
@@ -133,7 +133,7 @@ class DeviceBalance(Balance):
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
         """Returns the loss of one group, a scalar."""
         experts, k = scored.clean.shape[1], selection.expert.shape[1]
-        fraction = mean_over(sent(selection, experts), inputs.valid) * experts / k
+        fraction = mean_over(sent(selection, experts, inputs.valid), inputs.valid) * experts / k
         fraction = by_device(fraction, self.devices) * self.devices / experts
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)
         return jnp.dot(jax.lax.stop_gradient(fraction), proxy)
@@ -162,7 +162,7 @@ class CommunicationBalance(Balance):
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
         """Returns the loss of one group, a scalar."""
-        visits = by_device(sent(selection, scored.clean.shape[1]), self.devices) > 0
+        visits = by_device(sent(selection, scored.clean.shape[1], inputs.valid), self.devices) > 0
         visits = visits.astype(scored.clean.dtype)
         fraction = mean_over(visits, inputs.valid) * self.devices / self.keep
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)

@@ -114,7 +114,7 @@ def adaptive_top_p(
     return Router(
         score=Softmax(),
         select=TopP(p, k_max),
-        balance=weighted(LoadBalance(balance_weight), Entropy(entropy_weight)),
+        balance=weighted(LoadBalance(balance_weight, choices="all"), Entropy(entropy_weight)),
         capacity=slots_or_dropless(capacity_factor),
     )
 

@@ -19,8 +19,8 @@ class Cap:
 
     Entropy-regularised linear program, solved by Dykstra's alternating projections in logarithms.
     The paper projects on three sets in turn; here on two, an expert's share and its bound of one
-    slot per token being one set, which takes fewer iterations. Where the capacity factor is ``b``
-    itself, so that every token must get exactly ``b``, 100 of them still leave some above it.
+    slot per token being one set, which takes fewer iterations. 100 of them still leave some tokens
+    above ``b``, most where the capacity factor is ``b`` itself and every token must get exactly it.
 
     Attributes:
         experts: ``b``, the most experts a token gets.
