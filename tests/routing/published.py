@@ -111,8 +111,14 @@ def top_k(
     return seat(choices, logits.shape[1], capacity), losses
 
 
-def no_token_left_behind(logits: Array, valid: Array, k: int, capacity: int) -> Array:
-    """Switch (2101.03961) appendix B: stage by stage, those left over ask for their next best."""
+def no_token_left_behind(
+    logits: Array, valid: Array, k: int, capacity: int
+) -> tuple[Array, Losses]:
+    """Switch (2101.03961) appendix B: stage by stage, those left over ask for their next best.
+
+    Its loss counts each token's ``k`` best experts, asked or not. Padding is routed like any token
+    in both factors, and the loss is scaled by the share of valid tokens (Mesh-TensorFlow).
+    """
     tokens, experts = logits.shape
     weights, used, placed = np.zeros((tokens, experts)), [0] * experts, [False] * tokens
     for stage in range(k):
@@ -125,11 +131,20 @@ def no_token_left_behind(logits: Array, valid: Array, k: int, capacity: int) -> 
                 weights[token, expert] = probabilities[expert]
                 used[expert] += 1
                 placed[token] = True
-    return weights
+    probabilities = [softmax(row) for row in logits]
+    choices = [[(e, 1.0) for e in ranked(p, k)] for p in probabilities]
+    loss = balance(probabilities, choices, np.ones(tokens, bool), divide=True)
+    return weights, {"balance": loss * float(sum(valid)) / tokens}
 
 
 def vmoe(
-    logits: Array, noisy: Array, valid: Array, k: int, capacity: int, std: float
+    logits: Array,
+    noisy: Array,
+    valid: Array,
+    k: int,
+    capacity: int,
+    std: float,
+    prioritized: bool = True,
 ) -> tuple[Array, Losses]:
     """V-MoE (2106.05974) sections 2 and 4: noise, batch priority, importance and load losses."""
     experts, real = logits.shape[1], [t for t in range(len(valid)) if valid[t]]
@@ -138,7 +153,9 @@ def vmoe(
         [(e, probabilities[t][e]) for e in ranked(probabilities[t], k)] if valid[t] else []
         for t in range(len(valid))
     ]
-    order = sorted(range(len(valid)), key=lambda t: -max(probabilities[t]))
+    order = list(range(len(valid)))
+    if prioritized:
+        order.sort(key=lambda t: -max(probabilities[t]))
     importance = [sum(softmax(logits[t])[e] for t in real) for e in range(experts)]
     load = []
     for expert in range(experts):

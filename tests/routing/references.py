@@ -102,6 +102,13 @@ def mesh_switch(logits: Array, valid: Array, capacity: int) -> Routing:
     return out
 
 
+def switch_max(logits: Array, valid: Array, capacity: int) -> Routing:
+    """Mesh-TensorFlow's ``switch_max``: slots in order of the gates, the loss of its Switch."""
+    out = batch_prioritised_switch(logits, valid, capacity)
+    out.losses = mesh_switch(logits, valid, capacity).losses
+    return out
+
+
 def gshard(logits: Array, valid: Array, capacity: int, draws: Array | None) -> Routing:
     """GShard (2006.16668) Algorithm 1; without ``draws`` every second expert is asked for."""
     tokens, experts = logits.shape

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.part import Part
 from moe_jax.routing.select import Selection, TokenChoice
 
 Array = jax.Array
 
 
-class Balance(abc.ABC):
+class Balance(Part, abc.ABC):
     """A loss of one group, unweighted. A subclass is a frozen dataclass with a weight and a name.
 
     Attributes:
@@ -28,20 +29,6 @@ class Balance(abc.ABC):
     name: str
     needs_token_choice = False
     needs_second_choice = False
-
-    def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if it cannot be computed over ``num_experts``."""
-        del num_experts
-
-    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of what is carried between steps; it starts as zeros."""
-        del num_experts
-        return {}
-
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the state after a step in which ``demand (E,)`` tokens asked for each expert."""
-        del demand
-        return state
 
     @abc.abstractmethod
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:

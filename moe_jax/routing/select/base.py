@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.part import Part
 
 Array = jax.Array
 TINY = 1e-9
@@ -62,7 +63,7 @@ class SoftChoice:
 Selection = TokenChoice | ExpertChoice | SoftChoice
 
 
-class Select(abc.ABC):
+class Select(Part, abc.ABC):
     """Scores to wishes. A subclass is a frozen dataclass.
 
     Its class attributes say what the other parts and the layer must know about it.
@@ -88,20 +89,6 @@ class Select(abc.ABC):
     def slots(self) -> int | None:
         """Returns the number of slots per expert where the selection fixes it."""
         return None
-
-    def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if it cannot choose among ``num_experts``."""
-        del num_experts
-
-    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of what is carried between steps; it starts as zeros."""
-        del num_experts
-        return {}
-
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the state after a step in which ``demand (E,)`` tokens asked for each expert."""
-        del demand
-        return state
 
     def gate(self) -> str:
         """Returns in words what the combine weight of a choice is."""

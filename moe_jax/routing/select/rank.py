@@ -11,22 +11,13 @@ import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.part import Part
 
 Array = jax.Array
 
 
-class Rank(abc.ABC):
+class Rank(Part, abc.ABC):
     """Scores to a ranking. A subclass is a frozen dataclass."""
-
-    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of what is carried between steps."""
-        del num_experts
-        return {}
-
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the state after a step."""
-        del demand
-        return state
 
     @abc.abstractmethod
     def __call__(self, scored: Scored, inputs: Inputs) -> Array:
