@@ -7,6 +7,7 @@ from ml_collections.config_dict import placeholder
 
 from moe_jax.build import settings
 from moe_jax.experiment import Experiment
+from moe_jax.models import DecoderConfig, ModelConfig
 from moe_jax.routing import PRESETS
 
 
@@ -24,6 +25,19 @@ def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
     return config
 
 
-def base(name: str) -> ConfigDict:
+def base(name: str, model: ModelConfig | None = None) -> ConfigDict:
     """Returns the defaults of ``Experiment``; replace ``model.moe.router`` by a preset."""
-    return settings(Experiment(name=name))
+    return settings(Experiment(name=name, model=model or DecoderConfig()))
+
+
+def part(kind: str, **choices: float | int | str | bool) -> ConfigDict:
+    """Returns a part that may be of several types, by the name of its type."""
+    return ConfigDict({"type": kind, **choices})
+
+
+def adafactor(config: ConfigDict, learning_rate: float, warmup: int = 10_000) -> None:
+    """Sets the recipe of T5, GShard, Switch and GLaM: Adafactor, constant and then rsqrt."""
+    config.optimizer.rule = part("Adafactor")
+    config.optimizer.schedule = part("RSqrt")
+    config.optimizer.warmup_steps = warmup
+    config.optimizer.learning_rate = learning_rate / warmup**0.5

@@ -172,6 +172,8 @@ def forget_other_types(cls: type, config: ConfigDict, overridden: Collection[str
         *parents, last = path.split(".")
         group, hint = config, cls
         for key in parents:
+            if _chosen_by_type(hint):
+                hint = _options(hint)[group.type]
             group, hint = group[key], typing.get_type_hints(hint).get(key)
         if last == "type":
             kept = typing.get_type_hints(_options(hint).get(group.type, cls))

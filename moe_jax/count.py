@@ -1,24 +1,42 @@
-"""Counts a model: ``python -m moe_jax.count --config=configs/quickstart.py``; one JSON line."""
+"""Counts a model: ``python -m moe_jax.count --config=configs/published/mixtral_8x7b.py``.
+
+Prints one JSON line; needs no memory for parameters. ``--all`` prints the table of every published
+model beside what is printed of it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from pathlib import Path
+
+from absl import flags
 
 from moe_jax import cli, data
-from moe_jax.planning import count
+from moe_jax.planning import record
+from moe_jax.planning.published import table, tokens_of
 
 _CONFIG = cli.define_config()
+_ALL = flags.DEFINE_bool("all", False, "Print the table of all published models.")
+_FOLDER = flags.DEFINE_string("folder", "configs/published", "Where --all finds them.")
+_OUTPUT = flags.DEFINE_string("output", None, "Write to this file instead of printing.")
 
 
 def main() -> None:
-    """Prints total and active parameters, and FLOPs per token by part."""
+    """Prints total and active parameters, and FLOPs by part."""
+    text = table(Path(_FOLDER.value)) if _ALL.value else _line()
+    if _OUTPUT.value:
+        Path(_OUTPUT.value).write_text(text)
+    else:
+        print(text.rstrip("\n"))
+
+
+def _line() -> str:
     experiment = cli.experiment_of(_CONFIG)
     vocab = data.Bytes().vocab_size if experiment.data.tokenizer == "bytes" else None
     vocab = vocab or experiment.data.vocab_size
-    cost = count(experiment.model, vocab, experiment.data.seq_length)
-    training = {"training_flops_per_token": cost.training_flops_per_token}
-    print(json.dumps({"name": experiment.name, **dataclasses.asdict(cost), **training}))
+    return json.dumps(
+        {"name": experiment.name, **record(experiment.model, vocab, tokens_of(experiment))}
+    )
 
 
 if __name__ == "__main__":

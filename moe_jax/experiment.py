@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moe_jax import data
 from moe_jax.errors import ConfigError
-from moe_jax.models import DecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.routing import Forced
 from moe_jax.training.optimizer import OptimizerConfig
@@ -74,7 +74,7 @@ class Experiment:
     """
 
     name: str
-    model: DecoderConfig = DecoderConfig()
+    model: DecoderConfig | EncoderDecoderConfig = DecoderConfig()
     data: data.DataConfig = data.DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -93,6 +93,11 @@ class Experiment:
             FileNotFoundError: if the data is not there.
             ValueError: if the data cannot serve.
         """
+        if isinstance(self.model, EncoderDecoderConfig):
+            raise ConfigError(
+                "model.type=EncoderDecoderConfig can be counted, converted and generated from, but "
+                "not trained yet: use DecoderConfig"
+            )
         mesh = self.mesh.resolve(num_devices)
         self._check_batch(mesh)
         self._check_model(mesh)

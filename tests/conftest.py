@@ -15,3 +15,10 @@ def pytest_sessionstart(session):
     """Fails the whole run rather than skipping what needs devices."""
     if jax.device_count() != 8:
         pytest.exit(f"tests need 8 simulated devices, found {jax.device_count()}", returncode=3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Frees them: thousands in one process pass the kernel's limit of memory maps, which aborts."""
+    yield
+    jax.clear_caches()

@@ -57,6 +57,7 @@ class DataConfig:
             `sentencepiece:PATH` (a model file that this package trained).
         vocab_size: Vocabulary of a trained SentencePiece model, specials included.
         seq_length: Tokens in each row of a batch.
+        target_length: Tokens in each row of an encoder-decoder's targets; a decoder alone has none.
         batch_size: Rows in each global batch, over all processes.
         eval_documents: Use only this many validation documents, the first ones; None is all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
@@ -76,6 +77,7 @@ class DataConfig:
     tokenizer: str = "sentencepiece"
     vocab_size: int = 4096
     seq_length: int = 256
+    target_length: int = 0
     batch_size: int = 16
     eval_documents: int | None = None
     packing: bool = True

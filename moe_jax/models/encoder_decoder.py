@@ -3,72 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax.errors import ConfigError
-from moe_jax.models.stack import Remat, Stack
-from moe_jax.nn.attention import AttentionConfig, RelativeBias, causal_bias, segment_bias
-from moe_jax.nn.block import BlockConfig, Context
-from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
-from moe_jax.nn.init import weight
-from moe_jax.nn.mode import EVAL, Mode
+from moe_jax.models.cache import Cache, causal_view
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.embedding import Embedding, relative_bias
+from moe_jax.models.stack import Stack
+from moe_jax.nn.attention import View, segment_bias
+from moe_jax.nn.block import Context
+from moe_jax.nn.feed_forward import Activation
+from moe_jax.nn.mode import DECODE, EVAL, Mode
 from moe_jax.nn.moe import MoEAux, MoEConfig
-from moe_jax.nn.norm import RMSNorm
-from moe_jax.parallel import constrain
+from moe_jax.nn.norm import norm
+from moe_jax.nn.positions import Positions, Rotary, T5Relative
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
-    """An encoder-decoder transformer with T5's relative positions.
+class EncoderDecoderConfig(ModelConfig):
+    """An encoder-decoder transformer.
 
     Attributes:
         encoder_layers: dense and MoE layers of the encoder together.
         decoder_layers: those of the decoder.
-        width: ``M``.
-        num_heads: ``H``.
-        head_dim: ``D``.
-        mlp_dim: ``F`` of the dense layers.
-        activation: of dense layers and experts.
-        gated: gated linear units in dense layers and experts.
-        tie_embeddings: the head is the transposed embedding.
-        dropout: of residual branches in training.
-        init_scale: scale of the truncated normals (Switch section 2.4 uses 0.1).
-        norm_eps: of RMSNorm.
-        scan_layers: compile repeating layers once.
-        remat: what the backward pass recomputes; see ``DecoderConfig``.
-        compute_dtype: of activations; parameters, router, norms and softmax stay float32.
         encoder_moe: the MoE layers of the encoder, where experts may choose tokens.
         decoder_moe: those of the decoder, which is causal.
     """
 
+    activation: Activation = "relu"
+    positions: Positions = T5Relative()
     encoder_layers: int = 4
     decoder_layers: int = 4
-    width: int = 128
-    num_heads: int = 4
-    head_dim: int = 32
-    mlp_dim: int = 512
-    activation: Activation = "relu"
-    gated: bool = False
-    tie_embeddings: bool = True
-    dropout: float = 0.0
-    init_scale: float = 1.0
-    norm_eps: float = 1e-6
-    scan_layers: bool = True
-    remat: Remat = "none"
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     encoder_moe: MoEConfig = MoEConfig()
     decoder_moe: MoEConfig = MoEConfig()
 
     def __post_init__(self):
-        for name in ("encoder_layers", "decoder_layers", "width", "num_heads", "head_dim"):
+        super().__post_init__()
+        for name in ("encoder_layers", "decoder_layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if isinstance(self.positions, Rotary):
+            raise ConfigError(
+                "queries and a memory have no common positions to rotate by: set "
+                "model.positions.type to T5Relative, Learned or Sinusoidal"
+            )
         self.encoder_moe.moe_layers(self.encoder_layers)
         sparse = self.decoder_moe.moe_layers(self.decoder_layers)
         leaks = any(self.decoder_moe.at(layer).router.experts_choose for layer in sparse)
@@ -78,36 +61,6 @@ class EncoderDecoderConfig:
                 "model.decoder_moe.allow_future_leak=True if that is what you want to measure"
             )
 
-    def blocks(self, layers: int, moe: MoEConfig, *, cross: bool) -> list[BlockConfig]:
-        """Returns the configuration of every layer of one stack."""
-        attention = AttentionConfig(
-            width=self.width,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=self.head_dim,
-            rotary=False,
-            init_scale=self.init_scale,
-        )
-        dense = FeedForwardConfig(
-            self.width, self.mlp_dim, self.activation, self.gated, self.init_scale
-        )
-        sparse = moe.moe_layers(layers)
-
-        def block(layer: int) -> BlockConfig:
-            mixture = moe.at(layer) if layer in sparse else None
-            hidden = mixture.expert_dim if mixture else self.mlp_dim
-            return BlockConfig(
-                attention=attention,
-                feed_forward=dataclasses.replace(dense, hidden=hidden),
-                moe=mixture,
-                dropout=self.dropout,
-                norm_eps=self.norm_eps,
-                extra=dense,
-                cross_attention=attention if cross else None,
-            )
-
-        return [block(layer) for layer in range(layers)]
-
 
 class EncoderDecoder(nnx.Module):
     """Shared embedding, encoder, decoder and head."""
@@ -115,38 +68,44 @@ class EncoderDecoder(nnx.Module):
     def __init__(self, config: EncoderDecoderConfig, vocab_size: int, key: Array):
         """Makes the model; ``key`` determines every parameter, on any mesh."""
         keys = jax.random.split(key, 6)
-        width, options = config.width, {"scan": config.scan_layers, "remat": config.remat}
-        self.embedding = weight(
-            keys[0], (vocab_size, width), ("vocab", "embed"), fan_in=width, scale=1.0
-        )
-        encoder = config.blocks(config.encoder_layers, config.encoder_moe, cross=False)
+        options = {"scan": config.scan_layers, "remat": config.remat}
+        self.embedding = Embedding(config, vocab_size, keys[0], keys[5])
+        encoder = config.blocks(config.encoder_layers, config.encoder_moe)
         decoder = config.blocks(config.decoder_layers, config.decoder_moe, cross=True)
         self.encoder = Stack(encoder, keys[1], **options)
         self.decoder = Stack(decoder, keys[2], **options)
-        self.encoder_norm = RMSNorm(width, config.norm_eps)
-        self.final_norm = RMSNorm(width, config.norm_eps)
-        self.encoder_bias = RelativeBias(config.num_heads, keys[3], both_ways=True)
-        self.decoder_bias = RelativeBias(config.num_heads, keys[4])
-        if not config.tie_embeddings:
-            self.head = weight(
-                keys[5], (width, vocab_size), ("embed", "vocab"), fan_in=width, scale=1.0
-            )
+        self.encoder_norm = norm(config.norm, config.width)
+        self.final_norm = norm(config.norm, config.width)
+        self.encoder_bias = relative_bias(config, keys[3], both_ways=True)
+        self.decoder_bias = relative_bias(config, keys[4], both_ways=False)
         self.config = config
 
     def encode(
-        self, tokens: Array, segments: Array, *, mode: Mode = EVAL, rng: Array | None = None
+        self,
+        tokens: Array,
+        segments: Array,
+        *,
+        positions: Array | None = None,
+        mode: Mode = EVAL,
+        rng: Array | None = None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Returns ``(B, T, M)`` and the reports of the encoder's MoE layers.
 
         Args:
             tokens: ``(B, T)`` int32.
             segments: ``(B, T)`` int32; attention stays within equal ones, 0 is padding.
+            positions: ``(B, T)`` int32; ``None`` for the columns. Not read by relative positions.
             mode: see ``Mode``.
             rng: key of everything random in training.
         """
-        bias = segment_bias(segments, segments) + self.encoder_bias(tokens.shape[1])
-        context = Context(bias, jnp.zeros_like(tokens), segments > 0, tokens)
-        x, reports = self.encoder(self._embed(tokens), context, mode=mode, rng=rng)
+        positions = _columns(tokens) if positions is None else positions
+        bias = segment_bias(segments, segments)
+        if self.encoder_bias is not None:
+            place = jnp.arange(tokens.shape[1])
+            bias = bias + self.encoder_bias(place, place)
+        context = Context(View(bias, positions), segments > 0, tokens)
+        x = self.embedding(tokens, positions)
+        x, reports, _ = self.encoder(x, context, mode=mode, rng=rng)
         return self.encoder_norm(x), reports
 
     def decode(
@@ -156,6 +115,7 @@ class EncoderDecoder(nnx.Module):
         memory: Array,
         memory_segments: Array,
         *,
+        positions: Array | None = None,
         mode: Mode = EVAL,
         rng: Array | None = None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
@@ -166,29 +126,60 @@ class EncoderDecoder(nnx.Module):
             segments: ``(B, L)`` int32.
             memory: ``(B, T, M)`` from ``encode``.
             memory_segments: ``(B, T)`` int32; a segment attends to the equal one.
+            positions: ``(B, L)`` int32; ``None`` for the columns.
             mode: see ``Mode``.
             rng: key of everything random in training.
         """
-        bias = causal_bias(segments) + self.decoder_bias(tokens.shape[1])
-        across = segment_bias(segments, memory_segments)
-        context = Context(bias, jnp.zeros_like(tokens), segments > 0, tokens, memory, across)
-        x, reports = self.decoder(self._embed(tokens), context, mode=mode, rng=rng)
+        positions = _columns(tokens) if positions is None else positions
+        view = causal_view(segments, positions, self.decoder_bias, None)
+        across = View(segment_bias(segments, memory_segments), positions)
+        context = Context(view, segments > 0, tokens, memory, across)
+        x = self.embedding(tokens, positions)
+        x, reports, _ = self.decoder(x, context, mode=mode, rng=rng)
         return self.final_norm(x), reports
 
-    def logits(self, hidden: Array) -> Array:
-        """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``.
+    def extend(
+        self,
+        tokens: Array,
+        segments: Array,
+        positions: Array,
+        cache: Cache,
+        memory_segments: Array,
+        *,
+        memory: Array | None = None,
+        mode: Mode = DECODE,
+    ) -> tuple[Array, Cache]:
+        """Reads target tokens that follow those of ``cache``.
 
-        T5 draws its embedding with deviation 1 and divides by ``sqrt(M)`` at the tied head; here it
-        is drawn that much smaller and multiplied by ``sqrt(M)`` at the input.
+        Args:
+            tokens: ``(B, L)`` int32.
+            segments: ``(B, L)`` int32.
+            positions: ``(B, L)`` int32.
+            cache: as from ``empty_cache``; it holds the keys and values of the memory too.
+            memory_segments: ``(B, T)`` int32.
+            memory: ``(B, T, M)`` from ``encode``, given once, with the first tokens.
+            mode: see ``Mode``; by default routing never depends on the other rows.
+
+        Returns:
+            ``(B, L, M)`` and the cache with these tokens.
         """
-        if self.config.tie_embeddings:
-            kernel = self.embedding[...].astype(hidden.dtype).T
-        else:
-            kernel = self.head[...].astype(hidden.dtype)
-        logits = jnp.einsum("blm,mv->blv", hidden, kernel)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+        cache = cache.extended(segments, positions)
+        view = causal_view(segments, positions, self.decoder_bias, cache)
+        across = View(segment_bias(segments, memory_segments), positions)
+        context = Context(view, segments > 0, tokens, memory, across)
+        x = self.embedding(tokens, positions)
+        x, _, layers = self.decoder(x, context, mode=mode, rng=None, cache=cache.layers)
+        return self.final_norm(x), dataclasses.replace(cache, layers=layers)
 
-    def _embed(self, tokens: Array) -> Array:
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """Returns a cache for ``batch`` rows of up to ``slots`` target tokens."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        scale = jnp.sqrt(self.config.width).astype(dtype)
-        return constrain(self.embedding[...].astype(dtype)[tokens] * scale, "batch")
+        return Cache.empty(self.decoder.empty_cache(batch, slots, dtype), batch, slots)
+
+    def logits(self, hidden: Array) -> Array:
+        """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""
+        return self.embedding.logits(hidden)
+
+
+def _columns(tokens: Array) -> Array:
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)

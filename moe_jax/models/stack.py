@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_jax.nn.block import Block, BlockConfig, Context
+from moe_jax.nn.block import Block, BlockConfig, Context, LayerCache
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
 
 Array = jax.Array
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
+StackCache = list[tuple[LayerCache, ...]]
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -77,7 +78,8 @@ class Stack(nnx.Module):
         mode: Mode,
         rng: Array | None,
         records: Sequence[Array] | None = None,
-    ) -> tuple[Array, tuple[MoEAux, ...]]:
+        cache: StackCache | None = None,
+    ) -> tuple[Array, tuple[MoEAux, ...], StackCache | None]:
         """Maps ``x (B, L, M)`` to ``(B, L, M)``.
 
         Args:
@@ -86,24 +88,47 @@ class Stack(nnx.Module):
             mode: see ``Mode``.
             rng: key of everything random in training.
             records: the routing to force, ``(B, L, K)`` per MoE layer in order.
+            cache: keys and values of the tokens before these, as from ``empty_cache``.
 
         Returns:
-            The output, and one report per MoE layer in order.
+            The output, one report per MoE layer in order, and the cache with these tokens' keys and
+            values, ``None`` if none was given.
         """
         keys = None if rng is None else jax.random.split(rng, self.num_layers)
         by_part = self._by_part(records)
+        caches = [(None,) * len(blocks) for blocks in self.parts] if cache is None else cache
         reports: list[MoEAux] = []
+        grown: StackCache = []
         start = 0
-        for blocks, count, part in zip(self.parts, self.counts, by_part, strict=True):
+        for blocks, count, part, kept in zip(self.parts, self.counts, by_part, caches, strict=True):
             size = len(blocks) * count
             part_keys = None
             if keys is not None:
                 part_keys = keys[start : start + size].reshape(count, len(blocks))
-            x, aux = self._run((tuple(blocks), part_keys, part), count, x, context, mode)
+            steps = (tuple(blocks), part_keys, part, kept)
+            x, (aux, kept) = self._run(steps, count, x, context, mode)
+            grown.append(kept)
             for step in range(count):
                 reports += [jax.tree.map(lambda a, i=step: a[i], a) for a in aux if a is not None]
             start += size
-        return x, tuple(reports)
+        return x, tuple(reports), None if cache is None else grown
+
+    def empty_cache(self, batch: int, slots: int, dtype: jnp.dtype) -> StackCache:
+        """Returns zeros for the keys and values of ``slots`` tokens in ``batch`` rows."""
+
+        def of(block: Block) -> LayerCache:
+            width = block.config.attention.width
+            x, positions = jnp.zeros((batch, slots, width), dtype), jnp.zeros((batch, slots), int)
+            return {"self": block.attention.project(x, positions)}
+
+        def zeros(block: Block, count: int) -> LayerCache:
+            shapes = jax.eval_shape(lambda: of(jax.tree.map(lambda leaf: leaf[0], block)))
+            return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
+
+        return [
+            tuple(zeros(block, count) for block in blocks)
+            for blocks, count in zip(self.parts, self.counts, strict=True)
+        ]
 
     def update_routers(self, demands: Sequence[Array]) -> None:
         """Moves the state of all routers on by one optimizer step.
@@ -131,22 +156,23 @@ class Stack(nnx.Module):
 
     def _run(
         self, steps: Any, count: int, x: Array, context: Context, mode: Mode
-    ) -> tuple[Array, tuple[MoEAux | None, ...]]:
-        """Runs ``steps = (blocks, keys, records)``, each stacked ``count`` times."""
+    ) -> tuple[Array, tuple[tuple[MoEAux | None, ...], tuple[LayerCache | None, ...]]]:
+        """Runs ``steps = (blocks, keys, records, caches)``, each stacked ``count`` times."""
 
-        def body(x: Array, step: tuple[tuple[Block, ...], Array | None, tuple[Array | None, ...]]):
-            layers, layer_keys, records = step
-            reports = []
-            for i, (layer, record) in enumerate(zip(layers, records, strict=True)):
+        def body(x: Array, step: tuple[tuple[Block, ...], Array | None, tuple, tuple]):
+            layers, layer_keys, records, caches = step
+            reports, grown = [], []
+            for i, (layer, record, cache) in enumerate(zip(layers, records, caches, strict=True)):
                 key = None if layer_keys is None else layer_keys[i]
-                x, aux = layer(x, context, mode=mode, rng=key, record=record)
+                x, aux, cache = layer(x, context, mode=mode, rng=key, record=record, cache=cache)
                 reports.append(aux)
-            return x, tuple(reports)
+                grown.append(cache)
+            return x, (tuple(reports), tuple(grown))
 
         body = _rematerialised(body, self.remat)
         if count == 1:
-            x, aux = body(x, jax.tree.map(lambda leaf: leaf[0], steps))
-            return x, jax.tree.map(lambda leaf: leaf[None], aux)
+            x, found = body(x, jax.tree.map(lambda leaf: leaf[0], steps))
+            return x, jax.tree.map(lambda leaf: leaf[None], found)
         return jax.lax.scan(body, x, steps)
 
 

@@ -1,32 +1,69 @@
-"""Multi-head attention, to the sequence itself or another, with rotary or T5 positions."""
+"""Multi-head attention, to the sequence itself or to a memory, and its masks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_jax.nn.init import weight
+from moe_jax.nn.init import constant, weight
+from moe_jax.nn.norm import unit_rms
+from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
 
 Array = jax.Array
+KV = dict[str, Array]
 _MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
+class Details:
+    """What published attentions add to the plain one.
+
+    Attributes:
+        qkv_bias: biases of queries, keys and values.
+        output_bias: bias of the output.
+        qk_norm: of queries and keys: ``head`` (RMS over each head, learned; Qwen3), ``width`` (RMS
+            over all heads together, learned; OLMoE), ``unit`` (RMS over each head after rotation,
+            nothing learned; Llama 4).
+        clip: queries, keys and values are cut to ``[-clip, clip]``; 0 for no cut (DBRX).
+        sinks: a learned score per head that takes weight and gives nothing (gpt-oss).
+        scale: of the scores; 0 for ``1 / sqrt(D)`` (T5: 1).
+        window: tokens seen, itself included; 0 for all.
+        chunk: attention stays within chunks of so many positions; 0 for none (Llama 4).
+        temperature: queries at position ``p`` are multiplied by ``1 + temperature * log(1 +
+            floor((p + 1) / temperature_length))`` (Llama 4's layers without rotation).
+        temperature_length: see ``temperature``.
+    """
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["none", "head", "width", "unit"] = "none"
+    clip: float = 0.0
+    sinks: bool = False
+    scale: float = 0.0
+    window: int = 0
+    chunk: int = 0
+    temperature: float = 0.0
+    temperature_length: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """A self-attention layer.
+    """An attention layer.
 
     Attributes:
         width: ``M``.
         num_heads: ``H`` of the queries.
         num_kv_heads: heads of keys and values; each serves ``num_heads / num_kv_heads`` queries.
         head_dim: ``D``.
-        rotary: rotate queries and keys by position (Su et al. 2021, 2104.09864).
-        rotary_base: slowest wavelength is ``2 * pi * rotary_base``.
+        rotary: rotation of queries and keys; ``None`` for none.
+        details: what else there is.
+        norm_eps: of the norm of queries and keys.
         init_scale: see ``moe_jax.nn.init.weight``.
     """
 
@@ -34,16 +71,54 @@ class AttentionConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rotary: bool = True
-    rotary_base: float = 10000.0
+    rotary: Rotary | None = Rotary()
+    details: Details = Details()
+    norm_eps: float = 1e-6
     init_scale: float = 1.0
+
+    @property
+    def score_dims(self) -> int:
+        """Multiply-adds per query and key, all heads: scores and mixing of values."""
+        return 2 * self.num_heads * self.head_dim
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What queries see of the keys.
+
+    Attributes:
+        bias: ``(B or 1, H or 1, L, T)`` float32 added to the scores: the mask, and relative
+            positions if the model has them.
+        positions: ``(B, L)`` int32 of the queries.
+        key_positions: ``(B, T)`` int32; ``None`` for those of the queries.
+        start: where in a cache the keys of these tokens go.
+    """
+
+    bias: Array
+    positions: Array
+    key_positions: Array | None = None
+    start: Array | int = 0
+
+    @property
+    def distance(self) -> Array:
+        """``(B, L, T)`` int32, how far before a query a key stands."""
+        return self.positions[:, :, None] - self._keys[:, None, :]
+
+    def same_chunk(self, size: int) -> Array:
+        """Returns ``(B, L, T)`` bool."""
+        return self.positions[:, :, None] // size == self._keys[:, None, :] // size
+
+    @property
+    def _keys(self) -> Array:
+        return self.positions if self.key_positions is None else self.key_positions
 
 
 class Attention(nnx.Module):
-    """Attention of a sequence to itself or to a memory; the bias is the mask."""
+    """Attention of queries to keys and values of the same sequence or of a memory."""
 
     def __init__(self, config: AttentionConfig, key: Array):
-        """Makes ``query (M, H, D)``, ``key``/``value (M, H_kv, D)`` and ``output (H, D, M)``."""
+        """Makes ``query (M, H, D)``, ``key``, ``value (M, H_kv, D)``, ``output (H, D, M)``."""
         keys = jax.random.split(key, 4)
         m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         scale, axes = config.init_scale, ("embed", "heads", "head")
@@ -53,37 +128,100 @@ class Attention(nnx.Module):
         self.output = weight(
             keys[3], (h, d, m), ("heads", "head", "embed"), fan_in=h * d, scale=scale
         )
+        details = config.details
+        if details.qkv_bias:
+            self.query_bias = constant(0.0, (h, d), axes[1:])
+            self.key_bias = constant(0.0, (kv, d), axes[1:])
+            self.value_bias = constant(0.0, (kv, d), axes[1:])
+        if details.output_bias:
+            self.output_bias = constant(0.0, (m,), ("embed",))
+        if details.qk_norm in ("head", "width"):
+            shared = details.qk_norm == "head"
+            self.query_norm = constant(1.0, (d,) if shared else (h, d), axes[2 if shared else 1 :])
+            self.key_norm = constant(1.0, (d,) if shared else (kv, d), axes[2 if shared else 1 :])
+        if details.sinks:
+            self.sinks = constant(0.0, (h,), ("heads",))
         self.config = config
 
-    def __call__(
-        self, x: Array, bias: Array, positions: Array, memory: Array | None = None
-    ) -> Array:
+    def project(self, source: Array, positions: Array) -> KV:
+        """Returns keys and values ``(B, H_kv, T, D)`` of ``source (B, T, M)``."""
+        config = self.config
+        key = self._projected(source, self.key, "key_bias", "key_norm")
+        if config.rotary is not None:
+            key = rotate(key, positions, config.rotary)
+        value = self._projected(source, self.value, "value_bias", None)
+        return {"key": self._after_rotation(key), "value": value}
+
+    def __call__(self, x: Array, view: View, kv: KV | None = None) -> Array:
         """Attends.
 
         Args:
             x: ``(B, L, M)``.
-            bias: ``(B or 1, H or 1, L, T)`` float32 added to the scores: the mask, and relative
-                positions if the model has them; ``T`` is the length of what is attended to.
-            positions: ``(B, L)`` int32, read by rotary positions alone.
-            memory: ``(B, T, M)`` to attend to; ``x`` itself if not given.
+            view: what each query sees.
+            kv: keys and values from ``project``; those of ``x`` itself if not given.
+
+        Returns:
+            ``(B, L, M)``.
         """
-        config = self.config
-        source = x if memory is None else memory
-        q, k, v = (
-            jnp.einsum("blm,mhd->bhld", given, kernel[...].astype(x.dtype))
-            for given, kernel in ((x, self.query), (source, self.key), (source, self.value))
-        )
-        if config.rotary:
-            sin, cos = _rotary_angles(positions, config.head_dim, config.rotary_base)
-            q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
+        config, details = self.config, self.config.details
+        kv = self.project(x, view.positions) if kv is None else kv
+        q = self._projected(x, self.query, "query_bias", "query_norm")
+        if config.rotary is not None:
+            q = rotate(q, view.positions, config.rotary)
+        q = self._after_rotation(q)
+        if details.temperature:
+            steps = jnp.floor((view.positions + 1.0) / details.temperature_length)
+            heat = 1.0 + details.temperature * jnp.log1p(steps)
+            q = q * heat[:, None, :, None].astype(q.dtype)
         repeats = config.num_heads // config.num_kv_heads
-        k, v = (jnp.repeat(t, repeats, axis=1) if repeats > 1 else t for t in (k, v))
+        k, v = (
+            jnp.repeat(t, repeats, axis=1) if repeats > 1 else t for t in (kv["key"], kv["value"])
+        )
         q, k, v = (constrain(t, "batch", "heads", "length", "head") for t in (q, k, v))
-        q = q / math.sqrt(config.head_dim)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) + bias
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        q = q * details.scale if details.scale else q / math.sqrt(config.head_dim)
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) + view.bias
+        scores += local_bias(view, details.window, details.chunk)
+        weights = softmax(scores, self.sinks[...] if details.sinks else None).astype(x.dtype)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-        return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
+        done = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
+        return done + self.output_bias[...].astype(x.dtype) if details.output_bias else done
+
+    def _projected(self, x: Array, kernel: nnx.Param, bias: str, norm: str | None) -> Array:
+        details = self.config.details
+        y = jnp.einsum("blm,mhd->bhld", x, kernel[...].astype(x.dtype))
+        if details.qkv_bias:
+            y += getattr(self, bias)[...].astype(x.dtype)[:, None]
+        if norm and details.qk_norm == "head":
+            y = unit_rms(y, self.config.norm_eps) * getattr(self, norm)[...]
+        if norm and details.qk_norm == "width":
+            square = jnp.square(y.astype(jnp.float32)).mean((1, 3), keepdims=True)
+            y = y * jax.lax.rsqrt(square + self.config.norm_eps) * getattr(self, norm)[...][:, None]
+        if details.clip:
+            y = jnp.clip(y, -details.clip, details.clip)
+        return y.astype(x.dtype)
+
+    def _after_rotation(self, x: Array) -> Array:
+        if self.config.details.qk_norm != "unit" or self.config.rotary is None:
+            return x
+        return unit_rms(x, self.config.norm_eps).astype(x.dtype)
+
+
+def softmax(scores: Array, sinks: Array | None) -> Array:
+    """Returns weights ``(B, H, L, T)``; ``sinks (H,)`` are scores that take weight for nothing."""
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, column], axis=-1), axis=-1)[..., :-1]
+
+
+def local_bias(view: View, window: int, chunk: int) -> Array | float:
+    """Returns ``(B, 1, L, T)`` float32 that masks what is out of the window or in another chunk."""
+    bias: Array | float = 0.0
+    if window:
+        bias = bias + jnp.where(view.distance < window, 0.0, _MASKED)[:, None]
+    if chunk:
+        bias = bias + jnp.where(view.same_chunk(chunk), 0.0, _MASKED)[:, None]
+    return bias
 
 
 def causal_bias(segments: Array) -> Array:
@@ -92,9 +230,20 @@ def causal_bias(segments: Array) -> Array:
     Args:
         segments: ``(B, L)`` int32, 0 for padding.
     """
-    length = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]
-    causal = jnp.tril(jnp.ones((length, length), bool))
+    place = jnp.arange(segments.shape[1])
+    return cached_bias(segments, segments, place)
+
+
+def cached_bias(queries: Array, keys: Array, place: Array) -> Array:
+    """Returns ``(B, 1, L, T)`` float32: 0 to keys of the same segment up to the query's own place.
+
+    Args:
+        queries: ``(B, L)`` int32 segments, 0 for padding.
+        keys: ``(B, T)`` int32 segments of all keys there are.
+        place: ``(L,)`` int32, which key is the query's own.
+    """
+    same = queries[:, :, None] == keys[:, None, :]
+    causal = jnp.arange(keys.shape[1]) <= place[:, None]
     return jnp.where(same & causal, 0.0, _MASKED)[:, None].astype(jnp.float32)
 
 
@@ -107,54 +256,3 @@ def segment_bias(queries: Array, keys: Array) -> Array:
     """
     same = queries[:, :, None] == keys[:, None, :]
     return jnp.where(same, 0.0, _MASKED)[:, None].astype(jnp.float32)
-
-
-class RelativeBias(nnx.Module):
-    """T5's learned relative positions: one number per head and distance bucket (1910.10683)."""
-
-    def __init__(
-        self,
-        num_heads: int,
-        key: Array,
-        *,
-        buckets: int = 32,
-        max_distance: int = 128,
-        both_ways: bool = False,
-    ):
-        """Makes the table ``(buckets, H)``; half of it is for later tokens if ``both_ways``."""
-        self.table = weight(key, (buckets, num_heads), (None, "heads"), fan_in=1, scale=1e-2)
-        self.max_distance = max_distance
-        self.both_ways = both_ways
-
-    def __call__(self, length: int) -> Array:
-        """Returns ``(1, H, L, L)`` float32."""
-        position = jnp.arange(length)
-        table = self.table[...]
-        distance = position[:, None] - position[None, :]
-        if self.both_ways:
-            half = table.shape[0] // 2
-            later = jnp.where(distance < 0, half, 0)
-            bucket = later + _bucket(jnp.abs(distance), half, self.max_distance)
-        else:
-            bucket = _bucket(jnp.maximum(distance, 0), table.shape[0], self.max_distance)
-        return jnp.moveaxis(table[bucket], -1, 0)[None]
-
-
-def _bucket(distance: Array, buckets: int, max_distance: int) -> Array:
-    """T5's buckets of non-negative distances: half exact, the rest spaced by logarithm."""
-    exact = buckets // 2
-    ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(max_distance / exact)
-    spaced = exact + (ratio * (buckets - exact)).astype(jnp.int32)
-    return jnp.where(distance < exact, distance, jnp.minimum(spaced, buckets - 1))
-
-
-def _rotary_angles(positions: Array, dim: int, base: float) -> tuple[Array, Array]:
-    frequency = base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
-    angle = positions[:, None, :, None] * frequency
-    return jnp.sin(angle), jnp.cos(angle)
-
-
-def _rotate(x: Array, sin: Array, cos: Array) -> Array:
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -7,15 +7,17 @@ import dataclasses
 import jax
 from flax import nnx
 
-from moe_jax.nn.attention import Attention, AttentionConfig
+from moe_jax.nn.attention import KV, Attention, AttentionConfig, View
 from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
+from moe_jax.nn.latent import LatentAttention, LatentConfig
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoE, MoEAux, MoEConfig
-from moe_jax.nn.norm import RMSNorm
+from moe_jax.nn.norm import NormConfig, norm
 from moe_jax.parallel import constrain
 
 Array = jax.Array
+LayerCache = dict[str, KV]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +29,16 @@ class BlockConfig:
         feed_forward: the dense network, or one expert.
         moe: the mixture; ``None`` for a dense layer.
         dropout: of all residual branches in training.
-        norm_eps: of RMSNorm.
+        norm: of every branch's input.
         extra: the dense sub-layer that ``moe.extra_dense`` puts beside the mixture.
         cross_attention: to the context's memory, after the self-attention; ``None`` for none.
     """
 
-    attention: AttentionConfig
+    attention: AttentionConfig | LatentConfig
     feed_forward: FeedForwardConfig
-    moe: MoEConfig | None
-    dropout: float
-    norm_eps: float
+    moe: MoEConfig | None = None
+    dropout: float = 0.0
+    norm: NormConfig = NormConfig()
     extra: FeedForwardConfig | None = None
     cross_attention: AttentionConfig | None = None
 
@@ -52,20 +54,18 @@ class Context:
     """What every layer of one forward pass shares.
 
     Attributes:
-        bias: attention bias ``(B or 1, H or 1, L, L)``.
-        positions: ``(B, L)`` int32.
+        view: what the tokens see of each other, and of a cache's.
         valid: ``(B, L)`` bool, False for padding.
         token_ids: ``(B, L)`` int32, for routers that hash them.
-        memory: ``(B, T, M)`` for cross-attention, or ``None``.
-        memory_bias: ``(B or 1, 1, L, T)``, or ``None``.
+        memory: ``(B, T, M)`` for cross-attention; ``None`` if there is none, or a cache holds it.
+        memory_view: what the tokens see of it.
     """
 
-    bias: Array
-    positions: Array
+    view: View
     valid: Array
     token_ids: Array
     memory: Array | None = None
-    memory_bias: Array | None = None
+    memory_view: View | None = None
 
 
 class Block(nnx.Module):
@@ -75,18 +75,19 @@ class Block(nnx.Module):
         """Makes the two sub-layers and their norms."""
         attention_key, feed_forward_key = jax.random.split(key)
         width = config.attention.width
-        self.attention_norm = RMSNorm(width, config.norm_eps)
-        self.attention = Attention(config.attention, attention_key)
-        self.feed_forward_norm = RMSNorm(width, config.norm_eps)
+        self.attention_norm = norm(config.norm, width)
+        kind = LatentAttention if isinstance(config.attention, LatentConfig) else Attention
+        self.attention = kind(config.attention, attention_key)
+        self.feed_forward_norm = norm(config.norm, width)
         if config.moe is None:
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
             self.feed_forward = MoE(config.moe, config.feed_forward, feed_forward_key)
         if config.cross_attention is not None:
-            self.cross_norm = RMSNorm(width, config.norm_eps)
+            self.cross_norm = norm(config.norm, width)
             self.cross = Attention(config.cross_attention, jax.random.fold_in(key, 3))
         if config.extra_dense != "none":
-            self.extra_norm = RMSNorm(width, config.norm_eps)
+            self.extra_norm = norm(config.norm, width)
             self.extra = FeedForward(config.extra, jax.random.fold_in(key, 2))
         self.config = config
 
@@ -98,18 +99,27 @@ class Block(nnx.Module):
         mode: Mode,
         rng: Array | None,
         record: Array | None = None,
-    ) -> tuple[Array, MoEAux | None]:
-        """Maps ``x (B, L, M)`` to ``(B, L, M)``; the report is ``None`` for a dense layer.
+        cache: LayerCache | None = None,
+    ) -> tuple[Array, MoEAux | None, LayerCache | None]:
+        """Maps ``x (B, L, M)`` to ``(B, L, M)``.
 
-        ``record`` is the routing to force upon the mixture, see ``moe_jax.nn.moe.MoE``.
+        Args:
+            x: the tokens.
+            context: what all layers share.
+            mode: see ``Mode``.
+            rng: key of everything random in training.
+            record: the routing to force upon the mixture, see ``moe_jax.nn.moe.MoE``.
+            cache: keys and values of the tokens before these.
+
+        Returns:
+            The output; the mixture's report, ``None`` for a dense layer; and the cache with the
+            keys and values of these tokens, ``None`` if none was given.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
-        mixed = self.attention(self.attention_norm(x), context.bias, context.positions)
+        mixed, cache = self._attend(x, context.view, cache)
         x = self._add(x, mixed, keys[0])
         if self.config.cross_attention is not None:
-            mixed = self.cross(
-                self.cross_norm(x), context.memory_bias, context.positions, context.memory
-            )
+            mixed, cache = self._attend_memory(x, context, cache)
             x = self._add(x, mixed, keys[4])
         if self.config.extra_dense == "before":
             x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
@@ -128,7 +138,34 @@ class Block(nnx.Module):
         x = self._add(x, done, keys[2])
         if self.config.extra_dense == "after":
             x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
-        return x, aux
+        return x, aux, cache
+
+    def _attend(
+        self, x: Array, view: View, cache: LayerCache | None
+    ) -> tuple[Array, LayerCache | None]:
+        x = self.attention_norm(x)
+        kv = self.attention.project(x, view.positions)
+        if cache is not None:
+            kv = jax.tree.map(
+                lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+                    old, new.astype(old.dtype), view.start, axis=2
+                ),
+                cache["self"],
+                kv,
+            )
+            cache = {**cache, "self": kv}
+        return self.attention(x, view, kv), cache
+
+    def _attend_memory(
+        self, x: Array, context: Context, cache: LayerCache | None
+    ) -> tuple[Array, LayerCache | None]:
+        if context.memory is None:
+            kv = cache["cross"]
+        else:
+            kv = self.cross.project(context.memory, context.memory_view.positions)
+        if cache is not None:
+            cache = {**cache, "cross": kv}
+        return self.cross(self.cross_norm(x), context.memory_view, kv), cache
 
     def _add(self, x: Array, branch: Array, key: Array | None) -> Array:
         return constrain(x + dropout(branch, self.config.dropout, key), "batch")

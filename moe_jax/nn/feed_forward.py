@@ -9,11 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_jax.nn.init import weight
+from moe_jax.nn.init import constant, weight
 from moe_jax.parallel import constrain
 
-Activation = Literal["relu", "gelu", "silu"]
-_ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
+Activation = Literal["relu", "gelu", "gelu_exact", "quick_gelu", "silu"]
+_ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +29,11 @@ class FeedForwardConfig:
     Attributes:
         width: ``M``.
         hidden: ``F``.
-        activation: of the hidden layer.
-        gated: multiply the activation by a second linear map of the input (GLU).
+        activation: of the hidden layer; ``gelu`` is the tanh form, ``quick_gelu`` the sigmoid one.
+        gated: the activation of ``gate`` times ``up`` (GLU, 2002.05202), both linear in the input.
+        bias: of every linear map.
+        limit: ``gate`` is cut above it and ``up`` to ``[-limit, limit]``; 0 for no cut (gpt-oss).
+        up_offset: added to ``up`` where gated (gpt-oss: 1).
         init_scale: see ``moe_jax.nn.init.weight``.
     """
 
@@ -32,6 +41,9 @@ class FeedForwardConfig:
     hidden: int
     activation: Activation = "gelu"
     gated: bool = False
+    bias: bool = False
+    limit: float = 0.0
+    up_offset: float = 0.0
     init_scale: float = 1.0
 
 
@@ -39,19 +51,24 @@ class FeedForward(nnx.Module):
     """The dense feed-forward layer of a transformer."""
 
     def __init__(self, config: FeedForwardConfig, key: jax.Array):
-        """Makes ``up (M, F)``, ``gate (M, F)`` if gated, and ``down (F, M)``."""
+        """Makes ``up (M, F)``, ``gate (M, F)`` if gated, ``down (F, M)``, and biases."""
         keys = jax.random.split(key, 3)
         m, f, scale = config.width, config.hidden, config.init_scale
         self.up = weight(keys[0], (m, f), ("embed", "mlp"), fan_in=m, scale=scale)
         self.down = weight(keys[1], (f, m), ("mlp", "embed"), fan_in=f, scale=scale)
         if config.gated:
             self.gate = weight(keys[2], (m, f), ("embed", "mlp"), fan_in=m, scale=scale)
+        if config.bias:
+            self.up_bias = constant(0.0, (f,), ("mlp",))
+            self.down_bias = constant(0.0, (m,), ("embed",))
+        if config.bias and config.gated:
+            self.gate_bias = constant(0.0, (f,), ("mlp",))
         self.config = config
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x (B, L, M)`` to ``(B, L, M)``."""
         hidden = _hidden(self, x, "blm,mf->blf", ("batch", "length", "mlp"))
-        return jnp.einsum("blf,fm->blm", hidden, self.down[...].astype(x.dtype))
+        return _linear(hidden, "blf,fm->blm", self, "down")
 
 
 class Experts(nnx.Module):
@@ -69,12 +86,17 @@ class Experts(nnx.Module):
         self.down = weight(keys[1], (e, f, m), down, fan_in=f, scale=scale)
         if config.gated:
             self.gate = weight(keys[2], (e, m, f), up, fan_in=m, scale=scale)
+        if config.bias:
+            self.up_bias = constant(0.0, (e, 1, f), ("expert", None, "expert_mlp"))
+            self.down_bias = constant(0.0, (e, 1, m), ("expert", None, "expert_embed"))
+        if config.bias and config.gated:
+            self.gate_bias = constant(0.0, (e, 1, f), ("expert", None, "expert_mlp"))
         self.config = config
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x (E, T, M)`` to ``(E, T, M)``."""
         hidden = _hidden(self, x, "etm,emf->etf", ("expert", "data", "expert_mlp"))
-        return jnp.einsum("etf,efm->etm", hidden, self.down[...].astype(x.dtype))
+        return _linear(hidden, "etf,efm->etm", self, "down")
 
 
 class MixedExperts(nnx.Module):
@@ -104,9 +126,19 @@ class MixedExperts(nnx.Module):
 def _hidden(
     layer: FeedForward | Experts, x: jax.Array, product: str, axes: tuple[str, ...]
 ) -> jax.Array:
-    hidden = _ACTIVATIONS[layer.config.activation](
-        jnp.einsum(product, x, layer.up[...].astype(x.dtype))
-    )
-    if layer.config.gated:
-        hidden = hidden * jnp.einsum(product, x, layer.gate[...].astype(x.dtype))
-    return constrain(hidden, *axes)
+    config = layer.config
+    activation = _ACTIVATIONS[config.activation]
+    up = _linear(x, product, layer, "up")
+    if not config.gated:
+        return constrain(activation(up), *axes)
+    gate = _linear(x, product, layer, "gate")
+    if config.limit:
+        gate, up = jnp.minimum(gate, config.limit), jnp.clip(up, -config.limit, config.limit)
+    if config.up_offset:
+        up = up + config.up_offset
+    return constrain(activation(gate) * up, *axes)
+
+
+def _linear(x: jax.Array, product: str, layer: FeedForward | Experts, name: str) -> jax.Array:
+    y = jnp.einsum(product, x, getattr(layer, name)[...].astype(x.dtype))
+    return y + getattr(layer, f"{name}_bias")[...].astype(x.dtype) if layer.config.bias else y

@@ -63,6 +63,7 @@ class MoEConfig:
         expert_dim: ``F`` of each expert.
         expert_dims: widths of equally large groups of neighbouring experts, instead of
             ``expert_dim``, for experts of several sizes.
+        gated: whether experts are gated linear units; ``None`` for as the dense layers are.
         group_size: ``S``; capacity is per group and expert. A batch that does not divide is padded.
         router: the router.
         transport: ``einsum`` (dispatch tensors) or ``gather`` (slot table).
@@ -84,6 +85,7 @@ class MoEConfig:
     num_experts: int = 8
     expert_dim: int = 512
     expert_dims: tuple[int, ...] = ()
+    gated: bool | None = None
     group_size: int = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
     transport: Literal["einsum", "gather"] = "einsum"

@@ -15,6 +15,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "embed": None,
     "heads": "model",
     "head": None,
+    "latent": None,
     "mlp": "model",
     "vocab": "model",
     "expert": "expert",

@@ -1,5 +1,6 @@
 """What a configuration costs, known without running it."""
 
-from moe_jax.planning.count import Cost, count
+from moe_jax.planning.claims import Claim, record
+from moe_jax.planning.count import Cost, Tokens, count
 
-__all__ = ["Cost", "count"]
+__all__ = ["Claim", "Cost", "Tokens", "count", "record"]

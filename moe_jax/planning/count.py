@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 from flax import nnx
 
-from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax import models
+from moe_jax.models.stack import Stack
+from moe_jax.nn.attention import AttentionConfig, Details
+from moe_jax.nn.block import Block
+from moe_jax.nn.latent import LatentConfig
+from moe_jax.nn.moe import MoE, MoEConfig
+
+Convention = Literal["exact", "kaplan", "full"]
+PARTS = ("attention", "dense", "experts", "router", "head")
+_NO_PRODUCT = ("scale", "sinks", "places", "query_norm", "key_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The length of a sequence.
+
+    Attributes:
+        inputs: tokens of the decoder, or of the encoder if there is one.
+        targets: tokens of the decoder behind an encoder.
+    """
+
+    inputs: int
+    targets: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,59 +41,206 @@ class Cost:
 
     Attributes:
         total: parameters.
+        experts: experts in all layers together.
         active: parameters that one token meets, embedding and head included.
-        flops_per_token: forward, two per multiply-add; attention over half the length on average.
-        flops_by_part: the same by part.
+        input_embedding: parameters of the embedding that are not the head's as well.
+        parameters: the total by part; norms belong to the part that they stand before.
+        flops_by_part: forward, per token; two per multiply-add.
+        tokens: the sequence that FLOPs are of.
     """
 
     total: int
+    experts: int
     active: int
-    flops_per_token: int
+    input_embedding: int
+    parameters: dict[str, int]
     flops_by_part: dict[str, int]
+    tokens: Tokens
+
+    @property
+    def flops_per_token(self) -> int:
+        """Forward, on average over the sequence."""
+        return sum(self.flops_by_part.values())
 
     @property
     def training_flops_per_token(self) -> int:
         """Forward and backward: three times forward."""
         return 3 * self.flops_per_token
 
+    @property
+    def flops_per_sequence(self) -> int:
+        """Forward."""
+        return self.flops_per_token * (self.tokens.inputs + self.tokens.targets)
 
-def count(config: DecoderConfig, vocab_size: int, seq_length: int) -> Cost:
-    """Counts ``config`` with ``vocab_size`` tokens at ``seq_length``."""
-    shapes = jax.eval_shape(lambda: Decoder(config, vocab_size, jax.random.key(0)))
-    parameters = nnx.state(shapes, nnx.Param)
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
-    matrices = 3 if config.gated else 2
-    sparse = [config.moe.at(layer) for layer in config.moe.moe_layers(config.num_layers)]
-    width, heads, dim = config.width, config.num_heads, config.head_dim
-    kv_heads = config.num_kv_heads or heads
-    extra = sum(moe.extra_dense != "none" for moe in sparse)
-    dense_hidden = (config.num_layers - len(sparse) + extra) * config.mlp_dim
-    dense_hidden += sum(moe.shared.hidden for moe in sparse)
-    met = [_experts_per_token(moe) for moe in sparse]
-    idle = sum(
-        matrices * width * moe.mean_expert_dim * (moe.num_experts - experts)
-        for moe, experts in zip(sparse, met, strict=True)
+    @property
+    def active_by_convention(self) -> dict[str, int]:
+        """Active parameters as the field counts them.
+
+        ``embedding_and_head`` (Mixtral, DBRX, OLMoE, Qwen, GLaM's with its one matrix), and
+        ``no_input_embedding`` (DeepSeek-V3, gpt-oss).
+        """
+        return {
+            "embedding_and_head": self.active,
+            "no_input_embedding": self.active - self.input_embedding,
+        }
+
+
+def count(
+    config: models.ModelConfig,
+    vocab_size: int,
+    tokens: int | Tokens,
+    convention: Convention = "exact",
+) -> Cost:
+    """Counts a model.
+
+    Args:
+        config: the model.
+        vocab_size: ``V``.
+        tokens: the sequence; a number for a decoder alone.
+        convention: of FLOPs. ``exact``: what is not masked. ``kaplan``: half of attention wherever
+            it is, keys and values of a memory once per target, no router (Kaplan et al. 2020,
+            2001.08361; Switch table 9). ``full``: masked scores are computed too (DeepSeekMoE).
+    """
+    tokens = Tokens(tokens) if isinstance(tokens, int) else tokens
+    model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
+    parameters = dict.fromkeys(PARTS, 0)
+    flops = dict.fromkeys(PARTS, 0.0)
+    idle, experts = 0.0, 0
+    for stack, own, memory, causal in _stacks(model, tokens):
+        for block, repeats in _blocks(stack):
+            for part, size in _sizes(block).items():
+                parameters[part] += size
+            for part, spent in _flops(block, own, memory, causal, convention).items():
+                flops[part] += spent * own * repeats
+            idle += _idle(block)
+            experts += block.config.moe.num_experts * repeats if block.config.moe else 0
+    head = config.width * vocab_size
+    embedding = _size(model.embedding)
+    last = tokens.targets or tokens.inputs
+    flops["head"] = 2.0 * head * last
+    parameters |= {"head": head, "embedding": embedding - head}
+    total = _size(model)
+    parameters["final_norms"] = total - sum(parameters.values())
+    everything = tokens.inputs + tokens.targets
+    per_token = {part: round(spent / everything) for part, spent in flops.items()}
+    return Cost(
+        total=total,
+        experts=experts,
+        active=round(total - idle),
+        input_embedding=0 if config.tie_embeddings else head,
+        parameters=parameters,
+        flops_by_part=per_token,
+        tokens=tokens,
     )
-    hidden = sum(moe.mean_expert_dim * experts for moe, experts in zip(sparse, met, strict=True))
-    planes = sum(
-        math.prod(parameter.shape)
-        for moe in sparse
-        for parameter in moe.router.head.parameters(
-            width, moe.num_experts, moe.router.planes
-        ).values()
+
+
+def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, int, bool]]:
+    """Yields each stack, its tokens, those of the memory it attends to, and if it is causal."""
+    if isinstance(model, models.Decoder):
+        yield model.layers, tokens.inputs, 0, True
+    else:
+        yield model.encoder, tokens.inputs, 0, False
+        yield model.decoder, tokens.targets, tokens.inputs, True
+
+
+def _blocks(stack: Stack) -> Iterator[tuple[Block, int]]:
+    """Yields each stacked block and how many layers it stands for."""
+    for blocks, repeats in zip(stack.parts, stack.counts, strict=True):
+        for block in blocks:
+            yield block, repeats
+
+
+def _leaves(module: nnx.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        yield str(path[-1]), leaf.get_value().shape
+
+
+def _size(module: nnx.Module) -> int:
+    return sum(math.prod(shape) for _, shape in _leaves(module))
+
+
+def _products(module: nnx.Module) -> int:
+    """Multiply-adds per token: the parameters of linear maps."""
+    return sum(
+        math.prod(shape)
+        for name, shape in _leaves(module)
+        if name not in _NO_PRODUCT and not name.endswith("bias")
     )
-    parts = {
-        "attention": config.num_layers
-        * 2
-        * (width * dim * (2 * heads + 2 * kv_heads) + heads * dim * seq_length),
-        "dense": 2 * matrices * width * dense_hidden,
-        "experts": round(2 * matrices * width * hidden),
-        "router": 2 * planes,
-        "head": 2 * width * vocab_size,
-    }
-    return Cost(total, round(total - idle), sum(parts.values()), parts)
 
 
-def _experts_per_token(moe: MoEConfig) -> float:
+def _sizes(block: Block) -> dict[str, int]:
+    inner = block.feed_forward
+    attention = ["attention", "attention_norm", "cross", "cross_norm"]
+    found = {"attention": _attributes(block, attention), "router": 0, "experts": 0}
+    found["dense"] = _attributes(block, ["feed_forward_norm", "extra", "extra_norm"])
+    if isinstance(inner, MoE):
+        found["router"], found["experts"] = _size(inner.router), _size(inner.experts)
+        found["dense"] += _attributes(inner, ["shared"])
+    else:
+        found["dense"] += _size(inner)
+    return found
+
+
+def _attributes(module: nnx.Module, names: list[str]) -> int:
+    return sum(_size(getattr(module, name)) for name in names if hasattr(module, name))
+
+
+def _idle(block: Block) -> float:
+    """Parameters of experts that a token does not meet on average."""
+    inner = block.feed_forward
+    if not isinstance(inner, MoE):
+        return 0.0
+    return _size(inner.experts) * (1 - _met(inner.config) / inner.config.num_experts)
+
+
+def _met(moe: MoEConfig) -> float:
     """Experts a token meets on average; the capacity decides where experts choose."""
     return moe.router.experts_per_token(moe.group_size, moe.num_experts)
+
+
+def _flops(
+    block: Block, own: int, memory: int, causal: bool, convention: Convention
+) -> dict[str, float]:
+    """FLOPs of one of the layers that ``block`` stands for, per own token."""
+    layers = jax.tree.leaves(nnx.state(block.attention_norm))[0].shape[0]
+    config, inner = block.config, block.feed_forward
+    seen = _seen(config.attention, own, causal, convention)
+    attention = 2 * _products(block.attention) / layers + 2 * config.attention.score_dims * seen
+    if memory:
+        attention += _cross_flops(block, layers, own, memory, convention)
+    dense = 2 * _products(block.extra) / layers if hasattr(block, "extra") else 0.0
+    if not isinstance(inner, MoE):
+        return {"attention": attention, "dense": dense + 2 * _products(inner) / layers}
+    if hasattr(inner, "shared"):
+        dense += 2 * _products(inner.shared) / layers
+    share = _met(inner.config) / inner.config.num_experts
+    return {
+        "attention": attention,
+        "dense": dense,
+        "experts": 2 * _products(inner.experts) / layers * share,
+        "router": 0.0 if convention == "kaplan" else 2 * _products(inner.router) / layers,
+    }
+
+
+def _cross_flops(block: Block, layers: int, own: int, memory: int, convention: Convention) -> float:
+    cross = block.config.cross_attention
+    seen = memory / 2 if convention == "kaplan" else memory
+    spent = 2 * _products(block.cross) / layers + 2 * cross.score_dims * seen
+    if convention == "kaplan":
+        return spent
+    keys_and_values = 2 * 2 * cross.width * cross.num_kv_heads * cross.head_dim
+    return spent + keys_and_values * (memory - own) / own
+
+
+def _seen(
+    attention: AttentionConfig | LatentConfig, own: int, causal: bool, convention: Convention
+) -> float:
+    """Keys that a query meets on average."""
+    if convention == "full" or (convention == "exact" and not causal):
+        return own
+    details = attention.details if isinstance(attention, AttentionConfig) else Details()
+    if convention == "exact" and 0 < details.window < own:
+        return details.window - details.window**2 / (2 * own)
+    if convention == "exact" and 0 < details.chunk < own:
+        return details.chunk / 2
+    return own / 2

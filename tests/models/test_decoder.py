@@ -12,6 +12,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.mode import EVAL, TRAIN, Mode
 from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.positions import Rotary, T5Relative
 
 VOCAB, BATCH, LENGTH = 50, 2, 12
 BASE = DecoderConfig(
@@ -98,7 +99,7 @@ def test_scanned_and_unrolled_layers_are_the_same_model():
     close(logits, other_logits)
     jax.tree.map(close, reports, other_reports)
     jax.tree.map(close, per_layer(grads, RANDOM), per_layer(other_grads, unrolled))
-    close(grads.embedding[...], other_grads.embedding[...])
+    close(grads.embedding.table[...], other_grads.embedding.table[...])
     # The keys of dropout differ by layer and matter.
     assert float(jnp.abs(logits - gradient(RANDOM, 4)[1]).max()) > 1e-2
 
@@ -142,12 +143,12 @@ def influence_by_gradient(config: DecoderConfig) -> np.ndarray:
 
     def hidden(embedding):
         graph, state = nnx.split(model)
-        state["embedding"] = state["embedding"].replace(embedding)
+        state["embedding"]["table"] = state["embedding"]["table"].replace(embedding)
         merged = nnx.merge(graph, state)
         out, _ = merged.hidden(DISTINCT, jnp.ones_like(DISTINCT), DISTINCT, mode=TRAIN)
         return out[0] @ jnp.arange(1.0, 17.0)
 
-    jacobian = jax.jit(jax.jacrev(hidden))(model.embedding[...])
+    jacobian = jax.jit(jax.jacrev(hidden))(model.embedding.table[...])
     return np.abs(jacobian).max(-1)
 
 
@@ -216,7 +217,7 @@ def test_expert_choice_is_refused_unless_asked_for():
     allowed = dataclasses.replace(moe, allow_future_leak=True)
     assert dataclasses.replace(BASE, moe=allowed).moe.allow_future_leak
     dense = dataclasses.replace(BASE, moe=dataclasses.replace(moe, every=0))
-    assert not any(block.moe for block in dense.blocks())
+    assert not any(block.moe for block in dense.layers())
 
 
 def test_documents_of_a_row_do_not_see_each_other():
@@ -239,10 +240,10 @@ def test_documents_of_a_row_do_not_see_each_other():
 )
 def test_every_nth_layer_is_a_mixture(every, expected):
     config = dataclasses.replace(BASE, moe=dataclasses.replace(BASE.moe, every=every))
-    assert "".join("m" if block.moe else "d" for block in config.blocks()) == expected
-    hidden = {block.feed_forward.hidden for block in config.blocks() if block.moe}
+    assert "".join("m" if block.moe else "d" for block in config.layers()) == expected
+    hidden = {block.feed_forward.hidden for block in config.layers() if block.moe}
     assert hidden <= {16}  # expert_dim, where dense layers have mlp_dim
-    assert {b.feed_forward.hidden for b in config.blocks() if not b.moe} <= {32}
+    assert {b.feed_forward.hidden for b in config.layers() if not b.moe} <= {32}
 
 
 def test_a_dense_model_has_no_reports():
@@ -258,24 +259,24 @@ def test_a_moe_model_reports_each_mixture_and_its_valid_tokens():
 
 def test_the_tied_head_is_the_embedding():
     tied, untied = make(BASE), make(SMALL)
-    assert not hasattr(tied, "head")
+    assert not hasattr(tied.embedding, "head")
     hidden = jax.random.normal(jax.random.key(0), (1, 3, 16))
-    close(tied.logits(hidden), hidden @ tied.embedding[...].T)
-    close(untied.logits(hidden), hidden @ untied.head[...])
+    close(tied.logits(hidden), hidden @ tied.embedding.table[...].T)
+    close(untied.logits(hidden), hidden @ untied.embedding.head[...])
 
 
 def test_relative_positions_are_learned_and_rotary_ones_are_not():
-    relative = dataclasses.replace(SMALL, positions="t5_relative", gated=True)
+    relative = dataclasses.replace(SMALL, positions=T5Relative(), gated=True)
     value, logits, _, grads = gradient(relative, None)
     assert np.isfinite(float(value)) and logits.shape == (BATCH, LENGTH, VOCAB)
     moved = np.abs(np.asarray(grads.relative_bias.table[...])).max(1) > 0
     # 12 positions: distances 0 to 11 each have a bucket of their own, and the rest are unused.
     np.testing.assert_array_equal(np.flatnonzero(moved), np.arange(12))
-    assert not hasattr(make(SMALL), "relative_bias")
+    assert make(SMALL).relative_bias is None
 
 
 def test_relative_positions_ignore_the_given_ones_and_rotary_reads_them():
-    for positions, depends in (("t5_relative", False), ("rotary", True)):
+    for positions, depends in ((T5Relative(), False), (Rotary(), True)):
         model = make(dataclasses.replace(SMALL, positions=positions))
 
         def hidden(model, stretch):
@@ -319,4 +320,4 @@ def test_heads_must_divide():
 def test_the_key_determines_the_model():
     one, same, other = make(SMALL), make(SMALL), make(SMALL, seed=1)
     jax.tree.map(np.testing.assert_array_equal, one, same)
-    assert not np.array_equal(one.embedding[...], other.embedding[...])
+    assert not np.array_equal(one.embedding.table[...], other.embedding.table[...])

@@ -11,9 +11,9 @@ from flax import nnx
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import EncoderDecoder, EncoderDecoderConfig
-from moe_jax.nn.attention import RelativeBias
 from moe_jax.nn.mode import DECODE, TRAIN
 from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.positions import RelativeBias
 
 VOCAB, T, L, WIDTH = 16, 6, 5, 8
 CHOICE = MoEConfig(
@@ -88,7 +88,7 @@ def test_the_decoder_is_causal_and_sees_the_whole_encoder(model):
         return jnp.sin(model.logits(hidden)[0, place]).sum()
 
     gradients = jax.jit(jax.vmap(jax.grad(score), (None, 0)))(model, jnp.arange(L))
-    size = np.abs(gradients.embedding[...]).sum(-1)  # (place, token id)
+    size = np.abs(gradients.embedding.table[...]).sum(-1)  # (place, token id)
     assert (size[:, :T] > 0).all(), "every target sees every source"
     own = size[:, T : T + L]
     np.testing.assert_array_equal(own > 0, np.tril(np.ones((L, L), bool)))
@@ -126,7 +126,9 @@ def test_positions_both_ways_are_told_apart():
     # 4 buckets: 0 is the token itself and 1 the one before it, 2 and 3 are for later ones.
     bias = RelativeBias(1, jax.random.key(0), buckets=4, both_ways=True)
     bias.table[...] = jnp.arange(4.0)[:, None]
-    np.testing.assert_array_equal(bias(3)[0, 0], [[0, 3, 3], [1, 0, 3], [1, 1, 0]])
+    np.testing.assert_array_equal(
+        bias(jnp.arange(3), jnp.arange(3))[0, 0], [[0, 3, 3], [1, 0, 3], [1, 1, 0]]
+    )
 
 
 def test_parameters_by_hand(model):

@@ -8,15 +8,13 @@ import pytest
 from hypothesis import strategies as st
 
 from moe_jax.models.stack import Stack, runs
-from moe_jax.nn.attention import AttentionConfig, causal_bias
+from moe_jax.nn.attention import AttentionConfig, View, causal_bias
 from moe_jax.nn.block import Block, BlockConfig, Context
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.moe import MoEConfig
 
-DENSE = BlockConfig(
-    AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 8), moe=None, dropout=0.0, norm_eps=1e-6
-)
+DENSE = BlockConfig(AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 8), moe=None, dropout=0.0)
 
 
 def sparse(num_experts: int) -> BlockConfig:
@@ -30,7 +28,7 @@ def shapes(layers: list[BlockConfig], scan: bool) -> Stack:
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (1, 4, 8))
 SEGMENTS = jnp.ones((1, 4), jnp.int32)
-CONTEXT = Context(causal_bias(SEGMENTS), jnp.arange(4)[None], SEGMENTS > 0, SEGMENTS)
+CONTEXT = Context(View(causal_bias(SEGMENTS), jnp.arange(4)[None]), SEGMENTS > 0, SEGMENTS)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +61,9 @@ def test_reports_come_in_layer_order():
     layers = [sparse(3), DENSE, sparse(2), sparse(3), DENSE, sparse(2), sparse(3)]
     for scan in (True, False):
         stack = shapes(layers, scan)
-        _, reports = jax.eval_shape(lambda stack: stack(X, CONTEXT, mode=DECODE, rng=None), stack)
+        _, reports, _ = jax.eval_shape(
+            lambda stack: stack(X, CONTEXT, mode=DECODE, rng=None), stack
+        )
         assert [aux.counts.load.shape for aux in reports] == [(3,), (2,), (3,), (2,), (3,)]
 
 
@@ -71,10 +71,10 @@ def test_a_stack_is_its_blocks_each_from_its_own_key():
     @jax.jit
     def both(key):
         stack = Stack([DENSE] * 3, key, scan=True, remat="none")
-        y, reports = stack(X, CONTEXT, mode=DECODE, rng=None)
+        y, reports, _ = stack(X, CONTEXT, mode=DECODE, rng=None)
         expected = X
         for one in jax.random.split(key, 3):
-            expected, _ = Block(DENSE, one)(expected, CONTEXT, mode=DECODE, rng=None)
+            expected, _, _ = Block(DENSE, one)(expected, CONTEXT, mode=DECODE, rng=None)
         return y, expected, reports
 
     y, expected, reports = both(KEY)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.nn.attention import Attention, AttentionConfig, RelativeBias, _bucket, causal_bias
+from moe_jax.nn.attention import Attention, AttentionConfig, View, causal_bias
+from moe_jax.nn.positions import RelativeBias, _bucket
 
 GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
-PLAIN = AttentionConfig(width=8, num_heads=4, num_kv_heads=4, head_dim=4, rotary=False)
+PLAIN = AttentionConfig(width=8, num_heads=4, num_kv_heads=4, head_dim=4, rotary=None)
 POSITIONS = jnp.arange(6)[None] + jnp.zeros((2, 1), jnp.int32)
 ONE_DOCUMENT = jnp.ones((2, 6), jnp.int32)
 X = jax.random.normal(jax.random.key(1), (2, 6, 8))
@@ -16,7 +17,7 @@ X = jax.random.normal(jax.random.key(1), (2, 6, 8))
 
 @jax.jit
 def apply(layer, x, segments, positions):
-    return layer(x, causal_bias(segments), positions)
+    return layer(x, View(causal_bias(segments), positions))
 
 
 def rotate(x: np.ndarray, position: int, base: float) -> np.ndarray:
@@ -35,12 +36,13 @@ def loop(layer: Attention, x, segments, positions) -> np.ndarray:
     )
     x = np.asarray(x, np.float64)
     result = np.zeros_like(x)
+    base = config.rotary.base if config.rotary else 0
     turn = rotate if config.rotary else lambda vector, position, base: vector
     for b, t, h in np.ndindex(*x.shape[:2], config.num_heads):
         kv = h // (config.num_heads // config.num_kv_heads)
-        query = turn(x[b, t] @ q[:, h], positions[b, t], config.rotary_base)
+        query = turn(x[b, t] @ q[:, h], positions[b, t], base)
         seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
-        keys = [turn(x[b, s] @ k[:, kv], positions[b, s], config.rotary_base) for s in seen]
+        keys = [turn(x[b, s] @ k[:, kv], positions[b, s], base) for s in seen]
         weights = np.exp([query @ key / math.sqrt(config.head_dim) for key in keys])
         weights /= weights.sum()
         mixed = sum(w * (x[b, s] @ v[:, kv]) for w, s in zip(weights, seen, strict=True))
@@ -150,7 +152,7 @@ def test_buckets_by_hand():
 def test_relative_bias_reads_the_table_by_distance():
     bias = RelativeBias(2, jax.random.key(0), buckets=4, max_distance=8)
     table = np.asarray(bias.table[...])
-    found = np.asarray(bias(6))
+    found = np.asarray(bias(jnp.arange(6), jnp.arange(6)))
     assert found.shape == (1, 2, 6, 6)
     bucket = [0, 1, 2, 2, 3, 3]
     for head, query in np.ndindex(2, 6):
@@ -161,7 +163,7 @@ def test_relative_bias_reads_the_table_by_distance():
 def test_scores_are_softmaxed_in_float32_under_bfloat16():
     layer = Attention(GQA, jax.random.key(0))
     narrow = X.astype(jnp.bfloat16)
-    traced = jax.make_jaxpr(lambda x: layer(x, causal_bias(ONE_DOCUMENT), POSITIONS))(narrow)
+    traced = jax.make_jaxpr(lambda x: layer(x, View(causal_bias(ONE_DOCUMENT), POSITIONS)))(narrow)
     exponentials = [e for e in traced.jaxpr.eqns if e.primitive.name == "exp"]
     assert exponentials and all(e.invars[0].aval.dtype == jnp.float32 for e in exponentials)
     y = apply(layer, narrow, ONE_DOCUMENT, POSITIONS)

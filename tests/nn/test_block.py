@@ -4,37 +4,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.nn.attention import AttentionConfig, causal_bias
+from moe_jax.nn.attention import AttentionConfig, View, causal_bias
 from moe_jax.nn.block import Block, BlockConfig, Context
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE, TRAIN
 from moe_jax.nn.moe import MoEConfig
 
-DENSE = BlockConfig(
-    AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 16), moe=None, dropout=0.0, norm_eps=1e-6
-)
+DENSE = BlockConfig(AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 16), moe=None, dropout=0.0)
 SPARSE = dataclasses.replace(DENSE, moe=MoEConfig(num_experts=2, group_size=4))
 X = jax.random.normal(jax.random.key(1), (2, 4, 8))
 POSITIONS = jnp.arange(4)[None] + jnp.zeros((2, 1), jnp.int32)
 SEGMENTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])
-CONTEXT = Context(causal_bias(SEGMENTS), POSITIONS, SEGMENTS > 0, SEGMENTS)
+CONTEXT = Context(View(causal_bias(SEGMENTS), POSITIONS), SEGMENTS > 0, SEGMENTS)
 
 
 def test_sub_layers_read_normed_inputs_and_add_to_the_residual():
     block = Block(DENSE, jax.random.key(0))
-    mixed = X + block.attention(block.attention_norm(X), CONTEXT.bias, POSITIONS)
+    mixed = X + block.attention(block.attention_norm(X), CONTEXT.view)
     expected = mixed + block.feed_forward(block.feed_forward_norm(mixed))
-    y, report = block(X, CONTEXT, mode=TRAIN, rng=None)
+    y, report, cache = block(X, CONTEXT, mode=TRAIN, rng=None)
     np.testing.assert_allclose(y, expected, atol=1e-6)
-    assert report is None
+    assert report is None and cache is None
 
 
 def test_a_moe_block_routes_valid_tokens_and_reports():
     block = Block(SPARSE, jax.random.key(0))
-    mixed = X + block.attention(block.attention_norm(X), CONTEXT.bias, POSITIONS)
+    mixed = X + block.attention(block.attention_norm(X), CONTEXT.view)
     inputs = block.feed_forward_norm(mixed)
     expected, _ = block.feed_forward(inputs, CONTEXT.valid, mode=DECODE)
-    y, report = block(X, CONTEXT, mode=DECODE, rng=None)
+    y, report, cache = block(X, CONTEXT, mode=DECODE, rng=None)
     np.testing.assert_allclose(y, mixed + expected, atol=1e-6)
     np.testing.assert_allclose(y[1, 2:], mixed[1, 2:], atol=1e-6)  # padding: residual alone
     assert float(report.counts.valid) == 6.0
@@ -42,8 +40,8 @@ def test_a_moe_block_routes_valid_tokens_and_reports():
 
 def test_dropout_needs_a_key():
     block = Block(dataclasses.replace(DENSE, dropout=0.5), jax.random.key(0))
-    plain, _ = Block(DENSE, jax.random.key(0))(X, CONTEXT, mode=TRAIN, rng=None)
-    silent, _ = block(X, CONTEXT, mode=TRAIN, rng=None)
-    random, _ = block(X, CONTEXT, mode=TRAIN, rng=jax.random.key(0))
+    plain, _, _ = Block(DENSE, jax.random.key(0))(X, CONTEXT, mode=TRAIN, rng=None)
+    silent, _, _ = block(X, CONTEXT, mode=TRAIN, rng=None)
+    random, _, _ = block(X, CONTEXT, mode=TRAIN, rng=jax.random.key(0))
     np.testing.assert_array_equal(silent, plain)
     assert not np.allclose(random, plain)

@@ -270,7 +270,7 @@ def test_layers_that_do_not_exist_are_refused():
 def test_layers_may_differ_in_router_experts_and_width():
     gshard = routing.preset("gshard")
     config = small(overrides=(LayerOverride((1, 3), gshard, num_experts=2, expert_dim=10),))
-    blocks = config.blocks()
+    blocks = config.layers()
     assert [block.moe.router for block in blocks] == [ROUTER, gshard, ROUTER, gshard]
     assert [block.moe.num_experts for block in blocks] == [4, 2, 4, 2]
     assert [block.feed_forward.hidden for block in blocks] == [6, 10, 6, 10]

@@ -15,9 +15,11 @@ ACTIVATIONS = {
 
 
 def expected(layer, x: np.ndarray, activation: str, expert=...) -> np.ndarray:
-    hidden = ACTIVATIONS[activation](x @ np.asarray(layer.up[...][expert]))
+    hidden = x @ np.asarray(layer.up[...][expert])
     if layer.config.gated:
-        hidden = hidden * (x @ np.asarray(layer.gate[...][expert]))
+        hidden = hidden * ACTIVATIONS[activation](x @ np.asarray(layer.gate[...][expert]))
+    else:
+        hidden = ACTIVATIONS[activation](hidden)
     return hidden @ np.asarray(layer.down[...][expert])
 
 

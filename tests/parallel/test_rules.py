@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.positions import T5Relative
 from moe_jax.parallel import MeshConfig, constrain, make_mesh, sharding_of, shardings_of_state
 from moe_jax.parallel.rules import spec
 
@@ -69,7 +70,7 @@ def decoder(num_experts: int = 4) -> nnx.State:
         head_dim=4,
         mlp_dim=16,
         gated=True,
-        positions="t5_relative",
+        positions=T5Relative(),
         tie_embeddings=False,
         moe=MoEConfig(num_experts=num_experts, expert_dim=16),
     )
@@ -105,8 +106,8 @@ def test_every_parameter_of_a_decoder_has_its_sharding():
         "feed_forward.experts.down": P(None, "expert", "model", None),
     }
     expected = {
-        "embedding": P("model", None),
-        "head": P(None, "model"),
+        "embedding.table": P("model", None),
+        "embedding.head": P(None, "model"),
         "final_norm.scale": P(None),
         "relative_bias.table": P(None, "model"),
     }
@@ -118,7 +119,7 @@ def test_every_parameter_of_a_decoder_has_its_sharding():
 def test_a_parameter_that_does_not_divide_is_whole_everywhere():
     found = specs(3, MeshConfig(2, 2, 2))
     assert found["layers.parts.0.1.feed_forward.experts.up"] == P()
-    assert found["embedding"] == P("model", None)
+    assert found["embedding.table"] == P("model", None)
 
 
 def test_statistics_with_fewer_axes_than_the_parameter_are_whole():

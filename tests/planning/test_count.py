@@ -6,9 +6,11 @@ import pytest
 from flax import nnx
 
 from moe_jax import routing
-from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.models import Decoder, DecoderConfig, EncoderDecoderConfig
+from moe_jax.nn.attention import Details
 from moe_jax.nn.moe import MoEConfig
-from moe_jax.planning import Cost, count
+from moe_jax.nn.positions import T5Relative
+from moe_jax.planning import Tokens, count
 
 VOCAB, LENGTH = 64, 16
 DENSE = DecoderConfig(
@@ -36,7 +38,8 @@ def test_a_dense_model_by_hand():
     parts = {"attention": 2 * (2048 + 512), "dense": 2 * 2048, "experts": 0, "router": 0}
     parts["head"] = 2 * 16 * 64
     cost = count(DENSE, VOCAB, LENGTH)
-    assert cost == Cost(5200, 5200, 5120 + 4096 + 2048, parts)
+    assert (cost.total, cost.active, cost.flops_by_part) == (5200, 5200, parts)
+    assert cost.flops_per_token == 5120 + 4096 + 2048
     assert cost.training_flops_per_token == 33792
 
 
@@ -45,7 +48,8 @@ def test_a_switch_model_by_hand():
     # 5200 + 7 * 1024 + 128. A token meets one expert: the dense model and the router.
     parts = {"attention": 5120, "dense": 2048, "experts": 2048, "router": 256, "head": 2048}
     cost = count(mixture(routing.presets.switch()), VOCAB, LENGTH)
-    assert cost == Cost(12496, 5328, 11520, parts)
+    assert (cost.total, cost.active, cost.flops_by_part) == (12496, 5328, parts)
+    assert cost.flops_per_token == 11520 and cost.experts == 8
     assert cost.training_flops_per_token == 34560
 
 
@@ -73,7 +77,7 @@ def test_gates_fewer_key_heads_untied_head_and_relative_positions():
         gated=True,
         num_kv_heads=1,
         tie_embeddings=False,
-        positions="t5_relative",
+        positions=T5Relative(),
     )
     cost = count(config, VOCAB, LENGTH)
     # Per layer, half of keys and values: -256. A third matrix: 512 for the dense layer and for
@@ -109,3 +113,51 @@ def test_flops_grow_with_the_length_in_attention_alone():
     # 8 more tokens on average, 2 layers.
     assert long.pop("attention") - short.pop("attention") == 2 * 512
     assert long == short
+
+
+def test_parameters_by_part_add_up():
+    cost = count(mixture(routing.presets.switch(), tie_embeddings=False), VOCAB, LENGTH)
+    # Norms count with the part that they stand before.
+    layers = {"attention": 2 * (1024 + 16), "dense": 1024 + 32, "experts": 8 * 1024, "router": 128}
+    ends = {"head": 1024, "embedding": 1024, "final_norms": 16}
+    assert cost.parameters == layers | ends
+    assert cost.active_by_convention == {
+        "embedding_and_head": cost.active,
+        "no_input_embedding": cost.active - 1024,
+    }
+
+
+def test_flops_of_an_encoder_decoder_by_hand():
+    config = EncoderDecoderConfig(
+        encoder_layers=1,
+        decoder_layers=1,
+        width=16,
+        num_heads=2,
+        head_dim=8,
+        mlp_dim=32,
+        encoder_moe=MoEConfig(every=0),
+        decoder_moe=MoEConfig(every=0),
+    )
+    # Encoder, 8 tokens: 2 * 1024 for attention's matrices, 2 * 2 * 16 * 8 for scores of all and
+    # their mixing. Decoder, 4 tokens: the same matrices and 2 * 2 * 16 * 2 for two earlier tokens
+    # on average; across: half of 2 * 1024 for queries and output per target, the other half per
+    # memory token, and 2 * 2 * 16 * 8 for scores.
+    encoder = 8 * (2048 + 512)
+    decoder = 4 * (2048 + 128) + 4 * (1024 + 512) + 8 * 1024
+    cost = count(config, VOCAB, Tokens(8, 4))
+    assert cost.flops_by_part["attention"] == round((encoder + decoder) / 12)
+    # Kaplan: half of every score, and keys and values of the memory once per target.
+    encoder, decoder = 8 * (2048 + 256), 4 * (2048 + 128) + 4 * (2048 + 256)
+    cost = count(config, VOCAB, Tokens(8, 4), "kaplan")
+    assert cost.flops_by_part["attention"] == round((encoder + decoder) / 12)
+
+
+def test_windows_and_chunks_bound_the_scores():
+    plain = count(DENSE, VOCAB, 64).flops_by_part["attention"]
+    for details, seen in ((Details(window=16), 16 - 16**2 / 128), (Details(chunk=16), 8)):
+        config = dataclasses.replace(DENSE, attention=details)
+        less = plain - count(config, VOCAB, 64).flops_by_part["attention"]
+        assert less == 2 * 2 * 2 * 16 * (32 - seen)
+    # Masked scores computed after all: 64 keys instead of 32.
+    full = count(DENSE, VOCAB, 64, "full").flops_by_part["attention"]
+    assert full - plain == 2 * 2 * 2 * 16 * 32

@@ -8,6 +8,7 @@ from flax import nnx
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.positions import T5Relative
 from moe_jax.training.optimizer import (
     Adafactor,
     AdamW,
@@ -238,7 +239,7 @@ def test_groups_of_a_model():
         head_dim=8,
         gated=True,
         tie_embeddings=False,
-        positions="t5_relative",
+        positions=T5Relative(),
         moe=moe,
     )
     shapes = jax.eval_shape(lambda: nnx.state(Decoder(config, 64, jax.random.key(0)), nnx.Param))
@@ -256,7 +257,7 @@ def test_groups_of_a_model():
     router = {"feed_forward/router/kernel": "router"}
     first, second = attention | norms | dense, attention | norms | experts | router
     assert groups == {
-        "embedding": "dense",
+        "embedding/table": "dense",
         "final_norm/scale": "dense",
         "head": "dense",
         "relative_bias/table": "dense",

@@ -153,7 +153,7 @@ def by_hand():
     hidden, _ = compiled(functools.partial(type(merged).hidden, mode=TRAIN))(
         merged, whole["inputs"], whole["segments"], whole["positions"]
     )
-    logits = np.asarray(hidden, np.float64) @ np.asarray(merged.embedding[...], np.float64).T
+    logits = np.asarray(hidden, np.float64) @ np.asarray(merged.embedding.table[...], np.float64).T
     log_z = np.log(np.exp(logits).sum(-1))
     nll = log_z - np.take_along_axis(logits, whole["targets"][..., None], -1)[..., 0]
     valid = np.arange(LENGTH)[None] < LENGTHS[:, None]

@@ -1,0 +1,28 @@
+"""fairseq's mixture-of-experts language models (Artetxe et al. 2021, 2112.10684)."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def language_model(name: str, layers: int, width: int, heads: int) -> ConfigDict:
+    """Returns a model with 512 experts in every other layer, top-2."""
+    config = common.base(name)
+    model = config.model
+    model.update(
+        num_layers=layers,
+        width=width,
+        num_heads=heads,
+        head_dim=width // heads,
+        mlp_dim=4 * width,
+        activation="gelu",
+        dropout=0.1,
+        compute_dtype="bfloat16",
+        remat="full",
+    )
+    model.norm.update(kind="layer", eps=1e-5, bias=True)
+    model.positions = common.part("Sinusoidal")
+    model.moe.update(every=2, num_experts=512, expert_dim=4 * width)
+    model.moe.router = common.router("fairseq_top2")
+    config.data.update(vocab_size=50257, seq_length=2048, batch_size=512)
+    return config

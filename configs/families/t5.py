@@ -1,0 +1,88 @@
+"""T5 and what was built upon it: encoder-decoders on 512 tokens in and 114 out.
+
+Numbers: Fedus et al. 2021 (2101.03961) table 9, and flaxformer's released configurations, which are
+what the public checkpoints are.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from moe_jax.models import EncoderDecoderConfig
+
+
+def t5(name: str, layers: int, width: int, heads: int, mlp_dim: int, **model) -> ConfigDict:
+    """Returns a dense model with ``layers`` in each stack."""
+    config = common.base(name, EncoderDecoderConfig())
+    config.model.update(
+        encoder_layers=layers,
+        decoder_layers=layers,
+        width=width,
+        num_heads=heads,
+        head_dim=64,
+        mlp_dim=mlp_dim,
+        activation="relu",
+        compute_dtype="bfloat16",
+        remat="full",
+        dropout=0.0,
+        init_scale=1.0,
+    )
+    config.model.update(model)
+    config.model.attention.scale = 1.0
+    for stack in (config.model.encoder_moe, config.model.decoder_moe):
+        stack.every = 0
+    config.data.update(
+        source="c4/en", vocab_size=32128, seq_length=512, target_length=114, batch_size=2048
+    )
+    config.training.steps = 500_000
+    config.training.z_loss = 1e-4
+    common.adafactor(config, learning_rate=1.0)
+    return config
+
+
+def sparse(config: ConfigDict, router: ConfigDict, **moe) -> ConfigDict:
+    """Puts the same experts into both stacks, each as wide as a dense layer."""
+    for stack in (config.model.encoder_moe, config.model.decoder_moe):
+        stack.every = 2
+        stack.expert_dim = config.model.mlp_dim
+        stack.update(moe)
+        stack.router = router
+    config.model.init_scale = 0.1
+    return config
+
+
+def switch(name: str, experts: int, *, capacity: tuple[float, float], base: ConfigDict, **moe):
+    """Returns a Switch model upon ``base``; ``capacity`` is for training and evaluation."""
+    base.name = name
+    router = common.router(
+        "switch_t5x", capacity_factor=capacity[0], eval_capacity_factor=capacity[1]
+    )
+    return sparse(base, router, num_experts=experts, **moe)
+
+
+def base_size(name: str) -> ConfigDict:
+    """T5-Base, 223M parameters."""
+    return t5(name, layers=12, width=768, heads=12, mlp_dim=3072)
+
+
+def large_size(name: str) -> ConfigDict:
+    """T5-Large."""
+    return t5(name, layers=24, width=1024, heads=16, mlp_dim=4096)
+
+
+def xxl_size(name: str) -> ConfigDict:
+    """T5 v1.1 XXL: gated, untied."""
+    return t5(
+        name,
+        layers=24,
+        width=4096,
+        heads=64,
+        mlp_dim=10240,
+        activation="gelu",
+        gated=True,
+        tie_embeddings=False,
+    )
+
+
+def switch_base(name: str, experts: int) -> ConfigDict:
+    """Switch-Base, released with 8 to 256 experts."""
+    return switch(name, experts, capacity=(1.25, 2.0), base=base_size(name), group_size=8192)

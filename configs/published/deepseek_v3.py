@@ -1,0 +1,49 @@
+"""DeepSeek-V3 (2412.19437): latent attention, 256 experts, a bias instead of a balance loss.
+
+YaRN multiplies scores by the square of ``0.1 * log(40) + 1``. The head for a second token ahead,
+11.61B more, is not part of it.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from configs import common
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 671.026e9, 0.001, "released weights"),
+    Claim("total", 671e9, 0.001, "DeepSeek-V3 section 1"),
+    Claim("active.embedding_and_head", 37e9, 0.016, "DeepSeek-V3 section 1"),
+    Claim("active.no_input_embedding", 36.63e9, 0.001, "released weights"),
+    Claim("active.no_input_embedding", 36.7e9, 0.003, "release notes"),
+)
+
+
+def get_config() -> ConfigDict:
+    config = common.base("deepseek_v3")
+    model = config.model
+    model.update(
+        num_layers=61,
+        width=7168,
+        num_heads=128,
+        head_dim=128,
+        mlp_dim=18432,
+        gated=True,
+        activation="silu",
+        tie_embeddings=False,
+        scale_embedding=False,
+        compute_dtype="bfloat16",
+        remat="full",
+    )
+    model.positions.interleaved = True
+    model.positions.scaling = common.part(
+        "YarnScaling", factor=40.0, original_length=4096, attention_factor=1.0
+    )
+    scale = (0.1 * math.log(40.0) + 1) ** 2 / math.sqrt(192)
+    model.attention = common.part("Latent", query_rank=1536, scale=scale)
+    model.moe.shared.hidden = 2048
+    model.moe.update(layers=tuple(range(3, 61)), num_experts=256, expert_dim=2048)
+    model.moe.router = common.router("deepseek_v3")
+    config.data.update(vocab_size=129280, seq_length=4096, batch_size=15360)
+    return config

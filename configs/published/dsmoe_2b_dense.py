@@ -1,0 +1,15 @@
+"""DeepSeekMoE's 2B comparison, dense (Dai et al. 2024, 2401.06066, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import dsmoe
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 0.2e9, 0.06, "DeepSeekMoE table 1"),
+    Claim("training_flops_per_sequence.full", 2.9e12, 0.012, "DeepSeekMoE table 1"),
+)
+
+
+def get_config() -> ConfigDict:
+    return dsmoe.two_billion("dsmoe_2b_dense", None)

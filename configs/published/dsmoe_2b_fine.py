@@ -1,0 +1,22 @@
+"""DeepSeekMoE's 2B comparison, its own experts (Dai et al. 2024, 2401.06066, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.families import dsmoe
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 2.0e9, 0.06, "DeepSeekMoE table 1"),
+    Claim("training_flops_per_sequence.full", 4.3e12, 0.012, "DeepSeekMoE table 1"),
+)
+
+
+def get_config() -> ConfigDict:
+    return dsmoe.two_billion(
+        "dsmoe_2b_fine",
+        common.router("deepseek_moe", k=7, balance_weight=0.01),
+        num_experts=63,
+        expert_dim=1280,
+        shared={"hidden": 1280},
+    )

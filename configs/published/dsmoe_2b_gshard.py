@@ -1,0 +1,18 @@
+"""DeepSeekMoE's 2B comparison, gshard (Dai et al. 2024, 2401.06066, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.families import dsmoe
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 2.0e9, 0.06, "DeepSeekMoE table 1"),
+    Claim("training_flops_per_sequence.full", 4.3e12, 0.012, "DeepSeekMoE table 1"),
+)
+
+
+def get_config() -> ConfigDict:
+    return dsmoe.two_billion(
+        "dsmoe_2b_gshard", common.router("gshard", second="all"), num_experts=16, expert_dim=5120
+    )

@@ -1,0 +1,18 @@
+"""DeepSeekMoE's 2B comparison, hash (Dai et al. 2024, 2401.06066, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.families import dsmoe
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 2.0e9, 0.06, "DeepSeekMoE table 1"),
+    Claim("training_flops_per_sequence.full", 2.9e12, 0.012, "DeepSeekMoE table 1"),
+)
+
+
+def get_config() -> ConfigDict:
+    return dsmoe.two_billion(
+        "dsmoe_2b_hash", common.router("hash", vocab_size=8192), num_experts=16, expert_dim=5120
+    )

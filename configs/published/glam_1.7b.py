@@ -1,0 +1,12 @@
+"""GLaM 1.7B, dense (Du et al. 2021, 2112.06905)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import glam
+from moe_jax.planning import Claim
+
+PUBLISHED = (Claim("total", 1.7e9, 0.015, "GLaM table 4"),)
+
+
+def get_config() -> ConfigDict:
+    return glam.glam("glam_1.7b", "1.7b")

@@ -1,0 +1,15 @@
+"""GLaM 1.7B with 256 experts (Du et al. 2021, 2112.06905)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import glam
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 105e9, 0.01, "GLaM table 4"),
+    Claim("active.embedding_and_head", 1.886e9, 0.0015, "GLaM table 4"),
+)
+
+
+def get_config() -> ConfigDict:
+    return glam.glam("glam_1.7b_256e", "1.7b", experts=256)

@@ -1,0 +1,12 @@
+"""GLaM 137B, dense (Du et al. 2021, 2112.06905)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import glam
+from moe_jax.planning import Claim
+
+PUBLISHED = (Claim("total", 137e9, 0.02, "GLaM table 4"),)
+
+
+def get_config() -> ConfigDict:
+    return glam.glam("glam_137b", "137b", vocab_size=256_000)

@@ -1,0 +1,15 @@
+"""GLaM 8B with 64 experts (Du et al. 2021, 2112.06905)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import glam
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 143e9, 0.002, "GLaM table 4"),
+    Claim("active.embedding_and_head", 9.8e9, 0.001, "GLaM table 4"),
+)
+
+
+def get_config() -> ConfigDict:
+    return glam.glam("glam_8b_64e", "8b", experts=64)

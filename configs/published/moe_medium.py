@@ -1,0 +1,15 @@
+"""MegaBlocks' MoE-Medium (Gale et al. 2022, 2211.15841, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import megablocks
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 13041e6, 0.001, "MegaBlocks table 1"),
+    Claim("total", 13040.7e6, 0.001, "its closed form"),
+)
+
+
+def get_config() -> ConfigDict:
+    return megablocks.dropless("moe_medium", layers=24, width=1024)

@@ -1,0 +1,15 @@
+"""MegaBlocks' MoE-Small (Gale et al. 2022, 2211.15841, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import megablocks
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 3693e6, 0.001, "MegaBlocks table 1"),
+    Claim("total", 3692.9e6, 0.001, "its closed form"),
+)
+
+
+def get_config() -> ConfigDict:
+    return megablocks.dropless("moe_small", layers=12, width=768)

@@ -1,0 +1,15 @@
+"""MegaBlocks' MoE-XS (Gale et al. 2022, 2211.15841, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import megablocks
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 839e6, 0.001, "MegaBlocks table 1"),
+    Claim("total", 838.5e6, 0.001, "its closed form"),
+)
+
+
+def get_config() -> ConfigDict:
+    return megablocks.dropless("moe_xs", layers=6, width=512)

@@ -1,0 +1,18 @@
+"""Switch-Base with 16 experts (Fedus et al. 2021, 2101.03961; released as base/e16).
+
+Table 9 prints gated layers of 2048, the released configuration plain ones of 3072: the same size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.families import t5
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 1.1e9, 0.03, "Switch table 7"),
+    Claim("flops_per_sequence.kaplan", 124e9, 0.005, "Switch table 9"),
+)
+
+
+def get_config() -> ConfigDict:
+    return t5.switch_base("switch_base_16", experts=16)

@@ -1,0 +1,15 @@
+"""T5-Base, the dense twin of Switch's (Raffel et al. 2020, 1910.10683; 2101.03961 table 9)."""
+
+from ml_collections import ConfigDict
+
+from configs.families import t5
+from moe_jax.planning import Claim
+
+PUBLISHED = (
+    Claim("total", 223e6, 0.001, "Switch table 9"),
+    Claim("flops_per_sequence.kaplan", 124e9, 0.005, "Switch table 9"),
+)
+
+
+def get_config() -> ConfigDict:
+    return t5.base_size("t5_base")

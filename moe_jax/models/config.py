@@ -1,0 +1,166 @@
+"""What decoder-only and encoder-decoder models have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from moe_jax.errors import ConfigError
+from moe_jax.models.stack import Remat
+from moe_jax.nn.attention import AttentionConfig, Details
+from moe_jax.nn.block import BlockConfig
+from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
+from moe_jax.nn.latent import Latent, LatentConfig
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.norm import NormConfig
+from moe_jax.nn.positions import Positions, Rotary
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOverride:
+    """What differs in some layers' attention.
+
+    Attributes:
+        every: layers ``every-1, 2*every-1, ...``; 0 for those of ``layers``.
+        layers: their indices, from 0.
+        rotary: False leaves their queries and keys as they are (NoPE).
+        details: their attention's details, instead of the model's.
+    """
+
+    every: int = 0
+    layers: tuple[int, ...] = ()
+    rotary: bool = True
+    details: Details = Details()
+
+    def holds(self, layer: int) -> bool:
+        """True if ``layer`` is one of them."""
+        return layer in self.layers or (self.every > 0 and (layer + 1) % self.every == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A transformer.
+
+    Attributes:
+        width: ``M``.
+        num_heads: ``H``.
+        num_kv_heads: heads of keys and values; 0 for ``num_heads``.
+        head_dim: ``D``.
+        mlp_dim: ``F`` of the dense layers.
+        activation: of dense layers and experts.
+        gated: gated linear units in dense layers, and in experts unless ``moe.gated`` differs.
+        mlp_bias: biases in dense layers and experts.
+        mlp_limit: of gated units, see ``moe_jax.nn.feed_forward.FeedForwardConfig``.
+        mlp_up_offset: likewise.
+        positions: how the model knows where a token stands.
+        attention: details of plain attention, or latent attention, which has none.
+        attention_overrides: layers whose attention differs; the first that names a layer holds.
+        norm: of every branch, and of the output.
+        tie_embeddings: the head is the transposed embedding.
+        scale_embedding: multiply embeddings by ``sqrt(M)``.
+        dropout: of residual branches in training.
+        init_scale: scale of the truncated normals (Switch section 2.4 uses 0.1).
+        scan_layers: compile repeating layers once; results are the same, except that Adafactor
+            then clips and scales the stacked layers as one array.
+        remat: what the backward pass recomputes: ``none``, ``full`` (everything), ``dots`` (keep
+            matrix products), ``dots_no_batch`` (keep products with weights).
+        compute_dtype: of activations; parameters, router, norms and softmax stay float32.
+    """
+
+    width: int = 128
+    num_heads: int = 4
+    num_kv_heads: int = 0
+    head_dim: int = 32
+    mlp_dim: int = 512
+    activation: Activation = "gelu"
+    gated: bool = False
+    mlp_bias: bool = False
+    mlp_limit: float = 0.0
+    mlp_up_offset: float = 0.0
+    positions: Positions = Rotary()
+    attention: Details | Latent = Details()
+    attention_overrides: tuple[AttentionOverride, ...] = ()
+    norm: NormConfig = NormConfig()
+    tie_embeddings: bool = True
+    scale_embedding: bool = True
+    dropout: float = 0.0
+    init_scale: float = 1.0
+    scan_layers: bool = True
+    remat: Remat = "none"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name in ("width", "num_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ConfigError(
+                f"model.num_heads={self.num_heads} is not a multiple of "
+                f"model.num_kv_heads={self.num_kv_heads}"
+            )
+        if isinstance(self.attention, Latent) and not isinstance(self.positions, Rotary):
+            raise ConfigError(
+                "latent attention rotates part of each head: set model.positions.type=Rotary"
+            )
+        if isinstance(self.attention, Latent) and self.attention_overrides:
+            raise ConfigError("latent attention has no details: unset model.attention_overrides")
+
+    def attention_at(self, layer: int) -> AttentionConfig | LatentConfig:
+        """Returns the self-attention of a layer."""
+        rotary = self.positions if isinstance(self.positions, Rotary) else None
+        if isinstance(self.attention, Latent):
+            return LatentConfig(
+                width=self.width,
+                num_heads=self.num_heads,
+                latent=self.attention,
+                rotary=rotary,
+                norm_eps=self.norm.eps,
+                init_scale=self.init_scale,
+            )
+        details = self.attention
+        for other in self.attention_overrides:
+            if other.holds(layer):
+                details, rotary = other.details, rotary if other.rotary else None
+                break
+        return AttentionConfig(
+            width=self.width,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads or self.num_heads,
+            head_dim=self.head_dim,
+            rotary=rotary,
+            details=details,
+            norm_eps=self.norm.eps,
+            init_scale=self.init_scale,
+        )
+
+    def blocks(self, num_layers: int, moe: MoEConfig, *, cross: bool = False) -> list[BlockConfig]:
+        """Returns the configuration of every layer of a stack in order."""
+        dense = FeedForwardConfig(
+            width=self.width,
+            hidden=self.mlp_dim,
+            activation=self.activation,
+            gated=self.gated,
+            bias=self.mlp_bias,
+            limit=self.mlp_limit,
+            up_offset=self.mlp_up_offset,
+            init_scale=self.init_scale,
+        )
+        sparse = moe.moe_layers(num_layers)
+
+        def block(layer: int) -> BlockConfig:
+            mixture = moe.at(layer) if layer in sparse else None
+            inner, attention = dense, self.attention_at(layer)
+            if mixture is not None:
+                gated = self.gated if mixture.gated is None else mixture.gated
+                inner = dataclasses.replace(dense, hidden=mixture.expert_dim, gated=gated)
+            return BlockConfig(
+                attention=attention,
+                feed_forward=inner,
+                moe=mixture,
+                dropout=self.dropout,
+                norm=self.norm,
+                extra=dense,
+                cross_attention=attention if cross else None,
+            )
+
+        return [block(layer) for layer in range(num_layers)]

@@ -1,0 +1,129 @@
+"""Multi-head latent attention: keys and values from one small vector per token."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe_jax.nn.attention import KV, View, softmax
+from moe_jax.nn.init import weight
+from moe_jax.nn.norm import RMSNorm
+from moe_jax.nn.positions import Rotary, rotate
+from moe_jax.parallel import constrain
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Sizes of DeepSeek's latent attention (2405.04434, section 2.1.2).
+
+    Attributes:
+        query_rank: width of the queries' latent; 0 for none.
+        kv_rank: ``R``, width of the latent of keys and values, which is what a cache holds.
+        plain_dim: features of a head that are not rotated.
+        rotary_dim: rotated features, of which all heads share the key.
+        value_dim: features of a value.
+        scale: of the scores; 0 for ``1 / sqrt(plain_dim + rotary_dim)``.
+    """
+
+    query_rank: int = 0
+    kv_rank: int = 512
+    plain_dim: int = 128
+    rotary_dim: int = 64
+    value_dim: int = 128
+    scale: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+    """A latent attention layer.
+
+    Attributes:
+        width: ``M``.
+        num_heads: ``H``.
+        latent: the sizes.
+        rotary: of the rotated features.
+        norm_eps: of the latents' norms.
+        init_scale: see ``moe_jax.nn.init.weight``.
+    """
+
+    width: int
+    num_heads: int
+    latent: Latent
+    rotary: Rotary = Rotary()
+    norm_eps: float = 1e-6
+    init_scale: float = 1.0
+
+    @property
+    def score_dims(self) -> int:
+        """Multiply-adds per query and key, all heads: scores and mixing of values."""
+        latent = self.latent
+        return self.num_heads * (latent.plain_dim + latent.rotary_dim + latent.value_dim)
+
+
+class LatentAttention(nnx.Module):
+    """Attention whose keys and values are expanded from a latent ``(B, T, R)``."""
+
+    def __init__(self, config: LatentConfig, key: Array):
+        """Makes the maps to and from the latents."""
+        keys = jax.random.split(key, 7)
+        sizes, m, h, scale = config.latent, config.width, config.num_heads, config.init_scale
+        up = ("latent", "heads", "head")
+        into = m
+        if sizes.query_rank:
+            into = sizes.query_rank
+            shape = (m, into)
+            self.query_down = weight(keys[0], shape, ("embed", "latent"), fan_in=m, scale=scale)
+            self.query_norm = RMSNorm(into, config.norm_eps)
+        shape = (into, h, sizes.plain_dim + sizes.rotary_dim)
+        axes = up if sizes.query_rank else ("embed", "heads", "head")
+        self.query = weight(keys[1], shape, axes, fan_in=into, scale=scale)
+        rank = sizes.kv_rank
+        self.down = weight(keys[2], (m, rank), ("embed", "latent"), fan_in=m, scale=scale)
+        self.norm = RMSNorm(rank, config.norm_eps)
+        shape = (m, sizes.rotary_dim)
+        self.rotated = weight(keys[3], shape, ("embed", "head"), fan_in=m, scale=scale)
+        self.key = weight(keys[4], (rank, h, sizes.plain_dim), up, fan_in=rank, scale=scale)
+        self.value = weight(keys[5], (rank, h, sizes.value_dim), up, fan_in=rank, scale=scale)
+        shape, fan_in = (h, sizes.value_dim, m), h * sizes.value_dim
+        axes = ("heads", "head", "embed")
+        self.output = weight(keys[6], shape, axes, fan_in=fan_in, scale=scale)
+        self.config = config
+
+    def project(self, source: Array, positions: Array) -> KV:
+        """Returns ``latent (B, 1, T, R)`` and ``rotated (B, 1, T, D_r)`` of ``(B, T, M)``."""
+        dtype = source.dtype
+        latent = self.norm(jnp.einsum("btm,mr->btr", source, self.down[...].astype(dtype)))
+        rotated = jnp.einsum("btm,md->btd", source, self.rotated[...].astype(dtype))[:, None]
+        return {
+            "latent": latent[:, None],
+            "rotated": rotate(rotated, positions, self.config.rotary),
+        }
+
+    def __call__(self, x: Array, view: View, kv: KV | None = None) -> Array:
+        """Attends; as ``Attention`` does."""
+        sizes, dtype = self.config.latent, x.dtype
+        kv = self.project(x, view.positions) if kv is None else kv
+        latent, rotated = kv["latent"][:, 0], kv["rotated"][:, 0]
+        plain, turned = self._queries(x, view.positions)
+        k = jnp.einsum("btr,rhd->bhtd", latent, self.key[...].astype(dtype))
+        v = jnp.einsum("btr,rhd->bhtd", latent, self.value[...].astype(dtype))
+        plain, k, v = (constrain(t, "batch", "heads", "length", "head") for t in (plain, k, v))
+        scores = jnp.einsum("bhqd,bhtd->bhqt", plain, k)
+        scores += jnp.einsum("bhqd,btd->bhqt", turned, rotated)
+        scale = sizes.scale or 1 / math.sqrt(sizes.plain_dim + sizes.rotary_dim)
+        weights = softmax(scores.astype(jnp.float32) * scale + view.bias, None).astype(dtype)
+        mixed = jnp.einsum("bhqt,bhtd->bhqd", weights, v)
+        return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(dtype))
+
+    def _queries(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        if self.config.latent.query_rank:
+            x = self.query_norm(jnp.einsum("blm,mr->blr", x, self.query_down[...].astype(x.dtype)))
+        q = jnp.einsum("blr,rhd->bhld", x, self.query[...].astype(x.dtype))
+        plain, turned = jnp.split(q, [self.config.latent.plain_dim], axis=-1)
+        return plain, rotate(turned, positions, self.config.rotary)
