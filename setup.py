@@ -8,7 +8,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "kernels": ["tokamax>=0.0.12"],
-    "parity": ["torch==2.13.0", "transformers>=5.0", "safetensors>=0.5"],
+    "parity": ["torch==2.13.0", "transformers>=5.0"],
 }
 
 setup(
@@ -34,6 +34,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "sentencepiece>=0.2",
         "tensorboardX>=2.6",
+        "safetensors>=0.5",
         "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",
     ],

@@ -9,15 +9,19 @@ import jax
 from absl import flags
 
 from moe_jax import cli
+from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.training.restored import open_restored
-from moe_jax.training.sampling import Sampling, generate
+from moe_jax.training.sampling import generate
 
 _WORKDIR = cli.define_workdir()
 _PROMPT = flags.DEFINE_string("prompt", "def ", "Text to continue.")
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens to add at most.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the best token.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k best; 0 for all.", lower_bound=0)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Sample among the fewest tokens that are together so likely; 1 for all."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1)
 
@@ -30,7 +34,7 @@ def main() -> None:
             "this model routes tokens by later ones (allow_future_leak=True), so it cannot "
             "generate text; train a variant in which tokens choose experts"
         )
-    sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _SEED.value)
+    sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
     with jax.set_mesh(session.mesh):
         for text in generate(session, state, [_PROMPT.value] * _SAMPLES.value, sampling):
             print(text)

@@ -58,6 +58,7 @@ class ModelConfig:
         norm: of every branch, and of the output.
         tie_embeddings: the head is the transposed embedding.
         scale_embedding: multiply embeddings by ``sqrt(M)``.
+        scale_head: divide what a head reads by ``sqrt(M)`` (T5's tied head).
         dropout: of residual branches in training.
         init_scale: scale of the truncated normals (Switch section 2.4 uses 0.1).
         scan_layers: compile repeating layers once; results are the same, except that Adafactor
@@ -83,6 +84,7 @@ class ModelConfig:
     norm: NormConfig = NormConfig()
     tie_embeddings: bool = True
     scale_embedding: bool = True
+    scale_head: bool = False
     dropout: float = 0.0
     init_scale: float = 1.0
     scan_layers: bool = True

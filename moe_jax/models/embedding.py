@@ -21,7 +21,8 @@ class Embedding(nnx.Module):
         """Makes ``table (V, M)``, ``places (P, M)`` if learned, ``head (M, V)`` if not tied."""
         width = config.width
         # Unit variance at the head, so tied logits start near unit scale.
-        self.table = weight(key, (vocab_size, width), ("vocab", "embed"), fan_in=width, scale=1.0)
+        fan_in = 1 if config.scale_head else width
+        self.table = weight(key, (vocab_size, width), ("vocab", "embed"), fan_in=fan_in, scale=1.0)
         if isinstance(config.positions, Learned):
             shape = (config.positions.length + config.positions.offset, width)
             self.places = weight(
@@ -48,11 +49,9 @@ class Embedding(nnx.Module):
         return constrain(x, "batch")
 
     def logits(self, hidden: Array) -> Array:
-        """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``.
-
-        T5 draws its embedding with deviation 1 and divides by ``sqrt(M)`` at the tied head; here it
-        is drawn that much smaller and multiplied by ``sqrt(M)`` at the input.
-        """
+        """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""
+        if self.config.scale_head:
+            hidden = hidden / jnp.sqrt(self.config.width).astype(hidden.dtype)
         if self.config.tie_embeddings:
             logits = jnp.einsum("blm,vm->blv", hidden, self.table[...].astype(hidden.dtype))
         else:

@@ -130,6 +130,14 @@ class Stack(nnx.Module):
             for blocks, count in zip(self.parts, self.counts, strict=True)
         ]
 
+    def place(self, layer: int) -> tuple[int, int, int]:
+        """Returns where layer ``layer`` is: its part, its block in that, and its step in a scan."""
+        for part, (blocks, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+            if layer < len(blocks) * count:
+                return part, layer % len(blocks), layer // len(blocks)
+            layer -= len(blocks) * count
+        raise IndexError(f"there are {self.num_layers} layers")
+
     def update_routers(self, demands: Sequence[Array]) -> None:
         """Moves the state of all routers on by one optimizer step.
 

@@ -13,10 +13,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from moe_jax.build import build
+from moe_jax.decoding import Sampling
 from moe_jax.experiment import Experiment
 from moe_jax.training.metrics import flatten, read_metrics
 from moe_jax.training.restored import open_restored
-from moe_jax.training.sampling import Sampling, generate
+from moe_jax.training.sampling import generate
 from tests.system.runs import CONFIG, ROOT, command, error_line, records, train
 
 

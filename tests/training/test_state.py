@@ -60,7 +60,7 @@ def test_every_array_has_its_own_readable_name():
         "feed_forward_norm/scale",
     ]
     assert params == [
-        "embedding",
+        "embedding/table",
         "final_norm/scale",
         *(f"layers/parts/0/0/{name}" for name in norms_and_attention + dense),
         *(f"layers/parts/1/0/{name}" for name in norms_and_attention + experts),
@@ -96,8 +96,8 @@ def test_names_there_and_back(update):
 def test_a_missing_name_is_an_error():
     _, state = recipe().abstract()
     leaves = named_leaves(state)
-    del leaves["params/embedding"]
-    with pytest.raises(KeyError, match="params/embedding"):
+    del leaves["params/embedding/table"]
+    with pytest.raises(KeyError, match="params/embedding/table"):
         from_named_leaves(state, leaves)
 
 

@@ -1,0 +1,1 @@
+"""Weights of other codebases, read and written."""

@@ -1,0 +1,5 @@
+"""Models of ``transformers``: ``load`` a folder of theirs, ``save`` one that they load."""
+
+from moe_jax.interop.huggingface.convert import FAMILIES, Imported, load, save
+
+__all__ = ["FAMILIES", "Imported", "load", "save"]

@@ -1,0 +1,99 @@
+"""DBRX: projections and experts each in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moe_jax import routing
+from moe_jax.interop.huggingface.entries import Entry, ExpertRows, Matrix, Rows, Same
+from moe_jax.interop.huggingface.family import (
+    ACTIVATIONS,
+    Family,
+    Json,
+    activation,
+    ends,
+    refuse,
+    rotary,
+)
+from moe_jax.models import DecoderConfig
+from moe_jax.nn.attention import Details
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.norm import NormConfig
+
+
+def _read(config: Json) -> DecoderConfig:
+    attention, ffn = config["attn_config"], config["ffn_config"]
+    refuse(ffn, moe_normalize_expert_weights=1.0)
+    router = routing.preset("dbrx", k=ffn["moe_top_k"])
+    rope = {"rope_theta": attention.get("rope_theta"), **config}
+    return DecoderConfig(
+        num_layers=config["n_layers"],
+        width=config["d_model"],
+        num_heads=config["n_heads"],
+        num_kv_heads=attention["kv_n_heads"],
+        head_dim=config["d_model"] // config["n_heads"],
+        mlp_dim=ffn["ffn_hidden_size"],
+        activation=activation((ffn.get("ffn_act_fn") or {}).get("name", "silu")),
+        gated=True,
+        positions=rotary(rope),
+        attention=Details(clip=attention.get("clip_qkv") or 0.0),
+        norm=NormConfig("layer", 1e-5),
+        tie_embeddings=config.get("tie_word_embeddings", False),
+        scale_embedding=False,
+        moe=MoEConfig(
+            every=1,
+            num_experts=ffn["moe_num_experts"],
+            expert_dim=ffn["ffn_hidden_size"],
+            router=router,
+            transport="gather",
+        ),
+    )
+
+
+def _write(config: DecoderConfig) -> Json:
+    act = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "n_layers": config.num_layers,
+        "d_model": config.width,
+        "n_heads": config.num_heads,
+        "rope_theta": config.positions.base,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attn_config": {
+            "kv_n_heads": config.num_kv_heads or config.num_heads,
+            "clip_qkv": config.attention.clip or None,
+            "rope_theta": config.positions.base,
+        },
+        "ffn_config": {
+            "hidden_size": config.width,
+            "ffn_hidden_size": config.moe.expert_dim,
+            "ffn_act_fn": {"name": act[config.activation]},
+            "moe_num_experts": config.moe.num_experts,
+            "moe_top_k": config.moe.router.select.k,
+            "moe_normalize_expert_weights": 1.0,
+        },
+    }
+
+
+def _entries(config: DecoderConfig) -> Iterator[Entry]:
+    yield from ends(
+        config,
+        embedding="transformer.wte.weight",
+        norm="transformer.norm_f.weight",
+        head="lm_head.weight",
+    )
+    for i in range(config.num_layers):
+        block, ours = f"transformer.blocks.{i}", f"layers.{i}"
+        both, inner = f"{block}.norm_attn_norm", f"{ours}.feed_forward"
+        yield Entry(f"{both}.norm_1.weight", (f"{ours}.attention_norm.scale",), Same())
+        yield Entry(f"{both}.norm_2.weight", (f"{ours}.feed_forward_norm.scale",), Same())
+        fused = tuple(f"{ours}.attention.{name}" for name in ("query", "key", "value"))
+        yield Entry(f"{both}.attn.Wqkv.weight", fused, Rows())
+        yield Entry(f"{both}.attn.out_proj.weight", (f"{ours}.attention.output",), Matrix(2))
+        yield Entry(f"{block}.ffn.router.layer.weight", (f"{inner}.router.kernel",), Matrix())
+        mlp, experts = f"{block}.ffn.experts.mlp", f"{inner}.experts"
+        yield Entry(f"{mlp}.w1", (f"{experts}.gate",), ExpertRows(transposed=True))
+        yield Entry(f"{mlp}.v1", (f"{experts}.up",), ExpertRows(transposed=True))
+        yield Entry(f"{mlp}.w2", (f"{experts}.down",), ExpertRows())
+
+
+DBRX = Family("dbrx", "DbrxForCausalLM", _read, _write, _entries)

@@ -1,0 +1,166 @@
+"""DeepSeek-V2 and V3: latent attention, shared experts, dense first layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from moe_jax import routing
+from moe_jax.interop.huggingface.entries import Entry, HeadRows, Matrix, Rows, Same
+from moe_jax.interop.huggingface.family import (
+    GATED,
+    Family,
+    Json,
+    network,
+    refuse,
+    rotary,
+    yarn_scale,
+)
+from moe_jax.interop.huggingface.llama_like import experts, model_ends, norms, trunk, written
+from moe_jax.models import DecoderConfig
+from moe_jax.nn.latent import Latent
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.shared import SharedConfig
+
+
+def _latent(config: Json) -> Latent:
+    plain, rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    scale = 0.0
+    if given.get("mscale_all_dim") and given.get("factor"):
+        scale = yarn_scale(given["factor"], given["mscale_all_dim"]) ** 2 / math.sqrt(plain + rope)
+    return Latent(
+        query_rank=config.get("q_lora_rank") or 0,
+        kv_rank=config["kv_lora_rank"],
+        plain_dim=plain,
+        rotary_dim=rope,
+        value_dim=config["v_head_dim"],
+        scale=scale,
+    )
+
+
+def _read(config: Json, router: routing.Router) -> DecoderConfig:
+    refuse(config, attention_bias=False)
+    layers = range(config["first_k_dense_replace"], config["num_hidden_layers"])
+    width = config["moe_intermediate_size"]
+    moe = MoEConfig(
+        layers=tuple(layers),
+        every=0,
+        num_experts=config.get("n_routed_experts") or config["num_local_experts"],
+        expert_dim=width,
+        router=router,
+        transport="gather",
+        shared=SharedConfig(width * (config["n_shared_experts"] or 0)),
+    )
+    positions = rotary(config, interleaved=config.get("rope_interleave", True))
+    shape = trunk(config, attention=_latent(config), positions=positions)
+    return DecoderConfig(**shape, moe=moe)
+
+
+def _read_v2(config: Json) -> DecoderConfig:
+    refuse(config, norm_topk_prob=False)
+    limited = config.get("topk_method") == "group_limited_greedy"
+    router = routing.preset(
+        "deepseek_v2",
+        k=config["num_experts_per_tok"],
+        devices=config["n_group"] if limited else 1,
+        keep_devices=config["topk_group"] if limited else 1,
+        scale=float(config["routed_scaling_factor"]),
+        drop=False,
+    )
+    return _read(config, router)
+
+
+def _read_v3(config: Json) -> DecoderConfig:
+    refuse(config, norm_topk_prob=True)
+    router = routing.preset(
+        "deepseek_v3",
+        k=config["num_experts_per_tok"],
+        groups=config["n_group"],
+        keep_groups=config["topk_group"],
+        scale=float(config["routed_scaling_factor"]),
+    )
+    return _read(config, router)
+
+
+def _write(config: DecoderConfig) -> Json:
+    latent, moe = config.attention, config.moe
+    sparse, select = moe.moe_layers(config.num_layers), moe.router.select
+    found = written(config) | {
+        "q_lora_rank": latent.query_rank or None,
+        "kv_lora_rank": latent.kv_rank,
+        "qk_nope_head_dim": latent.plain_dim,
+        "qk_rope_head_dim": latent.rotary_dim,
+        "v_head_dim": latent.value_dim,
+        "moe_intermediate_size": moe.expert_dim,
+        "n_routed_experts": moe.num_experts,
+        "n_shared_experts": moe.shared.hidden // moe.expert_dim,
+        "num_experts_per_tok": select.k,
+        "first_k_dense_replace": min(sparse),
+        "routed_scaling_factor": select.scale,
+        "norm_topk_prob": select.normalize,
+    }
+    if select.limit is not None:
+        found |= {"n_group": select.limit.groups, "topk_group": select.limit.keep}
+    if latent.scale and config.positions.scaling is not None:
+        plain = math.sqrt(latent.plain_dim + latent.rotary_dim)
+        weight = (math.sqrt(latent.scale * plain) - 1) / (
+            0.1 * math.log(config.positions.scaling.factor)
+        )
+        found["rope_parameters"] |= {"mscale": weight, "mscale_all_dim": weight}
+    del found["head_dim"]
+    return found
+
+
+def _write_v2(config: DecoderConfig) -> Json:
+    limit = config.moe.router.select.limit
+    grouped = limit is not None and limit.groups > 1
+    return _write(config) | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
+
+
+def _write_v3(config: DecoderConfig) -> Json:
+    return _write(config) | {"rope_interleave": config.positions.interleaved}
+
+
+def _entries(config: DecoderConfig) -> Iterator[Entry]:
+    yield from model_ends(config)
+    moe, sparse = config.moe, config.moe.moe_layers(config.num_layers)
+    for i in range(config.num_layers):
+        layer, ours = f"model.layers.{i}", f"layers.{i}"
+        yield from norms(layer, ours)
+        yield from _attention(config.attention, f"{layer}.self_attn", f"{ours}.attention")
+        if i not in sparse:
+            yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
+            continue
+        yield from experts(f"{layer}.mlp", ours, moe.num_experts, GATED)
+        for name in moe.router.state_shapes(moe.num_experts):
+            state = f"{ours}.feed_forward.router.state.{name}"
+            yield Entry(f"{layer}.mlp.gate.e_score_correction_bias", (state,), Same())
+        if moe.shared.hidden:
+            inner = f"{ours}.feed_forward.shared.network"
+            yield from network(f"{layer}.mlp.shared_experts", inner, GATED)
+
+
+def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
+    if latent.query_rank:
+        yield Entry(f"{theirs}.q_a_proj.weight", (f"{ours}.query_down",), Matrix())
+        yield Entry(f"{theirs}.q_a_layernorm.weight", (f"{ours}.query_norm.scale",), Same())
+        yield Entry(f"{theirs}.q_b_proj.weight", (f"{ours}.query",), Matrix())
+    else:
+        yield Entry(f"{theirs}.q_proj.weight", (f"{ours}.query",), Matrix())
+    down = (f"{ours}.down", f"{ours}.rotated")
+    yield Entry(f"{theirs}.kv_a_proj_with_mqa.weight", down, Rows())
+    yield Entry(f"{theirs}.kv_a_layernorm.weight", (f"{ours}.norm.scale",), Same())
+    yield Entry(f"{theirs}.kv_b_proj.weight", (f"{ours}.key", f"{ours}.value"), HeadRows())
+    yield Entry(f"{theirs}.o_proj.weight", (f"{ours}.output",), Matrix(2))
+
+
+DEEPSEEK_V2 = Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _entries)
+DEEPSEEK_V3 = dataclasses.replace(
+    DEEPSEEK_V2,
+    name="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    read=_read_v3,
+    write=_write_v3,
+)

@@ -1,0 +1,166 @@
+"""gpt-oss and Llama 4: all experts of a layer in one tensor, gate and up together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from moe_jax import routing
+from moe_jax.interop.huggingface.entries import Columns, Entry, Matrix, Same, Whole, Without
+from moe_jax.interop.huggingface.family import (
+    GATED,
+    Family,
+    Json,
+    network,
+    refuse,
+    rotary,
+)
+from moe_jax.interop.huggingface.llama_like import attention, model_ends, norms, trunk, written
+from moe_jax.models import AttentionOverride, DecoderConfig
+from moe_jax.nn.attention import Details
+from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.shared import SharedConfig
+
+
+def _read_gpt_oss(config: Json) -> DecoderConfig:
+    refuse(config, swiglu_alpha=1.702)
+    bias = config.get("attention_bias", True)
+    everywhere = Details(qkv_bias=bias, output_bias=bias, sinks=True)
+    local = Details(qkv_bias=bias, output_bias=bias, sinks=True, window=config["sliding_window"])
+    kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * 99
+    full = tuple(i for i in range(config["num_hidden_layers"]) if kinds[i] == "full_attention")
+    shape = trunk(
+        config,
+        attention=local,
+        attention_overrides=(AttentionOverride(layers=full, details=everywhere),),
+        activation="quick_gelu",
+        mlp_bias=True,
+        mlp_limit=float(config.get("swiglu_limit", 7.0)),
+        mlp_up_offset=1.0,
+    )
+    moe = MoEConfig(
+        every=1,
+        num_experts=config["num_local_experts"],
+        expert_dim=config["intermediate_size"],
+        router=routing.preset("gpt_oss", k=config["num_experts_per_tok"]),
+        transport="gather",
+    )
+    return DecoderConfig(**shape, moe=moe)
+
+
+def _write_gpt_oss(config: DecoderConfig) -> Json:
+    windows = [config.attention_at(i).details.window for i in range(config.num_layers)]
+    found = written(dataclasses.replace(config, activation="silu")) | {
+        "intermediate_size": config.moe.expert_dim,
+        "num_local_experts": config.moe.num_experts,
+        "num_experts_per_tok": config.moe.router.select.k,
+        "attention_bias": config.attention.qkv_bias,
+        "swiglu_limit": config.mlp_limit,
+        "sliding_window": max(windows),
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
+    }
+    return found
+
+
+def _gpt_oss_entries(config: DecoderConfig) -> Iterator[Entry]:
+    yield from model_ends(config)
+    for i in range(config.num_layers):
+        layer, ours = f"model.layers.{i}", f"layers.{i}"
+        yield from norms(layer, ours)
+        yield from attention(config, layer, ours)
+        inner, mlp = f"{ours}.feed_forward", f"{layer}.mlp"
+        experts = f"{inner}.experts"
+        yield Entry(f"{mlp}.router.weight", (f"{inner}.router.kernel",), Matrix())
+        yield Entry(f"{mlp}.router.bias", (f"{inner}.router.bias",), Same())
+        both, bias = (f"{experts}.gate", f"{experts}.up"), Columns(in_turns=True)
+        yield Entry(f"{mlp}.experts.gate_up_proj", both, Columns(in_turns=True))
+        both = (f"{experts}.gate_bias", f"{experts}.up_bias")
+        yield Entry(f"{mlp}.experts.gate_up_proj_bias", both, Without(bias))
+        yield Entry(f"{mlp}.experts.down_proj", (f"{experts}.down",), Whole())
+        yield Entry(f"{mlp}.experts.down_proj_bias", (f"{experts}.down_bias",), Without(Whole()))
+
+
+def _read_llama4(config: Json) -> DecoderConfig:
+    config = config.get("text_config") or config
+    layers, bias = range(config["num_hidden_layers"]), config.get("attention_bias", False)
+    rotates = config.get("no_rope_layers") or [(i + 1) % 4 for i in layers]
+    chunk = config.get("attention_chunk_size") or 0
+    kinds = config.get("layer_types") or [
+        "chunked_attention" if r else "full_attention" for r in rotates
+    ]
+    norm = "unit" if config.get("use_qk_norm", True) else "none"
+    heat = config.get("attn_temperature_tuning", True)
+
+    def override(i: int) -> AttentionOverride:
+        details = Details(
+            qkv_bias=bias,
+            output_bias=bias,
+            qk_norm=norm if rotates[i] else "none",
+            chunk=chunk if kinds[i] == "chunked_attention" else 0,
+            temperature=float(config.get("attn_scale", 0.1)) if heat and not rotates[i] else 0.0,
+            temperature_length=int(config.get("floor_scale", 8192)),
+        )
+        return AttentionOverride(layers=(i,), rotary=bool(rotates[i]), details=details)
+
+    step = config.get("interleave_moe_layer_step", 1)
+    sparse = config.get("moe_layers") or [i for i in layers if (i + 1) % step == 0]
+    moe = MoEConfig(
+        layers=tuple(sparse),
+        every=0,
+        num_experts=config["num_local_experts"],
+        expert_dim=config["intermediate_size"],
+        router=routing.preset("llama4", k=config["num_experts_per_tok"]),
+        transport="gather",
+        shared=SharedConfig(config["intermediate_size"]),
+    )
+    shape = trunk(
+        config,
+        mlp_dim=config.get("intermediate_size_mlp", config["intermediate_size"]),
+        positions=rotary(config, interleaved=True, default=500000.0),
+        attention_overrides=tuple(map(override, layers)),
+    )
+    return DecoderConfig(**shape, moe=moe)
+
+
+def _write_llama4(config: DecoderConfig) -> Json:
+    layers = [config.attention_at(i) for i in range(config.num_layers)]
+    unrotated = [layer.details for layer in layers if layer.rotary is None]
+    heat = max((details.temperature for details in unrotated), default=0.0)
+    chunks = [layer.details.chunk for layer in layers]
+    return written(config) | {
+        "intermediate_size": config.moe.expert_dim,
+        "intermediate_size_mlp": config.mlp_dim,
+        "num_local_experts": config.moe.num_experts,
+        "num_experts_per_tok": config.moe.router.select.k,
+        "moe_layers": list(config.moe.moe_layers(config.num_layers)),
+        "no_rope_layers": [int(layer.rotary is not None) for layer in layers],
+        "attention_chunk_size": max(chunks) or None,
+        "layer_types": ["chunked_attention" if c else "full_attention" for c in chunks],
+        "use_qk_norm": any(layer.details.qk_norm == "unit" for layer in layers),
+        "attn_temperature_tuning": bool(heat),
+        "attn_scale": heat,
+        "floor_scale": unrotated[0].temperature_length if unrotated else 8192,
+        "attention_bias": layers[0].details.qkv_bias,
+    }
+
+
+def _llama4_entries(config: DecoderConfig) -> Iterator[Entry]:
+    yield from model_ends(config)
+    sparse = config.moe.moe_layers(config.num_layers)
+    for i in range(config.num_layers):
+        layer, ours = f"model.layers.{i}", f"layers.{i}"
+        yield from norms(layer, ours)
+        yield from attention(config, layer, ours)
+        inner, mlp = f"{ours}.feed_forward", f"{layer}.feed_forward"
+        if i not in sparse:
+            yield from network(mlp, inner, GATED)
+            continue
+        yield Entry(f"{mlp}.router.weight", (f"{inner}.router.kernel",), Matrix())
+        both = (f"{inner}.experts.gate", f"{inner}.experts.up")
+        yield Entry(f"{mlp}.experts.gate_up_proj", both, Columns())
+        yield Entry(f"{mlp}.experts.down_proj", (f"{inner}.experts.down",), Whole())
+        yield from network(f"{mlp}.shared_expert", f"{inner}.shared.network", GATED)
+
+
+GPT_OSS = Family("gpt_oss", "GptOssForCausalLM", _read_gpt_oss, _write_gpt_oss, _gpt_oss_entries)
+LLAMA4 = Family("llama4_text", "Llama4ForCausalLM", _read_llama4, _write_llama4, _llama4_entries)

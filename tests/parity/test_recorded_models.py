@@ -1,0 +1,36 @@
+"""Every family against committed records of ``transformers``; needs neither it nor torch."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe_jax.interop.huggingface import FAMILIES, load
+from tests.parity import compare_models as compare
+
+
+@pytest.fixture(scope="module", params=compare.RECORDED)
+def case(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    record = compare.recorded(request.param, folder)
+    return folder, record, load(folder)
+
+
+def test_logits_and_experts(case):
+    _, record, imported = case
+    compare.assert_same_function(imported, record)
+
+
+def test_greedy_generation(case):
+    _, record, imported = case
+    compare.assert_same_greedy(imported, record)
+
+
+def test_export(case, tmp_path):
+    folder, _, imported = case
+    compare.assert_same_tensors_back(imported, folder, tmp_path / "back")
+
+
+def test_every_family_is_recorded():
+    names = {name.replace("-", "_") for name in FAMILIES}
+    recorded = {name for name in names for case in compare.RECORDED if case.startswith(name[:6])}
+    assert recorded == names
