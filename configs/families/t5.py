@@ -25,8 +25,10 @@ def t5(name: str, layers: int, width: int, heads: int, mlp_dim: int, **model) ->
         remat="full",
         dropout=0.0,
         init_scale=1.0,
+        scale_embedding=False,
     )
     config.model.update(model)
+    config.model.scale_head = config.model.tie_embeddings
     config.model.attention.scale = 1.0
     for stack in (config.model.encoder_moe, config.model.decoder_moe):
         stack.every = 0

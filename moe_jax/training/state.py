@@ -90,7 +90,7 @@ class Recipe:
 
 
 def named_leaves(state: TrainState) -> dict[str, Any]:
-    """Returns every array of the state under a readable name, such as ``params/embedding/table``."""
+    """Returns every array of the state under a readable name, as ``params/embedding/table``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {_name(path): leaf for path, leaf in leaves}
 

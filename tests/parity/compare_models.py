@@ -73,9 +73,7 @@ def assert_same_function(imported: Imported, record: Record) -> None:
 def assert_same_greedy(imported: Imported, record: Record) -> None:
     """Asserts the same tokens as ``transformers.generate``, with our cache."""
     sampling = Sampling(tokens=record["generated"].shape[1], temperature=0.0)
-    rows = [
-        row[mask > 0].tolist() for row, mask in zip(record["ids"], record["mask"], strict=True)
-    ]
+    rows = [row[mask > 0].tolist() for row, mask in zip(record["ids"], record["mask"], strict=True)]
     if isinstance(imported.model, EncoderDecoder):
         start = imported.original["decoder_start_token_id"]
         found = translate(imported.model, rows, sampling, start_id=start)

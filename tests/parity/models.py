@@ -304,8 +304,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-def make(case: str, folder: Path) -> None:
-    """Writes ``config.json`` and the drawn weights of a case."""
+def make(case: str, folder: Path, gain: float = 1.0) -> None:
+    """Writes ``config.json`` and the drawn weights of a case; see ``drawn``."""
     name, settings = CASES[case]
     config = transformers.AutoConfig.for_model(name, **settings)
     sequence = name in ("switch_transformers", "nllb-moe")
@@ -313,7 +313,7 @@ def make(case: str, folder: Path) -> None:
     auto.from_config(config).save_pretrained(folder)
     with safe_open(folder / "model.safetensors", "np") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
-    write(shapes, folder)
+    write(shapes, folder, gain)
 
 
 def _chosen(module: torch.nn.Module, output: Any) -> torch.Tensor:
@@ -332,7 +332,9 @@ def _chosen(module: torch.nn.Module, output: Any) -> torch.Tensor:
     return torch.nn.functional.one_hot(output[2], number).sum(1) > 0
 
 
-def record(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Json:
+def record(
+    folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, *, generate: bool = True
+) -> Json:
     """Runs the model of a folder on two rows, the second one shorter."""
     model = load(folder, dtype)
     choices: list[torch.Tensor] = []
@@ -349,7 +351,8 @@ def record(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> J
         found["choices"] = [np.asarray(c).reshape(2, -1, c.shape[-1]) for c in choices]
         for module in model.modules():
             module._forward_hooks.clear()
-        found["generated"] = _generated(model, found)
+        if generate:
+            found["generated"] = _generated(model, found)
     return found
 
 

@@ -8,18 +8,24 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+_ENDS = ("embed_tokens", "wte", "shared.weight", "lm_head")
 
-def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the tensor of this name: norms near 1, biases near 0, matrices of deviation 0.3."""
+
+def drawn(name: str, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
+    """Returns the tensor of this name: norms near 1, biases near 0, matrices of deviation 0.3.
+
+    ``gain`` multiplies the matrices inside layers.
+    """
     noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
     if len(shape) == 1:
         return (0.1 * noise + name.endswith("weight")).astype(np.float32)
     if "gate.weight" in name or "router" in name:
         return noise.astype(np.float32)  # so that few choices are close
-    return (0.3 * noise).astype(np.float32)
+    inside = not any(end in name for end in _ENDS)
+    return ((0.3 * gain if inside else 0.3) * noise).astype(np.float32)
 
 
-def write(shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
+def write(shapes: dict[str, tuple[int, ...]], folder: Path, gain: float = 1.0) -> None:
     """Writes all tensors into ``model.safetensors``."""
-    tensors = {name: drawn(name, tuple(shape)) for name, shape in shapes.items()}
+    tensors = {name: drawn(name, tuple(shape), gain) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

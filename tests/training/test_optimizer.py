@@ -259,7 +259,7 @@ def test_groups_of_a_model():
     assert groups == {
         "embedding/table": "dense",
         "final_norm/scale": "dense",
-        "head": "dense",
+        "embedding/head": "dense",
         "relative_bias/table": "dense",
         **{f"layers/parts/0/0/{name}": group for name, group in first.items()},
         **{f"layers/parts/1/0/{name}": group for name, group in second.items()},

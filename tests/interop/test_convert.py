@@ -1,0 +1,172 @@
+"""Loading and saving: what is refused, and what is kept."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from moe_jax.build import build
+from moe_jax.errors import ConfigError
+from moe_jax.experiment import Experiment
+from moe_jax.interop import native
+from moe_jax.interop.huggingface import FAMILIES, load, save
+from moe_jax.interop.huggingface.function import function_of
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.planning.published import load as load_config
+from tests.parity.compare_models import recorded
+from tests.planning.test_published import MODELS
+
+
+@pytest.fixture
+def mixtral(tmp_path):
+    recorded("mixtral", tmp_path)
+    return tmp_path
+
+
+def edited(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(folder, match, **options):
+    with pytest.raises(ConfigError, match=match) as error:
+        load(folder, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_unknown_tensors_are_listed(mixtral):
+    tensors = load_file(mixtral / "model.safetensors")
+    tensors["model.layers.9.odd"] = tensors.pop("model.norm.weight")
+    save_file(tensors, mixtral / "model.safetensors")
+    refused(mixtral, r"lacks 1 tensor\(s\): model.norm.weight")
+    tensors["model.norm.weight"] = tensors["model.layers.9.odd"]
+    save_file(tensors, mixtral / "model.safetensors")
+    refused(mixtral, r"has unknown 1 tensor\(s\): model.layers.9.odd")
+
+
+def test_another_shape_is_refused(mixtral):
+    edited(mixtral, intermediate_size=21)
+    refused(mixtral, r"experts.0.w1.weight has shape \(20, 24\), which is not what config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"model_type": "mixtrall"}, "did you mean 'mixtral'"),
+        ({"hidden_act": "tanhh"}, "hidden_act='tanhh' is not one of silu"),
+        ({"sliding_window": 5}, "says sliding_window=5, which is only supported as None"),
+        ({"rope_parameters": {"rope_type": "odd"}}, "rope_type='odd'; known: linear"),
+    ],
+)
+def test_settings_that_are_not_supported_are_refused(mixtral, changes, match):
+    edited(mixtral, **changes)
+    refused(mixtral, match)
+
+
+def test_folders_that_hold_no_model_are_refused(mixtral, tmp_path):
+    refused(tmp_path / "nowhere", "is not there")
+    refused(mixtral, "dtype='int8' is not one of float32, bfloat16", dtype="int8")
+    (mixtral / "model.safetensors").write_bytes(b"nonsense")
+    refused(mixtral, "is not a safetensors file")
+    (mixtral / "model.safetensors").unlink()
+    refused(mixtral, "has neither model.safetensors nor")
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (mixtral / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(mixtral, "lacks model-1.safetensors, which its index names")
+
+
+def test_a_family_that_cannot_say_the_model_is_refused(mixtral, tmp_path):
+    model = load(mixtral).model
+    with pytest.raises(ConfigError, match="qwen3_moe cannot say layers.0.attention"):
+        save(model, tmp_path / "out", "qwen3_moe")
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_are_born_in_their_sharding(mixtral):
+    edited(mixtral, num_local_experts=4)
+    tensors = load_file(mixtral / "model.safetensors")
+    for name in [n for n in tensors if ".experts.4." in n]:
+        del tensors[name]
+    for layer in range(2):
+        name = f"model.layers.{layer}.block_sparse_moe.gate.weight"
+        tensors[name] = np.ascontiguousarray(tensors[name][:4])
+    save_file(tensors, mixtral / "model.safetensors")
+    mesh = make_mesh(MeshConfig(data=2, expert=4))
+    loaded = load(mixtral, mesh=mesh)
+    up = loaded.model.layers.parts[0][0].feed_forward.experts.up[...]
+    assert up.shape == (2, 4, 24, 20)
+    assert up.addressable_shards[0].data.shape == (2, 1, 24, 20)
+    np.testing.assert_array_equal(
+        up[1, 3], tensors["model.layers.1.block_sparse_moe.experts.3.w3.weight"].T
+    )
+
+
+def test_bfloat16_parameters_and_activations(mixtral):
+    loaded = load(mixtral, dtype="bfloat16", remat="full")
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.model)} == {jnp.dtype("bfloat16")}
+    assert loaded.config.compute_dtype == "bfloat16" and loaded.config.remat == "full"
+
+
+def test_our_own_format_keeps_everything(mixtral, tmp_path):
+    loaded = load(mixtral)
+    native.save(loaded, tmp_path / "ours")
+    again = native.load(tmp_path / "ours")
+    assert (again.config, again.vocab_size, again.family) == (loaded.config, 43, "mixtral")
+    for mine, theirs in zip(
+        jax.tree.leaves(again.model), jax.tree.leaves(loaded.model), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ConfigError, match="holds no converted model"):
+        native.load(tmp_path)
+
+
+def test_the_command_line_there_and_back(mixtral, tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    command = [sys.executable, "-m", "moe_jax.convert"]
+    there = [*command, "--from=hf", f"--input={mixtral}", f"--output={ours}"]
+    done = subprocess.run(there, capture_output=True, text=True, check=True)
+    assert "tensors" in done.stderr and "mixtral" in done.stdout
+    back = [*command, "--from=moe_jax", f"--input={ours}", f"--output={theirs}"]
+    subprocess.run(back, capture_output=True, text=True, check=True)
+    before, after = (load_file(path / "model.safetensors") for path in (mixtral, theirs))
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor)
+    again = subprocess.run(there, capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.startswith("error: ")
+    assert "is not empty" in again.stderr
+
+
+def published(name):
+    experiment = build(Experiment, load_config(MODELS[name]).config)
+    return experiment.model
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("mixtral_8x7b", "mixtral"),
+        ("dbrx", "dbrx"),
+        ("olmoe_1b_7b", "olmoe"),
+        ("qwen1.5_moe_a2.7b", "qwen2_moe"),
+        ("qwen3_30b_a3b", "qwen3_moe"),
+        ("deepseek_v2_lite", "deepseek_v2"),
+        ("deepseek_v3", "deepseek_v3"),
+        ("gpt_oss_20b", "gpt_oss"),
+        ("gpt_oss_120b", "gpt_oss"),
+        ("llama4_scout", "llama4_text"),
+        ("llama4_maverick", "llama4_text"),
+        ("switch_base_8", "switch_transformers"),
+        ("nllb_moe_54b", "nllb-moe"),
+    ],
+)
+def test_a_published_config_is_a_model_of_its_family(name, family):
+    # Written as config.json and read again, it computes the same.
+    config = published(name)
+    again = FAMILIES[family].read(FAMILIES[family].write(config))
+    assert function_of(again) == function_of(config)
