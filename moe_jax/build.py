@@ -129,6 +129,8 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
         if dataclasses.is_dataclass(hint):
             _with_unset(hint, config[name])
         options = _options(hint) if isinstance(config[name], ConfigDict) else {}
+        if _chosen_by_type(hint) and options:
+            _with_unset(options[config[name].type], config[name])
         for option in options.values() if _chosen_by_type(hint) else ():
             for key, setting in typing.get_type_hints(option).items():
                 if key not in config[name]:

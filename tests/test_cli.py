@@ -7,6 +7,8 @@ from absl import app, flags
 
 from moe_jax import cli
 from moe_jax.errors import ConfigError
+from moe_jax.nn.latent import Latent
+from moe_jax.nn.positions import Rotary, T5Relative
 from moe_jax.routing import preset
 from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
@@ -107,6 +109,23 @@ def test_another_type_forgets_what_the_file_chose_for_the_old_one(experiment_of)
         "--config.optimizer.rule.decay_rate=0.7",
     ).optimizer.rule
     assert rule == Adafactor(decay_rate=0.7)
+
+
+def test_parts_of_a_model_can_be_of_another_type(experiment_of):
+    model = experiment_of(
+        QUICKSTART,
+        "--config.model.attention.type=Latent",
+        "--config.model.attention.kv_rank=16",
+        "--config.model.positions.interleaved=True",
+        "--config.model.moe.gated=True",
+    ).model
+    assert model.attention == Latent(kv_rank=16) and model.moe.gated
+    assert model.positions == Rotary(interleaved=True)
+    positions = "--config.model.positions"
+    model = experiment_of(
+        QUICKSTART, f"{positions}.type=T5Relative", f"{positions}.buckets=8"
+    ).model
+    assert model.positions == T5Relative(buckets=8)
 
 
 def test_another_preset_forgets_choices_it_does_not_have(experiment_of):

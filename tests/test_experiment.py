@@ -11,7 +11,7 @@ from configs import common, quickstart
 from moe_jax.build import build, describe
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment, TrainingConfig
-from moe_jax.models import DecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.moe import MoEConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.planning import count
@@ -169,3 +169,9 @@ def test_settings_without_a_default_can_be_overridden(key, text, value):
 def test_quickstart_survives_json(variants):
     for made in variants.values():
         assert build(Experiment, json.loads(json.dumps(describe(made)))) == made
+
+
+def test_encoder_decoders_are_not_trained_yet(experiment):
+    experiment = dataclasses.replace(experiment, model=EncoderDecoderConfig())
+    with pytest.raises(ConfigError, match="not trained yet: use DecoderConfig"):
+        experiment.check(1)

@@ -34,8 +34,11 @@ def weight(
 
 
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
-    """Returns a float32 parameter that starts as ``value`` everywhere."""
-    return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
+    """Returns a float32 parameter that starts as ``value`` everywhere: a norm or a bias.
+
+    Weight decay leaves it alone, however many axes it has.
+    """
+    return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes, decayed=False)
 
 
 def described(parameter: Parameter, key: jax.Array, scale: float) -> nnx.Param:

@@ -58,10 +58,17 @@ def tokens_of(experiment: Experiment) -> Tokens:
 
 
 def load(path: Path) -> Published:
-    """Returns one config file."""
+    """Returns one config file.
+
+    Raises:
+        ConfigError: if it has no ``get_config`` or no ``PUBLISHED``.
+    """
     spec = importlib.util.spec_from_file_location(path.stem.replace(".", "_"), path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for name in ("get_config", "PUBLISHED"):
+        if not hasattr(module, name):
+            raise ConfigError(f"{path} has no {name}: a published model needs both")
     return Published(path.stem, module.get_config(), module.PUBLISHED)
 
 

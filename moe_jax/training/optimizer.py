@@ -174,7 +174,11 @@ def parameter_groups(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    return _map_variables(lambda p: p.replace(len(p.get_metadata()["axes"]) > 1), params)
+    def one(param: nnx.Variable) -> nnx.Variable:
+        metadata = param.get_metadata()
+        return param.replace(metadata.get("decayed", len(metadata["axes"]) > 1))
+
+    return _map_variables(one, params)
 
 
 def _map_variables(function: Any, params: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -170,3 +171,28 @@ def test_a_published_config_is_a_model_of_its_family(name, family):
     config = published(name)
     again = FAMILIES[family].read(FAMILIES[family].write(config))
     assert function_of(again) == function_of(config)
+
+
+def test_the_host_holds_one_tensor_at_a_time(tmp_path):
+    settings = {"hidden_size": 256, "intermediate_size": 4096, "num_local_experts": 4}
+    recorded("mixtral", tmp_path)
+    edited(tmp_path, **settings, num_attention_heads=8, num_key_value_heads=8, head_dim=32)
+    read = json.loads((tmp_path / "config.json").read_text())
+    family = FAMILIES["mixtral"]
+    expert, square = (4096, 256), (256, 256)
+    shapes = {"lm_head": (43, 256), "embed_tokens": (43, 256), "gate": (4, 256), "norm": (256,)}
+    shapes |= {"w1": expert, "w3": expert, "w2": expert[::-1], "proj": square}
+    tensors = {
+        entry.theirs: np.zeros(next(s for part, s in shapes.items() if part in entry.theirs))
+        for entry in family.entries(family.read(read))
+    }
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    total, largest = (f(t.nbytes for t in tensors.values()) for f in (sum, max))
+    del tensors
+    tracemalloc.start()
+    load(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 4 MiB a tensor and 97 MiB in all; traces and compiled programs are a few MiB.
+    assert largest < peak < 6 * largest < total / 4

@@ -71,6 +71,9 @@ def test_a_claim_by_hand():
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no config files"):
         list(load_all(tmp_path))
+    (tmp_path / "mine.py").write_text("PUBLISHED = ()")
+    with pytest.raises(ConfigError, match="mine.py has no get_config"):
+        list(load_all(tmp_path))
 
 
 def test_the_command_prints_one_line():
