@@ -128,14 +128,16 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             _with_unset(hint, config[name])
+        if config[name] is None and _chosen_by_type(hint):
+            config[name] = ConfigDict({"type": placeholder(str)})
         options = _options(hint) if isinstance(config[name], ConfigDict) else {}
-        if _chosen_by_type(hint) and options:
+        if options and _chosen_by_type(hint) and config[name].type is not None:
             _with_unset(options[config[name].type], config[name])
         for option in options.values() if _chosen_by_type(hint) else ():
             for key, setting in typing.get_type_hints(option).items():
                 if key not in config[name]:
                     config[name][key] = _unset(setting)
-        if config[name] is None:
+        if config[name] is None and not _options(hint):
             config[name] = _unset(hint)
     return config
 

@@ -8,7 +8,7 @@ from absl import app, flags
 from moe_jax import cli
 from moe_jax.errors import ConfigError
 from moe_jax.nn.latent import Latent
-from moe_jax.nn.positions import Rotary, T5Relative
+from moe_jax.nn.positions import Rotary, T5Relative, YarnScaling
 from moe_jax.routing import preset
 from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
@@ -122,6 +122,9 @@ def test_parts_of_a_model_can_be_of_another_type(experiment_of):
     assert model.attention == Latent(kv_rank=16) and model.moe.gated
     assert model.positions == Rotary(interleaved=True)
     positions = "--config.model.positions"
+    scaling = f"{positions}.scaling"
+    model = experiment_of(QUICKSTART, f"{scaling}.type=YarnScaling", f"{scaling}.factor=8.0").model
+    assert model.positions == Rotary(scaling=YarnScaling(factor=8.0))
     model = experiment_of(
         QUICKSTART, f"{positions}.type=T5Relative", f"{positions}.buckets=8"
     ).model

@@ -19,7 +19,7 @@ from moe_jax.interop.huggingface import FAMILIES, load, save
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.planning.published import load as load_config
-from tests.parity.compare_models import recorded
+from tests.parity.compare_models import assert_same_function, recorded
 from tests.planning.test_published import MODELS
 
 
@@ -196,3 +196,25 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path):
     tracemalloc.stop()
     # 4 MiB a tensor and 97 MiB in all; traces and compiled programs are a few MiB.
     assert largest < peak < 6 * largest < total / 4
+
+
+def test_the_text_model_of_a_checkpoint_with_a_vision_tower(tmp_path):
+    record = recorded("llama4_maverick", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    tensors["vision_model.patch.weight"] = np.zeros((2, 2), np.float32)
+    tensors["multi_modal_projector.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    outer = {"model_type": "llama4", "text_config": text, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    assert_same_function(load(tmp_path), record)
+
+
+def test_a_head_for_the_next_token_is_left_out(tmp_path):
+    record = recorded("deepseek_v3", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.2.eh_proj.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    edited(tmp_path, num_nextn_predict_layers=1)
+    assert_same_function(load(tmp_path), record)

@@ -99,8 +99,9 @@ def load(
     family = _family(given.get("model_type", ""))
     config = dataclasses.replace(family.read(given), compute_dtype=dtype, **changes)
     vocab = (given.get("text_config") or given)[family.vocab]
-    files, entries = TensorFiles(directory), list(family.entries(config))
-    _check_names(files.names, entries, family, directory)
+    files, entries = TensorFiles(directory, family.prefix), list(family.entries(config))
+    names = frozenset(name for name in files.names if not family.beside(given, name))
+    _check_names(names, entries, family, directory)
     graph, state = nnx.split(_abstract(config, vocab))
     places = _Places(nnx.merge(graph, state), dtype, mesh)
     for entry in tqdm(entries, desc="tensors", disable=not progress):

@@ -156,6 +156,12 @@ def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
     yield Entry(f"{theirs}.o_proj.weight", (f"{ours}.output",), Matrix(2))
 
 
+def _is_of_the_next_token_head(config: Json, name: str) -> bool:
+    """The head for a second token ahead is stored as layers after the last."""
+    layer = name.removeprefix("model.layers.").partition(".")[0]
+    return layer.isdigit() and int(layer) >= config["num_hidden_layers"]
+
+
 DEEPSEEK_V2 = Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _entries)
 DEEPSEEK_V3 = dataclasses.replace(
     DEEPSEEK_V2,
@@ -163,4 +169,5 @@ DEEPSEEK_V3 = dataclasses.replace(
     architecture="DeepseekV3ForCausalLM",
     read=_read_v3,
     write=_write_v3,
+    beside=_is_of_the_next_token_head,
 )

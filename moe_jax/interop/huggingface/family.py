@@ -27,6 +27,9 @@ class Family:
         entries: all tensors of a model.
         vocab: the key of the vocabulary's size.
         ignored: ends of names of tensors that hold nothing of the model.
+        prefix: before all names in a checkpoint of the model with other towers.
+        beside: given ``config.json`` and a name, whether the tensor is of something beside the
+            model: another tower, or a head that is not built.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Family:
     entries: Callable[[ModelConfig], Iterator[Entry]]
     vocab: str = "vocab_size"
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    prefix: str = ""
+    beside: Callable[[Json, str], bool] = lambda config, name: False
 
 
 ACTIVATIONS = {"silu": "silu", "relu": "relu", "gelu": "gelu_exact", "gelu_new": "gelu"}

@@ -18,8 +18,8 @@ _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 class TensorFiles:
     """The tensors of a folder by name, each read when asked for."""
 
-    def __init__(self, directory: Path):
-        """Opens the folder.
+    def __init__(self, directory: Path, prefix: str = ""):
+        """Opens the folder; a ``prefix`` of its names is left out.
 
         Raises:
             ConfigError: if it holds no weights, or an index names files that are not there.
@@ -35,13 +35,16 @@ class TensorFiles:
         lost = sorted(name for name in set(files.values()) if not (directory / name).exists())
         if lost:
             raise ConfigError(f"{directory} lacks {', '.join(lost)}, which its index names")
-        self._files = {name: directory / file for name, file in files.items()}
+        self._files = {
+            name.removeprefix(prefix): (directory / file, name) for name, file in files.items()
+        }
         self.names = frozenset(self._files)
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor."""
-        with self._open(self._files[name]) as file:
-            return file.get_tensor(name)
+        path, stored = self._files[name]
+        with self._open(path) as file:
+            return file.get_tensor(stored)
 
     @staticmethod
     def _open(path: Path) -> safe_open:

@@ -163,4 +163,12 @@ def _llama4_entries(config: DecoderConfig) -> Iterator[Entry]:
 
 
 GPT_OSS = Family("gpt_oss", "GptOssForCausalLM", _read_gpt_oss, _write_gpt_oss, _gpt_oss_entries)
-LLAMA4 = Family("llama4_text", "Llama4ForCausalLM", _read_llama4, _write_llama4, _llama4_entries)
+LLAMA4 = Family(
+    "llama4_text",
+    "Llama4ForCausalLM",
+    _read_llama4,
+    _write_llama4,
+    _llama4_entries,
+    prefix="language_model.",
+    beside=lambda config, name: name.startswith(("vision_model.", "multi_modal_projector.")),
+)
