@@ -1,7 +1,9 @@
 """GLaM (Du et al. 2021, 2112.06905) and the models of Expert Choice (Zhou et al. 2022, 2202.09368).
 
-Dense layers are gated, experts are not; one matrix embeds and predicts. The printed active
-parameters of the largest model need the vocabulary of 256k, those of all others one of 32k.
+Dense layers are gated, experts are not; one matrix embeds and predicts. GLaM's relative positions
+are each layer's own; here all layers share T5's table, which holds too little to be seen in a
+count. The printed active parameters of the largest model need the vocabulary of 256k, those of all
+others one of 32k.
 """
 
 from ml_collections import ConfigDict

@@ -85,6 +85,26 @@ def xxl_size(name: str) -> ConfigDict:
     )
 
 
+def flaxformer(name: str, layers: int, width: int, heads: int, mlp_dim: int, **moe) -> ConfigDict:
+    """Returns a gated, untied model whose tokens choose two experts, as flaxformer routes them.
+
+    In the encoder the surest tokens are seated first.
+    """
+    base = t5(
+        name,
+        layers,
+        width,
+        heads,
+        mlp_dim,
+        activation="gelu",
+        gated=True,
+        tie_embeddings=False,
+    )
+    sparse(base, common.router("switch_t5x", k=2), group_size=4096, **moe)
+    base.model.encoder_moe.router = common.router("switch_t5x", k=2, priority="score")
+    return base
+
+
 def switch_base(name: str, experts: int) -> ConfigDict:
     """Switch-Base, released with 8 to 256 experts."""
     return switch(name, experts, capacity=(1.25, 2.0), base=base_size(name), group_size=8192)

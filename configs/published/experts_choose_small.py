@@ -9,19 +9,9 @@ PUBLISHED = ()
 
 
 def get_config() -> ConfigDict:
-    name = "experts_choose_small"
-    config = t5.t5(
-        name,
-        layers=8,
-        width=512,
-        heads=6,
-        mlp_dim=1024,
-        activation="gelu",
-        gated=True,
-        tie_embeddings=False,
+    config = t5.flaxformer(
+        "experts_choose_small", layers=8, width=512, heads=6, mlp_dim=1024, every=2, num_experts=32
     )
-    top2 = common.router("top2_mtf", second="all")
-    t5.sparse(config, top2, every=2, num_experts=32, group_size=4096)
     config.model.encoder_moe.router = common.router(
         "expert_choice", capacity_factor=1.0, eval_capacity_factor=1.0
     )

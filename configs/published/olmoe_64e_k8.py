@@ -2,30 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.families import olmoe
 
 PUBLISHED = ()
 
 
 def get_config() -> ConfigDict:
-    config = common.base("olmoe_64e_k8")
-    model = config.model
-    model.update(
-        num_layers=16,
-        width=2048,
-        num_heads=16,
-        head_dim=128,
-        mlp_dim=1024,
-        gated=True,
-        activation="silu",
-        tie_embeddings=False,
-        scale_embedding=False,
-        compute_dtype="bfloat16",
-        remat="full",
-    )
-    model.norm.eps = 1e-5
-    model.attention.qk_norm = "width"
-    model.moe.update(every=1, num_experts=64, expert_dim=1024)
-    model.moe.router = common.router("olmoe", k=8)
-    config.data.update(vocab_size=50304, seq_length=4096, batch_size=1024)
-    return config
+    return olmoe.olmoe("olmoe_64e_k8", experts=64, k=8, expert_dim=1024)

@@ -17,9 +17,14 @@ from moe_jax.models import EncoderDecoder
 from moe_jax.nn.mode import Mode
 from tests.parity.weights import write
 
+Record = dict[str, Any]
 FIXTURES = Path(__file__).parent / "fixtures" / "models"
 RECORDED = sorted(path.stem for path in FIXTURES.glob("*.npz"))
-Record = dict[str, Any]
+
+
+def family_of(case: str) -> str:
+    """Returns the ``model_type`` of a committed record."""
+    return json.loads(str(np.load(FIXTURES / f"{case}.npz")["header"]))["config"]["model_type"]
 
 
 def recorded(case: str, folder: Path) -> Record:
@@ -66,8 +71,14 @@ def assert_same_function(imported: Imported, record: Record) -> None:
     assert error <= 1e-4 * np.abs(record["logits"]).max()
     assert len(experts) == len(record["choices"]) > 0
     for mine, theirs in zip(experts, record["choices"], strict=True):
-        valid = record["mask"] > 0 if mine.shape[1] == record["mask"].shape[1] else real
+        valid = real_tokens(mine, record)
         np.testing.assert_array_equal(mine[valid], theirs[valid])
+
+
+def real_tokens(layer: np.ndarray, record: Record) -> np.ndarray:
+    """Returns ``(B, L)`` bool for a layer's ``(B, L, E)``; rows of targets have no padding."""
+    of_inputs = layer.shape[1] == record["mask"].shape[1]
+    return record["mask"] > 0 if of_inputs else np.ones(layer.shape[:2], bool)
 
 
 def assert_same_greedy(imported: Imported, record: Record) -> None:

@@ -48,12 +48,10 @@ def test_bfloat16(name, tmp_path):
     logits, experts, real = compare.forward(load(tmp_path, dtype="bfloat16"), record)
     difference, size = (np.linalg.norm(x[real]) for x in (logits - record["logits"], logits))
     assert difference <= 1e-2 * size
-    same = [
-        (mine == theirs).all(-1).mean()
-        for mine, theirs in zip(experts, record["choices"], strict=True)
-        if mine.shape[1] == real.shape[1] and real.all()
-    ]
-    assert all(share > 0.8 for share in same)
+    # Rounding may flip a choice where two experts are close: few tokens of all layers.
+    layers = zip(experts, record["choices"], strict=True)
+    same = [(mine == theirs).all(-1)[compare.real_tokens(mine, record)] for mine, theirs in layers]
+    assert np.concatenate(same).mean() >= 0.9
 
 
 def test_shards_on_a_mesh(case, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import ConfigError
-from moe_jax.planning import scaling_laws as laws
-from moe_jax.planning.scaling_laws import DENSE, HASH, MOE, PUBLISHED, RL_R, S_BASE
+from moe_jax.planning import laws, scaling_laws
+from moe_jax.planning.laws import DENSE, HASH, MOE, PUBLISHED, RL_R, S_BASE
 
 CLARK = {"S_BASE": S_BASE, "RL_R": RL_R, "HASH": HASH}
 
@@ -222,7 +222,7 @@ def test_command_prints_the_tables_and_draws(tmp_path):
     folder = tmp_path / "new" / "folder"
     command = [sys.executable, "-m", "moe_jax.planning.scaling_laws", f"--output={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == laws.report() + "\n"
+    assert done.stdout == scaling_laws.report() + "\n"
     assert "| S-BASE | 15M | 3.191 (15M) | 2.985 (34.7M) |" in done.stdout
     assert "| 64 x 1T | 7.94T | 64 | 4.97e+25 | 4.98e+25 | +0.22% | 1.367 | 1.356 | -0.011 |" in (
         done.stdout
@@ -232,7 +232,7 @@ def test_command_prints_the_tables_and_draws(tmp_path):
 
 
 def test_figure_has_a_panel_per_law():
-    left, right = laws.figure().axes
+    left, right = scaling_laws.figure().axes
     assert len(left.lines) == 6
     assert len(right.lines) == 4
     dense, coarse, fine = (line.get_ydata() for line in right.lines[:3])

@@ -128,7 +128,7 @@ PUBLISHED = {
     "switch_t5x": Router(
         SOFTMAX,
         top_k(1),
-        (balance(1e-2, "first", "diluted"),),
+        (balance(1e-2, "all", "diluted"),),
         Capacity(1.25, 2.0, "never", 0.0, 4, 1, "round", False, "choice", False, 0, False),
         Linear(False, "normal"),
         0.0,

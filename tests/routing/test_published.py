@@ -115,14 +115,15 @@ def test_dropless_top_k(router: Router, k: int, normalize: bool, loss: str | Non
 
 
 @seeds
-def test_switch_t5x(seed: int):
-    # round(24 / 8 * 1.5) = 4 (ties to even: 4.5), where ceil would give 5.
-    router = preset("switch_t5x", capacity_factor=1.5, z_weight=1e-3)
+@pytest.mark.parametrize("k", [1, 2])
+def test_switch_t5x(seed: int, k: int):
+    # round(24 / 8 * 1.5) = 4 (ties to even: 4.5), where ceil would give 5; whatever k.
+    router = preset("switch_t5x", capacity_factor=1.5, z_weight=1e-3, k=k)
     assert router.slots(S, E, train=True) == round(1.5 * S / E) == 4
     logits, valid = case(seed)
-    expected, losses = published.top_k(logits, valid, 1, 2)
+    expected, losses = published.top_k(logits, valid, k, 2)
     # Padding is zeroed in both factors of the balance, and counts in the divisors of both.
-    balance = losses["first"] * valid.mean() ** 2
+    balance = losses["all"] * valid.mean() ** 2
     wanted = {"balance": balance, "z": published.z_loss(logits, valid, zeroed=True)}
     close(run(router, logits, valid, 2), expected, wanted)
 

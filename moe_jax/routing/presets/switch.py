@@ -57,14 +57,19 @@ def switch_t5x(
     eval_capacity_factor: float = 2.0,
     balance_weight: float = 1e-2,
     z_weight: float = 0.0,
+    k: int = 1,
     priority: Literal["choice", "score"] = "choice",
 ) -> Router:
-    """The released T5X/flaxformer configs: no jitter, router from N(0, 0.02), rounded capacity."""
+    """The released T5X/flaxformer configs: no jitter, router from N(0, 0.02), rounded capacity.
+
+    With ``k=2`` their ``tokens_choose``: raw gates, and a balance loss of all choices.
+    """
     return Router(
         score=Softmax(),
-        select=TopK(1),
+        select=TopK(k),
         balance=weighted(
-            LoadBalance(balance_weight, padding="diluted"), ZLoss(z_weight, padding="zeroed")
+            LoadBalance(balance_weight, choices="all", padding="diluted"),
+            ZLoss(z_weight, padding="zeroed"),
         ),
         capacity=Capacity(
             capacity_factor, eval_capacity_factor, rounding="round", priority=priority
