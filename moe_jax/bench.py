@@ -46,7 +46,7 @@ def main() -> None:
 def measure(session: Session, *, rounds: int, steps: int) -> tuple[list[float], list[float]]:
     """Returns tokens per second of the loader and of training, one number per round each."""
     config = session.experiment.data
-    tokens = config.batch_size * config.seq_length
+    tokens = session.experiment.tokens_per_step
     _, state = session.recipe.create()
     batches = data.train_batches(config, session.tokenizer)
     batch = session.place(next(batches))

@@ -20,7 +20,8 @@ def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config
     """Returns a ``cls`` made from ``values``.
 
     A field that holds a dataclass is built from a nested mapping; one that may hold several
-    dataclasses names its own by ``type``. A router is a ``preset`` with its choices, or its parts;
+    dataclasses names its own by ``type``, and one that may be left out is if all of it is ``None``.
+    A router is a ``preset`` with its choices, or its parts;
     a setting or choice that is ``None`` is the part's or the preset's own.
 
     Args:
@@ -80,7 +81,10 @@ def _convert_part(hint: Any, value: Any, path: str) -> Any:
         return None
     simple = [option for option in options if option is not type(None)]
     if len(simple) == 1 and not inspect.isabstract(simple[0]):
-        return _convert(simple[0], value, path)
+        if simple[0] is routing.Router or not dataclasses.is_dataclass(simple[0]):
+            return _convert(simple[0], value, path)
+        values = {k: v for k, v in _mapping(value, path).items() if v is not None}
+        return build(simple[0], values, path) if values else None
     values = {k: v for k, v in _mapping(value, path).items() if v is not None}
     known = _options(hint)
     name = values.pop("type", None)
@@ -128,8 +132,8 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             _with_unset(hint, config[name])
-        if config[name] is None and _chosen_by_type(hint):
-            config[name] = ConfigDict({"type": placeholder(str)})
+        if config[name] is None:
+            config[name] = _unset_part(hint)
         options = _options(hint) if isinstance(config[name], ConfigDict) else {}
         if options and _chosen_by_type(hint) and config[name].type is not None:
             _with_unset(options[config[name].type], config[name])
@@ -140,6 +144,16 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
         if config[name] is None and not _options(hint):
             config[name] = _unset(hint)
     return config
+
+
+def _unset_part(hint: Any) -> ConfigDict | None:
+    """The settings of a part that is left out, or ``None`` if it can have none."""
+    if _chosen_by_type(hint):
+        return ConfigDict({"type": placeholder(str)})
+    if not _options(hint) or routing.Router in typing.get_args(hint):
+        return None
+    (option,) = _options(hint).values()
+    return ConfigDict({key: _unset(kind) for key, kind in typing.get_type_hints(option).items()})
 
 
 def _unset(hint: Any) -> Any:

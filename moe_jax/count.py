@@ -11,9 +11,9 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax import cli, data
+from moe_jax import cli
 from moe_jax.planning import record
-from moe_jax.planning.published import table, tokens_of
+from moe_jax.planning.published import table
 
 _CONFIG = cli.define_config()
 _ALL = flags.DEFINE_bool("all", False, "Print the table of all published models.")
@@ -32,11 +32,8 @@ def main() -> None:
 
 def _line() -> str:
     experiment = cli.experiment_of(_CONFIG)
-    vocab = data.Bytes().vocab_size if experiment.data.tokenizer == "bytes" else None
-    vocab = vocab or experiment.data.vocab_size
-    return json.dumps(
-        {"name": experiment.name, **record(experiment.model, vocab, tokens_of(experiment))}
-    )
+    found = record(experiment.model, experiment.vocab_size, experiment.sequence)
+    return json.dumps({"name": experiment.name, **found})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from moe_jax import data
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.parallel import MeshConfig
+from moe_jax.planning import Tokens
 from moe_jax.routing import Forced
 from moe_jax.training.optimizer import OptimizerConfig
 from moe_jax.training.step import Objective
@@ -81,9 +82,25 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     @property
-    def moe_layers(self) -> tuple[int, ...]:
-        """Indices, from 0, of the layers that have experts."""
-        return self.model.moe.moe_layers(self.model.num_layers)
+    def moe_layers(self) -> tuple[str | int, ...]:
+        """Names of the layers that have experts: indices from 0, after their stack's name."""
+        return tuple(layer.name for layer in self.model.sparse_layers())
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the configuration asks for, sentinels included; training may find fewer."""
+        text = data.Bytes.vocab_size if self.data.tokenizer == "bytes" else self.data.vocab_size
+        return text + (self.data.spans.sentinels if self.data.spans else 0)
+
+    @property
+    def sequence(self) -> Tokens:
+        """The tokens of one row."""
+        return Tokens(self.data.seq_length, self.data.target_length)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a batch, padding included."""
+        return self.data.batch_size * (self.data.seq_length + self.data.target_length)
 
     def check(self, num_devices: int) -> None:
         """Refuses what cannot run, before anything expensive starts.
@@ -93,17 +110,26 @@ class Experiment:
             FileNotFoundError: if the data is not there.
             ValueError: if the data cannot serve.
         """
-        if isinstance(self.model, EncoderDecoderConfig):
-            raise ConfigError(
-                "model.type=EncoderDecoderConfig can be counted, converted and generated from, but "
-                "not trained yet: use DecoderConfig"
-            )
         mesh = self.mesh.resolve(num_devices)
+        self._check_kind()
         self._check_batch(mesh)
         self._check_model(mesh)
         self._check_replay()
         data.check_tokenizer(self.data)
         data.check_source(self.data)
+
+    def _check_kind(self) -> None:
+        if isinstance(self.model, EncoderDecoderConfig):
+            if self.data.spans is None:
+                raise ConfigError(
+                    "model.type=EncoderDecoderConfig restores spans that are cut out of a text: "
+                    "set data.spans.sentinels=100, or use DecoderConfig"
+                )
+        elif self.data.spans is not None or self.data.target_length:
+            raise ConfigError(
+                "a decoder alone reads whole texts: unset data.spans and data.target_length, or "
+                "use model.type=EncoderDecoderConfig"
+            )
 
     def _check_batch(self, mesh: MeshConfig) -> None:
         shards, rows = mesh.data * mesh.expert, self.data.batch_size
@@ -113,30 +139,31 @@ class Experiment:
                 f"data.batch_size={rows} does not divide into training.microbatches={parts} x "
                 f"mesh data={mesh.data} x expert={mesh.expert}: use a multiple of {parts * shards}"
             )
-        chunk, length = self.training.loss_chunk, self.data.seq_length
-        if chunk and length % chunk:
-            raise ConfigError(f"training.loss_chunk={chunk} does not divide seq_length={length}")
-        moe, tokens = self.model.moe, rows * length // (parts * shards)
-        if self.moe_layers and tokens % moe.group_size and moe.group_size % tokens:
-            raise ConfigError(
-                f"model.moe.group_size={moe.group_size} neither divides nor is a multiple of the "
-                f"{tokens} tokens of a microbatch on each device: change it, data.batch_size or "
-                "data.seq_length"
-            )
+        name = "target_length" if self.data.target_length else "seq_length"
+        chunk, scored = self.training.loss_chunk, getattr(self.data, name)
+        if chunk and scored % chunk:
+            raise ConfigError(f"training.loss_chunk={chunk} does not divide data.{name}={scored}")
+        for layer in self.model.sparse_layers():
+            name = "seq_length" if layer.of_inputs else "target_length"
+            tokens = rows * getattr(self.data, name) // (parts * shards)
+            size = layer.moe.group_size
+            if tokens % size and size % tokens:
+                raise ConfigError(
+                    f"model.{layer.setting}.group_size={size} neither divides nor is a multiple of "
+                    f"the {tokens} tokens of a microbatch on each device: change it, "
+                    f"data.batch_size or data.{name}"
+                )
 
     def _check_replay(self) -> None:
         training = self.training
-        forced = [
-            layer
-            for layer in self.moe_layers
-            if isinstance(self.model.moe.at(layer).router.select, Forced)
-        ]
+        layers = self.model.sparse_layers()
+        forced = [layer for layer in layers if isinstance(layer.moe.router.select, Forced)]
         if forced and not training.replay_routing:
             raise ConfigError(
                 "the router forced repeats a recorded routing: set training.replay_routing to the "
                 "routing/ folder of a run with training.record_routing=True"
             )
-        if training.replay_routing and len(forced) < len(self.moe_layers):
+        if training.replay_routing and len(forced) < len(layers):
             raise ConfigError(
                 "training.replay_routing needs model.moe.router.preset=forced in every MoE layer, "
                 "with the k, scored_by, normalize and scale of the recorded router"
@@ -146,20 +173,24 @@ class Experiment:
 
     def _check_model(self, mesh: MeshConfig) -> None:
         model = self.model
-        for layer in self.moe_layers:
-            experts = model.moe.at(layer).num_experts
+        layers = model.sparse_layers()
+        for layer in layers:
+            experts = layer.moe.num_experts
             if experts % mesh.expert:
                 raise ConfigError(
-                    f"model.moe.num_experts={experts} is not divisible by mesh.expert={mesh.expert}"
+                    f"model.{layer.setting}.num_experts={experts} is not divisible by "
+                    f"mesh.expert={mesh.expert}"
                 )
         split = {
             "num_heads": model.num_heads,
             "num_kv_heads": model.num_kv_heads or model.num_heads,
             "mlp_dim": model.mlp_dim,
-            "moe.shared.hidden": model.moe.shared.hidden,
+            **{f"{layer.setting}.shared.hidden": layer.moe.shared.hidden for layer in layers},
         }
-        widths = {w for layer in self.moe_layers for w in model.moe.at(layer).widths}
-        sizes = [*split.items(), *(("moe.expert_dim", width) for width in sorted(widths))]
+        widths = {
+            (f"{layer.setting}.expert_dim", width) for layer in layers for width in layer.moe.widths
+        }
+        sizes = [*split.items(), *sorted(widths)]
         for name, size in sizes:
             if size % mesh.model:
                 raise ConfigError(

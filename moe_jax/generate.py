@@ -1,5 +1,7 @@
 """Samples text: ``python -m moe_jax.generate --workdir=runs/quickstart --prompt="def "``.
 
+An encoder-decoder fills in blanks: ``--prompt="for i <extra_id_0> range(n):"``.
+
 Nothing is dropped while sampling, so a text never depends on the others of its batch.
 """
 
@@ -15,7 +17,9 @@ from moe_jax.training.restored import open_restored
 from moe_jax.training.sampling import generate
 
 _WORKDIR = cli.define_workdir()
-_PROMPT = flags.DEFINE_string("prompt", "def ", "Text to continue.")
+_PROMPT = flags.DEFINE_string(
+    "prompt", "def ", "Text to continue, or with <extra_id_0>, ... to fill in."
+)
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens to add at most.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the best token.", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k best; 0 for all.", lower_bound=0)
@@ -29,9 +33,10 @@ _SAMPLES = flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1)
 def main() -> None:
     """Restores the newest checkpoint and prints samples."""
     _, session, state = open_restored(_WORKDIR.value)
-    if session.experiment.moe_layers and session.experiment.model.moe.allow_future_leak:
+    layers = session.experiment.model.sparse_layers()
+    if any(layer.moe.router.experts_choose and layer.setting != "encoder_moe" for layer in layers):
         raise ConfigError(
-            "this model routes tokens by later ones (allow_future_leak=True), so it cannot "
+            "in this model experts choose among tokens, later ones included, so it cannot "
             "generate text; train a variant in which tokens choose experts"
         )
     sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)

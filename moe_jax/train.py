@@ -34,7 +34,7 @@ def main() -> None:
     began = time.perf_counter()
     tokenizer = _tokenizer(experiment, folder)
     session = open_session(experiment, tokenizer)
-    cost = count(experiment.model, tokenizer.vocab_size, experiment.data.seq_length)
+    cost = count(experiment.model, tokenizer.vocab_size, experiment.sequence)
     _announce(session, cost)
     with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
         loop = Loop(session, checkpoints, folder)

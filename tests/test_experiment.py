@@ -7,8 +7,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common, quickstart
+from configs import common, quickstart, span_corruption
 from moe_jax.build import build, describe
+from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment, TrainingConfig
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
@@ -175,7 +176,45 @@ def test_quickstart_survives_json(variants):
         assert build(Experiment, json.loads(json.dumps(describe(made)))) == made
 
 
-def test_encoder_decoders_are_not_trained_yet(experiment):
-    experiment = dataclasses.replace(experiment, model=EncoderDecoderConfig())
-    with pytest.raises(ConfigError, match="not trained yet: use DecoderConfig"):
-        experiment.check(1)
+def test_an_encoder_decoder_restores_spans_and_a_decoder_does_not(experiment):
+    with pytest.raises(ConfigError, match="set data.spans.sentinels=100, or use DecoderConfig"):
+        dataclasses.replace(experiment, model=EncoderDecoderConfig()).check(1)
+    spans = dataclasses.replace(experiment.data, spans=Spans(), target_length=64)
+    with pytest.raises(ConfigError, match="unset data.spans and data.target_length"):
+        dataclasses.replace(experiment, data=spans).check(1)
+
+
+@pytest.fixture
+def encoder_decoder():
+    return build(Experiment, span_corruption.get_config())
+
+
+def test_span_corruption_variants_build_and_pass_the_checks(encoder_decoder):
+    for variant in span_corruption.VARIANTS:
+        made = build(Experiment, span_corruption.get_config(variant))
+        made.check(8)
+        names = ("encoder 1", "encoder 3", "decoder 1")
+        assert made.moe_layers == (() if variant == "dense" else names)
+    assert encoder_decoder.vocab_size == 2048 + 100
+    assert encoder_decoder.tokens_per_step == 8 * (256 + 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.target_length": 57}, "data.target_length=57 is too short.*up to 58"),
+        ({"model.encoder_moe.group_size": 48}, "model.encoder_moe.group_size=48.*data.seq_length"),
+        ({"model.decoder_moe.group_size": 48}, "model.decoder_moe.group_size=48.*target_length"),
+        ({"model.decoder_moe.num_experts": 6, "mesh.expert": 4}, "decoder_moe.num_experts=6"),
+        ({"training.loss_chunk": 48}, "training.loss_chunk=48 does not divide data.target_length"),
+        ({"data.spans.sentinels": 5}, "sentinels=5; raise it"),
+        ({"data.spans.noise_density": 0.0}, "noise_density=0.0 must be between 0 and 1"),
+    ],
+)
+def test_encoder_decoders_are_checked_before_anything_starts(changes, message):
+    config = span_corruption.get_config()
+    with config.unlocked():
+        for name, value in changes.items():
+            config.update_from_flattened_dict({name: value})
+    with pytest.raises((ConfigError, ValueError), match=message):
+        build(Experiment, config).check(8)

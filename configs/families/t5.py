@@ -7,6 +7,8 @@ what the public checkpoints are.
 from ml_collections import ConfigDict
 
 from configs import common
+from moe_jax.build import settings
+from moe_jax.data import Spans
 from moe_jax.models import EncoderDecoderConfig
 
 
@@ -32,8 +34,10 @@ def t5(name: str, layers: int, width: int, heads: int, mlp_dim: int, **model) ->
     config.model.attention.scale = 1.0
     for stack in (config.model.encoder_moe, config.model.decoder_moe):
         stack.every = 0
+    # 32,000 pieces, 100 sentinels, and 28 more ids for a round number.
+    config.data.spans = settings(Spans())
     config.data.update(
-        source="c4/en", vocab_size=32128, seq_length=512, target_length=114, batch_size=2048
+        source="c4/en", vocab_size=32028, seq_length=512, target_length=114, batch_size=2048
     )
     config.training.steps = 500_000
     config.training.z_loss = 1e-4

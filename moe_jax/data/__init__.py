@@ -4,7 +4,9 @@ from moe_jax.data.baselines import baselines
 from moe_jax.data.config import DataConfig, MixtureConfig
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
 from moe_jax.data.mixture import Mixture, MixtureSource, make_mixture
+from moe_jax.data.sentinels import WithSentinels
 from moe_jax.data.sources import Source, check_source, open_source
+from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.tokenizers import (
     Bytes,
     SentencePiece,
@@ -24,7 +26,10 @@ __all__ = [
     "MixtureSource",
     "SentencePiece",
     "Source",
+    "SpanCorruption",
+    "Spans",
     "Tokenizer",
+    "WithSentinels",
     "baselines",
     "check_source",
     "check_tokenizer",

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from moe_jax.data.span_corruption import Spans
+
 _POSITIVE = ("vocab_size", "seq_length", "batch_size", "shuffle_window")
 
 
@@ -56,8 +58,10 @@ class DataConfig:
         tokenizer: `bytes`, `sentencepiece` (trained on the training documents, then cached) or
             `sentencepiece:PATH` (a model file that this package trained).
         vocab_size: Vocabulary of a trained SentencePiece model, specials included.
-        seq_length: Tokens in each row of a batch.
+        seq_length: Tokens in each row of a batch; those of the encoder if there is one.
         target_length: Tokens in each row of an encoder-decoder's targets; a decoder alone has none.
+        spans: Cut spans out of each text for an encoder-decoder to restore (T5); None leaves the
+            text whole, for a decoder.
         batch_size: Rows in each global batch, over all processes.
         eval_documents: Use only this many validation documents, the first ones; None is all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
@@ -78,6 +82,7 @@ class DataConfig:
     vocab_size: int = 4096
     seq_length: int = 256
     target_length: int = 0
+    spans: Spans | None = None
     batch_size: int = 16
     eval_documents: int | None = None
     packing: bool = True
@@ -95,6 +100,14 @@ class DataConfig:
             raise ValueError(
                 f"data.eval_documents must be None or at least 1, got {self.eval_documents}."
             )
+        if self.spans is not None:
+            _, fewest = self.spans.lengths(self.seq_length)
+            if self.target_length < fewest:
+                raise ValueError(
+                    f"data.target_length={self.target_length} is too short: with data.spans, "
+                    f"inputs of data.seq_length={self.seq_length} tokens have up to {fewest} "
+                    "targets; use at least that."
+                )
         if self.prefetch < 0:
             raise ValueError(f"data.prefetch must be at least 0, got {self.prefetch}.")
         if not 0 <= self.seed < 2**32:

@@ -13,6 +13,11 @@ A batch is a dict of (batch, seq_length) int32 arrays:
 * `bytes`: UTF-8 bytes that each target stands for; 0 for the end token and padding.
 * `domains`: the document's language or topic, see `Source.domain`.
 
+With `data.spans` (`moe_jax.data.span_corruption`), a row is a text with spans cut out, in T5's
+layout: `encoder_inputs` and `encoder_segments` (batch, seq_length), and all of the above
+(batch, target_length) of what is to be restored. The pieces of documents in a row attend to each
+other, as in T5.
+
 Padding is 0 in all of them. A document that does not fit into a row goes on in the next one; the
 first input of a later piece is the real previous token, so each target has its own input and is
 counted exactly once in an epoch.
@@ -29,6 +34,7 @@ import numpy as np
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.sources import Source, open_source
+from moe_jax.data.span_corruption import SpanCorruption
 from moe_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -73,13 +79,12 @@ def train_batches(
         )
     documents = grain.MapDataset.source(_Documents(source, tokenizer))
     documents = documents[process_index::process_count].shuffle(config.seed).repeat(None)
-    dataset = _rows(documents.to_iter_dataset(_READ), config)
+    dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer, process_index)
     if config.shuffle_window > 1:
         dataset = grain.experimental.WindowShuffleIterDataset(
             dataset, window_size=config.shuffle_window, seed=config.seed
         )
-    dataset = dataset.batch(rows, drop_remainder=True).map(_named)
-    return _Restorable(iter(_prefetched(dataset, config)))
+    return _Restorable(iter(_prefetched(dataset.batch(rows, drop_remainder=True), config)))
 
 
 def eval_batches(
@@ -112,10 +117,10 @@ def eval_batches(
     documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     own = slice(process_index * rows, (process_index + 1) * rows)
-    dataset = _rows(documents.to_iter_dataset(_READ), config)
+    dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer)
     dataset = dataset.batch(config.batch_size, batch_fn=fill)
     dataset = dataset.map(lambda batch: {name: array[own] for name, array in batch.items()})
-    return _Restorable(iter(_prefetched(dataset.map(_named), config)))
+    return _Restorable(iter(_prefetched(dataset, config)))
 
 
 def measure_throughput(config: DataConfig, seconds: float = 5.0) -> float:
@@ -178,6 +183,50 @@ class _CutAndPad(grain.experimental.FlatMapTransform):
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Corrupted:
+    """Cuts spans out of a row of text; a row too short for that becomes padding."""
+
+    config: DataConfig
+    tokenizer: Tokenizer
+
+    def __call__(self, row: dict[str, np.ndarray], rng: np.random.Generator) -> Batch:
+        real = row["tokens_segment_ids"] > 0
+        text, domains = row["tokens"][real, 1], row["tokens"][real, 3]
+        config, length = self.config, self.config.target_length
+        if len(text) < 2:
+            return self._padding()
+        example = self._corruption.example(text, rng, config.seq_length, length)
+        segments, targets = example["targets_segments"], example["targets"]
+        return {
+            "encoder_inputs": example["inputs"],
+            "encoder_segments": example["inputs_segments"],
+            "inputs": example["decoder_inputs"],
+            "targets": targets,
+            "bytes": self.tokenizer.byte_lengths[targets],
+            "domains": domains[example["targets_places"]] * segments,
+            "segments": segments,
+            "positions": np.arange(length, dtype=np.int32) * segments,
+        }
+
+    def _padding(self) -> Batch:
+        zeros = np.zeros(self.config.target_length, np.int32)
+        names = ("inputs", "targets", "bytes", "domains", "segments", "positions")
+        encoder = np.zeros(self.config.seq_length, np.int32)
+        return {"encoder_inputs": encoder, "encoder_segments": encoder} | dict.fromkeys(
+            names, zeros
+        )
+
+    @functools.cached_property
+    def _corruption(self) -> SpanCorruption:
+        return SpanCorruption(
+            **dataclasses.asdict(self.config.spans),
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+            pad_id=self.tokenizer.pad_id,
+        )
+
+
 class _Restorable(grain.DatasetIterator):
     """Takes states that went through JSON, and stops its thread before the interpreter ends."""
 
@@ -209,12 +258,22 @@ def _close(held: list[grain.DatasetIterator]) -> None:
     held.pop().close()
 
 
-def _rows(documents: grain.IterDataset, config: DataConfig) -> grain.IterDataset:
-    if config.packing:
+def _rows(
+    documents: grain.IterDataset, config: DataConfig, tokenizer: Tokenizer, process_index: int = 0
+) -> grain.IterDataset:
+    if config.spans is None:
+        return _cut(documents, config.packing, config.seq_length).map(_named)
+    corrupted = _Corrupted(config, tokenizer)
+    rows = _cut(documents, config.packing, config.spans.lengths(config.seq_length)[0])
+    return rows.random_map(corrupted, seed=(config.seed + process_index) % 2**32)
+
+
+def _cut(documents: grain.IterDataset, packing: bool, length: int) -> grain.IterDataset:
+    if packing:
         return grain.experimental.ConcatThenSplitIterDataset(
-            documents, length_struct={"tokens": config.seq_length}
+            documents, length_struct={"tokens": length}
         )
-    return grain.experimental.FlatMapIterDataset(documents, _CutAndPad(config.seq_length))
+    return grain.experimental.FlatMapIterDataset(documents, _CutAndPad(length))
 
 
 def _prefetched(dataset: grain.IterDataset, config: DataConfig) -> grain.IterDataset:
@@ -223,15 +282,14 @@ def _prefetched(dataset: grain.IterDataset, config: DataConfig) -> grain.IterDat
     )
 
 
-def _named(batch: dict[str, np.ndarray]) -> Batch:
+def _named(row: dict[str, np.ndarray]) -> Batch:
     columns = {
-        name: np.ascontiguousarray(batch["tokens"][..., index])
-        for index, name in enumerate(_COLUMNS)
+        name: np.ascontiguousarray(row["tokens"][..., index]) for index, name in enumerate(_COLUMNS)
     }
     return {
         **columns,
-        "segments": batch["tokens_segment_ids"],
-        "positions": batch["tokens_positions"],
+        "segments": row["tokens_segment_ids"],
+        "positions": row["tokens_positions"],
     }
 
 

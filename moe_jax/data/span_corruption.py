@@ -21,24 +21,18 @@ from moe_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
-    """How texts are corrupted; the defaults are those of T5 and Switch.
+class Spans:
+    """How much of a text is cut out; the defaults are those of T5 and Switch.
 
     Attributes:
-        vocab_size: Ids of the model, sentinels included; the text's ids lie below the sentinels.
         noise_density: Share of a text's tokens that are noise, in (0, 1).
         mean_span_length: Tokens in a noise span on average, at least 1.
-        sentinels: Number of sentinels; the i-th, from 0, has the id `vocab_size - 1 - i`.
-        eos_id: Closes inputs and targets.
-        pad_id: Fills them up, and is the first input of the decoder.
+        sentinels: Ids above the tokenizer's that mark the spans: `<extra_id_0>` is the highest.
     """
 
-    vocab_size: int
     noise_density: float = 0.15
     mean_span_length: float = 3.0
     sentinels: int = 100
-    eos_id: int = 1
-    pad_id: int = 0
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a field is out of range."""
@@ -48,6 +42,88 @@ class SpanCorruption:
             raise ConfigError(f"mean_span_length={self.mean_span_length} must be at least 1")
         if self.sentinels < 1:
             raise ConfigError(f"sentinels={self.sentinels} must be at least 1")
+
+    def lengths(self, inputs_length: int = 512) -> tuple[int, int]:
+        """Text and targets that fill `inputs_length` without padding.
+
+        T5's `random_spans_helper`; (568, 114) for 512 at the defaults. It differs from T5 only
+        where T5's estimate has no noise span (at the defaults, texts below 10 tokens): there this
+        counts the one span that the mask has, so that the inputs always fit.
+
+        Args:
+            inputs_length: Tokens of the corrupted inputs, EOS included; at least 3.
+
+        Returns:
+            `tokens_length`, the largest number of raw tokens whose inputs fit, and
+            `targets_length`, the number of their targets, EOS included.
+
+        Raises:
+            ConfigError: `inputs_length` is too short, or such a text needs more spans than there
+                are sentinels or tokens to keep between them.
+        """
+        if inputs_length < 3:
+            raise ConfigError(f"inputs_length={inputs_length} must be at least 3")
+        tokens_length = inputs_length - 1
+        # Inputs never shrink as the text grows, so the first text too long ends the search.
+        while self._corrupted_lengths(tokens_length + 1)[0] <= inputs_length:
+            tokens_length += 1
+        self._checked_counts(tokens_length)
+        targets_length = self._corrupted_lengths(tokens_length)[1]
+        # T5 gives up one token at density 0.5 to have targets no longer than inputs.
+        if self.noise_density == 0.5 and targets_length > inputs_length:
+            return tokens_length - 1, targets_length - 1
+        return tokens_length, targets_length
+
+    def _counts(self, length: int) -> tuple[int, int]:
+        """Noise tokens and noise spans of a text, ties rounded to even as in T5."""
+        # T5 rounds its masks in float32 and its lengths in float64, which disagree at 190 tokens.
+        noise = min(max(round(length * self.noise_density), 1), length - 1)
+        return noise, max(round(noise / self.mean_span_length), 1)
+
+    def _checked_counts(self, length: int) -> tuple[int, int]:
+        """`_counts`, refusing a text that cannot be corrupted."""
+        if length < 2:
+            raise ConfigError(f"a text of {length} token(s) is too short; it needs at least 2")
+        noise, spans = self._counts(length)
+        self._check_sentinels(spans)
+        if spans > length - noise:
+            raise ConfigError(
+                f"{spans} noise spans cannot be kept apart by the {length - noise} other tokens of "
+                f"a text of {length}; lower noise_density={self.noise_density} or raise "
+                f"mean_span_length={self.mean_span_length}"
+            )
+        return noise, spans
+
+    def _corrupted_lengths(self, length: int) -> tuple[int, int]:
+        """Inputs and targets of a text of `length` tokens, EOS included in both."""
+        noise, spans = self._counts(length)
+        return length - noise + spans + 1, noise + spans + 1
+
+    def _check_sentinels(self, spans: int) -> None:
+        if spans > self.sentinels:
+            raise ConfigError(
+                f"{spans} spans need as many sentinels, but sentinels={self.sentinels}; raise it "
+                "or shorten the text"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCorruption(Spans):
+    """The corruption of texts in one vocabulary.
+
+    Attributes:
+        vocab_size: Ids of the model, sentinels included; the text's ids lie below the sentinels.
+        eos_id: Closes inputs and targets.
+        pad_id: Fills them up, and is the first input of the decoder.
+    """
+
+    vocab_size: int
+    eos_id: int = 1
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a field is out of range."""
+        super().__post_init__()
         if self.pad_id == self.eos_id:
             raise ConfigError(f"pad_id and eos_id are both {self.pad_id}; they must differ")
         for name in ("eos_id", "pad_id"):
@@ -114,73 +190,57 @@ class SpanCorruption:
         # The two counts pair span i with sentinel i only because masks start with non-noise.
         return self._replace_runs(tokens, mask), self._replace_runs(tokens, ~mask)
 
-    def lengths(self, inputs_length: int = 512) -> tuple[int, int]:
-        """Text and targets that fill `inputs_length` without padding.
-
-        T5's `random_spans_helper`; (568, 114) for 512 at the defaults. It differs from T5 only
-        where T5's estimate has no noise span (at the defaults, texts below 10 tokens): there this
-        counts the one span that the mask has, so that the inputs always fit.
-
-        Args:
-            inputs_length: Tokens of the corrupted inputs, EOS included; at least 3.
-
-        Returns:
-            `tokens_length`, the largest number of raw tokens whose inputs fit, and
-            `targets_length`, the number of their targets, EOS included.
-
-        Raises:
-            ConfigError: `inputs_length` is too short, or such a text needs more spans than there
-                are sentinels or tokens to keep between them.
-        """
-        if inputs_length < 3:
-            raise ConfigError(f"inputs_length={inputs_length} must be at least 3")
-        tokens_length = inputs_length - 1
-        # Inputs never shrink as the text grows, so the first text too long ends the search.
-        while self._corrupted_lengths(tokens_length + 1)[0] <= inputs_length:
-            tokens_length += 1
-        self._checked_counts(tokens_length)
-        targets_length = self._corrupted_lengths(tokens_length)[1]
-        # T5 gives up one token at density 0.5 to have targets no longer than inputs.
-        if self.noise_density == 0.5 and targets_length > inputs_length:
-            return tokens_length - 1, targets_length - 1
-        return tokens_length, targets_length
-
     def example(
-        self, tokens: np.ndarray, rng: np.random.Generator, inputs_length: int = 512
+        self,
+        tokens: np.ndarray,
+        rng: np.random.Generator,
+        inputs_length: int = 512,
+        targets_length: int = 0,
     ) -> dict[str, np.ndarray]:
-        """One training example of fixed shapes; fits `grain.MapDataset.random_map`.
+        """One training example of fixed shapes.
 
         Args:
             tokens: (length,) integer ids of a text without EOS, 2 to `lengths(inputs_length)[0]`.
             rng: Source of the mask.
             inputs_length: Tokens of the encoder, EOS included.
+            targets_length: Those of the decoder; 0 for `lengths(inputs_length)[1]`, the fewest.
 
         Returns:
-            int32 arrays; those of the inputs are (inputs_length,) and those of the targets
-            (targets_length,) with `targets_length = lengths(inputs_length)[1]`:
+            int32 arrays, (inputs_length,) of the inputs and (targets_length,) of the targets:
 
             * `inputs`, `targets`: see `corrupt`, filled up with `pad_id`.
             * `decoder_inputs`: the targets shifted right by one, `pad_id` first.
             * `inputs_segments`, `targets_segments`: 1 for tokens and EOS, 0 for padding.
+            * `targets_places`: the token of the text that a target repeats; a sentinel stands for
+              the first that it replaces, EOS and padding for the last of all.
 
         Raises:
             ConfigError: The text is too short or too long, or see `corrupt` and `lengths`.
         """
         tokens = np.asarray(tokens)
-        tokens_length, targets_length = self.lengths(inputs_length)
-        if tokens.size > tokens_length:
+        longest, fewest = self.lengths(inputs_length)
+        targets_length = targets_length or fewest
+        if tokens.size > longest:
             raise ConfigError(
                 f"a text of {tokens.size} tokens is too long: inputs_length={inputs_length} holds "
-                f"{tokens_length}; split the text"
+                f"{longest}; split the text"
             )
-        inputs, targets = self.corrupt(tokens, self.random_spans_noise_mask(tokens.size, rng))
+        if targets_length < fewest:
+            raise ConfigError(
+                f"targets_length={targets_length} is too short: inputs of {inputs_length} tokens "
+                f"have up to {fewest} targets"
+            )
+        mask = self.random_spans_noise_mask(tokens.size, rng)
+        inputs, targets = self.corrupt(tokens, mask)
         padded_targets = _pad(targets, targets_length, self.pad_id)
+        places = np.flatnonzero(_kept(~mask)).astype(np.int32)
         return {
             "inputs": _pad(inputs, inputs_length, self.pad_id),
             "targets": padded_targets,
             "decoder_inputs": np.insert(padded_targets[:-1], 0, self.pad_id),
             "inputs_segments": _pad(np.ones_like(inputs), inputs_length, 0),
             "targets_segments": _pad(np.ones_like(targets), targets_length, 0),
+            "targets_places": _pad(places, targets_length, tokens.size - 1),
         }
 
     @property
@@ -188,46 +248,14 @@ class SpanCorruption:
         """The lowest sentinel id."""
         return self.vocab_size - self.sentinels
 
-    def _counts(self, length: int) -> tuple[int, int]:
-        """Noise tokens and noise spans of a text, ties rounded to even as in T5."""
-        # T5 rounds its masks in float32 and its lengths in float64, which disagree at 190 tokens.
-        noise = min(max(round(length * self.noise_density), 1), length - 1)
-        return noise, max(round(noise / self.mean_span_length), 1)
-
-    def _checked_counts(self, length: int) -> tuple[int, int]:
-        """`_counts`, refusing a text that cannot be corrupted."""
-        if length < 2:
-            raise ConfigError(f"a text of {length} token(s) is too short; it needs at least 2")
-        noise, spans = self._counts(length)
-        self._check_sentinels(spans)
-        if spans > length - noise:
-            raise ConfigError(
-                f"{spans} noise spans cannot be kept apart by the {length - noise} other tokens of "
-                f"a text of {length}; lower noise_density={self.noise_density} or raise "
-                f"mean_span_length={self.mean_span_length}"
-            )
-        return noise, spans
-
-    def _corrupted_lengths(self, length: int) -> tuple[int, int]:
-        """Inputs and targets of a text of `length` tokens, EOS included in both."""
-        noise, spans = self._counts(length)
-        return length - noise + spans + 1, noise + spans + 1
-
     def _replace_runs(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Replaces each run of `mask` by the next sentinel and appends EOS."""
-        starts = mask & np.diff(mask, prepend=False)
+        starts = _starts(mask)
         count = np.count_nonzero(starts)
         self._check_sentinels(count)
         replaced = tokens.astype(np.int32)
         replaced[starts] = self.sentinel_ids[:count]
-        return np.append(replaced[starts | ~mask], np.int32(self.eos_id))
-
-    def _check_sentinels(self, spans: int) -> None:
-        if spans > self.sentinels:
-            raise ConfigError(
-                f"{spans} spans need as many sentinels, but sentinels={self.sentinels}; raise it "
-                "or shorten the text"
-            )
+        return np.append(replaced[_kept(mask)], np.int32(self.eos_id))
 
     def _check_text(self, tokens: np.ndarray) -> None:
         if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -247,6 +275,16 @@ def _random_segmentation(items: int, segments: int, rng: np.random.Generator) ->
     """(segments,) positive lengths that sum to `items`, uniform over all such divisions."""
     cuts = 1 + np.sort(rng.choice(items - 1, segments - 1, replace=False))
     return np.diff(cuts, prepend=0, append=items)
+
+
+def _starts(mask: np.ndarray) -> np.ndarray:
+    """(length,) bool, the first of each run of `mask`."""
+    return mask & np.diff(mask, prepend=False)
+
+
+def _kept(mask: np.ndarray) -> np.ndarray:
+    """(length,) bool, what stays if one token stands for each run of `mask`."""
+    return _starts(mask) | ~mask
 
 
 def _pad(values: np.ndarray, length: int, fill: int) -> np.ndarray:

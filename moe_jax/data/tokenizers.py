@@ -19,6 +19,7 @@ import sentencepiece as spm
 import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
+from moe_jax.data.sentinels import WithSentinels, load_sentinels
 from moe_jax.data.sources import Source, data_directory, open_source
 
 _MODEL_FILE = "tokenizer.model"
@@ -216,13 +217,18 @@ def open_tokenizer(config: DataConfig) -> Tokenizer:
         config: The data config.
 
     Returns:
-        The tokenizer.
+        The tokenizer, with sentinels if spans are cut out.
 
     Raises:
         FileNotFoundError: `sentencepiece:PATH` names no file, or the source is missing.
         ValueError: Unknown tokenizer, or too small a vocabulary.
     """
     check_tokenizer(config)
+    base = _open_base(config)
+    return base if config.spans is None else WithSentinels(base, config.spans.sentinels)
+
+
+def _open_base(config: DataConfig) -> Tokenizer:
     if config.tokenizer == "bytes":
         return Bytes()
     if config.tokenizer.startswith(_MODEL_PREFIX):
@@ -272,9 +278,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """
     directory = tfds.core.Path(directory)
     if (directory / _MODEL_FILE).is_file():
-        return SentencePiece((directory / _MODEL_FILE).read_bytes())
+        return load_sentinels(directory, SentencePiece((directory / _MODEL_FILE).read_bytes()))
     if (directory / _BYTES_FILE).is_file():
-        return Bytes()
+        return load_sentinels(directory, Bytes())
     raise FileNotFoundError(
         f"{directory} holds no {_MODEL_FILE} and no {_BYTES_FILE}; give a run's working directory."
     )

@@ -2,7 +2,7 @@
 
 import jax
 
-from moe_jax.models.config import AttentionOverride, ModelConfig
+from moe_jax.models.config import AttentionOverride, ModelConfig, SparseLayer
 from moe_jax.models.decoder import Decoder, DecoderConfig
 from moe_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 
@@ -23,5 +23,6 @@ __all__ = [
     "EncoderDecoderConfig",
     "Model",
     "ModelConfig",
+    "SparseLayer",
     "make",
 ]

@@ -38,6 +38,32 @@ class AttentionOverride:
 
 
 @dataclasses.dataclass(frozen=True)
+class SparseLayer:
+    """One layer with experts.
+
+    Attributes:
+        setting: the field of the model's configuration that describes it, such as ``encoder_moe``.
+        index: among the layers of its stack, from 0.
+        moe: its experts.
+    """
+
+    setting: str
+    index: int
+    moe: MoEConfig
+
+    @property
+    def of_inputs(self) -> bool:
+        """True if it reads ``data.seq_length`` tokens, False for an encoder-decoder's targets."""
+        return self.setting != "decoder_moe"
+
+    @property
+    def name(self) -> str | int:
+        """Its index, after its stack's name where there are two."""
+        stack = self.setting.removesuffix("moe").rstrip("_")
+        return f"{stack} {self.index}" if stack else self.index
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A transformer.
 
@@ -134,6 +160,28 @@ class ModelConfig:
             norm_eps=self.norm.eps,
             init_scale=self.init_scale,
         )
+
+    def sparse_layers(self) -> tuple[SparseLayer, ...]:
+        """Returns the layers with experts, in the order in which they report."""
+        return tuple(
+            SparseLayer(setting, index, moe.at(index))
+            for setting, moe, num_layers in self._stacks()
+            for index in moe.moe_layers(num_layers)
+        )
+
+    def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
+        """Returns setting, experts and number of layers of each stack."""
+        raise NotImplementedError
+
+    def _refuse_leaks(self, setting: str) -> None:
+        moe: MoEConfig = getattr(self, setting)
+        layers = [layer for layer in self.sparse_layers() if layer.setting == setting]
+        leaks = any(layer.moe.router.experts_choose for layer in layers)
+        if leaks and not moe.allow_future_leak:
+            raise ConfigError(
+                "expert choice in a causal decoder routes a token by later ones; set "
+                f"model.{setting}.allow_future_leak=True if that is what you want to measure"
+            )
 
     def blocks(self, num_layers: int, moe: MoEConfig, *, cross: bool = False) -> list[BlockConfig]:
         """Returns the configuration of every layer of a stack in order."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +39,10 @@ class DecoderConfig(ModelConfig):
         super().__post_init__()
         if self.num_layers < 1:
             raise ConfigError(f"model.num_layers={self.num_layers} must be at least 1")
-        sparse = [self.moe.at(layer) for layer in self.moe.moe_layers(self.num_layers)]
-        leaks = any(moe.router.experts_choose for moe in sparse)
-        if leaks and not self.moe.allow_future_leak:
-            raise ConfigError(
-                "expert choice in a causal decoder routes a token by later ones; set "
-                "model.moe.allow_future_leak=True if that is what you want to measure"
-            )
+        self._refuse_leaks("moe")
+
+    def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
+        return (("moe", self.moe, self.num_layers),)
 
     def layers(self) -> list[BlockConfig]:
         """Returns the configuration of every layer in order."""
@@ -92,6 +90,23 @@ class Decoder(nnx.Module):
         x = self.embedding(inputs, positions)
         x, reports, _ = self.layers(x, context, mode=mode, rng=rng, records=records)
         return self.final_norm(x), reports
+
+    def read(
+        self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: Array | None = None
+    ) -> tuple[Array, tuple[MoEAux, ...]]:
+        """Runs ``hidden`` on a batch of ``moe_jax.data``; ``routing`` in it is forced."""
+        return self.hidden(
+            batch["inputs"],
+            batch["segments"],
+            batch["positions"],
+            mode=mode,
+            rng=rng,
+            records=batch.get("routing"),
+        )
+
+    def update_routers(self, demands: Sequence[Array]) -> None:
+        """Moves the state of all routers on by one optimizer step; see ``Stack``."""
+        self.layers.update_routers(demands)
 
     def extend(
         self, inputs: Array, segments: Array, positions: Array, cache: Cache, *, mode: Mode = DECODE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +54,13 @@ class EncoderDecoderConfig(ModelConfig):
                 "queries and a memory have no common positions to rotate by: set "
                 "model.positions.type to T5Relative, Learned or Sinusoidal"
             )
-        self.encoder_moe.moe_layers(self.encoder_layers)
-        sparse = self.decoder_moe.moe_layers(self.decoder_layers)
-        leaks = any(self.decoder_moe.at(layer).router.experts_choose for layer in sparse)
-        if leaks and not self.decoder_moe.allow_future_leak:
-            raise ConfigError(
-                "expert choice in a causal decoder routes a token by later ones; set "
-                "model.decoder_moe.allow_future_leak=True if that is what you want to measure"
-            )
+        self._refuse_leaks("decoder_moe")
+
+    def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
+        return (
+            ("encoder_moe", self.encoder_moe, self.encoder_layers),
+            ("decoder_moe", self.decoder_moe, self.decoder_layers),
+        )
 
 
 class EncoderDecoder(nnx.Module):
@@ -80,6 +81,40 @@ class EncoderDecoder(nnx.Module):
         self.decoder_bias = relative_bias(config, keys[4], both_ways=False)
         self.config = config
 
+    def read(
+        self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: Array | None = None
+    ) -> tuple[Array, tuple[MoEAux, ...]]:
+        """Encodes and decodes a batch of ``moe_jax.data`` with spans cut out.
+
+        Returns:
+            ``(B, L, M)`` of the targets, and the reports of the encoder's MoE layers and then the
+            decoder's.
+        """
+        rngs = (None, None) if rng is None else jax.random.split(rng)
+        routing, sparse = batch.get("routing"), self.encoder.num_sparse
+        forced = (None, None) if routing is None else (routing[:sparse], routing[sparse:])
+        around = batch["encoder_segments"]
+        memory, first = self.encode(
+            batch["encoder_inputs"], around, mode=mode, rng=rngs[0], records=forced[0]
+        )
+        hidden, second = self.decode(
+            batch["inputs"],
+            batch["segments"],
+            memory,
+            around,
+            positions=batch["positions"],
+            mode=mode,
+            rng=rngs[1],
+            records=forced[1],
+        )
+        return hidden, (*first, *second)
+
+    def update_routers(self, demands: Sequence[Array]) -> None:
+        """Moves the state of all routers on by one optimizer step; the encoder's come first."""
+        sparse = self.encoder.num_sparse
+        self.encoder.update_routers(demands[:sparse])
+        self.decoder.update_routers(demands[sparse:])
+
     def encode(
         self,
         tokens: Array,
@@ -88,6 +123,7 @@ class EncoderDecoder(nnx.Module):
         positions: Array | None = None,
         mode: Mode = EVAL,
         rng: Array | None = None,
+        records: Sequence[Array] | None = None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Returns ``(B, T, M)`` and the reports of the encoder's MoE layers.
 
@@ -97,6 +133,7 @@ class EncoderDecoder(nnx.Module):
             positions: ``(B, T)`` int32; ``None`` for the columns. Not read by relative positions.
             mode: see ``Mode``.
             rng: key of everything random in training.
+            records: the routing to force, one array per MoE layer in order.
         """
         positions = _columns(tokens) if positions is None else positions
         bias = segment_bias(segments, segments)
@@ -105,7 +142,7 @@ class EncoderDecoder(nnx.Module):
             bias = bias + self.encoder_bias(place, place)
         context = Context(View(bias, positions), segments > 0, tokens)
         x = self.embedding(tokens, positions)
-        x, reports, _ = self.encoder(x, context, mode=mode, rng=rng)
+        x, reports, _ = self.encoder(x, context, mode=mode, rng=rng, records=records)
         return self.encoder_norm(x), reports
 
     def decode(
@@ -118,6 +155,7 @@ class EncoderDecoder(nnx.Module):
         positions: Array | None = None,
         mode: Mode = EVAL,
         rng: Array | None = None,
+        records: Sequence[Array] | None = None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Returns ``(B, L, M)`` and the reports of the decoder's MoE layers.
 
@@ -129,13 +167,14 @@ class EncoderDecoder(nnx.Module):
             positions: ``(B, L)`` int32; ``None`` for the columns.
             mode: see ``Mode``.
             rng: key of everything random in training.
+            records: the routing to force, one array per MoE layer in order.
         """
         positions = _columns(tokens) if positions is None else positions
         view = causal_view(segments, positions, self.decoder_bias, None)
         across = View(segment_bias(segments, memory_segments), positions)
         context = Context(view, segments > 0, tokens, memory, across)
         x = self.embedding(tokens, positions)
-        x, reports, _ = self.decoder(x, context, mode=mode, rng=rng)
+        x, reports, _ = self.decoder(x, context, mode=mode, rng=rng, records=records)
         return self.final_norm(x), reports
 
     def extend(

@@ -68,6 +68,7 @@ class Stack(nnx.Module):
         self.parts = nnx.List(parts)
         self.counts = tuple(counts)
         self.num_layers = len(layers)
+        self.num_sparse = sum(layer.moe is not None for layer in layers)
         self.remat = remat
 
     def __call__(

@@ -14,7 +14,6 @@ from moe_jax.build import build
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.planning.claims import Claim, record
-from moe_jax.planning.count import Tokens
 
 _HEADER = """# Published models, counted
 
@@ -49,12 +48,7 @@ class Published:
     def record(self) -> dict[str, Any]:
         """Counts the model."""
         experiment = self.experiment()
-        return record(experiment.model, experiment.data.vocab_size, tokens_of(experiment))
-
-
-def tokens_of(experiment: Experiment) -> Tokens:
-    """Returns the sequence that FLOPs are counted of."""
-    return Tokens(experiment.data.seq_length, experiment.data.target_length)
+        return record(experiment.model, experiment.vocab_size, experiment.sequence)
 
 
 def load(path: Path) -> Published:

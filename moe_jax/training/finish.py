@@ -39,7 +39,8 @@ def finish(
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
         table = expert_tokens(session, state)
-    baselines = data.baselines(experiment.data)
+    # What is cut out of a text cannot be compared with models of whole texts.
+    baselines = {} if experiment.data.spans else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
         writer.write({"kind": "eval", "step": steps, **record})
     workdir.write_json(folder / workdir.EXPERT_TOKENS, table)
@@ -51,7 +52,7 @@ def finish(
         "active_parameters": cost.active,
         "flops_per_token": cost.flops_per_token,
         "steps": steps,
-        "tokens": steps * experiment.data.batch_size * experiment.data.seq_length,
+        "tokens": steps * experiment.tokens_per_step,
         "skipped_updates": int(state.skipped),
         "seconds": seconds,
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -59,42 +60,42 @@ def finish(
     }
     workdir.write_json(folder / workdir.RESULT, result)
     write_report(folder)
-    _announce(record["bits_per_byte"], baselines, folder)
+    _announce(record, baselines, folder)
 
 
 def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
     """Returns which tokens each expert of each MoE layer takes most, on validation batches."""
-    layers = session.experiment.moe_layers
+    layers = session.experiment.model.sparse_layers()
     if not layers:
         return {"layers": []}
 
     def routed(params: nnx.State, router_state: nnx.State, batch: dict[str, jax.Array]):
         model = nnx.merge(session.graph, params, router_state)
-        _, reports = model.hidden(
-            batch["inputs"], batch["segments"], batch["positions"], mode=Mode("eval", record=True)
-        )
+        _, reports = model.read(batch, mode=Mode("eval", record=True))
         return [report.experts for report in reports]
 
     step = jax.jit(routed)
     tokenizer = session.tokenizer
-    num_experts = session.experiment.model.moe.num_experts
+    num_experts = max(layer.moe.num_experts for layer in layers)
     table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
     batches = data.eval_batches(session.experiment.data, tokenizer, **process())
     for _, batch in zip(range(_TABLE_BATCHES), batches, strict=False):
         taken = step(state.params, state.router_state, session.place(batch))
-        real = batch["segments"] > 0
-        for index, experts in enumerate(taken):
-            table.add(index, batch["inputs"][real], np.asarray(experts)[real])
+        for index, (layer, experts) in enumerate(zip(layers, taken, strict=True)):
+            encoded = layer.of_inputs and "encoder_inputs" in batch
+            prefix = "encoder_" if encoded else ""
+            real = batch[f"{prefix}segments"] > 0
+            table.add(index, batch[f"{prefix}inputs"][real], np.asarray(experts)[real])
     return {
         "layers": [
             {
-                "layer": layer,
+                "layer": layer.name,
                 "experts": [
                     [
                         {"piece": tokenizer.piece(t.token), "count": t.count, "share": t.share}
                         for t in expert
                     ]
-                    for expert in top
+                    for expert in top[: layer.moe.num_experts]
                 ],
             }
             for layer, top in zip(layers, table.top_tokens(_TABLE_TOKENS), strict=True)
@@ -102,8 +103,9 @@ def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
     }
 
 
-def _announce(bits: float, baselines: dict[str, float], folder: Path) -> None:
-    print(f"\nvalidation bits per byte: {bits:.3f}")
+def _announce(record: dict[str, Any], baselines: dict[str, float], folder: Path) -> None:
+    bits = record["bits_per_byte"]
+    print(f"\nvalidation bits per byte: {bits:.3f}, loss per target: {record['loss']:.3f} nats")
     names = {"uniform": "uniform", "order2": "order-2 byte model", "zlib": "zlib -9, file by file"}
     for name, value in baselines.items():
         verdict = "beaten" if bits < value else "NOT beaten"

@@ -140,7 +140,7 @@ class _Log:
 
     def step(self, step: int, report: StepReport) -> None:
         experiment = self._session.experiment
-        self._tokens += experiment.data.batch_size * experiment.data.seq_length
+        self._tokens += experiment.tokens_per_step
         if step % experiment.training.log_every and step != experiment.training.steps:
             return
         record = train_record(step, report, experiment.moe_layers)

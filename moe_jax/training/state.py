@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe_jax.models import Decoder, DecoderConfig
+from moe_jax import models
 from moe_jax.parallel import shardings_of_state
 
 
@@ -51,7 +51,7 @@ class Recipe:
         mesh: where it lives; the values do not depend on it.
     """
 
-    model: DecoderConfig
+    model: models.ModelConfig
     vocab_size: int
     optimizer: optax.GradientTransformation
     seed: int
@@ -59,7 +59,7 @@ class Recipe:
 
     def _init(self) -> tuple[nnx.GraphDef, TrainState]:
         key = jax.random.key(self.seed)
-        model = Decoder(self.model, self.vocab_size, jax.random.fold_in(key, 0))
+        model = models.make(self.model, self.vocab_size, jax.random.fold_in(key, 0))
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         zero = jnp.int32(0)
         run_key = jax.random.key_data(jax.random.fold_in(key, 1))

@@ -130,14 +130,8 @@ class Objective:
         self, model: nnx.Module, part: Batch, key: Array, tokens: Array
     ) -> tuple[Array, tuple[Array, tuple[LayerReport, ...], tuple[Array | None, ...]]]:
         """The part's share of the objective: shares of all parts add up to the batch's value."""
-        hidden, reports = model.hidden(
-            part["inputs"],
-            part["segments"],
-            part["positions"],
-            mode=dataclasses.replace(TRAIN, record=self.record),
-            rng=key,
-            records=part.get("routing"),
-        )
+        mode = dataclasses.replace(TRAIN, record=self.record)
+        hidden, reports = model.read(part, mode=mode, rng=key)
         scored = score_tokens(model, hidden, part["targets"], chunk=self.loss_chunk)
         mask = part["segments"] > 0
         count = jnp.maximum(tokens, 1)
@@ -172,8 +166,9 @@ def train_step(
         optimizer: the transformation.
         objective: the loss.
         state: donated by the caller's ``jit``.
-        batch: ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32; and
-            ``routing``, ``(B, L, K)`` per MoE layer, to replay a recorded run.
+        batch: ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32, and for
+            an encoder ``encoder_inputs`` and ``encoder_segments (B, T)``; ``routing``,
+            ``(B, L, K)`` per MoE layer, to replay a recorded run.
 
     Returns:
         The next state and the report. If loss or gradient is not finite, parameters, router state
@@ -208,7 +203,7 @@ def _next_router_state(
     # The module shares its variables with what it is merged from: a copy keeps the old state.
     routers = jax.tree.map(lambda x: x, state.router_state)
     model = nnx.merge(graph, state.params, routers)
-    model.layers.update_routers([layer.counts.demand for layer in layers])
+    model.update_routers([layer.counts.demand for layer in layers])
     return nnx.split(model, nnx.Param, ...)[2]
 
 
@@ -217,9 +212,7 @@ def eval_step(
 ) -> EvalSums:
     """Returns the sums of one validation batch, which also holds ``bytes (B, L)``."""
     model = nnx.merge(graph, params, router_state)
-    hidden, reports = model.hidden(
-        batch["inputs"], batch["segments"], batch["positions"], mode=EVAL
-    )
+    hidden, reports = model.read(batch, mode=EVAL)
     scored = score_tokens(model, hidden, batch["targets"], chunk=loss_chunk)
     mask = batch["segments"] > 0
     return EvalSums(

@@ -15,6 +15,7 @@ from moe_jax.data import (
     DataConfig,
     MixtureConfig,
     MixtureSource,
+    Spans,
     eval_batches,
     measure_throughput,
     open_source,
@@ -279,3 +280,99 @@ def test_closed_iterator_refuses(corpus):
     batches.close()
     with pytest.raises(ValueError, match="closed"):
         next(batches)
+
+
+SPANS = {"seq_length": 24, "target_length": 12, "spans": Spans(sentinels=9)}
+
+
+@pytest.fixture
+def spans(corpus):
+    """28 text tokens have round(28 * 0.15) = 4 of noise in one span: 26 inputs; 25 have 23."""
+    assert SPANS["spans"].lengths(24) == (26, 6)
+    return dataclasses.replace(corpus, **SPANS)
+
+
+def restored(row):
+    """The text of a row: each sentinel of the inputs replaced by what the targets say of it."""
+    targets = row["targets"][row["segments"] > 0].tolist()
+    sources = row["encoder_inputs"][row["encoder_segments"] > 0].tolist()
+    assert sources.pop() == targets.pop() == EOS
+    said, text = {}, []
+    for token in targets:
+        if token >= 259:
+            said[token] = []
+        else:
+            said[list(said)[-1]].append(token)
+    for token in sources:
+        text += said.pop(token) if token >= 259 else [token]
+    assert not said
+    return text
+
+
+def test_spans_are_cut_out_of_packed_rows(spans):
+    batches = list(eval_batches(spans, open_tokenizer(spans)))
+    (plain,) = eval_batches(dataclasses.replace(spans, seq_length=26, spans=None), Bytes())
+    (batch,) = batches
+    assert batch.keys() == NAMES | {"encoder_inputs", "encoder_segments"}
+    assert {array.dtype for array in batch.values()} == {np.dtype(np.int32)}
+    rows = [{name: array[i] for name, array in batch.items()} for i in range(4)]
+    # The 11 tokens of the validation documents are one text; the other rows are padding.
+    assert restored(rows[0]) == plain["targets"][0][:11].tolist()
+    assert not any(array[1:].any() for array in batch.values())
+    first = rows[0]
+    assert first["inputs"].tolist() == [0, *first["targets"][:-1].tolist()]
+    real = first["segments"] > 0
+    np.testing.assert_array_equal(first["positions"], np.arange(12) * real)
+    of_text = (first["targets"] >= 3) & (first["targets"] < 259)
+    np.testing.assert_array_equal(first["bytes"], of_text)
+
+
+def test_spans_of_an_epoch_hold_every_document(spans):
+    tokenizer = open_tokenizer(spans)
+    batches = take(train_batches(spans, tokenizer), 3)
+    again = take(train_batches(spans, tokenizer), 3)
+    for one, other in zip(batches, again, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    rows = [{name: array[i] for name, array in b.items()} for b in batches for i in range(4)]
+    text = [token for row in rows for token in restored(row)]
+    plain = take(train_batches(dataclasses.replace(spans, seq_length=26, spans=None), Bytes()), 3)
+    assert text == real_targets(plain).tolist()
+
+
+def test_spans_go_on_where_they_stopped(spans):
+    spans = dataclasses.replace(spans, shuffle_window=8)
+    tokenizer = open_tokenizer(spans)
+    batches = train_batches(spans, tokenizer)
+    take(batches, 3)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = take(batches, 5)
+    resumed = train_batches(spans, tokenizer)
+    resumed.set_state(state)
+    for one, other in zip(take(resumed, 5), expected, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_spans_of_validation_do_not_depend_on_the_processes(spans):
+    tokenizer = open_tokenizer(spans)
+    whole = list(eval_batches(spans, tokenizer))
+    parts = [list(eval_batches(spans, tokenizer, process_index=p, process_count=2)) for p in (0, 1)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))
+
+
+def test_targets_know_the_domain_of_their_text(tmp_path):
+    mixture = MixtureConfig(num_documents=8, num_eval_documents=8, document_length=200)
+    config = DataConfig(source="mixture", tokenizer="bytes", mixture=mixture, batch_size=2)
+    config = dataclasses.replace(config, **SPANS, packing=False)
+    plain = dataclasses.replace(config, seq_length=26, spans=None)
+    tokenizer = open_tokenizer(config)
+    pairs = zip(eval_batches(config, tokenizer), eval_batches(plain, Bytes()), strict=True)
+    seen = set()
+    for batch, whole in pairs:
+        expected = whole["domains"].max(1, keepdims=True) * (batch["segments"] > 0)
+        np.testing.assert_array_equal(batch["domains"], expected)
+        seen |= set(expected.ravel().tolist())
+    assert len(seen) > 2

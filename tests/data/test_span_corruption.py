@@ -300,6 +300,7 @@ def test_example_of_a_short_text_by_hand():
         "decoder_inputs": [PAD, 32127, 60, EOS],
         "inputs_segments": [1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
         "targets_segments": [1, 1, 1, 0],
+        "targets_places": [0, 1, 1, 1],
     }
     assert {name: array.tolist() for name, array in example.items()} == expected
     assert all(array.dtype == np.int32 for array in example.values())
@@ -323,6 +324,7 @@ def test_a_full_text_has_no_padding():
         "decoder_inputs": 114,
         "inputs_segments": 512,
         "targets_segments": 114,
+        "targets_places": 114,
     }
     assert example["inputs_segments"].all() and example["targets_segments"].all()
     assert example["inputs"][-1] == example["targets"][-1] == EOS

@@ -140,3 +140,45 @@ def test_parameters_by_hand(model):
     ends = 2 * VOCAB * WIDTH + 2 * norm + 2 * bias
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert total == encoder + decoder + ends
+
+
+def test_reads_a_batch_of_spans(model):
+    keys = jax.random.split(jax.random.key(5), 2)
+    source = jax.random.randint(keys[0], (2, T), 0, VOCAB)
+    target = jax.random.randint(keys[1], (2, L), 0, VOCAB)
+    around, segments = (
+        jnp.ones_like(source).at[1, 4:].set(0),
+        jnp.ones_like(target).at[0, 3:].set(0),
+    )
+    batch = {
+        "encoder_inputs": source,
+        "encoder_segments": around,
+        "inputs": target,
+        "segments": segments,
+        "positions": jnp.arange(L)[None] * segments,
+    }
+    hidden, reports = model.read(batch, mode=DECODE)
+    logits, first, second = run(model, source, target, around, segments)
+    np.testing.assert_allclose(model.logits(hidden)[0, :3], logits[0, :3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.logits(hidden)[1], logits[1], rtol=1e-5, atol=1e-5)
+    assert len(reports) == len(first) + len(second) == 3
+
+
+def test_names_of_the_layers_with_experts():
+    layers = CONFIG.sparse_layers()
+    assert [layer.name for layer in layers] == ["encoder 1", "encoder 3", "decoder 1"]
+    assert [layer.of_inputs for layer in layers] == [True, True, False]
+    routers = [layer.moe.router for layer in layers]
+    assert routers == [CHOICE.router, CHOICE.router, TOP2.router]
+
+
+def test_every_router_gets_its_own_demand():
+    free = dataclasses.replace(CHOICE, router=routing.preset("loss_free", k=1, bias_rate=1.0))
+    config = dataclasses.replace(CONFIG, encoder_moe=free, decoder_moe=free)
+    model = EncoderDecoder(config, VOCAB, jax.random.key(0))
+    demands = [jnp.roll(jnp.array([4.0, 0.0, 0.0, 0.0]), place) for place in range(3)]
+    model.update_routers(demands)
+    biases = jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param)))
+    # In the state the decoder's layer comes before the encoder's two; the busiest goes down.
+    found = np.concatenate([np.reshape(bias, (-1, 4)) for bias in biases])
+    np.testing.assert_array_equal(np.sign(found), [[1, 1, -1, 1], [-1, 1, 1, 1], [1, -1, 1, 1]])
