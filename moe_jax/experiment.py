@@ -25,6 +25,8 @@ class TrainingConfig:
         microbatches: parts of the batch computed one after the other, for memory.
         loss_chunk: positions whose logits are held at once; 0 for all.
         z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
+        lookahead_weight: weight of the loss of tokens further ahead, if ``model.lookahead``; 0.3
+            and later 0.1 in DeepSeek-V3.
         max_skipped_updates: the run stops after so many non-finite updates in a row.
         log_every: steps between lines of ``metrics.jsonl``.
         eval_every: steps between evaluations; 0 for the end alone.
@@ -40,6 +42,7 @@ class TrainingConfig:
     microbatches: int = 1
     loss_chunk: int = 0
     z_loss: float = 0.0
+    lookahead_weight: float = 0.3
     max_skipped_updates: int = 10
     log_every: int = 10
     eval_every: int = 0
@@ -58,7 +61,13 @@ class TrainingConfig:
     @property
     def objective(self) -> Objective:
         """What a step minimises."""
-        return Objective(self.microbatches, self.loss_chunk, self.z_loss, self.record_routing)
+        return Objective(
+            microbatches=self.microbatches,
+            loss_chunk=self.loss_chunk,
+            z_loss=self.z_loss,
+            lookahead_weight=self.lookahead_weight,
+            record=self.record_routing,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

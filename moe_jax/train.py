@@ -65,7 +65,8 @@ def _announce(session: Session, cost: Cost) -> None:
     kind = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
     training = cost.training_flops_per_token
     print(f"devices     {kind}, mesh {mesh}")
-    print(f"parameters  {cost.total:,} total, {cost.active:,} active per token")
+    further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
+    print(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
     print(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
     sys.stdout.flush()
 

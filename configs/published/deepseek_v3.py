@@ -1,7 +1,7 @@
 """DeepSeek-V3 (2412.19437): latent attention, 256 experts, a bias instead of a balance loss.
 
-YaRN multiplies scores by the square of ``0.1 * log(40) + 1``. The head for a second token ahead,
-11.61B more, is not part of it.
+YaRN multiplies scores by the square of ``0.1 * log(40) + 1``. The module that predicts a second
+token ahead is counted apart; embedding and head, which it shares, are stored with it once more.
 """
 
 import math
@@ -14,6 +14,7 @@ from moe_jax.planning import Claim
 PUBLISHED = (
     Claim("total", 671.026e9, 0.001, "released weights"),
     Claim("total", 671e9, 0.001, "DeepSeek-V3 section 1"),
+    Claim("lookahead", 11.5e9, 0.01, "release notes, unique weights of the module"),
     Claim("active.embedding_and_head", 37e9, 0.016, "DeepSeek-V3 section 1"),
     Claim("active.no_input_embedding", 36.63e9, 0.001, "released weights"),
     Claim("active.no_input_embedding", 36.7e9, 0.003, "release notes"),
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
     model = config.model
     model.update(
         num_layers=61,
+        lookahead=1,
         width=7168,
         num_heads=128,
         head_dim=128,

@@ -2,7 +2,7 @@
 
 import jax
 
-from moe_jax.models.config import AttentionOverride, ModelConfig, SparseLayer
+from moe_jax.models.config import AttentionOverride, ModelConfig, Reading, SparseLayer
 from moe_jax.models.decoder import Decoder, DecoderConfig
 from moe_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 
@@ -23,6 +23,7 @@ __all__ = [
     "EncoderDecoderConfig",
     "Model",
     "ModelConfig",
+    "Reading",
     "SparseLayer",
     "make",
 ]

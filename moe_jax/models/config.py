@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import jax
+
 from moe_jax.errors import ConfigError
 from moe_jax.models.stack import Remat
 from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.block import BlockConfig
 from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
 from moe_jax.nn.latent import Latent, LatentConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe import MoEAux, MoEConfig
 from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.positions import Positions, Rotary
 
@@ -61,6 +63,22 @@ class SparseLayer:
         """Its index, after its stack's name where there are two."""
         stack = self.setting.removesuffix("moe").rstrip("_")
         return f"{stack} {self.index}" if stack else self.index
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a model makes of a batch.
+
+    Attributes:
+        hidden: ``(B, L, M)``, for the head.
+        reports: one per layer of ``sparse_layers``.
+        ahead: ``(B, L, M)`` for the head, of 2, 3, ... tokens ahead, if the model looks so far.
+    """
+
+    hidden: jax.Array
+    reports: tuple[MoEAux, ...]
+    ahead: tuple[jax.Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

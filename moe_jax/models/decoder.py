@@ -12,8 +12,9 @@ from flax import nnx
 
 from moe_jax.errors import ConfigError
 from moe_jax.models.cache import Cache, causal_view
-from moe_jax.models.config import ModelConfig
+from moe_jax.models.config import ModelConfig, Reading, SparseLayer
 from moe_jax.models.embedding import Embedding, relative_bias
+from moe_jax.models.lookahead import Lookahead, ahead, known
 from moe_jax.models.stack import Stack
 from moe_jax.nn.block import BlockConfig, Context
 from moe_jax.nn.mode import DECODE, EVAL, Mode
@@ -30,16 +31,29 @@ class DecoderConfig(ModelConfig):
     Attributes:
         num_layers: dense and MoE layers together.
         moe: the mixture-of-experts layers.
+        lookahead: modules that each predict one more token ahead, in training alone, with a layer
+            like the last one (DeepSeek-V3, 2412.19437, section 2.2).
     """
 
     num_layers: int = 4
     moe: MoEConfig = MoEConfig()
+    lookahead: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         if self.num_layers < 1:
             raise ConfigError(f"model.num_layers={self.num_layers} must be at least 1")
+        if self.lookahead < 0:
+            raise ConfigError(f"model.lookahead={self.lookahead} must not be negative")
         self._refuse_leaks("moe")
+
+    def sparse_layers(self) -> tuple[SparseLayer, ...]:
+        """Returns the layers with experts; those of the modules that look ahead come last."""
+        found, last = super().sparse_layers(), self.num_layers - 1
+        if not found or found[-1].index != last:
+            return found
+        later = range(self.num_layers, self.num_layers + self.lookahead)
+        return found + tuple(dataclasses.replace(found[-1], index=index) for index in later)
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
         return (("moe", self.moe, self.num_layers),)
@@ -60,6 +74,9 @@ class Decoder(nnx.Module):
         self.layers = Stack(config.layers(), keys[1], **options)
         self.final_norm = norm(config.norm, config.width)
         self.relative_bias = relative_bias(config, keys[3], both_ways=False)
+        if config.lookahead:
+            further = jax.random.split(jax.random.fold_in(key, 1), config.lookahead)
+            self.lookahead = nnx.List(Lookahead(config, config.layers()[-1], k) for k in further)
         self.config = config
 
     def hidden(
@@ -93,20 +110,55 @@ class Decoder(nnx.Module):
 
     def read(
         self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: Array | None = None
-    ) -> tuple[Array, tuple[MoEAux, ...]]:
-        """Runs ``hidden`` on a batch of ``moe_jax.data``; ``routing`` in it is forced."""
-        return self.hidden(
+    ) -> Reading:
+        """Runs a batch of ``moe_jax.data``, and looks ahead; ``routing`` in it is forced."""
+        segments, positions = batch["segments"], batch["positions"]
+        routing = batch.get("routing")
+        sparse = self.layers.num_sparse
+        hidden, reports = self.hidden(
             batch["inputs"],
-            batch["segments"],
-            batch["positions"],
+            segments,
+            positions,
             mode=mode,
             rng=rng,
-            records=batch.get("routing"),
+            records=None if routing is None else routing[:sparse],
         )
+        view = causal_view(segments, positions, self.relative_bias, None)
+        found, x = [], hidden
+        for step, module in enumerate(self._further):
+            tokens = ahead(batch["targets"], step)
+            context = Context(view, known(segments, step), tokens)
+            x, for_head, more = module(
+                x,
+                self.embedding(tokens, positions),
+                context,
+                mode=mode,
+                rng=None if rng is None else jax.random.fold_in(rng, step),
+                records=None if routing is None else routing[sparse + step :][:1],
+            )
+            found.append(for_head)
+            reports += more
+        return Reading(hidden, reports, tuple(found))
+
+    def routed(self, batch: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
+        """Returns the tokens of every MoE layer and which are real, each ``(B, L)``, in order."""
+        segments = batch["segments"]
+        found = ((batch["inputs"], segments > 0),) * self.layers.num_sparse
+        for step, module in enumerate(self._further):
+            tokens = ahead(batch["targets"], step), known(segments, step)
+            found += (tokens,) * module.layers.num_sparse
+        return found
 
     def update_routers(self, demands: Sequence[Array]) -> None:
         """Moves the state of all routers on by one optimizer step; see ``Stack``."""
-        self.layers.update_routers(demands)
+        sparse = self.layers.num_sparse
+        self.layers.update_routers(demands[:sparse])
+        for step, module in enumerate(self._further):
+            module.layers.update_routers(demands[sparse + step :][:1])
+
+    @property
+    def _further(self) -> Sequence[Lookahead]:
+        return self.lookahead if self.config.lookahead else ()
 
     def extend(
         self, inputs: Array, segments: Array, positions: Array, cache: Cache, *, mode: Mode = DECODE

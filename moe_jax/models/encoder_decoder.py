@@ -12,7 +12,7 @@ from flax import nnx
 
 from moe_jax.errors import ConfigError
 from moe_jax.models.cache import Cache, causal_view
-from moe_jax.models.config import ModelConfig
+from moe_jax.models.config import ModelConfig, Reading
 from moe_jax.models.embedding import Embedding, relative_bias
 from moe_jax.models.stack import Stack
 from moe_jax.nn.attention import View, segment_bias
@@ -83,12 +83,10 @@ class EncoderDecoder(nnx.Module):
 
     def read(
         self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: Array | None = None
-    ) -> tuple[Array, tuple[MoEAux, ...]]:
+    ) -> Reading:
         """Encodes and decodes a batch of ``moe_jax.data`` with spans cut out.
 
-        Returns:
-            ``(B, L, M)`` of the targets, and the reports of the encoder's MoE layers and then the
-            decoder's.
+        The reports are of the encoder's MoE layers, and then of the decoder's.
         """
         rngs = (None, None) if rng is None else jax.random.split(rng)
         routing, sparse = batch.get("routing"), self.encoder.num_sparse
@@ -107,7 +105,13 @@ class EncoderDecoder(nnx.Module):
             rng=rngs[1],
             records=forced[1],
         )
-        return hidden, (*first, *second)
+        return Reading(hidden, (*first, *second))
+
+    def routed(self, batch: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
+        """Returns the tokens of every MoE layer and which are real, ``(B, T)`` or ``(B, L)``."""
+        sources = batch["encoder_inputs"], batch["encoder_segments"] > 0
+        targets = batch["inputs"], batch["segments"] > 0
+        return (sources,) * self.encoder.num_sparse + (targets,) * self.decoder.num_sparse
 
     def update_routers(self, demands: Sequence[Array]) -> None:
         """Moves the state of all routers on by one optimizer step; the encoder's come first."""

@@ -44,6 +44,7 @@ def record(model: Any, vocab_size: int, tokens: Tokens) -> dict[str, Any]:
     sequence = {"exact": cost, **others}
     return {
         "total": cost.total,
+        "lookahead": cost.lookahead,
         "experts": cost.experts,
         "active": cost.active_by_convention,
         "parameters": cost.parameters,

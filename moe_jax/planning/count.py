@@ -40,12 +40,14 @@ class Cost:
     """What a model costs.
 
     Attributes:
-        total: parameters.
+        total: parameters, without modules that look ahead: papers count those apart.
+        lookahead: parameters of those modules, which training alone needs.
         experts: experts in all layers together.
         active: parameters that one token meets, embedding and head included.
         input_embedding: parameters of the embedding that are not the head's as well.
         parameters: the total by part; norms belong to the part that they stand before.
         flops_by_part: forward, per token; two per multiply-add.
+        lookahead_flops: likewise, of the modules that look ahead.
         tokens: the sequence that FLOPs are of.
     """
 
@@ -55,6 +57,8 @@ class Cost:
     input_embedding: int
     parameters: dict[str, int]
     flops_by_part: dict[str, int]
+    lookahead: int
+    lookahead_flops: int
     tokens: Tokens
 
     @property
@@ -64,8 +68,8 @@ class Cost:
 
     @property
     def training_flops_per_token(self) -> int:
-        """Forward and backward: three times forward."""
-        return 3 * self.flops_per_token
+        """Forward and backward: three times forward, looking ahead included."""
+        return 3 * (self.flops_per_token + self.lookahead_flops)
 
     @property
     def flops_per_sequence(self) -> int:
@@ -76,12 +80,14 @@ class Cost:
     def active_by_convention(self) -> dict[str, int]:
         """Active parameters as the field counts them.
 
-        ``embedding_and_head`` (Mixtral, DBRX, OLMoE, Qwen, GLaM's with its one matrix), and
-        ``no_input_embedding`` (DeepSeek-V3, gpt-oss).
+        ``embedding_and_head`` (Mixtral, DBRX, OLMoE, Qwen), ``no_input_embedding`` (DeepSeek-V3,
+        gpt-oss) and ``one_matrix`` (GLaM: the vocabulary counts once, tied or not).
         """
+        alone = self.active - self.input_embedding
         return {
             "embedding_and_head": self.active,
-            "no_input_embedding": self.active - self.input_embedding,
+            "no_input_embedding": alone,
+            "one_matrix": alone,
         }
 
 
@@ -119,7 +125,8 @@ def count(
     last = tokens.targets or tokens.inputs
     flops["head"] = 2.0 * head * last
     parameters |= {"head": head, "embedding": embedding - head}
-    total = _size(model)
+    further, further_flops = _lookahead(model, tokens, convention)
+    total = _size(model) - further
     parameters["final_norms"] = total - sum(parameters.values())
     everything = tokens.inputs + tokens.targets
     per_token = {part: round(spent / everything) for part, spent in flops.items()}
@@ -130,8 +137,22 @@ def count(
         input_embedding=0 if config.tie_embeddings else head,
         parameters=parameters,
         flops_by_part=per_token,
+        lookahead=further,
+        lookahead_flops=round(further_flops),
         tokens=tokens,
     )
+
+
+def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> tuple[int, float]:
+    """Parameters and FLOPs per token of the modules that look ahead; the head is shared."""
+    if not isinstance(model, models.Decoder) or not model.config.lookahead:
+        return 0, 0.0
+    flops = 2.0 * len(model.lookahead) * math.prod(model.embedding.table.shape)
+    for module in model.lookahead:
+        flops += 2 * math.prod(module.merge.shape)
+        ((block, _),) = _blocks(module.layers)
+        flops += sum(_flops(block, tokens.inputs, 0, True, convention).values())
+    return _size(model.lookahead), flops
 
 
 def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, int, bool]]:

@@ -71,8 +71,8 @@ def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
 
     def routed(params: nnx.State, router_state: nnx.State, batch: dict[str, jax.Array]):
         model = nnx.merge(session.graph, params, router_state)
-        _, reports = model.read(batch, mode=Mode("eval", record=True))
-        return [report.experts for report in reports]
+        reading = model.read(batch, mode=Mode("eval", record=True))
+        return model.routed(batch), [report.experts for report in reading.reports]
 
     step = jax.jit(routed)
     tokenizer = session.tokenizer
@@ -80,12 +80,11 @@ def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
     table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
     batches = data.eval_batches(session.experiment.data, tokenizer, **process())
     for _, batch in zip(range(_TABLE_BATCHES), batches, strict=False):
-        taken = step(state.params, state.router_state, session.place(batch))
-        for index, (layer, experts) in enumerate(zip(layers, taken, strict=True)):
-            encoded = layer.of_inputs and "encoder_inputs" in batch
-            prefix = "encoder_" if encoded else ""
-            real = batch[f"{prefix}segments"] > 0
-            table.add(index, batch[f"{prefix}inputs"][real], np.asarray(experts)[real])
+        found = jax.tree.map(
+            np.asarray, step(state.params, state.router_state, session.place(batch))
+        )
+        for index, ((tokens, real), experts) in enumerate(zip(*found, strict=True)):
+            table.add(index, tokens[real], experts[real])
     return {
         "layers": [
             {

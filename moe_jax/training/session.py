@@ -117,6 +117,7 @@ def train_record(step: int, report: StepReport, moe_layers: Iterable[int]) -> di
         "kind": "train",
         "step": step,
         "loss": float(report.loss),
+        **({"lookahead_loss": report.lookahead.tolist()} if report.lookahead.size else {}),
         "objective": float(report.objective),
         "grad_norm": float(report.grad_norm),
         "skipped_updates": int(report.skipped),

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from moe_jax.models import Model, Reading
+from moe_jax.models.lookahead import ahead, known
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
 from moe_jax.routing import Counts
@@ -37,7 +39,8 @@ class StepReport:
 
     Attributes:
         loss: mean cross-entropy in nats per token.
-        objective: what was differentiated: loss, z-loss and the routers' losses.
+        lookahead: ``(D,)`` the same of 2, 3, ... tokens ahead, over the same number of tokens.
+        objective: what was differentiated: losses, z-loss and the routers' losses.
         grad_norm: global norm before clipping.
         layers: one report per MoE layer.
         choices: ``(B, L, K)`` int16 per MoE layer, if the objective records them; see ``MoEAux``.
@@ -47,6 +50,7 @@ class StepReport:
     """
 
     loss: Array
+    lookahead: Array
     objective: Array
     grad_norm: Array
     layers: tuple[LayerReport, ...]
@@ -85,28 +89,31 @@ class Objective:
             the whole batch.
         loss_chunk: see ``moe_jax.training.loss.score_tokens``.
         z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
+        lookahead_weight: of the mean loss of the tokens further ahead (DeepSeek-V3 section 2.2).
         record: report every token's choices.
     """
 
     microbatches: int = 1
     loss_chunk: int = 0
     z_loss: float = 0.0
+    lookahead_weight: float = 0.3
     record: bool = False
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch
-    ) -> tuple[tuple[nnx.State, Array, Array, tuple[LayerReport, ...]], tuple[Array | None, ...]]:
-        """Returns gradient, objective, cross-entropy and layer reports of the whole batch.
+    ) -> tuple[tuple[nnx.State, Array, Array, Array, tuple[LayerReport, ...]], tuple]:
+        """Returns gradient, objective, cross-entropies and layer reports of the whole batch.
 
         The tokens' choices, one array per MoE layer, come second.
         """
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, self.microbatches)
         tokens = (batch["segments"] > 0).sum()
+        routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
         def share(params: nnx.State, part: Batch, key: Array):
             model = nnx.merge(graph, params, state.router_state)
-            return self._share(model, part, key, tokens)
+            return self._share(model, part, key, tokens, routed)
 
         def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
             (value, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
@@ -127,20 +134,43 @@ class Objective:
         return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), choices)
 
     def _share(
-        self, model: nnx.Module, part: Batch, key: Array, tokens: Array
-    ) -> tuple[Array, tuple[Array, tuple[LayerReport, ...], tuple[Array | None, ...]]]:
-        """The part's share of the objective: shares of all parts add up to the batch's value."""
+        self, model: Model, part: Batch, key: Array, tokens: Array, routed: list[Array]
+    ) -> tuple[Array, tuple[Array, Array, tuple[LayerReport, ...], tuple[Array | None, ...]]]:
+        """The part's share of the objective: shares of all parts add up to the batch's value.
+
+        ``tokens`` are the batch's targets and ``routed`` its real tokens in each MoE layer.
+        """
         mode = dataclasses.replace(TRAIN, record=self.record)
-        hidden, reports = model.read(part, mode=mode, rng=key)
-        scored = score_tokens(model, hidden, part["targets"], chunk=self.loss_chunk)
+        reading = model.read(part, mode=mode, rng=key)
+        scored = score_tokens(model, reading.hidden, part["targets"], chunk=self.loss_chunk)
         mask = part["segments"] > 0
         count = jnp.maximum(tokens, 1)
-        share = mask.sum() / count
         loss = (scored.nll * mask).sum() / count
         z_loss = self.z_loss * (scored.log_z**2 * mask).sum() / count
-        objective = loss + z_loss + share * sum((aux.loss for aux in reports), jnp.float32(0))
-        layers = tuple(_layer(aux, share) for aux in reports)
-        return objective, (loss, layers, tuple(aux.choices for aux in reports))
+        further = self._further(model, reading, part) / count
+        here = _routed(model, part)
+        shares = [mine / jnp.maximum(all_, 1) for mine, all_ in zip(here, routed, strict=True)]
+        weighted = list(zip(reading.reports, shares, strict=True))
+        objective = loss + z_loss + sum(share * aux.loss for aux, share in weighted)
+        if further.size:
+            objective += self.lookahead_weight * further.mean()
+        layers = tuple(_layer(aux, share) for aux, share in weighted)
+        choices = tuple(aux.choices for aux in reading.reports)
+        return objective, (loss, further, layers, choices)
+
+    def _further(self, model: Model, reading: Reading, part: Batch) -> Array:
+        """Returns summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead."""
+        losses = []
+        for steps, hidden in enumerate(reading.ahead, start=1):
+            targets = ahead(part["targets"], steps)
+            scored = score_tokens(model, hidden, targets, chunk=self.loss_chunk)
+            losses.append((scored.nll * known(part["segments"], steps)).sum())
+        return jnp.array(losses, jnp.float32)
+
+
+def _routed(model: Model, batch: Batch) -> list[Array]:
+    """Returns the real tokens that each MoE layer routes."""
+    return [real.sum() for _, real in model.routed(batch)]
 
 
 def _layer(aux: MoEAux, share: Array) -> LayerReport:
@@ -175,7 +205,7 @@ def train_step(
         and optimizer stay as they are and the skip is counted.
     """
     sums, choices = objective.value_and_gradient(graph, state, batch)
-    gradient, value, loss, layers = sums
+    gradient, value, loss, further, layers = sums
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(value)
 
@@ -191,7 +221,7 @@ def train_step(
     skipped = state.skipped + jnp.where(finite, 0, 1)
     in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
     after = TrainState(state.step + 1, params, routers, opt_state, state.key, skipped, in_row)
-    return after, StepReport(loss, value, norm, layers, choices, finite, skipped, in_row)
+    return after, StepReport(loss, further, value, norm, layers, choices, finite, skipped, in_row)
 
 
 def _next_router_state(
@@ -212,13 +242,13 @@ def eval_step(
 ) -> EvalSums:
     """Returns the sums of one validation batch, which also holds ``bytes (B, L)``."""
     model = nnx.merge(graph, params, router_state)
-    hidden, reports = model.read(batch, mode=EVAL)
-    scored = score_tokens(model, hidden, batch["targets"], chunk=loss_chunk)
+    reading = model.read(batch, mode=EVAL)
+    scored = score_tokens(model, reading.hidden, batch["targets"], chunk=loss_chunk)
     mask = batch["segments"] > 0
     return EvalSums(
         nll=(scored.nll * mask).sum(),
         correct=(scored.correct & mask).sum(),
         tokens=mask.sum(),
         bytes=(batch["bytes"] * mask).sum(),
-        layers=tuple(aux.counts for aux in reports),
+        layers=tuple(aux.counts for aux in reading.reports),
     )

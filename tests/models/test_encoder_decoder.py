@@ -157,7 +157,8 @@ def test_reads_a_batch_of_spans(model):
         "segments": segments,
         "positions": jnp.arange(L)[None] * segments,
     }
-    hidden, reports = model.read(batch, mode=DECODE)
+    reading = model.read(batch, mode=DECODE)
+    hidden, reports = reading.hidden, reading.reports
     logits, first, second = run(model, source, target, around, segments)
     np.testing.assert_allclose(model.logits(hidden)[0, :3], logits[0, :3], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(model.logits(hidden)[1], logits[1], rtol=1e-5, atol=1e-5)

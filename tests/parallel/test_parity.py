@@ -168,12 +168,38 @@ def encoder_decoder_step(model, tokens, segments):
     }
 
     def objective(model):
-        hidden, reports = model.read(batch, mode=TRAIN, rng=jax.random.key(4))
+        reading = model.read(batch, mode=TRAIN, rng=jax.random.key(4))
+        hidden, reports = reading.hidden, reading.reports
         loss = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens)
         return loss.mean() + sum(aux.loss for aux in reports), reports
 
     (value, reports), gradient = jax.value_and_grad(objective, has_aux=True)(model)
     return (value, reports), gradient
+
+
+@functools.cache
+def looking_ahead() -> Decoder:
+    config = dataclasses.replace(decoder("gshard").config, lookahead=1)
+    return jax.jit(lambda: Decoder(config, 40, jax.random.key(0)))()
+
+
+def looking_ahead_step(model, tokens, segments):
+    place = jnp.arange(16)[None] + 0 * tokens
+    targets = jnp.roll(tokens, -1, axis=1)
+    batch = {"inputs": tokens, "targets": targets, "segments": segments, "positions": place}
+
+    def objective(model):
+        reading = model.read(batch, mode=TRAIN, rng=jax.random.key(4))
+        value = sum(jnp.sin(model.logits(x)).mean() for x in (reading.hidden, *reading.ahead))
+        return value + sum(aux.loss for aux in reading.reports), reading.reports
+
+    (value, reports), gradient = jax.value_and_grad(objective, has_aux=True)(model)
+    return (value, reports), gradient
+
+
+def test_looking_ahead_is_the_same_on_a_mesh():
+    alone = jax.jit(looking_ahead_step)(looking_ahead(), TOKENS, SEGMENTS)
+    same(on_mesh(looking_ahead_step, (4, 2, 1), looking_ahead(), TOKENS, SEGMENTS), alone)
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 2, 2)], ids=str)

@@ -124,7 +124,29 @@ def test_parameters_by_part_add_up():
     assert cost.active_by_convention == {
         "embedding_and_head": cost.active,
         "no_input_embedding": cost.active - 1024,
+        "one_matrix": cost.active - 1024,
     }
+
+
+def test_modules_that_look_ahead_are_counted_apart():
+    config = mixture(routing.presets.switch(), tie_embeddings=False)
+    plain = count(config, VOCAB, LENGTH)
+    cost = count(dataclasses.replace(config, lookahead=2), VOCAB, LENGTH)
+    # Each has the last layer once more, a projection of 2 M x M and three norms.
+    last = (1024 + 16) + 16 + 8 * 1024 + 128
+    assert cost.lookahead == 2 * (last + 2 * 16 * 16 + 3 * 16)
+    assert (cost.total, cost.active, cost.flops_by_part) == (
+        plain.total,
+        plain.active,
+        plain.flops_by_part,
+    )
+    # Its FLOPs: those of the layer, of the projection and of the head, which is shared.
+    block = (plain.flops_by_part["experts"] + plain.flops_by_part["router"]) + (
+        plain.flops_by_part["attention"] / 2
+    )
+    assert cost.lookahead_flops == 2 * (block + 2 * 2 * 16 * 16 + 2 * 1024)
+    extra = cost.training_flops_per_token - plain.training_flops_per_token
+    assert extra == 3 * cost.lookahead_flops
 
 
 def test_flops_of_an_encoder_decoder_by_hand():

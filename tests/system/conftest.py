@@ -4,7 +4,7 @@ import pytest
 
 from tests.system import runs
 
-# On eight devices with a router that carries a bias from step to step.
+# On eight devices with a router that carries a bias from step to step, looking ahead.
 _SETTINGS = {
     1: (),
     8: (
@@ -12,6 +12,7 @@ _SETTINGS = {
         "--config.mesh.expert=2",
         "--config.model.moe.router.preset=loss_free",
         "--config.model.moe.router.k=2",
+        "--config.model.lookahead=1",
     ),
 }
 

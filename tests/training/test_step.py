@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe_jax import routing
 from moe_jax.experiment import Experiment, TrainingConfig
-from moe_jax.models import DecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
@@ -117,8 +117,8 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
     # Groups are rows and the router draws nothing, so the parts route as the whole does. The last
     # 4 rows are padding alone: with 4 microbatches one is empty.
     # The cross-entropy in chunks adds up the same.
-    gradient, objective, loss, layers = measured(microbatches, loss_chunk=loss_chunk)
-    wanted_gradient, wanted_objective, wanted_loss, wanted_layers = measured()
+    gradient, objective, loss, _, layers = measured(microbatches, loss_chunk=loss_chunk)
+    wanted_gradient, wanted_objective, wanted_loss, _, wanted_layers = measured()
     close(gradient, wanted_gradient, 5e-6)
     close((objective, loss), (wanted_objective, wanted_loss))
     assert len(layers) == len(wanted_layers) == 2
@@ -130,7 +130,7 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
 
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_the_objective_is_loss_and_weighted_means_of_the_layers_losses(microbatches):
-    _, objective, loss, layers = measured(microbatches, loss_chunk=0)
+    _, objective, loss, _, layers = measured(microbatches, loss_chunk=0)
     nll, head_z = by_hand()
     np.testing.assert_allclose(loss, nll, rtol=1e-5)
     routers = sum(
@@ -176,9 +176,87 @@ def test_what_stands_in_padding_changes_nothing():
 
 def test_a_batch_of_padding_alone_is_finite():
     _, state = made(recipe(model()))
-    gradient, objective, loss, _ = gradient_of()(state, batch(lengths=np.zeros(ROWS)))
+    gradient, objective, loss, *_ = gradient_of()(state, batch(lengths=np.zeros(ROWS)))
     assert float(objective) == float(loss) == 0.0
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+# ---------------------------------------------------------------- tokens further ahead
+
+
+def looking_ahead(microbatches=1, weight=0.3):
+    config = dataclasses.replace(model(), lookahead=2)
+    graph, state = made(recipe(config))
+    objective = Objective(microbatches, z_loss=HEAD_Z, lookahead_weight=weight)
+    found = compiled(lambda s, b: objective.value_and_gradient(graph, s, b)[0])(state, batch())
+    return graph, state, found
+
+
+def test_losses_of_tokens_further_ahead_by_hand():
+    graph, state, (_, objective, loss, further, layers) = looking_ahead()
+    _, without, _, same, _ = looking_ahead(weight=0.0)[2]
+    whole, merged = batch(), nnx.merge(graph, state.params, state.router_state)
+    reading = compiled(functools.partial(type(merged).read, mode=TRAIN))(merged, whole)
+    expected = []
+    for steps, hidden in enumerate(reading.ahead, start=1):
+        logits = np.asarray(merged.logits(hidden), np.float64)
+        nll = np.log(np.exp(logits).sum(-1))
+        total = 0.0
+        for row, column in np.ndindex(ROWS, LENGTH - steps):
+            one, other = whole["segments"][row, column], whole["segments"][row, column + steps]
+            if one and one == other:
+                target = whole["targets"][row, column + steps]
+                total += nll[row, column] - logits[row, column, target]
+        # Over all 123 tokens, as the paper divides, though fewer have such a target.
+        expected.append(total / 123)
+    np.testing.assert_allclose(further, expected, rtol=1e-5)
+    np.testing.assert_array_equal(further, same)
+    np.testing.assert_allclose(objective - without, 0.3 * np.mean(expected), rtol=1e-4)
+    assert len(layers) == 4 and loss > 0
+
+
+def test_microbatches_look_as_far_ahead_as_the_whole_batch():
+    close(looking_ahead(4)[2][3], looking_ahead()[2][3])
+    close(looking_ahead(4)[2][0], looking_ahead()[2][0], 5e-6)
+
+
+def test_microbatches_weigh_each_stack_by_its_own_tokens():
+    # Rows of few targets have many inputs and the other way round.
+    config = EncoderDecoderConfig(
+        encoder_layers=1,
+        decoder_layers=1,
+        width=16,
+        num_heads=2,
+        head_dim=8,
+        mlp_dim=32,
+        encoder_moe=model().moe,
+        decoder_moe=model().moe,
+    )
+    graph, state = made(recipe(config))
+    around = batch(lengths=LENGTHS[::-1])
+    whole = batch() | {
+        "encoder_inputs": around["inputs"],
+        "encoder_segments": np.minimum(around["segments"], 1),
+    }
+    whole["segments"] = np.minimum(whole["segments"], 1)
+    found = [
+        compiled(lambda s, b, parts=parts: Objective(parts).value_and_gradient(graph, s, b)[0])(
+            state, whole
+        )
+        for parts in (1, 4)
+    ]
+    close(found[1][0], found[0][0], 5e-6)
+    close(found[1][1:], found[0][1:])
+
+
+def test_the_record_names_the_losses_further_ahead():
+    config = dataclasses.replace(model(), lookahead=1)
+    graph, state = made(recipe(config))
+    step = functools.partial(train_step, graph, make_optimizer(OptimizerConfig(), 20), OBJECTIVE)
+    _, report = compiled(step)(state, batch())
+    found = session_module.train_record(1, report, [0, 1, 2])
+    assert len(found["lookahead_loss"]) == 1 and found["lookahead_loss"][0] > 0
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- skipped updates, on a small state
@@ -190,7 +268,7 @@ class Given:
 
     def value_and_gradient(self, graph, state, batch):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
-        return (gradient, batch["value"], batch["value"], ()), ()
+        return (gradient, batch["value"], batch["value"], jnp.zeros(0), ()), ()
 
 
 def small():

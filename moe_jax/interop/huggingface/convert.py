@@ -97,9 +97,11 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
     given = _json(directory / "config.json")
     family = _family(given.get("model_type", ""))
-    config = dataclasses.replace(family.read(given), compute_dtype=dtype, **changes)
+    files = TensorFiles(directory, family.prefix)
+    held = family.without(given, files.names)
+    config = dataclasses.replace(family.read(held), compute_dtype=dtype, **changes)
     vocab = (given.get("text_config") or given)[family.vocab]
-    files, entries = TensorFiles(directory, family.prefix), list(family.entries(config))
+    entries = list(family.entries(config))
     names = frozenset(name for name in files.names if not family.beside(given, name))
     _check_names(names, entries, family, directory)
     graph, state = nnx.split(_abstract(config, vocab))
@@ -253,13 +255,16 @@ class _Places:
     def _find(self, name: str) -> tuple[tuple, tuple[int, ...]]:
         """Returns the path of a parameter and where in its array the layer's part is."""
         name, _, part = name.partition("|")
-        keys: list[Any] = name.split(".")
+        keys = [int(key) if key.isdigit() else key for key in name.split(".")]
         index: tuple[int, ...] = ()
-        if len(keys) > 1 and keys[1].isdigit():
-            stack: Stack = getattr(self._model, keys[0])
-            place, block, step = stack.place(int(keys[1]))
-            keys[1:2] = ["parts", place, block]
-            index = (step,)
+        module: Any = self._model
+        for at, key in enumerate(keys):
+            if isinstance(module, Stack):
+                place, block, step = module.place(key)
+                keys[at : at + 1] = ["parts", place, block]
+                index = (step,)
+                break
+            module = module[key] if isinstance(key, int) else getattr(module, key, None)
         return tuple(keys), (*index, int(part)) if part else index
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from moe_jax import routing
-from moe_jax.interop.huggingface.entries import Entry, HeadRows, Matrix, Rows, Same
+from moe_jax.interop.huggingface.entries import Entry, HeadRows, Matrix, Rows, Same, Whole
 from moe_jax.interop.huggingface.family import (
     GATED,
     Family,
@@ -81,7 +81,8 @@ def _read_v3(config: Json) -> DecoderConfig:
         keep_groups=config["topk_group"],
         scale=float(config["routed_scaling_factor"]),
     )
-    return _read(config, router)
+    further = config.get("num_nextn_predict_layers") or 0
+    return dataclasses.replace(_read(config, router), lookahead=further)
 
 
 def _write(config: DecoderConfig) -> Json:
@@ -120,26 +121,44 @@ def _write_v2(config: DecoderConfig) -> Json:
 
 
 def _write_v3(config: DecoderConfig) -> Json:
-    return _write(config) | {"rope_interleave": config.positions.interleaved}
+    return _write(config) | {
+        "rope_interleave": config.positions.interleaved,
+        "num_nextn_predict_layers": config.lookahead,
+    }
 
 
 def _entries(config: DecoderConfig) -> Iterator[Entry]:
     yield from model_ends(config)
-    moe, sparse = config.moe, config.moe.moe_layers(config.num_layers)
+    sparse = config.moe.moe_layers(config.num_layers)
     for i in range(config.num_layers):
-        layer, ours = f"model.layers.{i}", f"layers.{i}"
-        yield from norms(layer, ours)
-        yield from _attention(config.attention, f"{layer}.self_attn", f"{ours}.attention")
-        if i not in sparse:
-            yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
-            continue
-        yield from experts(f"{layer}.mlp", ours, moe.num_experts, GATED)
-        for name in moe.router.state_shapes(moe.num_experts):
-            state = f"{ours}.feed_forward.router.state.{name}"
-            yield Entry(f"{layer}.mlp.gate.e_score_correction_bias", (state,), Same())
-        if moe.shared.hidden:
-            inner = f"{ours}.feed_forward.shared.network"
-            yield from network(f"{layer}.mlp.shared_experts", inner, GATED)
+        yield from _layer(config, f"model.layers.{i}", f"layers.{i}", i in sparse)
+    for step in range(config.lookahead):
+        layer, ours = f"model.layers.{config.num_layers + step}", f"lookahead.{step}"
+        yield from _layer(config, layer, f"{ours}.layers.0", config.num_layers - 1 in sparse)
+        yield Entry(f"{layer}.enorm.weight", (f"{ours}.token_norm.scale",), Same())
+        yield Entry(f"{layer}.hnorm.weight", (f"{ours}.hidden_norm.scale",), Same())
+        yield Entry(f"{layer}.eh_proj.weight", (f"{ours}.merge",), Matrix())
+        yield Entry(f"{layer}.shared_head.norm.weight", (f"{ours}.final_norm.scale",), Same())
+        # Shared with the model, and stored once more.
+        yield Entry(f"{layer}.embed_tokens.weight", ("embedding.table",), Whole())
+        head, layout = ("table", Whole()) if config.tie_embeddings else ("head", Matrix())
+        yield Entry(f"{layer}.shared_head.head.weight", (f"embedding.{head}",), layout)
+
+
+def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterator[Entry]:
+    moe = config.moe
+    yield from norms(layer, ours)
+    yield from _attention(config.attention, f"{layer}.self_attn", f"{ours}.attention")
+    if not sparse:
+        yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
+        return
+    yield from experts(f"{layer}.mlp", ours, moe.num_experts, GATED)
+    for name in moe.router.state_shapes(moe.num_experts):
+        state = f"{ours}.feed_forward.router.state.{name}"
+        yield Entry(f"{layer}.mlp.gate.e_score_correction_bias", (state,), Same())
+    if moe.shared.hidden:
+        inner = f"{ours}.feed_forward.shared.network"
+        yield from network(f"{layer}.mlp.shared_experts", inner, GATED)
 
 
 def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
@@ -156,10 +175,11 @@ def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
     yield Entry(f"{theirs}.o_proj.weight", (f"{ours}.output",), Matrix(2))
 
 
-def _is_of_the_next_token_head(config: Json, name: str) -> bool:
-    """The head for a second token ahead is stored as layers after the last."""
-    layer = name.removeprefix("model.layers.").partition(".")[0]
-    return layer.isdigit() and int(layer) >= config["num_hidden_layers"]
+def _without_lookahead(config: Json, names: Collection[str]) -> Json:
+    """What looks ahead is stored as layers after the last; ``transformers`` stores none."""
+    first = f"model.layers.{config['num_hidden_layers']}."
+    stored = any(name.startswith(first) for name in names)
+    return config if stored else config | {"num_nextn_predict_layers": 0}
 
 
 DEEPSEEK_V2 = Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _entries)
@@ -169,5 +189,5 @@ DEEPSEEK_V3 = dataclasses.replace(
     architecture="DeepseekV3ForCausalLM",
     read=_read_v3,
     write=_write_v3,
-    beside=_is_of_the_next_token_head,
+    without=_without_lookahead,
 )

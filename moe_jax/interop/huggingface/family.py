@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from moe_jax.errors import ConfigError
@@ -28,8 +28,8 @@ class Family:
         vocab: the key of the vocabulary's size.
         ignored: ends of names of tensors that hold nothing of the model.
         prefix: before all names in a checkpoint of the model with other towers.
-        beside: given ``config.json`` and a name, whether the tensor is of something beside the
-            model: another tower, or a head that is not built.
+        beside: given ``config.json`` and a name, whether the tensor is of another tower.
+        without: ``config.json`` less what it announces but no tensor of these names holds.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Family:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     prefix: str = ""
     beside: Callable[[Json, str], bool] = lambda config, name: False
+    without: Callable[[Json, Collection[str]], Json] = lambda config, names: config
 
 
 ACTIVATIONS = {"silu": "silu", "relu": "relu", "gelu": "gelu_exact", "gelu_new": "gelu"}

@@ -48,7 +48,8 @@ def function_of(config: ModelConfig) -> dict[str, Any]:
 
 def _stacks(config: ModelConfig) -> dict[str, Any]:
     if isinstance(config, DecoderConfig):
-        stacks = {"layers": config.layers()}
+        layers = config.layers()
+        stacks = {"layers": layers, "lookahead": layers[-1:] * config.lookahead}
     elif isinstance(config, EncoderDecoderConfig):
         stacks = {
             "encoder": config.blocks(config.encoder_layers, config.encoder_moe),
