@@ -29,6 +29,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml-collections>=1.1.0",
+        "ml_dtypes>=0.5",
         "numpy>=1.26",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",

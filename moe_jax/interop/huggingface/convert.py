@@ -78,7 +78,8 @@ def load(
     """Loads a folder with ``config.json`` and safetensors.
 
     Each tensor goes to its place on the devices before the next is read, so that the host never
-    holds much more than the largest one.
+    holds much more than the largest one. Weights in float8 (DeepSeek-V3) and MXFP4 (gpt-oss) are
+    unpacked.
 
     Args:
         directory: the folder.
@@ -97,7 +98,8 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
     given = _json(directory / "config.json")
     family = _family(given.get("model_type", ""))
-    files = TensorFiles(directory, family.prefix)
+    tile = (given.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
+    files = TensorFiles(directory, family.prefix, tuple(tile))
     held = family.without(given, files.names)
     config = dataclasses.replace(family.read(held), compute_dtype=dtype, **changes)
     vocab = (given.get("text_config") or given)[family.vocab]
@@ -137,7 +139,8 @@ def save(
     """
     directory, kind = Path(directory), _family(family)
     config, vocab = model.config, model.embedding.table[...].shape[0]
-    written = (original or {}) | kind.write(config) | {kind.vocab: vocab}
+    kept = {key: value for key, value in (original or {}).items() if key != "quantization_config"}
+    written = kept | kind.write(config) | {kind.vocab: vocab}
     written |= {"model_type": kind.name, "architectures": [kind.architecture], "dtype": dtype}
     _check_same_model(kind, written, config)
     directory.mkdir(parents=True, exist_ok=True)

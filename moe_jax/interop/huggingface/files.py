@@ -7,19 +7,29 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from ml_dtypes import float8_e4m3fn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface.packed import FP8_SCALE, MXFP4, from_fp8, from_mxfp4
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class TensorFiles:
-    """The tensors of a folder by name, each read when asked for."""
+    """The tensors of a folder by name, each read when asked for.
 
-    def __init__(self, directory: Path, prefix: str = ""):
-        """Opens the folder; a ``prefix`` of its names is left out.
+    One that is stored in few bits with scales is a single tensor of float32.
+    """
+
+    def __init__(self, directory: Path, prefix: str = "", tile: tuple[int, int] = (128, 128)):
+        """Opens the folder.
+
+        Args:
+            directory: the folder.
+            prefix: left out of its names.
+            tile: weights of eight bits have a scale for so many rows and columns.
 
         Raises:
             ConfigError: if it holds no weights, or an index names files that are not there.
@@ -38,13 +48,40 @@ class TensorFiles:
         self._files = {
             name.removeprefix(prefix): (directory / file, name) for name, file in files.items()
         }
-        self.names = frozenset(self._files)
+        self._tile = tile
+        blocks, scales = MXFP4
+        self._packed = {
+            name.removesuffix(blocks)
+            for name in self._files
+            if name.endswith(blocks) and name.removesuffix(blocks) + scales in self._files
+        }
+        scaled = {name + FP8_SCALE for name in self._files}
+        halves = {name + end for name in self._packed for end in MXFP4}
+        self.names = frozenset((self._files.keys() | self._packed) - scaled - halves)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one tensor."""
+        """Returns one tensor.
+
+        Raises:
+            ConfigError: if its scales do not fit.
+        """
+        if name in self._packed:
+            return from_mxfp4(*(self._stored(name + end) for end in MXFP4))
+        tensor = self._stored(name)
+        if name + FP8_SCALE not in self._files:
+            return tensor
+        try:
+            return from_fp8(tensor, self._stored(name + FP8_SCALE), self._tile)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+    def _stored(self, name: str) -> np.ndarray:
         path, stored = self._files[name]
         with self._open(path) as file:
-            return file.get_tensor(stored)
+            # numpy has no eight-bit floats, so safetensors cannot give them to it.
+            if file.get_slice(stored).get_dtype() != "F8_E4M3":
+                return file.get_tensor(stored)
+        return _eight_bit(path, stored)
 
     @staticmethod
     def _open(path: Path) -> safe_open:
@@ -52,6 +89,16 @@ class TensorFiles:
             return safe_open(path, "np")
         except SafetensorError as error:
             raise ConfigError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _eight_bit(path: Path, name: str) -> np.ndarray:
+    """Reads a tensor of float8_e4m3fn: eight bytes of length, a header of JSON, the data."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + length + start)
+        return np.frombuffer(file.read(end - start), float8_e4m3fn).reshape(entry["shape"])
 
 
 def write(
