@@ -86,9 +86,10 @@ class WithSentinels:
 
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer`."""
-        self.base.save(directory)
+        # First: a process killed here leaves no tokenizer, rather than one without sentinels.
         path = tfds.core.Path(directory) / FILE
         path.write_text(json.dumps({"sentinels": self.sentinels}) + "\n")
+        self.base.save(directory)
 
     def _sentinel(self, number: int) -> int:
         if number >= self.sentinels:
