@@ -9,6 +9,7 @@ from moe_jax import data
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.parallel import MeshConfig
+from moe_jax.parallel.mesh import batch_shards
 from moe_jax.planning import Tokens
 from moe_jax.routing import Forced
 from moe_jax.training.optimizer import OptimizerConfig
@@ -141,12 +142,13 @@ class Experiment:
             )
 
     def _check_batch(self, mesh: MeshConfig) -> None:
-        shards, rows = mesh.data * mesh.expert, self.data.batch_size
+        shards, rows = batch_shards(mesh), self.data.batch_size
         parts = self.training.microbatches
         if rows % (parts * shards):
             raise ConfigError(
                 f"data.batch_size={rows} does not divide into training.microbatches={parts} x "
-                f"mesh data={mesh.data} x expert={mesh.expert}: use a multiple of {parts * shards}"
+                f"mesh data={mesh.data} x fsdp={mesh.fsdp} x expert={mesh.expert}: use a multiple "
+                f"of {parts * shards}"
             )
         name = "target_length" if self.data.target_length else "seq_length"
         chunk, scored = self.training.loss_chunk, getattr(self.data, name)

@@ -20,7 +20,9 @@ Array = jax.Array
 
 def _axis_sizes() -> tuple[int, int]:
     mesh = jax.sharding.get_abstract_mesh()
-    return (1, 1) if mesh.empty else (mesh.shape["data"], mesh.shape["expert"])
+    if mesh.empty:
+        return 1, 1
+    return mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["expert"]
 
 
 def group_shards() -> int:

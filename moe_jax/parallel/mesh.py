@@ -1,4 +1,4 @@
-"""The mesh: three numbers in a config, one ``jax.sharding.Mesh`` over all devices."""
+"""The mesh: four numbers in a config, one ``jax.sharding.Mesh`` over all devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from moe_jax.errors import ConfigError
 
-AXES = ("data", "expert", "model")
+AXES = ("data", "fsdp", "expert", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +21,14 @@ class MeshConfig:
         data: copies of the model, each with its share of the batch; -1 takes what is left over.
         expert: shards of the experts; the batch is split over it too.
         model: shards of every hidden layer (tensor parallelism).
+        fsdp: shards of parameters and optimizer state that are gathered layer by layer (fully
+            sharded data parallelism, ZeRO-3); the batch is split over it too.
     """
 
     data: int = -1
     expert: int = 1
     model: int = 1
+    fsdp: int = 1
 
     def resolve(self, num_devices: int) -> MeshConfig:
         """Returns the sizes with ``-1`` replaced.
@@ -33,32 +36,33 @@ class MeshConfig:
         Raises:
             ConfigError: if the product is not ``num_devices``.
         """
-        sizes = {"data": self.data, "expert": self.expert, "model": self.model}
+        sizes = dict(zip(AXES, self.sizes, strict=True))
         for axis, size in sizes.items():
             if size < 1 and not (axis == "data" and size == -1):
                 raise ConfigError(f"mesh.{axis}={size}: an axis has at least 1 device")
-        rest = self.expert * self.model
+        rest = math.prod(self.sizes[1:])
         data = num_devices // rest if self.data == -1 else self.data
         if data * rest != num_devices:
+            product = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise ConfigError(
-                f"mesh data={self.data} x expert={self.expert} x model={self.model} does not make "
-                f"the {num_devices} devices present: change mesh.data, mesh.expert or mesh.model"
+                f"mesh {product} does not make the {num_devices} devices present: change "
+                f"{', '.join(f'mesh.{axis}' for axis in AXES)}"
             )
-        return MeshConfig(data, self.expert, self.model)
+        return dataclasses.replace(self, data=data)
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """``(data, expert, model)``."""
-        return (self.data, self.expert, self.model)
+    def sizes(self) -> tuple[int, int, int, int]:
+        """``(data, fsdp, expert, model)``."""
+        return (self.data, self.fsdp, self.expert, self.model)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over ``devices`` (default: all), with axes that GSPMD propagates."""
     devices = jax.devices() if devices is None else devices
     sizes = config.resolve(len(devices)).sizes
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_shards(config: MeshConfig) -> int:
     """Returns over how many shards the batch is split."""
-    return math.prod(config.sizes[:2])
+    return math.prod(config.sizes[:3])

@@ -10,19 +10,19 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    "batch": ("data", "expert"),
+    "batch": ("data", "fsdp", "expert"),
     "length": None,
-    "embed": None,
+    "embed": "fsdp",
     "heads": "model",
     "head": None,
     "latent": None,
     "mlp": "model",
     "vocab": "model",
     "expert": "expert",
-    "expert_embed": None,
+    "expert_embed": "fsdp",
     "expert_mlp": "model",
-    "group": ("data", "expert"),
-    "data": "data",
+    "group": ("data", "fsdp", "expert"),
+    "data": ("data", "fsdp"),
     "layers": None,
     "router": None,
     None: None,
@@ -62,15 +62,19 @@ def sharding_of(variable: nnx.Variable, shape: tuple[int, ...], mesh: Mesh) -> N
     """Returns the sharding of a parameter, or of its optimizer statistics, from its ``axes``.
 
     Axes that ``vmap`` put in front (scanned layers) are named ``layers``. Statistics with fewer
-    axes than the parameter (Adafactor's rows and columns) are kept whole on every device.
+    axes than the parameter (Adafactor's rows and columns) are kept whole on every device, and so
+    is an axis that its mesh axes do not divide.
     """
     axes = tuple(variable.get_metadata().get("axes", ()))
     leading = len(shape) - len(axes)
     if leading < 0:
         return NamedSharding(mesh, PartitionSpec())
     parts = spec(*("layers",) * leading, *axes)
-    divides = [size % _shards(part, mesh) == 0 for part, size in zip(parts, shape, strict=True)]
-    return NamedSharding(mesh, parts if all(divides) else PartitionSpec())
+    kept = [
+        part if size % _shards(part, mesh) == 0 else None
+        for part, size in zip(parts, shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*kept))
 
 
 def shardings_of_state(state: Any, mesh: Mesh) -> Any:

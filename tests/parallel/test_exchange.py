@@ -22,7 +22,7 @@ from moe_jax.parallel import (
 )
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
-GROUPS = PartitionSpec(("data", "expert"))
+GROUPS = PartitionSpec(("data", "fsdp", "expert"))
 
 
 @pytest.mark.parametrize("sizes", [None, *MESHES, (2, 2, 2)], ids=str)

@@ -16,11 +16,13 @@ from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoE, MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
+from moe_jax.parallel.mesh import batch_shards
 
-MESHES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2)]
+# data, expert, model and fsdp.
+MESHES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 1, 8), (1, 2, 2, 2)]
 ROUTERS = ("switch", "gshard", "expert_choice")
 BOUND = 2e-5  # of the largest entry: what float32 sums in another order differ by
-BATCH = PartitionSpec(("data", "expert"))
+BATCH = PartitionSpec(("data", "fsdp", "expert"))
 
 
 def close(actual, expected):
@@ -45,7 +47,7 @@ def same(actual, expected):
 def on_mesh(run, sizes, module, *arrays):
     mesh = make_mesh(MeshConfig(*sizes))
     module = jax.device_put(module, shardings_of_state(module, mesh))
-    divides = arrays[0].shape[0] % (sizes[0] * sizes[1]) == 0
+    divides = arrays[0].shape[0] % batch_shards(MeshConfig(*sizes)) == 0
     arrays = jax.device_put(arrays, NamedSharding(mesh, BATCH if divides else PartitionSpec()))
     with jax.set_mesh(mesh):
         return jax.jit(run)(module, *arrays)
@@ -129,7 +131,9 @@ def decoder_alone(name: str):
 
 
 CASES = [("gshard", sizes) for sizes in MESHES]
-CASES += [(name, sizes) for name in ("switch", "expert_choice") for sizes in MESHES[4:]]
+CASES += [
+    (name, sizes) for name in ("switch", "expert_choice") for sizes in ((2, 2, 2), (1, 2, 2, 2))
+]
 
 
 @pytest.mark.parametrize(("name", "sizes"), CASES, ids=str)

@@ -12,21 +12,22 @@ from moe_jax.parallel import MeshConfig, constrain, make_mesh, sharding_of, shar
 from moe_jax.parallel.rules import spec
 
 P = PartitionSpec
-BATCH = ("data", "expert")
+BATCH = ("data", "fsdp", "expert")
+DATA = ("data", "fsdp")
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (("batch", "length", "embed"), P(BATCH, None, None)),
+        (("batch", "length", "embed"), P(BATCH, None, "fsdp")),
         (("batch", "length", "vocab"), P(BATCH, None, "model")),
         (("batch", "heads", "length", "head"), P(BATCH, "model", None, None)),
-        (("embed", "heads", "head"), P(None, "model", None)),
-        (("embed", "mlp"), P(None, "model")),
-        (("embed", "router"), P(None, None)),
-        (("expert", "expert_embed", "expert_mlp"), P("expert", None, "model")),
-        (("layers", "expert", "expert_mlp", "expert_embed"), P(None, "expert", "model", None)),
-        (("expert", "data", "expert_mlp"), P("expert", "data", "model")),
+        (("embed", "heads", "head"), P("fsdp", "model", None)),
+        (("embed", "mlp"), P("fsdp", "model")),
+        (("embed", "router"), P("fsdp", None)),
+        (("expert", "expert_embed", "expert_mlp"), P("expert", "fsdp", "model")),
+        (("layers", "expert", "expert_mlp", "expert_embed"), P(None, "expert", "model", "fsdp")),
+        (("expert", "data", "expert_mlp"), P("expert", DATA, "model")),
         (("group",), P(BATCH)),
         ((None, "heads"), P(None, "model")),
     ],
@@ -87,28 +88,28 @@ def test_every_parameter_of_a_decoder_has_its_sharding():
     # Layers d m d m d: two scanned repeats of (d, m), stacked along a first axis that stays whole,
     # and an odd dense layer, stacked once.
     attention = {
-        "query": P(None, None, "model", None),
-        "key": P(None, None, "model", None),
-        "value": P(None, None, "model", None),
-        "output": P(None, "model", None, None),
+        "query": P(None, "fsdp", "model", None),
+        "key": P(None, "fsdp", "model", None),
+        "value": P(None, "fsdp", "model", None),
+        "output": P(None, "model", None, "fsdp"),
     }
     block = {f"attention.{name}": part for name, part in attention.items()}
-    block |= {"attention_norm.scale": P(None, None), "feed_forward_norm.scale": P(None, None)}
+    block |= {"attention_norm.scale": P(None, "fsdp"), "feed_forward_norm.scale": P(None, "fsdp")}
     dense = block | {
-        "feed_forward.up": P(None, None, "model"),
-        "feed_forward.gate": P(None, None, "model"),
-        "feed_forward.down": P(None, "model", None),
+        "feed_forward.up": P(None, "fsdp", "model"),
+        "feed_forward.gate": P(None, "fsdp", "model"),
+        "feed_forward.down": P(None, "model", "fsdp"),
     }
     mixture = block | {
-        "feed_forward.router.kernel": P(None, None, None),
-        "feed_forward.experts.up": P(None, "expert", None, "model"),
-        "feed_forward.experts.gate": P(None, "expert", None, "model"),
-        "feed_forward.experts.down": P(None, "expert", "model", None),
+        "feed_forward.router.kernel": P(None, "fsdp", None),
+        "feed_forward.experts.up": P(None, "expert", "fsdp", "model"),
+        "feed_forward.experts.gate": P(None, "expert", "fsdp", "model"),
+        "feed_forward.experts.down": P(None, "expert", "model", "fsdp"),
     }
     expected = {
-        "embedding.table": P("model", None),
-        "embedding.head": P(None, "model"),
-        "final_norm.scale": P(None),
+        "embedding.table": P("model", "fsdp"),
+        "embedding.head": P("fsdp", "model"),
+        "final_norm.scale": P("fsdp"),
         "relative_bias.table": P(None, "model"),
     }
     for prefix, parts in (("0.0", dense), ("0.1", mixture), ("1.0", dense)):
@@ -116,18 +117,18 @@ def test_every_parameter_of_a_decoder_has_its_sharding():
     assert specs(4, MeshConfig(2, 2, 2)) == expected
 
 
-def test_a_parameter_that_does_not_divide_is_whole_everywhere():
-    found = specs(3, MeshConfig(2, 2, 2))
-    assert found["layers.parts.0.1.feed_forward.experts.up"] == P()
-    assert found["embedding.table"] == P("model", None)
+def test_an_axis_that_does_not_divide_is_whole_everywhere():
+    found = specs(3, MeshConfig(1, 2, 2, fsdp=2))
+    assert found["layers.parts.0.1.feed_forward.experts.up"] == P(None, None, "fsdp", "model")
+    assert found["embedding.table"] == P("model", "fsdp")
 
 
 def test_statistics_with_fewer_axes_than_the_parameter_are_whole():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     variable = nnx.Param(jnp.zeros((4, 8, 8)), axes=("expert", "expert_embed", "expert_mlp"))
-    assert sharding_of(variable, (4, 8, 8), mesh).spec == P("expert", None, "model")
+    assert sharding_of(variable, (4, 8, 8), mesh).spec == P("expert", "fsdp", "model")
     assert sharding_of(variable, (4, 8), mesh).spec == P()
-    assert sharding_of(variable, (3, 4, 8, 8), mesh).spec == P(None, "expert", None, "model")
+    assert sharding_of(variable, (3, 4, 8, 8), mesh).spec == P(None, "expert", "fsdp", "model")
 
 
 def test_what_is_no_variable_is_whole():
