@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.models import DecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.moe import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -41,7 +41,7 @@ def fast_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def recipe(router, scan=True):
+def recipe(router, scan=True, kind="decoder"):
     moe = MoEConfig(
         every=1,
         num_experts=E,
@@ -51,9 +51,13 @@ def recipe(router, scan=True):
         transport="gather",
         allow_future_leak=True,
     )
-    config = DecoderConfig(
-        num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=32, scan_layers=scan, moe=moe
-    )
+    shape = {"width": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "scan_layers": scan}
+    if kind == "encoder-decoder":
+        shape |= {"encoder_layers": 2, "decoder_layers": 1, "encoder_moe": moe, "decoder_moe": moe}
+        config = EncoderDecoderConfig(**shape)
+    else:
+        further = 1 if kind == "looking ahead" else 0
+        config = DecoderConfig(**shape, num_layers=2, moe=moe, lookahead=further)
     mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
     return Recipe(config, VOCAB, make_optimizer(OptimizerConfig(), 10), 0, mesh)
 
@@ -66,14 +70,32 @@ def batch():
     return {name: array.astype(np.int32) for name, array in arrays.items()}
 
 
-def measure(router, batch, microbatches=1, record=False, scan=True):
-    made = recipe(router, scan)
+def measure(router, batch, microbatches=1, record=False, scan=True, kind="decoder"):
+    made = recipe(router, scan, kind)
     graph, state = made.create()
     objective = Objective(microbatches, record=record)
     with jax.set_mesh(made.mesh):
         run = jax.jit(functools.partial(objective.value_and_gradient, graph))
         (gradient, _, loss, _, layers), choices = run(state, batch)
     return gradient, loss, layers, tuple(map(np.asarray, choices)) if record else choices
+
+
+@pytest.mark.parametrize("kind", ["looking ahead", "encoder-decoder"])
+def test_every_stack_replays_its_own_choices(kind, tmp_path):
+    choices, again = PAIRS["gshard"]
+    router = dataclasses.replace(routing.preset("gshard", **choices), balance=())
+    whole = batch()
+    whole |= {"encoder_inputs": whole["targets"], "encoder_segments": whole["segments"]}
+    gradient, loss, layers, chosen = measure(router, whole, 2, True, kind=kind)
+    assert len(chosen) == len(layers) == 3
+    record = RoutingRecord(tmp_path)
+    record.write(1, whole, chosen)
+    forced = routing.preset("forced", **again)
+    replayed = {**whole, "routing": record.read(1, whole)}
+    other_gradient, other_loss, _, _ = measure(forced, replayed, 2, kind=kind)
+    np.testing.assert_array_equal(other_loss, loss)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-6 * max(np.abs(one).max(), 1e-6))
 
 
 @pytest.mark.parametrize(
