@@ -12,7 +12,7 @@ DEVICES = 8
 
 @pytest.fixture(scope="module")
 def flags(source):
-    mesh = ("--config.mesh.data=4", "--config.mesh.expert=2")
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.expert=2")
     return ("--config=tests/system/tiny_spans.py", source, *mesh)
 
 

@@ -1,6 +1,7 @@
 """The whole training step on one device and on meshes of eight: gradients, losses, collectives."""
 
 import functools
+import math
 import re
 
 import jax
@@ -28,7 +29,8 @@ from tests.training.test_step import (
 )
 
 ONE = (1, 1)
-MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+# data, expert, model and fsdp.
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (1, 1, 1, 8), (1, 2, 2, 2)]
 ROUTERS = {
     "switch": routing.presets.switch(z_weight=1e-3),  # with its jitter
     "gshard": routing.presets.gshard(),  # with its random second expert
@@ -49,7 +51,7 @@ def keep_gradient():
 @functools.cache
 def prepared(name, sizes):
     """The compiled step, a first state and where batches go."""
-    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1]])
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     config = OptimizerConfig(schedule=Constant(), learning_rate=5e-3, warmup_steps=0)
     # Only one of the routers is trained on.
     optimizer = make_optimizer(config, 20) if name == "switch" else optax.identity()

@@ -132,8 +132,8 @@ def test_experts_live_on_the_expert_axis_and_the_rest_everywhere(created, sizes)
     for name, leaf in named_leaves(created[sizes]).items():
         if "/experts/" in name:
             # (layers, E, ..., ...)
-            assert leaf.sharding.spec == P(None, "expert", None, "model") or (
-                leaf.sharding.spec == P(None, "expert", "model", None)
+            assert leaf.sharding.spec == P(None, "expert", "fsdp", "model") or (
+                leaf.sharding.spec == P(None, "expert", "model", "fsdp")
             ), name
             shard = (1, 8 // expert_shards, *leaf.shape[2:])
             assert {part.data.shape for part in leaf.addressable_shards} == {shard}

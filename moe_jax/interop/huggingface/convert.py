@@ -253,7 +253,7 @@ class _Places:
     def _empty(self, variable: nnx.Variable, shape: jax.ShapeDtypeStruct) -> jax.Array:
         dtype = self._dtype if isinstance(variable, nnx.Param) else shape.dtype
         sharding = sharding_of(variable, shape.shape, self._mesh) if self._mesh else None
-        return jax.jit(lambda: jnp.zeros(shape.shape, dtype), out_shardings=sharding)()
+        return jnp.zeros(shape.shape, dtype, device=sharding)
 
     def _find(self, name: str) -> tuple[tuple, tuple[int, ...]]:
         """Returns the path of a parameter and where in its array the layer's part is."""
