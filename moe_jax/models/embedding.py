@@ -38,7 +38,8 @@ class Embedding(nnx.Module):
         """Returns ``(B, L, M)`` for ``tokens`` and ``positions (B, L)`` int32."""
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
-        x = self.table[...].astype(dtype)[tokens]
+        # Rows are taken from a table with whole rows; XLA would replicate the result otherwise.
+        x = constrain(self.table[...].astype(dtype), "vocab", None)[tokens]
         if config.scale_embedding:
             x = x * jnp.sqrt(config.width).astype(dtype)
         match config.positions:

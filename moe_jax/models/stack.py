@@ -12,6 +12,7 @@ from flax import nnx
 from moe_jax.nn.block import Block, BlockConfig, Context, LayerCache
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
+from moe_jax.parallel import constrain_parameters
 
 Array = jax.Array
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
@@ -170,6 +171,7 @@ class Stack(nnx.Module):
 
         def body(x: Array, step: tuple[tuple[Block, ...], Array | None, tuple, tuple]):
             layers, layer_keys, records, caches = step
+            layers = constrain_parameters(layers)
             reports, grown = [], []
             for i, (layer, record, cache) in enumerate(zip(layers, records, caches, strict=True)):
                 key = None if layer_keys is None else layer_keys[i]

@@ -7,11 +7,12 @@ from moe_jax.parallel.exchange import (
     over_groups,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.parallel.rules import constrain, sharding_of, shardings_of_state
+from moe_jax.parallel.rules import constrain, constrain_parameters, sharding_of, shardings_of_state
 
 __all__ = [
     "MeshConfig",
     "constrain",
+    "constrain_parameters",
     "experts_to_groups",
     "group_shards",
     "groups_to_experts",

@@ -53,6 +53,28 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 
 
+def constrain_parameters(tree: Any) -> Any:
+    """Constrains every variable in ``tree`` to its own sharding, and with it its gradient.
+
+    Inside a scanned layer this keeps the stacked gradients sharded: XLA may leave them whole on
+    every device otherwise, which is 4.6 GB a layer in GLaM 64B/64E.
+    """
+
+    def one(variable: Any) -> Any:
+        if not isinstance(variable, nnx.Variable):
+            return variable
+        value = variable.get_value()
+        return variable.replace(constrain(value, *_names(variable, value.ndim)))
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _names(variable: nnx.Variable, dimensions: int) -> tuple[str | None, ...]:
+    """Names of a variable's axes; those that ``vmap`` put in front are ``layers``."""
+    axes = tuple(variable.get_metadata().get("axes", ()))
+    return ("layers",) * (dimensions - len(axes)) + axes
+
+
 def _shards(part: str | tuple[str, ...] | None, mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     axes = part if isinstance(part, tuple) else (part,)
     return math.prod(mesh.shape[axis] for axis in axes if axis is not None)
@@ -65,11 +87,10 @@ def sharding_of(variable: nnx.Variable, shape: tuple[int, ...], mesh: Mesh) -> N
     axes than the parameter (Adafactor's rows and columns) are kept whole on every device, and so
     is an axis that its mesh axes do not divide.
     """
-    axes = tuple(variable.get_metadata().get("axes", ()))
-    leading = len(shape) - len(axes)
-    if leading < 0:
+    names = _names(variable, len(shape))
+    if len(names) > len(shape):
         return NamedSharding(mesh, PartitionSpec())
-    parts = spec(*("layers",) * leading, *axes)
+    parts = spec(*names)
     kept = [
         part if size % _shards(part, mesh) == 0 else None
         for part, size in zip(parts, shape, strict=True)

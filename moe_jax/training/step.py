@@ -15,6 +15,7 @@ from moe_jax.models import Model, Reading
 from moe_jax.models.lookahead import ahead, known
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
+from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.training.loss import score_tokens
 from moe_jax.training.state import TrainState
@@ -118,7 +119,7 @@ class Objective:
         def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
             (value, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
             *sums, choices = report
-            return (gradient, value, *sums), choices
+            return (constrain_parameters(gradient), value, *sums), choices
 
         if self.microbatches == 1:
             return one((batch, keys[0]))
