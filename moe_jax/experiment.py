@@ -162,9 +162,15 @@ class Experiment:
         chunk, scored = self.training.loss_chunk, getattr(self.data, name)
         if chunk and scored % chunk:
             raise ConfigError(f"training.loss_chunk={chunk} does not divide data.{name}={scored}")
+        for name in ("seq_length", "target_length"):
+            if getattr(self.data, name) % mesh.sequence:
+                raise ConfigError(
+                    f"data.{name}={getattr(self.data, name)} is not divisible by "
+                    f"mesh.sequence={mesh.sequence}"
+                )
         for layer in self.model.sparse_layers():
             name = "seq_length" if layer.of_inputs else "target_length"
-            tokens = rows * getattr(self.data, name) // (parts * shards)
+            tokens = rows * getattr(self.data, name) // (parts * shards * mesh.sequence)
             size = layer.moe.group_size
             if tokens % size and size % tokens:
                 raise ConfigError(

@@ -47,7 +47,7 @@ class Embedding(nnx.Module):
                 x += self.places[...].astype(dtype)[positions + offset]
             case Sinusoidal(offset=offset):
                 x += sinusoids(positions + offset, config.width).astype(dtype)
-        return constrain(x, "batch")
+        return constrain(x, "batch", "length")
 
     def logits(self, hidden: Array) -> Array:
         """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""

@@ -177,7 +177,8 @@ class Attention(nnx.Module):
         k, v = (
             jnp.repeat(t, repeats, axis=1) if repeats > 1 else t for t in (kv["key"], kv["value"])
         )
-        q, k, v = (constrain(t, "batch", "heads", "length", "head") for t in (q, k, v))
+        q = constrain(q, "batch", "heads", "length", "head")
+        k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
         q = q * details.scale if details.scale else q / math.sqrt(config.head_dim)
         scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) + view.bias
         scores += local_bias(view, details.window, details.chunk)

@@ -168,4 +168,4 @@ class Block(nnx.Module):
         return self.cross(self.cross_norm(x), context.memory_view, kv), cache
 
     def _add(self, x: Array, branch: Array, key: Array | None) -> Array:
-        return constrain(x + dropout(branch, self.config.dropout, key), "batch")
+        return constrain(x + dropout(branch, self.config.dropout, key), "batch", "length")

@@ -95,7 +95,7 @@ class Experts(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``x (E, T, M)`` to ``(E, T, M)``."""
-        hidden = _hidden(self, x, "etm,emf->etf", ("expert", "data", "expert_mlp"))
+        hidden = _hidden(self, x, "etm,emf->etf", ("expert", "slots", "expert_mlp"))
         return _linear(hidden, "etf,efm->etm", self, "down")
 
 

@@ -17,11 +17,20 @@ from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared, SharedConfig
-from moe_jax.parallel import constrain, experts_to_groups, groups_to_experts
+from moe_jax.parallel import (
+    ALL_TO_ALL,
+    GSPMD,
+    Exchange,
+    around_the_ring,
+    axis_size,
+    constrain,
+)
 from moe_jax.transport import Einsum, Gather, Transport
 
 Array = jax.Array
-_TRANSPORTS: dict[str, Transport] = {"einsum": Einsum(), "gather": Gather()}
+_GATHER = Gather()
+_TRANSPORTS: dict[str, Transport] = {"einsum": Einsum(), "gather": _GATHER}
+_EXCHANGES: dict[str, Exchange] = {"gspmd": GSPMD, "all_to_all": ALL_TO_ALL, "ring": GSPMD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,9 @@ class MoEConfig:
         group_size: ``S``; capacity is per group and expert. A batch that does not divide is padded.
         router: the router.
         transport: ``einsum`` (dispatch tensors) or ``gather`` (slot table).
+        exchange: how slots reach the devices of their experts. ``gspmd``: XLA partitions a
+            transpose; ``all_to_all``: the same said outright with ``shard_map``; ``ring``: tokens
+            visit the experts in turn, for dropless routing, whose slots would be many.
         shared: a dense network beside the experts.
         extra_dense: a dense sub-layer of its own ``before`` or ``after`` the experts
             (sparse-dense stacking, ST-MoE appendix C).
@@ -89,6 +101,7 @@ class MoEConfig:
     group_size: int = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
     transport: Literal["einsum", "gather"] = "einsum"
+    exchange: Literal["gspmd", "all_to_all", "ring"] = "gspmd"
     shared: SharedConfig = SharedConfig()
     extra_dense: Literal["none", "before", "after"] = "none"
     expert_dropout: float = 0.0
@@ -110,10 +123,25 @@ class MoEConfig:
                 f"{type(self.router.select).__name__} mixes tokens and has no slot table, which "
                 f"transport={self.transport!r} reads: set model.moe.transport='einsum'"
             )
+        if self.exchange == "ring":
+            self._check_ring()
         try:
             self.router.check(self.num_experts)
         except ConfigError as error:
             raise ConfigError(f"model.moe.router: {error}") from error
+
+    def _check_ring(self) -> None:
+        unfit = {
+            "transport='einsum'": self.transport != "gather",
+            f"expert_dims={self.expert_dims}": bool(self.expert_dims),
+            f"expert_dropout={self.expert_dropout}": self.expert_dropout > 0,
+            f"expert_mask={self.expert_mask}": self.expert_mask > 0,
+        }
+        for setting in (name for name, refused in unfit.items() if refused):
+            raise ConfigError(
+                f"model.moe.exchange='ring' goes with transport='gather', experts of one width and "
+                f"no dropout of slots, not with {setting}: change it, or use exchange='all_to_all'"
+            )
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Returns the indices, from 0, of the layers that have experts.
@@ -232,12 +260,12 @@ class MoE(nnx.Module):
                 rng=keys[0],
             )
         y = out_of_groups(constrain(self._experts(tokens, plan, keys), "group"), x.shape)
-        y = constrain(jnp.where(valid[..., None], y, 0), "batch")
+        y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
         losses: dict[str, Array] = {}
         if self.config.shared.hidden:
             y, losses = self.shared(x, y, valid, keys[3])
         y = masked(y, self.config.final_mask, keys[4], axes=1)
-        return constrain(y, "batch"), self._report(plan, losses, valid, mode)
+        return constrain(y, "batch", "length"), self._report(plan, losses, valid, mode)
 
     def _capacity(self, size: int, mode: Mode) -> int:
         router, experts = self.config.router, self.config.num_experts
@@ -248,20 +276,40 @@ class MoE(nnx.Module):
     def _experts(self, tokens: Array, plan: routing.Plan, keys: tuple[Array | None, ...]) -> Array:
         """Returns ``(G, S, M)`` for tokens ``(G, S, M)``: dispatch, experts, combine."""
         config, transport = self.config, _TRANSPORTS[self.config.transport]
+        exchange = _EXCHANGES[config.exchange]
+        if config.exchange == "ring" and axis_size("expert") > 1:
+            return self._around(tokens, plan)
         with jax.named_scope("dispatch"):
             sent = transport.dispatch(tokens, plan)
             if config.router.gate_on == "in":
                 sent *= plan.slots.weight[..., None].astype(sent.dtype)
                 plan = dataclasses.replace(plan, slots=plan.slots.with_unit_weights())
-            sent = groups_to_experts(sent)
+            sent = exchange.to_experts(sent)
         with jax.named_scope("experts"):
             done = self.experts(sent)
         with jax.named_scope("combine"):
             # By groups, so that the draw does not depend on how many the mesh pads with.
-            done = experts_to_groups(done, tokens.shape[0])
+            done = exchange.to_groups(done, tokens.shape[0])
             done = dropout(done, config.expert_dropout, keys[1])
             done = masked(done, config.expert_mask, keys[2], axes=1)
             return transport.combine(done, plan)
+
+    def _around(self, tokens: Array, plan: routing.Plan) -> Array:
+        """Returns what ``_experts`` does, of tokens that visit one device's experts at a time."""
+        gate_in = self.config.router.gate_on == "in"
+
+        def work(experts: Experts, x: Array, table: tuple[Array, Array]) -> Array:
+            slots = routing.Slots(*table, None, None, None, x.shape[1])
+            part = dataclasses.replace(plan, slots=slots)
+            sent = _GATHER.dispatch(x, part)
+            if gate_in:
+                sent *= slots.weight[..., None].astype(sent.dtype)
+                part = dataclasses.replace(part, slots=slots.with_unit_weights())
+            done = GSPMD.to_groups(experts(GSPMD.to_experts(sent)), x.shape[0])
+            return _GATHER.combine(done, part)
+
+        table = plan.slots.token, plan.slots.weight
+        return around_the_ring(work, self.experts, tokens, table)
 
     def _report(
         self, plan: routing.Plan, extra: dict[str, Array], valid: Array, mode: Mode

@@ -1,4 +1,4 @@
-"""The mesh: four numbers in a config, one ``jax.sharding.Mesh`` over all devices."""
+"""The mesh: five numbers in a config, one ``jax.sharding.Mesh`` over all devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from moe_jax.errors import ConfigError
 
-AXES = ("data", "fsdp", "expert", "model")
+AXES = ("data", "fsdp", "expert", "sequence", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,15 @@ class MeshConfig:
         model: shards of every hidden layer (tensor parallelism).
         fsdp: shards of parameters and optimizer state that are gathered layer by layer (fully
             sharded data parallelism, ZeRO-3); the batch is split over it too.
+        sequence: shards of every sequence's length, for texts whose activations are too large for
+            one device; keys and values are gathered in attention.
     """
 
     data: int = -1
     expert: int = 1
     model: int = 1
     fsdp: int = 1
+    sequence: int = 1
 
     def resolve(self, num_devices: int) -> MeshConfig:
         """Returns the sizes with ``-1`` replaced.
@@ -51,9 +54,9 @@ class MeshConfig:
         return dataclasses.replace(self, data=data)
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """``(data, fsdp, expert, model)``."""
-        return (self.data, self.fsdp, self.expert, self.model)
+    def sizes(self) -> tuple[int, ...]:
+        """Those of ``AXES`` in order."""
+        return tuple(getattr(self, axis) for axis in AXES)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -65,4 +68,4 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 def batch_shards(config: MeshConfig) -> int:
     """Returns over how many shards the batch is split."""
-    return math.prod(config.sizes[:3])
+    return config.data * config.fsdp * config.expert

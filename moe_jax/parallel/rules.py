@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp", "expert"),
-    "length": None,
+    "length": "sequence",
     "embed": "fsdp",
     "heads": "model",
     "head": None,
@@ -21,8 +21,9 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "expert": "expert",
     "expert_embed": "fsdp",
     "expert_mlp": "model",
-    "group": ("data", "fsdp", "expert"),
-    "data": ("data", "fsdp"),
+    "group": ("data", "fsdp", "expert", "sequence"),
+    "replica": ("data", "fsdp"),
+    "slots": ("data", "fsdp", "sequence"),
     "layers": None,
     "router": None,
     None: None,
@@ -42,15 +43,30 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains ``x`` to the rules on the mesh in force; without one, returns it as it is.
 
     An axis that its mesh axes do not divide, such as a batch of one at inference, stays whole.
+    Inside ``shard_map`` only the mesh axes that are left to XLA count.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
+    parts = [_left_to_xla(part, mesh) for part in spec(*names)]
     parts = [
         part if size % _shards(part, mesh) == 0 else None
-        for part, size in zip(spec(*names), x.shape, strict=False)
+        for part, size in zip(parts, x.shape, strict=False)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def axis_size(name: str) -> int:
+    """Returns over how many shards an axis of this name is split on the mesh in force."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else _shards(_left_to_xla(RULES[name], mesh), mesh)
+
+
+def _left_to_xla(
+    part: str | tuple[str, ...] | None, mesh: jax.sharding.AbstractMesh
+) -> tuple[str, ...] | None:
+    axes = part if isinstance(part, tuple) else (part,)
+    return tuple(a for a in axes if a is not None and a not in mesh.manual_axes) or None
 
 
 def constrain_parameters(tree: Any) -> Any:

@@ -10,13 +10,14 @@ from moe_jax.parallel.mesh import batch_shards
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (MeshConfig(), (8, 1, 1, 1)),
-        (MeshConfig(-1, 4), (2, 1, 4, 1)),
-        (MeshConfig(-1, 2, 2), (2, 1, 2, 2)),
-        (MeshConfig(1, 8), (1, 1, 8, 1)),
-        (MeshConfig(-1, 8), (1, 1, 8, 1)),
-        (MeshConfig(fsdp=4), (2, 4, 1, 1)),
-        (MeshConfig(1, 2, 2, fsdp=2), (1, 2, 2, 2)),
+        (MeshConfig(), (8, 1, 1, 1, 1)),
+        (MeshConfig(-1, 4), (2, 1, 4, 1, 1)),
+        (MeshConfig(-1, 2, 2), (2, 1, 2, 1, 2)),
+        (MeshConfig(1, 8), (1, 1, 8, 1, 1)),
+        (MeshConfig(-1, 8), (1, 1, 8, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1, 1, 1)),
+        (MeshConfig(1, 2, 2, fsdp=2), (1, 2, 2, 1, 2)),
+        (MeshConfig(sequence=4), (2, 1, 1, 4, 1)),
     ],
 )
 def test_minus_one_takes_what_is_left(config, sizes):
@@ -27,8 +28,8 @@ def test_minus_one_takes_what_is_left(config, sizes):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(3, 2), "data=3 x fsdp=1 x expert=2 x model=1 does not make the 8 devices"),
-        (MeshConfig(-1, 3), "data=-1 x fsdp=1 x expert=3 x model=1 does not make the 8 devices"),
+        (MeshConfig(3, 2), "data=3 x fsdp=1 x expert=2 x sequence=1 x model=1 does not make the 8 devices"),
+        (MeshConfig(-1, 3), "data=-1 x fsdp=1 x expert=3 x sequence=1 x model=1 does not make the 8 devices"),
         (MeshConfig(-1, 16), "does not make the 8 devices"),
         (MeshConfig(0), "mesh.data=0: an axis has at least 1 device"),
         (MeshConfig(-2), "mesh.data=-2"),
@@ -42,19 +43,20 @@ def test_sizes_that_do_not_fit_are_refused_by_name(config, message):
         config.resolve(8)
 
 
-def test_the_mesh_has_four_automatic_axes():
+def test_the_mesh_has_five_automatic_axes():
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    assert mesh.axis_names == ("data", "fsdp", "expert", "model")
-    assert mesh.axis_types == (AxisType.Auto,) * 4
-    assert mesh.devices.shape == (2, 1, 2, 2)
+    assert mesh.axis_names == ("data", "fsdp", "expert", "sequence", "model")
+    assert mesh.axis_types == (AxisType.Auto,) * 5
+    assert mesh.devices.shape == (2, 1, 2, 1, 2)
 
 
 def test_a_mesh_over_some_devices():
     mesh = make_mesh(MeshConfig(-1, 2), jax.devices()[:4])
-    assert mesh.devices.shape == (2, 1, 2, 1)
+    assert mesh.devices.shape == (2, 1, 2, 1, 1)
     assert set(mesh.devices.flat) == set(jax.devices()[:4])
 
 
 def test_batch_shards():
     assert batch_shards(MeshConfig(2, 2, 2)) == 4
     assert batch_shards(MeshConfig(1, 2, 2, fsdp=2)) == 4
+    assert batch_shards(MeshConfig(2, 2, sequence=2)) == 4  # each row on both

@@ -18,8 +18,9 @@ from moe_jax.nn.moe import MoE, MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.parallel.mesh import batch_shards
 
-# data, expert, model and fsdp.
+# data, expert, model, fsdp and sequence.
 MESHES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 1, 8), (1, 2, 2, 2)]
+MESHES += [(1, 4, 2), (2, 2, 1, 1, 2)]
 ROUTERS = ("switch", "gshard", "expert_choice")
 BOUND = 2e-5  # of the largest entry: what float32 sums in another order differ by
 BATCH = PartitionSpec(("data", "fsdp", "expert"))
@@ -60,7 +61,7 @@ VALID = jnp.arange(40).reshape(5, 8) % 7 > 0
 
 
 @functools.cache
-def layer(name: str) -> MoE:
+def layer(name: str, **settings) -> MoE:
     config = MoEConfig(
         num_experts=8,
         group_size=8,
@@ -68,6 +69,7 @@ def layer(name: str) -> MoE:
         expert_dropout=0.2,
         transport="gather" if name == "gshard" else "einsum",
     )
+    config = dataclasses.replace(config, **settings)
     return MoE(config, FeedForwardConfig(8, 16), jax.random.key(0))
 
 
@@ -88,6 +90,31 @@ def layer_alone(name: str):
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_the_layer_is_the_same_on_every_mesh(sizes, name):
     same(on_mesh(layer_step, sizes, layer(name), X, VALID), layer_alone(name))
+
+
+# The same by an exchange said outright, and by tokens that go round.
+
+RING = {"transport": "gather", "exchange": "ring", "expert_dropout": 0.0}
+ACROSS = [(4, 2, 1), (1, 8, 1), (2, 2, 2), (1, 2, 2, 2), (2, 2, 1, 1, 2)]
+
+
+@pytest.mark.parametrize("name", ["switch", "gshard"])
+@pytest.mark.parametrize("sizes", ACROSS, ids=str)
+def test_an_exchange_said_outright_gives_the_same(sizes, name):
+    moe = layer(name, exchange="all_to_all")
+    same(on_mesh(layer_step, sizes, moe, X, VALID), layer_alone(name))
+
+
+@functools.cache
+def dropless_alone(name: str):
+    settings = RING | {"exchange": "gspmd"}
+    return jax.jit(layer_step)(layer(name, **settings), X, VALID)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "expert_choice", "llama4"])
+@pytest.mark.parametrize("sizes", ACROSS, ids=str)
+def test_tokens_that_go_round_give_the_same(sizes, name):
+    same(on_mesh(layer_step, sizes, layer(name, **RING), X, VALID), dropless_alone(name))
 
 
 # The decoder: a dense and a mixture layer, dropout and the random second expert included.

@@ -19,16 +19,16 @@ DATA = ("data", "fsdp")
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (("batch", "length", "embed"), P(BATCH, None, "fsdp")),
-        (("batch", "length", "vocab"), P(BATCH, None, "model")),
-        (("batch", "heads", "length", "head"), P(BATCH, "model", None, None)),
+        (("batch", "length", "embed"), P(BATCH, "sequence", "fsdp")),
+        (("batch", "length", "vocab"), P(BATCH, "sequence", "model")),
+        (("batch", "heads", "length", "head"), P(BATCH, "model", "sequence", None)),
         (("embed", "heads", "head"), P("fsdp", "model", None)),
         (("embed", "mlp"), P("fsdp", "model")),
         (("embed", "router"), P("fsdp", None)),
         (("expert", "expert_embed", "expert_mlp"), P("expert", "fsdp", "model")),
         (("layers", "expert", "expert_mlp", "expert_embed"), P(None, "expert", "model", "fsdp")),
-        (("expert", "data", "expert_mlp"), P("expert", DATA, "model")),
-        (("group",), P(BATCH)),
+        (("expert", "slots", "expert_mlp"), P("expert", (*DATA, "sequence"), "model")),
+        (("group",), P((*BATCH, "sequence"))),
         ((None, "heads"), P(None, "model")),
     ],
 )
