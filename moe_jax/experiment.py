@@ -120,13 +120,21 @@ class Experiment:
             FileNotFoundError: if the data is not there.
             ValueError: if the data cannot serve.
         """
-        mesh = self.mesh.resolve(num_devices)
+        self.check_program(num_devices)
         self._check_kind()
-        self._check_batch(mesh)
-        self._check_model(mesh)
         self._check_replay()
         data.check_tokenizer(self.data)
         data.check_source(self.data)
+
+    def check_program(self, num_devices: int) -> None:
+        """Refuses a batch or model that the mesh cannot hold; the data need not be there.
+
+        Raises:
+            ConfigError: one line, naming the setting to change.
+        """
+        mesh = self.mesh.resolve(num_devices)
+        self._check_batch(mesh)
+        self._check_model(mesh)
 
     def _check_kind(self) -> None:
         if isinstance(self.model, EncoderDecoderConfig):

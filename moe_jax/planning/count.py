@@ -17,7 +17,7 @@ from moe_jax.nn.block import Block
 from moe_jax.nn.latent import LatentConfig
 from moe_jax.nn.moe import MoE, MoEConfig
 
-Convention = Literal["exact", "kaplan", "full"]
+Convention = Literal["exact", "kaplan", "full", "computed"]
 PARTS = ("attention", "dense", "experts", "router", "head")
 _NO_PRODUCT = ("scale", "sinks", "places", "query_norm", "key_norm")
 
@@ -106,6 +106,7 @@ def count(
         convention: of FLOPs. ``exact``: what is not masked. ``kaplan``: half of attention wherever
             it is, keys and values of a memory once per target, no router (Kaplan et al. 2020,
             2001.08361; Switch table 9). ``full``: masked scores are computed too (DeepSeekMoE).
+            ``computed``: and every slot of every expert, filled or not, as the program does.
     """
     tokens = Tokens(tokens) if isinstance(tokens, int) else tokens
     model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
@@ -219,6 +220,14 @@ def _met(moe: MoEConfig) -> float:
     return moe.router.experts_per_token(moe.group_size, moe.num_experts)
 
 
+def _computing(moe: MoEConfig, convention: Convention) -> float:
+    """Experts that compute for a token on average."""
+    if convention != "computed" or moe.transport not in ("einsum", "gather"):
+        return _met(moe)
+    slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
+    return slots * moe.num_experts / moe.group_size
+
+
 def _flops(
     block: Block, own: int, memory: int, causal: bool, convention: Convention
 ) -> dict[str, float]:
@@ -234,7 +243,7 @@ def _flops(
         return {"attention": attention, "dense": dense + 2 * _products(inner) / layers}
     if hasattr(inner, "shared"):
         dense += 2 * _products(inner.shared) / layers
-    share = _met(inner.config) / inner.config.num_experts
+    share = _computing(inner.config, convention) / inner.config.num_experts
     return {
         "attention": attention,
         "dense": dense,
@@ -257,7 +266,7 @@ def _seen(
     attention: AttentionConfig | LatentConfig, own: int, causal: bool, convention: Convention
 ) -> float:
     """Keys that a query meets on average."""
-    if convention == "full" or (convention == "exact" and not causal):
+    if convention in ("full", "computed") or (convention == "exact" and not causal):
         return own
     details = attention.details if isinstance(attention, AttentionConfig) else Details()
     if convention == "exact" and 0 < details.window < own:

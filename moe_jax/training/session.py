@@ -22,7 +22,7 @@ from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import load_statistics
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState
-from moe_jax.training.step import EvalSums, StepReport, eval_step, train_step
+from moe_jax.training.step import EvalSums, Objective, StepReport, eval_step, train_step
 
 Batch = Mapping[str, jax.Array]
 
@@ -59,11 +59,8 @@ class Session:
     @functools.cached_property
     def train_step(self) -> Any:
         """Compiled ``(state, batch) -> (state, StepReport)``; the state is donated."""
-        step = functools.partial(
-            train_step, self.graph, self.optimizer, self.experiment.training.objective
-        )
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        objective = self.experiment.training.objective
+        return jit_train_step(self.graph, self.optimizer, objective, self.abstract)
 
     @functools.cached_property
     def eval_step(self) -> Any:
@@ -80,6 +77,25 @@ class Session:
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return eval_record(total, self.experiment.moe_layers)
+
+
+def jit_train_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    abstract: TrainState,
+) -> Any:
+    """Returns ``(state, batch) -> (state, StepReport)`` to be compiled; the state is donated.
+
+    Args:
+        graph: definition of the model.
+        optimizer: the transformation.
+        objective: the loss.
+        abstract: shapes and shardings of the state, which the next state keeps.
+    """
+    step = functools.partial(train_step, graph, optimizer, objective)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def process() -> dict[str, int]:

@@ -1,0 +1,290 @@
+"""Compiles the real training step for devices that need not be there, and reads what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from moe_jax.experiment import Experiment
+from moe_jax.models import EncoderDecoderConfig
+from moe_jax.parallel.rules import spec
+from moe_jax.planning import hlo
+from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.session import jit_train_step
+from moe_jax.training.state import Recipe, TrainState
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm")
+_TEMPORARIES = re.compile(
+    r"HLO temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)"
+)
+_ROW = re.compile(r"^ *[\d.]+[KMGT]?i?B\( *\d+%\); +([\d.]+)([KMGT]?)i?B; +\d+; +\d+; (.*)$", re.M)
+# What only names or groups other values, or is the caller's.
+_NO_BUFFER = {
+    "bitcast",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "parameter",
+    "tuple",
+    "while",
+    "opt-barrier",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """One value that a program holds on a device.
+
+    Attributes:
+        bytes: its size.
+        shape: such as ``f32[64,1024]``.
+        operation: what made it, in the terms of the model's code, where that is known.
+    """
+
+    bytes: int
+    shape: str
+    operation: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Bytes per device of what a step starts from.
+
+    Attributes:
+        parameters: the trained ones.
+        optimizer: the optimizer's statistics.
+        other: routers' state, counters and keys.
+        batch: the rows of the batch.
+    """
+
+    parameters: int
+    optimizer: int
+    other: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step that can be compiled.
+
+    Attributes:
+        function: the jitted step.
+        state: shapes and shardings of the state.
+        batch: shapes and shardings of the batch.
+        mesh: the devices.
+    """
+
+    function: Any
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    mesh: Mesh
+
+    @property
+    def bytes(self) -> State:
+        """Bytes per device of state and batch, from their shardings alone."""
+        return State(
+            parameters=device_bytes(self.state.params),
+            optimizer=device_bytes(self.state.opt_state),
+            other=device_bytes(
+                (
+                    self.state.router_state,
+                    self.state.step,
+                    self.state.key,
+                    self.state.skipped,
+                    self.state.skipped_in_row,
+                )
+            ),
+            batch=device_bytes(self.batch),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a step; bytes are of one device.
+
+    Attributes:
+        seconds: of lowering and compiling.
+        text: the compiled program.
+        arguments: state and batch with the padding of layouts; 0 if it did not fit.
+        temporaries: everything that lives only within the step: activations, gradients, buffers
+            of collectives.
+        outputs: what it returns beside the donated state.
+        peak: the most that is held at any time; 0 if it did not fit and the message does not say.
+        limit: what the compiler had, if it did not fit.
+        error: its own message, if it did not fit.
+        largest: the largest buffers, at most three.
+    """
+
+    seconds: float = 0.0
+    text: str = ""
+    arguments: int = 0
+    temporaries: int = 0
+    outputs: int = 0
+    peak: int = 0
+    limit: int = 0
+    error: str = ""
+    largest: tuple[Buffer, ...] = ()
+
+
+def make_step(experiment: Experiment, mesh: Mesh) -> Step:
+    """Returns the step of ``moe_jax.train`` for this experiment; no memory is used.
+
+    Tokens are as many as the configuration asks for; what the data would make of them does not
+    matter.
+    """
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    recipe = Recipe(
+        experiment.model, experiment.vocab_size, optimizer, experiment.training.seed, mesh
+    )
+    graph, state = recipe.abstract()
+    function = jit_train_step(graph, optimizer, experiment.training.objective, state)
+    return Step(function, state, abstract_batch(experiment, mesh), mesh)
+
+
+def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and shardings of a batch; see ``moe_jax.data.loader``."""
+    data = experiment.data
+    sharding = NamedSharding(mesh, spec("batch"))
+
+    def rows(length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((data.batch_size, length), jnp.int32, sharding=sharding)
+
+    scored = rows(data.target_length or data.seq_length)
+    names = ("inputs", "targets", "segments", "positions", "bytes", "domains")
+    batch = dict.fromkeys(names, scored)
+    if isinstance(experiment.model, EncoderDecoderConfig):
+        read = rows(data.seq_length)
+        batch |= {"encoder_inputs": read, "encoder_segments": read}
+    return batch
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that one device holds of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def compile_step(step: Step) -> Compiled:
+    """Compiles the whole step.
+
+    A program that does not fit into the memory of its devices is an answer, not an error.
+
+    Raises:
+        jax.errors.JaxRuntimeError: if the compiler fails otherwise.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(step.mesh):
+        lowered = step.function.lower(step.state, step.batch)
+        tpu = step.mesh.devices.flat[0].platform == "tpu"
+        # The dump alone names the buffers, and is there even if the program does not fit.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if tpu else None
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            found = out_of_memory(str(error), _dumped(folder, "oom_intermediate_module"))
+        else:
+            found = _fitting(compiled)
+        report = _dumped(folder, "after_optimizations-memory-usage-report")
+    seconds = time.perf_counter() - began
+    largest = largest_allocations(report) or largest_values(found.text)
+    temporaries = found.temporaries or total_bytes(report)
+    return dataclasses.replace(found, seconds=seconds, largest=largest, temporaries=temporaries)
+
+
+def _dumped(folder: str, name: str) -> str:
+    files = [path for path in Path(folder).glob(f"*.{name}.txt") if "jit_train_step" in path.name]
+    return files[0].read_text() if files else ""
+
+
+def _fitting(compiled: jax.stages.Compiled) -> Compiled:
+    memory = compiled.memory_analysis()
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
+    return Compiled(
+        text=compiled.as_text(),
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=outputs,
+        peak=max(memory.peak_memory_in_bytes, held),
+    )
+
+
+def out_of_memory(message: str, text: str = "") -> Compiled:
+    """Reads XLA's message that a program does not fit.
+
+    Args:
+        message: it has one of two forms, of which one counts the temporaries alone.
+        text: the program, if the compiler left it.
+    """
+    used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
+    sizes = (used or temporaries).groups() if used or temporaries else ()
+    return Compiled(
+        text=text,
+        temporaries=_size(*sizes[:2]) if temporaries else 0,
+        peak=_size(*sizes[:2]) if used else 0,
+        limit=_size(*sizes[2:]) if sizes else 0,
+        error=message.strip(),
+    )
+
+
+def _size(number: str, unit: str) -> int:
+    return round(float(number) * _UNITS[unit])
+
+
+def total_bytes(report: str) -> int:
+    """Returns the bytes of all temporaries in main memory, of XLA's memory usage report."""
+    found = re.search(r"Memory Space: default.*?\nTotal bytes: (\d+)", report)
+    return int(found[1]) if found else 0
+
+
+def largest_allocations(report: str, count: int = 3) -> tuple[Buffer, ...]:
+    """Returns the largest buffers of XLA's memory usage report, which lists them by size.
+
+    Values that are never needed at once share a buffer; the shapes named are its largest.
+    """
+    found = []
+    for number, unit, shapes in _ROW.findall(report.partition("\nMemory Space: vmem")[0])[:count]:
+        names = [shape.strip() for shape in re.split(r",\s(?![\d,]*\])", shapes)]
+        names.sort(key=lambda name: -hlo.size(name))
+        most = [name for name in names if hlo.size(name) == hlo.size(names[0])]
+        found.append(Buffer(_size(number, unit), " or ".join(most)))
+    return tuple(found)
+
+
+def largest_values(text: str, count: int = 3) -> tuple[Buffer, ...]:
+    """Returns the largest arrays that a compiled program makes, without layouts' padding.
+
+    Those that share one buffer, such as a loop's state before and after, have one shape and
+    operation and are listed once. What happens inside of a fusion has no buffer.
+    """
+    program = hlo.parse(text)
+    fused = set(re.findall(r" fusion\(.*?calls=%?([\w.\-]+)", text))
+    found: set[Buffer] = set()
+    for name, instructions in program.computations.items():
+        if name in fused:
+            continue
+        for instruction in instructions:
+            if instruction.operation in _NO_BUFFER:
+                continue
+            label = re.search(r'op_name="([^"]*)"', instruction.line)
+            for array in hlo.arrays(instruction.type):
+                operation = label[1] if label else instruction.operation
+                found.add(Buffer(hlo.size(array), array, operation))
+    shapes: dict[str, Buffer] = {}
+    for buffer in sorted(found, key=lambda b: (-b.bytes, b.shape, len(b.operation), b.operation)):
+        shapes.setdefault(buffer.shape, buffer)
+    return tuple(shapes.values())[:count]

@@ -1,0 +1,332 @@
+"""The machines that a plan can be for: published peaks of their chips, and devices to compile for.
+
+A topology is written ``CHIP:SHAPE``: ``v5p:8x8x16`` and ``v5e:16x16`` are TPU slices by the chips
+along each side, ``h100:64`` is so many GPUs, and ``cpu:8`` simulates devices on this machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from typing import Any, Literal
+
+import jax
+
+from moe_jax.errors import ConfigError, nearest
+
+GB = 1e9
+GIB = 2.0**30
+TERA = 1e12
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What is published of a chip.
+
+    Attributes:
+        name: as in ``--topology``.
+        kind: how a program for it is compiled: by ``libtpu``, not at all, or for this machine.
+        flops: dense bfloat16 FLOP/s; 0 where nothing is published.
+        hbm: bytes of memory that programs can have.
+        hbm_bandwidth: bytes/s.
+        link_bandwidth: bytes/s of one link in one direction.
+        links: links of a chip: to its neighbours in the torus, or, for a GPU, all to one switch.
+        domain: GPUs that their links join; a TPU's join the whole slice.
+        network: bytes/s in one direction of a GPU to those outside of its domain.
+        devices: JAX devices of one chip, which share all of this equally.
+        sources: where the numbers are from.
+    """
+
+    name: str
+    kind: Literal["tpu", "gpu", "cpu"]
+    flops: float = 0.0
+    hbm: float = 0.0
+    hbm_bandwidth: float = 0.0
+    link_bandwidth: float = 0.0
+    links: int = 0
+    domain: int = 0
+    network: float = 0.0
+    devices: int = 1
+    sources: tuple[str, ...] = ()
+
+    @property
+    def device_flops(self) -> float:
+        """FLOP/s of one JAX device."""
+        return self.flops / self.devices
+
+    @property
+    def device_hbm(self) -> float:
+        """Bytes of memory of one JAX device."""
+        return self.hbm / self.devices
+
+    @property
+    def device_bandwidth(self) -> float:
+        """Bytes/s of one JAX device to its memory."""
+        return self.hbm_bandwidth / self.devices
+
+
+_TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
+_SCALING_BOOK = "https://jax-ml.github.io/scaling-book/tpus"
+
+# The pages print the interconnect of a chip in both directions (v4 and v5p older: in one, in Gbps);
+# divided by its links, 4 in a 2D and 6 in a 3D torus, they agree with the table of the last source.
+_CHIPS = (
+    Chip(
+        "v4",
+        "tpu",
+        flops=275 * TERA,
+        hbm=32 * GIB,
+        hbm_bandwidth=1200 * GB,
+        link_bandwidth=50 * GB,
+        links=6,
+        sources=(
+            f"{_TPU_DOCS}v4: 275 TFLOPs, 32 GiB, 1200 GBps",
+            "https://arxiv.org/abs/2304.01433 table 4: six links of 50 GB/s",
+            _SCALING_BOOK,
+        ),
+    ),
+    Chip(
+        "v5e",
+        "tpu",
+        flops=197 * TERA,
+        hbm=16 * GIB,
+        hbm_bandwidth=819 * GB,
+        link_bandwidth=50 * GB,
+        links=4,
+        sources=(
+            f"{_TPU_DOCS}v5e: 197 TFLOPs, 16 GB, 819 GBps, 4 ports, 400 GBps both ways",
+            _SCALING_BOOK,
+        ),
+    ),
+    Chip(
+        "v5p",
+        "tpu",
+        flops=459 * TERA,
+        hbm=95 * GIB,
+        hbm_bandwidth=2765 * GB,
+        link_bandwidth=100 * GB,
+        links=6,
+        sources=(
+            f"{_TPU_DOCS}v5p: 459 TFLOPs, 95 GiB, 2765 GBps, 1200 GBps both ways, 3D torus",
+            _SCALING_BOOK,
+        ),
+    ),
+    Chip(
+        "v6e",
+        "tpu",
+        flops=918 * TERA,
+        hbm=32 * GIB,
+        hbm_bandwidth=1638 * GB,
+        link_bandwidth=100 * GB,
+        links=4,
+        sources=(
+            f"{_TPU_DOCS}v6e and {_TPU_DOCS}tpu7x: 918 TFLOPs, 32 GiB, 1638 GBps, "
+            "800 GBps both ways, 2D torus",
+            _SCALING_BOOK,
+        ),
+    ),
+    Chip(
+        "tpu7x",
+        "tpu",
+        flops=2307 * TERA,
+        hbm=192 * GIB,
+        hbm_bandwidth=7380 * GB,
+        link_bandwidth=100 * GB,
+        links=6,
+        devices=2,
+        sources=(
+            f"{_TPU_DOCS}tpu7x: 2307 TFLOPs in bfloat16, 192 GiB, 7380 GBps, 1200 GBps both ways; "
+            "two devices a chip",
+        ),
+    ),
+    Chip(
+        "a100",
+        "gpu",
+        flops=312 * TERA,
+        hbm=80 * GB,
+        hbm_bandwidth=2039 * GB,
+        link_bandwidth=25 * GB,
+        links=12,
+        domain=8,
+        network=25 * GB,
+        sources=(
+            "https://www.nvidia.com/en-us/data-center/a100/: SXM 80 GB, 312 TFLOPS dense, "
+            "2039 GB/s, NVLink 600 GB/s both ways",
+            "https://docs.nvidia.com/dgx/dgxa100-user-guide/: one 200 Gb/s adapter a GPU",
+        ),
+    ),
+    Chip(
+        "h100",
+        "gpu",
+        flops=989 * TERA,
+        hbm=80 * GB,
+        hbm_bandwidth=3350 * GB,
+        link_bandwidth=25 * GB,
+        links=18,
+        domain=8,
+        network=50 * GB,
+        sources=(
+            "https://www.nvidia.com/en-us/data-center/h100/: SXM, 1979 TFLOPS with sparsity, half "
+            "of it dense, 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways",
+            "https://docs.nvidia.com/dgx/dgxh100-user-guide/: one 400 Gb/s adapter a GPU",
+        ),
+    ),
+    Chip(
+        "h200",
+        "gpu",
+        flops=989 * TERA,
+        hbm=141 * GB,
+        hbm_bandwidth=4800 * GB,
+        link_bandwidth=25 * GB,
+        links=18,
+        domain=8,
+        network=50 * GB,
+        sources=(
+            "https://www.nvidia.com/en-us/data-center/h200/: SXM, 1979 TFLOPS with sparsity, half "
+            "of it dense, 141 GB, 4.8 TB/s, NVLink 900 GB/s both ways",
+            "https://docs.nvidia.com/dgx/dgxh100-user-guide/: one 400 Gb/s adapter a GPU",
+        ),
+    ),
+    Chip(
+        "b200",
+        "gpu",
+        flops=2250 * TERA,
+        hbm=180 * GB,
+        hbm_bandwidth=8000 * GB,
+        link_bandwidth=50 * GB,
+        links=18,
+        domain=8,
+        network=50 * GB,
+        sources=(
+            "https://www.nvidia.com/en-us/data-center/dgx-b200/: eight GPUs have 1,440 GB, 64 TB/s, "
+            "14.4 TB/s NVLink, one 400 Gb/s adapter a GPU",
+            "https://www.nvidia.com/en-us/data-center/hgx/: 36 PFLOPS with sparsity, half of it "
+            "dense, over eight GPUs",
+        ),
+    ),
+    Chip("cpu", "cpu"),
+)
+CHIPS = {chip.name: chip for chip in _CHIPS}
+_EXAMPLES = "v5p:8x8x16, v5e:16x16, h100:64 or cpu:8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """So many chips of one kind.
+
+    Attributes:
+        chip: the chip.
+        shape: chips along each side of a TPU slice; their number otherwise.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As it is written, such as ``v5p:8x8x16``."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def num_chips(self) -> int:
+        """All chips."""
+        return math.prod(self.shape)
+
+    @property
+    def num_devices(self) -> int:
+        """All JAX devices."""
+        return self.num_chips * self.chip.devices
+
+    def devices(self) -> list[Any]:
+        """Returns devices to compile for, none of which need be present.
+
+        For simulated devices, call ``prepare`` before anything touches a device.
+
+        Raises:
+            ConfigError: if there are no such devices, or ``libtpu`` is not installed.
+        """
+        if self.chip.kind == "gpu":
+            raise ConfigError(f"{self.name} cannot be compiled for here; its plan is analytic")
+        if self.chip.kind == "cpu":
+            found = jax.devices("cpu")
+            if len(found) < self.num_devices:
+                raise ConfigError(
+                    f"{self.name} needs {self.num_devices} simulated devices, and JAX started with "
+                    f"{len(found)}: run it in a process of its own"
+                )
+            return found[: self.num_devices]
+        return self._tpu_devices()
+
+    def _tpu_devices(self) -> list[Any]:
+        from jax.experimental import topologies
+
+        options: dict[str, Any] = {}
+        if self.chip.name == "v4":
+            # Its two cores work as one device, as on the real machines.
+            options["chip_config_name"] = "megacore"
+        if math.prod(self.shape) < 4:
+            options["chips_per_host_bounds"] = (*self.shape, 1, 1)[:3]
+        try:
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=self.name, **options
+            ).devices
+        except Exception as error:  # the plugin raises several types
+            raise ConfigError(_refused(self, error)) from error
+        if len(found) != self.num_devices:
+            raise ConfigError(
+                f"{self.name} gave {len(found)} devices, not {self.num_devices}: this libtpu counts"
+                " its chips differently"
+            )
+        return list(found)
+
+
+def _refused(topology: Topology, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "libtpu" in text or "PJRT" in text:
+        return (
+            f"{topology.name} is compiled by libtpu, which is not installed: "
+            "pip install 'jax[tpu]' (the extra tpu of this package)"
+        )
+    dimensions = 2 if topology.chip.links == 4 else 3
+    return (
+        f"{topology.name} is not a slice: {topology.chip.name} has shapes of {dimensions} numbers "
+        f"such as {'4x4' if dimensions == 2 else '4x4x4'} ({text[:160]})"
+    )
+
+
+def parse(text: str) -> Topology:
+    """Returns the topology that ``text`` names.
+
+    Raises:
+        ConfigError: if the chip is unknown or the shape is none.
+    """
+    name, _, shape = text.partition(":")
+    if name not in CHIPS:
+        raise ConfigError(f"--topology: no chip is called {name!r}{nearest(name, CHIPS)}")
+    chip = CHIPS[name]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise ConfigError(f"--topology={text} is not CHIP:SHAPE, such as {_EXAMPLES}")
+    sides = tuple(int(side) for side in shape.split("x"))
+    expected = 1 if chip.kind != "tpu" else 2 if chip.links == 4 else 3
+    if len(sides) != expected:
+        example = {1: "64", 2: "16x16", 3: "8x8x16"}[expected]
+        what = "number" if expected == 1 else f"shape of {expected} sides"
+        raise ConfigError(f"--topology={text}: {name} takes a {what}, such as {name}:{example}")
+    return Topology(chip, sides)
+
+
+def prepare(topology: Topology) -> None:
+    """Makes JAX use this machine's CPU alone, with as many simulated devices as are planned for.
+
+    Call it before anything touches a device.
+    """
+    # libtpu looks for a TPU's metadata server and logs its search, unless told there is none.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    jax.config.update("jax_platforms", "cpu")
+    if topology.chip.kind == "cpu":
+        jax.config.update("jax_num_cpu_devices", topology.num_devices)
