@@ -6,10 +6,17 @@ from moe_jax.parallel.exchange import (
     Exchange,
     around_the_ring,
     group_shards,
+    over_batch,
     over_groups,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.parallel.rules import axis_size, constrain, constrain_parameters, sharding_of, shardings_of_state
+from moe_jax.parallel.rules import (
+    axis_size,
+    constrain,
+    constrain_parameters,
+    sharding_of,
+    shardings_of_state,
+)
 
 __all__ = [
     "ALL_TO_ALL",
@@ -22,6 +29,7 @@ __all__ = [
     "constrain_parameters",
     "group_shards",
     "make_mesh",
+    "over_batch",
     "over_groups",
     "sharding_of",
     "shardings_of_state",

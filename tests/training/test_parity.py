@@ -12,6 +12,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from moe_jax import routing
+from moe_jax.models import DecoderConfig
+from moe_jax.nn.moe import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.rules import spec
 from moe_jax.training.optimizer import Constant, OptimizerConfig, make_optimizer
@@ -144,3 +146,29 @@ def test_a_step_with_one_mixture_layer_sends_slots_four_times_and_gathers_nothin
     limit = min(ROWS * LENGTH * 16 // 2, 4 * 16 * 32)
     moved = [item for item in found if item[0] not in ("all-to-all", "all-reduce")]
     assert all(size < limit for _, size in moved), moved
+
+
+@pytest.mark.parametrize("sizes", [(1, 8), (1, 1, 1, 8), (1, 2, 2, 2)], ids=str)
+def test_gradients_of_scanned_layers_are_never_whole_on_a_device(sizes):
+    # Four scanned layers in two microbatches: gradients are stacked, carried and added up.
+    moe = MoEConfig(every=1, num_experts=8, expert_dim=40, group_size=LENGTH)
+    config = DecoderConfig(
+        num_layers=4, width=16, num_heads=2, head_dim=8, mlp_dim=24, remat="full", moe=moe
+    )
+    mesh = make_mesh(MeshConfig(*sizes))
+    graph, state = recipe(config, mesh, optax.identity()).abstract()
+    rows = NamedSharding(mesh, spec("batch"))
+    shapes = {
+        name: jax.ShapeDtypeStruct(rows_.shape, rows_.dtype, sharding=rows)
+        for name, rows_ in batch(UNEVEN).items()
+    }
+    objective = Objective(microbatches=2)
+    gradient = compiled(lambda state, batch: objective.value_and_gradient(graph, state, batch)[0])
+    with jax.set_mesh(mesh):
+        program = gradient.lower(state, shapes).compile()
+    held = {
+        tuple(map(int, shape.split(",")))
+        for shape in re.findall(r"f32\[(4,[\d,]+)\]", program.as_text())
+    }
+    experts = 8 * 16 * 40
+    assert max(math.prod(shape[1:]) for shape in held) == experts // 8
