@@ -13,7 +13,7 @@ from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment, TrainingConfig
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.planning import count
 from moe_jax.workdir import _flat as flat

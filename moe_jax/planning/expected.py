@@ -14,7 +14,7 @@ from flax import nnx
 from moe_jax.experiment import Experiment
 from moe_jax.models import EncoderDecoderConfig
 from moe_jax.models.config import SparseLayer
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective
 from moe_jax.planning.compile import Step

@@ -14,7 +14,8 @@ from moe_jax import routing
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, EncoderDecoderConfig
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.parallel.mesh import batch_shards
 

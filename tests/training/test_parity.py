@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from moe_jax import routing
 from moe_jax.models import DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.rules import spec
 from moe_jax.training.optimizer import Constant, OptimizerConfig, make_optimizer

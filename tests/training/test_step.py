@@ -12,7 +12,7 @@ from moe_jax import routing
 from moe_jax.experiment import Experiment, TrainingConfig
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Counts
 from moe_jax.training import session as session_module
