@@ -62,7 +62,8 @@ class Ablation:
         name: of its folder of results.
         title: one line.
         base: makes the configuration that all arms start from.
-        arms: settings by dotted name that make each arm.
+        arms: settings by dotted name that make each arm; a function makes one from the
+            configuration at its scale.
         scales: settings of each scale of ``SCALES``; sizes and budgets, never what arms set.
         seeds: how many; a seed fixes data order and the weights that arms share.
         metric: what figures show, a name in ``experiments.runs.METRICS``.
@@ -85,7 +86,8 @@ class Ablation:
         named += [arm for paper in self.published for arm in paper.values]
         for arm in named:
             self.check_arm(arm)
-        fixed = {key for settings in self.arms.values() for key in settings}
+        arms = [item for settings in self.arms.values() for item in settings.items()]
+        fixed = {key for key, value in arms if not callable(value)}
         for scale, settings in self.scales.items():
             if scale not in SCALES:
                 raise ConfigError(f"{self.name}: scale {scale!r}{nearest(scale, SCALES)}")
@@ -114,7 +116,8 @@ class Ablation:
         config = self.base()
         config.name = "ablation"  # one name, so that equal runs of two ablations are the same run
         for settings in (self.scales[scale], self.arms[arm]):
-            for name, value in settings.items():
+            made = {key: v(config) if callable(v) else v for key, v in settings.items()}
+            for name, value in made.items():
                 _put(config, name, value)
         config.training.seed = config.data.seed = seed
         return config

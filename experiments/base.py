@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import quickstart
@@ -51,5 +53,20 @@ SCALES = {"cpu": CPU, "gpu": GPU, "pod": POD}
 
 def language_model() -> ConfigDict:
     """Returns a decoder with a Switch layer in every other place, on Python source."""
-    config = quickstart.get_config("switch")
-    return config
+    return quickstart.get_config("switch")
+
+
+def _of_stacks(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same sizes for an encoder-decoder, whose stacks have experts of their own."""
+    plain = {k: v for k, v in settings.items() if ".moe." not in k and k != "model.num_layers"}
+    moe = {k.rsplit(".", 1)[1]: v for k, v in settings.items() if ".moe." in k}
+    stacks = ("encoder_moe", "decoder_moe")
+    both = {f"model.{stack}.{key}": value for stack in stacks for key, value in moe.items()}
+    return plain | both
+
+
+SPANS = {
+    "cpu": _of_stacks(CPU) | {"data.target_length": 64, "model.decoder_moe.group_size": 64},
+    "gpu": _of_stacks(GPU) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
+    "pod": _of_stacks(POD) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
+}
