@@ -1,0 +1,183 @@
+"""Several processes of one run: how they join, agree, wait for each other and end together.
+
+All of it is JAX's own: `jax.distributed` finds the other processes and watches over them,
+`jax.experimental.multihost_utils` lets them agree. See
+https://docs.jax.dev/en/latest/multi_process.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+from moe_jax.errors import ConfigError
+from moe_jax.parallel.rules import spec
+
+_JOIN_SECONDS = 300
+_HEARTBEAT_SECONDS = 60
+# How long the others wait for what the first process does alone: a tokenizer, a report.
+_WAIT_SECONDS = 3600
+_GRACE_SECONDS = 2
+# What a collective or the coordination service says when a peer has gone: Gloo, NCCL, gRPC.
+_LOSS = ("gloo", "nccl", "coordination", "connection", "socket closed", "unavailable", "heartbeat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Where the processes meet; each part that is unset is found by JAX.
+
+    Attributes:
+        coordinator: ``HOST:PORT`` of process 0, reachable by all.
+        num_processes: of the run.
+        process_id: of this one, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def join(hosts: Hosts) -> None:
+    """Joins the processes of a run; must come before anything that looks at devices.
+
+    JAX finds TPU pods, Kubernetes jobs, Slurm and Open MPI by itself
+    (https://docs.jax.dev/en/latest/_autosummary/jax.distributed.initialize.html). Collectives
+    between CPUs are Gloo's, JAX's default.
+
+    Raises:
+        ConfigError: if nothing is found, or not all processes come within five minutes.
+    """
+    try:
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.num_processes,
+            hosts.process_id,
+            initialization_timeout=_JOIN_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_WAIT_SECONDS,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"--distributed finds no TPU pod, Kubernetes, Slurm or Open MPI job ({_line(error)}): "
+            "pass --coordinator=HOST:PORT, --num_processes and --process_id to each process"
+        ) from error
+    except RuntimeError as error:
+        raise ConfigError(f"the processes of the run did not meet: {_line(error)}") from error
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def agreed(decide: Callable[[], int], failure: type[Exception] = ConfigError) -> int:
+    """Returns what ``decide`` says on the first process, on every process.
+
+    Raises:
+        Exception: what ``decide`` raised, on the first process.
+        failure: on the others, at the same time.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    value, error = -1, None
+    if is_first():
+        try:
+            value = decide()
+        except Exception as raised:
+            error = raised
+    # A collective would not wait: Gloo gives up after half a minute.
+    get_barrier_sync_fn()(key="agreed", timeout_ms=_WAIT_SECONDS * 1000)
+    message = np.array([value, error is not None], np.int32)
+    value, failed = (int(x) for x in multihost_utils.broadcast_one_to_all(message))
+    if error is not None:
+        raise error
+    if failed:
+        raise failure("the first process of the run has failed; see its message")
+    return value
+
+
+def first(act: Callable[[], object]) -> None:
+    """Runs ``act`` on the first process, while the others wait; raises as ``agreed``."""
+
+    def acted() -> int:
+        act()
+        return 0
+
+    agreed(acted)
+
+
+def rows_by_process(
+    mesh: Mesh, rows: int, process_of: Callable[[jax.Device], int] = lambda d: d.process_index
+) -> Mapping[int, tuple[int, ...]]:
+    """Returns which rows of a batch the devices of each process hold, in order.
+
+    They need not be neighbours, as a mesh follows the wiring of the chips, and processes that
+    split a model between them hold the same rows.
+
+    Args:
+        mesh: the devices.
+        rows: of the batch; the mesh splits them evenly.
+        process_of: of a device.
+    """
+    found: dict[int, set[int]] = {}
+    indices = NamedSharding(mesh, spec("batch")).devices_indices_map((rows,))
+    for device, (part,) in indices.items():
+        found.setdefault(process_of(device), set()).update(range(*part.indices(rows)))
+    return {process: tuple(sorted(own)) for process, own in found.items()}
+
+
+def fewest_parts(owned: Mapping[int, Sequence[int]], rows: int) -> int:
+    """Returns into how few equal parts a batch can be cut so that each process has whole parts."""
+    edges = {rows}
+    for own in owned.values():
+        kept = set(own)
+        edges |= {row for row in own if row - 1 not in kept}
+        edges |= {row + 1 for row in own if row + 1 not in kept}
+    return rows // math.gcd(*edges)
+
+
+@contextlib.contextmanager
+def together(remedy: Callable[[], str]) -> Iterator[None]:
+    """Ends this process with one line when another one has gone.
+
+    Args:
+        remedy: says how to go on.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not any(mark in str(error).lower() for mark in _LOSS):
+            raise
+        print(
+            f"error: another process of this run is gone ({_line(error)}): {remedy()}",
+            file=sys.stderr,
+        )
+        leave(1)
+
+
+def leave(code: int) -> None:
+    """Exits at once if there are other processes: an orderly exit waits for those to exit too."""
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        # The service that all processes watch is in this one: let them first say what they found.
+        time.sleep(_GRACE_SECONDS)
+    os._exit(code)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
