@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -107,17 +106,15 @@ def _guarded(main: Callable[[], None]) -> None:
         if logging.level_debug():
             raise
         _fail(error)
-    except Exception:
-        if jax.distributed.is_initialized():
-            traceback.print_exc()
-            multihost.leave(1)
-        raise
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        multihost.fail(1, f"{type(error).__name__}: {_one_line(error)}")
 
 
 def _fail(error: BaseException) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
-    multihost.leave(2)
-    sys.exit(2)
+    multihost.fail(2, _one_line(error))
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,11 +12,15 @@ import dataclasses
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint.multihost import get_barrier_sync_fn
@@ -29,6 +33,8 @@ _HEARTBEAT_SECONDS = 60
 # How long the others wait for what the first process does alone: a tokenizer, a report.
 _WAIT_SECONDS = 3600
 _GRACE_SECONDS = 2
+_NOTICE, _FOREVER_MILLISECONDS = "moe_jax/failed", 2**40
+_ending = threading.Lock()
 # What a collective or the coordination service says when a peer has gone: Gloo, NCCL, gRPC.
 _LOSS = ("gloo", "nccl", "coordination", "connection", "socket closed", "unavailable", "heartbeat")
 
@@ -74,6 +80,7 @@ def join(hosts: Hosts) -> None:
         ) from error
     except RuntimeError as error:
         raise ConfigError(f"the processes of the run did not meet: {_line(error)}") from error
+    threading.Thread(target=_watch, name="watch", daemon=True).start()
 
 
 def is_first() -> bool:
@@ -159,23 +166,71 @@ def together(remedy: Callable[[], str]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not any(mark in str(error).lower() for mark in _LOSS):
             raise
-        print(
-            f"error: another process of this run is gone ({_line(error)}): {remedy()}",
-            file=sys.stderr,
-        )
-        leave(1)
+        fail(1, f"another process of this run is gone ({_line(error)}): {remedy()}")
 
 
-def leave(code: int) -> None:
-    """Exits at once if there are other processes: an orderly exit waits for those to exit too."""
+def fetch(results: Any) -> Any:
+    """Returns the arrays that one program made, whole on every device, as NumPy's.
+
+    Raises as soon as one of this process's devices fails: where a process is lost, some devices
+    fail at once, and others wait for them for ever.
+    """
+    if jax.process_count() > 1:
+        # What a program makes is ready together.
+        parts = jax.tree.leaves(results)[0].addressable_shards
+        pool = ThreadPoolExecutor(len(parts), thread_name_prefix="fetch")
+        waits = [pool.submit(part.data.block_until_ready) for part in parts]
+        pool.shutdown(wait=False)
+        for done in as_completed(waits):
+            done.result()
+    return jax.tree.map(np.asarray, results)
+
+
+def fail(code: int, line: str) -> NoReturn:
+    """Prints why the run ends and ends this process; with others, ends them too.
+
+    They may wait for this process in a collective, and so may those that wait for one of them: only
+    some see a broken connection. An orderly exit of this process would wait for theirs.
+
+    Args:
+        code: exit code of every process.
+        line: what every process says.
+    """
     if not jax.distributed.is_initialized():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(code)
+    with contextlib.suppress(Exception):
+        # Only the first to fail is heard: a second notice is refused.
+        _service().key_value_set(_NOTICE, f"{code} {line}")
+    _end(code, line)
+
+
+def _watch() -> None:
+    """Ends this process when another one says that the run has failed."""
+    try:
+        notice = _service().blocking_key_value_get(_NOTICE, _FOREVER_MILLISECONDS)
+    except Exception:
+        # The run is over, or the service is gone, and then JAX ends this process.
         return
+    code, line = notice.split(" ", 1)
+    _end(int(code), line)
+
+
+def _end(code: int, line: str) -> NoReturn:
+    if not _ending.acquire(blocking=False):
+        # The other thread is about to end both.
+        threading.Event().wait()
+    print(f"error: {line}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    sys.stderr.flush()
     if jax.process_index() == 0:
-        # The service that all processes watch is in this one: let them first say what they found.
+        # The service that tells the others is in this process.
         time.sleep(_GRACE_SECONDS)
     os._exit(code)
+
+
+def _service() -> Any:
+    # JAX has no public name for the key-value store of its coordination service.
+    return distributed.global_state.client
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from moe_jax import data, workdir
@@ -83,9 +82,7 @@ def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
     num_experts = max(layer.moe.num_experts for layer in layers)
     table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
     for _, batch in zip(range(_TABLE_BATCHES), session.eval_batches(), strict=False):
-        found = jax.tree.map(
-            np.asarray, step(state.params, state.router_state, session.place(batch))
-        )
+        found = multihost.fetch(step(state.params, state.router_state, session.place(batch)))
         for index, ((tokens, real), experts) in enumerate(zip(*found, strict=True)):
             table.add(index, tokens[real], experts[real])
     return {

@@ -187,7 +187,7 @@ class _Guard:
         if self._last is None:
             return
         step, report = self._last
-        in_row = int(report.skipped_in_row)
+        in_row = int(multihost.fetch(report.skipped_in_row))
         if in_row and multihost.is_first():
             logging.warning(
                 "step %d: loss %s or gradient norm %s is not finite; update skipped (%d in a row)",

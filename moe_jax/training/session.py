@@ -112,7 +112,7 @@ class Session:
         total = None
         for batch in batches:
             sums = self.eval_step(state.params, state.router_state, self.place(batch))
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            sums = jax.tree.map(np.float64, multihost.fetch(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return eval_record(total, self.experiment.moe_layers)
 
@@ -154,7 +154,7 @@ def open_checkpoints(experiment: Experiment, directory: Path) -> Checkpoints:
 
 def train_record(step: int, report: StepReport, moe_layers: Iterable[int]) -> dict[str, Any]:
     """Returns the line of ``metrics.jsonl`` for the batch before update ``step``."""
-    report = jax.tree.map(np.asarray, report)
+    report = multihost.fetch(report)
     layers = [
         {"layer": layer, "losses": _floats(found.losses), **_load(found.counts)}
         for layer, found in zip(moe_layers, report.layers, strict=True)
