@@ -7,6 +7,7 @@ https://docs.jax.dev/en/latest/multi_process.html.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import math
@@ -32,8 +33,8 @@ _JOIN_SECONDS = 300
 _HEARTBEAT_SECONDS = 60
 # How long the others wait for what the first process does alone: a tokenizer, a report.
 _WAIT_SECONDS = 3600
-_GRACE_SECONDS = 2
-_NOTICE, _FOREVER_MILLISECONDS = "moe_jax/failed", 2**40
+_WATCH_SECONDS, _GRACE_SECONDS = 0.5, 2
+_NOTICE = "moe_jax/failed"
 _ending = threading.Lock()
 # What a collective or the coordination service says when a peer has gone: Gloo, NCCL, gRPC.
 _LOSS = ("gloo", "nccl", "coordination", "connection", "socket closed", "unavailable", "heartbeat")
@@ -80,7 +81,11 @@ def join(hosts: Hosts) -> None:
         ) from error
     except RuntimeError as error:
         raise ConfigError(f"the processes of the run did not meet: {_line(error)}") from error
-    threading.Thread(target=_watch, name="watch", daemon=True).start()
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(over,), name="watch", daemon=True)
+    watch.start()
+    # A thread that is inside JAX when the interpreter ends aborts the process.
+    atexit.register(lambda: (over.set(), watch.join()))
 
 
 def is_first() -> bool:
@@ -205,15 +210,13 @@ def fail(code: int, line: str) -> NoReturn:
     _end(code, line)
 
 
-def _watch() -> None:
+def _watch(over: threading.Event) -> None:
     """Ends this process when another one says that the run has failed."""
-    try:
-        notice = _service().blocking_key_value_get(_NOTICE, _FOREVER_MILLISECONDS)
-    except Exception:
-        # The run is over, or the service is gone, and then JAX ends this process.
-        return
-    code, line = notice.split(" ", 1)
-    _end(int(code), line)
+    while not over.wait(_WATCH_SECONDS):
+        # Without a notice this raises; without the service too, and then JAX ends this process.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            code, line = _service().key_value_try_get(_NOTICE).split(" ", 1)
+            _end(int(code), line)
 
 
 def _end(code: int, line: str) -> NoReturn:
