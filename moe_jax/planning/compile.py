@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from moe_jax.experiment import Experiment
@@ -79,12 +80,14 @@ class Step:
 
     Attributes:
         function: the jitted step.
+        graph: definition of the model.
         state: shapes and shardings of the state.
         batch: shapes and shardings of the batch.
         mesh: the devices.
     """
 
     function: Any
+    graph: nnx.GraphDef
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     mesh: Mesh
@@ -148,7 +151,7 @@ def make_step(experiment: Experiment, mesh: Mesh) -> Step:
     )
     graph, state = recipe.abstract()
     function = jit_train_step(graph, optimizer, experiment.training.objective, state)
-    return Step(function, state, abstract_batch(experiment, mesh), mesh)
+    return Step(function, graph, state, abstract_batch(experiment, mesh), mesh)
 
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -201,7 +204,7 @@ def compile_step(step: Step) -> Compiled:
         report = _dumped(folder, "after_optimizations-memory-usage-report")
     seconds = time.perf_counter() - began
     largest = largest_allocations(report) or largest_values(found.text)
-    temporaries = found.temporaries or total_bytes(report)
+    temporaries = found.temporaries if not found.error else total_bytes(report)
     return dataclasses.replace(found, seconds=seconds, largest=largest, temporaries=temporaries)
 
 
@@ -258,7 +261,7 @@ def largest_allocations(report: str, count: int = 3) -> tuple[Buffer, ...]:
     """
     found = []
     for number, unit, shapes in _ROW.findall(report.partition("\nMemory Space: vmem")[0])[:count]:
-        names = [shape.strip() for shape in re.split(r",\s(?![\d,]*\])", shapes)]
+        names = [re.sub(r"^\d+×", "", shape.strip()) for shape in shapes.split(", ")]
         names.sort(key=lambda name: -hlo.size(name))
         most = [name for name in names if hlo.size(name) == hlo.size(names[0])]
         found.append(Buffer(_size(number, unit), " or ".join(most)))

@@ -14,6 +14,7 @@ from flax import nnx
 from moe_jax.experiment import Experiment
 from moe_jax.models import EncoderDecoderConfig
 from moe_jax.models.config import SparseLayer
+from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoEConfig
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective
@@ -35,15 +36,15 @@ class Layer:
     slots: int
 
 
-def batch_axes() -> tuple[str, ...]:
-    """Returns the mesh axes that split the batch."""
-    axes = RULES["batch"]
+def token_axes() -> tuple[str, ...]:
+    """Returns the mesh axes that split the tokens of a batch."""
+    axes = RULES["group"]
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def shards(sizes: dict[str, int]) -> int:
-    """Returns over how many shards the batch is split on a mesh of these sizes."""
-    return math.prod(sizes[axis] for axis in batch_axes())
+    """Returns over how many shards the tokens are split on a mesh of these sizes."""
+    return math.prod(sizes[axis] for axis in token_axes())
 
 
 def moe_layers(experiment: Experiment, sizes: dict[str, int]) -> list[Layer]:
@@ -115,14 +116,14 @@ def _gradients(
     for name, leaf in _named(step.state.params):
         split = _axes_of(leaf)
         local = math.prod(leaf.sharding.shard_shape(leaf.shape))
-        gathered = tuple(a for a in sizes if a in split and a in batch_axes() and a != "expert")
+        gathered = tuple(a for a in sizes if a in split and a in token_axes() and a != "expert")
         if gathered:
             n = math.prod(sizes[axis] for axis in gathered)
             sent = local * (n - 1)
             size = itemsize(experiment)
             yield Collective("all-gather", gathered, n, name, sent * size, 2 * parts)
             yield Collective("reduce-scatter", gathered, n, name, sent * 4, parts)
-        rest = tuple(a for a in sizes if a in batch_axes() and a not in split and sizes[a] > 1)
+        rest = tuple(a for a in sizes if a in token_axes() and a not in split and sizes[a] > 1)
         n = math.prod(sizes[axis] for axis in rest)
         yield Collective("all-reduce", rest, n, name, 2 * local * 4 * (n - 1) // n, parts)
 
@@ -174,7 +175,7 @@ def gathered_bytes(experiment: Experiment, step: Step) -> int:
     sizes = dict(step.mesh.shape)
     total = 0
     for _, leaf in _named(step.state.params):
-        split = [a for a in _axes_of(leaf) if a in batch_axes() and a != "expert"]
+        split = [a for a in _axes_of(leaf) if a in token_axes() and a != "expert"]
         local = math.prod(leaf.sharding.shard_shape(leaf.shape))
         total += local * math.prod(sizes[axis] for axis in split)
     return total * itemsize(experiment)
@@ -185,5 +186,47 @@ def logits_bytes(experiment: Experiment, sizes: dict[str, int]) -> int:
     data = experiment.data
     length = data.target_length or data.seq_length
     chunk = experiment.training.loss_chunk or length
-    rows = data.batch_size // (shards(sizes) * experiment.training.microbatches)
-    return rows * chunk * experiment.vocab_size * 4 // sizes["model"]
+    rows = data.batch_size // experiment.training.microbatches
+    return rows * chunk * experiment.vocab_size * 4 // (shards(sizes) * sizes["model"])
+
+
+def kept_activations(experiment: Experiment, step: Step) -> int:
+    """Returns the bytes that a device keeps between the forward and the backward pass.
+
+    Traced, not estimated: what ``jax.vjp`` of the model saves beside the parameters, under the
+    configuration's rematerialisation, for one microbatch, evenly over the shards of the tokens.
+    The head, whose logits ``logits_bytes`` counts, is not in it.
+    """
+    parts = experiment.training.microbatches
+    batch = {
+        name: jax.ShapeDtypeStruct((rows.shape[0] // parts, *rows.shape[1:]), rows.dtype)
+        for name, rows in step.batch.items()
+    }
+    params, rest = _shapes(step.state.params), _shapes(step.state.router_state)
+
+    def saved(params: Any, rest: Any, batch: Any) -> list[jax.Array]:
+        def hidden(params: Any) -> Any:
+            model = nnx.merge(step.graph, params, rest)
+            reading = model.read(batch, mode=TRAIN, rng=jax.random.key(0))
+            return reading.hidden, reading.ahead, [aux.loss for aux in reading.reports]
+
+        return jax.tree.leaves(jax.vjp(hidden, params)[1])
+
+    with jax.sharding.use_abstract_mesh(step.mesh.abstract_mesh):
+        jaxpr = jax.make_jaxpr(saved)(params, rest, batch).jaxpr
+    given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
+    kept = {id(var): var.aval for var in jaxpr.outvars}
+    total = sum(
+        math.prod(aval.shape) * _itemsize(aval.dtype)
+        for key, aval in kept.items()
+        if key not in given
+    )
+    return total // shards(dict(step.mesh.shape))
+
+
+def _itemsize(dtype: Any) -> int:
+    return getattr(dtype, "itemsize", 8)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
