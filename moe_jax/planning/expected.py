@@ -16,9 +16,10 @@ from moe_jax.models import EncoderDecoderConfig
 from moe_jax.models.config import SparseLayer
 from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoEConfig
+from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective
-from moe_jax.planning.compile import Step
+from moe_jax.planning.compile import Step, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,23 @@ def kept_activations(experiment: Experiment, step: Step) -> int:
         if key not in given
     )
     return total // shards(dict(step.mesh.shape))
+
+
+def working_set(experiment: Experiment, step: Step) -> int:
+    """Returns the bytes that the backward pass of one layer holds while it recomputes the layer.
+
+    What the model would keep without rematerialisation, shared evenly among its layers; 0 if
+    nothing is recomputed.
+    """
+    if experiment.model.remat == "none":
+        return 0
+    model = dataclasses.replace(experiment.model, remat="none")
+    bare = make_step(dataclasses.replace(experiment, model=model), step.mesh)
+    return kept_activations(experiment, bare) // sum(n for _, n in _stacks(experiment, _ones()))
+
+
+def _ones() -> dict[str, int]:
+    return dict.fromkeys(AXES, 1)
 
 
 def _itemsize(dtype: Any) -> int:

@@ -151,8 +151,9 @@ def _memory(
 ) -> dict[str, Any]:
     """Bytes per device; ``temporaries`` hold activations and gradients too.
 
-    ``activations`` is traced and ``peak`` the compiler's; without a compiler, the peak is state,
-    gradients, kept activations and logits, in that order the largest.
+    ``activations`` is traced and ``peak`` the compiler's. Without a compiler, the peak is state,
+    gradients (twice if microbatches add them up), kept activations, what one layer recomputes, and
+    logits with their gradient.
     """
     state = step.bytes
     activations = expected.kept_activations(experiment, step)
@@ -161,6 +162,7 @@ def _memory(
     held = sum(dataclasses.astuple(state))
     if program is None:
         temporaries = copies * state.parameters + activations + 2 * logits
+        temporaries += expected.working_set(experiment, step)
         peak, limit = held + temporaries, int(topology.chip.device_hbm)
     else:
         temporaries = program.temporaries
