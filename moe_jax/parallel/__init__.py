@@ -9,7 +9,13 @@ from moe_jax.parallel.exchange import (
     over_groups,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
-from moe_jax.parallel.rules import axis_size, constrain, constrain_parameters, sharding_of, shardings_of_state
+from moe_jax.parallel.rules import (
+    axis_size,
+    constrain,
+    constrain_parameters,
+    sharding_of,
+    shardings_of_state,
+)
 
 __all__ = [
     "ALL_TO_ALL",

@@ -110,9 +110,7 @@ def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collec
         )
 
 
-def _gradients(
-    experiment: Experiment, step: Step, sizes: dict[str, int]
-) -> Iterator[Collective]:
+def _gradients(experiment: Experiment, step: Step, sizes: dict[str, int]) -> Iterator[Collective]:
     parts = experiment.training.microbatches
     for name, leaf in _named(step.state.params):
         split = _axes_of(leaf)

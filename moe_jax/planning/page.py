@@ -43,7 +43,9 @@ def _program(compiled: dict[str, Any] | None) -> str:
 
 def _speed(found: dict[str, Any]) -> list[str]:
     flops, bound = found["flops_per_step"], found["roofline"]
-    line = f"FLOPs       {flops['model']:.3g} of the model, {flops['hardware']:.3g} computed, a step"
+    line = (
+        f"FLOPs       {flops['model']:.3g} of the model, {flops['hardware']:.3g} computed, a step"
+    )
     if not bound:
         return [line]
     seconds = ", ".join(

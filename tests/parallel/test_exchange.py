@@ -87,9 +87,7 @@ def collectives(compiled) -> dict[str, int]:
     ],
     ids=str,
 )
-def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(
-    sizes, name, transport, exchange
-):
+def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(sizes, name, transport, exchange):
     # Meshes with both axes: on (1, 8) every form looks alike and a count proves nothing.
     # Jitter, random second expert and expert dropout included; all-reduces are losses, counts and
     # the gradients of replicated parameters.

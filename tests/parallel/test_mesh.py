@@ -28,8 +28,14 @@ def test_minus_one_takes_what_is_left(config, sizes):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(3, 2), "data=3 x fsdp=1 x expert=2 x sequence=1 x model=1 does not make the 8 devices"),
-        (MeshConfig(-1, 3), "data=-1 x fsdp=1 x expert=3 x sequence=1 x model=1 does not make the 8 devices"),
+        (
+            MeshConfig(3, 2),
+            "data=3 x fsdp=1 x expert=2 x sequence=1 x model=1 does not make the 8 devices",
+        ),
+        (
+            MeshConfig(-1, 3),
+            "data=-1 x fsdp=1 x expert=3 x sequence=1 x model=1 does not make the 8 devices",
+        ),
         (MeshConfig(-1, 16), "does not make the 8 devices"),
         (MeshConfig(0), "mesh.data=0: an axis has at least 1 device"),
         (MeshConfig(-2), "mesh.data=-2"),
