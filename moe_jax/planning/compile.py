@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from moe_jax.experiment import Experiment
-from moe_jax.models import EncoderDecoderConfig
+from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.parallel.rules import spec
 from moe_jax.planning import hlo
 from moe_jax.training.optimizer import make_optimizer
@@ -80,14 +79,12 @@ class Step:
 
     Attributes:
         function: the jitted step.
-        graph: definition of the model.
         state: shapes and shardings of the state.
         batch: shapes and shardings of the batch.
         mesh: the devices.
     """
 
     function: Any
-    graph: nnx.GraphDef
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     mesh: Mesh
@@ -151,23 +148,28 @@ def make_step(experiment: Experiment, mesh: Mesh) -> Step:
     )
     graph, state = recipe.abstract()
     function = jit_train_step(graph, optimizer, experiment.training.objective, state)
-    return Step(function, graph, state, abstract_batch(experiment, mesh), mesh)
+    return Step(function, state, abstract_batch(experiment, mesh), mesh)
 
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and shardings of a batch; see ``moe_jax.data.loader``."""
     data = experiment.data
     sharding = NamedSharding(mesh, spec("batch"))
+    shapes = batch_shapes(experiment.model, data.batch_size, data.seq_length, data.target_length)
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+        for name, shape in shapes.items()
+    }
 
-    def rows(length: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((data.batch_size, length), jnp.int32, sharding=sharding)
 
-    scored = rows(data.target_length or data.seq_length)
+def batch_shapes(
+    model: ModelConfig, rows: int, length: int, targets: int
+) -> dict[str, tuple[int, int]]:
+    """Returns the shapes of a batch of ``rows`` texts of ``length`` tokens, all int32."""
     names = ("inputs", "targets", "segments", "positions", "bytes", "domains")
-    batch = dict.fromkeys(names, scored)
-    if isinstance(experiment.model, EncoderDecoderConfig):
-        read = rows(data.seq_length)
-        batch |= {"encoder_inputs": read, "encoder_segments": read}
+    batch = dict.fromkeys(names, (rows, targets or length))
+    if isinstance(model, EncoderDecoderConfig):
+        batch |= dict.fromkeys(("encoder_inputs", "encoder_segments"), (rows, length))
     return batch
 
 

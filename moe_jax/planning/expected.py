@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_jax import models
 from moe_jax.experiment import Experiment
-from moe_jax.models import EncoderDecoderConfig
+from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.models.config import SparseLayer
+from moe_jax.models.stack import Remat
 from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoEConfig
 from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective
-from moe_jax.planning.compile import Step, make_step
+from moe_jax.planning.compile import Step, batch_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ def _layer(experiment: Experiment, sizes: dict[str, int], layer: SparseLayer) ->
     total = data.batch_size * length // experiment.training.microbatches
     group = min(moe.group_size, total)
     over = shards(sizes)
-    groups = -(-(-(-total // group)) // over)
+    groups = math.ceil(math.ceil(total / group) / over)
     capacity = moe.router.slots(group, moe.num_experts, train=True)
     return Layer(moe, total // over, groups * capacity * moe.num_experts)
 
@@ -196,31 +199,7 @@ def kept_activations(experiment: Experiment, step: Step) -> int:
     configuration's rematerialisation, for one microbatch, evenly over the shards of the tokens.
     The head, whose logits ``logits_bytes`` counts, is not in it.
     """
-    parts = experiment.training.microbatches
-    batch = {
-        name: jax.ShapeDtypeStruct((rows.shape[0] // parts, *rows.shape[1:]), rows.dtype)
-        for name, rows in step.batch.items()
-    }
-    params, rest = _shapes(step.state.params), _shapes(step.state.router_state)
-
-    def saved(params: Any, rest: Any, batch: Any) -> list[jax.Array]:
-        def hidden(params: Any) -> Any:
-            model = nnx.merge(step.graph, params, rest)
-            reading = model.read(batch, mode=TRAIN, rng=jax.random.key(0))
-            return reading.hidden, reading.ahead, [aux.loss for aux in reading.reports]
-
-        return jax.tree.leaves(jax.vjp(hidden, params)[1])
-
-    with jax.sharding.use_abstract_mesh(step.mesh.abstract_mesh):
-        jaxpr = jax.make_jaxpr(saved)(params, rest, batch).jaxpr
-    given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
-    kept = {id(var): var.aval for var in jaxpr.outvars}
-    total = sum(
-        math.prod(aval.shape) * _itemsize(aval.dtype)
-        for key, aval in kept.items()
-        if key not in given
-    )
-    return total // shards(dict(step.mesh.shape))
+    return _kept(experiment, experiment.model.remat) // shards(dict(step.mesh.shape))
 
 
 def working_set(experiment: Experiment, step: Step) -> int:
@@ -231,18 +210,41 @@ def working_set(experiment: Experiment, step: Step) -> int:
     """
     if experiment.model.remat == "none":
         return 0
-    model = dataclasses.replace(experiment.model, remat="none")
-    bare = make_step(dataclasses.replace(experiment, model=model), step.mesh)
-    return kept_activations(experiment, bare) // sum(n for _, n in _stacks(experiment, _ones()))
+    layers = sum(layers for _, layers in _stacks(experiment, dict.fromkeys(AXES, 1)))
+    return _kept(experiment, "none") // (layers * shards(dict(step.mesh.shape)))
 
 
-def _ones() -> dict[str, int]:
-    return dict.fromkeys(AXES, 1)
+def _kept(experiment: Experiment, remat: Remat) -> int:
+    data = experiment.data
+    model = dataclasses.replace(experiment.model, remat=remat)
+    rows = data.batch_size // experiment.training.microbatches
+    return _saved_bytes(model, experiment.vocab_size, rows, data.seq_length, data.target_length)
+
+
+@functools.lru_cache
+def _saved_bytes(config: ModelConfig, vocab: int, rows: int, length: int, targets: int) -> int:
+    """Bytes on all devices together of what the backward pass of the layers needs."""
+    model = jax.eval_shape(lambda: models.make(config, vocab, jax.random.key(0)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def saved(params: Any, rest: Any, batch: Any) -> list[jax.Array]:
+        def hidden(params: Any) -> Any:
+            model = nnx.merge(graph, params, rest)
+            reading = model.read(batch, mode=TRAIN, rng=jax.random.key(0))
+            return reading.hidden, reading.ahead, [aux.loss for aux in reading.reports]
+
+        return jax.tree.leaves(jax.vjp(hidden, params)[1])
+
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32)
+        for name, shape in batch_shapes(config, rows, length, targets).items()
+    }
+    jaxpr = jax.make_jaxpr(saved)(params, rest, batch).jaxpr
+    given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
+    kept = {id(var): var.aval for var in jaxpr.outvars if id(var) not in given}
+    return sum(math.prod(aval.shape) * _itemsize(aval.dtype) for aval in kept.values())
 
 
 def _itemsize(dtype: Any) -> int:
+    """Bytes of an element; a random key has two words."""
     return getattr(dtype, "itemsize", 8)
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_args
 
-import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
@@ -236,7 +235,6 @@ def sweep(experiment: Experiment, topology: Topology, limit: int) -> list[dict[s
     tried = []
     for one in variants(experiment, topology.num_devices):
         tried.append((plan(one, topology, compiled=False), one))
-        jax.clear_caches()
     if not tried:
         raise ConfigError(
             f"no mesh over the {topology.num_devices} devices of {topology.name} divides the batch"

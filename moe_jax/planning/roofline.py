@@ -16,6 +16,7 @@ gradients run beside the computation and are exposed by what exceeds it. So
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,6 +95,7 @@ class Roofline:
         return max(sides, key=lambda name: sides[name])
 
 
+@functools.lru_cache
 def work(experiment: Experiment) -> Work:
     """Counts the FLOPs of a step; the optimizer's few per parameter are left out.
 

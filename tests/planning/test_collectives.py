@@ -87,12 +87,12 @@ LOOP = """HloModule m
 
 %async_collective_fusion (p: f32[2]) -> f32[8] {
   %p = f32[2]{0} parameter(0)
-  ROOT %g = f32[8] all-gather(%p), channel_id=9, replica_groups=[2,4]<=[8], frontend_attributes={chain_id="3"}
+  ROOT %g = f32[8] all-gather(%p), channel_id=9, replica_groups=[2,4]<=[8], CHAIN
 }
 
 %async_collective_fusion.2 (p.2: f32[2]) -> f32[8] {
   %p.2 = f32[2]{0} parameter(0)
-  ROOT %g.2 = f32[8] all-gather(%p.2), channel_id=9, replica_groups=[2,4]<=[8], frontend_attributes={chain_id="3"}
+  ROOT %g.2 = f32[8] all-gather(%p.2), channel_id=9, replica_groups=[2,4]<=[8], CHAIN
 }
 
 %cond (c: (s32[], f32[8])) -> pred[] {
@@ -120,7 +120,8 @@ ENTRY %main (z: (s32[], f32[8])) -> f32[8] {
 
 
 def test_scanned_layers_fused_steps_and_reduce_scatters_of_tpus():
-    found = collectives(LOOP, MESH)
+    chain = 'frontend_attributes={chain_id="3"}'
+    found = collectives(LOOP.replace("CHAIN", chain), MESH)
     assert found == [
         Collective("reduce-scatter", ("expert",), 4, "f32[2]", 24, 6),
         Collective("all-gather", ("expert",), 4, "f32[8]", 24, 6),
