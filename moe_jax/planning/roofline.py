@@ -4,9 +4,10 @@ A bound, not a forecast: every product runs at the chip's peak, memory is read a
 full bandwidth, wires are never shared by two collectives. A run is slower; how much slower is the
 quality of kernels and scheduling that the bound leaves out.
 
-The rule of overlap is stated and simple. All-to-alls and the sums of tensor parallelism stand in
-the way of the next operation and are exposed whole. Gathers of parameters and reductions of
-gradients run beside the computation and are exposed by what exceeds it. So
+The rule of overlap is stated and simple. The exchange of slots over ``expert`` (all-to-alls, or the
+permutations of its ring) and the sums of tensor parallelism over ``model`` stand in the way of the
+next operation and are exposed whole. Gathers of parameters and reductions of gradients, which XLA
+also writes as permutations beside parts of a product, are exposed by what exceeds the computation:
 
     step = max(compute, memory, beside) + in the way
 
@@ -27,7 +28,7 @@ from moe_jax.planning.compile import Step
 from moe_jax.planning.count import count
 from moe_jax.planning.links import Wires
 
-_IN_THE_WAY = ("all-to-all", "ragged-all-to-all", "collective-permute")
+_EXCHANGES = ("all-to-all", "ragged-all-to-all", "collective-permute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ def roofline(
     chip, done = topology.chip, work(experiment)
     beside = in_the_way = 0.0
     for one in sent:
-        if one.kind in _IN_THE_WAY or "model" in one.axes:
+        if "model" in one.axes or ("expert" in one.axes and one.kind in _EXCHANGES):
             in_the_way += wires.seconds(one)
         else:
             beside += wires.seconds(one)
