@@ -21,7 +21,8 @@ from absl import app, flags
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import PRESETS, Capacity, Router
 from moe_jax.workdir import write_json
 

@@ -160,8 +160,11 @@ class Experiment:
             )
         name = "target_length" if self.data.target_length else "seq_length"
         chunk, scored = self.training.loss_chunk, getattr(self.data, name)
-        if chunk and scored % chunk:
-            raise ConfigError(f"training.loss_chunk={chunk} does not divide data.{name}={scored}")
+        if chunk and scored % (chunk * mesh.sequence):
+            raise ConfigError(
+                f"training.loss_chunk={chunk} x mesh.sequence={mesh.sequence} does not divide "
+                f"data.{name}={scored}"
+            )
         for name in ("seq_length", "target_length"):
             if getattr(self.data, name) % mesh.sequence:
                 raise ConfigError(

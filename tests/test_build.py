@@ -9,7 +9,7 @@ from moe_jax.build import build, describe
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.models import DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing.presets import PRESETS, choices_of, preset
 from moe_jax.training.optimizer import Adafactor, OptimizerConfig, RSqrt
 

@@ -20,7 +20,7 @@ from moe_jax.models import (
 from moe_jax.nn.attention import Details
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.mode import DECODE
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import Learned, NoPositions, Sinusoidal, T5Relative
 
 VOCAB = 23

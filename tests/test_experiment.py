@@ -13,7 +13,7 @@ from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment, TrainingConfig
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.planning import count
 from moe_jax.workdir import _flat as flat
@@ -206,7 +206,10 @@ def test_span_corruption_variants_build_and_pass_the_checks(encoder_decoder):
         ({"model.encoder_moe.group_size": 48}, "model.encoder_moe.group_size=48.*data.seq_length"),
         ({"model.decoder_moe.group_size": 48}, "model.decoder_moe.group_size=48.*target_length"),
         ({"model.decoder_moe.num_experts": 6, "mesh.expert": 4}, "decoder_moe.num_experts=6"),
-        ({"training.loss_chunk": 48}, "training.loss_chunk=48 does not divide data.target_length"),
+        (
+            {"training.loss_chunk": 48},
+            "training.loss_chunk=48 x mesh.sequence=1 does not divide data.target_length",
+        ),
         ({"data.spans.sentinels": 5}, "sentinels=5; raise it"),
         ({"data.spans.noise_density": 0.0}, "noise_density=0.0 must be between 0 and 1"),
     ],

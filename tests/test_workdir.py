@@ -7,7 +7,7 @@ from moe_jax import workdir
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment, TrainingConfig
 from moe_jax.models import DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.routing.presets import gshard, switch
 from moe_jax.training.optimizer import Adafactor, OptimizerConfig

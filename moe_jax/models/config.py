@@ -13,7 +13,8 @@ from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.block import BlockConfig
 from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
 from moe_jax.nn.latent import Latent, LatentConfig
-from moe_jax.nn.moe import MoEAux, MoEConfig
+from moe_jax.nn.moe import MoEAux
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.positions import Positions, Rotary
 

@@ -18,7 +18,8 @@ from moe_jax.models.lookahead import Lookahead, ahead, known
 from moe_jax.models.stack import Stack
 from moe_jax.nn.block import BlockConfig, Context
 from moe_jax.nn.mode import DECODE, EVAL, Mode
-from moe_jax.nn.moe import MoEAux, MoEConfig
+from moe_jax.nn.moe import MoEAux
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
 
 Array = jax.Array

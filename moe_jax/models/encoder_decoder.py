@@ -19,7 +19,8 @@ from moe_jax.nn.attention import View, segment_bias
 from moe_jax.nn.block import Context
 from moe_jax.nn.feed_forward import Activation
 from moe_jax.nn.mode import DECODE, EVAL, Mode
-from moe_jax.nn.moe import MoEAux, MoEConfig
+from moe_jax.nn.moe import MoEAux
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
 from moe_jax.nn.positions import Positions, Rotary, T5Relative
 

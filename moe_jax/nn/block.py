@@ -12,7 +12,8 @@ from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.latent import LatentAttention, LatentConfig
 from moe_jax.nn.mode import Mode
-from moe_jax.nn.moe import MoE, MoEAux, MoEConfig
+from moe_jax.nn.moe import MoE, MoEAux
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig, norm
 from moe_jax.parallel import constrain
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax import routing
-from moe_jax.errors import ConfigError
 from moe_jax.nn.dropout import dropout, masked
 from moe_jax.nn.feed_forward import Experts, FeedForwardConfig, MixedExperts
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.router import RouterLayer
-from moe_jax.nn.shared import Shared, SharedConfig
+from moe_jax.nn.shared import Shared
 from moe_jax.parallel import (
     ALL_TO_ALL,
     GSPMD,
@@ -31,158 +30,6 @@ Array = jax.Array
 _GATHER = Gather()
 _TRANSPORTS: dict[str, Transport] = {"einsum": Einsum(), "gather": _GATHER}
 _EXCHANGES: dict[str, Exchange] = {"gspmd": GSPMD, "all_to_all": ALL_TO_ALL, "ring": GSPMD}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerOverride:
-    """What differs in some MoE layers.
-
-    Attributes:
-        layers: their indices, from 0.
-        router: their router; ``None`` for that of the others.
-        num_experts: their ``E``; 0 for that of the others.
-        expert_dim: their ``F``; 0 for that of the others.
-    """
-
-    layers: tuple[int, ...]
-    router: routing.Router | None = None
-    num_experts: int = 0
-    expert_dim: int = 0
-
-    def applied(self, config: MoEConfig) -> MoEConfig:
-        """Returns ``config`` with what differs put in."""
-        changed = {
-            name: getattr(self, name)
-            for name in ("router", "num_experts", "expert_dim")
-            if getattr(self, name)
-        }
-        return dataclasses.replace(config, **changed)
-
-
-@dataclasses.dataclass(frozen=True)
-class MoEConfig:
-    """Where mixture-of-experts layers sit and what they are.
-
-    Attributes:
-        every: layers ``every-1, 2*every-1, ...`` are MoE, so 1 is every layer; 0 is none (dense).
-        last: only so many of these, the last ones (V-MoE's last-n); 0 for all.
-        layers: indices from 0 of the MoE layers, instead of ``every`` and ``last``.
-        overrides: layers that differ, in their router or experts.
-        num_experts: ``E``.
-        expert_dim: ``F`` of each expert.
-        expert_dims: widths of equally large groups of neighbouring experts, instead of
-            ``expert_dim``, for experts of several sizes.
-        gated: whether experts are gated linear units; ``None`` for as the dense layers are.
-        group_size: ``S``; capacity is per group and expert. A batch that does not divide is padded.
-        router: the router.
-        transport: ``einsum`` (dispatch tensors) or ``gather`` (slot table).
-        exchange: how slots reach the devices of their experts. ``gspmd``: XLA partitions a
-            transpose; ``all_to_all``: the same said outright with ``shard_map``; ``ring``: tokens
-            visit the experts in turn, for dropless routing, whose slots would be many.
-        shared: a dense network beside the experts.
-        extra_dense: a dense sub-layer of its own ``before`` or ``after`` the experts
-            (sparse-dense stacking, ST-MoE appendix C).
-        expert_dropout: dropout of the experts' output in training (Switch section 2.4).
-        expert_mask: chance in training that a token loses an expert's whole output; at test time
-            outputs are scaled by its complement (NLLB's ``moe_eom``).
-        final_mask: the same for the output of the layer (NLLB's ``moe_fom``).
-        allow_future_leak: let experts choose tokens in a causal model, where a token's routing
-            then depends on later tokens.
-    """
-
-    every: int = 2
-    last: int = 0
-    layers: tuple[int, ...] = ()
-    overrides: tuple[LayerOverride, ...] = ()
-    num_experts: int = 8
-    expert_dim: int = 512
-    expert_dims: tuple[int, ...] = ()
-    gated: bool | None = None
-    group_size: int = 1024
-    router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: Literal["einsum", "gather"] = "einsum"
-    exchange: Literal["gspmd", "all_to_all", "ring"] = "gspmd"
-    shared: SharedConfig = SharedConfig()
-    extra_dense: Literal["none", "before", "after"] = "none"
-    expert_dropout: float = 0.0
-    expert_mask: float = 0.0
-    final_mask: float = 0.0
-    allow_future_leak: bool = False
-
-    def __post_init__(self):
-        for name in ("num_experts", "expert_dim", "group_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.moe.{name}={getattr(self, name)} must be at least 1")
-        if self.expert_dims and self.num_experts % len(self.expert_dims):
-            raise ConfigError(
-                f"model.moe.expert_dims has {len(self.expert_dims)} widths, which do not divide "
-                f"num_experts={self.num_experts}: change one of them"
-            )
-        if not self.router.select.slot_table and self.transport != "einsum":
-            raise ConfigError(
-                f"{type(self.router.select).__name__} mixes tokens and has no slot table, which "
-                f"transport={self.transport!r} reads: set model.moe.transport='einsum'"
-            )
-        if self.exchange == "ring":
-            self._check_ring()
-        try:
-            self.router.check(self.num_experts)
-        except ConfigError as error:
-            raise ConfigError(f"model.moe.router: {error}") from error
-
-    def _check_ring(self) -> None:
-        unfit = {
-            "transport='einsum'": self.transport != "gather",
-            f"expert_dims={self.expert_dims}": bool(self.expert_dims),
-            f"expert_dropout={self.expert_dropout}": self.expert_dropout > 0,
-            f"expert_mask={self.expert_mask}": self.expert_mask > 0,
-        }
-        for setting in (name for name, refused in unfit.items() if refused):
-            raise ConfigError(
-                f"model.moe.exchange='ring' goes with transport='gather', experts of one width and "
-                f"no dropout of slots, not with {setting}: change it, or use exchange='all_to_all'"
-            )
-
-    def moe_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Returns the indices, from 0, of the layers that have experts.
-
-        Raises:
-            ConfigError: if a listed layer does not exist or has an override but no experts.
-        """
-        chosen = self.layers or tuple(
-            i for i in range(num_layers) if self.every > 0 and (i + 1) % self.every == 0
-        )
-        chosen = tuple(sorted(chosen))[-self.last if not self.layers else 0 :]
-        for layer in (*chosen, *(i for other in self.overrides for i in other.layers)):
-            if not 0 <= layer < num_layers:
-                raise ConfigError(
-                    f"model.moe names layer {layer}, but layers are 0 to {num_layers - 1}"
-                )
-        strays = {i for other in self.overrides for i in other.layers} - set(chosen)
-        if strays and chosen:
-            raise ConfigError(
-                f"model.moe.overrides names layer {min(strays)}, which has no experts: the MoE "
-                f"layers are {', '.join(map(str, chosen))}"
-            )
-        return chosen
-
-    def at(self, layer: int) -> MoEConfig:
-        """Returns the configuration of one MoE layer, with what differs there put in."""
-        mine = dataclasses.replace(self, every=1, last=0, layers=(), overrides=())
-        for other in self.overrides:
-            if layer in other.layers:
-                mine = other.applied(mine)
-        return mine
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """``F`` of each group of experts, of which there is one unless ``expert_dims`` says so."""
-        return self.expert_dims or (self.expert_dim,)
-
-    @property
-    def mean_expert_dim(self) -> float:
-        """Mean ``F`` over the experts."""
-        return sum(self.widths) / len(self.widths)
 
 
 @jax.tree_util.register_dataclass

@@ -6,6 +6,7 @@ from moe_jax.parallel.exchange import (
     Exchange,
     around_the_ring,
     group_shards,
+    over_batch,
     over_groups,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
@@ -28,6 +29,7 @@ __all__ = [
     "constrain_parameters",
     "group_shards",
     "make_mesh",
+    "over_batch",
     "over_groups",
     "sharding_of",
     "shardings_of_state",

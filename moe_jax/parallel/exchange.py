@@ -44,6 +44,22 @@ def over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
     return on_devices(function, spec("group"), spec("group"))
 
 
+def over_batch(function: Callable[..., Any], module: Any, *arrays: Array) -> Any:
+    """Runs ``function(module, *arrays)`` on each device's tokens; arrays start with ``(B, L)``.
+
+    The gradient of ``module`` is then summed over devices once. In a loop, XLA sums it at every
+    turn.
+    """
+    batch, length = (axis_size(name) for name in ("batch", "length"))
+    shape = arrays[0].shape
+    if batch * length == 1 or shape[0] % batch or shape[1] % length:
+        return function(module, *arrays)
+    tokens = spec("batch", "length")
+    return on_devices(function, (PartitionSpec(), *(tokens for _ in arrays)), tokens)(
+        module, *arrays
+    )
+
+
 def on_devices(function: Callable[..., Any], arguments: Any, result: Any) -> Callable[..., Any]:
     """Runs ``function`` on what each device holds; see ``jax.shard_map`` for the partitions."""
     # Loops inside start from constants, which the check would want marked as differing by device.

@@ -48,8 +48,9 @@ class MeshConfig:
         data = num_devices // rest if self.data == -1 else self.data
         if data * rest != num_devices:
             product = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+            made = "" if self.data == -1 else f" = {data * rest}"
             raise ConfigError(
-                f"mesh {product} does not make the {num_devices} devices present: change "
+                f"mesh {product}{made} does not make the {num_devices} devices present: change "
                 f"{', '.join(f'mesh.{axis}' for axis in AXES)}"
             )
         return dataclasses.replace(self, data=data)

@@ -16,7 +16,8 @@ from moe_jax.models.stack import Stack
 from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.block import Block
 from moe_jax.nn.latent import LatentConfig
-from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
 
 Convention = Literal["exact", "kaplan", "full", "computed"]
 PARTS = ("attention", "dense", "experts", "router", "head")

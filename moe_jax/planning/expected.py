@@ -18,7 +18,7 @@ from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.models.config import SparseLayer
 from moe_jax.models.stack import Remat
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.parallel import over_batch
+
 Array = jax.Array
 
 
 class Head(Protocol):
-    """A model that turns hidden states into logits."""
+    """What turns hidden states into logits."""
 
     def logits(self, hidden: Array) -> Array:
         """Maps ``(B, L, M)`` to float32 ``(B, L, V)``."""
@@ -34,29 +37,35 @@ class Scored:
     correct: Array
 
 
-def score_tokens(model: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
+def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
     """Scores every token.
 
     Args:
-        model: gives the logits.
+        head: a pytree that gives the logits.
         hidden: ``(B, L, M)``.
         targets: ``(B, L)`` int32.
-        chunk: positions of the length computed at a time, and recomputed in the backward pass;
-            0 for all at once. A chunk that does not divide ``L`` counts as 0.
+        chunk: positions of a device's length computed at a time, and recomputed in the backward
+            pass; 0 for all at once. A chunk that does not divide the length counts as 0.
     """
+    if chunk == 0:
+        return _score(head, hidden, targets)
+    return over_batch(functools.partial(_in_chunks, chunk=chunk), head, hidden, targets)
+
+
+def _in_chunks(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
     batch, length, width = hidden.shape
-    if chunk == 0 or length % chunk:
-        return _score(model, hidden, targets)
+    if length % chunk:
+        return _score(head, hidden, targets)
     parts = length // chunk
     hidden = hidden.reshape(batch, parts, chunk, width).swapaxes(0, 1)
     targets = targets.reshape(batch, parts, chunk).swapaxes(0, 1)
-    one = jax.checkpoint(lambda step: _score(model, *step))
+    one = jax.checkpoint(lambda step: _score(head, *step))
     scored = jax.lax.map(one, (hidden, targets))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, length), scored)
 
 
-def _score(model: Head, hidden: Array, targets: Array) -> Scored:
-    logits = model.logits(hidden)
+def _score(head: Head, hidden: Array, targets: Array) -> Scored:
+    logits = head.logits(hidden)
     # A masked sum instead of a gather: it fuses, and its transpose is no scatter.
     chosen = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     target = jnp.where(chosen, logits, 0.0).sum(-1)

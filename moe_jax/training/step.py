@@ -17,7 +17,7 @@ from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
-from moe_jax.training.loss import score_tokens
+from moe_jax.training.loss import Scored, score_tokens
 from moe_jax.training.state import TrainState
 
 Array = jax.Array
@@ -143,7 +143,7 @@ class Objective:
         """
         mode = dataclasses.replace(TRAIN, record=self.record)
         reading = model.read(part, mode=mode, rng=key)
-        scored = score_tokens(model, reading.hidden, part["targets"], chunk=self.loss_chunk)
+        scored = self._scored(model, reading.hidden, part["targets"])
         mask = part["segments"] > 0
         count = jnp.maximum(tokens, 1)
         loss = (scored.nll * mask).sum() / count
@@ -159,12 +159,15 @@ class Objective:
         choices = tuple(aux.choices for aux in reading.reports)
         return objective, (loss, further, layers, choices)
 
+    def _scored(self, model: Model, hidden: Array, targets: Array) -> Scored:
+        return score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
+
     def _further(self, model: Model, reading: Reading, part: Batch) -> Array:
         """Returns summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead."""
         losses = []
         for steps, hidden in enumerate(reading.ahead, start=1):
             targets = ahead(part["targets"], steps)
-            scored = score_tokens(model, hidden, targets, chunk=self.loss_chunk)
+            scored = self._scored(model, hidden, targets)
             losses.append((scored.nll * known(part["segments"], steps)).sum())
         return jnp.array(losses, jnp.float32)
 
@@ -244,7 +247,7 @@ def eval_step(
     """Returns the sums of one validation batch, which also holds ``bytes (B, L)``."""
     model = nnx.merge(graph, params, router_state)
     reading = model.read(batch, mode=EVAL)
-    scored = score_tokens(model, reading.hidden, batch["targets"], chunk=loss_chunk)
+    scored = score_tokens(model.embedding, reading.hidden, batch["targets"], chunk=loss_chunk)
     mask = batch["segments"] > 0
     return EvalSums(
         nll=(scored.nll * mask).sum(),

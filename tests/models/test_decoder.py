@@ -11,7 +11,7 @@ from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.mode import EVAL, TRAIN, Mode
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import Rotary, T5Relative
 
 VOCAB, BATCH, LENGTH = 50, 2, 12

@@ -12,7 +12,7 @@ from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import EncoderDecoder, EncoderDecoderConfig
 from moe_jax.nn.mode import DECODE, TRAIN
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import RelativeBias
 
 VOCAB, T, L, WIDTH = 16, 6, 5, 8

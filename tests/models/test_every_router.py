@@ -12,7 +12,7 @@ from moe_jax import routing
 from moe_jax.build import build
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.planning import count
 from moe_jax.routing import PRESETS
 

@@ -13,7 +13,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.models.lookahead import ahead, known
 from moe_jax.nn.mode import DECODE
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 
 VOCAB, L, WIDTH = 16, 6, 8
 ROUTER = routing.preset("loss_free", k=2, bias_rate=1.0)

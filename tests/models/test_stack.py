@@ -12,7 +12,7 @@ from moe_jax.nn.attention import AttentionConfig, View, causal_bias
 from moe_jax.nn.block import Block, BlockConfig, Context
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 
 DENSE = BlockConfig(AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 8), moe=None, dropout=0.0)
 

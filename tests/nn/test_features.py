@@ -13,7 +13,8 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
-from moe_jax.nn.moe import LayerOverride, MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import LayerOverride, MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.planning import count
 

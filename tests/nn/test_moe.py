@@ -10,7 +10,8 @@ from flax import nnx
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
-from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Capacity, LoadBalance, Router, Softmax, Top2, TopK
 

@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import (
     ALL_TO_ALL,
     GSPMD,

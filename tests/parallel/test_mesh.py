@@ -30,7 +30,7 @@ def test_minus_one_takes_what_is_left(config, sizes):
     [
         (
             MeshConfig(3, 2),
-            "data=3 x fsdp=1 x expert=2 x sequence=1 x model=1 does not make the 8 devices",
+            "data=3 x fsdp=1 x expert=2 x sequence=1 x model=1 = 6 does not make the 8 devices",
         ),
         (
             MeshConfig(-1, 3),

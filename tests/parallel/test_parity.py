@@ -14,7 +14,8 @@ from moe_jax import routing
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, EncoderDecoderConfig
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE, MoEConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.parallel.mesh import batch_shards
 
@@ -117,55 +118,10 @@ def test_tokens_that_go_round_give_the_same(sizes, name):
     same(on_mesh(layer_step, sizes, layer(name, **RING), X, VALID), dropless_alone(name))
 
 
-# The decoder: a dense and a mixture layer, dropout and the random second expert included.
+# Whole models, dropout and the random second expert included; decoders are in tests/training.
 
 TOKENS = jax.random.randint(jax.random.key(3), (8, 16), 0, 40)
 SEGMENTS = jnp.ones_like(TOKENS).at[::3, 11:].set(0)
-
-
-@functools.cache
-def decoder(name: str) -> Decoder:
-    moe = MoEConfig(
-        num_experts=8,
-        expert_dim=16,
-        group_size=16,
-        router=routing.preset(name),
-        allow_future_leak=name == "expert_choice",
-    )
-    config = DecoderConfig(
-        num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=32, dropout=0.1, moe=moe
-    )
-    return jax.jit(lambda: Decoder(config, 40, jax.random.key(0)))()
-
-
-def decoder_step(model, tokens, segments):
-    def objective(model):
-        positions = jnp.arange(16)[None] + 0 * tokens
-        hidden, reports = model.hidden(
-            tokens, segments, positions, mode=TRAIN, rng=jax.random.key(4)
-        )
-        logits = model.logits(hidden)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-        return loss.mean() + sum(aux.loss for aux in reports), reports
-
-    (value, reports), gradient = jax.value_and_grad(objective, has_aux=True)(model)
-    return (value, reports), gradient
-
-
-@functools.cache
-def decoder_alone(name: str):
-    return jax.jit(decoder_step)(decoder(name), TOKENS, SEGMENTS)
-
-
-CASES = [("gshard", sizes) for sizes in MESHES]
-CASES += [
-    (name, sizes) for name in ("switch", "expert_choice") for sizes in ((2, 2, 2), (1, 2, 2, 2))
-]
-
-
-@pytest.mark.parametrize(("name", "sizes"), CASES, ids=str)
-def test_the_decoder_is_the_same_on_every_mesh(name, sizes):
-    same(on_mesh(decoder_step, sizes, decoder(name), TOKENS, SEGMENTS), decoder_alone(name))
 
 
 # The encoder-decoder: experts choose in the encoder, tokens in the decoder.
@@ -210,7 +166,9 @@ def encoder_decoder_step(model, tokens, segments):
 
 @functools.cache
 def looking_ahead() -> Decoder:
-    config = dataclasses.replace(decoder("gshard").config, lookahead=1)
+    moe = MoEConfig(num_experts=8, expert_dim=16, group_size=16, router=routing.preset("gshard"))
+    sizes = {"num_layers": 2, "width": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+    config = DecoderConfig(**sizes, dropout=0.1, lookahead=1, moe=moe)
     return jax.jit(lambda: Decoder(config, 40, jax.random.key(0)))()
 
 
@@ -233,7 +191,7 @@ def test_looking_ahead_is_the_same_on_a_mesh():
     same(on_mesh(looking_ahead_step, (4, 2, 1), looking_ahead(), TOKENS, SEGMENTS), alone)
 
 
-@pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(4, 2, 1), (1, 2, 2, 2), (2, 2, 1, 1, 2)], ids=str)
 def test_the_encoder_decoder_is_the_same_on_every_mesh(sizes):
     alone = jax.jit(encoder_decoder_step)(encoder_decoder(), TOKENS, SEGMENTS)
     same(on_mesh(encoder_decoder_step, sizes, encoder_decoder(), TOKENS, SEGMENTS), alone)

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import T5Relative
 from moe_jax.parallel import MeshConfig, constrain, make_mesh, sharding_of, shardings_of_state
 from moe_jax.parallel.rules import spec

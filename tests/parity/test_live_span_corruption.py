@@ -64,7 +64,7 @@ def test_the_training_forward_and_its_gradient(case, tmp_path):
     def loss(model):
         # Nothing may be dropped: their capacity of 64 slots holds all tokens.
         hidden = model.read(arrays, mode=DECODE).hidden
-        scored = score_tokens(model, hidden, jnp.asarray(batch["targets"]), chunk=0)
+        scored = score_tokens(model.embedding, hidden, jnp.asarray(batch["targets"]), chunk=0)
         return (scored.nll * mask).sum() / mask.sum()
 
     value, found = loss(load(tmp_path).model)

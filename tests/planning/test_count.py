@@ -8,7 +8,7 @@ from flax import nnx
 from moe_jax import routing
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.attention import Details
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import T5Relative
 from moe_jax.planning import Tokens, count
 

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.planning.collectives import of_compiled
 from moe_jax.training.loss import score_tokens
 
 BATCH, LENGTH, WIDTH, VOCAB = 2, 6, 3, 5
@@ -32,6 +34,7 @@ class Linear:
         return cls(*children)
 
 
+@jax.tree_util.register_static
 class Given:
     """A head whose logits are the hidden states."""
 
@@ -66,6 +69,25 @@ def test_values_and_gradients_are_numpys_in_chunks_of_any_size(chunk):
     np.testing.assert_array_equal(scored.correct, correct)
     for found, expected in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_on_a_mesh_chunks_are_of_a_devices_length_and_the_head_is_summed_once():
+    def objective(kernel, hidden, targets):
+        scored = score_tokens(Linear(kernel), hidden, targets, chunk=2)
+        return (scored.nll + scored.log_z**2).sum()
+
+    step = jax.jit(jax.value_and_grad(objective, (0, 1)))
+    hidden, targets = jnp.tile(HIDDEN, (2, 2, 1)), jnp.tile(TARGETS, (2, 2))
+    alone = step(KERNEL, hidden, targets)
+    mesh = make_mesh(MeshConfig(2, 2, sequence=2))
+    with jax.set_mesh(mesh):
+        compiled = step.lower(KERNEL, hidden, targets).compile()
+        there = compiled(KERNEL, hidden, targets)
+    for found, wanted in zip(jax.tree.leaves(there), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    sums = [one for one in of_compiled(compiled, mesh) if one.kind == "all-reduce"]
+    assert sums
+    assert all(one.times == 1 for one in sums)
 
 
 @pytest.mark.parametrize(("chunk", "shown"), [(0, 6), (1, 1), (2, 2), (3, 3), (4, 6), (6, 6)])

@@ -7,7 +7,7 @@ from flax import nnx
 
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import T5Relative
 from moe_jax.training.optimizer import (
     Adafactor,

@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax import routing
 from moe_jax.models import DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import LoadBalance
 from moe_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.models import DecoderConfig
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.training.optimizer import Adafactor, OptimizerConfig, make_optimizer
 from moe_jax.training.state import Recipe, from_named_leaves, named_leaves

@@ -12,7 +12,7 @@ from moe_jax import routing
 from moe_jax.experiment import Experiment, TrainingConfig
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Counts
 from moe_jax.training import session as session_module
@@ -31,7 +31,7 @@ OBJECTIVE = Objective(z_loss=HEAD_Z)
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def model(router=ROUTER, every=1, remat="none"):
+def model(router=ROUTER, every=1, remat="none", **settings):
     """Two layers; a group is a row."""
     moe = MoEConfig(
         every=every,
@@ -40,6 +40,7 @@ def model(router=ROUTER, every=1, remat="none"):
         group_size=LENGTH,
         router=router,
         allow_future_leak=router.experts_choose,
+        **settings,
     )
     return DecoderConfig(
         num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=32, remat=remat, moe=moe

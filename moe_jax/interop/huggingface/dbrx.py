@@ -17,7 +17,7 @@ from moe_jax.interop.huggingface.family import (
 )
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.attention import Details
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
 
 

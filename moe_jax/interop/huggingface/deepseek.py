@@ -20,7 +20,7 @@ from moe_jax.interop.huggingface.family import (
 from moe_jax.interop.huggingface.llama_like import experts, model_ends, norms, trunk, written
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.latent import Latent
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 
 

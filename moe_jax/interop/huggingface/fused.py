@@ -18,7 +18,7 @@ from moe_jax.interop.huggingface.family import (
 from moe_jax.interop.huggingface.llama_like import attention, model_ends, norms, trunk, written
 from moe_jax.models import AttentionOverride, DecoderConfig
 from moe_jax.nn.attention import Details
-from moe_jax.nn.moe import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 
 

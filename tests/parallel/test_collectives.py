@@ -1,0 +1,41 @@
+"""What the steps of whole configurations send, against the committed record."""
+
+import json
+
+import jax
+import pytest
+
+from experiments.collectives import CASES, RESULT, measure
+
+RECORD = json.loads(RESULT.read_text())
+
+
+def changes(recorded, now):
+    """One line for each entry that differs."""
+    found = []
+    for what in sorted(recorded.keys() | now.keys()):
+        before, after = recorded.get(what), now.get(what)
+        if before != after:
+            found.append(f"{what}: {before or 'none'} recorded, {after or 'none'} now")
+    return found
+
+
+def test_changes_are_said_by_kind_and_axes():
+    one, two = {"count": 1, "bytes": 8}, {"count": 2, "bytes": 16}
+    assert changes({"a over data": one, "b": two}, {"a over data": one, "b": two}) == []
+    assert changes({"a over data": one}, {"b over expert": two}) == [
+        "a over data: {'count': 1, 'bytes': 8} recorded, none now",
+        "b over expert: none recorded, {'count': 2, 'bytes': 16} now",
+    ]
+
+
+def test_every_case_is_recorded():
+    assert RECORD["cases"].keys() == {case.title for case in CASES}
+
+
+@pytest.mark.skipif(jax.__version__ != RECORD["jax"], reason=f"recorded with {RECORD['jax']}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_a_step_sends_what_is_recorded(case):
+    found = changes(RECORD["cases"][case.title], measure(case))
+    remedy = "python -m experiments.collectives writes the record anew"
+    assert not found, "\n".join([case.title, *found, remedy])
