@@ -119,15 +119,15 @@ PLANS = (
     Planned(
         "switch_c_2048.v5p",
         "switch_c_2048",
-        "v5p:4x8x8",
-        "expert=256",
-        (*_groups(4096, 912),),
+        "v5p:8x8x8",
+        "expert=512",
+        (*_groups(2048, 456),),
     ),
     Planned(
         "glam_64b_64e.v5p",
         "glam_64b_64e",
         "v5p:8x8x16",
-        "fsdp=16,expert=64",
+        "fsdp=4,expert=64,model=4",
         ("training.loss_chunk=128",),
     ),
     Planned(
@@ -141,7 +141,7 @@ PLANS = (
         "deepseek_v3.v5p",
         "deepseek_v3",
         "v5p:8x8x8",
-        "fsdp=8,expert=64",
+        "fsdp=32,expert=16",
         (
             "model.moe.router.capacity_factor=1.0",
             "training.loss_chunk=512",

@@ -167,7 +167,8 @@ def _memory(
         temporaries = program.temporaries
         peak = program.peak or held + temporaries
         limit = program.limit or int(topology.chip.device_hbm)
-    fits = not program.error if program else peak <= limit
+    # The compiler refuses temporaries that exceed the memory, but leaves the state out of the sum.
+    fits = not (program and program.error) and (not limit or peak <= limit)
     return {
         **dataclasses.asdict(state),
         "activations": activations,
