@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import app, flags
 
-from moe_jax.planning.page import gib, mesh
+from moe_jax.planning.page import human, mesh
 
 _ONLY = flags.DEFINE_string("only", None, "Plan those whose name has this in it.")
 _FOLDER = flags.DEFINE_string("folder", "experiments/results/plans", "Where plans are kept.")
@@ -192,7 +192,7 @@ def row(name: str, found: dict[str, Any]) -> str:
     memory, bound, compiled = found["bytes_per_device"], found["roofline"], found["compiled"]
     state = sum(memory[part] for part in ("parameters", "optimizer", "other", "batch"))
     sent = sum(one["bytes"] for one in found["collectives"])
-    fits = "fits" if found["fits"] else f"**{gib(memory['missing'])} too much**"
+    fits = "fits" if found["fits"] else f"**{human(memory['missing'])} too much**"
     cells = (
         f"`{name}`",
         f"{found['parameters'] / 1e9:,.1f}B",
@@ -201,12 +201,12 @@ def row(name: str, found: dict[str, Any]) -> str:
         f"{found['batch']['tokens'] / 1e6:.3g}M",
         f"{found['remat']}, {found['microbatches']}",
         fits if compiled else "by formula",
-        gib(state),
-        f"{gib(memory['peak'])} of {gib(memory['hbm'])}",
-        gib(sent),
+        human(state),
+        f"{human(memory['peak'])} of {human(memory['hbm'])}",
+        human(sent),
         f"{bound['step_seconds']:.3g} s ({bound['bound']})",
         f"{100 * bound['mfu']:.1f} %",
-        f"{found['planning']['seconds']:.0f} s, {gib(found['planning']['peak_bytes'])}",
+        f"{found['planning']['seconds']:.0f} s, {human(found['planning']['peak_bytes'])}",
     )
     return f"| {' | '.join(cells)} |\n"
 

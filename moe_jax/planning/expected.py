@@ -211,7 +211,15 @@ def working_set(experiment: Experiment, step: Step) -> int:
     if experiment.model.remat == "none":
         return 0
     layers = sum(layers for _, layers in _stacks(experiment, dict.fromkeys(AXES, 1)))
-    return _kept(experiment, "none") // (layers * shards(dict(step.mesh.shape)))
+    return needed_activations(experiment, step) // layers
+
+
+def needed_activations(experiment: Experiment, step: Step) -> int:
+    """Returns the bytes of a device's share of all values that the backward pass reads.
+
+    Of one microbatch, whether they are kept for it or computed again.
+    """
+    return _kept(experiment, "none") // shards(dict(step.mesh.shape))
 
 
 def _kept(experiment: Experiment, remat: Remat) -> int:

@@ -16,18 +16,20 @@ def plan(found: dict[str, Any]) -> str:
         f"program     {_program(compiled)}",
         "per device  "
         + ", ".join(
-            f"{name} {gib(memory[name])}"
+            f"{name} {human(memory[name])}"
             for name in ("parameters", "optimizer", "activations", "temporaries", "peak")
         )
-        + (f" of {gib(memory['hbm'])}" if memory["hbm"] else ""),
+        + (f" of {human(memory['hbm'])}" if memory["hbm"] else ""),
     ]
     if not found["fits"]:
-        lines.append(f"            DOES NOT FIT: {gib(memory['missing'])} too much")
+        lines.append(f"            DOES NOT FIT: {human(memory['missing'])} too much")
     for buffer in compiled["largest_buffers"] if compiled else ():
-        lines.append(f"largest     {gib(buffer['bytes'])} {buffer['shape']} {buffer['operation']}")
+        lines.append(
+            f"largest     {human(buffer['bytes'])} {buffer['shape']} {buffer['operation']}"
+        )
     for one in found["collectives"]:
         lines.append(
-            f"sent        {gib(one['bytes'])} {one['kind']} over {' x '.join(one['axes'])}, "
+            f"sent        {human(one['bytes'])} {one['kind']} over {' x '.join(one['axes'])}, "
             f"{one['count']} in the program, {one['executed']} times a step"
         )
     return "\n".join(lines + _speed(found))
@@ -69,7 +71,7 @@ def sweep(found: dict[str, Any]) -> str:
         fits = "fits" if one["fits"] else "does not fit"
         lines.append(
             f"{mesh(one)}, {one['remat']}, {fits} ({how}), "
-            f"{gib(one['bytes_per_device']['peak'])}, {speed}"
+            f"{human(one['bytes_per_device']['peak'])}, {speed}"
         )
     return "\n".join(lines)
 
@@ -80,6 +82,10 @@ def mesh(found: dict[str, Any]) -> str:
     return " x ".join(axes) or "of one device"
 
 
-def gib(size: float) -> str:
-    """Returns bytes as GiB."""
-    return f"{size / 2**30:.3g} GiB"
+def human(size: float) -> str:
+    """Returns bytes to three digits, as B, KiB, MiB, GiB or TiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"

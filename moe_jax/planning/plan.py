@@ -150,9 +150,9 @@ def _memory(
 ) -> dict[str, Any]:
     """Bytes per device; ``temporaries`` hold activations and gradients too.
 
-    ``activations`` is traced and ``peak`` the compiler's. Without a compiler, the peak is state,
-    gradients (twice if microbatches add them up), kept activations, what one layer recomputes, and
-    logits with their gradient.
+    ``activations`` is traced, ``temporaries`` the compiler's, and ``peak`` is these and the state.
+    Without a compiler, temporaries are gradients (twice if microbatches add them up), kept
+    activations, what one layer recomputes, and logits with their gradient.
     """
     state = step.bytes
     activations = expected.kept_activations(experiment, step)

@@ -141,19 +141,19 @@ def _transport(experiment: Experiment) -> float:
 
 
 def memory_bytes(experiment: Experiment, step: Step) -> int:
-    """Returns the bytes that a device reads and writes in a step, at least.
+    """Returns the bytes that a device reads and writes in a step.
 
     Per microbatch: gathered parameters in the type of activations for the forward and backward
-    pass and the recomputed one, local gradients added up, kept activations written and read, and
-    logits written and read forward and backward. Once: parameters and statistics updated. What
-    passes between two operations of a layer is taken to stay on the chip.
+    pass and the recomputed one, local gradients added up, every value that the backward pass needs
+    written and read once, and logits written and read forward and backward. Once: parameters and
+    statistics updated. All else is taken to stay on the chip.
     """
     state, training = step.bytes, experiment.training
     passes = 3 if expected.recomputes(experiment) else 2
     each = (
         passes * expected.gathered_bytes(experiment, step)
         + 2 * state.parameters
-        + 2 * expected.kept_activations(experiment, step)
+        + 2 * expected.needed_activations(experiment, step)
         + 4 * expected.logits_bytes(experiment, dict(step.mesh.shape)) * _chunks(experiment)
     )
     return each * training.microbatches + 2 * (state.parameters + state.optimizer)
