@@ -1,0 +1,142 @@
+"""An ablation as data: a base config, arms, seeds, what a paper reports and the claims to test."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_jax.build import build
+from moe_jax.errors import ConfigError, nearest
+from moe_jax.experiment import Experiment
+
+Settings = Mapping[str, Any]
+SCALES = ("cpu", "gpu", "pod")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Numbers of a paper.
+
+    Attributes:
+        source: paper and table.
+        scale: of its experiment, in words.
+        metric: what the numbers are, in words.
+        values: by arm; arms that it does not have are left out.
+    """
+
+    source: str
+    scale: str
+    metric: str
+    values: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a paper says of two arms, to be tested here.
+
+    Attributes:
+        text: in words, with its source.
+        metric: a name in ``experiments.runs.METRICS``.
+        low: the arm where the metric is said to be lower.
+        high: the other arm.
+        margin: by more than this; with ``within``, apart by at most this.
+        within: the claim is that the two are about equal.
+    """
+
+    text: str
+    metric: str
+    low: str
+    high: str
+    margin: float = 0.0
+    within: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A table of a paper, made again.
+
+    Attributes:
+        name: of its folder of results.
+        title: one line.
+        base: makes the configuration that all arms start from.
+        arms: settings by dotted name that make each arm; a function makes one from the
+            configuration at its scale.
+        scales: settings of each scale of ``SCALES``; sizes and budgets, never what arms set.
+        seeds: how many; a seed fixes data order and the weights that arms share.
+        metric: what figures show, a name in ``experiments.runs.METRICS``.
+        published: what papers report.
+        claims: what is tested.
+    """
+
+    name: str
+    title: str
+    base: Callable[[], ConfigDict]
+    arms: Mapping[str, Settings]
+    scales: Mapping[str, Settings]
+    seeds: int = 3
+    metric: str = "loss"
+    published: tuple[Published, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    def __post_init__(self):
+        named = [arm for claim in self.claims for arm in (claim.low, claim.high)]
+        named += [arm for paper in self.published for arm in paper.values]
+        for arm in named:
+            self.check_arm(arm)
+        arms = [item for settings in self.arms.values() for item in settings.items()]
+        fixed = {key for key, value in arms if not callable(value)}
+        for scale, settings in self.scales.items():
+            if scale not in SCALES:
+                raise ConfigError(f"{self.name}: scale {scale!r}{nearest(scale, SCALES)}")
+            both = fixed & settings.keys()
+            if both:
+                raise ConfigError(f"{self.name}: scale {scale} changes {min(both)}, as arms do")
+
+    def check_arm(self, arm: str) -> None:
+        """Refuses an arm that does not exist.
+
+        Raises:
+            ConfigError: naming the nearest one.
+        """
+        if arm not in self.arms:
+            raise ConfigError(f"{self.name} has no arm {arm!r}{nearest(arm, self.arms)}")
+
+    def config(self, arm: str, scale: str = "cpu", seed: int = 0) -> ConfigDict:
+        """Returns the configuration of one run.
+
+        Raises:
+            ConfigError: if there is no such arm or scale.
+        """
+        self.check_arm(arm)
+        if scale not in self.scales:
+            raise ConfigError(f"{self.name} has no scale {scale!r}{nearest(scale, self.scales)}")
+        config = self.base()
+        config.name = "ablation"  # one name, so that equal runs of two ablations are the same run
+        for settings in (self.scales[scale], self.arms[arm]):
+            made = {key: v(config) if callable(v) else v for key, v in settings.items()}
+            for name, value in made.items():
+                _put(config, name, value)
+        config.training.seed = config.data.seed = seed
+        return config
+
+    def experiment(self, arm: str, scale: str = "cpu", seed: int = 0) -> Experiment:
+        """Returns the same, typed and checked."""
+        return build(Experiment, self.config(arm, scale, seed))
+
+    def get_config(self, argument: str = "") -> ConfigDict:
+        """Returns the configuration for ``--config=FILE:ARM[,SCALE[,SEED]]`` of any command."""
+        parts = (argument or next(iter(self.arms))).split(",")
+        return self.config(*parts[:2], seed=int(parts[2]) if len(parts) > 2 else 0)
+
+
+def _put(config: ConfigDict, name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = config[parent]
+    if last not in config:
+        raise ConfigError(f"{name} is not a setting{nearest(last, config)}")
+    with config.ignore_type():
+        config[last] = value

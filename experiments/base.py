@@ -1,0 +1,72 @@
+"""What ablations start from: a small causal language model, and sizes for each scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+# Two cores train an arm in one to two minutes; a GPU has 20 to 60 million active parameters.
+CPU = {
+    "model.width": 96,
+    "model.num_heads": 3,
+    "model.mlp_dim": 384,
+    "model.moe.expert_dim": 384,
+    "data.seq_length": 128,
+    "data.batch_size": 16,
+    "training.steps": 250,
+    "training.log_every": 5,
+    "training.checkpoint_every": 125,
+}
+GPU = {
+    "model.num_layers": 8,
+    "model.width": 512,
+    "model.num_heads": 8,
+    "model.head_dim": 64,
+    "model.mlp_dim": 2048,
+    "model.moe.expert_dim": 2048,
+    "model.moe.group_size": 2048,
+    "model.compute_dtype": "bfloat16",
+    "model.scan_layers": True,
+    "data.seq_length": 512,
+    "data.batch_size": 64,
+    "data.vocab_size": 8192,
+    "training.steps": 2000,
+    "training.checkpoint_every": 500,
+}
+POD = GPU | {
+    "model.num_layers": 12,
+    "model.width": 768,
+    "model.num_heads": 12,
+    "model.mlp_dim": 3072,
+    "model.moe.expert_dim": 3072,
+    "data.source": "c4/en",
+    "data.vocab_size": 32000,
+    "data.batch_size": 2048,
+    "training.steps": 100_000,
+    "training.checkpoint_every": 1000,
+}
+SCALES = {"cpu": CPU, "gpu": GPU, "pod": POD}
+
+
+def language_model() -> ConfigDict:
+    """Returns a decoder with a Switch layer in every other place, on Python source."""
+    return quickstart.get_config("switch")
+
+
+def _of_stacks(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same sizes for an encoder-decoder, whose stacks have experts of their own."""
+    plain = {k: v for k, v in settings.items() if ".moe." not in k and k != "model.num_layers"}
+    moe = {k.rsplit(".", 1)[1]: v for k, v in settings.items() if ".moe." in k}
+    stacks = ("encoder_moe", "decoder_moe")
+    both = {f"model.{stack}.{key}": value for stack in stacks for key, value in moe.items()}
+    return plain | both
+
+
+SPANS = {
+    "cpu": _of_stacks(CPU) | {"data.target_length": 64, "model.decoder_moe.group_size": 64},
+    "gpu": _of_stacks(GPU) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
+    "pod": _of_stacks(POD) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
+}

@@ -1,0 +1,38 @@
+"""Loss-free balancing table 2: a bias on the ranking instead of a balance loss."""
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SCALES, language_model
+
+_FINE = {
+    "model.moe.num_experts": 16,
+    "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
+}
+
+ABLATION = Ablation(
+    name="deepseek_loss_free",
+    title="Loss-free balancing",
+    base=language_model,
+    arms={
+        "loss": _FINE | {"model.moe.router": router("deepseek_moe", k=4, balance_weight=1e-3)},
+        "bias": _FINE | {"model.moe.router": router("loss_free", k=4, bias_rate=1e-3)},
+        "fast_bias": _FINE | {"model.moe.router": router("loss_free", k=4, bias_rate=1e-2)},
+    },
+    scales=SCALES,
+    metric="max_violation",
+    published=(
+        Published(
+            "Wang et al. table 2 (2408.15664)",
+            "1B parameters, 100B tokens",
+            "MaxVio over the validation set",
+            {"loss": 0.72, "bias": 0.04},
+        ),
+    ),
+    claims=(
+        Claim("The bias balances better", "max_violation", "bias", "loss"),
+        Claim("A faster bias balances better", "max_violation", "fast_bias", "bias"),
+        Claim("and the loss is no worse", "loss", "bias", "loss", 0.02, True),
+    ),
+)
+
+get_config = ABLATION.get_config

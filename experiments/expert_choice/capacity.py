@@ -1,0 +1,41 @@
+"""Expert Choice: its capacity against top-1, top-2 and hash, in an encoder."""
+
+from ml_collections import ConfigDict
+
+from configs import span_corruption
+from configs.common import router
+from experiments.ablation import Ablation, Claim
+from experiments.base import SPANS
+
+
+def _base() -> ConfigDict:
+    return span_corruption.get_config("switch")
+
+
+def _arm(preset: str, **choices: float) -> dict:
+    return {"model.encoder_moe.router": router(preset, **choices)}
+
+
+ABLATION = Ablation(
+    name="expert_choice_capacity",
+    title="Expert Choice: capacity, and tokens' choice beside it",
+    base=_base,
+    arms={
+        "choice_0.5": _arm("expert_choice", capacity_factor=0.5, eval_capacity_factor=0.5),
+        "choice_1": _arm("expert_choice", capacity_factor=1.0, eval_capacity_factor=1.0),
+        "choice_2": _arm("expert_choice", capacity_factor=2.0, eval_capacity_factor=2.0),
+        "capped_2": _arm("expert_choice_capped", capacity_factor=2.0, experts_per_token=2),
+        "top1": _arm("switch"),
+        "top2": _arm("gshard"),
+        "hash": _arm("hash"),
+    },
+    scales=SPANS,
+    claims=(
+        Claim("Capacity 1 is better than 0.5", "loss", "choice_1", "choice_0.5"),
+        Claim("Capacity 2 is better than 1", "loss", "choice_2", "choice_1"),
+        Claim("Capacity 2 is better than top-2", "loss", "choice_2", "top2"),
+        Claim("Learned is better than hash", "loss", "choice_2", "hash"),
+    ),
+)
+
+get_config = ABLATION.get_config

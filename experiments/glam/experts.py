@@ -1,0 +1,29 @@
+"""GLaM: dense and mixture models at equal FLOPs, by number of experts."""
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim
+from experiments.base import SCALES, language_model
+
+
+def _arm(experts: int) -> dict:
+    # Two experts of half the width per token: the FLOPs of the dense twin.
+    return {
+        "model.moe.num_experts": experts,
+        "model.moe.expert_dim": lambda config: config.model.mlp_dim // 2,
+        "model.moe.router": router("glam"),
+    }
+
+
+ABLATION = Ablation(
+    name="glam_experts",
+    title="GLaM: number of experts at fixed active parameters",
+    base=language_model,
+    arms={"dense": {"model.moe.every": 0}, **{f"e{n}": _arm(n) for n in (4, 16, 64)}},
+    scales=SCALES,
+    claims=(
+        Claim("16 experts are better than dense at equal FLOPs", "loss", "e16", "dense"),
+        Claim("64 experts are better than 4", "loss", "e64", "e4"),
+    ),
+)
+
+get_config = ABLATION.get_config

@@ -1,0 +1,192 @@
+"""The runs of an ablation: where each is kept, how it is started, and what is read off it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.ablation import Ablation
+from moe_jax.build import describe
+from moe_jax.experiment import Experiment
+from moe_jax.planning import count
+from moe_jax.training.loop import TrainingError
+from moe_jax.training.metrics import read_metrics
+from moe_jax.workdir import RESULT
+
+_LOG = "log.txt"
+# Neither changes what a run computes.
+_FREE = ("mesh", "name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        arm: its name.
+        seed: of data order and weights.
+        argument: what makes the ablation's file return its configuration.
+        experiment: the configuration.
+        folder: its workdir, named by a hash of the configuration.
+    """
+
+    arm: str
+    seed: int
+    argument: str
+    experiment: Experiment
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / RESULT).exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the run wrote when it finished."""
+        return json.loads((self.folder / RESULT).read_text())
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged in training."""
+        return [line for line in read_metrics(self.folder) if line["kind"] == "train"]
+
+    @property
+    def training_flops(self) -> int:
+        """Of the whole run."""
+        experiment = self.experiment
+        cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
+        steps = experiment.training.steps
+        return cost.training_flops_per_token * experiment.tokens_per_step * steps
+
+
+def runs_of(
+    ablation: Ablation, scale: str, seeds: int, arms: Iterable[str], workdir: Path, steps: int = 0
+) -> list[Run]:
+    """Returns all runs, seed by seed, so that a part of them has whole comparisons.
+
+    Args:
+        ablation: the ablation.
+        scale: one of its scales.
+        seeds: how many.
+        arms: by name.
+        workdir: where runs are kept, for all ablations.
+        steps: of training, instead of the scale's; 0 for those.
+    """
+    found = []
+    for seed in range(seeds):
+        for arm in arms:
+            experiment = ablation.experiment(arm, scale, seed)
+            if steps:
+                training = dataclasses.replace(experiment.training, steps=steps)
+                experiment = dataclasses.replace(experiment, training=training)
+            folder = workdir / "runs" / fingerprint(experiment)
+            found.append(Run(arm, seed, f"{arm},{scale},{seed}", experiment, folder))
+    return found
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Returns a hash of everything in a configuration that changes what a run computes."""
+    described = {key: value for key, value in describe(experiment).items() if key not in _FREE}
+    text = json.dumps(described, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
+    """Trains what is not finished; a run that was killed goes on from its checkpoint.
+
+    Args:
+        runs: of one ablation; equal ones are trained once.
+        file: the ablation's.
+        side_by_side: how many at a time, each on an accelerator of its own.
+
+    Raises:
+        TrainingError: if a run fails; its message is the run's last line.
+    """
+    missing = {run.folder: run for run in runs if not run.finished}.values()
+    places: queue.Queue[int] = queue.Queue()
+    for place in range(side_by_side):
+        places.put(place)
+
+    def one(run: Run) -> None:
+        place = places.get()
+        try:
+            _train(run, file, place if side_by_side > 1 else None)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(side_by_side) as pool, tqdm(total=len(missing), unit="run") as bar:
+        for _ in pool.map(one, missing):
+            bar.update()
+
+
+def _train(run: Run, file: Path, place: int | None) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
+    command.append(f"--config.training.steps={run.experiment.training.steps}")
+    alone = {} if place is None else {"CUDA_VISIBLE_DEVICES": str(place)}
+    with (run.folder / _LOG).open("a") as log:
+        done = subprocess.run(
+            [*command, f"--workdir={run.folder}"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | alone,
+        )
+    if done.returncode or not run.finished:
+        last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]
+        raise TrainingError(
+            f"arm {run.arm}, seed {run.seed} ended without a result ({' '.join(last)}); the rest "
+            f"is in {run.folder / _LOG}"
+        )
+
+
+def _late(run: Run, read: Callable[[dict[str, Any]], float]) -> float:
+    """Mean over the second half of training."""
+    lines = run.lines
+    return float(np.mean([read(line) for line in lines[len(lines) // 2 :]]))
+
+
+def _over_layers(name: str) -> Callable[[dict[str, Any]], float]:
+    return lambda line: float(np.mean([layer[name] for layer in line["layers"]] or [0.0]))
+
+
+METRICS: dict[str, Callable[[Run], float]] = {
+    "loss": lambda run: run.result["loss"],
+    "bits_per_byte": lambda run: run.result["bits_per_byte"],
+    "train_loss": lambda run: _late(run, lambda line: line["loss"]),
+    "dropped": lambda run: _late(run, lambda line: line["dropped_fraction"]),
+    "max_violation": lambda run: _late(run, _over_layers("max_violation")),
+    "load_entropy": lambda run: _late(run, _over_layers("load_entropy")),
+    "tokens_per_second": lambda run: float(
+        np.median([line["tokens_per_second"] for line in run.lines[1:] or run.lines])
+    ),
+}
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Returns the line of ``results.jsonl`` for a finished run."""
+    result, lines = run.result, run.lines
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "config": run.folder.name,
+        "parameters": result["total_parameters"],
+        "flops_per_token": result["flops_per_token"],
+        "training_flops": run.training_flops,
+        "tokens": result["tokens"],
+        "seconds": result["seconds"],
+        **{name: read(run) for name, read in METRICS.items()},
+        "curve": [[line["step"], line["loss"]] for line in lines],
+    }

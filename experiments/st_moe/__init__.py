@@ -1,0 +1,1 @@
+"""Ablations of ST-MoE (Zoph et al. 2022, 2202.08906)."""

@@ -1,0 +1,1 @@
+"""Ablations of Switch Transformer (Fedus et al. 2021, 2101.03961)."""

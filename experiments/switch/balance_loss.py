@@ -1,0 +1,33 @@
+"""Switch section 2.2: the weight of the balance loss, in powers of ten, and none."""
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim
+from experiments.base import SCALES, language_model
+
+
+def _arm(weight: float) -> dict:
+    return {"model.moe.router": router("switch", balance_weight=weight)}
+
+
+ABLATION = Ablation(
+    name="switch_balance_loss",
+    title="Switch: weight of the balance loss",
+    base=language_model,
+    arms={
+        "none": _arm(0.0),
+        "1e-4": _arm(1e-4),
+        "1e-3": _arm(1e-3),
+        "1e-2": _arm(1e-2),
+        "1e-1": _arm(1e-1),
+        "1": _arm(1.0),
+    },
+    scales=SCALES,
+    claims=(
+        Claim("1e-2 balances (Switch section 2.2)", "max_violation", "1e-2", "none"),
+        Claim("Without it experts collapse (OLMoE, 2409.02060)", "load_entropy", "none", "1e-2"),
+        Claim("and loss is worse (OLMoE)", "loss", "1e-2", "none"),
+        Claim("1e-2 is small enough not to hurt the loss", "loss", "1e-2", "1"),
+    ),
+)
+
+get_config = ABLATION.get_config

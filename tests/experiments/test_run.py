@@ -1,0 +1,80 @@
+"""The runner as a user starts it."""
+
+import json
+
+import pytest
+
+from moe_jax.training.metrics import read_metrics
+from tests.system.runs import command
+
+ABLATION = "--ablation=tests/experiments/tiny_ablation.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ablation")
+
+
+def run(folder, *arguments):
+    return command("experiments.run", ABLATION, f"--workdir={folder}", *arguments)
+
+
+def results(folder):
+    return [
+        json.loads(line) for line in (folder / "tiny" / "results.jsonl").read_text().splitlines()
+    ]
+
+
+def test_an_interrupted_runner_repeats_nothing_and_ends_in_the_same_report(folder):
+    first = run(folder, "--arms=dense")
+    assert first.returncode == 0, first.stderr
+    assert [line["arm"] for line in results(folder)] == ["dense", "dense"]
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
+    assert len(times) == 2
+
+    whole = run(folder)
+    assert whole.returncode == 0, whole.stderr
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    lines = results(folder)
+    assert [(line["seed"], line["arm"]) for line in lines] == [
+        (0, "dense"),
+        (0, "switch"),
+        (1, "dense"),
+        (1, "switch"),
+    ]
+    report = (folder / "tiny" / "report.md").read_text()
+    assert "A paper, table 1" in report
+    assert "| switch | 1.5 |" in report
+    for name in ("curves.png", "curves.svg", "effects.png", "effects.svg"):
+        assert (folder / "tiny" / name).stat().st_size > 1000
+
+    assert run(folder).returncode == 0
+    assert (folder / "tiny" / "report.md").read_text() == report
+    assert results(folder) == lines
+
+
+def test_results_are_what_the_runs_logged(folder):
+    if not (folder / "tiny").exists():
+        assert run(folder).returncode == 0
+    for line in results(folder):
+        logged = [x for x in read_metrics(folder / "runs" / line["config"]) if x["kind"] == "train"]
+        assert line["curve"] == [[x["step"], x["loss"]] for x in logged]
+        assert (line["dropped"] > 0) <= (line["arm"] == "switch")
+
+
+def test_a_dry_run_trains_nothing(tmp_path):
+    done = run(tmp_path, "--dry-run", "--scale=gpu", "--seeds=3")
+    assert done.returncode == 0, done.stderr
+    assert "6 runs, 6 to train" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--arms=swich"], "did you mean 'switch'"), (["--scale=pod"], "no scale 'pod'")],
+)
+def test_mistakes_are_one_line(tmp_path, arguments, message):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

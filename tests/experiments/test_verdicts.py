@@ -1,0 +1,37 @@
+import pytest
+
+from experiments.ablation import Claim
+from experiments.verdicts import CONTRADICTED, OPEN, REPRODUCED, judge
+
+
+def records(low, high):
+    found = [{"arm": "low", "seed": seed, "loss": value} for seed, value in enumerate(low)]
+    return found + [{"arm": "high", "seed": seed, "loss": value} for seed, value in enumerate(high)]
+
+
+# Differences high - low of three seeds with deviation .01 have a half-width of 4.303 * .01 / 3**.5
+# = .0248.
+@pytest.mark.parametrize(
+    ("differences", "margin", "within", "verdict"),
+    [
+        ((0.09, 0.10, 0.11), 0.0, False, REPRODUCED),
+        ((0.09, 0.10, 0.11), 0.07, False, REPRODUCED),
+        ((0.09, 0.10, 0.11), 0.09, False, OPEN),
+        ((0.09, 0.10, 0.11), 0.13, False, CONTRADICTED),
+        ((-0.11, -0.10, -0.09), 0.0, False, CONTRADICTED),
+        ((-0.01, 0.0, 0.01), 0.03, True, REPRODUCED),
+        ((-0.01, 0.0, 0.01), 0.02, True, OPEN),
+        ((-0.11, -0.10, -0.09), 0.05, True, CONTRADICTED),
+    ],
+)
+def test_the_whole_interval_is_on_one_side(differences, margin, within, verdict):
+    lines = records((2.0, 3.0, 4.0), [2.0 + d + i for i, d in enumerate(differences)])
+    found = judge(Claim("", "loss", "low", "high", margin, within), lines)
+    assert found.text == verdict
+    assert found.effect.half_width == pytest.approx(0.0248, abs=1e-4)
+
+
+def test_only_seeds_of_both_arms_count():
+    claim = Claim("", "loss", "low", "high")
+    assert judge(claim, records((1.0, 2.0), (1.5,))) is None
+    assert judge(claim, records((1.0, 2.0, 9.0), (1.5, 2.5))).effect.mean == 0.5
