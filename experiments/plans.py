@@ -127,7 +127,7 @@ PLANS = (
         "glam_64b_64e.v5p",
         "glam_64b_64e",
         "v5p:8x8x16",
-        "fsdp=4,expert=64,model=4",
+        "fsdp=16,expert=64",
         ("training.loss_chunk=128",),
     ),
     Planned(
