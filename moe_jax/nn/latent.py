@@ -73,7 +73,7 @@ class LatentAttention(nnx.Module):
         """Makes the maps to and from the latents."""
         keys = jax.random.split(key, 7)
         sizes, m, h, scale = config.latent, config.width, config.num_heads, config.init_scale
-        up = ("latent", "heads", "head")
+        up = ("latent_embed", "heads", "head")
         into = m
         if sizes.query_rank:
             into = sizes.query_rank

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from moe_jax.errors import ConfigError
@@ -64,7 +65,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """Returns the mesh over ``devices`` (default: all), with axes that GSPMD propagates."""
     devices = jax.devices() if devices is None else devices
     sizes = config.resolve(len(devices)).sizes
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # jax.make_mesh refuses an axis that is no product of whole sides of a TPU slice.
+    arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(config: MeshConfig) -> int:

@@ -16,6 +16,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "heads": "model",
     "head": None,
     "latent": None,
+    "latent_embed": "fsdp",
     "mlp": "model",
     "vocab": "model",
     "expert": "expert",

@@ -229,9 +229,7 @@ def _axes(groups: np.ndarray, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     names, sizes = tuple(mesh.shape), tuple(mesh.shape.values())
     places = np.unravel_index(groups, sizes)
     return tuple(
-        name
-        for name, place in zip(names, places, strict=True)
-        if (place != place[:, :1]).any()
+        name for name, place in zip(names, places, strict=True) if (place != place[:, :1]).any()
     )
 
 

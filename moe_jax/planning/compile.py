@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from moe_jax.experiment import Experiment
-from moe_jax.models import EncoderDecoderConfig
+from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.parallel.rules import spec
 from moe_jax.planning import hlo
 from moe_jax.training.optimizer import make_optimizer
@@ -155,16 +155,21 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
     """Returns the shapes and shardings of a batch; see ``moe_jax.data.loader``."""
     data = experiment.data
     sharding = NamedSharding(mesh, spec("batch"))
+    shapes = batch_shapes(experiment.model, data.batch_size, data.seq_length, data.target_length)
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+        for name, shape in shapes.items()
+    }
 
-    def rows(length: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((data.batch_size, length), jnp.int32, sharding=sharding)
 
-    scored = rows(data.target_length or data.seq_length)
+def batch_shapes(
+    model: ModelConfig, rows: int, length: int, targets: int
+) -> dict[str, tuple[int, int]]:
+    """Returns the shapes of a batch of ``rows`` texts of ``length`` tokens, all int32."""
     names = ("inputs", "targets", "segments", "positions", "bytes", "domains")
-    batch = dict.fromkeys(names, scored)
-    if isinstance(experiment.model, EncoderDecoderConfig):
-        read = rows(data.seq_length)
-        batch |= {"encoder_inputs": read, "encoder_segments": read}
+    batch = dict.fromkeys(names, (rows, targets or length))
+    if isinstance(model, EncoderDecoderConfig):
+        batch |= dict.fromkeys(("encoder_inputs", "encoder_segments"), (rows, length))
     return batch
 
 
@@ -201,7 +206,7 @@ def compile_step(step: Step) -> Compiled:
         report = _dumped(folder, "after_optimizations-memory-usage-report")
     seconds = time.perf_counter() - began
     largest = largest_allocations(report) or largest_values(found.text)
-    temporaries = found.temporaries or total_bytes(report)
+    temporaries = found.temporaries if not found.error else total_bytes(report)
     return dataclasses.replace(found, seconds=seconds, largest=largest, temporaries=temporaries)
 
 
@@ -258,7 +263,7 @@ def largest_allocations(report: str, count: int = 3) -> tuple[Buffer, ...]:
     """
     found = []
     for number, unit, shapes in _ROW.findall(report.partition("\nMemory Space: vmem")[0])[:count]:
-        names = [shape.strip() for shape in re.split(r",\s(?![\d,]*\])", shapes)]
+        names = [re.sub(r"^\d+×", "", shape.strip()) for shape in shapes.split(", ")]
         names.sort(key=lambda name: -hlo.size(name))
         most = [name for name in names if hlo.size(name) == hlo.size(names[0])]
         found.append(Buffer(_size(number, unit), " or ".join(most)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Literal
@@ -92,6 +93,7 @@ class Cost:
         }
 
 
+@functools.lru_cache
 def count(
     config: models.ModelConfig,
     vocab_size: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_jax import models
 from moe_jax.experiment import Experiment
-from moe_jax.models import EncoderDecoderConfig
+from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.models.config import SparseLayer
+from moe_jax.models.stack import Remat
+from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective
-from moe_jax.planning.compile import Step
+from moe_jax.planning.compile import Step, batch_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +40,15 @@ class Layer:
     slots: int
 
 
-def batch_axes() -> tuple[str, ...]:
-    """Returns the mesh axes that split the batch."""
-    axes = RULES["batch"]
+def token_axes() -> tuple[str, ...]:
+    """Returns the mesh axes that split the tokens of a batch."""
+    axes = RULES["group"]
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def shards(sizes: dict[str, int]) -> int:
-    """Returns over how many shards the batch is split on a mesh of these sizes."""
-    return math.prod(sizes[axis] for axis in batch_axes())
+    """Returns over how many shards the tokens are split on a mesh of these sizes."""
+    return math.prod(sizes[axis] for axis in token_axes())
 
 
 def moe_layers(experiment: Experiment, sizes: dict[str, int]) -> list[Layer]:
@@ -57,7 +62,7 @@ def _layer(experiment: Experiment, sizes: dict[str, int], layer: SparseLayer) ->
     total = data.batch_size * length // experiment.training.microbatches
     group = min(moe.group_size, total)
     over = shards(sizes)
-    groups = -(-(-(-total // group)) // over)
+    groups = math.ceil(math.ceil(total / group) / over)
     capacity = moe.router.slots(group, moe.num_experts, train=True)
     return Layer(moe, total // over, groups * capacity * moe.num_experts)
 
@@ -108,21 +113,19 @@ def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collec
         )
 
 
-def _gradients(
-    experiment: Experiment, step: Step, sizes: dict[str, int]
-) -> Iterator[Collective]:
+def _gradients(experiment: Experiment, step: Step, sizes: dict[str, int]) -> Iterator[Collective]:
     parts = experiment.training.microbatches
     for name, leaf in _named(step.state.params):
         split = _axes_of(leaf)
         local = math.prod(leaf.sharding.shard_shape(leaf.shape))
-        gathered = tuple(a for a in sizes if a in split and a in batch_axes() and a != "expert")
+        gathered = tuple(a for a in sizes if a in split and a in token_axes() and a != "expert")
         if gathered:
             n = math.prod(sizes[axis] for axis in gathered)
             sent = local * (n - 1)
             size = itemsize(experiment)
             yield Collective("all-gather", gathered, n, name, sent * size, 2 * parts)
             yield Collective("reduce-scatter", gathered, n, name, sent * 4, parts)
-        rest = tuple(a for a in sizes if a in batch_axes() and a not in split and sizes[a] > 1)
+        rest = tuple(a for a in sizes if a in token_axes() and a not in split and sizes[a] > 1)
         n = math.prod(sizes[axis] for axis in rest)
         yield Collective("all-reduce", rest, n, name, 2 * local * 4 * (n - 1) // n, parts)
 
@@ -174,7 +177,7 @@ def gathered_bytes(experiment: Experiment, step: Step) -> int:
     sizes = dict(step.mesh.shape)
     total = 0
     for _, leaf in _named(step.state.params):
-        split = [a for a in _axes_of(leaf) if a in batch_axes() and a != "expert"]
+        split = [a for a in _axes_of(leaf) if a in token_axes() and a != "expert"]
         local = math.prod(leaf.sharding.shard_shape(leaf.shape))
         total += local * math.prod(sizes[axis] for axis in split)
     return total * itemsize(experiment)
@@ -185,5 +188,71 @@ def logits_bytes(experiment: Experiment, sizes: dict[str, int]) -> int:
     data = experiment.data
     length = data.target_length or data.seq_length
     chunk = experiment.training.loss_chunk or length
-    rows = data.batch_size // (shards(sizes) * experiment.training.microbatches)
-    return rows * chunk * experiment.vocab_size * 4 // sizes["model"]
+    rows = data.batch_size // experiment.training.microbatches
+    return rows * chunk * experiment.vocab_size * 4 // (shards(sizes) * sizes["model"])
+
+
+def kept_activations(experiment: Experiment, step: Step) -> int:
+    """Returns the bytes that a device keeps between the forward and the backward pass.
+
+    Traced, not estimated: what ``jax.vjp`` of the model saves beside the parameters, under the
+    configuration's rematerialisation, for one microbatch, evenly over the shards of the tokens.
+    The head, whose logits ``logits_bytes`` counts, is not in it.
+    """
+    return _kept(experiment, experiment.model.remat) // shards(dict(step.mesh.shape))
+
+
+def working_set(experiment: Experiment, step: Step) -> int:
+    """Returns the bytes that the backward pass of one layer holds while it recomputes the layer.
+
+    What the model would keep without rematerialisation, shared evenly among its layers; 0 if
+    nothing is recomputed.
+    """
+    if experiment.model.remat == "none":
+        return 0
+    layers = sum(layers for _, layers in _stacks(experiment, dict.fromkeys(AXES, 1)))
+    return needed_activations(experiment, step) // layers
+
+
+def needed_activations(experiment: Experiment, step: Step) -> int:
+    """Returns the bytes of a device's share of all values that the backward pass reads.
+
+    Of one microbatch, whether they are kept for it or computed again.
+    """
+    return _kept(experiment, "none") // shards(dict(step.mesh.shape))
+
+
+def _kept(experiment: Experiment, remat: Remat) -> int:
+    data = experiment.data
+    model = dataclasses.replace(experiment.model, remat=remat)
+    rows = data.batch_size // experiment.training.microbatches
+    return _saved_bytes(model, experiment.vocab_size, rows, data.seq_length, data.target_length)
+
+
+@functools.lru_cache
+def _saved_bytes(config: ModelConfig, vocab: int, rows: int, length: int, targets: int) -> int:
+    """Bytes on all devices together of what the backward pass of the layers needs."""
+    model = jax.eval_shape(lambda: models.make(config, vocab, jax.random.key(0)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def saved(params: Any, rest: Any, batch: Any) -> list[jax.Array]:
+        def hidden(params: Any) -> Any:
+            model = nnx.merge(graph, params, rest)
+            reading = model.read(batch, mode=TRAIN, rng=jax.random.key(0))
+            return reading.hidden, reading.ahead, [aux.loss for aux in reading.reports]
+
+        return jax.tree.leaves(jax.vjp(hidden, params)[1])
+
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32)
+        for name, shape in batch_shapes(config, rows, length, targets).items()
+    }
+    jaxpr = jax.make_jaxpr(saved)(params, rest, batch).jaxpr
+    given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
+    kept = {id(var): var.aval for var in jaxpr.outvars if id(var) not in given}
+    return sum(math.prod(aval.shape) * _itemsize(aval.dtype) for aval in kept.values())
+
+
+def _itemsize(dtype: Any) -> int:
+    """Bytes of an element; a random key has two words."""
+    return getattr(dtype, "itemsize", 8)

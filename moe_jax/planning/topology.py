@@ -7,6 +7,7 @@ along each side, ``h100:64`` is so many GPUs, and ``cpu:8`` simulates devices on
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -200,8 +201,8 @@ _CHIPS = (
         domain=8,
         network=50 * GB,
         sources=(
-            "https://www.nvidia.com/en-us/data-center/dgx-b200/: eight GPUs have 1,440 GB, 64 TB/s, "
-            "14.4 TB/s NVLink, one 400 Gb/s adapter a GPU",
+            "https://www.nvidia.com/en-us/data-center/dgx-b200/: eight GPUs have 1,440 GB, "
+            "64 TB/s, 14.4 TB/s NVLink, one 400 Gb/s adapter a GPU",
             "https://www.nvidia.com/en-us/data-center/hgx/: 36 PFLOPS with sparsity, half of it "
             "dense, over eight GPUs",
         ),
@@ -283,17 +284,12 @@ class Topology:
 
 
 def _refused(topology: Topology, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "libtpu" in text or "PJRT" in text:
+    if importlib.util.find_spec("libtpu") is None:
         return (
             f"{topology.name} is compiled by libtpu, which is not installed: "
             "pip install 'jax[tpu]' (the extra tpu of this package)"
         )
-    dimensions = 2 if topology.chip.links == 4 else 3
-    return (
-        f"{topology.name} is not a slice: {topology.chip.name} has shapes of {dimensions} numbers "
-        f"such as {'4x4' if dimensions == 2 else '4x4x4'} ({text[:160]})"
-    )
+    return f"libtpu knows no slice {topology.name}: {' '.join(str(error).split())[:300]}"
 
 
 def parse(text: str) -> Topology:
@@ -323,6 +319,8 @@ def prepare(topology: Topology) -> None:
     Call it before anything touches a device.
     """
     # libtpu looks for a TPU's metadata server and logs its search, unless told there is none.
+    # Nor does it have a TPU to guard from a second process.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
