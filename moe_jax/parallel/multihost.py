@@ -63,7 +63,7 @@ def join(hosts: Hosts) -> None:
     between CPUs are Gloo's, JAX's default.
 
     Raises:
-        ConfigError: if nothing is found, or not all processes come within five minutes.
+        ConfigError: if nothing is found. If not all come within five minutes, JAX ends the process.
     """
     try:
         jax.distributed.initialize(
@@ -171,7 +171,8 @@ def together(remedy: Callable[[], str]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not any(mark in str(error).lower() for mark in _LOSS):
             raise
-        fail(1, f"another process of this run is gone ({_line(error)}): {remedy()}")
+        line = f"another process of this run is gone ({_line(error)}): {remedy()}"
+        fail(1, line, told=line)
 
 
 def fetch(results: Any) -> Any:
@@ -191,7 +192,7 @@ def fetch(results: Any) -> Any:
     return jax.tree.map(np.asarray, results)
 
 
-def fail(code: int, line: str) -> NoReturn:
+def fail(code: int, line: str, told: str | None = None) -> NoReturn:
     """Prints why the run ends and ends this process; with others, ends them too.
 
     They may wait for this process in a collective, and so may those that wait for one of them: only
@@ -199,24 +200,36 @@ def fail(code: int, line: str) -> NoReturn:
 
     Args:
         code: exit code of every process.
-        line: what every process says.
+        line: what this process says, unless another one has failed before it.
+        told: what the others say; by default that this process has failed, and the line.
     """
     if not jax.distributed.is_initialized():
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(code)
-    with contextlib.suppress(Exception):
-        # Only the first to fail is heard: a second notice is refused.
-        _service().key_value_set(_NOTICE, f"{code} {line}")
+    told = told or f"process {jax.process_index()} of this run has failed: {line}"
+    try:
+        _service().key_value_set(_NOTICE, f"{code} {told}")
+    except jax.errors.JaxRuntimeError:
+        # A second notice is refused: what failed first is the reason.
+        code, line = _notice() or (code, line)
     _end(code, line)
 
 
 def _watch(over: threading.Event) -> None:
     """Ends this process when another one says that the run has failed."""
     while not over.wait(_WATCH_SECONDS):
-        # Without a notice this raises; without the service too, and then JAX ends this process.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            code, line = _service().key_value_try_get(_NOTICE).split(" ", 1)
-            _end(int(code), line)
+        found = _notice()
+        if found is not None:
+            _end(*found)
+
+
+def _notice() -> tuple[int, str] | None:
+    try:
+        code, line = _service().key_value_try_get(_NOTICE).split(" ", 1)
+    except jax.errors.JaxRuntimeError:
+        # There is none; or no service, and then JAX ends this process.
+        return None
+    return int(code), line
 
 
 def _end(code: int, line: str) -> NoReturn:
