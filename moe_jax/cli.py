@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
+import traceback
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moe_jax.build import build, forget_other_types
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
+from moe_jax.parallel import multihost
 from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
 
@@ -33,6 +35,33 @@ def define_config() -> flags.FlagHolder:
 def define_workdir() -> flags.FlagHolder:
     """Defines ``--workdir``."""
     return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+
+def define_hosts() -> tuple[flags.FlagHolder, ...]:
+    """Defines ``--distributed`` and what says where the processes meet, for ``join_hosts``."""
+    return (
+        flags.DEFINE_boolean(
+            "distributed", False, "Join the other processes of this run (docs/multihost.md)."
+        ),
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if JAX cannot find it."),
+        flags.DEFINE_integer("num_processes", None, "Processes, if JAX cannot find their number."),
+        flags.DEFINE_integer("process_id", None, "This process, from 0, if JAX cannot find it."),
+    )
+
+
+def join_hosts(hosts: tuple[flags.FlagHolder, ...]) -> None:
+    """Joins the other processes, if asked to, before anything looks at devices.
+
+    Raises:
+        ConfigError: if they cannot be found, or are named without ``--distributed``.
+    """
+    distributed, *where = hosts
+    if distributed.value:
+        multihost.join(multihost.Hosts(*(flag.value for flag in where)))
+        return
+    for flag in where:
+        if flag.value is not None:
+            raise ConfigError(f"--{flag.name} says where other processes are: add --distributed")
 
 
 def experiment_of(flag: flags.FlagHolder) -> Experiment:
@@ -71,16 +100,21 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 def _guarded(main: Callable[[], None]) -> None:
     try:
-        main()
+        with multihost.together(lambda: "start all processes again with the same command"):
+            main()
     except _USER_ERRORS as error:
         if logging.level_debug():
             raise
         _fail(error)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        multihost.fail(1, f"{type(error).__name__}: {_one_line(error)}")
 
 
 def _fail(error: BaseException) -> None:
-    print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    multihost.fail(2, _one_line(error))
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,64 +11,86 @@ import jax
 from moe_jax import cli, data, workdir
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
+from moe_jax.parallel import multihost
 from moe_jax.planning import Cost, count
 from moe_jax.training.finish import finish
 from moe_jax.training.loop import Loop, Terminated
-from moe_jax.training.session import Session, open_checkpoints, open_session
+from moe_jax.training.session import Session, check_streams, open_checkpoints, open_session
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
+_HOSTS = cli.define_hosts()
 
 
 def main() -> None:
     """Checks, prepares, trains, evaluates and reports."""
+    cli.join_hosts(_HOSTS)
     experiment = cli.experiment_of(_CONFIG)
     if not _WORKDIR.value:
         raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
     folder = Path(_WORKDIR.value)
     experiment.check(jax.device_count())
-    workdir.claim(folder, experiment)
+    check_streams(experiment)
+    multihost.first(lambda: workdir.claim(folder, experiment))
+    workdir.check_shared(folder)
     if (folder / workdir.RESULT).exists():
-        print(f"{folder} is finished; its results are in {folder}/report.html")
+        _say(f"{folder} is finished; its results are in {folder}/report.html")
         return
     began = time.perf_counter()
     tokenizer = _tokenizer(experiment, folder)
     session = open_session(experiment, tokenizer)
     cost = count(experiment.model, tokenizer.vocab_size, experiment.sequence)
     _announce(session, cost)
-    with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
+    with (
+        open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints,
+        # Inside: closing the checkpoints would wait for the process that is gone.
+        multihost.together(lambda: _how_to_go_on(checkpoints.latest_step())),
+    ):
         loop = Loop(session, checkpoints, folder)
         step, state, position = loop.restore()
         if step:
-            print(f"resuming at step {step} of {experiment.training.steps}", flush=True)
+            _say(f"resuming at step {step} of {experiment.training.steps}")
         try:
             state = loop.run(step, state, position)
         except Terminated as stop:
-            print(f"{stop}; run the same command to go on", flush=True)
+            _say(f"{stop}; run the same command to go on")
             sys.exit(0)
-    finish(session, state, cost, folder, seconds=time.perf_counter() - began)
+        finish(session, state, cost, folder, seconds=time.perf_counter() - began)
 
 
 def _tokenizer(experiment: Experiment, folder: Path) -> data.Tokenizer:
     """The tokenizer of the run, made at its first start and kept in its folder."""
-    try:
-        return data.load_tokenizer(folder)
-    except FileNotFoundError:
-        tokenizer = data.open_tokenizer(experiment.data)
-        tokenizer.save(folder)
-        return tokenizer
+
+    def make() -> None:
+        try:
+            data.load_tokenizer(folder)
+        except FileNotFoundError:
+            data.open_tokenizer(experiment.data).save(folder)
+
+    multihost.first(make)
+    return data.load_tokenizer(folder)
+
+
+def _how_to_go_on(saved: int | None) -> str:
+    where = "from the start" if saved is None else f"from checkpoint {saved}"
+    return f"start all processes again with the same command to go on {where}"
+
+
+def _say(text: str) -> None:
+    if multihost.is_first():
+        print(text, flush=True)
 
 
 def _announce(session: Session, cost: Cost) -> None:
     device = jax.devices()[0]
+    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     mesh = " x ".join(f"{axis}={size}" for axis, size in session.mesh.shape.items())
     kind = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
     training = cost.training_flops_per_token
-    print(f"devices     {kind}, mesh {mesh}")
+    _say(f"devices     {kind}{hosts}, mesh {mesh}")
     further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
-    print(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
-    print(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
-    sys.stdout.flush()
+    _say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
+    _say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
 
 
 if __name__ == "__main__":

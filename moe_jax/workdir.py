@@ -50,6 +50,15 @@ def claim(workdir: Path, experiment: Experiment) -> None:
     write_json(path, {"config": described, "versions": _versions(), "git_commit": _git_commit()})
 
 
+def check_shared(workdir: Path) -> None:
+    """Raises ConfigError if this process does not see the folder that the first one claimed."""
+    if not (workdir / CONFIG).exists():
+        raise ConfigError(
+            f"{workdir} is not what the first process of the run sees there: put --workdir on a "
+            "file system that all processes share"
+        )
+
+
 def load(workdir: Path) -> Experiment:
     """Returns the experiment that ``workdir`` holds.
 

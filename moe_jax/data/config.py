@@ -4,7 +4,7 @@ import dataclasses
 
 from moe_jax.data.span_corruption import Spans
 
-_POSITIVE = ("vocab_size", "seq_length", "batch_size", "shuffle_window")
+_POSITIVE = ("vocab_size", "seq_length", "batch_size", "shuffle_window", "streams")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,13 @@ class DataConfig:
         eval_documents: Use only this many validation documents, the first ones; None is all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
             piece of one document, padded.
-        shuffle_window: Training rows that are shuffled together after packing, so that the rows
-            of one long document are spread out; 1 keeps the order of the shuffled documents.
+        shuffle_window: Training rows that are shuffled together after packing, over all streams,
+            so that the rows of one long document are spread out; 1 keeps the order of the
+            shuffled documents.
+        streams: Parts of the corpus that are read independently, each for its share of the rows of
+            every batch. The order of the data depends on this and not on how many processes read
+            it; at least the number of processes, which must divide it. It must divide the batch
+            size.
         seed: Seed of the training order.
         prefetch: Batches prepared ahead on a background thread; 0 prepares them when asked.
         mixture: Parameters of the source `mixture`.
@@ -87,6 +92,7 @@ class DataConfig:
     eval_documents: int | None = None
     packing: bool = True
     shuffle_window: int = 2048
+    streams: int = 1
     seed: int = 0
     prefetch: int = 4
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
@@ -96,6 +102,11 @@ class DataConfig:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size % self.streams:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} cannot be split over data.streams="
+                f"{self.streams}; make it a multiple."
+            )
         if self.eval_documents is not None and self.eval_documents < 1:
             raise ValueError(
                 f"data.eval_documents must be None or at least 1, got {self.eval_documents}."

@@ -27,6 +27,7 @@ import dataclasses
 import functools
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -41,69 +42,62 @@ Batch = dict[str, np.ndarray]
 
 _COLUMNS = ("inputs", "targets", "bytes", "domains")
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+# Of many streams each is read by the thread that prefetches their batches.
+_READ_ONE_OF_MANY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+_MANY = 4
+_STREAMS, _ZIPPED = "streams", "parents"
 
 
 def train_batches(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    config: DataConfig, tokenizer: Tokenizer, *, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """Endless training batches of one process.
+    """Endless training batches, or one process's rows of them.
 
-    Each epoch visits every document once, in a new order. Process p of P reads documents p::P and
-    yields `batch_size` / P rows.
+    Each epoch visits every document once, in a new order. Stream s of N (`data.streams`) reads
+    documents s::N and fills rows [s * batch_size / N, (s + 1) * batch_size / N) of every batch.
 
     Args:
         config: The data config.
         tokenizer: Such as `open_tokenizer(config)`.
-        process_index: This process, such as `jax.process_index()`.
-        process_count: All processes, such as `jax.process_count()`.
+        rows: The rows of the batch that are wanted, in order; None for all. Only their streams
+            are read.
 
     Returns:
         An iterator whose `get_state()` is JSON-serialisable and whose `set_state()` restores the
-        exact position. Call `close()` to stop its thread.
+        exact position. The state holds each stream under its number, so that of a batch read by
+        several processes is the union of theirs. Call `close()` to stop its thread.
 
     Raises:
         FileNotFoundError: See `open_source`.
-        ValueError: See `open_source`; or the batch cannot be split over the processes, or there
-            are fewer documents than processes.
+        ValueError: See `open_source`; or the rows are not those of whole streams, or there are
+            fewer documents than streams.
     """
-    rows = _rows_per_process(config, process_index, process_count)
+    streams = _streams_of(config, rows)
     source = open_source(config, "train")
-    if len(source) < process_count:
+    if len(source) < config.streams:
         raise ValueError(
-            f"{len(source)} training document(s) cannot feed {process_count} processes; use fewer "
-            "processes or a larger source."
+            f"{len(source)} training document(s) cannot feed data.streams={config.streams}; use "
+            "fewer streams or a larger source."
         )
     documents = grain.MapDataset.source(_Documents(source, tokenizer))
-    documents = documents[process_index::process_count].shuffle(config.seed).repeat(None)
-    dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer, process_index)
-    if config.shuffle_window > 1:
-        dataset = grain.experimental.WindowShuffleIterDataset(
-            dataset, window_size=config.shuffle_window, seed=config.seed
-        )
-    return _Restorable(iter(_prefetched(dataset.batch(rows, drop_remainder=True), config)))
+    read = _READ if len(streams) < _MANY else _READ_ONE_OF_MANY
+    parts = [_stream(documents, config, tokenizer, stream, read) for stream in streams]
+    dataset = grain.experimental.ZipIterDataset(parts).map(_joined)
+    return _Restorable(iter(_prefetched(dataset, config)), streams)
 
 
 def eval_batches(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    config: DataConfig, tokenizer: Tokenizer, *, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
     """The validation documents once, in a fixed order.
 
-    The global batches do not depend on the number of processes: process p yields its own rows of
-    each, so all processes yield equally many. The last batch is filled up with padding rows.
+    The last batch is filled up with padding rows, so whatever rows of the batches are asked for,
+    equally many batches come.
 
     Args:
         config: The data config.
         tokenizer: Such as `open_tokenizer(config)`.
-        process_index: This process.
-        process_count: All processes.
+        rows: The rows of each batch that are wanted, in order; None for all.
 
     Returns:
         A finite iterator. With nats per target `nll`, bits per byte over all batches is
@@ -111,12 +105,11 @@ def eval_batches(
 
     Raises:
         FileNotFoundError: See `open_source`.
-        ValueError: See `open_source`; or the batch cannot be split over the processes.
+        ValueError: See `open_source`.
     """
-    rows = _rows_per_process(config, process_index, process_count)
+    own = slice(None) if rows is None else np.asarray(rows)
     documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
-    own = slice(process_index * rows, (process_index + 1) * rows)
     dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer)
     dataset = dataset.batch(config.batch_size, batch_fn=fill)
     dataset = dataset.map(lambda batch: {name: array[own] for name, array in batch.items()})
@@ -228,11 +221,17 @@ class _Corrupted:
 
 
 class _Restorable(grain.DatasetIterator):
-    """Takes states that went through JSON, and stops its thread before the interpreter ends."""
+    """Takes states that went through JSON, and stops its thread before the interpreter ends.
 
-    def __init__(self, parent: grain.DatasetIterator) -> None:
+    With `streams`, the parent zips these, and the state names each by its number.
+    """
+
+    def __init__(
+        self, parent: grain.DatasetIterator, streams: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self._held = [parent]
+        self._streams = streams
         # Runs at exit too: a thread that outlives the modules it uses would print tracebacks.
         self._stop = weakref.finalize(self, _close, self._held)
 
@@ -242,10 +241,16 @@ class _Restorable(grain.DatasetIterator):
 
     def get_state(self) -> dict[str, Any]:
         self._assert_not_closed()
-        return self._held[0].get_state()
+        state = self._held[0].get_state()
+        if self._streams is None:
+            return state
+        parts = zip(self._streams, state[_ZIPPED], strict=True)
+        return {_STREAMS: {str(stream): part for stream, part in parts}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._assert_not_closed()
+        if self._streams is not None:
+            state = {_ZIPPED: [_part(state, stream) for stream in self._streams]}
         # JSON turns Grain's tuples into lists, which its packing then takes for other slices.
         self._held[0].set_state(_with_tuples(state))
 
@@ -254,18 +259,49 @@ class _Restorable(grain.DatasetIterator):
         self._stop()
 
 
+def _part(state: dict[str, Any], stream: int) -> Any:
+    try:
+        return state[_STREAMS][str(stream)]
+    except KeyError:
+        raise ValueError(
+            f"the position in the data does not hold stream {stream}: it is of another data.streams"
+        ) from None
+
+
 def _close(held: list[grain.DatasetIterator]) -> None:
     held.pop().close()
 
 
+def _stream(
+    documents: grain.MapDataset,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    stream: int,
+    read: grain.ReadOptions,
+) -> grain.IterDataset:
+    """One stream's rows of every batch."""
+    own = documents[stream :: config.streams].shuffle(config.seed).repeat(None)
+    dataset = _rows(own.to_iter_dataset(read), config, tokenizer, stream)
+    window = max(config.shuffle_window // config.streams, 1)
+    if window > 1:
+        dataset = grain.experimental.WindowShuffleIterDataset(
+            dataset, window_size=window, seed=config.seed
+        )
+    return dataset.batch(config.batch_size // config.streams, drop_remainder=True)
+
+
+def _joined(parts: tuple[Batch, ...]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _rows(
-    documents: grain.IterDataset, config: DataConfig, tokenizer: Tokenizer, process_index: int = 0
+    documents: grain.IterDataset, config: DataConfig, tokenizer: Tokenizer, stream: int = 0
 ) -> grain.IterDataset:
     if config.spans is None:
         return _cut(documents, config.packing, config.seq_length).map(_named)
     corrupted = _Corrupted(config, tokenizer)
     rows = _cut(documents, config.packing, config.spans.lengths(config.seq_length)[0])
-    return rows.random_map(corrupted, seed=(config.seed + process_index) % 2**32)
+    return rows.random_map(corrupted, seed=(config.seed + stream) % 2**32)
 
 
 def _cut(documents: grain.IterDataset, packing: bool, length: int) -> grain.IterDataset:
@@ -293,15 +329,17 @@ def _named(row: dict[str, np.ndarray]) -> Batch:
     }
 
 
-def _rows_per_process(config: DataConfig, process_index: int, process_count: int) -> int:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}.")
-    if config.batch_size % process_count:
+def _streams_of(config: DataConfig, rows: Sequence[int] | None) -> tuple[int, ...]:
+    """The streams that fill these rows of the batch, in order."""
+    share = config.batch_size // config.streams
+    wanted = list(range(config.batch_size) if rows is None else rows)
+    streams = tuple(sorted({row // share for row in wanted}))
+    if wanted != [row for s in streams for row in range(s * share, (s + 1) * share)]:
         raise ValueError(
-            f"data.batch_size {config.batch_size} cannot be split over {process_count} processes; "
-            "make it a multiple."
+            f"rows {wanted} of a batch are not those of whole streams of {share} rows each; set "
+            f"data.streams={config.streams} to a multiple that makes them so."
         )
-    return config.batch_size // process_count
+    return streams
 
 
 def _with_tuples(state: Any) -> Any:

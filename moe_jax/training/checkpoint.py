@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -31,11 +32,11 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import tree as ocp_tree
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax.errors import ConfigError
+from moe_jax.parallel import multihost
 
 PyTree = Any
 
@@ -123,7 +124,8 @@ class Checkpoints:
           state: A pytree of ``jax.Array``, sharded or not, PRNG keys included: typed
             (``jax.random.key``) or raw uint32.
           data_state: The position in the input: dicts with string keys, lists, tuples, strings,
-            bytes, numbers, booleans and None. Each process saves its own. Tuples return as lists.
+            bytes, numbers, booleans and None. Each process saves its own; ``restore`` returns the
+            union. Tuples return as lists.
 
         Raises:
           CheckpointError: If an earlier asynchronous save failed, if an intact checkpoint of this
@@ -287,21 +289,7 @@ class Checkpoints:
 
     def _agree(self, decide: Callable[[], int]) -> int:
         """Returns what ``decide`` says on the first process, on every process."""
-        if jax.process_count() == 1:
-            return decide()
-        value, failure = -1, None
-        if jax.process_index() == 0:
-            try:
-                value = decide()
-            except Exception as error:
-                failure = error
-        message = np.array([value, failure is not None], np.int32)
-        value, failed = (int(x) for x in multihost_utils.broadcast_one_to_all(message))
-        if failure is not None:
-            raise failure
-        if failed:
-            raise CheckpointError("the first process reports a checkpoint error; see its message")
-        return value
+        return multihost.agreed(decide, CheckpointError)
 
     def _newest_intact(self) -> int:
         """Returns the step to restore, or -1 when nothing was ever committed."""
@@ -363,18 +351,27 @@ class _DataState:
 
 
 def _read_data_state(directory: epath.Path) -> dict[str, Any]:
-    """Returns what this process saved; raises CheckpointError if the processes have changed."""
-    files = sorted(directory.glob("process_*.json"))
-    if len(files) == jax.process_count():
-        files = [directory / f"process_{jax.process_index()}.json"]
-    # Equal states, such as a global step, hold for any number of processes.
-    texts = {file.read_text() for file in files}
-    if len(texts) != 1:
+    """Returns the union of what all processes saved, whatever their number.
+
+    Raises:
+      CheckpointError: If two of them saved different things under one name.
+    """
+    texts = {file.read_text() for file in directory.glob("process_*.json")}
+    try:
+        return _from_json(functools.reduce(_union, map(json.loads, sorted(texts))))
+    except ValueError as error:
         raise CheckpointError(
-            f"the input position in {directory} is that of {len(files)} processes, but this run "
-            f"has {jax.process_count()}; resume with {len(files)} processes"
-        )
-    return _from_json(json.loads(texts.pop()))
+            f"the input positions in {directory} do not fit together: {error}"
+        ) from error
+
+
+def _union(one: Any, other: Any, where: str = "") -> Any:
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = {key: _union(one[key], other[key], f"{where}/{key}") for key in one if key in other}
+        return {**one, **other, **both}
+    if one != other:
+        raise ValueError(f"{where or '/'} is {one} and {other}")
+    return one
 
 
 def _require_writable(directory: epath.Path) -> None:

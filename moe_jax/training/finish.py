@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from moe_jax import data, workdir
 from moe_jax.analysis.report import write_report
 from moe_jax.analysis.tokens import TokenExpertTable
 from moe_jax.nn.mode import Mode
+from moe_jax.parallel import multihost
 from moe_jax.planning import Cost
 from moe_jax.training.metrics import MetricsWriter
-from moe_jax.training.session import Session, process
+from moe_jax.training.session import Session
 from moe_jax.training.state import TrainState
 
 _TABLE_BATCHES = 8
@@ -39,6 +39,9 @@ def finish(
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
         table = expert_tokens(session, state)
+    skipped = int(state.skipped)
+    if not multihost.is_first():
+        return
     # What is cut out of a text cannot be compared with models of whole texts.
     baselines = {} if experiment.data.spans else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
@@ -53,7 +56,7 @@ def finish(
         "flops_per_token": cost.flops_per_token,
         "steps": steps,
         "tokens": steps * experiment.tokens_per_step,
-        "skipped_updates": int(state.skipped),
+        "skipped_updates": skipped,
         "seconds": seconds,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "mesh": dict(session.mesh.shape),
@@ -74,15 +77,12 @@ def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
         reading = model.read(batch, mode=Mode("eval", record=True))
         return model.routed(batch), [report.experts for report in reading.reports]
 
-    step = jax.jit(routed)
+    step = jax.jit(routed, out_shardings=session.everywhere)
     tokenizer = session.tokenizer
     num_experts = max(layer.moe.num_experts for layer in layers)
     table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
-    batches = data.eval_batches(session.experiment.data, tokenizer, **process())
-    for _, batch in zip(range(_TABLE_BATCHES), batches, strict=False):
-        found = jax.tree.map(
-            np.asarray, step(state.params, state.router_state, session.place(batch))
-        )
+    for _, batch in zip(range(_TABLE_BATCHES), session.eval_batches(), strict=False):
+        found = multihost.fetch(step(state.params, state.router_state, session.place(batch)))
         for index, ((tokens, real), experts) in enumerate(zip(*found, strict=True)):
             table.add(index, tokens[real], experts[real])
     return {

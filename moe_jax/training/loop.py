@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from moe_jax import data
+from moe_jax.parallel import multihost
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import MetricsWriter, ProgressBar
 from moe_jax.training.optimizer import learning_rate
 from moe_jax.training.replay import ROUTING, RoutingRecord
-from moe_jax.training.session import Session, process, train_record
+from moe_jax.training.session import Batch, Session, train_record
 from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
 from moe_jax.training.step import StepReport
 
@@ -63,7 +65,9 @@ class Loop:
             CheckpointError: if a checkpoint could not be written.
         """
         experiment = self.session.experiment
-        batches = data.train_batches(experiment.data, self.session.tokenizer, **process())
+        batches = data.train_batches(
+            experiment.data, self.session.tokenizer, rows=self.session.rows
+        )
         if data_state is not None:
             batches.set_state(data_state)
         steps = experiment.training.steps
@@ -76,19 +80,21 @@ class Loop:
             log = _Log(self.session, writer, bar)
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
-                batch = self._with_record(step, next(batches))
-                state, report = self.session.train_step(state, self.session.place(batch))
+                batch = self._with_record(step, self.session.place(next(batches)))
+                state, report = self.session.train_step(state, batch)
                 if experiment.training.record_routing:
-                    self.record.write(step, batch, report.choices)
+                    self._record(step, batch, report)
                 self._look(guard, step, report)
                 log.step(step, report)
                 if self._due(step, experiment.training.eval_every) and step < steps:
                     log.evaluation(step, self.session.evaluate(state))
-                if self._due(step, experiment.training.checkpoint_every) or step == steps:
+                due = self._due(step, experiment.training.checkpoint_every) or step == steps
+                stop = terminated(step)
+                if due or stop:
                     self._save(step, state, batches)
                 self.checkpoints.check()
-                if terminated():
-                    self._save_once(step, state, batches)
+                if stop:
+                    self.checkpoints.wait()
                     raise Terminated(f"stopped by SIGTERM at step {step}, which is saved")
             self._look(guard, steps, None)
         self.checkpoints.wait()
@@ -100,11 +106,21 @@ class Loop:
         """Where this run's routing goes."""
         return RoutingRecord(self.workdir / ROUTING)
 
-    def _with_record(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
+    def _with_record(self, step: int, batch: Batch) -> Batch:
         replay = self.session.experiment.training.replay_routing
         if not replay:
             return batch
-        return {**batch, "routing": RoutingRecord(Path(replay)).read(step, batch)}
+        choices = RoutingRecord(Path(replay)).read(step, self._tokens(batch))
+        own = tuple(layer[self.session.rows] for layer in choices)
+        return {**batch, **self.session.place({"routing": own})}
+
+    def _record(self, step: int, batch: Batch, report: StepReport) -> None:
+        tokens = self._tokens(batch)
+        if multihost.is_first():
+            self.record.write(step, tokens, report.choices)
+
+    def _tokens(self, batch: Batch) -> dict[str, np.ndarray]:
+        return {"inputs": self.session.whole(batch["inputs"])}
 
     def _look(self, guard: _Guard, step: int, report: StepReport | None) -> None:
         try:
@@ -123,12 +139,6 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, batches: Any) -> None:
         self.checkpoints.save(step, named_leaves(state), batches.get_state())
-
-    def _save_once(self, step: int, state: TrainState, batches: Any) -> None:
-        self.checkpoints.wait()
-        if self.checkpoints.latest_step() != step:
-            self._save(step, state, batches)
-        self.checkpoints.wait()
 
 
 class _Log:
@@ -177,8 +187,8 @@ class _Guard:
         if self._last is None:
             return
         step, report = self._last
-        in_row = int(report.skipped_in_row)
-        if in_row:
+        in_row = int(multihost.fetch(report.skipped_in_row))
+        if in_row and multihost.is_first():
             logging.warning(
                 "step %d: loss %s or gradient norm %s is not finite; update skipped (%d in a row)",
                 step,
@@ -195,11 +205,15 @@ class _Guard:
 
 
 @contextmanager
-def _termination() -> Iterator[Any]:
-    """Yields a function that tells whether SIGTERM has come."""
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """Yields a function that tells whether to save and stop after this step, as SIGTERM asks."""
+    if jax.distributed.is_initialized():
+        # JAX passes the signal of one process on to all and lets them agree on the step.
+        yield multihost_utils.reached_preemption_sync_point
+        return
     came = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
     try:
-        yield lambda: bool(came)
+        yield lambda step: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)

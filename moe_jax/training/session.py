@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax import data
+from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
-from moe_jax.parallel import make_mesh
+from moe_jax.parallel import make_mesh, multihost
 from moe_jax.parallel.rules import spec
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import load_statistics
@@ -49,12 +50,41 @@ class Session:
     graph: nnx.GraphDef
     abstract: TrainState
 
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Which rows of a batch this process feeds, in order: those that its devices hold."""
+        own = multihost.rows_by_process(self.mesh, self.experiment.data.batch_size)
+        return np.array(own[jax.process_index()])
+
     def place(self, batch: Mapping[str, Any]) -> Batch:
         """Puts this process's rows of a batch, arrays or tuples of them, onto its devices."""
+        return jax.tree.map(self._place, dict(batch))
+
+    def _place(self, local: np.ndarray) -> jax.Array:
+        local = np.asarray(local)
         sharding = NamedSharding(self.mesh, spec("batch"))
-        return jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(batch)
-        )
+        if jax.process_count() == 1:
+            return jax.device_put(local, sharding)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            # A device's rows are neighbours, and so they are among this process's.
+            start, stop, _ = index[0].indices(shape[0])
+            first = np.searchsorted(self.rows, start)
+            return local[first : first + stop - start]
+
+        shape = (self.experiment.data.batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    def whole(self, placed: jax.Array) -> np.ndarray:
+        """Returns all rows of a placed array, on every process."""
+        if not placed.is_fully_addressable:
+            placed = jax.jit(lambda x: x, out_shardings=self.everywhere)(placed)
+        return np.asarray(placed)
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Whole on every device, so that every process can read it."""
+        return NamedSharding(self.mesh, PartitionSpec())
 
     @functools.cached_property
     def train_step(self) -> Any:
@@ -66,15 +96,20 @@ class Session:
     def eval_step(self) -> Any:
         """Compiled ``(params, router_state, batch) -> EvalSums``."""
         chunk = self.experiment.training.loss_chunk
-        return jax.jit(functools.partial(eval_step, self.graph, chunk))
+        step = functools.partial(eval_step, self.graph, chunk)
+        return jax.jit(step, out_shardings=self.everywhere)
+
+    def eval_batches(self) -> Iterator[data.Batch]:
+        """This process's rows of the validation set."""
+        return data.eval_batches(self.experiment.data, self.tokenizer, rows=self.rows)
 
     def evaluate(self, state: TrainState) -> dict[str, Any]:
         """Returns loss, bits per byte, accuracy and per-layer load on the validation set."""
-        batches = data.eval_batches(self.experiment.data, self.tokenizer, **process())
+        batches = self.eval_batches()
         total = None
         for batch in batches:
             sums = self.eval_step(state.params, state.router_state, self.place(batch))
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            sums = jax.tree.map(np.float64, multihost.fetch(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return eval_record(total, self.experiment.moe_layers)
 
@@ -91,16 +126,29 @@ def jit_train_step(
         graph: definition of the model.
         optimizer: the transformation.
         objective: the loss.
-        abstract: shapes and shardings of the state, which the next state keeps.
+        abstract: shapes and shardings of the state, which the next state keeps; the report is
+            whole on every device, so that every process can read it.
     """
     step = functools.partial(train_step, graph, optimizer, objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    everywhere = NamedSharding(abstract.step.sharding.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
-def process() -> dict[str, int]:
-    """Returns this process's index and the number of processes, as the loaders take them."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def check_streams(experiment: Experiment) -> None:
+    """Refuses data whose streams do not fall whole to each process.
+
+    Raises:
+        ConfigError: one line, naming the setting to change.
+    """
+    rows = experiment.data.batch_size
+    owned = multihost.rows_by_process(make_mesh(experiment.mesh), rows)
+    needed = multihost.fewest_parts(owned, rows)
+    if experiment.data.streams % needed:
+        raise ConfigError(
+            f"data.streams={experiment.data.streams} cannot be split over {len(owned)} processes: "
+            f"set it to a multiple of {needed}; the order of the data depends on it"
+        )
 
 
 def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
@@ -124,7 +172,7 @@ def open_checkpoints(experiment: Experiment, directory: Path) -> Checkpoints:
 
 def train_record(step: int, report: StepReport, moe_layers: Iterable[int]) -> dict[str, Any]:
     """Returns the line of ``metrics.jsonl`` for the batch before update ``step``."""
-    report = jax.tree.map(np.asarray, report)
+    report = multihost.fetch(report)
     layers = [
         {"layer": layer, "losses": _floats(found.losses), **_load(found.counts)}
         for layer, found in zip(moe_layers, report.layers, strict=True)

@@ -5,6 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from moe_jax.data import (
     MixtureSource,
     Spans,
     eval_batches,
+    loader,
     measure_throughput,
     open_source,
     open_tokenizer,
@@ -211,26 +213,98 @@ def test_state_inside_a_long_document(tmp_path):
         assert_same(take(fresh, 80), stream[position : position + 80])
 
 
-def test_processes_share_the_documents(corpus):
+def shares(config, processes):
+    """The rows of each process, neighbouring ones."""
+    rows = config.batch_size // processes
+    return [range(p * rows, (p + 1) * rows) for p in range(processes)]
+
+
+def joined(parts):
+    """Global batches from those of the processes."""
+    return [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+
+
+def merged(states):
+    return {"streams": {name: part for state in states for name, part in state["streams"].items()}}
+
+
+def test_one_stream_is_the_plain_pipeline(corpus):
+    config = dataclasses.replace(corpus, shuffle_window=7, batch_size=3)
+    documents = grain.MapDataset.source(loader._Documents(open_source(config, "train"), Bytes()))
+    rows = grain.experimental.ConcatThenSplitIterDataset(
+        documents.shuffle(0).repeat(None).to_iter_dataset(), length_struct={"tokens": 8}
+    ).map(loader._named)
+    shuffled = grain.experimental.WindowShuffleIterDataset(rows, window_size=7, seed=0)
+    plain = iter(shuffled.batch(3, drop_remainder=True))
+    assert_same(take(train_batches(config, Bytes()), 40), take(plain, 40))
+
+
+def test_each_stream_has_documents_of_its_own(corpus):
     source = open_source(corpus, "train")
-    for process in range(2):
-        batches = train_batches(corpus, Bytes(), process_index=process, process_count=2)
+    config = dataclasses.replace(corpus, streams=2)
+    for stream, rows in enumerate(shares(config, 2)):
+        batches = train_batches(config, Bytes(), rows=rows)
         documents = documents_of(real_targets(take(batches, 60)))
         assert next(batches)["inputs"].shape == (2, 8)
-        assert sorted(documents[:20]) == sorted(source[i] for i in range(process, 40, 2))
+        assert sorted(documents[:20]) == sorted(source[i] for i in range(stream, 40, 2))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_global_batches_do_not_depend_on_the_number_of_processes(corpus, packing):
+    config = dataclasses.replace(corpus, streams=4, shuffle_window=20, packing=packing)
+    whole = take(train_batches(config, Bytes()), 30)
+    for processes in (2, 4):
+        parts = [
+            take(train_batches(config, Bytes(), rows=rows), 30)
+            for rows in shares(config, processes)
+        ]
+        assert_same(joined(parts), whole)
+    # A process may hold rows that are not neighbours.
+    apart = take(train_batches(config, Bytes(), rows=[0, 2]), 30)
+    assert_same(apart, [{name: b[name][[0, 2]] for name in b} for b in whole])
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (4, 2), (1, 4)])
+def test_position_is_resumed_by_another_number_of_processes(corpus, before, after):
+    config = dataclasses.replace(corpus, batch_size=8, streams=4, shuffle_window=12)
+    whole = take(train_batches(config, Bytes()), 23)
+    iterators = [train_batches(config, Bytes(), rows=rows) for rows in shares(config, before)]
+    for iterator in iterators:
+        take(iterator, 13)
+    state = json.loads(json.dumps(merged([iterator.get_state() for iterator in iterators])))
+    parts = []
+    for rows in shares(config, after):
+        resumed = train_batches(config, Bytes(), rows=rows)
+        resumed.set_state(state)
+        parts.append(take(resumed, 10))
+    assert_same(joined(parts), whole[13:])
+
+
+def test_spans_do_not_depend_on_the_number_of_processes(spans):
+    spans = dataclasses.replace(spans, streams=2)
+    tokenizer = open_tokenizer(spans)
+    whole = take(train_batches(spans, tokenizer), 4)
+    parts = [take(train_batches(spans, tokenizer, rows=rows), 4) for rows in shares(spans, 2)]
+    for batch, both in zip(whole, joined(parts), strict=True):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, both[name])
+
+
+def test_position_of_other_streams_is_refused(corpus):
+    state = train_batches(corpus, Bytes()).get_state()
+    batches = train_batches(dataclasses.replace(corpus, streams=2), Bytes())
+    with pytest.raises(ValueError, match="does not hold stream 1"):
+        batches.set_state(state)
 
 
 def test_eval_batches_do_not_depend_on_the_number_of_processes(corpus):
     config = dataclasses.replace(corpus, seq_length=4)
     whole = list(eval_batches(config, Bytes()))
-    parts = [
-        list(eval_batches(config, Bytes(), process_index=p, process_count=4)) for p in range(4)
-    ]
-    joined = [
-        {name: np.concatenate([part[name] for part in step]) for name in NAMES}
-        for step in zip(*parts, strict=True)
-    ]
-    assert_same(whole, joined)
+    parts = [list(eval_batches(config, Bytes(), rows=rows)) for rows in shares(config, 4)]
+    assert_same(whole, joined(parts))
 
 
 def test_domains_follow_the_documents():
@@ -258,19 +332,21 @@ def test_throughput_is_well_above_training(library):
     assert measure_throughput(config, seconds=0.5) > 50_000
 
 
-@pytest.mark.parametrize("function", [train_batches, eval_batches])
-def test_batch_must_split_over_processes(corpus, function):
-    with pytest.raises(ValueError, match="batch_size 4 cannot be split over 3") as error:
-        function(corpus, Bytes(), process_count=3)
+def test_rows_must_be_whole_streams(corpus):
+    with pytest.raises(ValueError, match="whole streams of 4 rows .* data.streams=1") as error:
+        train_batches(corpus, Bytes(), rows=[0, 1])
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="process_index 2"):
-        function(corpus, Bytes(), process_index=2, process_count=2)
 
 
-def test_more_processes_than_documents(tmp_path):
-    config = DataConfig(source=write_corpus(tmp_path, ["a"], ["b"]), batch_size=2)
-    with pytest.raises(ValueError, match="cannot feed 2 processes"):
-        train_batches(config, Bytes(), process_index=1, process_count=2)
+def test_batch_must_split_over_streams(corpus):
+    with pytest.raises(ValueError, match="batch_size=4 cannot be split over data.streams=3"):
+        dataclasses.replace(corpus, streams=3)
+
+
+def test_more_streams_than_documents(tmp_path):
+    config = DataConfig(source=write_corpus(tmp_path, ["a"], ["b"]), batch_size=2, streams=2)
+    with pytest.raises(ValueError, match="1 training .* cannot feed data.streams=2"):
+        train_batches(config, Bytes())
 
 
 def test_closed_iterator_refuses(corpus):
@@ -357,7 +433,7 @@ def test_spans_go_on_where_they_stopped(spans):
 def test_spans_of_validation_do_not_depend_on_the_processes(spans):
     tokenizer = open_tokenizer(spans)
     whole = list(eval_batches(spans, tokenizer))
-    parts = [list(eval_batches(spans, tokenizer, process_index=p, process_count=2)) for p in (0, 1)]
+    parts = [list(eval_batches(spans, tokenizer, rows=rows)) for rows in shares(spans, 2)]
     for batch, *halves in zip(whole, *parts, strict=True):
         for name, array in batch.items():
             np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))

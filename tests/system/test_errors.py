@@ -34,6 +34,9 @@ _CASES = {
     "heads over mesh": (["--config.mesh.model=4"], ["model.num_heads=2", "mesh.model=4"]),
     "leak": (["--config.model.moe.router.preset=expert_choice"], ["allow_future_leak"]),
     "extra argument": (["steps=3"], ["'steps=3'"]),
+    "no other processes": (["--distributed"], ["Slurm", "pass --coordinator=HOST:PORT"]),
+    "process alone": (["--process_id=1"], ["--process_id", "add --distributed"]),
+    "streams": (["--config.data.streams=3"], ["data.batch_size=8", "data.streams=3"]),
     "unknown flag": (["--wrokdir=x"], ["wrokdir"]),
 }
 

@@ -551,15 +551,17 @@ def test_kill_at_a_chosen_point(tmp_path, point):
 # ---------------------------------------------------------------- several processes
 
 
-def test_input_position_of_another_number_of_processes(tmp_path):
+def test_input_positions_of_several_processes_are_united(tmp_path):
     old, _ = save_two(tmp_path)
     positions = tmp_path / "20" / "data_state"
-    (positions / "process_1.json").write_text((positions / "process_0.json").read_text())
+    (positions / "process_1.json").write_text('{"at":20,"streams":{"1":{"n":2}}}')
+    (positions / "process_2.json").write_text('{"at":20,"streams":{"2":{"n":3}}}')
     checkpoint._write_integrity(tmp_path / "20")
-    assert Checkpoints(tmp_path).restore(like(old))[2] == {"at": 20}
-    (positions / "process_1.json").write_text('{"at":21}')
+    united = {"at": 20, "streams": {"1": {"n": 2}, "2": {"n": 3}}}
+    assert Checkpoints(tmp_path).restore(like(old))[2] == united
+    (positions / "process_3.json").write_text('{"streams":{"2":{"n":4}}}')
     checkpoint._write_integrity(tmp_path / "20")
-    with pytest.raises(CheckpointError, match="is that of 2 processes, but this run has 1"):
+    with pytest.raises(CheckpointError, match="do not fit together: /streams/2/n is 3 and 4"):
         Checkpoints(tmp_path).restore(like(old))
 
 
@@ -581,13 +583,14 @@ like = {"w": jax.ShapeDtypeStruct(full.shape, full.dtype, sharding=sharding)}
 
 def assert_restores(step, position):
     found, restored, data = checkpoints.restore(like)
-    assert (found, data) == (step, {"host": index, "at": position}), (found, data)
+    both = {str(host): position + host for host in range(2)}
+    assert (found, data) == (step, {"host": both}), (found, data)
     for shard in restored["w"].addressable_shards:
         assert (np.asarray(shard.data) == full[shard.index]).all()
 
 with Checkpoints(directory) as checkpoints:
     for step in (1, 2):
-        checkpoints.save(step, state, {"host": index, "at": step})
+        checkpoints.save(step, state, {"host": {str(index): step + index}})
     assert_restores(2, 2)
     if index == 0:
         path = next(Path(directory, "2", "state", "ocdbt.process_1", "d").iterdir())
@@ -596,7 +599,7 @@ with Checkpoints(directory) as checkpoints:
         path.write_bytes(bytes(content))
     multihost_utils.sync_global_devices("damaged")
     assert_restores(1, 1)
-    checkpoints.save(2, state, {"host": index, "at": 22})
+    checkpoints.save(2, state, {"host": {str(index): 22 + index}})
     assert_restores(2, 22)
     try:
         checkpoints.save(2, state, {})
