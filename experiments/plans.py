@@ -113,7 +113,7 @@ PLANS = (
         "switch_xxl_128.v4",
         "switch_xxl_128",
         "v4:8x8x8",
-        "fsdp=4,expert=128",
+        "fsdp=16,expert=32",
         (*_groups(2048, 456),),
     ),
     Planned(

@@ -20,7 +20,6 @@ def test_a_plan_is_of_its_configuration_and_its_machine(planned):
     assert found["parameters"] == counted["total"] + counted["lookahead"]
     assert found["sources"] == list(topology.parse(planned.topology).chip.sources)
     assert found["devices"] == topology.parse(planned.topology).num_devices
-    assert found["planning"]["seconds"] < 600
     assert found["planning"]["peak_bytes"] < 20 * 2**30
 
 
