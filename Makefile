@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: train test parity lint clean
+.PHONY: train test parity planner lint clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -17,6 +17,10 @@ test: $(STAMP) lint
 # The reference implementations, for the tests that compare with them live.
 parity: $(STAMP)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[parity]
+
+# The TPU compiler, for plans of TPUs that are not here.
+planner: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[tpu]
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
