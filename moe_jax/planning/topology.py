@@ -69,10 +69,9 @@ class Chip:
 
 
 _TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
-_SCALING_BOOK = "https://jax-ml.github.io/scaling-book/tpus"
 
-# The pages print the interconnect of a chip in both directions (v4 and v5p older: in one, in Gbps);
-# divided by its links, 4 in a 2D and 6 in a 3D torus, they agree with the table of the last source.
+# The pages print the interconnect of a chip in both directions, which its links share equally: 4 in
+# a 2D and 6 in a 3D torus.
 _CHIPS = (
     Chip(
         "v4",
@@ -85,7 +84,6 @@ _CHIPS = (
         sources=(
             f"{_TPU_DOCS}v4: 275 TFLOPs, 32 GiB, 1200 GBps",
             "https://arxiv.org/abs/2304.01433 table 4: six links of 50 GB/s",
-            _SCALING_BOOK,
         ),
     ),
     Chip(
@@ -96,10 +94,7 @@ _CHIPS = (
         hbm_bandwidth=819 * GB,
         link_bandwidth=50 * GB,
         links=4,
-        sources=(
-            f"{_TPU_DOCS}v5e: 197 TFLOPs, 16 GB, 819 GBps, 4 ports, 400 GBps both ways",
-            _SCALING_BOOK,
-        ),
+        sources=(f"{_TPU_DOCS}v5e: 197 TFLOPs, 16 GB, 819 GBps, 4 ports, 400 GBps both ways",),
     ),
     Chip(
         "v5p",
@@ -109,10 +104,7 @@ _CHIPS = (
         hbm_bandwidth=2765 * GB,
         link_bandwidth=100 * GB,
         links=6,
-        sources=(
-            f"{_TPU_DOCS}v5p: 459 TFLOPs, 95 GiB, 2765 GBps, 1200 GBps both ways, 3D torus",
-            _SCALING_BOOK,
-        ),
+        sources=(f"{_TPU_DOCS}v5p: 459 TFLOPs, 95 GiB, 2765 GBps, 1200 GBps both ways, 3D torus",),
     ),
     Chip(
         "v6e",
@@ -125,7 +117,6 @@ _CHIPS = (
         sources=(
             f"{_TPU_DOCS}v6e and {_TPU_DOCS}tpu7x: 918 TFLOPs, 32 GiB, 1638 GBps, "
             "800 GBps both ways, 2D torus",
-            _SCALING_BOOK,
         ),
     ),
     Chip(
