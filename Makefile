@@ -6,13 +6,17 @@ RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: train test parity planner lint clean
+.PHONY: train test exhaustive parity planner lint clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(STAMP) lint
 	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile
+
+# All cases of matrices of which `make test` runs a covering part.
+exhaustive: $(STAMP)
+	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile -m exhaustive
 
 # The reference implementations, for the tests that compare with them live.
 parity: $(STAMP)

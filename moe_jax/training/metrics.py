@@ -13,8 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -120,6 +118,9 @@ class MetricsWriter:
         path = workdir / METRICS
         self._found = _truncate(path, math.inf if resume_step is None else resume_step)
         self._lines = path.open("a")
+        # Here, because it imports torch where there is one, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         self._events = SummaryWriter(
             str(workdir / TENSORBOARD),
             purge_step=None if resume_step is None else resume_step + 1,
@@ -142,6 +143,8 @@ class MetricsWriter:
         self._lines.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._lines.flush()
         numbers = flatten({key: item for key, item in record.items() if key != "step"})
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values = [
             Summary.Value(tag=f"{record['kind']}/{name}", simple_value=number)
             for name, number in numbers.items()

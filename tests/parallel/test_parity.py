@@ -18,6 +18,7 @@ from moe_jax.nn.moe import MoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.parallel.mesh import batch_shards
+from tests.matrix import covering
 
 # data, expert, model, fsdp and sequence.
 MESHES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 1, 8), (1, 2, 2, 2)]
@@ -87,8 +88,7 @@ def layer_alone(name: str):
     return jax.jit(layer_step)(layer(name), X, VALID)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(("name", "sizes"), covering(ROUTERS, MESHES))
 def test_the_layer_is_the_same_on_every_mesh(sizes, name):
     same(on_mesh(layer_step, sizes, layer(name), X, VALID), layer_alone(name))
 
@@ -99,8 +99,7 @@ RING = {"transport": "gather", "exchange": "ring", "expert_dropout": 0.0}
 ACROSS = [(4, 2, 1), (1, 8, 1), (2, 2, 2), (1, 2, 2, 2), (2, 2, 1, 1, 2)]
 
 
-@pytest.mark.parametrize("name", ["switch", "gshard"])
-@pytest.mark.parametrize("sizes", ACROSS, ids=str)
+@pytest.mark.parametrize(("name", "sizes"), covering(["switch", "gshard"], ACROSS, 2))
 def test_an_exchange_said_outright_gives_the_same(sizes, name):
     moe = layer(name, exchange="all_to_all")
     same(on_mesh(layer_step, sizes, moe, X, VALID), layer_alone(name))
@@ -112,8 +111,9 @@ def dropless_alone(name: str):
     return jax.jit(layer_step)(layer(name, **settings), X, VALID)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "expert_choice", "llama4"])
-@pytest.mark.parametrize("sizes", ACROSS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "sizes"), covering(["mixtral", "expert_choice", "llama4"], ACROSS)
+)
 def test_tokens_that_go_round_give_the_same(sizes, name):
     same(on_mesh(layer_step, sizes, layer(name, **RING), X, VALID), dropless_alone(name))
 

@@ -19,6 +19,7 @@ from moe_jax.parallel.rules import spec
 from moe_jax.training.optimizer import Constant, OptimizerConfig, make_optimizer
 from moe_jax.training.state import named_leaves
 from moe_jax.training.step import Objective, train_step
+from tests.matrix import covering
 from tests.training.test_step import (
     LENGTH,
     ROWS,
@@ -90,8 +91,7 @@ def gradients(state):
     return {name: np.asarray(leaf) for name, leaf in leaves if name.startswith("opt_state/0/")}
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize(("name", "sizes"), covering(list(ROUTERS), MESHES))
 def test_training_is_the_same_on_every_mesh(name, sizes):
     report, state, losses = trained(name, sizes)
     wanted, alone, expected_losses = trained(name, ONE)
