@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-# A core trains an arm in about a minute: few parameters and some 60 tokens for each, so that more
-# experts have something to add. One group is the whole batch, as a TPU core's was.
+# A core trains an arm in about a minute and a half: few parameters and some 80 tokens for each, so
+# that more experts have something to add. One group is the whole batch, as a TPU core's was.
 CPU = {
     "model.num_layers": 2,
     "model.width": 32,
@@ -21,9 +21,9 @@ CPU = {
     "data.seq_length": 128,
     "data.batch_size": 32,
     "data.eval_documents": 32,
-    "training.steps": 500,
+    "training.steps": 800,
     "training.log_every": 5,
-    "training.checkpoint_every": 500,
+    "training.checkpoint_every": 800,
 }
 # 20 to 60 million active parameters.
 GPU = {
