@@ -7,18 +7,17 @@ command after an interruption to go on.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from experiments.ablation import SCALES, Ablation
+from experiments.ablation import SCALES
+from experiments.catalogue import command_of, load
 from experiments.runs import Run, execute, record, runs_of
 from experiments.tables import write_report
 from moe_jax import cli
-from moe_jax.errors import ConfigError
 from moe_jax.planning import count
 
 _ABLATION = flags.DEFINE_string("ablation", None, "File of the ablation.", required=True)
@@ -34,22 +33,6 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.")
 # What these machines sustain in training, FLOP/s: 2 cores on configs/quickstart.py (measured), and
 # guesses for the others.
 _RATE = {"cpu": 4e10, "gpu": 1e14, "pod": 1e16}
-
-
-def load(file: Path) -> Ablation:
-    """Returns the ``ABLATION`` of a file.
-
-    Raises:
-        ConfigError: if there is no such file, or nothing of this name in it.
-    """
-    if not file.is_file():
-        raise ConfigError(f"--ablation={file} is not a file; see experiments/*/*.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "ABLATION", None), Ablation):
-        raise ConfigError(f"{file} defines no ABLATION: see experiments/switch/capacity_factor.py")
-    return module.ABLATION
 
 
 def main() -> None:
@@ -68,7 +51,7 @@ def main() -> None:
     records = [record(run) for run in runs]
     lines = "".join(json.dumps(line) + "\n" for line in records)
     (output / "results.jsonl").write_text(lines)
-    command = f"python -m experiments.run --ablation={file} --scale={_SCALE.value}"
+    command = command_of(file, ablation, records, _OUTPUT.value)
     write_report(ablation, records, command, output)
     print(f"report: {output}/report.md")
 

@@ -181,12 +181,15 @@ def record(run: Run) -> dict[str, Any]:
     return {
         "arm": run.arm,
         "seed": run.seed,
+        "scale": run.argument.split(",")[1],
         "config": run.folder.name,
         "parameters": result["total_parameters"],
         "flops_per_token": result["flops_per_token"],
         "training_flops": run.training_flops,
+        "steps": result["steps"],
         "tokens": result["tokens"],
         "seconds": result["seconds"],
-        **{name: read(run) for name, read in METRICS.items()},
+        "device": result["device"],
+        **{name: value for name, read in METRICS.items() if (value := read(run)) is not None},
         "curve": [[line["step"], line["loss"]] for line in lines],
     }
