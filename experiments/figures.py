@@ -121,7 +121,9 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
     if found:
         places, effects = zip(*found, strict=True)
         means, halves = zip(*((e.mean, e.half_width) for e in effects), strict=True)
-        axes.errorbar(places, means, yerr=halves, fmt="o-", capsize=3, label="measured here")
+        axes.errorbar(
+            (start, *places), (0, *means), (0, *halves), fmt="o-", capsize=3, label="measured here"
+        )
     for name, values in overlay.series.items():
         shift = values.get(start, 0.0)
         places = sorted(values)
