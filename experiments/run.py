@@ -26,13 +26,16 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; WORKDIR/NAM
 _SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "Sizes and budgets.")
 _SEEDS = flags.DEFINE_integer("seeds", 0, "Seeds; 0 for the ablation's own number.", lower_bound=0)
 _ARMS = flags.DEFINE_list("arms", [], "Only these arms.")
-_SIDE_BY_SIDE = flags.DEFINE_integer("side_by_side", 1, "Runs at a time, a GPU each.", 1)
+_SIDE_BY_SIDE = flags.DEFINE_integer(
+    "side_by_side", 1, "Runs at a time, with a share of the cores and a GPU each.", 1
+)
 _STEPS = flags.DEFINE_integer("steps", 0, "Only so many steps, for a trial.", lower_bound=0)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.")
 
-# What these machines sustain in training, FLOP/s: 2 cores on configs/quickstart.py (measured), and
-# guesses for the others.
-_RATE = {"cpu": 4e10, "gpu": 1e14, "pod": 1e16}
+# What training sustains, FLOP/s (one core at this scale, measured; the others are guesses), and
+# seconds that a run takes beside it.
+_RATE = {"cpu": 1e10, "gpu": 1e14, "pod": 1e16}
+_START = 20
 
 
 def main() -> None:
@@ -64,8 +67,9 @@ def _dry(runs: list[Run]) -> str:
         flops = f"{run.training_flops:.2e}"
         lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
     unique = {run.folder: run for run in runs if not run.finished}.values()
-    minutes = sum(run.training_flops for run in unique) / _RATE[_SCALE.value] / 60
-    lines.append(f"{len(runs)} runs, {len(unique)} to train, some {minutes:.0f} min of computing")
+    training = sum(run.training_flops for run in unique) / _RATE[_SCALE.value]
+    minutes = (training + _START * len(unique)) / _SIDE_BY_SIDE.value / 60
+    lines.append(f"{len(runs)} runs, {len(unique)} to train, some {minutes:.0f} min")
     return "\n".join(lines)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.ablation import Ablation
-from moe_jax.build import describe
 from moe_jax.experiment import Experiment
 from moe_jax.planning import count
 from moe_jax.training.loop import TrainingError
@@ -28,6 +27,7 @@ from moe_jax.workdir import RESULT
 _LOG = "log.txt"
 # Neither changes what a run computes.
 _FREE = ("mesh", "name")
+_COMPILED = "compiled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +98,32 @@ def runs_of(
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Returns a hash of everything in a configuration that changes what a run computes."""
-    described = {key: value for key, value in describe(experiment).items() if key not in _FREE}
-    text = json.dumps(described, sort_keys=True)
+    """Returns a hash of everything in a configuration that changes what a run computes.
+
+    Settings at their default are left out, so that results outlive new settings.
+    """
+    chosen = {key: value for key, value in _chosen(experiment).items() if key not in _FREE}
+    text = json.dumps(chosen, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _chosen(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_chosen(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    set_ = {
+        field.name: _chosen(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != _default(field)
+    }
+    return {"type": type(value).__name__, **set_}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
@@ -110,7 +132,8 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     Args:
         runs: of one ablation; equal ones are trained once.
         file: the ablation's.
-        side_by_side: how many at a time, each on an accelerator of its own.
+        side_by_side: how many at a time, each with its share of the cores and, if there are
+            several accelerators, with one of its own.
 
     Raises:
         TrainingError: if a run fails; its message is the run's last line.
@@ -123,7 +146,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     def one(run: Run) -> None:
         place = places.get()
         try:
-            _train(run, file, place if side_by_side > 1 else None)
+            _train(run, file, _Place(place, side_by_side))
         finally:
             places.put(place)
 
@@ -132,17 +155,37 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
             bar.update()
 
 
-def _train(run: Run, file: Path, place: int | None) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """One of several shares of the machine."""
+
+    index: int
+    of: int
+
+    def take(self) -> dict[str, str]:
+        """Binds this thread, and what it starts, to its cores; returns the environment."""
+        if self.of == 1:
+            return {}
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(os.getpid()))
+            os.sched_setaffinity(0, cores[self.index :: self.of] or cores)
+        return {"CUDA_VISIBLE_DEVICES": str(self.index)}
+
+
+def _train(run: Run, file: Path, place: _Place) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
     command.append(f"--config.training.steps={run.experiment.training.steps}")
-    alone = {} if place is None else {"CUDA_VISIBLE_DEVICES": str(place)}
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str((run.folder.parent / _COMPILED).absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     with (run.folder / _LOG).open("a") as log:
         done = subprocess.run(
             [*command, f"--workdir={run.folder}"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | alone,
+            env=os.environ | compiled | place.take(),
         )
     if done.returncode or not run.finished:
         last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]

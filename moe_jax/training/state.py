@@ -57,8 +57,8 @@ class Recipe:
     seed: int
     mesh: Mesh
 
-    def _init(self) -> tuple[nnx.GraphDef, TrainState]:
-        key = jax.random.key(self.seed)
+    def _init(self, seed: int | jax.Array) -> tuple[nnx.GraphDef, TrainState]:
+        key = jax.random.key(seed)
         model = models.make(self.model, self.vocab_size, jax.random.fold_in(key, 0))
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         zero = jnp.int32(0)
@@ -71,7 +71,7 @@ class Recipe:
         graphs = []
 
         def state_only() -> TrainState:
-            graph, state = self._init()
+            graph, state = self._init(self.seed)
             graphs.append(graph)
             return state
 
@@ -86,7 +86,9 @@ class Recipe:
         graph, shapes = self.abstract()
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
         with jax.set_mesh(self.mesh):
-            return graph, jax.jit(lambda: self._init()[1], out_shardings=shardings)()
+            # The seed is an argument, so that runs of all seeds are one compiled program.
+            init = jax.jit(lambda seed: self._init(seed)[1], out_shardings=shardings)
+            return graph, init(self.seed)
 
 
 def named_leaves(state: TrainState) -> dict[str, Any]:
