@@ -221,7 +221,7 @@ def main() -> None:
     """Writes or checks the index."""
     every = entries()
     if _FIGURES.value and not _CHECK.value:
-        for result in results(every):
+        for result in results(every, RESULTS):
             folder = RESULTS / result.folder
             write_report(result.entry.ablation, result.records, result.command, folder)
     files = made(every, RESULTS, README)

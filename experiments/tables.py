@@ -210,7 +210,7 @@ def _verdicts(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
 def _notes(ablation: Ablation) -> list[str]:
     if not ablation.notes:
         return []
-    return ["What was tried to explain it:", "", *(f"* {note}" for note in ablation.notes)]
+    return ["Notes:", "", *(f"* {note}" for note in ablation.notes)]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

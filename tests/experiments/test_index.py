@@ -1,10 +1,12 @@
 import dataclasses
 import json
 import re
+import types
 from pathlib import Path
 
 import pytest
 
+from experiments import index
 from experiments.catalogue import RESULTS, Entry, Result, command_of, entries, read, results
 from experiments.derived import DERIVED
 from experiments.index import BEGIN, END, README, made, outdated, put
@@ -132,6 +134,28 @@ def test_results_are_read_in_the_order_of_the_ablations(folder):
     found = results((ENTRY, OTHER), folder)
     assert [result.folder.as_posix() for result in found] == ["tiny", "tiny/gpu", "other"]
     assert read(folder / "tiny" / "results.jsonl") == records()
+
+
+def test_the_command_writes_and_checks(folder, monkeypatch, capsys):
+    write(folder, "tiny", records())
+    monkeypatch.setattr(index, "RESULTS", folder)
+    monkeypatch.setattr(index, "README", folder / "README.md")
+    monkeypatch.setattr(index, "entries", lambda: [ENTRY])
+
+    def run(check=False, figures=False):
+        monkeypatch.setattr(index, "_CHECK", types.SimpleNamespace(value=check))
+        monkeypatch.setattr(index, "_FIGURES", types.SimpleNamespace(value=figures))
+        index.main()
+        return capsys.readouterr().out
+
+    with pytest.raises(SystemExit) as stopped:
+        run(check=True)
+    assert stopped.value.code == 1
+    assert "README.md, index.html, tiny/report.md; run python -m" in capsys.readouterr().out
+    assert not (folder / "index.html").exists()
+    assert "written: index.html" in run(figures=True)
+    assert (folder / "tiny" / "overlay.svg").exists()
+    assert run(check=True) == ""
 
 
 def test_nothing_yet(folder):
