@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from experiments.overlay import Overlay
 from moe_jax.build import build
 from moe_jax.errors import ConfigError, nearest
 from moe_jax.experiment import Experiment
 
 Settings = Mapping[str, Any]
+Axis = Literal["tokens", "flops", "energy"]
 SCALES = ("cpu", "gpu", "pod")
 
 
@@ -24,13 +26,30 @@ class Published:
         source: paper and table.
         scale: of its experiment, in words.
         metric: what the numbers are, in words.
-        values: by arm; arms that it does not have are left out.
+        values: by arm, as printed; arms that it does not have are left out.
+        measures: the metric of a record that is the same quantity, of other data; none if there
+            is no such metric, as for accuracies.
+        negated: the paper prints minus this quantity, as a negative log perplexity is minus a loss.
     """
 
     source: str
     scale: str
     metric: str
     values: Mapping[str, float]
+    measures: str | None = None
+    negated: bool = False
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The values with the sign of the metric that is measured here."""
+        return {arm: -value if self.negated else value for arm, value in self.values.items()}
+
+    def effect(self, metric: str, low: str, high: str) -> float | None:
+        """Returns ``high - low`` of a metric as far as it is printed, else none."""
+        values = self.measured
+        if metric != self.measures or not {low, high} <= values.keys():
+            return None
+        return round(values[high] - values[low], 6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +58,14 @@ class Claim:
 
     Attributes:
         text: in words, with its source.
-        metric: a name in ``experiments.runs.METRICS``.
+        metric: a name in ``experiments.runs.METRICS`` or ``experiments.derived.DERIVED``.
         low: the arm where the metric is said to be lower.
         high: the other arm.
         margin: by more than this; with ``within``, apart by at most this.
         within: the claim is that the two are about equal.
+        published: the paper's effect ``high - low`` in this metric, where the ablation's
+            ``published`` does not have both arms.
+        paper: where that stands, or what stands there instead of a number.
     """
 
     text: str
@@ -52,6 +74,25 @@ class Claim:
     high: str
     margin: float = 0.0
     within: bool = False
+    published: float | None = None
+    paper: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What is published of a claim.
+
+    Attributes:
+        value: ``high - low`` in the claim's metric; none if no number is printed.
+        source: where; empty if nothing is published.
+    """
+
+    value: float | None
+    source: str
+
+    def __str__(self) -> str:
+        number = "" if self.value is None else f"{self.value:+.4g}"
+        return ", ".join(part for part in (number, self.source) if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +110,10 @@ class Ablation:
         metric: what figures show, a name in ``experiments.runs.METRICS``.
         published: what papers report.
         claims: what is tested.
+        threshold_arm: the arm whose last training loss the others are timed to; none if empty.
+        against: what else than steps the training loss is drawn against.
+        overlay: published series and laws to draw the metric with.
+        notes: what was tried to explain a contradiction, and what else must be known.
     """
 
     name: str
@@ -80,10 +125,16 @@ class Ablation:
     metric: str = "loss"
     published: tuple[Published, ...] = ()
     claims: tuple[Claim, ...] = ()
+    threshold_arm: str = ""
+    against: tuple[Axis, ...] = ()
+    overlay: Overlay | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         named = [arm for claim in self.claims for arm in (claim.low, claim.high)]
         named += [arm for paper in self.published for arm in paper.values]
+        named += [self.threshold_arm] if self.threshold_arm else []
+        named += self.overlay.places if self.overlay else []
         for arm in named:
             self.check_arm(arm)
         arms = [item for settings in self.arms.values() for item in settings.items()]
@@ -103,6 +154,16 @@ class Ablation:
         """
         if arm not in self.arms:
             raise ConfigError(f"{self.name} has no arm {arm!r}{nearest(arm, self.arms)}")
+
+    def effect(self, claim: Claim) -> Effect:
+        """Returns what is published of a claim: what it says itself, or else the first paper."""
+        if claim.published is not None or claim.paper:
+            return Effect(claim.published, claim.paper)
+        for paper in self.published:
+            value = paper.effect(claim.metric, claim.low, claim.high)
+            if value is not None:
+                return Effect(value, paper.source)
+        return Effect(None, "")
 
     def config(self, arm: str, scale: str = "cpu", seed: int = 0) -> ConfigDict:
         """Returns the configuration of one run.

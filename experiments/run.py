@@ -7,18 +7,17 @@ command after an interruption to go on.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from experiments.ablation import SCALES, Ablation
+from experiments.ablation import SCALES
+from experiments.catalogue import command_of, load
 from experiments.runs import Run, execute, record, runs_of
 from experiments.tables import write_report
 from moe_jax import cli
-from moe_jax.errors import ConfigError
 from moe_jax.planning import count
 
 _ABLATION = flags.DEFINE_string("ablation", None, "File of the ablation.", required=True)
@@ -39,22 +38,6 @@ _RATE = {"cpu": 1e10, "gpu": 1e14, "pod": 1e16}
 _START = 20
 
 
-def load(file: Path) -> Ablation:
-    """Returns the ``ABLATION`` of a file.
-
-    Raises:
-        ConfigError: if there is no such file, or nothing of this name in it.
-    """
-    if not file.is_file():
-        raise ConfigError(f"--ablation={file} is not a file; see experiments/*/*.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "ABLATION", None), Ablation):
-        raise ConfigError(f"{file} defines no ABLATION: see experiments/switch/capacity_factor.py")
-    return module.ABLATION
-
-
 def main() -> None:
     """Trains what is missing and writes the report."""
     file = Path(_ABLATION.value)
@@ -71,7 +54,7 @@ def main() -> None:
     records = [record(run) for run in runs]
     lines = "".join(json.dumps(line) + "\n" for line in records)
     (output / "results.jsonl").write_text(lines)
-    command = f"python -m experiments.run --ablation={file} --scale={_SCALE.value}"
+    command = command_of(file, ablation, records, _OUTPUT.value)
     write_report(ablation, records, command, output)
     print(f"report: {output}/report.md")
 

@@ -205,11 +205,30 @@ def _over_layers(name: str) -> Callable[[dict[str, Any]], float]:
     return lambda line: float(np.mean([layer[name] for layer in line["layers"]] or [0.0]))
 
 
-METRICS: dict[str, Callable[[Run], float]] = {
+def _of_domains(name: str) -> Callable[[Run], float | None]:
+    """Mean over MoE layers of a score on text of known domains; none of other text."""
+
+    def read(run: Run) -> float | None:
+        layers = run.result.get("specialisation", {}).get("layers")
+        return float(np.mean([layer[name] for layer in layers])) if layers else None
+
+    return read
+
+
+def _excess_loss(run: Run) -> float | None:
+    best = run.result.get("best_possible_loss")
+    return None if best is None else run.result["loss"] - best
+
+
+# None where a run has no such thing.
+METRICS: dict[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result["loss"],
     "bits_per_byte": lambda run: run.result["bits_per_byte"],
     "train_loss": lambda run: _late(run, lambda line: line["loss"]),
     "dropped": lambda run: _late(run, lambda line: line["dropped_fraction"]),
+    "mutual_information": _of_domains("mutual_information"),
+    "purity": _of_domains("purity"),
+    "excess_loss": _excess_loss,
     "max_violation": lambda run: _late(run, _over_layers("max_violation")),
     "load_entropy": lambda run: _late(run, _over_layers("load_entropy")),
     "tokens_per_second": lambda run: float(
@@ -224,12 +243,15 @@ def record(run: Run) -> dict[str, Any]:
     return {
         "arm": run.arm,
         "seed": run.seed,
+        "scale": run.argument.split(",")[1],
         "config": run.folder.name,
         "parameters": result["total_parameters"],
         "flops_per_token": result["flops_per_token"],
         "training_flops": run.training_flops,
+        "steps": result["steps"],
         "tokens": result["tokens"],
         "seconds": result["seconds"],
-        **{name: read(run) for name, read in METRICS.items()},
+        "device": result["device"],
+        **{name: value for name, read in METRICS.items() if (value := read(run)) is not None},
         "curve": [[line["step"], line["loss"]] for line in lines],
     }

@@ -7,19 +7,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from experiments.ablation import Ablation
-from experiments.verdicts import Verdict, judge
+from experiments import figures
+from experiments.ablation import Ablation, Published
+from experiments.derived import (
+    DERIVED,
+    ENERGY,
+    RATIOS,
+    Record,
+    Records,
+    by_arm,
+    paired,
+    ratio,
+    values_of,
+    with_thresholds,
+)
+from experiments.overlay import Overlay
+from experiments.verdicts import MISSING, Verdict, judge
 
-Records = Sequence[dict[str, Any]]
-_SHOWN = ("loss", "dropped", "max_violation", "tokens_per_second")
-_FORMATS = {"dropped": "{:.1%}", "tokens_per_second": "{:,.0f}"}
+# Shown where any arm has them; the last ones only of the sources and ablations that give them.
+_SHOWN = (
+    "loss",
+    "dropped",
+    "max_violation",
+    "load_entropy",
+    "excess_loss",
+    "mutual_information",
+    "purity",
+    *DERIVED,
+)
+_FORMATS = {
+    "dropped": "{:.1%}",
+    "purity": "{:.1%}",
+    "tokens_per_second": "{:,.0f}",
+    "steps_to": "{:,.0f}",
+    "seconds_to": "{:,.1f}",
+}
+_ALT = {
+    figures.CURVES: "Training loss of every arm, mean and range over seeds",
+    figures.AGAINST: "The same against what training takes",
+    figures.OVERLAY: "Measured and published differences to the first arm",
+    figures.EFFECTS: "Effects with their intervals",
+}
 
 
 def write_report(ablation: Ablation, records: Records, command: str, folder: Path) -> None:
-    """Writes ``report.md`` and the figures ``curves`` and ``effects`` as PNG and SVG.
+    """Writes ``report.md`` and its figures as PNG and SVG.
 
     Args:
         ablation: the ablation.
@@ -27,127 +60,159 @@ def write_report(ablation: Ablation, records: Records, command: str, folder: Pat
         command: that made them.
         folder: where to.
     """
-    verdicts = [found for claim in ablation.claims if (found := judge(claim, records))]
-    _save(_curves(ablation, records), folder / "curves")
-    if verdicts:
-        _save(_effects(verdicts), folder / "effects")
+    verdicts = judged(ablation, records)
+    figures.draw(ablation, records, verdicts, folder)
     (folder / "report.md").write_text(markdown(ablation, records, verdicts, command))
+
+
+def judged(ablation: Ablation, records: Records) -> list[Verdict]:
+    """Returns the verdicts on those claims that have one."""
+    lines = with_thresholds(ablation, records)
+    return [found for claim in ablation.claims if (found := judge(claim, lines))]
 
 
 def markdown(
     ablation: Ablation, records: Records, verdicts: Sequence[Verdict], command: str
 ) -> str:
     """Returns the report; arms that did not run are left out."""
+    lines = with_thresholds(ablation, records)
+    minutes = minutes_of(records)
     seeds = len({line["seed"] for line in records})
-    seconds = sum(line["seconds"] for line in records)
-    return "\n".join(
-        [
-            f"# {ablation.title}",
-            "",
-            f"`{command}`: {len(records)} runs with {seeds} paired seeds, {seconds / 60:.0f} min.",
-            "",
-            *_measured(ablation, records),
-            "",
-            *_published(ablation, records),
-            *_verdicts(verdicts),
-            "![Training loss of every arm, mean and range over seeds](curves.svg)",
-            "",
-            *(["![Effects with their intervals](effects.svg)", ""] if verdicts else []),
-        ]
-    )
+    parts = [
+        [f"# {ablation.title}"],
+        [f"`{command}`: {len(records)} runs with {seeds} paired seeds, {minutes:.0f} min."],
+        few_seeds(ablation, records),
+        _measured(ablation, lines),
+        *(_published(ablation, lines, paper) for paper in ablation.published),
+        _overlay(ablation, ablation.overlay, lines) if ablation.overlay else [],
+        _verdicts(ablation, verdicts),
+        [ENERGY] if "energy" in ablation.against else [],
+        *([f"![{_ALT[name]}]({name}.svg)"] for name in figures.names(ablation, verdicts)),
+        _notes(ablation),
+    ]
+    return "\n".join(line for part in parts if part for line in (*part, ""))
+
+
+def minutes_of(records: Records) -> float:
+    """Returns the minutes of all runs; of equal runs one counts."""
+    return sum({line["config"]: line["seconds"] for line in records}.values()) / 60
+
+
+def few_seeds(ablation: Ablation, records: Records) -> list[str]:
+    """Returns a warning if an arm has fewer seeds than the ablation asks for."""
+    counts = [len(mine) for mine in by_arm(ablation, records).values()]
+    if not counts or min(counts) >= ablation.seeds:
+        return []
+    return [
+        f"Too few seeds: {min(counts)} of {ablation.seeds}, so intervals are wide or missing "
+        "and no verdict here is final."
+    ]
 
 
 def _measured(ablation: Ablation, records: Records) -> list[str]:
-    names = dict.fromkeys((ablation.metric, *_SHOWN))
-    lines = [
-        f"| arm | parameters | FLOPs per token | {' | '.join(names)} |",
-        "|---|---|---|" + "---|" * len(names),
-    ]
-    for arm, mine in _by_arm(ablation, records).items():
-        values = (_mean(name, mine) for name in names)
+    names = [n for n in dict.fromkeys((ablation.metric, *_SHOWN)) if _any(n, records)]
+    arms = by_arm(ablation, records)
+    first = next(iter(arms.values()))
+    header = ["arm", "parameters", "FLOPs per token", *names, "tokens_per_second", "ratio"]
+    rows = []
+    for arm, mine in arms.items():
         size, flops = mine[0]["parameters"], mine[0]["flops_per_token"]
-        lines.append(f"| {arm} | {size:,} | {flops:,} | {' | '.join(values)} |")
-    return [*lines, "", "Means over seeds; loss in nats per token on validation text."]
-
-
-def _mean(name: str, records: Records) -> str:
-    values = [line[name] for line in records]
-    form = _FORMATS.get(name, "{:.4f}")
-    spread = f" ± {np.std(values, ddof=1):.4f}" if name == "loss" and len(values) > 1 else ""
-    return form.format(float(np.mean(values))) + spread
-
-
-def _published(ablation: Ablation, records: Records) -> list[str]:
-    lines = []
-    for paper in ablation.published:
-        lines += [
-            f"{paper.source}, {paper.scale}: {paper.metric}.",
-            "",
-            "| arm | published | measured here |",
-            "|---|---|---|",
-        ]
-        for arm, mine in _by_arm(ablation, records).items():
-            value = paper.values.get(arm)
-            said = "" if value is None else f"{value:g}"
-            lines.append(f"| {arm} | {said} | {_mean(ablation.metric, mine)} |")
-        lines.append("")
-    return lines
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
-    if not verdicts:
-        return []
-    lines = [
-        "| claim | metric | effect (high - low), 95 % interval | verdict |",
-        "|---|---|---|---|",
-    ]
-    for found in verdicts:
-        claim = found.claim
-        lines.append(f"| {claim.text} | {claim.metric} | {found.effect} | **{found.text}** |")
-    return [*lines, ""]
-
-
-def _by_arm(ablation: Ablation, records: Records) -> dict[str, list[dict[str, Any]]]:
-    found = {arm: [line for line in records if line["arm"] == arm] for arm in ablation.arms}
-    return {arm: mine for arm, mine in found.items() if mine}
-
-
-def _curves(ablation: Ablation, records: Records) -> Figure:
-    figure, axes = _figure()
-    for arm, mine in _by_arm(ablation, records).items():
-        steps = [step for step, _ in mine[0]["curve"]]
-        losses = np.array([[loss for _, loss in line["curve"]] for line in mine])
-        (drawn,) = axes.plot(steps, losses.mean(0), label=arm, linewidth=1.4)
-        axes.fill_between(
-            steps, losses.min(0), losses.max(0), color=drawn.get_color(), alpha=0.15, linewidth=0
+        speed = ratio(mine, first, "tokens_per_second")
+        means = [_mean(name, mine) for name in (*names, "tokens_per_second")]
+        rows.append([arm, f"{size:,}", f"{flops:,}", *means, f"{speed:.2f}" if speed else ""])
+    below = "Means over seeds, ± standard deviation; losses in nats per token on validation text."
+    if ablation.threshold_arm:
+        below += (
+            f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "
+            f"the run, is what `{ablation.threshold_arm}` ends with; empty if never."
         )
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss (nats per token)")
-    axes.legend(frameon=False)
-    return figure
+    return [*_table(header, rows), "", below]
 
 
-def _effects(verdicts: Sequence[Verdict]) -> Figure:
-    figure, axes = _figure()
-    for row, found in enumerate(reversed(verdicts)):
-        mean, half = found.effect.mean, found.effect.half_width
-        axes.errorbar(mean, row, xerr=half, fmt="o", color="#0072b2", capsize=3)
-        axes.plot([found.claim.margin] * 2, [row - 0.3, row + 0.3], color="#d55e00", linewidth=1.4)
-    names = [f"{found.claim.high} - {found.claim.low}" for found in reversed(verdicts)]
-    axes.set_yticks(range(len(names)), names)
-    axes.axvline(0.0, color="#888888", linewidth=0.8)
-    axes.set_xlabel("effect, and the margin claimed")
-    return figure
+def _any(name: str, records: Records) -> bool:
+    return any(line.get(name) is not None for line in records)
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure((8.0, 4.0), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
+def _mean(name: str, records: Sequence[Record]) -> str:
+    values = list(values_of(records, name).values())
+    if not values:
+        return ""
+    form = _FORMATS.get(name, "{:.4f}")
+    deviation = len(values) > 1 and "loss" in name
+    spread = f" ± {np.std(values, ddof=1):.4f}" if deviation else ""
+    reached = f" ({len(values)} of {len(records)} seeds)" if len(values) < len(records) else ""
+    return form.format(float(np.mean(values))) + spread + reached
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+def _published(ablation: Ablation, records: Records, paper: Published) -> list[str]:
+    """One paper's values beside ours, both compared with the first arm that it has."""
+    arms = by_arm(ablation, records)
+    both = [arm for arm in arms if arm in paper.values]
+    if not both:
+        return []
+    metric = paper.measures or ablation.metric
+    first, by_ratio = both[0], metric in RATIOS
+    relation = "/" if by_ratio else "-"
+    header = ["arm", "published", f"{relation} {first}", "measured here", f"{relation} {first}"]
+    rows = []
+    for arm in both:
+        theirs = _relation(paper.measured[arm], paper.measured[first], by_ratio)
+        ours = _related(arms[arm], arms[first], metric, by_ratio)
+        compared = ["", ""] if arm == first else [theirs, ours]
+        mean = _mean(metric, arms[arm])
+        rows.append([arm, f"{paper.values[arm]:g}", compared[0], mean, compared[1]])
+    sign = " Its differences have the sign of a loss." if paper.negated else ""
+    other = "" if paper.measures else f" Another quantity than `{metric}`, which is measured."
+    about = f"{paper.source}, {paper.scale}: {paper.metric}, beside `{metric}`.{sign}{other}"
+    return [about, "", *_table(header, rows)]
+
+
+def _relation(ours: float, theirs: float, by_ratio: bool) -> str:
+    return f"{ours / theirs:.2f}" if by_ratio else f"{ours - theirs:+.4g}"
+
+
+def _related(ours: Records, theirs: Records, metric: str, by_ratio: bool) -> str:
+    if by_ratio:
+        found = ratio(ours, theirs, metric)
+        return "" if found is None else f"{found:.2f}"
+    return str(paired(ours, theirs, metric) or "")
+
+
+def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str]:
+    arms = by_arm(ablation, records)
+    if overlay.first not in arms:
+        return []
+    names = [*overlay.series, *overlay.laws]
+    rows = []
+    for arm in [arm for arm in overlay.places if arm in arms and arm != overlay.first]:
+        place = overlay.places[arm]
+        expected = ["" if v is None else f"{v:+.3f}" for v in overlay.expected(place).values()]
+        ours = paired(arms[arm], arms[overlay.first], ablation.metric)
+        rows.append([arm, f"{place:g}", str(ours or ""), *expected])
+    header = ["arm", overlay.label, "measured", *names]
+    about = f"Loss less that of `{overlay.first}`, since losses of other corpora do not compare."
+    return [about, "", *_table(header, rows)]
+
+
+def _verdicts(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
+    found = {verdict.claim: verdict for verdict in verdicts}
+    rows = []
+    for claim in ablation.claims:
+        verdict = found.get(claim)
+        effect = str(verdict.effect) if verdict else ""
+        text = f"**{verdict.text}**" if verdict else MISSING
+        what = f"{claim.metric}: {claim.high} - {claim.low}"
+        rows.append([claim.text, what, str(ablation.effect(claim)), effect, text])
+    header = ["claim", "effect", "published", "measured, 95 % interval", "verdict"]
+    return _table(header, rows) if rows else []
+
+
+def _notes(ablation: Ablation) -> list[str]:
+    if not ablation.notes:
+        return []
+    return ["Notes:", "", *(f"* {note}" for note in ablation.notes)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]

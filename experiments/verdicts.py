@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.ablation import Claim
-from experiments.statistics import Interval, paired_difference
+from experiments.derived import paired
+from experiments.statistics import Interval
 
 REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "not resolved at this scale"
+MISSING = "no verdict: fewer than two seeds of both arms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +34,11 @@ def judge(claim: Claim, records: Sequence[dict[str, Any]]) -> Verdict | None:
 
     Args:
         claim: about two arms.
-        records: lines of ``results.jsonl``.
+        records: lines of ``results.jsonl``; those without the claim's metric do not count.
     """
-    by_seed = {
-        arm: {line["seed"]: line[claim.metric] for line in records if line["arm"] == arm}
-        for arm in (claim.low, claim.high)
-    }
-    seeds = sorted(by_seed[claim.low].keys() & by_seed[claim.high].keys())
-    if len(seeds) < 2:
-        return None
-    low, high = ([by_seed[arm][seed] for seed in seeds] for arm in (claim.low, claim.high))
-    effect = paired_difference(high, low)
-    return Verdict(claim, effect, _verdict(claim, effect))
+    low, high = ([line for line in records if line["arm"] == a] for a in (claim.low, claim.high))
+    effect = paired(high, low, claim.metric)
+    return None if effect is None else Verdict(claim, effect, _verdict(claim, effect))
 
 
 def _verdict(claim: Claim, effect: Interval) -> str:

@@ -24,14 +24,24 @@ ABLATION = Ablation(
         Published(
             "Wang et al. table 2 (2408.15664)",
             "1B parameters, 100B tokens",
-            "MaxVio over the validation set",
+            "MaxVio over the validation set (here the mean over late training batches)",
             {"loss": 0.72, "bias": 0.04},
+            measures="max_violation",
         ),
     ),
     claims=(
         Claim("The bias balances better", "max_violation", "bias", "loss"),
-        Claim("A faster bias balances better", "max_violation", "fast_bias", "bias"),
-        Claim("and the loss is no worse", "loss", "bias", "loss", 0.02, True),
+        Claim("A faster bias balances better (ours)", "max_violation", "fast_bias", "bias"),
+        Claim(
+            "and the loss is no worse",
+            "loss",
+            "bias",
+            "loss",
+            margin=0.02,
+            within=True,
+            published=0.006,
+            paper="Wang et al. table 2, log of the perplexities 9.56 and 9.50",
+        ),
     ),
 )
 

@@ -21,8 +21,20 @@ ABLATION = Ablation(
     arms={"dense": {"model.moe.every": 0}, **{f"e{n}": _arm(n) for n in (4, 16, 64)}},
     scales=SCALES,
     claims=(
-        Claim("16 experts are better than dense at equal FLOPs", "loss", "e16", "dense"),
-        Claim("64 experts are better than 4", "loss", "e64", "e4"),
+        Claim(
+            "16 experts are better than dense at equal FLOPs",
+            "loss",
+            "e16",
+            "dense",
+            paper="GLaM (2112.06905), scores alone",
+        ),
+        Claim(
+            "64 experts are better than 4",
+            "loss",
+            "e64",
+            "e4",
+            paper="GLaM: better up to 64 experts, scores alone",
+        ),
     ),
 )
 

@@ -1,8 +1,14 @@
 """Krajewski et al. 2024: experts cut into G parts, of which a token meets G times as many."""
 
+from collections.abc import Callable
+
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
 from experiments.base import SCALES, language_model
+from experiments.overlay import Overlay
+from moe_jax.planning.laws import MOE, blocks_of, total_parameters
+
+_PARTS = (1, 2, 4, 8)
 
 
 def _arm(parts: int) -> dict:
@@ -13,11 +19,16 @@ def _arm(parts: int) -> dict:
     }
 
 
+def _law(active: float, tokens: float) -> Callable[[float], float]:
+    total = total_parameters(blocks_of(active))
+    return lambda parts: MOE.loss(total, tokens, parts)
+
+
 ABLATION = Ablation(
     name="granularity",
     title="Granularity of experts",
     base=language_model,
-    arms={f"g{parts}": _arm(parts) for parts in (1, 2, 4, 8)},
+    arms={f"g{parts}": _arm(parts) for parts in _PARTS},
     scales=SCALES,
     published=(
         Published(
@@ -25,11 +36,20 @@ ABLATION = Ablation(
             "64 experts' worth, 25M active parameters, 66B tokens",
             "loss in nats",
             {"g1": 3.109, "g2": 3.045, "g4": 3.003, "g8": 2.974},
+            measures="loss",
         ),
     ),
     claims=(
-        Claim("G = 2 is better than 1 (.064)", "loss", "g2", "g1"),
-        Claim("G = 8 is better than 1 (.135)", "loss", "g8", "g1"),
+        Claim("G = 2 is better than 1", "loss", "g2", "g1"),
+        Claim("G = 8 is better than 1", "loss", "g8", "g1"),
+    ),
+    overlay=Overlay(
+        label="granularity",
+        places={f"g{parts}": parts for parts in _PARTS},
+        laws={
+            "Krajewski et al., 64 x 3M, 16B tokens": _law(3e6, 16e9),
+            "64 x 25M, 66B tokens": _law(25e6, 66e9),
+        },
     ),
 )
 

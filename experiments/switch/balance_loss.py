@@ -23,10 +23,22 @@ ABLATION = Ablation(
     },
     scales=SCALES,
     claims=(
-        Claim("1e-2 balances (Switch section 2.2)", "max_violation", "1e-2", "none"),
-        Claim("Without it experts collapse (OLMoE, 2409.02060)", "load_entropy", "none", "1e-2"),
-        Claim("and loss is worse (OLMoE)", "loss", "1e-2", "none"),
-        Claim("1e-2 is small enough not to hurt the loss", "loss", "1e-2", "1"),
+        Claim("1e-2 balances", "max_violation", "1e-2", "none", paper="Switch section 2.2"),
+        Claim(
+            "Without it experts collapse",
+            "load_entropy",
+            "none",
+            "1e-2",
+            paper="OLMoE (2409.02060): the first layer falls to 1 or 2 experts",
+        ),
+        Claim("and loss is worse", "loss", "1e-2", "none", paper="OLMoE, figure only"),
+        Claim(
+            "1e-2 is small enough not to hurt the loss",
+            "loss",
+            "1e-2",
+            "1",
+            paper="Switch section 2.2",
+        ),
     ),
 )
 

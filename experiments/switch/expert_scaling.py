@@ -2,9 +2,15 @@
 
 from experiments.ablation import Ablation, Claim, Published
 from experiments.base import SCALES, language_model
+from experiments.overlay import Overlay
+from moe_jax.planning.laws import S_BASE
 
-# Parameters of the paper's points give E (T5-Base of 223M; table 7's pre-trained row).
-_PUBLISHED = {"dense": -1.636, "e16": -1.505, "e32": -1.474, "e64": -1.444}
+# Table 7's pre-trained row, whose parameters give the experts (1: T5-Base of 223M).
+_PUBLISHED = {1: -1.636, 16: -1.505, 32: -1.474, 64: -1.444, 128: -1.432, 256: -1.427}
+_ARMS = {"dense": 1, **{f"e{n}": n for n in (2, 4, 8, 16, 32, 64)}}
+_FIGURE = "Switch appendix D, figure only"
+# The least parameters that the law was fitted on.
+_SMALLEST = 15e6
 
 ABLATION = Ablation(
     name="switch_expert_scaling",
@@ -12,7 +18,7 @@ ABLATION = Ablation(
     base=language_model,
     arms={
         "dense": {"model.moe.every": 0},
-        **{f"e{n}": {"model.moe.num_experts": n} for n in (2, 4, 8, 16, 32, 64)},
+        **{arm: {"model.moe.num_experts": n} for arm, n in _ARMS.items() if n > 1},
     },
     scales=SCALES,
     published=(
@@ -20,14 +26,33 @@ ABLATION = Ablation(
             "Switch table 7 (2101.03961)",
             "T5-Base, C4, 550k steps",
             "negative log perplexity in nats",
-            _PUBLISHED,
+            {arm: _PUBLISHED[n] for arm, n in _ARMS.items() if n in _PUBLISHED},
+            measures="loss",
+            negated=True,
         ),
     ),
     claims=(
-        Claim("2 experts are better than dense (appendix D)", "loss", "e2", "dense"),
-        Claim("8 experts are better than dense (appendix D)", "loss", "e8", "dense"),
-        Claim("16 experts are better than 4", "loss", "e16", "e4"),
+        Claim("2 experts are better than dense", "loss", "e2", "dense", paper=_FIGURE),
+        Claim("8 experts are better than dense", "loss", "e8", "dense", paper=_FIGURE),
+        Claim("16 experts are better than dense", "loss", "e16", "dense"),
+        Claim("16 experts are better than 4", "loss", "e16", "e4", paper="Switch figure 4"),
         Claim("64 experts are better than 16", "loss", "e64", "e16"),
+        Claim(
+            "64 experts reach the dense model's last loss in fewer steps",
+            "steps_to",
+            "e64",
+            "dense",
+            paper="Switch section 3.1: in 60k steps instead of 450k",
+        ),
+    ),
+    threshold_arm="dense",
+    overlay=Overlay(
+        label="experts",
+        places=_ARMS,
+        series={"Switch table 7": {n: -value for n, value in _PUBLISHED.items()}},
+        laws={
+            "Clark et al., S-BASE at 15M": lambda experts: S_BASE.loss(_SMALLEST, experts),
+        },
     ),
 )
 

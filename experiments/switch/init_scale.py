@@ -15,6 +15,8 @@ ABLATION = Ablation(
             "T5-Base with 32 experts, C4, 3.5k steps",
             "average negative log perplexity in nats, standard deviations 0.01 and 0.68",
             {"0.1": -2.72, "1.0": -3.60},
+            measures="loss",
+            negated=True,
         ),
     ),
     claims=(Claim("A scale of 0.1 is better", "loss", "0.1", "1.0"),),

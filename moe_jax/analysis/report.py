@@ -33,6 +33,7 @@ _BASELINES = {
 # Key of result.json, name of the row, format.
 _ROWS = (
     ("loss", "validation loss", "{:.4f} nats per token"),
+    ("best_possible_loss", "best possible loss", "{:.4f} nats per token"),
     ("accuracy", "validation accuracy", "{:.1%}"),
     ("total_parameters", "parameters", "{:,}"),
     ("active_parameters", "parameters active per token", "{:,}"),
@@ -72,6 +73,7 @@ def write_report(workdir: Path) -> Path:
         summary=summary(records, result, config),
         curves=_curves(records),
         layers=_layer_rows(records),
+        specialisation=result.get("specialisation", {}),
         router_curves=_router_curves(_of_kind(records, "train")),
         loads=_loads(_of_kind(records, "train")),
         tokens=_visible_table(tokens),

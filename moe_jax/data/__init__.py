@@ -1,6 +1,6 @@
 """Corpora, tokenizers, batches and baselines."""
 
-from moe_jax.data.baselines import baselines
+from moe_jax.data.baselines import baselines, best_possible_loss
 from moe_jax.data.config import DataConfig, MixtureConfig
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
 from moe_jax.data.mixture import Mixture, MixtureSource, make_mixture
@@ -31,6 +31,7 @@ __all__ = [
     "Tokenizer",
     "WithSentinels",
     "baselines",
+    "best_possible_loss",
     "check_source",
     "check_tokenizer",
     "eval_batches",

@@ -1,4 +1,4 @@
-"""What simple byte models reach on the validation documents, in bits per byte."""
+"""What simple byte models reach on the validation documents, and what no model can."""
 
 import dataclasses
 import zlib
@@ -6,7 +6,9 @@ import zlib
 import numpy as np
 
 from moe_jax.data.config import DataConfig
+from moe_jax.data.mixture import make_mixture
 from moe_jax.data.sources import Source, open_source
+from moe_jax.data.tokenizers import Tokenizer
 
 _TRAINING_BYTES = 64_000_000
 _BLOCK = 1 << 20
@@ -37,6 +39,28 @@ def baselines(config: DataConfig) -> dict[str, float]:
         "order2": fit_order2(training).bits(texts) / total,
         "zlib": 8.0 * compressed / total,
     }
+
+
+def best_possible_loss(config: DataConfig, tokenizer: Tokenizer) -> float:
+    """The loss, in nats per target, of the true model of the source `mixture`.
+
+    It knows the languages and their prior, finds out which one it reads, and pays nothing for the
+    end token, since all documents are of one length. It reads each document whole: rows that cut
+    documents are harder.
+
+    Args:
+        config: The data config, of the source `mixture`.
+        tokenizer: The run's; a target is one of its tokens or the end token.
+
+    Raises:
+        ValueError: the source is another one.
+    """
+    if config.source != "mixture":
+        raise ValueError(f"the best possible loss of {config.source!r} is not known.")
+    mixture, source = make_mixture(config.mixture), open_source(config, "eval")
+    texts = [source[index] for index in range(len(source))]
+    targets = sum(len(tokenizer.encode(text)) + 1 for text in texts)
+    return sum(map(mixture.bayes_nll, texts)) / targets
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,20 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
 from moe_jax import data, workdir
 from moe_jax.analysis.report import write_report
-from moe_jax.analysis.tokens import TokenExpertTable
-from moe_jax.nn.mode import Mode
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost
 from moe_jax.training.metrics import MetricsWriter
+from moe_jax.training.routed import ValidationRouting, against_truth, expert_tokens
 from moe_jax.training.session import Session
 from moe_jax.training.state import TrainState
-
-_TABLE_BATCHES = 8
-_TABLE_TOKENS = 12
 
 
 def finish(
@@ -38,7 +33,8 @@ def finish(
     steps = experiment.training.steps
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
-        table = expert_tokens(session, state)
+        routing = ValidationRouting(session, state)
+        table, truth = expert_tokens(routing), against_truth(routing)
     skipped = int(state.skipped)
     if not multihost.is_first():
         return
@@ -50,6 +46,7 @@ def finish(
     device = jax.devices()[0]
     result = {
         **record,
+        **truth,
         "baselines": baselines,
         "total_parameters": cost.total,
         "active_parameters": cost.active,
@@ -63,48 +60,14 @@ def finish(
     }
     workdir.write_json(folder / workdir.RESULT, result)
     write_report(folder)
-    _announce(record, baselines, folder)
+    _announce(result, baselines, folder)
 
 
-def expert_tokens(session: Session, state: TrainState) -> dict[str, Any]:
-    """Returns which tokens each expert of each MoE layer takes most, on validation batches."""
-    layers = session.experiment.model.sparse_layers()
-    if not layers:
-        return {"layers": []}
-
-    def routed(params: nnx.State, router_state: nnx.State, batch: dict[str, jax.Array]):
-        model = nnx.merge(session.graph, params, router_state)
-        reading = model.read(batch, mode=Mode("eval", record=True))
-        return model.routed(batch), [report.experts for report in reading.reports]
-
-    step = jax.jit(routed, out_shardings=session.everywhere)
-    tokenizer = session.tokenizer
-    num_experts = max(layer.moe.num_experts for layer in layers)
-    table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
-    for _, batch in zip(range(_TABLE_BATCHES), session.eval_batches(), strict=False):
-        found = multihost.fetch(step(state.params, state.router_state, session.place(batch)))
-        for index, ((tokens, real), experts) in enumerate(zip(*found, strict=True)):
-            table.add(index, tokens[real], experts[real])
-    return {
-        "layers": [
-            {
-                "layer": layer.name,
-                "experts": [
-                    [
-                        {"piece": tokenizer.piece(t.token), "count": t.count, "share": t.share}
-                        for t in expert
-                    ]
-                    for expert in top[: layer.moe.num_experts]
-                ],
-            }
-            for layer, top in zip(layers, table.top_tokens(_TABLE_TOKENS), strict=True)
-        ]
-    }
-
-
-def _announce(record: dict[str, Any], baselines: dict[str, float], folder: Path) -> None:
-    bits = record["bits_per_byte"]
-    print(f"\nvalidation bits per byte: {bits:.3f}, loss per target: {record['loss']:.3f} nats")
+def _announce(result: dict[str, Any], baselines: dict[str, float], folder: Path) -> None:
+    bits = result["bits_per_byte"]
+    print(f"\nvalidation bits per byte: {bits:.3f}, loss per target: {result['loss']:.3f} nats")
+    if "best_possible_loss" in result:
+        print(f"  best possible loss     {result['best_possible_loss']:.3f} nats")
     names = {"uniform": "uniform", "order2": "order-2 byte model", "zlib": "zlib -9, file by file"}
     for name, value in baselines.items():
         verdict = "beaten" if bits < value else "NOT beaten"

@@ -174,3 +174,25 @@ def test_unfinished_run_is_called_unfinished(tmp_path):
     text = _write(tmp_path, [_layer(1, [0.5, 0.5])], result=None)
     assert "not finished" in text
     assert "<svg" in text
+
+
+def test_experts_are_shown_against_known_domains(tmp_path):
+    layer = {
+        "layer": 1,
+        "mutual_information": 0.5,
+        "share_of_domain": 0.7213,
+        "purity": 0.875,
+        "counts": [[3, 1], [0, 0]],
+    }
+    known = {"domains": 2, "token_information": 0.25, "layers": [layer]}
+    _write(tmp_path, result=_RESULT | {"best_possible_loss": 1.125, "specialisation": known})
+    text = write_report(tmp_path).read_text()
+    assert "1.1250 nats per token" in text
+    section = re.search(r'<section id="domains">.*?</section>', text, re.S)[0]
+    for shown in ("0.250", "0.500", "72.1%", "87.5%", "--share: 75.0%", "--share: 0.0%"):
+        assert shown in section
+
+
+def test_other_text_has_no_domains_to_show(tmp_path):
+    _write(tmp_path)
+    assert 'id="domains"' not in write_report(tmp_path).read_text()

@@ -4,9 +4,9 @@ import zlib
 import numpy as np
 import pytest
 
-from moe_jax.data import baselines
+from moe_jax.data import Bytes, baselines, best_possible_loss, make_mixture
 from moe_jax.data.baselines import fit_order2
-from moe_jax.data.config import DataConfig
+from moe_jax.data.config import DataConfig, MixtureConfig
 
 from .corpora import write_corpus
 
@@ -51,3 +51,15 @@ def test_real_library(library):
     assert found["uniform"] == 8.0
     assert 2.2 < found["order2"] < 3.2
     assert 1.6 < found["zlib"] < 2.8
+
+
+def test_the_best_possible_loss_is_between_being_told_the_language_and_a_guess():
+    mixture = MixtureConfig(num_languages=3, num_symbols=8, document_length=40)
+    config = DataConfig(source="mixture", tokenizer="bytes", mixture=mixture, eval_documents=50)
+    found = best_possible_loss(config, Bytes())
+    told = make_mixture(mixture).best_possible_loss() * 40 / 41
+    # Finding out which of three languages it is costs at most log 3 nats a document.
+    assert found == pytest.approx(told, abs=0.1)
+    assert 0 < found < np.log(8)
+    with pytest.raises(ValueError, match="'files:x' is not known"):
+        best_possible_loss(dataclasses.replace(config, source="files:x"), Bytes())

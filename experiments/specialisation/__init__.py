@@ -1,0 +1,1 @@
+"""Ablations on text whose domains and best possible loss are known."""

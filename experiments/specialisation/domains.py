@@ -1,0 +1,90 @@
+"""Which routers find out the domain of a text: languages that are known, and the best loss too.
+
+Each row is one document, so that the best possible loss is that of a model which reads it whole.
+Expert choice is left out: in a causal model it reads the future.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim
+from experiments.base import SCALES, language_model
+
+_INFORMATION = "mutual_information"
+_LENGTHS = {"cpu": 128, "gpu": 512, "pod": 512}
+# Tokens that are balanced together: many texts, so that balance lets one prefer an expert.
+_GROUPS = {"cpu": 4096, "gpu": 4096, "pod": 4096}
+
+
+def _base() -> ConfigDict:
+    config = language_model()
+    config.data.update(source="mixture", tokenizer="bytes", packing=False)
+    config.data.mixture.update(num_languages=8, num_documents=2**16)
+    return config
+
+
+def _sizes(scale: str) -> dict[str, Any]:
+    # A document and its end token fill a row.
+    length = _LENGTHS[scale]
+    return SCALES[scale] | {
+        "data.source": "mixture",
+        "data.seq_length": length,
+        "data.eval_documents": None,
+        "data.mixture.document_length": length - 1,
+        "model.moe.group_size": _GROUPS[scale],
+    }
+
+
+def _top(k: int, balance_weight: float = 1e-2) -> dict[str, Any]:
+    # The balance loss of Switch and nothing dropped, as with hash and bias.
+    return {"model.moe.router": router("olmoe", k=k, balance_weight=balance_weight, z_weight=0.0)}
+
+
+ABLATION = Ablation(
+    name="specialisation_domains",
+    title="Specialisation: experts against known domains",
+    base=_base,
+    arms={
+        "dense": {"model.moe.every": 0},
+        "hash": {"model.moe.router": router("hash")},
+        "top1": _top(1),
+        "top2": _top(2),
+        "bias": {"model.moe.router": router("loss_free", k=1)},
+        "sequence": _top(1) | {"model.moe.group_size": lambda config: config.data.seq_length},
+        "unbalanced": _top(1, balance_weight=0.0),
+    },
+    scales={scale: _sizes(scale) for scale in SCALES},
+    metric="mutual_information",
+    claims=(
+        Claim("Top-1 knows the domain better than hash (ours)", _INFORMATION, "hash", "top1"),
+        Claim("and so does top-2 (ours)", _INFORMATION, "hash", "top2"),
+        Claim("and so does a bias without a loss (ours)", _INFORMATION, "hash", "bias"),
+        Claim(
+            "A bias lets experts specialise more than a balance loss",
+            _INFORMATION,
+            "top1",
+            "bias",
+            paper="DeepSeek-V3 (2412.19437) section 4.5.3, figure only",
+        ),
+        Claim(
+            "Balance over many texts lets them specialise more than within each",
+            _INFORMATION,
+            "sequence",
+            "top1",
+            paper="Qiu et al. 2025 (2501.11873), in words",
+        ),
+        Claim("Without balance they know less (ours)", _INFORMATION, "unbalanced", "top1"),
+        Claim("Experts of top-1 are purer than of hash (ours)", "purity", "hash", "top1"),
+        Claim("Top-1 is nearer the best loss than hash (ours)", "excess_loss", "top1", "hash"),
+        Claim("and than dense (ours)", "excess_loss", "top1", "dense"),
+    ),
+    notes=(
+        "In these languages the next symbol depends on the last one alone, so a hash of the symbol "
+        "gives each expert a few rows of every language's table: here it is a strong router, and "
+        "what it tells of the language is what the symbol tells.",
+    ),
+)
+
+get_config = ABLATION.get_config
