@@ -1,12 +1,18 @@
 """The runner as a user starts it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from moe_jax.training.metrics import read_metrics
-from tests.system.runs import command
+from tests.system.runs import ROOT, TIMEOUT, command, environment
 
+TIMED = ("seconds", "tokens_per_second")
 ABLATION = "--ablation=tests/experiments/tiny_ablation.py"
 
 
@@ -25,12 +31,34 @@ def results(folder):
     ]
 
 
-def test_an_interrupted_runner_repeats_nothing_and_ends_in_the_same_report(folder):
-    first = run(folder, "--arms=dense")
-    assert first.returncode == 0, first.stderr
-    assert [line["arm"] for line in results(folder)] == ["dense", "dense"]
+def killed(folder):
+    """Starts the runner and kills it, and what it trains, once it has its first result."""
+    arguments = ["-m", "experiments.run", ABLATION, f"--workdir={folder}"]
+    runner = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment(1),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end and not list(folder.glob("runs/*/result.json")):
+        assert runner.poll() is None, "the runner ended by itself"
+        time.sleep(0.05)
+    os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
+
+
+def untimed(line):
+    return {key: value for key, value in line.items() if key not in TIMED}
+
+
+def test_a_killed_runner_repeats_nothing_and_ends_in_the_same_report(folder, tmp_path):
+    killed(folder)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
-    assert len(times) == 2
+    assert 1 <= len(times) < 4
+    assert not (folder / "tiny" / "report.md").exists()
 
     whole = run(folder)
     assert whole.returncode == 0, whole.stderr
@@ -47,6 +75,10 @@ def test_an_interrupted_runner_repeats_nothing_and_ends_in_the_same_report(folde
     assert "| switch | 1.5 |" in report
     for name in ("curves.png", "curves.svg", "effects.png", "effects.svg"):
         assert (folder / "tiny" / name).stat().st_size > 1000
+
+    never_killed = run(tmp_path, "--seeds=1", "--side_by_side=2")
+    assert never_killed.returncode == 0, never_killed.stderr
+    assert [untimed(line) for line in results(tmp_path)] == [untimed(line) for line in lines[:2]]
 
     assert run(folder).returncode == 0
     assert (folder / "tiny" / "report.md").read_text() == report
