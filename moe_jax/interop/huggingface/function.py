@@ -18,6 +18,7 @@ _TRAINING = frozenset(
         "group_size",
         "init",
         "init_scale",
+        "input_dropout",
         "input_jitter",
         "mask_padding",
         "precision",
