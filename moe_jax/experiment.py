@@ -216,7 +216,10 @@ class Experiment:
             **{f"{layer.setting}.shared.hidden": layer.moe.shared.hidden for layer in layers},
         }
         widths = {
-            (f"{layer.setting}.expert_dim", width) for layer in layers for width in layer.moe.widths
+            (f"{layer.setting}.expert_dim", width)
+            for layer in layers
+            if not layer.in_attention
+            for width in layer.moe.widths
         }
         sizes = [*split.items(), *sorted(widths)]
         for name, size in sizes:

@@ -34,7 +34,7 @@ def main() -> None:
     """Restores the newest checkpoint and prints samples."""
     _, session, state = open_restored(_WORKDIR.value)
     layers = session.experiment.model.sparse_layers()
-    if any(layer.moe.router.experts_choose and layer.setting != "encoder_moe" for layer in layers):
+    if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
         raise ConfigError(
             "in this model experts choose among tokens, later ones included, so it cannot "
             "generate text; train a variant in which tokens choose experts"

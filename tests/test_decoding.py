@@ -18,6 +18,7 @@ from moe_jax.models import (
     EncoderDecoderConfig,
 )
 from moe_jax.nn.attention import Details
+from moe_jax.nn.attention_experts import AttentionExpertsConfig
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.moe_config import MoEConfig
@@ -42,6 +43,11 @@ VARIANTS = {
         SMALL, attention=LOCAL, attention_overrides=(AttentionOverride(every=2),)
     ),
     "chunks": dataclasses.replace(SMALL, attention=Details(chunk=4, qk_norm="unit")),
+    "experts in attention": dataclasses.replace(
+        SMALL,
+        attention=Details(qkv_bias=True),
+        attention_experts=AttentionExpertsConfig(2, num_experts=3, group_size=8, router=TIGHT),
+    ),
     "latent": dataclasses.replace(
         SMALL, attention=Latent(query_rank=8, kv_rank=6, plain_dim=4, rotary_dim=4, value_dim=5)
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -10,6 +11,7 @@ import jax
 from moe_jax.errors import ConfigError
 from moe_jax.models.stack import Remat
 from moe_jax.nn.attention import AttentionConfig, Details
+from moe_jax.nn.attention_experts import AttentionExpertsConfig, Projections
 from moe_jax.nn.block import BlockConfig
 from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
 from moe_jax.nn.latent import Latent, LatentConfig
@@ -48,22 +50,31 @@ class SparseLayer:
         setting: the field of the model's configuration that describes it, such as ``encoder_moe``.
         index: among the layers of its stack, from 0.
         moe: its experts.
+        stack: ``encoder``, ``decoder``, or nothing where there is one.
+        widths: features of a token that experts get, and of what they give back.
     """
 
     setting: str
     index: int
     moe: MoEConfig
+    stack: str
+    widths: tuple[int, int]
 
     @property
     def of_inputs(self) -> bool:
         """True if it reads ``data.seq_length`` tokens, False for an encoder-decoder's targets."""
-        return self.setting != "decoder_moe"
+        return self.stack != "decoder"
+
+    @property
+    def in_attention(self) -> bool:
+        """True if the experts project for attention, False if they are feed-forward networks."""
+        return self.setting == "attention_experts"
 
     @property
     def name(self) -> str | int:
-        """Its index, after its stack's name where there are two."""
-        stack = self.setting.removesuffix("moe").rstrip("_")
-        return f"{stack} {self.index}" if stack else self.index
+        """Its index, after its stack's name where there are two, and where in the layer it is."""
+        before = [self.stack] * bool(self.stack) + ["attention"] * self.in_attention
+        return " ".join([*before, str(self.index)]) if before else self.index
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +111,7 @@ class ModelConfig:
         positions: how the model knows where a token stands.
         attention: details of plain attention, or latent attention, which has none.
         attention_overrides: layers whose attention differs; the first that names a layer holds.
+        attention_experts: layers whose self-attention projects by experts, of every stack.
         norm: of every branch, and of the output.
         tie_embeddings: the head is the transposed embedding.
         scale_embedding: multiply embeddings by ``sqrt(M)``.
@@ -126,6 +138,7 @@ class ModelConfig:
     positions: Positions = Rotary()
     attention: Details | Latent = Details()
     attention_overrides: tuple[AttentionOverride, ...] = ()
+    attention_experts: AttentionExpertsConfig = AttentionExpertsConfig()
     norm: NormConfig = NormConfig()
     tie_embeddings: bool = True
     scale_embedding: bool = True
@@ -151,6 +164,11 @@ class ModelConfig:
             )
         if isinstance(self.attention, Latent) and self.attention_overrides:
             raise ConfigError("latent attention has no details: unset model.attention_overrides")
+        experts = self.attention_experts
+        if isinstance(self.attention, Latent) and (experts.every or experts.layers):
+            raise ConfigError(
+                "latent attention has no experts: unset model.attention_experts.every and .layers"
+            )
 
     def attention_at(self, layer: int) -> AttentionConfig | LatentConfig:
         """Returns the self-attention of a layer."""
@@ -183,24 +201,38 @@ class ModelConfig:
     def sparse_layers(self) -> tuple[SparseLayer, ...]:
         """Returns the layers with experts, in the order in which they report."""
         return tuple(
-            SparseLayer(setting, index, moe.at(index))
+            layer
             for setting, moe, num_layers in self._stacks()
-            for index in moe.moe_layers(num_layers)
+            for layer in self._sparse_layers_of(setting, moe, num_layers)
         )
+
+    def _sparse_layers_of(
+        self, setting: str, moe: MoEConfig, num_layers: int
+    ) -> Iterator[SparseLayer]:
+        stack = setting.removesuffix("moe").rstrip("_")
+        in_attention = self.attention_experts.moe_layers(num_layers)
+        sparse, same = moe.moe_layers(num_layers), (self.width, self.width)
+        for index in range(num_layers):
+            if index in in_attention:
+                widths = self.width, Projections(self.attention_at(index)).columns
+                experts = self.attention_experts.layer
+                yield SparseLayer("attention_experts", index, experts, stack, widths)
+            if index in sparse:
+                yield SparseLayer(setting, index, moe.at(index), stack, same)
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
         """Returns setting, experts and number of layers of each stack."""
         raise NotImplementedError
 
-    def _refuse_leaks(self, setting: str) -> None:
-        moe: MoEConfig = getattr(self, setting)
-        layers = [layer for layer in self.sparse_layers() if layer.setting == setting]
-        leaks = any(layer.moe.router.experts_choose for layer in layers)
-        if leaks and not moe.allow_future_leak:
-            raise ConfigError(
-                "expert choice in a causal decoder routes a token by later ones; set "
-                f"model.{setting}.allow_future_leak=True if that is what you want to measure"
-            )
+    def _refuse_leaks(self) -> None:
+        for layer in self.sparse_layers():
+            leaks = layer.moe.router.experts_choose and layer.stack != "encoder"
+            if leaks and not layer.moe.allow_future_leak:
+                raise ConfigError(
+                    "expert choice in a causal decoder routes a token by later ones; set "
+                    f"model.{layer.setting}.allow_future_leak=True if that is what you want to "
+                    "measure"
+                )
 
     def blocks(self, num_layers: int, moe: MoEConfig, *, cross: bool = False) -> list[BlockConfig]:
         """Returns the configuration of every layer of a stack in order."""
@@ -215,6 +247,7 @@ class ModelConfig:
             init_scale=self.init_scale,
         )
         sparse = moe.moe_layers(num_layers)
+        in_attention = self.attention_experts.moe_layers(num_layers)
 
         def block(layer: int) -> BlockConfig:
             mixture = moe.at(layer) if layer in sparse else None
@@ -230,6 +263,7 @@ class ModelConfig:
                 norm=self.norm,
                 extra=dense,
                 cross_attention=attention if cross else None,
+                attention_experts=self.attention_experts.layer if layer in in_attention else None,
             )
 
         return [block(layer) for layer in range(num_layers)]

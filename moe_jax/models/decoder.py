@@ -46,15 +46,16 @@ class DecoderConfig(ModelConfig):
             raise ConfigError(f"model.num_layers={self.num_layers} must be at least 1")
         if self.lookahead < 0:
             raise ConfigError(f"model.lookahead={self.lookahead} must not be negative")
-        self._refuse_leaks("moe")
+        self._refuse_leaks()
 
     def sparse_layers(self) -> tuple[SparseLayer, ...]:
         """Returns the layers with experts; those of the modules that look ahead come last."""
-        found, last = super().sparse_layers(), self.num_layers - 1
-        if not found or found[-1].index != last:
-            return found
+        found = super().sparse_layers()
+        last = [layer for layer in found if layer.index == self.num_layers - 1]
         later = range(self.num_layers, self.num_layers + self.lookahead)
-        return found + tuple(dataclasses.replace(found[-1], index=index) for index in later)
+        return found + tuple(
+            dataclasses.replace(layer, index=index) for index in later for layer in last
+        )
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
         return (("moe", self.moe, self.num_layers),)
@@ -135,7 +136,7 @@ class Decoder(nnx.Module):
                 context,
                 mode=mode,
                 rng=None if rng is None else jax.random.fold_in(rng, step),
-                records=None if routing is None else routing[sparse + step :][:1],
+                records=None if routing is None else routing[self._places(step)],
             )
             found.append(for_head)
             reports += more
@@ -155,7 +156,13 @@ class Decoder(nnx.Module):
         sparse = self.layers.num_sparse
         self.layers.update_routers(demands[:sparse])
         for step, module in enumerate(self._further):
-            module.layers.update_routers(demands[sparse + step :][:1])
+            module.layers.update_routers(demands[self._places(step)])
+
+    def _places(self, step: int) -> slice:
+        """Where the values of a module that looks ahead are, among those of all MoE layers."""
+        each = self.lookahead[step].layers.num_sparse
+        start = self.layers.num_sparse + step * each
+        return slice(start, start + each)
 
     @property
     def _further(self) -> Sequence[Lookahead]:

@@ -55,7 +55,7 @@ class EncoderDecoderConfig(ModelConfig):
                 "queries and a memory have no common positions to rotate by: set "
                 "model.positions.type to T5Relative, Learned or Sinusoidal"
             )
-        self._refuse_leaks("decoder_moe")
+        self._refuse_leaks()
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
         return (

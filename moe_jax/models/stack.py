@@ -69,7 +69,7 @@ class Stack(nnx.Module):
         self.parts = nnx.List(parts)
         self.counts = tuple(counts)
         self.num_layers = len(layers)
-        self.num_sparse = sum(layer.moe is not None for layer in layers)
+        self.num_sparse = sum(len(layer.mixtures) for layer in layers)
         self.remat = remat
 
     def __call__(
@@ -111,7 +111,8 @@ class Stack(nnx.Module):
             x, (aux, kept) = self._run(steps, count, x, context, mode)
             grown.append(kept)
             for step in range(count):
-                reports += [jax.tree.map(lambda a, i=step: a[i], a) for a in aux if a is not None]
+                found = (report for block in aux for report in block)
+                reports += [jax.tree.map(lambda a, i=step: a[i], report) for report in found]
             start += size
         return x, tuple(reports), None if cache is None else grown
 
@@ -119,8 +120,8 @@ class Stack(nnx.Module):
         """Returns zeros for the keys and values of ``slots`` tokens in ``batch`` rows."""
 
         def of(block: Block) -> LayerCache:
-            width = block.config.attention.width
-            x, positions = jnp.zeros((batch, slots, width), dtype), jnp.zeros((batch, slots), int)
+            x = jnp.zeros((batch, slots, block.source_width), dtype)
+            positions = jnp.zeros((batch, slots), int)
             return {"self": block.attention.project(x, positions)}
 
         def zeros(block: Block, count: int) -> LayerCache:
@@ -147,36 +148,41 @@ class Stack(nnx.Module):
             demands: ``(E,)`` per MoE layer in order: assignments asked for in the whole step.
         """
         for blocks, part in zip(self.parts, self._by_part(demands), strict=True):
-            for block, demand in zip(blocks, part, strict=True):
-                if demand is not None:
-                    block.feed_forward.router.update(demand)
+            for block, mine in zip(blocks, part, strict=True):
+                for router, demand in zip(block.routers, mine, strict=True):
+                    router.update(demand)
 
-    def _by_part(self, values: Sequence[Array] | None) -> list[tuple[Array | None, ...]]:
-        """Stacks one array per MoE layer as the layers are: ``(count, ...)`` per block."""
+    def _by_part(
+        self, values: Sequence[Array] | None
+    ) -> list[tuple[tuple[Array, ...] | None, ...]]:
+        """Stacks one array per MoE layer as the layers are: ``(count, ...)``, by block."""
         found, start = [], 0
         for blocks, count in zip(self.parts, self.counts, strict=True):
-            sparse = [i for i, block in enumerate(blocks) if block.config.moe is not None]
-            stacked: list[Array | None] = [None] * len(blocks)
-            for place, i in enumerate(sparse if values is not None else ()):
-                mine = values[start + place : start + len(sparse) * count : len(sparse)]
-                stacked[i] = jnp.stack(mine)
-            start += len(sparse) * count
+            sizes = [len(block.config.mixtures) for block in blocks]
+            end, period = start + sum(sizes) * count, sum(sizes)
+            stacked: list[tuple[Array, ...] | None] = []
+            for size in sizes:
+                places = range(start, start + size)
+                mine = () if values is None else (jnp.stack(values[i:end:period]) for i in places)
+                stacked.append(None if values is None else tuple(mine))
+                start += size
+            start = end
             found.append(tuple(stacked))
         return found
 
     def _run(
         self, steps: Any, count: int, x: Array, context: Context, mode: Mode
-    ) -> tuple[Array, tuple[tuple[MoEAux | None, ...], tuple[LayerCache | None, ...]]]:
+    ) -> tuple[Array, tuple[tuple[tuple[MoEAux, ...], ...], tuple[LayerCache | None, ...]]]:
         """Runs ``steps = (blocks, keys, records, caches)``, each stacked ``count`` times."""
 
         def body(x: Array, step: tuple[tuple[Block, ...], Array | None, tuple, tuple]):
             layers, layer_keys, records, caches = step
             layers = constrain_parameters(layers)
             reports, grown = [], []
-            for i, (layer, record, cache) in enumerate(zip(layers, records, caches, strict=True)):
+            for i, (layer, mine, cache) in enumerate(zip(layers, records, caches, strict=True)):
                 key = None if layer_keys is None else layer_keys[i]
-                x, aux, cache = layer(x, context, mode=mode, rng=key, record=record, cache=cache)
-                reports.append(aux)
+                x, found, cache = layer(x, context, mode=mode, rng=key, records=mine, cache=cache)
+                reports.append(found)
                 grown.append(cache)
             return x, (tuple(reports), tuple(grown))
 

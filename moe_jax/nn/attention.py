@@ -122,9 +122,8 @@ class Attention(nnx.Module):
         keys = jax.random.split(key, 4)
         m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         scale, axes = config.init_scale, ("embed", "heads", "head")
-        self.query = weight(keys[0], (m, h, d), axes, fan_in=m, scale=scale)
-        self.key = weight(keys[1], (m, kv, d), axes, fan_in=m, scale=scale)
-        self.value = weight(keys[2], (m, kv, d), axes, fan_in=m, scale=scale)
+        self.config = config
+        self._make_maps(keys[:3])
         self.output = weight(
             keys[3], (h, d, m), ("heads", "head", "embed"), fan_in=h * d, scale=scale
         )
@@ -141,15 +140,22 @@ class Attention(nnx.Module):
             self.key_norm = constant(1.0, (d,) if shared else (kv, d), axes[2 if shared else 1 :])
         if details.sinks:
             self.sinks = constant(0.0, (h,), ("heads",))
-        self.config = config
+
+    def _make_maps(self, keys: Array) -> None:
+        config, axes = self.config, ("embed", "heads", "head")
+        m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+        scale = config.init_scale
+        self.query = weight(keys[0], (m, h, d), axes, fan_in=m, scale=scale)
+        self.key = weight(keys[1], (m, kv, d), axes, fan_in=m, scale=scale)
+        self.value = weight(keys[2], (m, kv, d), axes, fan_in=m, scale=scale)
 
     def project(self, source: Array, positions: Array) -> KV:
         """Returns keys and values ``(B, H_kv, T, D)`` of ``source (B, T, M)``."""
         config = self.config
-        key = self._projected(source, self.key, "key_bias", "key_norm")
+        key = self._projected(source, "key")
         if config.rotary is not None:
             key = rotate(key, positions, config.rotary)
-        value = self._projected(source, self.value, "value_bias", None)
+        value = self._projected(source, "value")
         return {"key": self._after_rotation(key), "value": value}
 
     def __call__(self, x: Array, view: View, kv: KV | None = None) -> Array:
@@ -165,7 +171,7 @@ class Attention(nnx.Module):
         """
         config, details = self.config, self.config.details
         kv = self.project(x, view.positions) if kv is None else kv
-        q = self._projected(x, self.query, "query_bias", "query_norm")
+        q = self._projected(x, "query")
         if config.rotary is not None:
             q = rotate(q, view.positions, config.rotary)
         q = self._after_rotation(q)
@@ -187,14 +193,17 @@ class Attention(nnx.Module):
         done = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
         return done + self.output_bias[...].astype(x.dtype) if details.output_bias else done
 
-    def _projected(self, x: Array, kernel: nnx.Param, bias: str, norm: str | None) -> Array:
-        details = self.config.details
-        y = jnp.einsum("blm,mhd->bhld", x, kernel[...].astype(x.dtype))
+    def _mapped(self, x: Array, name: str) -> Array:
+        return jnp.einsum("blm,mhd->bhld", x, getattr(self, name)[...].astype(x.dtype))
+
+    def _projected(self, x: Array, name: str) -> Array:
+        details, norm = self.config.details, f"{name}_norm"
+        y = self._mapped(x, name)
         if details.qkv_bias:
-            y += getattr(self, bias)[...].astype(x.dtype)[:, None]
-        if norm and details.qk_norm == "head":
+            y += getattr(self, f"{name}_bias")[...].astype(x.dtype)[:, None]
+        if name != "value" and details.qk_norm == "head":
             y = unit_rms(y, self.config.norm_eps) * getattr(self, norm)[...]
-        if norm and details.qk_norm == "width":
+        if name != "value" and details.qk_norm == "width":
             square = jnp.square(y.astype(jnp.float32)).mean((1, 3), keepdims=True)
             y = y * jax.lax.rsqrt(square + self.config.norm_eps) * getattr(self, norm)[...][:, None]
         if details.clip:

@@ -46,6 +46,10 @@ class FeedForwardConfig:
     up_offset: float = 0.0
     init_scale: float = 1.0
 
+    def experts(self, num_experts: int, key: jax.Array) -> Experts:
+        """Makes ``num_experts`` of these networks."""
+        return Experts(self, num_experts, key)
+
 
 class FeedForward(nnx.Module):
     """The dense feed-forward layer of a transformer."""

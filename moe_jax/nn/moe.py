@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from moe_jax import routing
 from moe_jax.nn.dropout import dropout, masked
-from moe_jax.nn.feed_forward import Experts, FeedForwardConfig, MixedExperts
+from moe_jax.nn.feed_forward import Experts, MixedExperts
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
@@ -53,10 +54,25 @@ class MoEAux:
     choices: Array | None
 
 
-class MoE(nnx.Module):
-    """Mixture-of-experts feed-forward layer."""
+class Expert(Protocol):
+    """What an expert is: a feed-forward network, or projections of attention.
 
-    def __init__(self, config: MoEConfig, expert: FeedForwardConfig, key: Array):
+    Attributes:
+        width: ``M`` of the tokens that it reads.
+        init_scale: of the router's and the experts' weights.
+    """
+
+    width: int
+    init_scale: float
+
+    def experts(self, num_experts: int, key: Array) -> nnx.Module:
+        """Makes ``E`` of them, as a module from ``(E, T, M)`` to ``(E, T, ...)``."""
+
+
+class MoE(nnx.Module):
+    """Mixture-of-experts layer, in place of a feed-forward network or of another map of tokens."""
+
+    def __init__(self, config: MoEConfig, expert: Expert, key: Array):
         """Makes router, experts and the shared network."""
         router_key, experts_key = jax.random.split(key)
         self.router = RouterLayer(
@@ -65,7 +81,7 @@ class MoE(nnx.Module):
         if config.expert_dims:
             self.experts = MixedExperts(expert, config.expert_dims, config.num_experts, experts_key)
         else:
-            self.experts = Experts(expert, config.num_experts, experts_key)
+            self.experts = expert.experts(config.num_experts, experts_key)
         if config.shared.hidden:
             self.shared = Shared(config.shared, expert, jax.random.fold_in(key, 2))
         self.config = config
@@ -91,8 +107,8 @@ class MoE(nnx.Module):
             record: ``(B, L, K)`` recorded choices, for the router ``forced``.
 
         Returns:
-            ``(B, L, M)``, without the shared network zero for tokens that got no slot, and the
-            layer's report.
+            ``(B, L, M)``, or as wide as what the experts give, without the shared network zero for
+            tokens that got no slot, and the layer's report.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         size = self.config.group_size

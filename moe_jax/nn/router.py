@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_jax.nn.dropout import dropout
 from moe_jax.nn.init import described
 from moe_jax.parallel import over_groups
 from moe_jax.routing import Plan, Router
@@ -68,6 +69,8 @@ class RouterLayer(nnx.Module):
             low, high = 1 - router.input_jitter, 1 + router.input_jitter
             x = x.astype(jnp.float32)
             x *= jax.random.uniform(jitter_key, x.shape, jnp.float32, low, high)
+        if jitter_key is not None and router.input_dropout:
+            x = dropout(x, router.input_dropout, jax.random.fold_in(jitter_key, 1))
         state = {
             name: jnp.broadcast_to(value[...], (groups, *value[...].shape))
             for name, value in self.state.items()

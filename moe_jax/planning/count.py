@@ -123,7 +123,7 @@ def count(
             for part, spent in _flops(block, own, memory, causal, convention).items():
                 flops[part] += spent * own * repeats
             idle += _idle(block)
-            experts += block.config.moe.num_experts * repeats if block.config.moe else 0
+            experts += sum(moe.num_experts for moe in block.config.mixtures) * repeats
     head = config.width * vocab_size
     embedding = _size(model.embedding)
     last = tokens.targets or tokens.inputs
@@ -198,12 +198,18 @@ def _sizes(block: Block) -> dict[str, int]:
     attention = ["attention", "attention_norm", "cross", "cross_norm"]
     found = {"attention": _attributes(block, attention), "router": 0, "experts": 0}
     found["dense"] = _attributes(block, ["feed_forward_norm", "extra", "extra_norm"])
-    if isinstance(inner, MoE):
-        found["router"], found["experts"] = _size(inner.router), _size(inner.experts)
-        found["dense"] += _attributes(inner, ["shared"])
-    else:
+    for mixture in _mixtures(block):
+        found["router"] += _size(mixture.router)
+        found["experts"] += _size(mixture.experts)
+        found["dense"] += _attributes(mixture, ["shared"])
+    if not isinstance(inner, MoE):
         found["dense"] += _size(inner)
     return found
+
+
+def _mixtures(block: Block) -> list[MoE]:
+    parts = (getattr(block, "attention_experts", None), block.feed_forward)
+    return [part for part in parts if isinstance(part, MoE)]
 
 
 def _attributes(module: nnx.Module, names: list[str]) -> int:
@@ -212,10 +218,10 @@ def _attributes(module: nnx.Module, names: list[str]) -> int:
 
 def _idle(block: Block) -> float:
     """Parameters of experts that a token does not meet on average."""
-    inner = block.feed_forward
-    if not isinstance(inner, MoE):
-        return 0.0
-    return _size(inner.experts) * (1 - _met(inner.config) / inner.config.num_experts)
+    return sum(
+        _size(mixture.experts) * (1 - _met(mixture.config) / mixture.config.num_experts)
+        for mixture in _mixtures(block)
+    )
 
 
 def _met(moe: MoEConfig) -> float:
@@ -243,16 +249,15 @@ def _flops(
         attention += _cross_flops(block, layers, own, memory, convention)
     dense = 2 * _products(block.extra) / layers if hasattr(block, "extra") else 0.0
     if not isinstance(inner, MoE):
-        return {"attention": attention, "dense": dense + 2 * _products(inner) / layers}
-    if hasattr(inner, "shared"):
-        dense += 2 * _products(inner.shared) / layers
-    share = _computing(inner.config, convention) / inner.config.num_experts
-    return {
-        "attention": attention,
-        "dense": dense,
-        "experts": 2 * _products(inner.experts) / layers * share,
-        "router": 0.0 if convention == "kaplan" else 2 * _products(inner.router) / layers,
-    }
+        dense += 2 * _products(inner) / layers
+    experts = router = 0.0
+    for mixture in _mixtures(block):
+        if hasattr(mixture, "shared"):
+            dense += 2 * _products(mixture.shared) / layers
+        share = _computing(mixture.config, convention) / mixture.config.num_experts
+        experts += 2 * _products(mixture.experts) / layers * share
+        router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router) / layers
+    return {"attention": attention, "dense": dense, "experts": experts, "router": router}
 
 
 def _cross_flops(block: Block, layers: int, own: int, memory: int, convention: Convention) -> float:

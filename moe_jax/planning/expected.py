@@ -33,11 +33,15 @@ class Layer:
         moe: the layer.
         tokens: that the device routes.
         slots: of all experts together that hold them, filled or not.
+        width: mean of the features that go to the experts and come back.
+        in_attention: whether the experts project for attention.
     """
 
     moe: MoEConfig
     tokens: int
     slots: int
+    width: int
+    in_attention: bool
 
 
 def token_axes() -> tuple[str, ...]:
@@ -64,7 +68,8 @@ def _layer(experiment: Experiment, sizes: dict[str, int], layer: SparseLayer) ->
     over = shards(sizes)
     groups = math.ceil(math.ceil(total / group) / over)
     capacity = moe.router.slots(group, moe.num_experts, train=True)
-    return Layer(moe, total // over, groups * capacity * moe.num_experts)
+    slots = groups * capacity * moe.num_experts
+    return Layer(moe, total // over, slots, sum(layer.widths) // 2, layer.in_attention)
 
 
 def itemsize(experiment: Experiment) -> int:
@@ -102,7 +107,7 @@ def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collec
     devices = sizes["expert"]
     passes = 6 if recomputes(experiment) else 4
     for layer in moe_layers(experiment, sizes):
-        size = layer.slots * experiment.model.width * itemsize(experiment)
+        size = layer.slots * layer.width * itemsize(experiment)
         yield Collective(
             "all-to-all",
             ("expert",),
@@ -140,7 +145,7 @@ def _partial_sums(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Col
     def summed(rows: int, what: str, times: int) -> Collective:
         return Collective("all-reduce", ("model",), n, what, rows * width * ring // n, times)
 
-    routed = moe_layers(experiment, sizes)
+    routed = [layer for layer in moe_layers(experiment, sizes) if not layer.in_attention]
     for layer in routed:
         yield summed(layer.slots, "experts", times // 2)
     for tokens, layers in _stacks(experiment, sizes):

@@ -135,7 +135,7 @@ def _transport(experiment: Experiment) -> float:
         if moe.transport == "einsum":
             slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
             length = data.seq_length if layer.of_inputs else data.target_length
-            each = 2 * 2 * moe.num_experts * slots * experiment.model.width
+            each = 2 * moe.num_experts * slots * sum(layer.widths)
             total += each * data.batch_size * length
     return total
 

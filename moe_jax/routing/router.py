@@ -36,6 +36,8 @@ class Router:
         gate_on: whether gates scale what experts put ``out`` or what goes ``in`` (Llama 4).
         precision: ``float32``, or that of the layer's ``input`` (Switch table 2's bfloat16 router).
         mask_padding: False routes padding like any token (fairseq without ``use_moe_pad_mask``).
+        input_dropout: dropout of the router's inputs in training (Mesh-TensorFlow's
+            ``switch_dropout``), 0 for none.
     """
 
     score: Score
@@ -47,8 +49,11 @@ class Router:
     gate_on: Literal["out", "in"] = "out"
     precision: Literal["float32", "input"] = "float32"
     mask_padding: bool = True
+    input_dropout: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.input_dropout < 1:
+            raise ConfigError(f"input_dropout={self.input_dropout} must be at least 0 and below 1")
         for part in self.balance:
             name, select = type(part).__name__, type(self.select).__name__
             if part.needs_token_choice and self.select.experts_choose:

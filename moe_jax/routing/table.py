@@ -60,6 +60,8 @@ def row(function: Callable[..., Router]) -> tuple[str, ...]:
     extra = [in_words(router.head)] if _differs(router.head, _field("head")) else []
     if router.input_jitter:
         extra.append(f"input_jitter={router.input_jitter}")
+    if router.input_dropout:
+        extra.append(f"input_dropout={router.input_dropout}")
     if not router.mask_padding:
         extra.append("mask_padding=False")
     score = "; ".join([in_words(router.score), *extra])

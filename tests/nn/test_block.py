@@ -22,9 +22,9 @@ def test_sub_layers_read_normed_inputs_and_add_to_the_residual():
     block = Block(DENSE, jax.random.key(0))
     mixed = X + block.attention(block.attention_norm(X), CONTEXT.view)
     expected = mixed + block.feed_forward(block.feed_forward_norm(mixed))
-    y, report, cache = block(X, CONTEXT, mode=TRAIN, rng=None)
+    y, reports, cache = block(X, CONTEXT, mode=TRAIN, rng=None)
     np.testing.assert_allclose(y, expected, atol=1e-6)
-    assert report is None and cache is None
+    assert reports == () and cache is None
 
 
 def test_a_moe_block_routes_valid_tokens_and_reports():
@@ -32,7 +32,7 @@ def test_a_moe_block_routes_valid_tokens_and_reports():
     mixed = X + block.attention(block.attention_norm(X), CONTEXT.view)
     inputs = block.feed_forward_norm(mixed)
     expected, _ = block.feed_forward(inputs, CONTEXT.valid, mode=DECODE)
-    y, report, cache = block(X, CONTEXT, mode=DECODE, rng=None)
+    y, (report,), cache = block(X, CONTEXT, mode=DECODE, rng=None)
     np.testing.assert_allclose(y, mixed + expected, atol=1e-6)
     np.testing.assert_allclose(y[1, 2:], mixed[1, 2:], atol=1e-6)  # padding: residual alone
     assert float(report.counts.valid) == 6.0

@@ -317,6 +317,23 @@ def test_jitter_needs_a_key_stays_in_its_bounds_and_spares_the_experts():
     np.testing.assert_array_equal(jittered, factor(full, jax.random.key(0)))
 
 
+def test_input_dropout_needs_a_key_and_spares_the_experts():
+    # As above, x = 1 and logits (d, 0): d is 0 with probability 1/4, else 4/3.
+    router = routing.presets.switch(input_jitter=0.0, input_dropout=0.25)
+    expert = FeedForwardConfig(1, 1, activation="relu")
+    moe = make(MoEConfig(num_experts=2, group_size=64, router=router), expert)
+    moe.router.kernel[...] = jnp.array([[1.0, 0.0]])
+    moe.experts.up[...] = moe.experts.down[...] = jnp.ones((2, 1, 1))
+    x = jnp.ones((4, 64, 1))
+    dropped, _ = apply(moe, x, all_valid(x), jax.random.key(0), mode=Mode("full"))
+    gates = 1 / (1 + np.exp([-0.0, -4 / 3]))
+    np.testing.assert_allclose(np.unique(np.round(dropped, 5)), np.round(gates, 5), atol=2e-5)
+    share = np.mean(np.asarray(dropped) < 0.6)
+    assert abs(share - 0.25) <= 4.9 * np.sqrt(0.25 * 0.75 / 256)
+    quiet, _ = apply(moe, x, all_valid(x), None, mode=Mode("full"))
+    np.testing.assert_allclose(quiet, 1 / (1 + np.exp(-1)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["switch", "gshard"])
 def test_without_a_key_the_layer_is_deterministic(name):
     moe = make(MoEConfig(num_experts=3, router=ROUTERS[name], expert_dropout=0.5))

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax import routing
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, EncoderDecoderConfig
+from moe_jax.nn.attention_experts import AttentionExpertsConfig
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoE
@@ -118,6 +119,8 @@ def test_tokens_that_go_round_give_the_same(sizes, name):
     same(on_mesh(layer_step, sizes, layer(name, **RING), X, VALID), dropless_alone(name))
 
 
+NONE = AttentionExpertsConfig()
+
 # Whole models, dropout and the random second expert included; decoders are in tests/training.
 
 TOKENS = jax.random.randint(jax.random.key(3), (8, 16), 0, 40)
@@ -165,9 +168,10 @@ def encoder_decoder_step(model, tokens, segments):
 
 
 @functools.cache
-def looking_ahead() -> Decoder:
+def looking_ahead(attention_experts: AttentionExpertsConfig = NONE) -> Decoder:
     moe = MoEConfig(num_experts=8, expert_dim=16, group_size=16, router=routing.preset("gshard"))
     sizes = {"num_layers": 2, "width": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+    sizes |= {"attention_experts": attention_experts}
     config = DecoderConfig(**sizes, dropout=0.1, lookahead=1, moe=moe)
     return jax.jit(lambda: Decoder(config, 40, jax.random.key(0)))()
 
@@ -189,6 +193,15 @@ def looking_ahead_step(model, tokens, segments):
 def test_looking_ahead_is_the_same_on_a_mesh():
     alone = jax.jit(looking_ahead_step)(looking_ahead(), TOKENS, SEGMENTS)
     same(on_mesh(looking_ahead_step, (4, 2, 1), looking_ahead(), TOKENS, SEGMENTS), alone)
+
+
+@pytest.mark.parametrize("exchange", ["gspmd", "all_to_all"])
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 2, 2, 2)], ids=str)
+def test_experts_in_attention_are_the_same_on_a_mesh(sizes, exchange):
+    experts = AttentionExpertsConfig(every=1, group_size=16, transport="gather")
+    alone = jax.jit(looking_ahead_step)(looking_ahead(experts), TOKENS, SEGMENTS)
+    model = looking_ahead(dataclasses.replace(experts, exchange=exchange))
+    same(on_mesh(looking_ahead_step, sizes, model, TOKENS, SEGMENTS), alone)
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 1), (1, 2, 2, 2), (2, 2, 1, 1, 2)], ids=str)

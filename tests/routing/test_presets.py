@@ -32,6 +32,7 @@ from moe_jax.routing import (
     NoHead,
     Random,
     Router,
+    Sampled,
     SecondBalance,
     Sigmoid,
     Sinkhorn,
@@ -64,10 +65,10 @@ MESH = Capacity(1.25, 2.0, "never", 0.0, 4, 1, "floor", False, "choice", False, 
 CEIL = Capacity(1.25, 2.0, "never", 0.0, 4, 1, "ceil", False, "choice", False, 0, False)
 GSHARD = Capacity(2.0, 2.0, "never", 0.0, 1, 1, "ceil", False, "choice", False, 0, False)
 EXPERT_CHOICE = Capacity(2.0, 2.0, "never", 0.0, 1, 1, "floor", False, "choice", False, 0, False)
-# head, input_jitter, gate_on, precision, mask_padding
-PLAIN = (LINEAR, 0.0, "out", "float32", True)
-JITTER = (LINEAR, 1e-2, "out", "float32", True)
-UNMASKED = (LINEAR, 0.0, "out", "float32", False)
+# head, input_jitter, gate_on, precision, mask_padding, input_dropout
+PLAIN = (LINEAR, 0.0, "out", "float32", True, 0.0)
+JITTER = (LINEAR, 1e-2, "out", "float32", True, 0.0)
+UNMASKED = (LINEAR, 0.0, "out", "float32", False, 0.0)
 
 
 def top_k(k: int, normalize: bool = False) -> TopK:
@@ -91,6 +92,7 @@ PUBLISHED = {
         "out",
         "float32",
         True,
+        0.0,
     ),
     # Two of the groups, two experts in each.
     "hierarchical": Router(
@@ -135,6 +137,7 @@ PUBLISHED = {
         "out",
         "float32",
         True,
+        0.0,
     ),
     "switch_max": Router(
         SOFTMAX,
@@ -193,6 +196,7 @@ PUBLISHED = {
         "out",
         "float32",
         True,
+        0.0,
     ),
     "base": Router(
         SIGMOID,
@@ -224,7 +228,9 @@ PUBLISHED = {
         MESH,
         *JITTER,
     ),
-    "soft_moe": Router(Uniform(), SoftSlots(1), (), CEIL, UnitSlots(), 0.0, "out", "float32", True),
+    "soft_moe": Router(
+        Uniform(), SoftSlots(1), (), CEIL, UnitSlots(), 0.0, "out", "float32", True, 0.0
+    ),
     "adaptive_top_p": Router(
         SOFTMAX,
         TopP(0.4, 4),
@@ -283,6 +289,7 @@ PUBLISHED = {
         "in",
         "float32",
         True,
+        0.0,
     ),
     "gpt_oss": Router(
         SOFTMAX,
@@ -294,8 +301,11 @@ PUBLISHED = {
         "out",
         "float32",
         True,
+        0.0,
     ),
-    "random": Router(Uniform(), Random(1), (), DROPLESS, NoHead(), 0.0, "out", "float32", True),
+    "random": Router(
+        Uniform(), Random(1), (), DROPLESS, NoHead(), 0.0, "out", "float32", True, 0.0
+    ),
     "forced": Router(SOFTMAX, Forced(1, False, 1.0), (), DROPLESS, *PLAIN),
 }
 
@@ -338,7 +348,8 @@ def test_every_choice_changes_the_router(name: str):
         if hints[choice] is bool:
             values = [False, True]
         else:
-            values = typing.get_args(hints[choice]) or [parameter.default + 1]
+            further = 0.5 if hints[choice] is float else 1
+            values = typing.get_args(hints[choice]) or [parameter.default + further]
         for new in values:
             same = preset(name, **beside, **{choice: new}) == preset(name, **beside)
             assert same == (new == parameter.default), (choice, new)
@@ -348,6 +359,8 @@ def test_choices_reach_their_parts():
     assert preset("switch", capacity_factor=1.0).capacity.factor == 1.0
     assert preset("switch", eval_capacity_factor=3.0).capacity.eval_factor == 3.0
     assert preset("switch", z_weight=1e-3).balance == (LoadBalance(1e-2), ZLoss(1e-3))
+    assert preset("switch", sample=True).select == TopK(1, rank=Sampled())
+    assert preset("switch", input_dropout=0.1).input_dropout == 0.1
     assert preset("switch_mtf", priority="score").capacity.priority == "score"
     assert preset("gshard", second="none").select.second == "none"
     assert preset("top2_mtf", threshold=0.3).select.threshold == 0.3
@@ -384,6 +397,12 @@ def test_unknown_choice_names_the_nearest():
         preset("switch", capacity_facter=1.0)
     with pytest.raises(ConfigError, match="has no choice 'second'"):
         preset("switch", second="all")
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_dropout_of_everything_is_refused(rate: float):
+    with pytest.raises(ConfigError, match="input_dropout=.* must be at least 0 and below 1"):
+        preset("switch", input_dropout=rate)
 
 
 def test_a_weight_of_zero_leaves_the_loss_out():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing import Bias, Sinkhorn, TopK
+from moe_jax.routing import Bias, LoadBalance, Sampled, Sinkhorn, TopK
 from tests.routing.helpers import inputs, normal, scored, select
 
 KEY = jax.random.key(0)
@@ -93,3 +95,60 @@ def test_sinkhorn_gate_is_the_score_and_test_time_is_greedy():
 def test_sinkhorn_of_padding_alone_is_finite():
     made = scored(np.full((2, 3), 1 / 3))
     assert np.isfinite(Sinkhorn()(made, inputs(made.noisy, [False, False], rng=KEY))).all()
+
+
+# Sampling
+
+PROBABILITIES = [0.6, 0.3, 0.1]
+
+
+def drawn(part: TopK, n: int):
+    return select(part, np.tile(PROBABILITIES, (n, 1)), rng=KEY)
+
+
+def test_sampling_draws_each_expert_as_often_as_its_probability():
+    # 4.9 deviations of a rate over n draws: 1 in 10**6 is left to chance, once: the key is fixed.
+    n = 20_000
+    expert = np.asarray(drawn(TopK(1, rank=Sampled()), n).expert)[:, 0]
+    share = np.bincount(expert, minlength=3) / n
+    p = np.array(PROBABILITIES)
+    assert (abs(share - p) <= 4.9 * np.sqrt(p * (1 - p) / n)).all()
+
+
+def test_the_gate_of_a_drawn_expert_is_its_own_probability():
+    choice = drawn(TopK(1, rank=Sampled()), 100)
+    np.testing.assert_allclose(choice.gate, np.take(PROBABILITIES, choice.expert), rtol=1e-6)
+    # All three are drawn: a gate of the best expert would be 0.6 throughout.
+    assert set(np.unique(choice.expert)) == {0, 1, 2}
+
+
+def test_two_draws_are_without_replacement():
+    expert = np.asarray(drawn(TopK(2, rank=Sampled()), 200).expert)
+    assert (expert[:, 0] != expert[:, 1]).all()
+
+
+def test_without_a_key_the_best_expert_is_taken():
+    choice = select(TopK(1, rank=Sampled()), [PROBABILITIES, [0.2, 0.3, 0.5]])
+    np.testing.assert_array_equal(choice.expert, [[0], [2]])
+    np.testing.assert_allclose(choice.gate, [[0.6], [0.5]], rtol=1e-6)
+
+
+def test_the_balance_loss_counts_the_drawn_experts():
+    # Mesh-TensorFlow's density is of the drawn experts: 3 * sum_e share_e * p_e.
+    made = scored(np.tile(PROBABILITIES, (8, 1)))
+    given = inputs(made.noisy, rng=KEY)
+    choice = TopK(1, rank=Sampled())(made, given)
+    share = np.bincount(np.asarray(choice.expert)[:, 0], minlength=3) / 8
+    loss = LoadBalance(1.0)(made, choice, given)
+    np.testing.assert_allclose(loss, 3 * (share * PROBABILITIES).sum(), rtol=1e-6)
+
+
+def test_sampling_sends_the_same_gradient_to_the_chosen_score_alone():
+    part, made = TopK(1, rank=Sampled()), scored([PROBABILITIES])
+    given = inputs(made.noisy, rng=KEY)
+
+    def gate(scores: jax.Array) -> jax.Array:
+        return part(dataclasses.replace(made, scores=scores), given).gate.sum()
+
+    (expert,) = np.asarray(part(made, given).expert)[0]
+    np.testing.assert_array_equal(jax.grad(gate)(made.scores), [np.eye(3)[expert]])

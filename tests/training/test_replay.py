@@ -21,7 +21,10 @@ VOCAB, ROWS, LENGTH, E = 32, 4, 16, 4
 # A router, and the choices that make ``forced`` read its gates the same way. Few slots, so that
 # some choices are lost, where there are slots at all.
 PAIRS = {
-    "switch": ({"capacity_factor": 0.5}, {"k": 1, "input_jitter": 1e-2}),
+    "switch": (
+        {"capacity_factor": 0.5, "sample": True, "input_dropout": 0.1},
+        {"k": 1, "input_jitter": 1e-2, "input_dropout": 0.1},
+    ),
     "gshard": ({"capacity_factor": 1.0}, {"k": 2, "normalize": True}),
     "vmoe": ({"capacity_factor": 0.5}, {"k": 2, "noise_std": 1.0}),
     "fairseq_top2": ({"second": "random", "pad_mask": True}, {"k": 2, "renormalize": True}),

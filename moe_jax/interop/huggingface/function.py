@@ -18,6 +18,7 @@ _TRAINING = frozenset(
         "group_size",
         "init",
         "init_scale",
+        "input_dropout",
         "input_jitter",
         "mask_padding",
         "precision",
@@ -61,6 +62,7 @@ def _stacks(config: ModelConfig) -> dict[str, Any]:
         for i, block in enumerate(blocks)
         for name, value in (
             ("attention", block.attention),
+            ("attention_experts", block.attention_experts),
             ("cross_attention", block.cross_attention),
             ("feed_forward", block.feed_forward),
             ("moe", block.moe),

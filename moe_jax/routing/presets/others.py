@@ -132,6 +132,7 @@ def forced(
     renormalize: bool = False,
     noise_std: float = 0.0,
     input_jitter: float = 0.0,
+    input_dropout: float = 0.0,
 ) -> Router:
     """The experts of a recorded routing, with this model's own gates; for replay.
 
@@ -143,4 +144,5 @@ def forced(
         select=Forced(k, normalize, scale),
         capacity=Capacity(dropless="always", renormalize=renormalize),
         input_jitter=input_jitter,
+        input_dropout=input_dropout,
     )

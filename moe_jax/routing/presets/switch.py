@@ -10,7 +10,7 @@ from moe_jax.routing.head import Linear
 from moe_jax.routing.presets.parts import switch_losses, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import GaussianNoise, Softmax
-from moe_jax.routing.select import TopK
+from moe_jax.routing.select import Sampled, TopK
 
 
 def switch(
@@ -20,15 +20,22 @@ def switch(
     z_weight: float = 0.0,
     input_jitter: float = 1e-2,
     precision: Literal["float32", "input"] = "float32",
+    sample: bool = False,
+    input_dropout: float = 0.0,
 ) -> Router:
-    """Switch Transformer (Fedus et al. 2021, 2101.03961, section 2.2): top-1, raw gate."""
+    """Switch Transformer (Fedus et al. 2021, 2101.03961, section 2.2): top-1, raw gate.
+
+    Appendix C explores by jitter, by ``sample``, a draw from the softmax whose gate is the drawn
+    expert's probability, and by ``input_dropout``, which Mesh-TensorFlow has at 0.1.
+    """
     return Router(
         score=Softmax(),
-        select=TopK(1),
+        select=TopK(1, rank=Sampled() if sample else None),
         balance=switch_losses(balance_weight, z_weight),
         capacity=Capacity(capacity_factor, eval_capacity_factor),
         input_jitter=input_jitter,
         precision=precision,
+        input_dropout=input_dropout,
     )
 
 

@@ -3,7 +3,7 @@
 from moe_jax.routing.select.assigned import Balanced, Forced, Hash, Random
 from moe_jax.routing.select.base import ExpertChoice, Select, Selection, SoftChoice, TokenChoice
 from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
-from moe_jax.routing.select.rank import Bias, Limit, Rank, Sinkhorn
+from moe_jax.routing.select.rank import Bias, Limit, Rank, Sampled, Sinkhorn
 from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK, TopP
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Limit",
     "Random",
     "Rank",
+    "Sampled",
     "Select",
     "Selection",
     "Sinkhorn",

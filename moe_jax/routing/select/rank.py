@@ -91,6 +91,22 @@ class Sinkhorn(Rank):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampled(Rank):
+    """Experts drawn from the softmax of the logits in training, the score at test time.
+
+    Switch (2101.03961) appendix C, "sample softmax"; Mesh-TensorFlow's policy ``sample``. Logits
+    plus Gumbel noise rank ``k`` experts as draws without replacement do.
+    """
+
+    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
+        """Returns the logits with their noise, or the scores without a key."""
+        if inputs.rng is None:
+            return jax.lax.stop_gradient(scored.scores)
+        logits = jax.lax.stop_gradient(scored.noisy).astype(jnp.float32)
+        return logits + jax.random.gumbel(inputs.rng, logits.shape, logits.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Limit:
     """Keeps the experts of a token within a few groups of neighbours, such as devices.
 

@@ -1,0 +1,48 @@
+"""Expert Choice figure 2: how soon capacity 2 reaches what top-2 reaches in all its steps."""
+
+from ml_collections import ConfigDict
+
+from configs import span_corruption
+from configs.common import router
+from experiments.ablation import Ablation, Claim
+from experiments.base import SPANS
+
+
+def _base() -> ConfigDict:
+    return span_corruption.get_config("switch")
+
+
+def _arm(preset: str, factor: float) -> dict:
+    both = router(preset, capacity_factor=factor, eval_capacity_factor=factor)
+    return {"model.encoder_moe.router": both}
+
+
+ABLATION = Ablation(
+    name="expert_choice_convergence",
+    title="Expert Choice: speed of convergence against top-2",
+    base=_base,
+    arms={"choice_2": _arm("expert_choice", 2.0), "top2": _arm("gshard", 2.0)},
+    scales=SPANS,
+    claims=(
+        Claim(
+            "Experts that choose are ahead of top-2 at equal steps (2202.09368, figure 2a)",
+            "loss",
+            "choice_2",
+            "top2",
+        ),
+        Claim(
+            "Top-2 drops tokens' choices, experts that choose never do (section 3.2)",
+            "dropped",
+            "choice_2",
+            "top2",
+        ),
+        Claim(
+            "A step of top-2 is slower (20 %, figure 2a)",
+            "tokens_per_second",
+            "top2",
+            "choice_2",
+        ),
+    ),
+)
+
+get_config = ABLATION.get_config

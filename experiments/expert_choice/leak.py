@@ -1,0 +1,65 @@
+"""Loss-Free Balancing section 5.2: expert choice tells a causal model of later tokens.
+
+An expert's choice among the tokens of a chunk depends on all of them. The fewer they are, the more
+each choice says of the next ones, and the more the loss falls. Where tokens choose, without a loss
+or slots, the chunk changes nothing.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SCALES, language_model
+
+
+def _whole(config: ConfigDict) -> int:
+    # The paper's larger chunk; the batch is smaller on two cores.
+    return min(8192, config.data.batch_size * config.data.seq_length)
+
+
+def _choice(chunk: Callable[[ConfigDict], int]) -> dict:
+    return {
+        "model.moe.router": router("expert_choice", capacity_factor=2.0, eval_capacity_factor=2.0),
+        "model.moe.allow_future_leak": True,
+        "model.moe.group_size": chunk,
+    }
+
+
+def _token(chunk: Callable[[ConfigDict], int]) -> dict:
+    return {"model.moe.router": router("loss_free", k=2), "model.moe.group_size": chunk}
+
+
+ABLATION = Ablation(
+    name="expert_choice_leak",
+    title="Expert choice in a causal model: the leak by size of the chunk",
+    base=language_model,
+    arms={
+        "choice_whole": _choice(_whole),
+        "choice_sequence": _choice(lambda config: config.data.seq_length),
+        "choice_64": _choice(lambda _: 64),
+        "choice_16": _choice(lambda _: 16),
+        "token_whole": _token(_whole),
+        "token_16": _token(lambda _: 16),
+    },
+    scales=SCALES,
+    published=(
+        Published(
+            "Wang et al. 2024 section 5.2 (2408.15664), chunks of 8192 and 512 tokens",
+            "16 experts, 9 layers, 2 experts per token",
+            "loss as a share of that with the larger chunk, about",
+            {"choice_whole": 1.0, "choice_sequence": 0.9},
+        ),
+    ),
+    claims=(
+        Claim("A sequence leaks more than the batch", "loss", "choice_sequence", "choice_whole"),
+        Claim("64 tokens leak more than the batch", "loss", "choice_64", "choice_whole"),
+        Claim("16 tokens leak more than 64", "loss", "choice_16", "choice_64"),
+        Claim(
+            "Tokens that choose do not leak: control", "loss", "token_16", "token_whole", 0.02, True
+        ),
+    ),
+)
+
+get_config = ABLATION.get_config

@@ -1,0 +1,65 @@
+"""GLaM: dense and mixture models at equal FLOPs per token, by tokens, FLOPs and energy.
+
+The arms of half and twice the steps have schedules of their own: a curve cut short has not decayed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SCALES, language_model
+
+_DENSE = {"model.moe.every": 0}
+# Two experts of half the width per token: the FLOPs of the dense twin.
+_MOE = {
+    "model.moe.num_experts": 16,
+    "model.moe.expert_dim": lambda config: config.model.mlp_dim // 2,
+    "model.moe.router": router("glam"),
+}
+
+
+def _steps(times: float) -> dict:
+    def scaled(config: ConfigDict) -> int:
+        return round(config.training.steps * times)
+
+    return {"training.steps": scaled}
+
+
+ABLATION = Ablation(
+    name="glam_data_efficiency",
+    title="GLaM: loss against tokens, FLOPs and energy",
+    base=language_model,
+    arms={
+        "dense": _DENSE,
+        "dense_double": _DENSE | _steps(2),
+        "moe": _MOE,
+        "moe_half": _MOE | _steps(0.5),
+    },
+    scales=SCALES,
+    published=(
+        Published(
+            "GLaM (2112.06905), against GPT-3",
+            "64B/64E with 600B tokens and 456 MWh, GPT-3 with 1287 MWh",
+            "average one-shot score",
+            {"moe": 65.5, "dense": 61.6},
+        ),
+    ),
+    claims=(
+        Claim("At equal tokens and FLOPs the mixture is better (GLaM)", "loss", "moe", "dense"),
+        Claim(
+            "It needs less than half the tokens and FLOPs (280B tokens surpass GPT-3)",
+            "loss",
+            "moe_half",
+            "dense",
+        ),
+        Claim(
+            "A dense model with twice the tokens and FLOPs is behind it",
+            "loss",
+            "moe",
+            "dense_double",
+        ),
+        Claim("Twice the tokens help a dense model", "loss", "dense_double", "dense"),
+    ),
+)
+
+get_config = ABLATION.get_config

@@ -1,0 +1,68 @@
+"""ST-MoE table 18: who is dropped where slots are short, the last tokens or the least sure ones.
+
+An encoder-decoder, as in the paper. Only the encoder gives slots by score, as in flaxformer's
+released configurations: in a causal decoder later tokens would decide whether a token is dropped.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import span_corruption
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SPANS
+
+_FACTORS = (0.75, 1.0, 1.25)
+
+
+def _base() -> ConfigDict:
+    return span_corruption.get_config("switch")
+
+
+def _arm(factor: float, priority: str) -> dict:
+    choices = {
+        "capacity_factor": factor,
+        "eval_capacity_factor": factor,
+        "z_weight": 1e-3,
+        "input_jitter": 0.0,
+    }
+    return {
+        "model.encoder_moe.router": router("switch_mtf", priority=priority, **choices),
+        "model.decoder_moe.router": router("switch_mtf", **choices),
+    }
+
+
+ABLATION = Ablation(
+    name="st_moe_batch_priority",
+    title="ST-MoE: batch-prioritised routing of top-1",
+    base=_base,
+    arms={
+        f"{name}_{factor}": _arm(factor, priority)
+        for factor in _FACTORS
+        for name, priority in (("order", "choice"), ("score", "score"))
+    },
+    scales=SPANS,
+    published=(
+        Published(
+            "ST-MoE table 18 (2202.08906), evaluated at the capacity of training",
+            "FLOPs of T5-Large, 32 experts, top-1, C4, 100k steps",
+            "negative log perplexity in nats",
+            {
+                "order_0.75": -1.428,
+                "score_0.75": -1.409,
+                "order_1.0": -1.397,
+                "score_1.0": -1.386,
+                "order_1.25": -1.378,
+                "score_1.25": -1.376,
+            },
+        ),
+    ),
+    claims=(
+        Claim("By score is better at 0.75 (.019)", "loss", "score_0.75", "order_0.75"),
+        Claim("By score is better at 1.0 (.011)", "loss", "score_1.0", "order_1.0"),
+        Claim("At 1.25 it hardly matters (.002)", "loss", "score_1.25", "order_1.25", 0.02, True),
+        Claim("1.25 is better than 0.75 by order (.050)", "loss", "order_1.25", "order_0.75"),
+        Claim("1.25 drops less than 0.75", "dropped", "order_1.25", "order_0.75"),
+    ),
+)
+
+get_config = ABLATION.get_config

@@ -1,0 +1,57 @@
+"""ST-MoE table 16: a dense sub-layer of its own beside each sparse one.
+
+The dense twin with more layers has one expert that every token takes with gate 1, which is a dense
+layer, and its further sub-layers in the same places.
+"""
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SCALES, language_model
+
+
+def _sparse(extra: str) -> dict:
+    return {"model.moe.router": router("st_moe"), "model.moe.extra_dense": extra}
+
+
+_DENSE_EXTRA = {
+    "model.moe.num_experts": 1,
+    "model.moe.router": router("olmoe", k=1, balance_weight=0.0, z_weight=0.0),
+    "model.moe.extra_dense": "after",
+}
+
+ABLATION = Ablation(
+    name="st_moe_sparse_dense",
+    title="ST-MoE table 16: sparse-dense stacking",
+    base=language_model,
+    arms={
+        "dense": {"model.moe.every": 0},
+        "dense_extra": _DENSE_EXTRA,
+        "sparse": _sparse("none"),
+        "sparse_before": _sparse("before"),
+        "sparse_after": _sparse("after"),
+    },
+    scales=SCALES,
+    published=(
+        Published(
+            "ST-MoE table 16 (2202.08906)",
+            "FLOPs of T5-Large, 32 experts, C4, 100k steps",
+            "negative log perplexity in nats",
+            {
+                "dense": -1.474,
+                "dense_extra": -1.452,
+                "sparse": -1.383,
+                "sparse_before": -1.369,
+                "sparse_after": -1.369,
+            },
+        ),
+    ),
+    claims=(
+        Claim("Sparse is better than dense (.091)", "loss", "sparse", "dense"),
+        Claim("A dense sub-layer after helps (.014)", "loss", "sparse_after", "sparse"),
+        Claim("Before helps as well (.014)", "loss", "sparse_before", "sparse"),
+        Claim("Before and after are equal", "loss", "sparse_before", "sparse_after", 0.02, True),
+        Claim("A dense model gains too (.022)", "loss", "dense_extra", "dense"),
+    ),
+)
+
+get_config = ABLATION.get_config

@@ -1,0 +1,84 @@
+"""Switch appendix A: experts that project queries, keys and values, beside or instead of FFNs.
+
+The published runs with experts in attention diverge in bfloat16; the router is in float32 here, as
+in all of the paper.
+"""
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SCALES, language_model
+
+_FEED_FORWARD = {"model.moe.every": 2}
+_NO_FEED_FORWARD = {"model.moe.every": 0}
+# As many experts, groups and slots as the feed-forward layers have.
+_ATTENTION = {
+    "model.attention_experts.every": 2,
+    "model.attention_experts.num_experts": lambda config: config.model.moe.num_experts,
+    "model.attention_experts.group_size": lambda config: config.model.moe.group_size,
+    "model.attention_experts.transport": "gather",
+    "model.attention_experts.router": router("switch"),
+}
+_PLACES = {
+    "dense": _NO_FEED_FORWARD,
+    "feed_forward": _FEED_FORWARD,
+    "attention": _NO_FEED_FORWARD | _ATTENTION,
+    "both": _FEED_FORWARD | _ATTENTION,
+}
+
+
+def _in(place: str, dtype: str) -> dict:
+    # A function, since scales set it too.
+    return _PLACES[place] | {"model.compute_dtype": lambda _: dtype}
+
+
+ABLATION = Ablation(
+    name="switch_attention_experts",
+    title="Switch appendix A: experts in attention",
+    base=language_model,
+    arms={
+        f"{place}_{dtype}": _in(place, dtype)
+        for dtype in ("float32", "bfloat16")
+        for place in _PLACES
+    },
+    scales=SCALES,
+    published=(
+        Published(
+            "Switch table 10 (2101.03961); in bfloat16 both with experts in attention diverge",
+            "T5-Base with 32 experts, C4, 100k steps",
+            "negative log perplexity in nats",
+            {"feed_forward_float32": -1.548, "attention_float32": -1.524, "both_float32": -1.513},
+        ),
+    ),
+    claims=(
+        Claim(
+            "Experts in attention beat experts in feed-forward layers (.024)",
+            "loss",
+            "attention_float32",
+            "feed_forward_float32",
+        ),
+        Claim(
+            "Both beat feed-forward layers alone (.035)",
+            "loss",
+            "both_float32",
+            "feed_forward_float32",
+        ),
+        Claim("Both beat attention alone (.011)", "loss", "both_float32", "attention_float32"),
+        Claim(
+            "In bfloat16 experts in attention diverge",
+            "loss",
+            "attention_float32",
+            "attention_bfloat16",
+        ),
+        Claim(
+            "Feed-forward experts do not (table 2)",
+            "loss",
+            "feed_forward_float32",
+            "feed_forward_bfloat16",
+            0.02,
+            True,
+        ),
+        Claim("Experts in attention beat no experts", "loss", "attention_float32", "dense_float32"),
+    ),
+)
+
+get_config = ABLATION.get_config

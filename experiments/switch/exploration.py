@@ -1,0 +1,40 @@
+"""Switch appendix C: how a router explores, by chance or by noise on what it reads."""
+
+from configs.common import router
+from experiments.ablation import Ablation, Claim, Published
+from experiments.base import SCALES, language_model
+
+
+def _arm(**choices: float | bool) -> dict:
+    return {"model.moe.router": router("switch", **{"input_jitter": 0.0, **choices})}
+
+
+ABLATION = Ablation(
+    name="switch_exploration",
+    title="Switch appendix C: exploration of the router",
+    base=language_model,
+    arms={
+        "argmax": _arm(),
+        "sample": _arm(sample=True),
+        # The rate of Mesh-TensorFlow, moe_switch_dropout; the paper gives none.
+        "input_dropout": _arm(input_dropout=0.1),
+        "input_jitter": _arm(input_jitter=1e-2),
+    },
+    scales=SCALES,
+    published=(
+        Published(
+            "Switch table 11 (2101.03961)",
+            "T5-Base with experts, C4",
+            "negative log perplexity in nats",
+            {"argmax": -1.471, "sample": -1.570, "input_dropout": -1.480, "input_jitter": -1.468},
+        ),
+    ),
+    claims=(
+        Claim("Sampling is worse than argmax (.099)", "loss", "argmax", "sample"),
+        Claim("Sampling is worse than jitter (.102)", "loss", "input_jitter", "sample"),
+        Claim("Input dropout is worse than argmax (.009)", "loss", "argmax", "input_dropout"),
+        Claim("Jitter equals argmax (.003)", "loss", "input_jitter", "argmax", 0.02, True),
+    ),
+)
+
+get_config = ABLATION.get_config
