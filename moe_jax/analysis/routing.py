@@ -30,7 +30,7 @@ def draw_plan(plan: Plan, title: str = "") -> Figure:
     """
     figure = Figure((11.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    _tensor(left, plan)
+    _tensor(left, np.asarray(plan.combine, np.float32))
     left.set_xlabel("slots, expert by expert")
     left.set_ylabel("token")
     _bars(right, plan)
@@ -39,16 +39,19 @@ def draw_plan(plan: Plan, title: str = "") -> Figure:
 
 
 def draw_plans(plans: Mapping[str, Plan], columns: int = 6) -> Figure:
-    """Draws the combine tensors of several plans, each under its name, in rows of ``columns``."""
+    """Draws the combine weights of several plans, each under its name, in rows of ``columns``.
+
+    They are ``(S, E)``, summed over the slots of an expert: a row is a token, a column an expert.
+    """
     rows = -(-len(plans) // columns)
-    figure = Figure((2.1 * columns, 1.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    figure = Figure((12.0, 12.0 / columns * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, plan) in zip(grid, plans.items(), strict=False):
-        _tensor(axes, plan)
-        axes.set_title(name, fontsize=9)
+        _tensor(axes, np.asarray(plan.combine, np.float32).sum(-1, keepdims=True))
+        axes.set_title(name, fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in list(grid):
+    for axes in grid[len(plans) :]:
         axes.axis("off")
     return figure
 
@@ -95,8 +98,7 @@ def _pastels(number: int) -> list[tuple[float, ...]]:
     return [tuple(0.45 * colour + 0.55) for colour in colours]
 
 
-def _tensor(axes: Axes, plan: Plan) -> None:
-    combine = np.asarray(plan.combine, np.float32)
+def _tensor(axes: Axes, combine: np.ndarray) -> None:
     tokens, experts, slots = combine.shape
     shown = combine.reshape(tokens, experts * slots)
     axes.imshow(shown, aspect="auto", cmap="Blues", vmin=0.0, vmax=_darkest(shown))
@@ -121,7 +123,9 @@ def _bars(axes: Axes, plan: Plan) -> None:
     axes.set_yticks(experts, [f"e{e}" for e in experts])
     axes.invert_yaxis()
     axes.set_xlabel("assignments")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(
+        frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
