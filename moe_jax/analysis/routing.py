@@ -101,7 +101,8 @@ def _pastels(number: int) -> list[tuple[float, ...]]:
 def _tensor(axes: Axes, combine: np.ndarray) -> None:
     tokens, experts, slots = combine.shape
     shown = combine.reshape(tokens, experts * slots)
-    axes.imshow(shown, aspect="auto", cmap="Blues", vmin=0.0, vmax=_darkest(shown))
+    style = {"cmap": "Blues", "vmin": 0.0, "vmax": _darkest(shown), "interpolation": "none"}
+    axes.imshow(shown, aspect="auto", **style)
     for edge in range(1, experts):
         axes.axvline(edge * slots - 0.5, color=_EDGE, linewidth=0.6)
     axes.set_xticks((np.arange(experts) + 0.5) * slots - 0.5, [f"e{e}" for e in range(experts)])
