@@ -117,16 +117,12 @@ def _bars(axes: Axes, plan: Plan) -> None:
     demand, load = (np.asarray(x) for x in (plan.counts.demand, plan.counts.load))
     experts = np.arange(len(load))
     axes.barh(experts, load, color=_LOAD, label="got a slot")
-    axes.barh(
-        experts, demand - load, left=load, fill=False, edgecolor=_LOST, label="found it full"
-    )
+    axes.barh(experts, demand - load, left=load, fill=False, edgecolor=_LOST, label="found it full")
     axes.axvline(plan.combine.shape[-1], color=_EDGE, linestyle=":", label="capacity")
     axes.set_yticks(experts, [f"e{e}" for e in experts])
     axes.invert_yaxis()
     axes.set_xlabel("assignments")
-    axes.legend(
-        frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0)
-    )
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
 
 
