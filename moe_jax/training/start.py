@@ -18,7 +18,9 @@ from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
 Array = jax.Array
 _PARAMS, WEIGHTS = "params/", ("params/", "router_state/")
 # ``parts/P/B`` of a stack is block B of its P-th part, whose leaves hold one entry per repeat.
-_STACKED = re.compile(r"^(?P<stack>.*?)/parts/(?P<part>\d+)/(?P<block>\d+)/(?P<rest>.*)$")
+_STACKED = re.compile(
+    r"^(?P<tree>\w+)/(?P<stack>.*?)/parts/(?P<part>\d+)/(?P<block>\d+)/(?P<rest>.*)$"
+)
 _SPARSE = re.compile(r"/feed_forward/(experts|router)/")
 
 
@@ -37,7 +39,8 @@ def layers_apart(leaves: Mapping[str, Any]) -> dict[str, Place]:
     ``params/layers/1/attention/query`` and ``params/layers/3/attention/query``.
 
     Args:
-        leaves: arrays or shapes by name, as from ``named_leaves``.
+        leaves: arrays or shapes by name, as from ``named_leaves``: all parameters, and whatever
+            else has their layers.
     """
     stacked = {name: match for name in leaves if (match := _STACKED.match(name))}
     sizes: dict[tuple[str, int], tuple[int, int]] = {}
@@ -56,7 +59,7 @@ def layers_apart(leaves: Mapping[str, Any]) -> dict[str, Place]:
         blocks, repeats = sizes[stack, part]
         for entry in range(repeats):
             layer = first + entry * blocks + int(match["block"])
-            found[f"{stack}/{layer}/{match['rest']}"] = Place(name, entry)
+            found[f"{match['tree']}/{stack}/{layer}/{match['rest']}"] = Place(name, entry)
     return found
 
 
