@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.ablation import SCALES, Ablation
-from experiments.runs import Run, execute, record, runs_of
+from experiments.runs import Run, execute, record, runs_of, to_train
 from experiments.tables import write_report
 from moe_jax import cli
 from moe_jax.errors import ConfigError
@@ -83,7 +83,7 @@ def _dry(runs: list[Run]) -> str:
         cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
         flops = f"{run.training_flops:.2e}"
         lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
-    unique = {run.folder: run for run in runs if not run.finished}.values()
+    unique = to_train(runs)
     training = sum(run.training_flops for run in unique) / _RATE[_SCALE.value]
     minutes = (training + _START * len(unique)) / _SIDE_BY_SIDE.value / 60
     lines.append(f"{len(runs)} runs, {len(unique)} to train, some {minutes:.0f} min")

@@ -22,7 +22,6 @@ def flags(whole, start, teacher):
         f"--config.training.teacher={teacher}",
         "--config.training.steps=8",
         "--config.training.checkpoint_every=3",
-        "--config.training.microbatches=2",
         "--config.training.loss_chunk=8",
         "--config.training.eval_every=0",
     )
