@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments.ablation import SCALES
 from experiments.catalogue import command_of, load
-from experiments.runs import Run, execute, record, runs_of
+from experiments.runs import Run, execute, record, runs_of, to_train
 from experiments.tables import write_report
 from moe_jax import cli
 from moe_jax.planning import count
@@ -76,7 +76,7 @@ def _dry(runs: list[Run]) -> str:
         cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
         flops = f"{run.training_flops:.2e}"
         lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
-    unique = {run.folder: run for run in runs if not run.finished}.values()
+    unique = to_train(runs)
     training = sum(run.training_flops for run in unique) / _RATE[_SCALE.value]
     minutes = (training + _START * len(unique)) / _places() / 60
     lines.append(f"{len(runs)} runs, {len(unique)} to train, some {minutes:.0f} min")
