@@ -9,6 +9,7 @@ import os
 import queue
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,6 +154,9 @@ def fingerprint(experiment: Experiment) -> str:
 def _chosen(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_chosen(item) for item in value]
+    if isinstance(value, str):
+        # Texts that a package brings are the same wherever it is installed.
+        return value.replace(sysconfig.get_path("purelib"), "site-packages")
     if not dataclasses.is_dataclass(value):
         return value
     set_ = {

@@ -54,7 +54,8 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
         known = saved.get(_SOURCES, {})
         found = known | found
         differences = _differences(
-            _named_by_content(saved["config"], known), _named_by_content(described, found)
+            _named_by_content(_with_defaults(saved["config"]), known),
+            _named_by_content(described, found),
         )
         if differences:
             raise ConfigError(
@@ -100,6 +101,14 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged ({error}): delete it to start anew") from error
+
+
+def _with_defaults(described: Any) -> Any:
+    """What a run was, with settings that are newer than it."""
+    try:
+        return describe(build(Experiment, described))
+    except ConfigError:
+        return described
 
 
 def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, Any]:

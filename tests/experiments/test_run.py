@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from experiments.runs import runs_of, to_train
 from moe_jax.training.metrics import read_metrics
+from tests.experiments import tiny_dependent
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
 TIMED = ("seconds", "tokens_per_second")
@@ -95,28 +97,18 @@ def test_results_are_what_the_runs_logged(folder):
 
 
 def test_what_an_arm_needs_is_trained_first_and_all_of_it_can_be_moved(tmp_path):
-    dependent = "--ablation=tests/experiments/tiny_dependent.py"
-
-    def dependents(folder, *arguments):
-        return command("experiments.run", dependent, f"--workdir={folder}", *arguments)
-
-    done = dependents(tmp_path / "one", "--arms=student")
+    ablation = tiny_dependent.ABLATION
+    file = "--ablation=tests/experiments/tiny_dependent.py"
+    there = tmp_path / "there"
+    done = command("experiments.run", file, f"--workdir={there}", "--arms=student")
     assert done.returncode == 0, done.stderr
-    runs = {path.parent for path in (tmp_path / "one").glob("runs/*/result.json")}
-    assert len(runs) == 2
-    # As a kill after the last step leaves it.
-    line = json.loads((tmp_path / "one/tiny_dependent/results.jsonl").read_text())
-    student = tmp_path / "one" / "runs" / line["config"]
-    (student / "result.json").unlink()
-    (tmp_path / "one").rename(tmp_path / "two")
-    done = dependents(tmp_path / "two", "--arms=student,teacher")
-    assert done.returncode == 0, done.stderr
-    found = (tmp_path / "two/tiny_dependent/results.jsonl").read_text().splitlines()
-    lines = {found["arm"]: found for found in map(json.loads, found)}
-    assert lines.keys() == {"student", "teacher"}
-    assert lines["student"]["curve"] == line["curve"]
-    log = (tmp_path / "two" / "runs" / line["config"] / "log.txt").read_text()
-    assert "resuming at step 4 of 4" in log
+    (line,) = map(json.loads, (there / "tiny_dependent/results.jsonl").read_text().splitlines())
+    assert line["arm"] == "student"
+    teacher, student = runs_of(ablation, "cpu", 1, ["teacher", "student"], there)
+    assert teacher.finished and student.finished and student.folder.name == line["config"]
+    assert all(logged["distillation_loss"] > 0 for logged in student.lines)
+    moved = there.rename(tmp_path / "moved")
+    assert to_train(runs_of(ablation, "cpu", 1, ["teacher", "student"], moved)) == []
 
 
 def test_a_dry_run_trains_nothing(tmp_path):
