@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from experiments.ablation import Ablation
 from moe_jax.experiment import Experiment
-from moe_jax.planning import count
+from moe_jax.planning import Cost, count
 from moe_jax.training.loop import TrainingError
 from moe_jax.training.metrics import read_metrics
 from moe_jax.workdir import RESULT
@@ -78,11 +78,16 @@ class Run:
 
     @property
     def training_flops(self) -> int:
-        """Of the whole run."""
-        experiment = self.experiment
-        cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
-        steps = experiment.training.steps
-        return cost.training_flops_per_token * experiment.tokens_per_step * steps
+        """Of the whole run, its teacher's included."""
+        experiment, teacher = self.experiment, self.needs.get("training.teacher")
+        per_token = _cost(experiment).training_flops_per_token
+        if teacher:
+            per_token += _cost(teacher.experiment).flops_per_token
+        return per_token * experiment.tokens_per_step * experiment.training.steps
+
+
+def _cost(experiment: Experiment) -> Cost:
+    return count(experiment.model, experiment.vocab_size, experiment.sequence)
 
 
 def runs_of(
