@@ -2,11 +2,13 @@
 
 from setuptools import find_packages, setup
 
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"]
+NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", *NOTEBOOKS]
 EXTRAS = {
     "test": TEST,
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
+    "cuda12": ["jax[cuda12]>=0.10.2"],  # for drivers older than 580
     "kernels": ["tokamax>=0.0.12"],
     "parity": ["torch==2.13.0", "transformers>=5.0"],
 }

@@ -58,6 +58,12 @@ def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
     return drawn
 
 
+def figure_of(draw: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> Figure:
+    """Returns what one of the functions below draws as a figure, for a notebook or a PNG."""
+    with matplotlib.rc_context(_STYLE):
+        return draw.__wrapped__(*args, **kwargs)
+
+
 def _svg(figure: Figure) -> str:
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
