@@ -1,4 +1,8 @@
-"""Switch table 6: a Switch model distilled into its dense twin."""
+"""Switch table 6: a Switch model distilled into its dense twin.
+
+Where training ends long before it converges, the teacher's weights are above all more training:
+``student_twice`` is the student alone for as many steps as the teacher and a student together.
+"""
 
 from experiments.ablation import Ablation, Claim, Finished, Published
 from experiments.base import SCALES, language_model
@@ -18,6 +22,7 @@ ABLATION = Ablation(
     arms={
         "teacher": {"model.moe.num_experts": 16},
         "student": _DENSE,
+        "student_twice": _DENSE | {"training.steps": lambda config: 2 * config.training.steps},
         "distilled": _DENSE | _taught(1.0),
         "initialised_distilled": _DENSE | _INITIALISED | _taught(1.0),
         "initialised_mixed": _DENSE | _INITIALISED | _taught(0.25),
