@@ -60,9 +60,7 @@ def execute(path: Path, folder: Path) -> Any:
 
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(
-        notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources
-    )
+    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources)
     return client.execute(env=environment())
 
 

@@ -101,7 +101,8 @@ def _pastels(number: int) -> list[tuple[float, ...]]:
 def _tensor(axes: Axes, combine: np.ndarray) -> None:
     tokens, experts, slots = combine.shape
     shown = combine.reshape(tokens, experts * slots)
-    axes.imshow(shown, aspect="auto", cmap="Blues", vmin=0.0, vmax=_darkest(shown))
+    style = {"cmap": "Blues", "vmin": 0.0, "vmax": _darkest(shown), "interpolation": "none"}
+    axes.imshow(shown, aspect="auto", **style)
     for edge in range(1, experts):
         axes.axvline(edge * slots - 0.5, color=_EDGE, linewidth=0.6)
     axes.set_xticks((np.arange(experts) + 0.5) * slots - 0.5, [f"e{e}" for e in range(experts)])
@@ -116,16 +117,12 @@ def _bars(axes: Axes, plan: Plan) -> None:
     demand, load = (np.asarray(x) for x in (plan.counts.demand, plan.counts.load))
     experts = np.arange(len(load))
     axes.barh(experts, load, color=_LOAD, label="got a slot")
-    axes.barh(
-        experts, demand - load, left=load, fill=False, edgecolor=_LOST, label="found it full"
-    )
+    axes.barh(experts, demand - load, left=load, fill=False, edgecolor=_LOST, label="found it full")
     axes.axvline(plan.combine.shape[-1], color=_EDGE, linestyle=":", label="capacity")
     axes.set_yticks(experts, [f"e{e}" for e in experts])
     axes.invert_yaxis()
     axes.set_xlabel("assignments")
-    axes.legend(
-        frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0)
-    )
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
 
 
