@@ -1,8 +1,8 @@
 """Every arm of every ablation takes two training steps and one evaluation step, very small.
 
 The scale is ``cpu`` with smaller sizes; what arms set they keep. Arms that compute the same, by
-their fingerprint, are trained once. An arm that starts from another run needs a line in ``PREPARE``
-that makes what it starts from.
+their fingerprint, are trained once. An arm that learns from another learns from it untrained;
+starting from finished runs is tested in ``tests/training/test_start.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -29,7 +28,7 @@ from moe_jax.parallel import make_mesh
 from moe_jax.training import session
 from moe_jax.training.session import Session, open_session
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import eval_step, train_step
+from moe_jax.training.step import Teacher, eval_step, train_step
 
 ROOT = Path(__file__).parents[2] / "experiments"
 FILES = [path for path in sorted(ROOT.glob("*/*.py")) if "ABLATION = " in path.read_text()]
@@ -61,10 +60,6 @@ SMALL = {
     "training.loss_chunk": 0,
 }
 STEPS = 2
-
-Prepare = Callable[[Experiment, Path], Experiment]
-# By the name in ``ABLATIONS``: changes an arm's experiment once what it starts from is in a folder.
-PREPARE: dict[str, Prepare] = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -115,32 +110,44 @@ def batches(config: data.DataConfig) -> tuple[list[data.Batch], data.Batch]:
 TRAINED: dict[str, tuple[float, float]] = {}
 
 
-def trained(experiment: Experiment, *, own_optimizer: bool = False) -> tuple[float, float]:
+def trained(
+    experiment: Experiment, *, taught_by: Experiment | None = None, own_optimizer: bool = False
+) -> tuple[float, float]:
     """Returns the loss of the second training step and that of a validation batch after it.
 
     Args:
         experiment: small.
+        taught_by: its teacher, as small; what it starts from is left out.
         own_optimizer: with its own, for arms that change it, instead of gradient descent.
     """
     name = fingerprint(experiment)
     if name not in TRAINED:
-        TRAINED[name] = _trained(experiment, own_optimizer)
+        TRAINED[name] = _trained(experiment, taught_by, own_optimizer)
     return TRAINED[name]
 
 
-def _trained(experiment: Experiment, own_optimizer: bool) -> tuple[float, float]:
+def _trained(
+    experiment: Experiment, taught_by: Experiment | None, own_optimizer: bool
+) -> tuple[float, float]:
     opened = open_session(experiment, data.open_tokenizer(experiment.data))
     training, held_out = batches(experiment.data)
     objective = experiment.training.objective
     optimizer = opened.optimizer if own_optimizer else optax.sgd(0.1)
-    state = first_state(opened, optimizer)
+    state, teacher = first_state(opened, optimizer), taught_by and _teacher(taught_by)
     for batch in training:
-        state, report = train_step(opened.graph, optimizer, objective, state, opened.place(batch))
+        placed = opened.place(batch)
+        state, report = train_step(opened.graph, optimizer, objective, state, placed, teacher)
     assert bool(report.updated) and int(state.skipped) == 0
     assert len(report.layers) == len(experiment.moe_layers)
     placed, chunk = opened.place(held_out), objective.loss_chunk
     sums = eval_step(opened.graph, chunk, state.params, state.router_state, placed)
     return float(report.loss), float(sums.nll / sums.tokens)
+
+
+def _teacher(experiment: Experiment) -> Teacher:
+    opened = open_session(experiment, data.open_tokenizer(experiment.data))
+    state = first_state(opened, optax.identity())
+    return Teacher(opened.graph, state.params, state.router_state)
 
 
 def first_state(opened: Session, optimizer: optax.GradientTransformation) -> TrainState:
@@ -159,18 +166,18 @@ def first_state(opened: Session, optimizer: optax.GradientTransformation) -> Tra
 
 
 @pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm}" for name, arm in ARMS])
-def test_an_arm_trains(name: str, arm: str, tmp_path: Path):
+def test_an_arm_trains(name: str, arm: str):
     experiment = small(ABLATIONS[name], arm)
-    if name in PREPARE:
-        experiment = PREPARE[name](experiment, tmp_path)
+    teacher = ABLATIONS[name].finished(arm).get("training.teacher")
+    taught_by = small(ABLATIONS[name], teacher) if teacher else None
     changes = any(key.startswith("optimizer.") for key in ABLATIONS[name].arms[arm])
-    losses = trained(experiment, own_optimizer=changes)
+    losses = trained(experiment, taught_by=taught_by, own_optimizer=changes)
     # Bytes of a small alphabet, hardly trained: near the uniform guess over the vocabulary.
     assert np.isfinite(losses).all() and 0 < max(losses) < 4 * np.log(experiment.vocab_size)
 
 
 def test_every_ablation_is_here_and_equal_arms_are_trained_once():
-    assert len(ABLATIONS) >= 20 and set(PREPARE) <= set(ABLATIONS)
+    assert len(ABLATIONS) >= 20
     precision = ABLATIONS["switch/precision"]
     exploration = ABLATIONS["switch/exploration"]
     same = small(precision, "float32"), small(exploration, "input_jitter")
