@@ -27,7 +27,9 @@ def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
 
 def base(name: str, model: ModelConfig | None = None) -> ConfigDict:
     """Returns the defaults of ``Experiment``; replace ``model.moe.router`` by a preset."""
-    return settings(Experiment(name=name, model=model or DecoderConfig()))
+    config = settings(Experiment(name=name, model=model or DecoderConfig()))
+    config.model.attention_experts.router = router("switch")
+    return config
 
 
 def part(kind: str, **choices: float | int | str | bool) -> ConfigDict:

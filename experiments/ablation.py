@@ -19,6 +19,21 @@ SCALES = ("cpu", "gpu", "pod")
 
 
 @dataclasses.dataclass(frozen=True)
+class Finished:
+    """As a setting of an arm: the folder of another arm's run, trained first.
+
+    Attributes:
+        arm: the other arm, of the same scale and seed.
+    """
+
+    arm: str
+
+    def __str__(self) -> str:
+        """What stands for the folder where nothing says where it is."""
+        return f"<finished run of arm {self.arm}>"
+
+
+@dataclasses.dataclass(frozen=True)
 class Published:
     """Numbers of a paper.
 
@@ -104,7 +119,7 @@ class Ablation:
         title: one line.
         base: makes the configuration that all arms start from.
         arms: settings by dotted name that make each arm; a function makes one from the
-            configuration at its scale.
+            configuration at its scale, and ``Finished`` is the folder of another arm's run.
         scales: settings of each scale of ``SCALES``; sizes and budgets, never what arms set.
         seeds: how many; a seed fixes data order and the weights that arms share.
         metric: what figures show, a name in ``experiments.runs.METRICS``.
@@ -135,8 +150,11 @@ class Ablation:
         named += [arm for paper in self.published for arm in paper.values]
         named += [self.threshold_arm] if self.threshold_arm else []
         named += self.overlay.places if self.overlay else []
+        named += [other for arm in self.arms for other in self.finished(arm).values()]
         for arm in named:
             self.check_arm(arm)
+        for arm in self.arms:
+            self._refuse_circles(arm)
         arms = [item for settings in self.arms.values() for item in settings.items()]
         fixed = {key for key, value in arms if not callable(value)}
         for scale, settings in self.scales.items():
@@ -165,8 +183,23 @@ class Ablation:
                 return Effect(value, paper.source)
         return Effect(None, "")
 
+    def finished(self, arm: str) -> dict[str, str]:
+        """Returns the arms whose finished runs an arm needs, by the setting that names them."""
+        settings = self.arms[arm].items()
+        return {name: value.arm for name, value in settings if isinstance(value, Finished)}
+
+    def _refuse_circles(self, arm: str) -> None:
+        found, rest = set(), list(self.finished(arm).values())
+        while rest:
+            other = rest.pop()
+            if other == arm:
+                raise ConfigError(f"{self.name}: arm {arm!r} needs its own finished run")
+            if other not in found:
+                found.add(other)
+                rest += self.finished(other).values()
+
     def config(self, arm: str, scale: str = "cpu", seed: int = 0) -> ConfigDict:
-        """Returns the configuration of one run.
+        """Returns the configuration of one run; what is ``Finished`` is left to an override.
 
         Raises:
             ConfigError: if there is no such arm or scale.
@@ -179,7 +212,7 @@ class Ablation:
         for settings in (self.scales[scale], self.arms[arm]):
             made = {key: v(config) if callable(v) else v for key, v in settings.items()}
             for name, value in made.items():
-                _put(config, name, value)
+                _put(config, name, str(value) if isinstance(value, Finished) else value)
         config.training.seed = config.data.seed = seed
         return config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ablation import Ablation
-from experiments.runs import fingerprint
+from experiments.runs import run_of
 from moe_jax.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -63,7 +63,8 @@ class Result:
         ablation, scale = self.entry.ablation, self.scale
         return any(
             line["arm"] not in ablation.arms
-            or line["config"] != fingerprint(ablation.experiment(line["arm"], scale, line["seed"]))
+            or line["config"]
+            != run_of(ablation, scale, line["seed"], line["arm"], Path()).folder.name
             for line in self.records
         )
 

@@ -8,6 +8,7 @@ command after an interruption to go on.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from absl import flags
 
 from experiments.ablation import SCALES
 from experiments.catalogue import command_of, load
-from experiments.runs import Run, execute, record, runs_of
+from experiments.runs import Run, execute, record, runs_of, to_train
 from experiments.tables import write_report
 from moe_jax import cli
 from moe_jax.planning import count
@@ -27,7 +28,10 @@ _SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "Sizes and budgets.")
 _SEEDS = flags.DEFINE_integer("seeds", 0, "Seeds; 0 for the ablation's own number.", lower_bound=0)
 _ARMS = flags.DEFINE_list("arms", [], "Only these arms.")
 _SIDE_BY_SIDE = flags.DEFINE_integer(
-    "side_by_side", 1, "Runs at a time, with a share of the cores and a GPU each.", 1
+    "side_by_side",
+    0,
+    "Runs at a time, with a share of the cores and a GPU each; 0 for a core each at --scale=cpu.",
+    lower_bound=0,
 )
 _STEPS = flags.DEFINE_integer("steps", 0, "Only so many steps, for a trial.", lower_bound=0)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.")
@@ -36,6 +40,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.")
 # seconds that a run takes beside it.
 _RATE = {"cpu": 1e10, "gpu": 1e14, "pod": 1e16}
 _START = 20
+_MOST_PLACES = 8
 
 
 def main() -> None:
@@ -50,13 +55,18 @@ def main() -> None:
         return
     output = Path(_OUTPUT.value or Path(_WORKDIR.value) / ablation.name)
     output.mkdir(parents=True, exist_ok=True)
-    execute(runs, file, _SIDE_BY_SIDE.value)
+    execute(runs, file, _places())
     records = [record(run) for run in runs]
     lines = "".join(json.dumps(line) + "\n" for line in records)
     (output / "results.jsonl").write_text(lines)
     command = command_of(file, ablation, records, _OUTPUT.value)
     write_report(ablation, records, command, output)
     print(f"report: {output}/report.md")
+
+
+def _places() -> int:
+    alone = 1 if _SCALE.value != "cpu" else min(os.cpu_count() or 1, _MOST_PLACES)
+    return _SIDE_BY_SIDE.value or alone
 
 
 def _dry(runs: list[Run]) -> str:
@@ -66,9 +76,9 @@ def _dry(runs: list[Run]) -> str:
         cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
         flops = f"{run.training_flops:.2e}"
         lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
-    unique = {run.folder: run for run in runs if not run.finished}.values()
+    unique = to_train(runs)
     training = sum(run.training_flops for run in unique) / _RATE[_SCALE.value]
-    minutes = (training + _START * len(unique)) / _SIDE_BY_SIDE.value / 60
+    minutes = (training + _START * len(unique)) / _places() / 60
     lines.append(f"{len(runs)} runs, {len(unique)} to train, some {minutes:.0f} min")
     return "\n".join(lines)
 

@@ -9,7 +9,8 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from experiments.ablation import Ablation
 from moe_jax.experiment import Experiment
-from moe_jax.planning import count
+from moe_jax.planning import Cost, count
 from moe_jax.training.loop import TrainingError
 from moe_jax.training.metrics import read_metrics
 from moe_jax.workdir import RESULT
@@ -40,6 +41,7 @@ class Run:
         argument: what makes the ablation's file return its configuration.
         experiment: the configuration.
         folder: its workdir, named by a hash of the configuration.
+        needs: runs of other arms that must be finished before it, by the setting that names them.
     """
 
     arm: str
@@ -47,6 +49,12 @@ class Run:
     argument: str
     experiment: Experiment
     folder: Path
+    needs: Mapping[str, Run] = dataclasses.field(default_factory=dict)
+
+    @property
+    def scale(self) -> str:
+        """Of sizes and budgets."""
+        return self.argument.split(",")[1]
 
     @property
     def finished(self) -> bool:
@@ -64,12 +72,22 @@ class Run:
         return [line for line in read_metrics(self.folder) if line["kind"] == "train"]
 
     @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Its evaluations, on the way and at its end."""
+        return [line for line in read_metrics(self.folder) if line["kind"] == "eval"]
+
+    @property
     def training_flops(self) -> int:
-        """Of the whole run."""
-        experiment = self.experiment
-        cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
-        steps = experiment.training.steps
-        return cost.training_flops_per_token * experiment.tokens_per_step * steps
+        """Of the whole run, its teacher's included."""
+        experiment, teacher = self.experiment, self.needs.get("training.teacher")
+        per_token = _cost(experiment).training_flops_per_token
+        if teacher:
+            per_token += _cost(teacher.experiment).flops_per_token
+        return per_token * experiment.tokens_per_step * experiment.training.steps
+
+
+def _cost(experiment: Experiment) -> Cost:
+    return count(experiment.model, experiment.vocab_size, experiment.sequence)
 
 
 def runs_of(
@@ -85,16 +103,47 @@ def runs_of(
         workdir: where runs are kept, for all ablations.
         steps: of training, instead of the scale's; 0 for those.
     """
-    found = []
-    for seed in range(seeds):
-        for arm in arms:
-            experiment = ablation.experiment(arm, scale, seed)
-            if steps:
-                training = dataclasses.replace(experiment.training, steps=steps)
-                experiment = dataclasses.replace(experiment, training=training)
-            folder = workdir / "runs" / fingerprint(experiment)
-            found.append(Run(arm, seed, f"{arm},{scale},{seed}", experiment, folder))
-    return found
+    arms = list(arms)
+    return [
+        run_of(ablation, scale, seed, arm, workdir, steps) for seed in range(seeds) for arm in arms
+    ]
+
+
+def run_of(
+    ablation: Ablation, scale: str, seed: int, arm: str, workdir: Path, steps: int = 0
+) -> Run:
+    """Returns one run; the arguments are those of ``runs_of``."""
+    experiment = ablation.experiment(arm, scale, seed)
+    if steps:
+        experiment = _with(experiment, {"training.steps": steps})
+    needs = {
+        setting: run_of(ablation, scale, seed, other, workdir, steps)
+        for setting, other in ablation.finished(arm).items()
+    }
+    # What the other run computes and not where it is, so that all of them can be moved.
+    named = _with(experiment, {setting: need.folder.name for setting, need in needs.items()})
+    folders = {setting: str(need.folder) for setting, need in needs.items()}
+    argument, folder = f"{arm},{scale},{seed}", workdir / "runs" / fingerprint(named)
+    return Run(arm, seed, argument, _with(experiment, folders), folder, needs)
+
+
+def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment with settings by dotted names."""
+    for name, value in settings.items():
+        part, _, key = name.rpartition(".")
+        changed = dataclasses.replace(getattr(experiment, part), **{key: value})
+        experiment = dataclasses.replace(experiment, **{part: changed})
+    return experiment
+
+
+def to_train(runs: Iterable[Run]) -> list[Run]:
+    """Returns what is not finished of runs and of those that they need, each once, in order."""
+    found: dict[Path, Run] = {}
+    for run in runs:
+        if not run.finished:
+            found |= {need.folder: need for need in to_train(run.needs.values())}
+            found[run.folder] = run
+    return list(found.values())
 
 
 def fingerprint(experiment: Experiment) -> str:
@@ -110,6 +159,9 @@ def fingerprint(experiment: Experiment) -> str:
 def _chosen(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_chosen(item) for item in value]
+    if isinstance(value, str):
+        # Texts that a package brings are the same wherever it is installed.
+        return value.replace(sysconfig.get_path("purelib"), "site-packages")
     if not dataclasses.is_dataclass(value):
         return value
     set_ = {
@@ -129,6 +181,8 @@ def _default(field: dataclasses.Field) -> Any:
 def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     """Trains what is not finished; a run that was killed goes on from its checkpoint.
 
+    What runs need is trained before them.
+
     Args:
         runs: of one ablation; equal ones are trained once.
         file: the ablation's.
@@ -138,6 +192,9 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     Raises:
         TrainingError: if a run fails; its message is the run's last line.
     """
+    needed = [need for run in runs if not run.finished for need in run.needs.values()]
+    if needed:
+        execute(needed, file, side_by_side)
     missing = {run.folder: run for run in runs if not run.finished}.values()
     places: queue.Queue[int] = queue.Queue()
     for place in range(side_by_side):
@@ -162,20 +219,21 @@ class _Place:
     index: int
     of: int
 
-    def take(self) -> dict[str, str]:
+    def take(self, scale: str) -> dict[str, str]:
         """Binds this thread, and what it starts, to its cores; returns the environment."""
-        if self.of == 1:
-            return {}
-        if hasattr(os, "sched_setaffinity"):
+        if self.of > 1 and hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(os.getpid()))
             os.sched_setaffinity(0, cores[self.index :: self.of] or cores)
-        return {"CUDA_VISIBLE_DEVICES": str(self.index)}
+        if scale == "cpu":
+            return {"JAX_PLATFORMS": "cpu"}
+        return {"CUDA_VISIBLE_DEVICES": str(self.index)} if self.of > 1 else {}
 
 
 def _train(run: Run, file: Path, place: _Place) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
     command.append(f"--config.training.steps={run.experiment.training.steps}")
+    command += [f"--config.{setting}={need.folder}" for setting, need in run.needs.items()]
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str((run.folder.parent / _COMPILED).absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -185,7 +243,7 @@ def _train(run: Run, file: Path, place: _Place) -> None:
             [*command, f"--workdir={run.folder}"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | compiled | place.take(),
+            env=os.environ | compiled | place.take(run.scale),
         )
     if done.returncode or not run.finished:
         last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]
@@ -223,6 +281,7 @@ def _excess_loss(run: Run) -> float | None:
 # None where a run has no such thing.
 METRICS: dict[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result["loss"],
+    "best_loss": lambda run: min(line["loss"] for line in run.evaluations),
     "bits_per_byte": lambda run: run.result["bits_per_byte"],
     "train_loss": lambda run: _late(run, lambda line: line["loss"]),
     "dropped": lambda run: _late(run, lambda line: line["dropped_fraction"]),
@@ -243,7 +302,7 @@ def record(run: Run) -> dict[str, Any]:
     return {
         "arm": run.arm,
         "seed": run.seed,
-        "scale": run.argument.split(",")[1],
+        "scale": run.scale,
         "config": run.folder.name,
         "parameters": result["total_parameters"],
         "flops_per_token": result["flops_per_token"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from moe_jax import data
 from moe_jax.errors import ConfigError
@@ -36,6 +37,14 @@ class TrainingConfig:
         keep_every: also keep checkpoints at multiples of this; 0 for none.
         record_routing: write every step's choices to ``routing/`` of the workdir.
         replay_routing: such a folder, whose choices the router ``forced`` repeats; "" for none.
+        start_from: workdir of a finished run whose weights this one starts from, with an optimizer
+            of its own; "" for none. It is read once, and its tokenizer is taken.
+        start_with: ``all`` weights, which must then match, or ``shared``: those of equal name and
+            shape that are no experts' and no routers' (Switch, 2101.03961, section 4.2).
+        teacher: workdir of a finished run whose probabilities are soft targets; "" for none. Its
+            tokenizer is taken.
+        teacher_weight: of the cross-entropy against the teacher's; that of the data has the rest.
+            0.25 in Switch's table 6.
     """
 
     steps: int = 1000
@@ -52,12 +61,18 @@ class TrainingConfig:
     keep_every: int = 0
     record_routing: bool = False
     replay_routing: str = ""
+    start_from: str = ""
+    start_with: Literal["all", "shared"] = "all"
+    teacher: str = ""
+    teacher_weight: float = 0.25
 
     def __post_init__(self):
         positive = ("steps", "microbatches", "max_skipped_updates", "log_every", "keep_last")
         for name in (*positive, "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.teacher_weight <= 1:
+            raise ConfigError(f"training.teacher_weight={self.teacher_weight} is not in 0..1")
 
     @property
     def objective(self) -> Objective:
@@ -68,6 +83,7 @@ class TrainingConfig:
             z_loss=self.z_loss,
             lookahead_weight=self.lookahead_weight,
             record=self.record_routing,
+            teacher_weight=self.teacher_weight if self.teacher else None,
         )
 
 

@@ -14,6 +14,7 @@ from moe_jax.experiment import Experiment
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost, count
 from moe_jax.training.finish import finish
+from moe_jax.training.finished import Sources, open_sources
 from moe_jax.training.loop import Loop, Terminated
 from moe_jax.training.session import Session, check_streams, open_checkpoints, open_session
 
@@ -31,14 +32,15 @@ def main() -> None:
     folder = Path(_WORKDIR.value)
     experiment.check(jax.device_count())
     check_streams(experiment)
-    multihost.first(lambda: workdir.claim(folder, experiment))
+    sources = open_sources(experiment, folder)
+    multihost.first(lambda: workdir.claim(folder, experiment, sources.identities))
     workdir.check_shared(folder)
     if (folder / workdir.RESULT).exists():
         _say(f"{folder} is finished; its results are in {folder}/report.html")
         return
     began = time.perf_counter()
-    tokenizer = _tokenizer(experiment, folder)
-    session = open_session(experiment, tokenizer)
+    tokenizer = _tokenizer(experiment, folder, sources)
+    session = sources.joined(open_session(experiment, tokenizer))
     cost = count(experiment.model, tokenizer.vocab_size, experiment.sequence)
     _announce(session, cost)
     with (
@@ -58,14 +60,14 @@ def main() -> None:
         finish(session, state, cost, folder, seconds=time.perf_counter() - began)
 
 
-def _tokenizer(experiment: Experiment, folder: Path) -> data.Tokenizer:
-    """The tokenizer of the run, made at its first start and kept in its folder."""
+def _tokenizer(experiment: Experiment, folder: Path, sources: Sources) -> data.Tokenizer:
+    """The tokenizer of the run, made or taken over at its first start and kept in its folder."""
 
     def make() -> None:
         try:
             data.load_tokenizer(folder)
         except FileNotFoundError:
-            data.open_tokenizer(experiment.data).save(folder)
+            (sources.tokenizer or data.open_tokenizer(experiment.data)).save(folder)
 
     multihost.first(make)
     return data.load_tokenizer(folder)

@@ -22,6 +22,7 @@ CONFIG, RESULT, EXPERT_TOKENS, CHECKPOINTS = (
     "checkpoints",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+_SOURCES = "sources"
 # Changing these continues the same run: they move or observe it, and do not alter what it computes.
 _FREE = (
     "mesh.",
@@ -32,22 +33,38 @@ _FREE = (
 )
 
 
-def claim(workdir: Path, experiment: Experiment) -> None:
+def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None) -> None:
     """Makes ``workdir`` the folder of ``experiment`` or checks that it already is.
+
+    Args:
+        workdir: the folder.
+        experiment: the configuration.
+        sources: by setting that names the folder of another run, what names its weights by their
+            content: that must stay, and the folder may move. Those that are not read any more may
+            be left out.
 
     Raises:
         ConfigError: with the differences, if it belongs to another configuration.
     """
     described = describe(experiment)
     path = workdir / CONFIG
+    found = dict(sources or {})
     if path.exists():
-        differences = _differences(_read(path)["config"], described)
+        saved = _read(path)
+        known = saved.get(_SOURCES, {})
+        found = known | found
+        differences = _differences(
+            _named_by_content(_with_defaults(saved["config"]), known),
+            _named_by_content(described, found),
+        )
         if differences:
             raise ConfigError(
                 f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
                 "another --workdir, or delete it"
             )
-    write_json(path, {"config": described, "versions": _versions(), "git_commit": _git_commit()})
+    named = {_SOURCES: found} if found else {}
+    about = {"versions": _versions(), "git_commit": _git_commit(), **named}
+    write_json(path, {"config": described, **about})
 
 
 def check_shared(workdir: Path) -> None:
@@ -86,8 +103,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged ({error}): delete it to start anew") from error
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = _flat(old), _flat(new)
+def _with_defaults(described: Any) -> Any:
+    """What a run was, with settings that are newer than it."""
+    try:
+        return describe(build(Experiment, described))
+    except ConfigError:
+        return described
+
+
+def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, Any]:
+    """The settings by dotted name; folders of other runs are their content."""
+    flat = _flat(described)
+    return flat | {name: f"weights {sources[name]}" for name in sources if flat[name]}
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     missing = "unset"
     return [
         f"{key}: {before.get(key, missing)} there, {after.get(key, missing)} here"

@@ -29,6 +29,15 @@ def test_the_same_experiment_may_claim_again(tmp_path):
     workdir.claim(tmp_path, _RUN)
 
 
+def test_settings_that_are_newer_than_a_run_do_not_end_it(tmp_path):
+    workdir.claim(tmp_path, _RUN)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["config"]["training"]["teacher"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    workdir.claim(tmp_path, _RUN)
+    assert workdir.load(tmp_path) == _RUN
+
+
 @pytest.mark.parametrize(
     "change",
     [

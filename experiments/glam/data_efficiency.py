@@ -45,7 +45,13 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("At equal tokens and FLOPs the mixture is better (GLaM)", "loss", "moe", "dense"),
+        Claim(
+            "At equal tokens and FLOPs the mixture is better",
+            "loss",
+            "moe",
+            "dense",
+            paper="GLaM (2112.06905), scores alone",
+        ),
         Claim(
             "It needs less than half the tokens and FLOPs (280B tokens surpass GPT-3)",
             "loss",
@@ -60,6 +66,8 @@ ABLATION = Ablation(
         ),
         Claim("Twice the tokens help a dense model", "loss", "dense_double", "dense"),
     ),
+    threshold_arm="dense",
+    against=("tokens", "flops", "energy"),
 )
 
 get_config = ABLATION.get_config

@@ -54,6 +54,8 @@ ABLATION = Ablation(
                 "order_1.25": -1.378,
                 "score_1.25": -1.376,
             },
+            measures="loss",
+            negated=True,
         ),
     ),
     claims=(

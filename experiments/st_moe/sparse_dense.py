@@ -43,6 +43,8 @@ ABLATION = Ablation(
                 "sparse_before": -1.369,
                 "sparse_after": -1.369,
             },
+            measures="loss",
+            negated=True,
         ),
     ),
     claims=(

@@ -27,6 +27,8 @@ ABLATION = Ablation(
             "T5-Base with experts, C4",
             "negative log perplexity in nats",
             {"argmax": -1.471, "sample": -1.570, "input_dropout": -1.480, "input_jitter": -1.468},
+            measures="loss",
+            negated=True,
         ),
     ),
     claims=(

@@ -12,8 +12,10 @@ from moe_jax.data.tokenizers import (
     SentencePiece,
     Tokenizer,
     check_tokenizer,
+    contradiction,
     load_tokenizer,
     open_tokenizer,
+    same_tokenizer,
     train_sentencepiece,
 )
 
@@ -34,12 +36,14 @@ __all__ = [
     "best_possible_loss",
     "check_source",
     "check_tokenizer",
+    "contradiction",
     "eval_batches",
     "load_tokenizer",
     "make_mixture",
     "measure_throughput",
     "open_source",
     "open_tokenizer",
+    "same_tokenizer",
     "train_batches",
     "train_sentencepiece",
 ]

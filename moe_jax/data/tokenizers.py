@@ -264,6 +264,47 @@ def check_tokenizer(config: DataConfig) -> None:
         )
 
 
+def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers give every text the same ids."""
+    return _content(one) == _content(other)
+
+
+def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer) -> str:
+    """Says what speaks against the tokenizer of another run.
+
+    Args:
+        config: The data config that asks for a tokenizer.
+        trained: That of the other run.
+        tokenizer: The other run's.
+
+    Returns:
+        What differs and what to change, or "" where nothing does.
+
+    Raises:
+        FileNotFoundError: `sentencepiece:PATH` names no file.
+    """
+    model, sentinels = _content(tokenizer)
+    wanted = config.spans.sentinels if config.spans else 0
+    if wanted != sentinels:
+        return f"{sentinels} sentinels there and {wanted} here; set data.spans as there"
+    if (config.tokenizer == "bytes") != (model is None):
+        return f"data.tokenizer={config.tokenizer!r} here; set it to {trained.tokenizer!r}"
+    if config.tokenizer.startswith(_MODEL_PREFIX) and _content(_open_base(config))[0] != model:
+        return f"data.tokenizer={config.tokenizer!r} is another model; set it to 'sentencepiece'"
+    sizes = (trained.vocab_size, tokenizer.vocab_size - sentinels)
+    if config.tokenizer == "sentencepiece" and config.vocab_size not in sizes:
+        return f"data.vocab_size={config.vocab_size} here; set it to {sizes[0]}"
+    return ""
+
+
+def _content(tokenizer: Tokenizer) -> tuple[bytes | None, int]:
+    """The model, None for bytes, and the number of sentinels."""
+    base, sentinels = tokenizer, 0
+    if isinstance(tokenizer, WithSentinels):
+        base, sentinels = tokenizer.base, tokenizer.sentinels
+    return base.model if isinstance(base, SentencePiece) else None, sentinels
+
+
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Reads the tokenizer that `Tokenizer.save` wrote into `directory`.
 

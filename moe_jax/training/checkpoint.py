@@ -75,6 +75,7 @@ class Checkpoints:
         keep_last: int = 3,
         keep_every: int | None = None,
         asynchronous: bool = True,
+        read_only: bool = False,
     ):
         """Opens ``directory`` for checkpoints, creating it if needed.
 
@@ -83,6 +84,7 @@ class Checkpoints:
           keep_last: How many of the newest checkpoints to keep.
           keep_every: Also keeps each checkpoint whose step is a multiple of this, for ever.
           asynchronous: Whether ``save`` returns before the files are written.
+          read_only: Whether nothing will be saved; the directory need not be writable then.
 
         Raises:
           ConfigError: If ``keep_last`` or ``keep_every`` is below 1.
@@ -101,7 +103,7 @@ class Checkpoints:
         self._data_state: _DataState | None = None
         self._pending: tuple[int, Future] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not read_only:
             _require_writable(self.directory)
 
     @property
@@ -111,7 +113,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Returns the newest committed step on disk, unverified, or None when there is none."""
-        return next(_committed(self.directory), None)
+        return latest_step(self.directory)
 
     def save(self, step: int, state: PyTree, data_state: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint; on return ``state`` may be donated or overwritten.
@@ -166,13 +168,16 @@ class Checkpoints:
         if self._pending is not None:
             self._settle()
 
-    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+    def restore(
+        self, like: PyTree, *, partial: bool = False
+    ) -> tuple[int, PyTree, dict[str, Any]] | None:
         """Loads the newest checkpoint whose files are all intact.
 
         Damaged and unfinished ones are passed over, with a warning and an entry in ``skipped``.
 
         Args:
           like: The state as ``jax.ShapeDtypeStruct`` with shardings, on any mesh.
+          partial: Whether ``like`` is a part of what was saved; the rest is not read.
 
         Returns:
           The step, the state and the data state, or None if no checkpoint was ever committed.
@@ -187,9 +192,10 @@ class Checkpoints:
             return None
         path = self.directory / str(step)
         try:
-            _require_same_parameters(path, like)
+            _require_same_parameters(path, like, partial)
             data_state = _read_data_state(path / _DATA)
-            state = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
+            with _loading(partial):
+                state = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
         except CheckpointError:
             raise
         except Exception as error:
@@ -328,6 +334,27 @@ class Checkpoints:
         for old, reason in damaged.items():
             _move_aside(self.directory / str(old), reason)
         return _MOVED if damaged else _FREE
+
+
+def latest_step(directory: str | epath.PathLike) -> int | None:
+    """Returns the newest committed step in ``directory``, unverified, or None without any."""
+    return next(_committed(epath.Path(directory)), None)
+
+
+def identity(directory: str | epath.PathLike) -> str:
+    """Returns what names the newest checkpoint by its content, wherever the directory is.
+
+    Raises:
+      CheckpointError: If there is none, or its integrity record cannot be read.
+    """
+    step = latest_step(directory)
+    try:
+        record = (epath.Path(directory) / str(step) / INTEGRITY_FILE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"no checkpoint in {directory} can be read: {_line(error)}; train first"
+        ) from error
+    return hashlib.sha256(record).hexdigest()[:16]
 
 
 class _DataState:
@@ -470,12 +497,18 @@ def _file_damage(directory: epath.Path, name: str, digest: str) -> str | None:
     return None
 
 
-def _require_same_parameters(path: epath.Path, like: PyTree) -> None:
+def _loading(partial: bool) -> contextlib.AbstractContextManager:
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = partial
+    return context
+
+
+def _require_same_parameters(path: epath.Path, like: PyTree, partial: bool) -> None:
     """Raises CheckpointError naming the first parameter that differs from ``like``."""
     found = _parameters(ocp.metadata(path, checkpointable_name=_STATE).metadata)
     expected = _parameters(like)
     remedy = "use the configuration it was trained with, or another directory"
-    for name in (*expected, *found):
+    for name in expected if partial else (*expected, *found):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"checkpoint {path} is of another model: {name} is {found.get(name, 'absent')} "

@@ -52,7 +52,8 @@ class Loop:
         """Returns step, state and data position of the newest good checkpoint, or the start."""
         found = self.checkpoints.restore(named_leaves(self.session.abstract))
         if found is None:
-            return 0, self.session.recipe.create()[1], None
+            first = self.session.first_state
+            return 0, self.session.recipe.create()[1] if first is None else first(), None
         step, leaves, data_state = found
         return step, from_named_leaves(self.session.abstract, leaves), data_state
 

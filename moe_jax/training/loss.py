@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,25 +48,60 @@ def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Sc
         chunk: positions of a device's length computed at a time, and recomputed in the backward
             pass; 0 for all at once. A chunk that does not divide the length counts as 0.
     """
+    return _chunked(_score, head, hidden, targets, chunk=chunk)
+
+
+def distil_tokens(
+    heads: tuple[Head, Head], hidden: Array, targets: Array, taught: Array, *, chunk: int
+) -> tuple[Scored, Array]:
+    """Scores every token, and the student against the teacher's distribution of it.
+
+    Args:
+        heads: of student and teacher.
+        hidden: ``(B, L, M)`` of the student.
+        targets: ``(B, L)`` int32.
+        taught: ``(B, L, M')`` of the teacher; nothing is differentiated by it.
+        chunk: as in ``score_tokens``; logits of both models are held for as many positions.
+
+    Returns:
+        The student's scores, and ``(B, L)`` cross-entropies in nats of its distribution against
+        the teacher's, at temperature 1 (Switch, 2101.03961, section 4.2).
+    """
+    return _chunked(_distil, heads, hidden, targets, taught, chunk=chunk)
+
+
+def _chunked(score: Callable[..., Any], module: Any, *arrays: Array, chunk: int) -> Any:
     if chunk == 0:
-        return _score(head, hidden, targets)
-    return over_batch(functools.partial(_in_chunks, chunk=chunk), head, hidden, targets)
+        return score(module, *arrays)
+    return over_batch(functools.partial(_in_chunks, score, chunk), module, *arrays)
 
 
-def _in_chunks(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
-    batch, length, width = hidden.shape
+def _in_chunks(score: Callable[..., Any], chunk: int, module: Any, *arrays: Array) -> Any:
+    batch, length = arrays[0].shape[:2]
     if length % chunk:
-        return _score(head, hidden, targets)
+        return score(module, *arrays)
     parts = length // chunk
-    hidden = hidden.reshape(batch, parts, chunk, width).swapaxes(0, 1)
-    targets = targets.reshape(batch, parts, chunk).swapaxes(0, 1)
-    one = jax.checkpoint(lambda step: _score(head, *step))
-    scored = jax.lax.map(one, (hidden, targets))
+    cut = tuple(x.reshape(batch, parts, chunk, *x.shape[2:]).swapaxes(0, 1) for x in arrays)
+    one = jax.checkpoint(lambda step: score(module, *step))
+    scored = jax.lax.map(one, cut)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, length), scored)
 
 
+def _distil(
+    heads: tuple[Head, Head], hidden: Array, targets: Array, taught: Array
+) -> tuple[Scored, Array]:
+    student, teacher = heads
+    logits = student.logits(hidden)
+    scored = _score_logits(logits, targets)
+    wanted = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits(taught)), axis=-1)
+    return scored, scored.log_z - (wanted * logits).sum(-1)
+
+
 def _score(head: Head, hidden: Array, targets: Array) -> Scored:
-    logits = head.logits(hidden)
+    return _score_logits(head.logits(hidden), targets)
+
+
+def _score_logits(logits: Array, targets: Array) -> Scored:
     # A masked sum instead of a gather: it fuses, and its transpose is no scatter.
     chosen = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     target = jnp.where(chosen, logits, 0.0).sum(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import load_statistics
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState
-from moe_jax.training.step import EvalSums, Objective, StepReport, eval_step, train_step
+from moe_jax.training.step import (
+    EvalSums,
+    Objective,
+    StepReport,
+    Teacher,
+    eval_step,
+    train_step,
+)
 
 Batch = Mapping[str, jax.Array]
 
@@ -40,6 +47,8 @@ class Session:
         recipe: makes the first state.
         graph: definition of the model.
         abstract: shapes and shardings of the state.
+        teacher: whose distribution is learnt too.
+        first_state: makes the state before the first step; ``None`` for that of the recipe.
     """
 
     experiment: Experiment
@@ -49,6 +58,8 @@ class Session:
     recipe: Recipe
     graph: nnx.GraphDef
     abstract: TrainState
+    teacher: Teacher | None = None
+    first_state: Callable[[], TrainState] | None = None
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -90,7 +101,10 @@ class Session:
     def train_step(self) -> Any:
         """Compiled ``(state, batch) -> (state, StepReport)``; the state is donated."""
         objective = self.experiment.training.objective
-        return jit_train_step(self.graph, self.optimizer, objective, self.abstract)
+        step = jit_train_step(self.graph, self.optimizer, objective, self.abstract)
+        if self.teacher is None:
+            return step
+        return lambda state, batch: step(state, batch, self.teacher)
 
     @functools.cached_property
     def eval_step(self) -> Any:
@@ -121,6 +135,8 @@ def jit_train_step(
     abstract: TrainState,
 ) -> Any:
     """Returns ``(state, batch) -> (state, StepReport)`` to be compiled; the state is donated.
+
+    A third argument is the teacher, if the objective has one.
 
     Args:
         graph: definition of the model.
@@ -182,6 +198,9 @@ def train_record(step: int, report: StepReport, moe_layers: Iterable[int]) -> di
         "step": step,
         "loss": float(report.loss),
         **({"lookahead_loss": report.lookahead.tolist()} if report.lookahead.size else {}),
+        **(
+            {} if report.distillation is None else {"distillation_loss": float(report.distillation)}
+        ),
         "objective": float(report.objective),
         "grad_norm": float(report.grad_norm),
         "skipped_updates": int(report.skipped),

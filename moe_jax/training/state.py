@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,9 +91,27 @@ class Recipe:
             init = jax.jit(lambda seed: self._init(seed)[1], out_shardings=shardings)
             return graph, init(self.seed)
 
+    def create_from(
+        self, change: Callable[[TrainState, Any], TrainState], weights: Any
+    ) -> TrainState:
+        """Returns the first state with other weights, which the optimizer then starts from.
 
-def named_leaves(state: TrainState) -> dict[str, Any]:
-    """Returns every array of the state under a readable name, as ``params/embedding/table``."""
+        Args:
+            change: puts weights in the place of those that were drawn.
+            weights: arrays, its second argument.
+        """
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract()[1])
+
+        def init(seed: jax.Array, weights: Any) -> TrainState:
+            state = change(self._init(seed)[1], weights)
+            return dataclasses.replace(state, opt_state=self.optimizer.init(state.params))
+
+        with jax.set_mesh(self.mesh):
+            return jax.jit(init, out_shardings=shardings)(self.seed, weights)
+
+
+def named_leaves(state: Any) -> dict[str, Any]:
+    """Returns every array of a state under a readable name, as ``params/embedding/table``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {_name(path): leaf for path, leaf in leaves}
 

@@ -11,17 +11,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
 from moe_jax.models.lookahead import ahead, known
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
-from moe_jax.training.loss import Scored, score_tokens
+from moe_jax.training.loss import Scored, distil_tokens, score_tokens
 from moe_jax.training.state import TrainState
 
 Array = jax.Array
 Batch = Mapping[str, Array]
+Sums = tuple[nnx.State, Array, Array, Array, "tuple[LayerReport, ...]", Array | None]
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +50,7 @@ class StepReport:
         updated: whether the update was applied; False if something was not finite.
         skipped: updates skipped so far.
         skipped_in_row: updates skipped since the last good one.
+        distillation: mean cross-entropy against the teacher's distribution, if there is a teacher.
     """
 
     loss: Array
@@ -59,6 +62,29 @@ class StepReport:
     updated: Array
     skipped: Array
     skipped_in_row: Array
+    distillation: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained model whose probabilities are soft targets.
+
+    Attributes:
+        graph: its definition.
+        params: its parameters, in their shardings.
+        router_state: what its routers carried when it ended.
+    """
+
+    graph: nnx.GraphDef = dataclasses.field(metadata={"static": True})
+    params: nnx.State
+    router_state: nnx.State
+
+    def hidden(self, batch: Batch) -> tuple[Model, Array]:
+        """Returns the model and what its head reads ``(B, L, M)``, as in evaluation."""
+        model = nnx.merge(self.graph, self.params, self.router_state)
+        own = {name: value for name, value in batch.items() if name != "routing"}
+        return model, jax.lax.stop_gradient(model.read(own, mode=EVAL).hidden)
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +118,8 @@ class Objective:
         z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
         lookahead_weight: of the mean loss of the tokens further ahead (DeepSeek-V3 section 2.2).
         record: report every token's choices.
+        teacher_weight: of the cross-entropy against the teacher's distribution, and that of the
+            data has the rest; ``None`` without a teacher.
     """
 
     microbatches: int = 1
@@ -99,14 +127,21 @@ class Objective:
     z_loss: float = 0.0
     lookahead_weight: float = 0.3
     record: bool = False
+    teacher_weight: float | None = None
 
     def value_and_gradient(
-        self, graph: nnx.GraphDef, state: TrainState, batch: Batch
-    ) -> tuple[tuple[nnx.State, Array, Array, Array, tuple[LayerReport, ...]], tuple]:
-        """Returns gradient, objective, cross-entropies and layer reports of the whole batch.
+        self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None
+    ) -> tuple[Sums, tuple[Array | None, ...]]:
+        """Returns gradient, objective, losses and layer reports of the whole batch.
 
-        The tokens' choices, one array per MoE layer, come second.
+        The losses are the cross-entropy, those further ahead, and, after the layer reports, that
+        against the teacher. The tokens' choices, one array per MoE layer, come second.
+
+        Raises:
+            ConfigError: if there is no teacher where one is asked for.
         """
+        if (teacher is None) != (self.teacher_weight is None):
+            raise ConfigError("this command does not load training.teacher: unset it")
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, self.microbatches)
         tokens = (batch["segments"] > 0).sum()
@@ -114,7 +149,7 @@ class Objective:
 
         def share(params: nnx.State, part: Batch, key: Array):
             model = nnx.merge(graph, params, state.router_state)
-            return self._share(model, part, key, tokens, routed)
+            return self._share(model, part, key, tokens, routed, teacher)
 
         def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
             (value, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
@@ -135,32 +170,52 @@ class Objective:
         return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), choices)
 
     def _share(
-        self, model: Model, part: Batch, key: Array, tokens: Array, routed: list[Array]
-    ) -> tuple[Array, tuple[Array, Array, tuple[LayerReport, ...], tuple[Array | None, ...]]]:
+        self,
+        model: Model,
+        part: Batch,
+        key: Array,
+        tokens: Array,
+        routed: list[Array],
+        teacher: Teacher | None,
+    ) -> tuple[Array, tuple[Any, ...]]:
         """The part's share of the objective: shares of all parts add up to the batch's value.
 
         ``tokens`` are the batch's targets and ``routed`` its real tokens in each MoE layer.
         """
         mode = dataclasses.replace(TRAIN, record=self.record)
         reading = model.read(part, mode=mode, rng=key)
-        scored = self._scored(model, reading.hidden, part["targets"])
+        if teacher is None:
+            scored, against = self._scored(model, reading.hidden, part["targets"]), None
+        else:
+            scored, against = self._taught(model, reading.hidden, part, teacher)
         mask = part["segments"] > 0
         count = jnp.maximum(tokens, 1)
         loss = (scored.nll * mask).sum() / count
+        soft, mixed = None, loss
+        if against is not None:
+            soft = (against * mask).sum() / count
+            mixed = (1 - self.teacher_weight) * loss + self.teacher_weight * soft
         z_loss = self.z_loss * (scored.log_z**2 * mask).sum() / count
         further = self._further(model, reading, part) / count
         here = _routed(model, part)
         shares = [mine / jnp.maximum(all_, 1) for mine, all_ in zip(here, routed, strict=True)]
         weighted = list(zip(reading.reports, shares, strict=True))
-        objective = loss + z_loss + sum(share * aux.loss for aux, share in weighted)
+        objective = mixed + z_loss + sum(share * aux.loss for aux, share in weighted)
         if further.size:
             objective += self.lookahead_weight * further.mean()
         layers = tuple(_layer(aux, share) for aux, share in weighted)
         choices = tuple(aux.choices for aux in reading.reports)
-        return objective, (loss, further, layers, choices)
+        return objective, (loss, further, layers, soft, choices)
 
     def _scored(self, model: Model, hidden: Array, targets: Array) -> Scored:
         return score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
+
+    def _taught(
+        self, model: Model, hidden: Array, part: Batch, teacher: Teacher
+    ) -> tuple[Scored, Array]:
+        other, taught = teacher.hidden(part)
+        heads = (model.embedding, other.embedding)
+        return distil_tokens(heads, hidden, part["targets"], taught, chunk=self.loss_chunk)
 
     def _further(self, model: Model, reading: Reading, part: Batch) -> Array:
         """Returns summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead."""
@@ -192,6 +247,7 @@ def train_step(
     objective: Objective,
     state: TrainState,
     batch: Batch,
+    teacher: Teacher | None = None,
 ) -> tuple[TrainState, StepReport]:
     """Takes one optimizer step.
 
@@ -203,13 +259,14 @@ def train_step(
         batch: ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32, and for
             an encoder ``encoder_inputs`` and ``encoder_segments (B, T)``; ``routing``,
             ``(B, L, K)`` per MoE layer, to replay a recorded run.
+        teacher: whose distribution is learnt too, if the objective gives it a weight.
 
     Returns:
         The next state and the report. If loss or gradient is not finite, parameters, router state
         and optimizer stay as they are and the skip is counted.
     """
-    sums, choices = objective.value_and_gradient(graph, state, batch)
-    gradient, value, loss, further, layers = sums
+    sums, choices = objective.value_and_gradient(graph, state, batch, teacher)
+    gradient, value, loss, further, layers, soft = sums
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(value)
 
@@ -225,7 +282,9 @@ def train_step(
     skipped = state.skipped + jnp.where(finite, 0, 1)
     in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
     after = TrainState(state.step + 1, params, routers, opt_state, state.key, skipped, in_row)
-    return after, StepReport(loss, further, value, norm, layers, choices, finite, skipped, in_row)
+    return after, StepReport(
+        loss, further, value, norm, layers, choices, finite, skipped, in_row, soft
+    )
 
 
 def _next_router_state(

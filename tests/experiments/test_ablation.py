@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.ablation import Claim
+from experiments.ablation import Claim, Finished
 from experiments.run import load
-from experiments.runs import fingerprint
+from experiments.runs import fingerprint, runs_of, to_train
 from moe_jax import models
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.training.state import named_leaves
+from tests.experiments import tiny_dependent
 from tests.experiments.tiny_ablation import ABLATION
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -31,6 +32,16 @@ def test_a_scale_and_an_arm_are_put_on_the_base():
     ("change", "message"),
     [
         ({"claims": (Claim("", "loss", "swich", "dense"),)}, "no arm 'swich'.*switch"),
+        ({"arms": {"dense": {}, "switch": {"training.teacher": Finished("sense")}}}, "'dense'"),
+        (
+            {
+                "arms": {
+                    "dense": {"training.teacher": Finished("switch")},
+                    "switch": {"training.start_from": Finished("dense")},
+                }
+            },
+            "arm 'dense' needs its own finished run",
+        ),
         ({"scales": {"cqu": {}}}, "scale 'cqu'.*cpu"),
         ({"scales": {"cpu": {"model.moe.every": 1}}}, "scale cpu changes model.moe.every"),
     ],
@@ -54,6 +65,31 @@ def test_the_fingerprint_is_of_what_changes_a_run():
     assert fingerprint(one) == fingerprint(dataclasses.replace(one, name="other"))
     others = [ABLATION.experiment("dense"), ABLATION.experiment("switch", seed=1)]
     assert len({fingerprint(found) for found in (one, *others)}) == 3
+
+
+def test_runs_that_need_others_have_their_folders_and_are_named_by_what_they_compute(tmp_path):
+    dependent = tiny_dependent.ABLATION
+    student, teacher, tuned = runs_of(dependent, "cpu", 1, list(dependent.arms), tmp_path)
+    assert student.experiment.training.teacher == str(teacher.folder)
+    assert tuned.experiment.training.start_from == str(student.folder)
+    assert [run.arm for run in to_train([tuned])] == ["teacher", "student", "tuned"]
+    # Moved, all have the same names; a teacher that computes something else renames those after it.
+    moved = runs_of(dependent, "cpu", 1, list(dependent.arms), tmp_path / "moved")
+    assert [run.folder.name for run in moved] == [
+        run.folder.name for run in (student, teacher, tuned)
+    ]
+    arms = {**dependent.arms, "teacher": {"model.moe.num_experts": 4}}
+    others = runs_of(dataclasses.replace(dependent, arms=arms), "cpu", 1, list(arms), tmp_path)
+    names = {run.folder.name for run in (student, teacher, tuned)}
+    assert len(names | {run.folder.name for run in others}) == 6
+    (shorter,) = runs_of(dependent, "cpu", 1, ["tuned"], tmp_path, steps=2)
+    (needed,) = shorter.needs.values()
+    assert shorter.experiment.training.steps == needed.experiment.training.steps == 2
+
+
+def test_a_folder_that_nobody_gives_is_named_by_its_arm():
+    config = tiny_dependent.ABLATION.get_config("student,gpu,1")
+    assert config.training.teacher == "<finished run of arm teacher>"
 
 
 def test_arms_of_a_seed_share_the_weights_that_are_no_experts():

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from experiments.runs import runs_of, to_train
 from moe_jax.training.metrics import read_metrics
+from tests.experiments import tiny_dependent
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
 TIMED = ("seconds", "tokens_per_second")
@@ -92,6 +94,21 @@ def test_results_are_what_the_runs_logged(folder):
         logged = [x for x in read_metrics(folder / "runs" / line["config"]) if x["kind"] == "train"]
         assert line["curve"] == [[x["step"], x["loss"]] for x in logged]
         assert (line["dropped"] > 0) <= (line["arm"] == "switch")
+
+
+def test_what_an_arm_needs_is_trained_first_and_all_of_it_can_be_moved(tmp_path):
+    ablation = tiny_dependent.ABLATION
+    file = "--ablation=tests/experiments/tiny_dependent.py"
+    there = tmp_path / "there"
+    done = command("experiments.run", file, f"--workdir={there}", "--arms=student")
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, (there / "tiny_dependent/results.jsonl").read_text().splitlines())
+    assert line["arm"] == "student"
+    teacher, student = runs_of(ablation, "cpu", 1, ["teacher", "student"], there)
+    assert teacher.finished and student.finished and student.folder.name == line["config"]
+    assert all(logged["distillation_loss"] > 0 for logged in student.lines)
+    moved = there.rename(tmp_path / "moved")
+    assert to_train(runs_of(ablation, "cpu", 1, ["teacher", "student"], moved)) == []
 
 
 def test_a_dry_run_trains_nothing(tmp_path):

@@ -37,6 +37,13 @@ _CASES = {
     "no other processes": (["--distributed"], ["Slurm", "pass --coordinator=HOST:PORT"]),
     "process alone": (["--process_id=1"], ["--process_id", "add --distributed"]),
     "streams": (["--config.data.streams=3"], ["data.batch_size=8", "data.streams=3"]),
+    "no teacher": (["--config.training.teacher=/nowhere"], ["training.teacher", "/nowhere"]),
+    "nothing to start from": (
+        ["--config.training.start_from=/nowhere"],
+        ["training.start_from", "/nowhere", "holds no run"],
+    ),
+    "no such start": (["--config.training.start_with=some"], ["'some'", "all, shared"]),
+    "weight of the teacher": (["--config.training.teacher_weight=2.0"], ["teacher_weight=2.0"]),
     "unknown flag": (["--wrokdir=x"], ["wrokdir"]),
 }
 

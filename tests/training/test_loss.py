@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.planning.collectives import of_compiled
-from moe_jax.training.loss import score_tokens
+from moe_jax.training.loss import distil_tokens, score_tokens
 
 BATCH, LENGTH, WIDTH, VOCAB = 2, 6, 3, 5
 KERNEL = jax.random.normal(jax.random.key(0), (WIDTH, VOCAB))
@@ -118,3 +120,53 @@ def test_large_logits_do_not_overflow(chunk):
     scored = score_tokens(Given(), logits, jnp.array([[0, 0]]), chunk=chunk)
     np.testing.assert_array_equal(scored.nll, [[0.0, 1e4]])
     np.testing.assert_array_equal(scored.log_z, [[1e4, 0.0]])
+
+
+# A student that gives 3/4 1/4 and 1/2 1/2, taught 1/3 2/3 and 1/6 5/6.
+STUDENT = jnp.array([[[1.0986123, 0.0], [0.0, 0.0]]])
+TAUGHT = jnp.array([[[0.0, 0.6931472], [0.0, 1.6094379]]])
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_hand_made_distillation(chunk):
+    def soft(student, taught):
+        scored, against = distil_tokens(
+            (Given(), Given()), student, jnp.array([[0, 1]]), taught, chunk=chunk
+        )
+        return against.sum(), (scored, against)
+
+    (by_student, by_taught), (scored, against) = jax.grad(soft, (0, 1), has_aux=True)(
+        STUDENT, TAUGHT
+    )
+    # 1/3 log 4/3 + 2/3 log 4, and log 2 whatever is taught.
+    np.testing.assert_allclose(against, [[1.0200902, 0.6931472]], rtol=1e-6)
+    np.testing.assert_allclose(scored.nll, [[0.2876821, 0.6931472]], rtol=1e-6)
+    # The student's probabilities less the teacher's; nothing reaches the teacher.
+    expected = [[[0.4166667, -0.4166667], [0.3333333, -0.3333333]]]
+    np.testing.assert_allclose(by_student, expected, rtol=1e-5)
+    np.testing.assert_array_equal(by_taught, np.zeros((1, 2, 2)))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 2, 1, 1, 2)])
+def test_distillation_in_chunks_is_that_of_the_whole(sizes):
+    hidden, targets = jnp.tile(HIDDEN, (2, 2, 1)), jnp.tile(TARGETS, (2, 2))
+    wide = jax.random.normal(jax.random.key(3), (4, 12, 7))
+    other = jax.random.normal(jax.random.key(4), (7, VOCAB))
+
+    def objective(kernel, hidden, chunk):
+        heads = Linear(kernel), Linear(other)
+        scored, soft = distil_tokens(heads, hidden, targets, wide, chunk=chunk)
+        return (scored.nll + soft * jnp.arange(12.0)).sum(), (scored.nll, soft)
+
+    step = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True), static_argnums=2)
+    whole = step(KERNEL, hidden, 0)
+    with jax.set_mesh(make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])):
+        found = step(KERNEL, hidden, 3)
+    for one, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_only_a_chunk_of_the_teachers_logits_is_made_at_a_time():
+    heads = Linear(KERNEL), Linear(KERNEL)
+    distil_tokens(heads, HIDDEN, TARGETS, HIDDEN, chunk=2)
+    assert set(heads[0].seen) == set(heads[1].seen) == {2}

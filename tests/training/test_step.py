@@ -118,8 +118,8 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
     # Groups are rows and the router draws nothing, so the parts route as the whole does. The last
     # 4 rows are padding alone: with 4 microbatches one is empty.
     # The cross-entropy in chunks adds up the same.
-    gradient, objective, loss, _, layers = measured(microbatches, loss_chunk=loss_chunk)
-    wanted_gradient, wanted_objective, wanted_loss, _, wanted_layers = measured()
+    gradient, objective, loss, _, layers, _ = measured(microbatches, loss_chunk=loss_chunk)
+    wanted_gradient, wanted_objective, wanted_loss, _, wanted_layers, _ = measured()
     close(gradient, wanted_gradient, 5e-6)
     close((objective, loss), (wanted_objective, wanted_loss))
     assert len(layers) == len(wanted_layers) == 2
@@ -131,7 +131,7 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
 
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_the_objective_is_loss_and_weighted_means_of_the_layers_losses(microbatches):
-    _, objective, loss, _, layers = measured(microbatches, loss_chunk=0)
+    _, objective, loss, _, layers, _ = measured(microbatches, loss_chunk=0)
     nll, head_z = by_hand()
     np.testing.assert_allclose(loss, nll, rtol=1e-5)
     routers = sum(
@@ -194,8 +194,8 @@ def looking_ahead(microbatches=1, weight=0.3):
 
 
 def test_losses_of_tokens_further_ahead_by_hand():
-    graph, state, (_, objective, loss, further, layers) = looking_ahead()
-    _, without, _, same, _ = looking_ahead(weight=0.0)[2]
+    graph, state, (_, objective, loss, further, layers, _) = looking_ahead()
+    _, without, _, same, *_ = looking_ahead(weight=0.0)[2]
     whole, merged = batch(), nnx.merge(graph, state.params, state.router_state)
     reading = compiled(functools.partial(type(merged).read, mode=TRAIN))(merged, whole)
     expected = []
@@ -267,9 +267,9 @@ def test_the_record_names_the_losses_further_ahead():
 class Given:
     """An objective whose gradient and value are in the batch."""
 
-    def value_and_gradient(self, graph, state, batch):
+    def value_and_gradient(self, graph, state, batch, teacher):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
-        return (gradient, batch["value"], batch["value"], jnp.zeros(0), ()), ()
+        return (gradient, batch["value"], batch["value"], jnp.zeros(0), (), None), ()
 
 
 def small():
