@@ -27,9 +27,6 @@ from moe_jax.nn.latent import Latent
 from moe_jax.nn.mode import DECODE
 from moe_jax.workdir import write_json
 
-_OUTPUT = flags.DEFINE_string("output", "experiments/results/decoding.json", "The result.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
-
 VOCAB, ROWS, PROMPT, ADDED = 2048, 4, 64, 64
 _PROMPTS = np.random.default_rng(0).integers(3, VOCAB, (ROWS, PROMPT)).tolist()
 
@@ -96,4 +93,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _OUTPUT = flags.DEFINE_string("output", "experiments/results/decoding.json", "The result.")
+    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
     app.run(main)

@@ -25,9 +25,6 @@ from experiments.verdicts import MISSING
 from moe_jax import cli
 from moe_jax.errors import ConfigError
 
-_CHECK = flags.DEFINE_bool("check", False, "Write nothing; fail if something is out of date.")
-_FIGURES = flags.DEFINE_bool("figures", False, "Draw the figures anew too.")
-
 README = RESULTS.parents[1] / "README.md"
 BEGIN, END = "<!-- ablations -->", "<!-- /ablations -->"
 INDEX = "index.html"
@@ -236,4 +233,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _CHECK = flags.DEFINE_bool("check", False, "Write nothing; fail if something is out of date.")
+    _FIGURES = flags.DEFINE_bool("figures", False, "Draw the figures anew too.")
     cli.run(main)

@@ -23,9 +23,6 @@ from PIL import Image
 from moe_jax import cli
 from moe_jax.errors import ConfigError
 
-_ONLY = flags.DEFINE_string("only", "", "Run those whose name has this in it.")
-_REPOSITORY = flags.DEFINE_string("repository", None, "Write this address everywhere.")
-
 ROOT = Path(__file__).parents[1]
 FOLDER, PICTURES = ROOT / "colab", ROOT / "docs" / "pictures"
 # No account can have an underscore, so that nobody can stand in for a project without a home.
@@ -133,4 +130,7 @@ def _write_address(address: str) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _ONLY = flags.DEFINE_string("only", "", "Run those whose name has this in it.")
+    _REPOSITORY = flags.DEFINE_string("repository", None, "Write this address everywhere.")
     sys.exit(cli.run(main))

@@ -22,9 +22,6 @@ from absl import app, flags
 
 from moe_jax.planning.page import human, mesh
 
-_ONLY = flags.DEFINE_string("only", None, "Plan those whose name has this in it.")
-_FOLDER = flags.DEFINE_string("folder", "experiments/results/plans", "Where plans are kept.")
-_PAGE = flags.DEFINE_string("page", "docs/plans.md", "The page whose table is written.")
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
 _HEAD = (
     "| plan | parameters | chips | mesh | tokens a step | remat, microbatches | compiles | "
@@ -230,4 +227,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _ONLY = flags.DEFINE_string("only", None, "Plan those whose name has this in it.")
+    _FOLDER = flags.DEFINE_string("folder", "experiments/results/plans", "Where plans are kept.")
+    _PAGE = flags.DEFINE_string("page", "docs/plans.md", "The page whose table is written.")
     app.run(main)

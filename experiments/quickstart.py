@@ -21,11 +21,6 @@ from experiments.statistics import paired_difference
 from moe_jax.workdir import RESULT, write_json
 
 VARIANTS = ("dense", "switch", "gshard")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/variants", "Folder of the runs.")
-_QUICKSTART = flags.DEFINE_string("quickstart", "runs/quickstart", "Run of `make train`.")
-_OUTPUT = flags.DEFINE_string("output", "experiments/results/quickstart", "Folder of the results.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1)
 
 
 def train(variant: str, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
@@ -95,4 +90,12 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _WORKDIR = flags.DEFINE_string("workdir", "runs/variants", "Folder of the runs.")
+    _QUICKSTART = flags.DEFINE_string("quickstart", "runs/quickstart", "Run of `make train`.")
+    _OUTPUT = flags.DEFINE_string(
+        "output", "experiments/results/quickstart", "Folder of the results."
+    )
+    _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2)
+    _STEPS = flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1)
     app.run(main)

@@ -17,9 +17,6 @@ from absl import app, flags
 from moe_jax.routing import PRESETS
 from moe_jax.workdir import write_json
 
-_OUTPUT = flags.DEFINE_string(
-    "output", "experiments/results/routers/properties.json", "The result."
-)
 SUITE = ("tests/routing/test_properties.py", "tests/transport/test_transports.py")
 _COUNT = re.compile(r"(\d+) = (\d+) preset x transport x property - (\d+) declared")
 
@@ -46,4 +43,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _OUTPUT = flags.DEFINE_string(
+        "output", "experiments/results/routers/properties.json", "The result."
+    )
     app.run(main)

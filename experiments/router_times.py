@@ -26,9 +26,6 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import PRESETS, Capacity, Router
 from moe_jax.workdir import write_json
 
-_OUTPUT = flags.DEFINE_string("output", "experiments/results/routers", "Folder of the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Times each layer runs.", lower_bound=1)
-
 TOKENS, WIDTH, HIDDEN, EXPERTS, SLOTS = 1024, 256, 512, 16, 128
 _CHOICES = {
     "deepseek_v3": {"k": 4},
@@ -118,4 +115,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _OUTPUT = flags.DEFINE_string("output", "experiments/results/routers", "Folder of the results.")
+    _ROUNDS = flags.DEFINE_integer("rounds", 15, "Times each layer runs.", lower_bound=1)
     app.run(main)

@@ -21,21 +21,6 @@ from experiments.tables import write_report
 from moe_jax import cli
 from moe_jax.planning import count
 
-_ABLATION = flags.DEFINE_string("ablation", None, "File of the ablation.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/ablations", "Folder of all runs.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; WORKDIR/NAME by default.")
-_SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "Sizes and budgets.")
-_SEEDS = flags.DEFINE_integer("seeds", 0, "Seeds; 0 for the ablation's own number.", lower_bound=0)
-_ARMS = flags.DEFINE_list("arms", [], "Only these arms.")
-_SIDE_BY_SIDE = flags.DEFINE_integer(
-    "side_by_side",
-    0,
-    "Runs at a time, with a share of the cores and a GPU each; 0 for a core each at --scale=cpu.",
-    lower_bound=0,
-)
-_STEPS = flags.DEFINE_integer("steps", 0, "Only so many steps, for a trial.", lower_bound=0)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.")
-
 # What training sustains, FLOP/s (one core at this scale, measured; the others are guesses), and
 # seconds that a run takes beside it.
 _RATE = {"cpu": 1e10, "gpu": 1e14, "pod": 1e16}
@@ -84,5 +69,22 @@ def _dry(runs: list[Run]) -> str:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _ABLATION = flags.DEFINE_string("ablation", None, "File of the ablation.", required=True)
+    _WORKDIR = flags.DEFINE_string("workdir", "runs/ablations", "Folder of all runs.")
+    _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; WORKDIR/NAME by default.")
+    _SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "Sizes and budgets.")
+    _SEEDS = flags.DEFINE_integer(
+        "seeds", 0, "Seeds; 0 for the ablation's own number.", lower_bound=0
+    )
+    _ARMS = flags.DEFINE_list("arms", [], "Only these arms.")
+    _SIDE_BY_SIDE = flags.DEFINE_integer(
+        "side_by_side",
+        0,
+        "Runs at a time, with a share of cores and a GPU each; 0 for a core each at --scale=cpu.",
+        lower_bound=0,
+    )
+    _STEPS = flags.DEFINE_integer("steps", 0, "Only so many steps, for a trial.", lower_bound=0)
+    _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.")
     sys.argv = [argument.replace("--dry-run", "--dry_run") for argument in sys.argv]
     cli.run(main)

@@ -18,8 +18,6 @@ from absl import app, flags
 
 from moe_jax.workdir import RESULT, write_json
 
-_OUTPUT = flags.DEFINE_string("output", "experiments/results/two_commands.json", "The result.")
-
 
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, str]:
     """Runs ``command`` in ``folder`` and returns its seconds and the last line it printed."""
@@ -60,4 +58,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _OUTPUT = flags.DEFINE_string("output", "experiments/results/two_commands.json", "The result.")
     app.run(main)

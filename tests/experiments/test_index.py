@@ -143,8 +143,8 @@ def test_the_command_writes_and_checks(folder, monkeypatch, capsys):
     monkeypatch.setattr(index, "entries", lambda: [ENTRY])
 
     def run(check=False, figures=False):
-        monkeypatch.setattr(index, "_CHECK", types.SimpleNamespace(value=check))
-        monkeypatch.setattr(index, "_FIGURES", types.SimpleNamespace(value=figures))
+        monkeypatch.setattr(index, "_CHECK", types.SimpleNamespace(value=check), raising=False)
+        monkeypatch.setattr(index, "_FIGURES", types.SimpleNamespace(value=figures), raising=False)
         index.main()
         return capsys.readouterr().out
 
