@@ -57,15 +57,32 @@ def _filled(plan: Array, capacity: int, valid: Array) -> Array:
     The largest ``m`` entries are 1 and the others share ``C - m``, for the least ``m`` that fits.
     """
     capacity = min(capacity, plan.shape[0])
-    ranked = -jnp.sort(-plan, axis=0)
-    tails = jax.lax.cumlogsumexp(ranked, axis=0, reverse=True)[:capacity]
-    room = jnp.log(capacity - jnp.arange(capacity, dtype=plan.dtype))[:, None]
-    shift = room - tails
-    fits = ranked[:capacity] + shift <= 1e-6
-    least = jnp.take_along_axis(shift, jnp.argmax(fits, axis=0)[None], axis=0)
+    largest, which = jax.lax.top_k(plan.T, capacity)
+    others = jax.vmap(lambda column, rows: column.at[rows].set(-jnp.inf))(plan.T, which)
+    others = jax.nn.logsumexp(others, axis=1, keepdims=True)
+    rank = jnp.arange(capacity)
+
+    def shift(ones: Array) -> Array:
+        tail = jnp.where(rank >= ones, largest, -jnp.inf)
+        tail = jnp.logaddexp(jax.nn.logsumexp(tail, axis=1, keepdims=True), others)
+        return jnp.log((capacity - ones).astype(plan.dtype)) - tail
+
+    def fits(ones: Array) -> Array:
+        return jnp.take_along_axis(largest, ones, axis=1) + shift(ones) <= 1e-6
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        fit = fits(middle)
+        return jnp.where(fit, low, middle + 1), jnp.where(fit, middle, high)
+
+    # Whatever fits with m ones fits with more.
+    low = jnp.zeros((plan.shape[1], 1), jnp.int32)
+    steps = (capacity - 1).bit_length()
+    _, least = jax.lax.fori_loop(0, steps, halve, (low, low + capacity - 1))
     # Fewer tokens than slots: all of them are 1.
-    everyone = (valid.sum() <= capacity) | ~fits.any(0, keepdims=True)
-    filled = jnp.where(everyone, 0.0, jnp.minimum(plan + least, 0.0))
+    everyone = (valid.sum() <= capacity) | ~fits(least)
+    filled = jnp.where(everyone, 0.0, jnp.minimum(plan.T + shift(least), 0.0)).T
     return jnp.where(valid[:, None], filled, -jnp.inf)
 
 
