@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from experiments.ablation import Ablation
 from experiments.derived import Record, Records, axis_of, by_arm, paired
@@ -36,6 +37,7 @@ _STYLE = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
     ),
 }
+_TICKS = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50)
 _AXES = {
     "tokens": "training tokens",
     "flops": "training FLOPs",
@@ -157,6 +159,10 @@ def _effects(verdicts: Sequence[Verdict]) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0.0, color="#888888", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=5)
+    ends = axes.get_xlim()
+    axes.set_xticks([place for place in _TICKS if ends[0] <= place <= ends[1]])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("effect in half-widths of its 95 % interval, and the margin claimed")
     return figure
 

@@ -156,7 +156,7 @@ def table(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
 def _table_rows(section: Section) -> list[str]:
     link = f"experiments/results/{section.folder}/{_REPORT}"
     about = (
-        f"**[{section.title}]({link})**, {section.seeds} seeds, {section.minutes:.0f} min: "
+        f"**[{section.title}]({link})**, {section.seeds} seeds, {section.minutes:.0f} min of runs: "
         f"`{section.command}`"
     )
     extra = " ".join([*section.warnings, *section.notes])

@@ -80,7 +80,7 @@ def markdown(
     seeds = len({line["seed"] for line in records})
     parts = [
         [f"# {ablation.title}"],
-        [f"`{command}`: {len(records)} runs with {seeds} paired seeds, {minutes:.0f} min."],
+        [f"`{command}`: {len(records)} runs with {seeds} paired seeds, {minutes:.0f} min of runs."],
         few_seeds(ablation, records),
         _measured(ablation, lines),
         *(_published(ablation, lines, paper) for paper in ablation.published),

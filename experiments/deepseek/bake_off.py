@@ -4,12 +4,16 @@ from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
 from experiments.base import SCALES, language_model
 
+# As in the paper nothing is dropped, and every balance loss has the weight 0.01; that of top-2 is
+# a sum over both choices.
 _MOE = {"model.moe.num_experts": 16}
+_TOP1 = router("olmoe", k=1, balance_weight=0.01, z_weight=0.0)
+_TOP2 = router("mixtral", k=2, balance_weight=0.005)
 _FINE = {
     "model.moe.num_experts": 63,
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
     "model.moe.shared.hidden": lambda config: config.model.mlp_dim // 4,
-    "model.moe.router": router("deepseek_moe", k=7),
+    "model.moe.router": router("deepseek_moe", k=7, balance_weight=0.01),
 }
 
 ABLATION = Ablation(
@@ -19,8 +23,8 @@ ABLATION = Ablation(
     arms={
         "dense": {"model.moe.every": 0},
         "hash": _MOE | {"model.moe.router": router("hash")},
-        "switch": _MOE | {"model.moe.router": router("switch")},
-        "gshard": _MOE | {"model.moe.router": router("gshard")},
+        "switch": _MOE | {"model.moe.router": _TOP1},
+        "gshard": _MOE | {"model.moe.router": _TOP2},
         "fine": _FINE,
     },
     scales=SCALES,
