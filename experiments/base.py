@@ -8,22 +8,22 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
-# A core trains an arm in about a minute and a half: few parameters and some 80 tokens for each, so
-# that more experts have something to add. One group is the whole batch, as a TPU core's was.
+# A core trains an arm in about a minute and a half: few parameters and some 50 tokens for each, so
+# that more experts have something to add; batches are small, since there steps are what is short.
+# One group is the whole batch, as a TPU core's was.
 CPU = {
     "model.num_layers": 2,
     "model.width": 32,
     "model.num_heads": 1,
     "model.mlp_dim": 128,
     "model.moe.expert_dim": 128,
-    "model.moe.group_size": 4096,
+    "model.moe.group_size": 2048,
     "data.vocab_size": 512,
     "data.seq_length": 128,
-    "data.batch_size": 32,
+    "data.batch_size": 16,
     "data.eval_documents": 32,
-    "training.steps": 800,
-    "training.log_every": 5,
-    "training.checkpoint_every": 800,
+    "training.steps": 1000,
+    "training.checkpoint_every": 1000,
 }
 # 20 to 60 million active parameters.
 GPU = {
@@ -77,7 +77,7 @@ SPANS = {
         "model.encoder_layers": 2,
         "model.decoder_layers": 2,
         "data.target_length": 32,
-        "model.decoder_moe.group_size": 1024,
+        "model.decoder_moe.group_size": 512,
     },
     "gpu": _of_stacks(GPU) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
     "pod": _of_stacks(POD) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},

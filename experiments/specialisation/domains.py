@@ -15,7 +15,7 @@ from experiments.base import SCALES, language_model
 _INFORMATION = "mutual_information"
 _LENGTHS = {"cpu": 128, "gpu": 512, "pod": 512}
 # Tokens that are balanced together: many texts, so that balance lets one prefer an expert.
-_GROUPS = {"cpu": 4096, "gpu": 4096, "pod": 4096}
+_GROUPS = {"cpu": 2048, "gpu": 4096, "pod": 4096}
 
 
 def _base() -> ConfigDict:
