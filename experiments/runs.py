@@ -273,6 +273,11 @@ def _of_domains(name: str) -> Callable[[Run], float | None]:
     return read
 
 
+def _speed(run: Run) -> float:
+    # The first line's time has compilation in it.
+    return float(np.median([line["tokens_per_second"] for line in run.lines[1:] or run.lines]))
+
+
 def _excess_loss(run: Run) -> float | None:
     best = run.result.get("best_possible_loss")
     return None if best is None else run.result["loss"] - best
@@ -285,14 +290,14 @@ METRICS: dict[str, Callable[[Run], float | None]] = {
     "bits_per_byte": lambda run: run.result["bits_per_byte"],
     "train_loss": lambda run: _late(run, lambda line: line["loss"]),
     "dropped": lambda run: _late(run, lambda line: line["dropped_fraction"]),
+    "eval_dropped": lambda run: run.result["dropped_fraction"],
     "mutual_information": _of_domains("mutual_information"),
     "purity": _of_domains("purity"),
     "excess_loss": _excess_loss,
     "max_violation": lambda run: _late(run, _over_layers("max_violation")),
     "load_entropy": lambda run: _late(run, _over_layers("load_entropy")),
-    "tokens_per_second": lambda run: float(
-        np.median([line["tokens_per_second"] for line in run.lines[1:] or run.lines])
-    ),
+    "tokens_per_second": _speed,
+    "step_seconds": lambda run: run.experiment.tokens_per_step / _speed(run),
 }
 
 
@@ -312,5 +317,7 @@ def record(run: Run) -> dict[str, Any]:
         "seconds": result["seconds"],
         "device": result["device"],
         **{name: value for name, read in METRICS.items() if (value := read(run)) is not None},
+        # What share of validation's slots each expert takes, by MoE layer.
+        "load": [[round(share, 5) for share in layer["load"]] for layer in result["layers"]],
         "curve": [[line["step"], line["loss"]] for line in lines],
     }

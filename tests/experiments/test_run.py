@@ -14,7 +14,7 @@ from moe_jax.training.metrics import read_metrics
 from tests.experiments import tiny_dependent
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
-TIMED = ("seconds", "tokens_per_second")
+TIMED = ("seconds", "tokens_per_second", "step_seconds")
 ABLATION = "--ablation=tests/experiments/tiny_ablation.py"
 
 
@@ -94,6 +94,11 @@ def test_results_are_what_the_runs_logged(folder):
         logged = [x for x in read_metrics(folder / "runs" / line["config"]) if x["kind"] == "train"]
         assert line["curve"] == [[x["step"], x["loss"]] for x in logged]
         assert (line["dropped"] > 0) <= (line["arm"] == "switch")
+        assert [len(load) for load in line["load"]] == ([2] if line["arm"] == "switch" else [])
+        assert all(sum(load) == pytest.approx(1, abs=1e-3) for load in line["load"])
+        assert line["step_seconds"] * line["tokens_per_second"] * line["steps"] == pytest.approx(
+            line["tokens"]
+        )
 
 
 def test_what_an_arm_needs_is_trained_first_and_all_of_it_can_be_moved(tmp_path):
