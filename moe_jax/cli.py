@@ -11,10 +11,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moe_jax.build import build, forget_other_types
-from moe_jax.errors import ConfigError
+from moe_jax.errors import CheckpointError, ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.parallel import multihost
-from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
 
 _USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)

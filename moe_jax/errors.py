@@ -16,3 +16,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{hint} known: {', '.join(known)}" if known else "; there are none"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message is one line and names the remedy."""
+
+
+def line_of(error: Exception) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

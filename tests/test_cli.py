@@ -6,11 +6,10 @@ import pytest
 from absl import app, flags
 
 from moe_jax import cli
-from moe_jax.errors import ConfigError
+from moe_jax.errors import CheckpointError, ConfigError
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.positions import Rotary, T5Relative, YarnScaling
 from moe_jax.routing import preset
-from moe_jax.training.checkpoint import CheckpointError
 from moe_jax.training.loop import TrainingError
 from moe_jax.training.optimizer import Adafactor, Cosine, RSqrt
 

@@ -16,14 +16,10 @@ killed run and moves damaged steps aside, to ``corrupt-<step>-<n>``; one run at 
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import functools
 import hashlib
 import itertools
-import json
-import numbers
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -35,22 +31,15 @@ from etils import epath
 from orbax.checkpoint import tree as ocp_tree
 from orbax.checkpoint import v1 as ocp
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import CheckpointError, ConfigError, line_of
 from moe_jax.parallel import multihost
+from moe_jax.training.integrity import INTEGRITY_FILE, damage, write_integrity
+from moe_jax.training.position import DataState, read_data_state
 
 PyTree = Any
 
-INTEGRITY_FILE = "integrity.json"
-_ORBAX_METADATA_FILE = "_CHECKPOINT_METADATA"
-_HANDLERS = "item_handlers"
-_SOUND = "sound"
 _STATE, _DATA = "state", "data_state"
 _FREE, _MOVED, _OCCUPIED = 0, 1, 2
-_HASH_THREADS = 4
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message is one line and names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ class Checkpoints:
         self._skipped: tuple[Skipped, ...] = ()
         self._damaged: dict[int, str] = {}
         self._writer: ocp.training.Checkpointer | None = None
-        self._data_state: _DataState | None = None
+        self._data_state: DataState | None = None
         self._pending: tuple[int, Future] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         if jax.process_index() == 0 and not read_only:
@@ -135,7 +124,7 @@ class Checkpoints:
           TypeError: If ``data_state`` holds something else.
         """
         self.wait()
-        self._data_state = _DataState(json.dumps(_to_json(data_state, _DATA)))
+        self._data_state = DataState(data_state, _DATA)
         try:
             writer = self._open_writer(step)
             response = writer.save_checkpointables_async(
@@ -193,14 +182,14 @@ class Checkpoints:
         path = self.directory / str(step)
         try:
             _require_same_parameters(path, like, partial)
-            data_state = _read_data_state(path / _DATA)
+            data_state = read_data_state(path / _DATA)
             with _loading(partial):
                 state = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
         except CheckpointError:
             raise
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {path} is intact but cannot be loaded: {_line(error)}; "
+                f"checkpoint {path} is intact but cannot be loaded: {line_of(error)}; "
                 "check the memory, the mesh and the versions of jax and orbax-checkpoint"
             ) from error
         return step, state, data_state
@@ -275,7 +264,7 @@ class Checkpoints:
         """Writes the integrity record of the checkpoint that is about to be committed."""
         assert self._data_state is not None
         assert self._data_state.step_directory is not None
-        _write_integrity(self._data_state.step_directory)
+        write_integrity(self._data_state.step_directory)
 
     def _settle(self) -> None:
         """Waits for the pending save and raises its failure."""
@@ -289,7 +278,7 @@ class Checkpoints:
 
     def _save_failed(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint step {step} was not saved to {self.directory}: {_line(error)}; "
+            f"checkpoint step {step} was not saved to {self.directory}: {line_of(error)}; "
             "check that the directory exists, is writable and has free space"
         )
 
@@ -303,7 +292,7 @@ class Checkpoints:
         chosen = -1
         self._damaged = {}
         for step in _committed(self.directory):
-            reason = _damage(self.directory / str(step))
+            reason = damage(self.directory / str(step))
             if reason is None:
                 chosen = step
                 break
@@ -327,7 +316,7 @@ class Checkpoints:
         damaged, self._damaged = self._damaged, {}
         path = self.directory / str(step)
         if path.exists() and step not in damaged:
-            reason = _damage(path)
+            reason = damage(path)
             if reason is None:
                 return _OCCUPIED
             damaged[step] = reason
@@ -352,53 +341,9 @@ def identity(directory: str | epath.PathLike) -> str:
         record = (epath.Path(directory) / str(step) / INTEGRITY_FILE).read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"no checkpoint in {directory} can be read: {_line(error)}; train first"
+            f"no checkpoint in {directory} can be read: {line_of(error)}; train first"
         ) from error
     return hashlib.sha256(record).hexdigest()[:16]
-
-
-class _DataState:
-    """One JSON text per process, which Orbax saves with the arrays (StatefulCheckpointable)."""
-
-    def __init__(self, text: str):
-        self.text = text
-        self.step_directory: epath.Path | None = None
-
-    async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
-        self.step_directory = directory.path.parent
-        return self._write(directory)
-
-    async def _write(self, directory: ocp.path.PathAwaitingCreation) -> None:
-        folder = await directory.await_creation()
-        (folder / f"process_{jax.process_index()}.json").write_text(self.text)
-
-    async def load(self, directory: ocp.path.Path) -> Awaitable[None]:
-        # Part of Orbax's protocol, but it would bury our errors in its own.
-        raise NotImplementedError("use _read_data_state")
-
-
-def _read_data_state(directory: epath.Path) -> dict[str, Any]:
-    """Returns the union of what all processes saved, whatever their number.
-
-    Raises:
-      CheckpointError: If two of them saved different things under one name.
-    """
-    texts = {file.read_text() for file in directory.glob("process_*.json")}
-    try:
-        return _from_json(functools.reduce(_union, map(json.loads, sorted(texts))))
-    except ValueError as error:
-        raise CheckpointError(
-            f"the input positions in {directory} do not fit together: {error}"
-        ) from error
-
-
-def _union(one: Any, other: Any, where: str = "") -> Any:
-    if isinstance(one, dict) and isinstance(other, dict):
-        both = {key: _union(one[key], other[key], f"{where}/{key}") for key in one if key in other}
-        return {**one, **other, **both}
-    if one != other:
-        raise ValueError(f"{where or '/'} is {one} and {other}")
-    return one
 
 
 def _require_writable(directory: epath.Path) -> None:
@@ -409,7 +354,7 @@ def _require_writable(directory: epath.Path) -> None:
         probe.unlink()
     except OSError as error:
         raise CheckpointError(
-            f"cannot write checkpoints to {directory}: {_line(error)}; "
+            f"cannot write checkpoints to {directory}: {line_of(error)}; "
             "choose a writable directory with free space"
         ) from error
 
@@ -444,59 +389,6 @@ def _move_aside(path: epath.Path, reason: str) -> None:
     )
 
 
-def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
-        else:
-            yield prefix + path.name, path
-
-
-def _digest(name: str, path: epath.Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    if name == _ORBAX_METADATA_FILE:
-        # Orbax still writes this file when the record is made, so only its form is checked.
-        sound = isinstance(json.loads(path.read_bytes()).get(_HANDLERS), dict)
-        return _SOUND if sound else "no handlers"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_integrity(directory: epath.Path) -> None:
-    files = [(name, path) for name, path in _files(directory) if name != INTEGRITY_FILE]
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        hashed = [(name, path) for name, path in files if name != _ORBAX_METADATA_FILE]
-        digests = pool.map(_digest, *zip(*hashed, strict=True))
-        record = {name: digest for (name, _), digest in zip(hashed, digests, strict=True)}
-    record[_ORBAX_METADATA_FILE] = _SOUND
-    text = json.dumps({"sha256": record}, sort_keys=True, separators=(",", ":"))
-    (directory / INTEGRITY_FILE).write_text(text)
-
-
-def _damage(directory: epath.Path) -> str | None:
-    """Returns what is wrong with a checkpoint, or None if every file is as it was written."""
-    try:
-        expected = json.loads((directory / INTEGRITY_FILE).read_bytes())["sha256"].items()
-    except FileNotFoundError:
-        return f"{INTEGRITY_FILE} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{INTEGRITY_FILE} cannot be read: {_line(error)}"
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = pool.map(lambda item: _file_damage(directory, *item), expected)
-        return next((problem for problem in problems if problem is not None), None)
-
-
-def _file_damage(directory: epath.Path, name: str, digest: str) -> str | None:
-    try:
-        if _digest(name, directory / name) != digest:
-            return f"{name} is not what {INTEGRITY_FILE} records"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{name} cannot be read: {_line(error)}"
-    return None
-
-
 def _loading(partial: bool) -> contextlib.AbstractContextManager:
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial
@@ -529,35 +421,3 @@ def _array_type(leaf: Any) -> str:
         leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, dtype))
         dtype = leaf.dtype
     return f"{dtype or type(leaf).__name__}[{','.join(map(str, np.shape(leaf)))}]"
-
-
-def _to_json(value: Any, where: str) -> Any:
-    """Returns ``value`` as JSON holds it; bytes become ``{"__bytes__": base64}``."""
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or key == "__bytes__":
-                raise TypeError(f"{where} has the key {key!r}; use a string (not '__bytes__')")
-        return {key: _to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, bytes):
-        return {"__bytes__": base64.b64encode(value).decode()}
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    raise TypeError(f"{where} is a {type(value).__name__}; use dicts, lists, strings or numbers")
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"__bytes__"}:
-            return base64.b64decode(value["__bytes__"])
-        return {key: _from_json(item) for key, item in value.items()}
-    return [_from_json(item) for item in value] if isinstance(value, list) else value
-
-
-def _line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

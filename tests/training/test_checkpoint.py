@@ -19,9 +19,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import CheckpointError, ConfigError
 from moe_jax.training import checkpoint
-from moe_jax.training.checkpoint import CheckpointError, Checkpoints
+from moe_jax.training.checkpoint import Checkpoints
 
 # What Orbax writes after the record is sealed, and no content depends on.
 UNSEALED = {"commit_success.txt"}
@@ -231,10 +231,10 @@ def test_every_byte_of_the_integrity_record_counts(two_checkpoints):
             content = bytearray(original)
             content[position] ^= 0x20
             path.write_bytes(bytes(content))
-            assert checkpoint._damage(path.parent) is not None, position
+            assert checkpoint.damage(path.parent) is not None, position
     finally:
         path.write_bytes(original)
-    assert checkpoint._damage(path.parent) is None
+    assert checkpoint.damage(path.parent) is None
 
 
 def test_all_damaged_is_an_error_never_a_fresh_start(tmp_path):
@@ -347,7 +347,7 @@ def make_disk_refuse(monkeypatch):
     def refuse(directory):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_integrity", refuse)
+    monkeypatch.setattr(checkpoint, "write_integrity", refuse)
 
 
 def test_check_raises_a_failed_save_once_and_training_goes_on(tmp_path, monkeypatch):
@@ -425,8 +425,8 @@ def test_a_directory_replaced_by_a_file_is_raised(tmp_path):
 
 def test_check_does_not_block(tmp_path, monkeypatch):
     go_on = threading.Event()
-    seal = checkpoint._write_integrity
-    monkeypatch.setattr(checkpoint, "_write_integrity", lambda d: (go_on.wait(20), seal(d)))
+    seal = checkpoint.write_integrity
+    monkeypatch.setattr(checkpoint, "write_integrity", lambda d: (go_on.wait(20), seal(d)))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(4)}, {})
         start = time.monotonic()
@@ -520,12 +520,12 @@ save(1)
 save(2)
 point = sys.argv[2]
 if point == "before the record":
-    checkpoint._write_integrity = die
+    checkpoint.write_integrity = die
 elif point == "in the record":
-    checkpoint._write_integrity = lambda d: ((d / "integrity.json").write_text("{"), die())
+    checkpoint.write_integrity = lambda d: ((d / "integrity.json").write_text("{"), die())
 elif point == "before the rename":
-    seal = checkpoint._write_integrity
-    checkpoint._write_integrity = lambda d: (seal(d), die())
+    seal = checkpoint.write_integrity
+    checkpoint.write_integrity = lambda d: (seal(d), die())
 elif point == "while old ones are removed":
     import pathlib, shutil
     def half(path, *args, **kwargs):
@@ -556,11 +556,11 @@ def test_input_positions_of_several_processes_are_united(tmp_path):
     positions = tmp_path / "20" / "data_state"
     (positions / "process_1.json").write_text('{"at":20,"streams":{"1":{"n":2}}}')
     (positions / "process_2.json").write_text('{"at":20,"streams":{"2":{"n":3}}}')
-    checkpoint._write_integrity(tmp_path / "20")
+    checkpoint.write_integrity(tmp_path / "20")
     united = {"at": 20, "streams": {"1": {"n": 2}, "2": {"n": 3}}}
     assert Checkpoints(tmp_path).restore(like(old))[2] == united
     (positions / "process_3.json").write_text('{"streams":{"2":{"n":4}}}')
-    checkpoint._write_integrity(tmp_path / "20")
+    checkpoint.write_integrity(tmp_path / "20")
     with pytest.raises(CheckpointError, match="do not fit together: /streams/2/n is 3 and 4"):
         Checkpoints(tmp_path).restore(like(old))
 
@@ -574,7 +574,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from pathlib import Path
-from moe_jax.training.checkpoint import CheckpointError, Checkpoints
+from moe_jax.errors import CheckpointError
+from moe_jax.training.checkpoint import Checkpoints
 
 sharding = NamedSharding(Mesh(np.array(jax.devices()), ("a",)), P("a"))
 full = np.arange(64, dtype=np.float32).reshape(16, 4)
