@@ -10,7 +10,8 @@ from configs import quickstart
 
 # A core trains an arm in about a minute and a half: few parameters and some 50 tokens for each, so
 # that more experts have something to add; batches are small, since there steps are what is short.
-# One group is the whole batch, as a TPU core's was.
+# One group is the whole batch, as a TPU core's was. All rows are shuffled together: the library has
+# long files of tables, and a loss that follows them tells nothing of its model.
 CPU = {
     "model.num_layers": 2,
     "model.width": 32,
@@ -21,8 +22,10 @@ CPU = {
     "data.vocab_size": 512,
     "data.seq_length": 128,
     "data.batch_size": 16,
+    "data.shuffle_window": 16384,
     "data.eval_documents": 32,
     "training.steps": 1000,
+    "training.log_every": 2,
     "training.checkpoint_every": 1000,
 }
 # 20 to 60 million active parameters.
@@ -38,6 +41,7 @@ GPU = {
     "model.scan_layers": True,
     "data.seq_length": 512,
     "data.batch_size": 64,
+    "data.shuffle_window": 8192,
     "data.vocab_size": 8192,
     "training.steps": 2000,
     "training.checkpoint_every": 500,
@@ -51,6 +55,7 @@ POD = GPU | {
     "data.source": "c4/en",
     "data.vocab_size": 32000,
     "data.batch_size": 2048,
+    "data.shuffle_window": 65536,
     "training.steps": 100_000,
     "training.checkpoint_every": 1000,
 }
