@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,12 @@ def main() -> None:
     experiment.check(jax.device_count())
     check_streams(experiment)
     sources = open_sources(experiment, folder)
+    with contextlib.ExitStack() as held:
+        multihost.first(lambda: held.enter_context(workdir.locked(folder)))
+        _train(experiment, folder, sources)
+
+
+def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
     multihost.first(lambda: workdir.claim(folder, experiment, sources.identities))
     workdir.check_shared(folder)
     if (folder / workdir.RESULT).exists():

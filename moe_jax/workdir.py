@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from moe_jax.build import build, describe
 from moe_jax.errors import ConfigError
@@ -23,6 +27,7 @@ CONFIG, RESULT, EXPERT_TOKENS, CHECKPOINTS = (
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 _SOURCES = "sources"
+_LOCK = ".lock"
 # Changing these continues the same run: they move or observe it, and do not alter what it computes.
 _FREE = (
     "mesh.",
@@ -31,6 +36,28 @@ _FREE = (
     "training.checkpoint_every",
     "training.keep_",
 )
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in ``workdir``; a kill ends that as well.
+
+    File systems that cannot lock are used without.
+
+    Raises:
+        ConfigError: if another process trains there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is training in {workdir}: wait for it, or use another --workdir"
+            ) from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): start only one run there", workdir, error)
+        yield
 
 
 def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None) -> None:

@@ -24,6 +24,19 @@ def test_claimed_folder_gives_the_experiment_back(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
+def test_one_process_at_a_time_may_train_there(tmp_path):
+    with workdir.locked(tmp_path / "run"):
+        with (
+            pytest.raises(ConfigError, match="another process is training in .*run: wait"),
+            workdir.locked(tmp_path / "run"),
+        ):
+            pass
+        with workdir.locked(tmp_path / "other"):
+            pass
+    with workdir.locked(tmp_path / "run"):
+        pass
+
+
 def test_the_same_experiment_may_claim_again(tmp_path):
     workdir.claim(tmp_path, _RUN)
     workdir.claim(tmp_path, _RUN)

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from moe_jax.training.metrics import read_metrics
-from tests.system.runs import Braked, assert_same, train
+from tests.system.runs import Braked, assert_same, command, error_line, train
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,8 @@ def test_terminated_run_saves_and_goes_on(whole, copy):
     folder, reference = copy(), whole()
     process = Braked(folder, 33, *reference.flags)
     process.wait_for(checkpoint=30)
+    second = command("moe_jax.train", f"--workdir={folder}", *reference.flags)
+    assert "another process is training in" in error_line(second)
     code, out, err = process.signal(signal.SIGTERM)
     assert code == 0, err
     stopped = [line for line in out.splitlines() if "SIGTERM" in line]
