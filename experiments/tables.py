@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments import figures
-from experiments.ablation import Ablation, Published
+from experiments.ablation import Ablation, Claim, Published
 from experiments.derived import (
     DERIVED,
     ENERGY,
@@ -28,7 +28,9 @@ from experiments.verdicts import MISSING, Verdict, judge
 # Shown where any arm has them; the last ones only of the sources and ablations that give them.
 _SHOWN = (
     "loss",
+    "train_loss",
     "dropped",
+    "eval_dropped",
     "max_violation",
     "load_entropy",
     "excess_loss",
@@ -38,6 +40,7 @@ _SHOWN = (
 )
 _FORMATS = {
     "dropped": "{:.1%}",
+    "eval_dropped": "{:.1%}",
     "purity": "{:.1%}",
     "tokens_per_second": "{:,.0f}",
     "steps_to": "{:,.0f}",
@@ -85,7 +88,7 @@ def markdown(
         _measured(ablation, lines),
         *(_published(ablation, lines, paper) for paper in ablation.published),
         _overlay(ablation, ablation.overlay, lines) if ablation.overlay else [],
-        _verdicts(ablation, verdicts),
+        _verdicts(ablation, records, verdicts),
         [ENERGY] if "energy" in ablation.against else [],
         *([f"![{_ALT[name]}]({name}.svg)"] for name in figures.names(ablation, verdicts)),
         _notes(ablation),
@@ -121,6 +124,8 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
         means = [_mean(name, mine) for name in (*names, "tokens_per_second")]
         rows.append([arm, f"{size:,}", f"{flops:,}", *means, f"{speed:.2f}" if speed else ""])
     below = "Means over seeds, ± standard deviation; losses in nats per token on validation text."
+    if "train_loss" in names:
+        below += " `train_loss` and loads are means over the second half of training."
     if ablation.threshold_arm:
         below += (
             f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "
@@ -194,17 +199,28 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
     return [about, "", *_table(header, rows)]
 
 
-def _verdicts(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
+def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> list[str]:
     found = {verdict.claim: verdict for verdict in verdicts}
+    header = ["claim", "effect", "published", "measured, 95 % interval", "verdict"]
+    # Beside the verdict, which is on text never seen: more of it, from documents seen in part.
+    twice = _any("train_loss", records) and any(c.metric == "loss" for c in ablation.claims)
+    header += ["in training loss"] if twice else []
     rows = []
     for claim in ablation.claims:
         verdict = found.get(claim)
         effect = str(verdict.effect) if verdict else ""
         text = f"**{verdict.text}**" if verdict else MISSING
         what = f"{claim.metric}: {claim.high} - {claim.low}"
-        rows.append([claim.text, what, str(ablation.effect(claim)), effect, text])
-    header = ["claim", "effect", "published", "measured, 95 % interval", "verdict"]
+        row = [claim.text, what, str(ablation.effect(claim)), effect, text]
+        rows.append(row + ([_in_training(claim, records)] if twice else []))
     return _table(header, rows) if rows else []
+
+
+def _in_training(claim: Claim, records: Records) -> str:
+    if claim.metric != "loss":
+        return ""
+    high, low = ([r for r in records if r["arm"] == arm] for arm in (claim.high, claim.low))
+    return str(paired(high, low, "train_loss") or "")
 
 
 def _notes(ablation: Ablation) -> list[str]:

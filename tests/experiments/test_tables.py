@@ -59,6 +59,16 @@ def test_claims_without_measurements_are_shown_without_a_verdict():
     assert len(judged(FULL, known)) == 4
 
 
+def test_claims_about_loss_are_shown_in_training_loss_too():
+    assert "in training loss" not in report()  # where no record has it
+    # A nat apart in validation, half a nat in training.
+    lines = [{**line, "train_loss": line["loss"] / 2} for line in records()]
+    better = next(line for line in report(lines=lines).splitlines() if "Switch is better" in line)
+    assert better.endswith("| +1.0033 ± 0.0143 | **reproduced** | +0.5017 ± 0.0072 |")
+    sooner = next(line for line in report(lines=lines).splitlines() if "and sooner" in line)
+    assert sooner.endswith("| **reproduced** |  |")
+
+
 def test_too_few_seeds_are_said():
     assert few_seeds(FULL, records(seeds=2)) == []
     one = records(seeds=1)
