@@ -62,6 +62,10 @@ POD = GPU | {
 SCALES = {"cpu": CPU, "gpu": GPU, "pod": POD}
 
 
+# Where nothing is dropped, slots for the worst case would be many.
+DROPLESS = {"model.moe.transport": "ragged"}
+
+
 def language_model() -> ConfigDict:
     """Returns a decoder with a Switch layer in every other place, on Python source."""
     return quickstart.get_config("switch")

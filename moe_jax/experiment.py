@@ -225,6 +225,12 @@ class Experiment:
                     f"model.{layer.setting}.num_experts={experts} is not divisible by "
                     f"mesh.expert={mesh.expert}"
                 )
+            if layer.moe.transport == "ragged" and mesh.expert > 1:
+                raise ConfigError(
+                    f"model.{layer.setting}.transport='ragged' keeps all experts on each device: "
+                    f"with mesh.expert={mesh.expert} use transport='gather', and for dropless "
+                    "routing exchange='ring'"
+                )
         split = {
             "num_heads": model.num_heads,
             "num_kv_heads": model.num_kv_heads or model.num_heads,

@@ -2,14 +2,14 @@
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from experiments.base import DROPLESS, SCALES, language_model
 
 # As in the paper nothing is dropped, and every balance loss has the weight 0.01; that of top-2 is
 # a sum over both choices.
-_MOE = {"model.moe.num_experts": 16}
+_MOE = DROPLESS | {"model.moe.num_experts": 16}
 _TOP1 = router("olmoe", k=1, balance_weight=0.01, z_weight=0.0)
 _TOP2 = router("mixtral", k=2, balance_weight=0.005)
-_FINE = {
+_FINE = DROPLESS | {
     "model.moe.num_experts": 63,
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
     "model.moe.shared.hidden": lambda config: config.model.mlp_dim // 4,

@@ -2,9 +2,9 @@
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from experiments.base import DROPLESS, SCALES, language_model
 
-_FINE = {
+_FINE = DROPLESS | {
     "model.moe.num_experts": 16,
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
 }

@@ -2,7 +2,7 @@
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim
-from experiments.base import SCALES, language_model
+from experiments.base import DROPLESS, SCALES, language_model
 
 _FACTORS = {"0.5": 0.5, "1": 1.0, "1.5": 1.5, "2": 2.0}
 
@@ -19,7 +19,7 @@ ABLATION = Ablation(
             }
             for name, factor in _FACTORS.items()
         },
-        "dropless": {"model.moe.router": router("olmoe", k=1, z_weight=0.0)},
+        "dropless": DROPLESS | {"model.moe.router": router("olmoe", k=1, z_weight=0.0)},
     },
     scales=SCALES,
     claims=(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from experiments.base import DROPLESS, SCALES, language_model
 
 
 def _whole(config: ConfigDict) -> int:
@@ -28,7 +28,8 @@ def _choice(chunk: Callable[[ConfigDict], int]) -> dict:
 
 
 def _token(chunk: Callable[[ConfigDict], int]) -> dict:
-    return {"model.moe.router": router("loss_free", k=2), "model.moe.group_size": chunk}
+    chosen = {"model.moe.router": router("loss_free", k=2), "model.moe.group_size": chunk}
+    return DROPLESS | chosen
 
 
 ABLATION = Ablation(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from experiments.base import DROPLESS, SCALES, language_model
 from experiments.overlay import Overlay
 from moe_jax.planning.laws import MOE, blocks_of, total_parameters
 
@@ -12,7 +12,7 @@ _PARTS = (1, 2, 4, 8)
 
 
 def _arm(parts: int) -> dict:
-    return {
+    return DROPLESS | {
         "model.moe.num_experts": 8 * parts,
         "model.moe.expert_dim": lambda config: config.model.mlp_dim // parts,
         "model.moe.router": router("qwen3_moe", k=parts, balance_weight=1e-2),

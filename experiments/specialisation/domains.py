@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim
-from experiments.base import SCALES, language_model
+from experiments.base import DROPLESS, SCALES, language_model
 
 _INFORMATION = "mutual_information"
 _LENGTHS = {"cpu": 128, "gpu": 512, "pod": 512}
@@ -39,7 +39,8 @@ def _sizes(scale: str) -> dict[str, Any]:
 
 def _top(k: int, balance_weight: float = 1e-2) -> dict[str, Any]:
     # The balance loss of Switch and nothing dropped, as with hash and bias.
-    return {"model.moe.router": router("olmoe", k=k, balance_weight=balance_weight, z_weight=0.0)}
+    chosen = router("olmoe", k=k, balance_weight=balance_weight, z_weight=0.0)
+    return DROPLESS | {"model.moe.router": chosen}
 
 
 ABLATION = Ablation(
@@ -48,10 +49,10 @@ ABLATION = Ablation(
     base=_base,
     arms={
         "dense": {"model.moe.every": 0},
-        "hash": {"model.moe.router": router("hash")},
+        "hash": DROPLESS | {"model.moe.router": router("hash")},
         "top1": _top(1),
         "top2": _top(2),
-        "bias": {"model.moe.router": router("loss_free", k=1)},
+        "bias": DROPLESS | {"model.moe.router": router("loss_free", k=1)},
         "sequence": _top(1) | {"model.moe.group_size": lambda config: config.data.seq_length},
         "unbalanced": _top(1, balance_weight=0.0),
     },

@@ -44,7 +44,7 @@ class AttentionExpertsConfig:
     num_experts: int = 8
     group_size: int = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: Literal["einsum", "gather"] = "einsum"
+    transport: Literal["einsum", "gather", "ragged"] = "einsum"
     exchange: Literal["gspmd", "all_to_all"] = "gspmd"
     allow_future_leak: bool = False
 

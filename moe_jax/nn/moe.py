@@ -24,8 +24,9 @@ from moe_jax.parallel import (
     around_the_ring,
     axis_size,
     constrain,
+    on_each_device,
 )
-from moe_jax.transport import Einsum, Gather, Transport
+from moe_jax.transport import Einsum, Gather, Transport, in_blocks
 
 Array = jax.Array
 _GATHER = Gather()
@@ -138,8 +139,10 @@ class MoE(nnx.Module):
 
     def _experts(self, tokens: Array, plan: routing.Plan, keys: tuple[Array | None, ...]) -> Array:
         """Returns ``(G, S, M)`` for tokens ``(G, S, M)``: dispatch, experts, combine."""
-        config, transport = self.config, _TRANSPORTS[self.config.transport]
-        exchange = _EXCHANGES[config.exchange]
+        config = self.config
+        if config.transport == "ragged":
+            return self._in_blocks(tokens, plan)
+        transport, exchange = _TRANSPORTS[config.transport], _EXCHANGES[config.exchange]
         if config.exchange == "ring" and axis_size("expert") > 1:
             return self._around(tokens, plan)
         with jax.named_scope("dispatch"):
@@ -173,6 +176,26 @@ class MoE(nnx.Module):
 
         table = plan.slots.token, plan.slots.weight
         return around_the_ring(work, self.experts, tokens, table)
+
+    def _in_blocks(self, tokens: Array, plan: routing.Plan) -> Array:
+        """Returns what ``_experts`` does, of each device's choices sorted into blocks."""
+        gate_in = self.config.router.gate_on == "in"
+
+        def work(experts: nnx.Module, x: Array, slots: routing.Slots) -> Array:
+            with jax.named_scope("dispatch"):
+                slots, owner = in_blocks(slots)
+                part = dataclasses.replace(plan, slots=slots)
+                sent = _GATHER.dispatch(x.reshape(1, -1, x.shape[-1]), part)
+                if gate_in:
+                    sent *= slots.weight[..., None].astype(sent.dtype)
+                    part = dataclasses.replace(part, slots=slots.with_unit_weights())
+            with jax.named_scope("experts"):
+                of_blocks = jax.tree.map(lambda weights: weights[owner], experts)
+                done = of_blocks(sent[0])
+            with jax.named_scope("combine"):
+                return _GATHER.combine(done[None], part).reshape(*x.shape[:2], -1)
+
+        return on_each_device(work, self.experts, tokens, plan.slots)
 
     def _report(
         self, plan: routing.Plan, extra: dict[str, Array], valid: Array, mode: Mode

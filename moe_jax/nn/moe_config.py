@@ -52,7 +52,8 @@ class MoEConfig:
         gated: whether experts are gated linear units; ``None`` for as the dense layers are.
         group_size: ``S``; capacity is per group and expert. A batch that does not divide is padded.
         router: the router.
-        transport: ``einsum`` (dispatch tensors) or ``gather`` (slot table).
+        transport: ``einsum`` (dispatch tensors), ``gather`` (slot table) or ``ragged`` (choices
+            sorted into blocks of one expert: dropless routing where a device holds all experts).
         exchange: how slots reach the devices of their experts. ``gspmd``: XLA partitions a
             transpose; ``all_to_all``: the same said outright with ``shard_map``; ``ring``: tokens
             visit the experts in turn, for dropless routing, whose slots would be many.
@@ -77,7 +78,7 @@ class MoEConfig:
     gated: bool | None = None
     group_size: int = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: Literal["einsum", "gather"] = "einsum"
+    transport: Literal["einsum", "gather", "ragged"] = "einsum"
     exchange: Literal["gspmd", "all_to_all", "ring"] = "gspmd"
     shared: SharedConfig = SharedConfig()
     extra_dense: Literal["none", "before", "after"] = "none"
@@ -102,23 +103,44 @@ class MoEConfig:
             )
         if self.exchange == "ring":
             self._check_ring()
+        if self.transport == "ragged":
+            self._check_ragged()
         try:
             self.router.check(self.num_experts)
         except ConfigError as error:
             raise ConfigError(f"model.moe.router: {error}") from error
 
     def _check_ring(self) -> None:
-        unfit = {
-            "transport='einsum'": self.transport != "gather",
-            f"expert_dims={self.expert_dims}": bool(self.expert_dims),
-            f"expert_dropout={self.expert_dropout}": self.expert_dropout > 0,
-            f"expert_mask={self.expert_mask}": self.expert_mask > 0,
-        }
-        for setting in (name for name, refused in unfit.items() if refused):
+        unfit = {"transport": self.transport != "gather", **self._without_slots}
+        for name in (name for name, refused in unfit.items() if refused):
             raise ConfigError(
                 f"model.moe.exchange='ring' goes with transport='gather', experts of one width and "
-                f"no dropout of slots, not with {setting}: change it, or use exchange='all_to_all'"
+                f"no dropout of slots, not with {name}={getattr(self, name)!r}: change it, or use "
+                "exchange='all_to_all'"
             )
+
+    def _check_ragged(self) -> None:
+        if self.router.select.experts_choose:
+            raise ConfigError(
+                f"model.moe.transport='ragged' sorts tokens by the experts that they choose, and "
+                f"in {type(self.router.select).__name__} experts choose: use transport='gather'"
+            )
+        unfit = {"exchange": self.exchange != "gspmd", **self._without_slots}
+        for name in (name for name, refused in unfit.items() if refused):
+            raise ConfigError(
+                f"model.moe.transport='ragged' goes with exchange='gspmd', experts of one width "
+                f"and no dropout of slots, not with {name}={getattr(self, name)!r}: change it, or "
+                "use transport='gather'"
+            )
+
+    @property
+    def _without_slots(self) -> dict[str, bool]:
+        """What needs the experts' outputs by slot, and whether it is asked for."""
+        return {
+            "expert_dims": bool(self.expert_dims),
+            "expert_dropout": self.expert_dropout > 0,
+            "expert_mask": self.expert_mask > 0,
+        }
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Returns the indices, from 0, of the layers that have experts.

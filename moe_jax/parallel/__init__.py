@@ -6,6 +6,7 @@ from moe_jax.parallel.exchange import (
     Exchange,
     around_the_ring,
     group_shards,
+    on_each_device,
     over_batch,
     over_groups,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "constrain_parameters",
     "group_shards",
     "make_mesh",
+    "on_each_device",
     "over_batch",
     "over_groups",
     "sharding_of",

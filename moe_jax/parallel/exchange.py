@@ -60,6 +60,20 @@ def over_batch(function: Callable[..., Any], module: Any, *arrays: Array) -> Any
     )
 
 
+def on_each_device(function: Callable[..., Any], module: Any, *groups: Any) -> Any:
+    """Runs ``function(module, *groups)`` on each device's groups, with the whole of ``module``.
+
+    Args:
+        function: its result starts with ``G`` too.
+        module: gathered where it is split.
+        groups: arrays, or trees of arrays, that start with ``G``.
+    """
+    if group_shards() == 1:
+        return function(module, *groups)
+    arguments = (PartitionSpec(), *(spec("group") for _ in groups))
+    return on_devices(function, arguments, spec("group"))(module, *groups)
+
+
 def on_devices(function: Callable[..., Any], arguments: Any, result: Any) -> Callable[..., Any]:
     """Runs ``function`` on what each device holds; see ``jax.shard_map`` for the partitions."""
     # Loops inside start from constants, which the check would want marked as differing by device.
