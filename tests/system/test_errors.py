@@ -27,6 +27,10 @@ _CASES = {
         ["--config.model.moe.num_experts=6", "--config.mesh.expert=4"],
         ["model.moe.num_experts=6", "mesh.expert=4"],
     ),
+    "blocks over mesh": (
+        ["--config.model.moe.transport=ragged", "--config.mesh.expert=4"],
+        ["transport='ragged'", "mesh.expert=4", "exchange='ring'"],
+    ),
     "devices": (["--config.mesh.data=3"], ["mesh data=3", "8 devices"]),
     "batch": (["--config.data.batch_size=12"], ["data.batch_size=12", "multiple of 8"]),
     "loss chunk": (["--config.training.loss_chunk=5"], ["training.loss_chunk=5"]),
