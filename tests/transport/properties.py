@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.routing import Forced, Plan, route
-from moe_jax.transport import Einsum, Gather, Transport
+from moe_jax.transport import Einsum, Gather, Transport, in_blocks
 from tests.routing.cases import (
     TIGHT,
     TRANSPORTS,
@@ -84,6 +85,20 @@ def forward(
     return transport.combine(done, plan), plan
 
 
+def forward_in_blocks(
+    case: Case, capacity: int, p: Parameters, valid: Array
+) -> tuple[jax.Array, Plan]:
+    """The same, with the choices of all groups in blocks of one expert each."""
+    wide = jnp.promote_types(p["x"].dtype, jnp.float32)
+    logits = jnp.einsum("gsm,mep->gsep", p["x"].astype(wide), p["kernel"].astype(wide))
+    plan = planned(case, logits, valid, capacity)
+    laid, owner = in_blocks(plan.slots)
+    part = dataclasses.replace(plan, slots=laid)
+    sent = Gather().dispatch(p["x"].reshape(1, G * S, M), part)
+    done = jnp.tanh(jnp.einsum("gncm,nmk->gnck", sent, p["experts"][owner]) + 0.3)
+    return Gather().combine(done, part).reshape(G, S, M), plan
+
+
 def gradients(transport: Transport, case: Case, capacity: int = TIGHT) -> Callable:
     """Returns the jitted ``f(p, valid) -> ((loss, (y, plan)), gradients)``."""
     return _gradients(transport, case.executed, capacity)
@@ -91,9 +106,19 @@ def gradients(transport: Transport, case: Case, capacity: int = TIGHT) -> Callab
 
 @functools.cache
 def _gradients(transport: Transport, case: Case, capacity: int) -> Callable:
+    return _compiled(functools.partial(forward, transport), case, capacity)
+
+
+@functools.cache
+def blocks_gradients(case: Case, capacity: int) -> Callable:
+    """The same with the choices in blocks."""
+    return _compiled(forward_in_blocks, case, capacity)
+
+
+def _compiled(forward: Callable, case: Case, capacity: int) -> Callable:
 
     def loss(p: Parameters, valid: jax.Array):
-        y, plan = forward(transport, case, capacity, p, valid)
+        y, plan = forward(case, capacity, p, valid)
         return (y * normal(3, G, S, M).astype(y.dtype)).astype(jnp.float32).sum(), (y, plan)
 
     return compiled(jax.value_and_grad(loss, has_aux=True))
@@ -103,20 +128,24 @@ def compare_transports(case: Case, capacity: int) -> None:
     for what in CASES:
         p, valid = parameters(case, what), mask(what)
         (_, (expected, _)), expected_gradients = gradients(Einsum(), case, capacity)(p, valid)
-        (_, (y, _)), got = gradients(Gather(), case, capacity)(p, valid)
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6, err_msg=what)
-        for name, gradient in expected_gradients.items():
-            assert np.isfinite(gradient).all()
-            assert name == "kernel" or np.abs(gradient).max() > 1e-3, (what, name)
-            np.testing.assert_allclose(
-                got[name], gradient, rtol=1e-4, atol=1e-5, err_msg=f"{what}: {name}"
-            )
+        others = [gradients(Gather(), case, capacity)]
+        if not case.router.select.experts_choose:
+            others += [blocks_gradients(case.executed, capacity)]
+        for other in others:
+            (_, (y, _)), got = other(p, valid)
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6, err_msg=what)
+            for name, gradient in expected_gradients.items():
+                assert np.isfinite(gradient).all()
+                assert name == "kernel" or np.abs(gradient).max() > 1e-3, (what, name)
+                np.testing.assert_allclose(
+                    got[name], gradient, rtol=1e-4, atol=1e-5, err_msg=f"{what}: {name}"
+                )
 
 
 @registered(TRANSPORT, "gather")
 def gather_equals_einsum(case: Case, transport: Transport) -> None:
-    # In value and in input, router and expert gradients, with empty experts and with all tokens
-    # on one expert.
+    # And so do blocks where tokens choose: in value and in input, router and expert gradients, with
+    # empty experts and with all tokens on one expert.
     del transport
     compare_transports(case, TIGHT)
 
