@@ -1,4 +1,12 @@
-"""DeepSeekMoE table 1 in miniature: dense, hash, Switch, GShard, fine-grained with a shared one."""
+"""DeepSeekMoE table 1 in miniature: dense, hash, Switch, GShard, fine-grained with a shared one.
+
+Two arms of ours ask how much of the differences is the size of the gates. Hash multiplies by 1 and
+GShard's two gates sum to 1, while raw gates start at ``1 / E`` each and must grow.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
@@ -16,6 +24,18 @@ _FINE = DROPLESS | {
     "model.moe.router": router("deepseek_moe", k=7, balance_weight=0.01),
 }
 
+
+def _with_gates(**choices: Any) -> dict:
+    """The same router as of ``switch`` and ``fine`` but for its gates."""
+    parts = {
+        "score": {"type": "Softmax"},
+        "select": {"type": "TopK", **choices},
+        "balance": [{"type": "LoadBalance", "weight": 0.01, "choices": "mean"}],
+        "capacity": {"dropless": "always"},
+    }
+    return {"model.moe.router": ConfigDict(parts)}
+
+
 ABLATION = Ablation(
     name="deepseek_bake_off",
     title="DeepSeekMoE table 1 in miniature",
@@ -26,6 +46,8 @@ ABLATION = Ablation(
         "switch": _MOE | {"model.moe.router": _TOP1},
         "gshard": _MOE | {"model.moe.router": _TOP2},
         "fine": _FINE,
+        "switch_times_16": _MOE | _with_gates(k=1, scale=16.0),
+        "fine_normalised": _FINE | _with_gates(k=7, normalize=True),
     },
     scales=SCALES,
     published=(
@@ -42,6 +64,15 @@ ABLATION = Ablation(
         Claim("Learned is better than hash", "loss", "switch", "hash"),
         Claim("Top-2 is better than top-1", "loss", "gshard", "switch"),
         Claim("Fine-grained and shared is better than GShard", "loss", "fine", "gshard"),
+        Claim("Gates that start at 1 help top-1 (ours)", "loss", "switch_times_16", "switch"),
+        Claim("With them learned is better than hash (ours)", "loss", "switch_times_16", "hash"),
+        Claim("Normalised gates help fine-grained (ours)", "loss", "fine_normalised", "fine"),
+        Claim(
+            "With them fine-grained is better than GShard (ours)",
+            "loss",
+            "fine_normalised",
+            "gshard",
+        ),
     ),
 )
 

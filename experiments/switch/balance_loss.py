@@ -41,8 +41,8 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "Loads are of slots, after dropping: at capacity factor 1.25 no expert holds more than 1.25 "
-        "even shares of all tokens, so that collapse shows in `dropped` more than in "
+        "Loads are of slots, after dropping: at capacity factor 1.25 no expert holds more than "
+        "1.25 even shares of all tokens, so that collapse shows in `dropped` more than in "
         "`max_violation`.",
     ),
 )
