@@ -9,6 +9,8 @@ _FINE = DROPLESS | {
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
 }
 
+_PERPLEXITY = "Wang et al. table 2, log of the perplexities 9.56 and 9.50"
+
 ABLATION = Ablation(
     name="deepseek_loss_free",
     title="Loss-free balancing",
@@ -32,16 +34,8 @@ ABLATION = Ablation(
     claims=(
         Claim("The bias balances better", "max_violation", "bias", "loss"),
         Claim("A faster bias balances better (ours)", "max_violation", "fast_bias", "bias"),
-        Claim(
-            "and the loss is no worse",
-            "loss",
-            "bias",
-            "loss",
-            margin=0.02,
-            within=True,
-            published=0.006,
-            paper="Wang et al. table 2, log of the perplexities 9.56 and 9.50",
-        ),
+        Claim("and the loss is lower", "loss", "bias", "loss", published=0.006, paper=_PERPLEXITY),
+        Claim("by little", "loss", "bias", "loss", 0.02, True, published=0.006, paper=_PERPLEXITY),
     ),
 )
 
