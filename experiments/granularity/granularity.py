@@ -19,6 +19,9 @@ def _arm(parts: int) -> dict:
     }
 
 
+_RAW = {"model.moe.router": router("olmoe", k=1, balance_weight=1e-2, z_weight=0.0)}
+
+
 def _law(active: float, tokens: float) -> Callable[[float], float]:
     total = total_parameters(blocks_of(active))
     return lambda parts: MOE.loss(total, tokens, parts)
@@ -28,7 +31,7 @@ ABLATION = Ablation(
     name="granularity",
     title="Granularity of experts",
     base=language_model,
-    arms={f"g{parts}": _arm(parts) for parts in _PARTS},
+    arms={**{f"g{parts}": _arm(parts) for parts in _PARTS}, "g1_raw": _arm(1) | _RAW},
     scales=SCALES,
     published=(
         Published(
@@ -42,6 +45,12 @@ ABLATION = Ablation(
     claims=(
         Claim("G = 2 is better than 1", "loss", "g2", "g1"),
         Claim("G = 8 is better than 1", "loss", "g8", "g1"),
+        Claim("G = 2 is better than 1 with a raw gate (ours)", "loss", "g2", "g1_raw"),
+        Claim("and so is G = 8 (ours)", "loss", "g8", "g1_raw"),
+    ),
+    notes=(
+        "Gates are divided by their sum. With one expert per token that is 1, whatever the router "
+        "says, so that in `g1` only the balance loss teaches it; `g1_raw` has Switch's gate.",
     ),
     overlay=Overlay(
         label="granularity",
