@@ -19,6 +19,10 @@ def _whole(config: ConfigDict) -> int:
     return min(8192, config.data.batch_size * config.data.seq_length)
 
 
+def _sequence(config: ConfigDict) -> int:
+    return config.data.seq_length
+
+
 def _choice(chunk: Callable[[ConfigDict], int]) -> dict:
     return {
         "model.moe.router": router("expert_choice", capacity_factor=2.0, eval_capacity_factor=2.0),
@@ -38,9 +42,12 @@ ABLATION = Ablation(
     base=language_model,
     arms={
         "choice_whole": _choice(_whole),
-        "choice_sequence": _choice(lambda config: config.data.seq_length),
+        "choice_sequence": _choice(_sequence),
         "choice_64": _choice(lambda _: 64),
         "choice_16": _choice(lambda _: 16),
+        # A layer after a choice can attend to what it tells; after the last layer none can.
+        "every_whole": _choice(_whole) | {"model.moe.every": 1},
+        "every_sequence": _choice(_sequence) | {"model.moe.every": 1},
         "token_whole": _token(_whole),
         "token_16": _token(lambda _: 16),
     },
@@ -63,6 +70,13 @@ ABLATION = Ablation(
         ),
         Claim("64 tokens leak more than the batch", "loss", "choice_64", "choice_whole"),
         Claim("16 tokens leak more than 64", "loss", "choice_16", "choice_64"),
+        Claim(
+            "With experts in every layer a sequence leaks more than the batch",
+            "loss",
+            "every_sequence",
+            "every_whole",
+            paper="Wang et al. 2024 section 5.2: about 10 % of the loss, of 9 such layers",
+        ),
         Claim(
             "Tokens that choose do not leak: control", "loss", "token_16", "token_whole", 0.02, True
         ),
