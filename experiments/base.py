@@ -10,8 +10,8 @@ from configs import quickstart
 
 # A core trains an arm in about a minute and a half: few parameters and some 50 tokens for each, so
 # that more experts have something to add; batches are small, since there steps are what is short.
-# One group is the whole batch, as a TPU core's was. All rows are shuffled together: the library has
-# long files of tables, and a loss that follows them tells nothing of its model.
+# One group is the whole batch, as a TPU core's was. All rows are shuffled together, in validation
+# too: the library has long files of tables, which alone in a group would crowd a few experts.
 CPU = {
     "model.num_layers": 2,
     "model.width": 32,
@@ -23,6 +23,7 @@ CPU = {
     "data.seq_length": 128,
     "data.batch_size": 16,
     "data.shuffle_window": 16384,
+    "data.eval_shuffle_window": 16384,
     "data.eval_documents": 32,
     "training.steps": 1000,
     "training.log_every": 2,
@@ -42,6 +43,7 @@ GPU = {
     "data.seq_length": 512,
     "data.batch_size": 64,
     "data.shuffle_window": 8192,
+    "data.eval_shuffle_window": 8192,
     "data.vocab_size": 8192,
     "training.steps": 2000,
     "training.checkpoint_every": 500,
@@ -56,6 +58,7 @@ POD = GPU | {
     "data.vocab_size": 32000,
     "data.batch_size": 2048,
     "data.shuffle_window": 65536,
+    "data.eval_shuffle_window": 65536,
     "training.steps": 100_000,
     "training.checkpoint_every": 1000,
 }

@@ -125,7 +125,11 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
         rows.append([arm, f"{size:,}", f"{flops:,}", *means, f"{speed:.2f}" if speed else ""])
     below = "Means over seeds, ± standard deviation; losses in nats per token on validation text."
     if "train_loss" in names:
-        below += " `train_loss` and loads are means over the second half of training."
+        below += (
+            " `train_loss` is a mean over the second half of training, and so are `dropped`, "
+            "`max_violation` and `load_entropy`; the last two are of what tokens ask for, before "
+            "capacity."
+        )
     if ablation.threshold_arm:
         below += (
             f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "

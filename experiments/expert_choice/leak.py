@@ -52,7 +52,6 @@ ABLATION = Ablation(
         "token_16": _token(lambda _: 16),
     },
     scales=SCALES,
-    metric="train_loss",
     published=(
         Published(
             "Wang et al. 2024 section 5.2 (2408.15664), chunks of 8192 and 512 tokens",
@@ -64,23 +63,23 @@ ABLATION = Ablation(
     claims=(
         Claim(
             "A sequence leaks more than the batch",
-            "train_loss",
+            "loss",
             "choice_sequence",
             "choice_whole",
             paper="Wang et al. 2024 section 5.2: about 10 % of the loss, 512 tokens against 8192",
         ),
-        Claim("64 tokens leak more than the batch", "train_loss", "choice_64", "choice_whole"),
-        Claim("16 tokens leak more than 64", "train_loss", "choice_16", "choice_64"),
+        Claim("64 tokens leak more than the batch", "loss", "choice_64", "choice_whole"),
+        Claim("16 tokens leak more than 64", "loss", "choice_16", "choice_64"),
         Claim(
             "With experts in every layer a sequence leaks more than the batch",
-            "train_loss",
+            "loss",
             "every_sequence",
             "every_whole",
             paper="Wang et al. 2024 section 5.2: about 10 % of the loss, of 9 such layers",
         ),
         Claim(
             "Tokens that choose do not leak: control",
-            "train_loss",
+            "loss",
             "token_16",
             "token_whole",
             0.02,
@@ -88,11 +87,6 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "The claims were moved from validation to training loss after the results were seen. In "
-        "validation smaller chunks look better, which would have reproduced the claim with experts "
-        "in every layer; in training, where rows of many files are mixed, they are worse. Not "
-        "tested: a validation group of 2048 neighbouring tokens is mostly of one file, unlike any "
-        "in training, and only experts that choose among the whole batch would notice.",
         "Tried: chunks down to 16 tokens, and experts in both layers, so that attention can read "
         "what a choice tells. The published model has nine such layers and learns for longer.",
     ),

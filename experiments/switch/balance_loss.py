@@ -40,11 +40,6 @@ ABLATION = Ablation(
             paper="Switch section 2.2",
         ),
     ),
-    notes=(
-        "Loads are of slots, after dropping: at capacity factor 1.25 no expert holds more than "
-        "1.25 even shares of all tokens, so that collapse shows in `dropped` more than in "
-        "`max_violation`.",
-    ),
 )
 
 get_config = ABLATION.get_config

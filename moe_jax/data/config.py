@@ -4,7 +4,14 @@ import dataclasses
 
 from moe_jax.data.span_corruption import Spans
 
-_POSITIVE = ("vocab_size", "seq_length", "batch_size", "shuffle_window", "streams")
+_POSITIVE = (
+    "vocab_size",
+    "seq_length",
+    "batch_size",
+    "shuffle_window",
+    "eval_shuffle_window",
+    "streams",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +76,9 @@ class DataConfig:
         shuffle_window: Training rows that are shuffled together after packing, over all streams,
             so that the rows of one long document are spread out; 1 keeps the order of the
             shuffled documents.
+        eval_shuffle_window: Validation rows that are shuffled together, alike for every seed; 1
+            keeps the order of the documents, in which a group of tokens that are routed together
+            may be of one document, unlike any in training.
         streams: Parts of the corpus that are read independently, each for its share of the rows of
             every batch. The order of the data depends on this and not on how many processes read
             it; at least the number of processes, which must divide it. It must divide the batch
@@ -92,6 +102,7 @@ class DataConfig:
     eval_documents: int | None = None
     packing: bool = True
     shuffle_window: int = 2048
+    eval_shuffle_window: int = 1
     streams: int = 1
     seed: int = 0
     prefetch: int = 4

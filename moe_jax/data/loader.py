@@ -89,7 +89,7 @@ def train_batches(
 def eval_batches(
     config: DataConfig, tokenizer: Tokenizer, *, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """The validation documents once, in a fixed order.
+    """The validation documents once, in a fixed order, which is the same for every seed.
 
     The last batch is filled up with padding rows, so whatever rows of the batches are asked for,
     equally many batches come.
@@ -111,6 +111,7 @@ def eval_batches(
     documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer)
+    dataset = _shuffled(dataset, config.eval_shuffle_window, seed=0)
     dataset = dataset.batch(config.batch_size, batch_fn=fill)
     dataset = dataset.map(lambda batch: {name: array[own] for name, array in batch.items()})
     return _Restorable(iter(_prefetched(dataset, config)))
@@ -282,12 +283,14 @@ def _stream(
     """One stream's rows of every batch."""
     own = documents[stream :: config.streams].shuffle(config.seed).repeat(None)
     dataset = _rows(own.to_iter_dataset(read), config, tokenizer, stream)
-    window = max(config.shuffle_window // config.streams, 1)
-    if window > 1:
-        dataset = grain.experimental.WindowShuffleIterDataset(
-            dataset, window_size=window, seed=config.seed
-        )
+    dataset = _shuffled(dataset, config.shuffle_window // config.streams, config.seed)
     return dataset.batch(config.batch_size // config.streams, drop_remainder=True)
+
+
+def _shuffled(rows: grain.IterDataset, window: int, seed: int) -> grain.IterDataset:
+    if window <= 1:
+        return rows
+    return grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
 
 
 def _joined(parts: tuple[Batch, ...]) -> Batch:

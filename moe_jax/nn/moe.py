@@ -146,10 +146,7 @@ class MoE(nnx.Module):
         if config.exchange == "ring" and axis_size("expert") > 1:
             return self._around(tokens, plan)
         with jax.named_scope("dispatch"):
-            sent = transport.dispatch(tokens, plan)
-            if config.router.gate_on == "in":
-                sent *= plan.slots.weight[..., None].astype(sent.dtype)
-                plan = dataclasses.replace(plan, slots=plan.slots.with_unit_weights())
+            sent, plan = _dispatched(transport, tokens, plan, config.router.gate_on)
             sent = exchange.to_experts(sent)
         with jax.named_scope("experts"):
             done = self.experts(sent)
@@ -162,15 +159,11 @@ class MoE(nnx.Module):
 
     def _around(self, tokens: Array, plan: routing.Plan) -> Array:
         """Returns what ``_experts`` does, of tokens that visit one device's experts at a time."""
-        gate_in = self.config.router.gate_on == "in"
+        gate_on = self.config.router.gate_on
 
         def work(experts: Experts, x: Array, table: tuple[Array, Array]) -> Array:
             slots = routing.Slots(*table, None, None, None, x.shape[1])
-            part = dataclasses.replace(plan, slots=slots)
-            sent = _GATHER.dispatch(x, part)
-            if gate_in:
-                sent *= slots.weight[..., None].astype(sent.dtype)
-                part = dataclasses.replace(part, slots=slots.with_unit_weights())
+            sent, part = _dispatched(_GATHER, x, dataclasses.replace(plan, slots=slots), gate_on)
             done = GSPMD.to_groups(experts(GSPMD.to_experts(sent)), x.shape[0])
             return _GATHER.combine(done, part)
 
@@ -179,16 +172,14 @@ class MoE(nnx.Module):
 
     def _in_blocks(self, tokens: Array, plan: routing.Plan) -> Array:
         """Returns what ``_experts`` does, of each device's choices sorted into blocks."""
-        gate_in = self.config.router.gate_on == "in"
+        gate_on = self.config.router.gate_on
 
         def work(experts: nnx.Module, x: Array, slots: routing.Slots) -> Array:
             with jax.named_scope("dispatch"):
                 slots, owner = in_blocks(slots)
                 part = dataclasses.replace(plan, slots=slots)
-                sent = _GATHER.dispatch(x.reshape(1, -1, x.shape[-1]), part)
-                if gate_in:
-                    sent *= slots.weight[..., None].astype(sent.dtype)
-                    part = dataclasses.replace(part, slots=slots.with_unit_weights())
+                tokens_in_line = x.reshape(1, -1, x.shape[-1])
+                sent, part = _dispatched(_GATHER, tokens_in_line, part, gate_on)
             with jax.named_scope("experts"):
                 of_blocks = jax.tree.map(lambda weights: weights[owner], experts)
                 done = of_blocks(sent[0])
@@ -216,6 +207,17 @@ class MoE(nnx.Module):
         chosen = jnp.where(valid[..., None], out_of_groups(chosen, valid.shape), -1)
         taken = out_of_groups(taken, valid.shape)
         return MoEAux(total, losses, counts, taken, chosen.astype(jnp.int16))
+
+
+def _dispatched(
+    transport: Transport, tokens: Array, plan: routing.Plan, gate_on: str
+) -> tuple[Array, routing.Plan]:
+    """Returns tokens by slot, times their gates if these go in, and the plan to combine them by."""
+    sent = transport.dispatch(tokens, plan)
+    if gate_on == "out":
+        return sent, plan
+    sent *= plan.slots.weight[..., None].astype(sent.dtype)
+    return sent, dataclasses.replace(plan, slots=plan.slots.with_unit_weights())
 
 
 def taken_by(plan: routing.Plan) -> Array:

@@ -102,7 +102,7 @@ class MoEConfig:
                 f"transport={self.transport!r} reads: set model.moe.transport='einsum'"
             )
         if self.exchange == "ring":
-            self._check_ring()
+            self._check_companions("exchange='ring'", "transport='gather'", "exchange='all_to_all'")
         if self.transport == "ragged":
             self._check_ragged()
         try:
@@ -110,37 +110,28 @@ class MoEConfig:
         except ConfigError as error:
             raise ConfigError(f"model.moe.router: {error}") from error
 
-    def _check_ring(self) -> None:
-        unfit = {"transport": self.transport != "gather", **self._without_slots}
-        for name in (name for name, refused in unfit.items() if refused):
-            raise ConfigError(
-                f"model.moe.exchange='ring' goes with transport='gather', experts of one width and "
-                f"no dropout of slots, not with {name}={getattr(self, name)!r}: change it, or use "
-                "exchange='all_to_all'"
-            )
-
     def _check_ragged(self) -> None:
         if self.router.select.experts_choose:
             raise ConfigError(
                 f"model.moe.transport='ragged' sorts tokens by the experts that they choose, and "
                 f"in {type(self.router.select).__name__} experts choose: use transport='gather'"
             )
-        unfit = {"exchange": self.exchange != "gspmd", **self._without_slots}
-        for name in (name for name, refused in unfit.items() if refused):
-            raise ConfigError(
-                f"model.moe.transport='ragged' goes with exchange='gspmd', experts of one width "
-                f"and no dropout of slots, not with {name}={getattr(self, name)!r}: change it, or "
-                "use transport='gather'"
-            )
+        self._check_companions("transport='ragged'", "exchange='gspmd'", "transport='gather'")
 
-    @property
-    def _without_slots(self) -> dict[str, bool]:
-        """What needs the experts' outputs by slot, and whether it is asked for."""
-        return {
+    def _check_companions(self, chosen: str, needed: str, instead: str) -> None:
+        """Refuses what ``chosen`` does not go with: it keeps no outputs of experts by slot."""
+        name, _, value = needed.partition("=")
+        unfit = {
+            name: getattr(self, name) != value.strip("'"),
             "expert_dims": bool(self.expert_dims),
             "expert_dropout": self.expert_dropout > 0,
             "expert_mask": self.expert_mask > 0,
         }
+        for name in (name for name, refused in unfit.items() if refused):
+            raise ConfigError(
+                f"model.moe.{chosen} goes with {needed}, experts of one width and no dropout of "
+                f"slots, not with {name}={getattr(self, name)!r}: change it, or use {instead}"
+            )
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Returns the indices, from 0, of the layers that have experts.

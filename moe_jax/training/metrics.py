@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
 
 
 def load_statistics(load: np.ndarray) -> dict[str, float]:
-    """Returns how even a load ``(E,)`` is.
+    """Returns how even a load ``(E,)`` is, of assignments asked for or of those that got a slot.
 
     Returns:
         ``load_entropy``: divided by ``log E``, 1 when even; ``max_mean_load``: largest over mean;

@@ -230,7 +230,8 @@ def _load(counts: Any) -> dict[str, Any]:
         "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
         "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
         "load": [float(part) for part in load],
-        **load_statistics(load),
+        # Before capacity: what got a slot is even wherever it binds.
+        **load_statistics(counts.demand),
     }
 
 

@@ -10,6 +10,7 @@ from moe_jax.data import DataConfig, MixtureConfig
         {"batch_size": 0},
         {"vocab_size": -1},
         {"shuffle_window": 0},
+        {"eval_shuffle_window": 0},
         {"prefetch": -1},
         {"eval_documents": 0},
         {"seed": -1},

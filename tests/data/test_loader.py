@@ -300,6 +300,18 @@ def test_position_of_other_streams_is_refused(corpus):
         batches.set_state(state)
 
 
+def test_eval_rows_shuffled_are_the_same_rows_in_an_order_of_all_seeds(corpus):
+    def rows(**changes):
+        config = dataclasses.replace(corpus, **changes)
+        found = [batch["targets"] for batch in eval_batches(config, Bytes())]
+        return [row.tobytes() for batch in found for row in batch if row.any()]
+
+    mixed = rows(eval_shuffle_window=1000)
+    assert mixed != rows()
+    assert sorted(mixed) == sorted(rows())
+    assert mixed == rows(eval_shuffle_window=1000, seed=5)
+
+
 def test_eval_batches_do_not_depend_on_the_number_of_processes(corpus):
     config = dataclasses.replace(corpus, seq_length=4)
     whole = list(eval_batches(config, Bytes()))

@@ -406,7 +406,7 @@ def test_evaluation_in_batches_is_that_of_one_large_batch(session, monkeypatch):
 
 def test_an_evaluation_by_hand():
     counts = Counts(
-        demand=np.array([6.0, 2.0]),
+        demand=np.array([5.0, 3.0]),
         load=np.array([3.0, 1.0]),
         unrouted=np.float64(4),
         valid=np.float64(8),
@@ -421,13 +421,14 @@ def test_an_evaluation_by_hand():
         "accuracy": 0.25,
         "dropped_fraction": 0.5,
     }
-    entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
+    # Evenness is of what was asked for: 5/8 and 3/8.
+    entropy = -(0.625 * math.log2(0.625) + 0.375 * math.log2(0.375))
     assert layer == {
         "layer": 1,
         "dropped_fraction": 0.5,
         "unrouted_fraction": 0.5,
         "load": [0.75, 0.25],
         "load_entropy": pytest.approx(entropy),
-        "max_mean_load": 1.5,
-        "max_violation": 0.5,
+        "max_mean_load": 1.25,
+        "max_violation": 0.25,
     }
