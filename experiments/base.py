@@ -45,7 +45,8 @@ GPU = {
     "data.shuffle_window": 8192,
     "data.eval_shuffle_window": 8192,
     "data.vocab_size": 8192,
-    "training.steps": 2000,
+    # Five times the library's text.
+    "training.steps": 500,
     "training.checkpoint_every": 500,
 }
 POD = GPU | {
@@ -67,6 +68,28 @@ SCALES = {"cpu": CPU, "gpu": GPU, "pod": POD}
 
 # Where nothing is dropped, slots for the worst case would be many.
 DROPLESS = {"model.moe.transport": "ragged"}
+
+
+def balanced(
+    k: int, weight: float, score: str = "Softmax", per_token: bool = False, **gates: Any
+) -> dict[str, Any]:
+    """Returns settings of a dropless router of parts, with a balance loss and gates as given.
+
+    Args:
+        k: experts per token.
+        weight: of the balance loss.
+        score: ``Softmax`` or ``Sigmoid``.
+        per_token: whether the loss divides a token's scores by their sum, as sigmoids need.
+        **gates: further choices of ``TopK``.
+    """
+    loss = {"type": "LoadBalance", "weight": weight, "choices": "mean", "per_token": per_token}
+    parts = {
+        "score": {"type": score},
+        "select": {"type": "TopK", "k": k, **gates},
+        "balance": [loss],
+        "capacity": {"dropless": "always"},
+    }
+    return DROPLESS | {"model.moe.router": ConfigDict(parts)}
 
 
 def language_model() -> ConfigDict:
@@ -91,6 +114,18 @@ SPANS = {
         "data.target_length": 32,
         "model.decoder_moe.group_size": 512,
     },
-    "gpu": _of_stacks(GPU) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
-    "pod": _of_stacks(POD) | {"data.target_length": 128, "model.decoder_moe.group_size": 2048},
+    "gpu": _of_stacks(GPU)
+    | {
+        "model.encoder_layers": 6,
+        "model.decoder_layers": 6,
+        "data.target_length": 128,
+        "model.decoder_moe.group_size": 2048,
+    },
+    "pod": _of_stacks(POD)
+    | {
+        "model.encoder_layers": 12,
+        "model.decoder_layers": 12,
+        "data.target_length": 128,
+        "model.decoder_moe.group_size": 2048,
+    },
 }

@@ -40,8 +40,8 @@ def smoothed(curve: Sequence[Sequence[float]]) -> tuple[Array, Array]:
 def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]]:
     """Returns the records, with ``steps_to`` and ``seconds_to`` where an arm gets there.
 
-    Both say when the smoothed training loss is first as low as the threshold arm's at its end, with
-    the same seed; seconds are of steps at the run's median speed, without compilation.
+    Both say from when on the smoothed training loss stays as low as the threshold arm's at its end,
+    with the same seed; seconds are of steps at the run's median speed, without compilation.
     """
     ends = {
         line["seed"]: smoothed(line["curve"])[1][-1]
@@ -52,11 +52,14 @@ def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]
 
 
 def _threshold(line: Record, end: float | None) -> dict[str, float]:
-    steps, losses = smoothed(line["curve"]) if end is not None else (np.zeros(0), np.zeros(0))
-    below = np.flatnonzero(losses <= end) if end is not None else ()
-    if not len(below):
+    if end is None:
         return {}
-    found = float(steps[below[0]])
+    steps, losses = smoothed(line["curve"])
+    above = np.flatnonzero(losses > end)
+    first = above[-1] + 1 if len(above) else 0
+    if first == len(steps):
+        return {}
+    found = float(steps[first])
     tokens = found * line["tokens"] / line["steps"]
     return {"steps_to": found, "seconds_to": tokens / line["tokens_per_second"]}
 

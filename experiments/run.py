@@ -17,6 +17,7 @@ from absl import flags
 from experiments.ablation import SCALES
 from experiments.catalogue import command_of, load
 from experiments.runs import Run, execute, record, runs_of, to_train
+from experiments.statistics import MOST
 from experiments.tables import write_report
 from moe_jax import cli
 from moe_jax.planning import count
@@ -75,7 +76,7 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report; WORKDIR/NAME by default.")
     _SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "Sizes and budgets.")
     _SEEDS = flags.DEFINE_integer(
-        "seeds", 0, "Seeds; 0 for the ablation's own number.", lower_bound=0
+        "seeds", 0, "Seeds; 0 for the ablation's own number.", lower_bound=0, upper_bound=MOST
     )
     _ARMS = flags.DEFINE_list("arms", [], "Only these arms.")
     _SIDE_BY_SIDE = flags.DEFINE_integer(

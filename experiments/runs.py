@@ -23,12 +23,13 @@ from moe_jax.experiment import Experiment
 from moe_jax.planning import Cost, count
 from moe_jax.training.loop import TrainingError
 from moe_jax.training.metrics import read_metrics
-from moe_jax.workdir import RESULT
+from moe_jax.workdir import RESULT, locked
 
 _LOG = "log.txt"
 # Neither changes what a run computes.
 _FREE = ("mesh", "name")
 _COMPILED = "compiled"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POINTS = 100
 
 
@@ -227,11 +228,16 @@ class _Place:
             os.sched_setaffinity(0, cores[self.index :: self.of] or cores)
         if scale == "cpu":
             return {"JAX_PLATFORMS": "cpu"}
-        return {"CUDA_VISIBLE_DEVICES": str(self.index)} if self.of > 1 else {}
+        visible = os.environ.get(_VISIBLE, "").split(",")
+        mine = visible[self.index] if len(visible) >= self.of else str(self.index)
+        return {_VISIBLE: mine} if self.of > 1 else {}
 
 
 def _train(run: Run, file: Path, place: _Place) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder, wait=True):
+        # What a killed runner started trains on by itself.
+        if run.finished:
+            return
     command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
     command.append(f"--config.training.steps={run.experiment.training.steps}")
     command += [f"--config.{setting}={need.folder}" for setting, need in run.needs.items()]
@@ -260,8 +266,20 @@ def _late(run: Run, read: Callable[[dict[str, Any]], float]) -> float:
     return float(np.mean([read(line) for line in lines[len(lines) // 2 :]]))
 
 
-def _over_layers(name: str) -> Callable[[dict[str, Any]], float]:
-    return lambda line: float(np.mean([layer[name] for layer in line["layers"]] or [0.0]))
+def _over_layers(name: str) -> Callable[[Run], float | None]:
+    """Mean over MoE layers, over the second half of training; none for a dense model."""
+
+    def read(run: Run) -> float | None:
+        if not run.result["layers"]:
+            return None
+        return _late(run, lambda line: float(np.mean([layer[name] for layer in line["layers"]])))
+
+    return read
+
+
+def _eval_violation(run: Run) -> float | None:
+    layers = run.result["layers"]
+    return float(np.mean([layer["max_violation"] for layer in layers])) if layers else None
 
 
 def _of_domains(name: str) -> Callable[[Run], float | None]:
@@ -295,8 +313,9 @@ METRICS: dict[str, Callable[[Run], float | None]] = {
     "mutual_information": _of_domains("mutual_information"),
     "purity": _of_domains("purity"),
     "excess_loss": _excess_loss,
-    "max_violation": lambda run: _late(run, _over_layers("max_violation")),
-    "load_entropy": lambda run: _late(run, _over_layers("load_entropy")),
+    "max_violation": _over_layers("max_violation"),
+    "eval_violation": _eval_violation,
+    "load_entropy": _over_layers("load_entropy"),
     "tokens_per_second": _speed,
     "step_seconds": lambda run: run.experiment.tokens_per_step / _speed(run),
 }

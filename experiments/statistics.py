@@ -10,6 +10,8 @@ import numpy as np
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+# Values that an interval can be of.
+MOST = len(_T95) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,8 @@ def interval(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: for fewer than 2 or more than 11 values.
     """
-    if not 2 <= len(values) <= len(_T95) + 1:
-        raise ValueError(f"an interval needs 2 to {len(_T95) + 1} values, got {len(values)}")
+    if not 2 <= len(values) <= MOST:
+        raise ValueError(f"an interval needs 2 to {MOST} values, got {len(values)}")
     deviation = float(np.std(values, ddof=1))
     half_width = _T95[len(values) - 2] * deviation / math.sqrt(len(values))
     return Interval(float(np.mean(values)), half_width)

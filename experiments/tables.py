@@ -32,6 +32,7 @@ _SHOWN = (
     "dropped",
     "eval_dropped",
     "max_violation",
+    "eval_violation",
     "load_entropy",
     "excess_loss",
     "mutual_information",
@@ -127,13 +128,13 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
     if "train_loss" in names:
         below += (
             " `train_loss` is a mean over the second half of training, and so are `dropped`, "
-            "`max_violation` and `load_entropy`; the last two are of what tokens ask for, before "
-            "capacity."
+            "`max_violation` and `load_entropy`. These two, and `eval_violation` over all of "
+            "validation, are of what tokens ask for, before capacity."
         )
     if ablation.threshold_arm:
         below += (
             f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "
-            f"the run, is what `{ablation.threshold_arm}` ends with; empty if never."
+            f"the run, stays as low as `{ablation.threshold_arm}` ends; empty if never."
         )
     return [*_table(header, rows), "", below]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.ablation import Claim
-from experiments.derived import paired
+from experiments.derived import paired, values_of
 from experiments.statistics import Interval
 
 REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "not resolved at this scale"
@@ -21,7 +21,8 @@ class Verdict:
     Attributes:
         claim: the claim.
         effect: ``high - low`` by paired seeds, with its 95 % interval.
-        text: one of ``REPRODUCED``, ``CONTRADICTED`` and ``OPEN``.
+        text: one of ``REPRODUCED``, ``CONTRADICTED`` and ``OPEN``; the last too if a seed lacks
+            the metric in one arm, as when it never reaches a threshold.
     """
 
     claim: Claim
@@ -38,7 +39,11 @@ def judge(claim: Claim, records: Sequence[dict[str, Any]]) -> Verdict | None:
     """
     low, high = ([line for line in records if line["arm"] == a] for a in (claim.low, claim.high))
     effect = paired(high, low, claim.metric)
-    return None if effect is None else Verdict(claim, effect, _verdict(claim, effect))
+    if effect is None:
+        return None
+    seeds = {line["seed"] for line in low} & {line["seed"] for line in high}
+    has_all = all(seeds <= values_of(arm, claim.metric).keys() for arm in (low, high))
+    return Verdict(claim, effect, _verdict(claim, effect) if has_all else OPEN)
 
 
 def _verdict(claim: Claim, effect: Interval) -> str:

@@ -39,10 +39,14 @@ _FREE = (
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from training in ``workdir``; a kill ends that as well.
 
     File systems that cannot lock are used without.
+
+    Args:
+        workdir: the folder, made if missing.
+        wait: for a process that trains there, instead of raising.
 
     Raises:
         ConfigError: if another process trains there.
@@ -50,7 +54,7 @@ def locked(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / _LOCK).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ConfigError(
                 f"another process is training in {workdir}: wait for it, or use another --workdir"

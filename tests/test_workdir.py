@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import threading
 
 import pytest
 
@@ -35,6 +36,22 @@ def test_one_process_at_a_time_may_train_there(tmp_path):
             pass
     with workdir.locked(tmp_path / "run"):
         pass
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    order = []
+
+    def wait():
+        with workdir.locked(tmp_path, wait=True):
+            order.append("waited")
+
+    waiting = threading.Thread(target=wait)
+    with workdir.locked(tmp_path):
+        waiting.start()
+        waiting.join(0.2)
+        order.append("done")
+    waiting.join()
+    assert order == ["done", "waited"]
 
 
 def test_the_same_experiment_may_claim_again(tmp_path):

@@ -4,13 +4,9 @@ Two arms of ours ask how much of the differences is the size of the gates. Hash 
 GShard's two gates sum to 1, while raw gates start at ``1 / E`` each and must grow.
 """
 
-from typing import Any
-
-from ml_collections import ConfigDict
-
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
-from experiments.base import DROPLESS, SCALES, language_model
+from experiments.base import DROPLESS, SCALES, balanced, language_model
 
 # As in the paper nothing is dropped, and every balance loss has the weight 0.01; that of top-2 is
 # a sum over both choices.
@@ -25,17 +21,6 @@ _FINE = DROPLESS | {
 }
 
 
-def _with_gates(**choices: Any) -> dict:
-    """The same router as of ``switch`` and ``fine`` but for its gates."""
-    parts = {
-        "score": {"type": "Softmax"},
-        "select": {"type": "TopK", **choices},
-        "balance": [{"type": "LoadBalance", "weight": 0.01, "choices": "mean"}],
-        "capacity": {"dropless": "always"},
-    }
-    return {"model.moe.router": ConfigDict(parts)}
-
-
 ABLATION = Ablation(
     name="deepseek_bake_off",
     title="DeepSeekMoE table 1 in miniature",
@@ -46,8 +31,8 @@ ABLATION = Ablation(
         "switch": _MOE | {"model.moe.router": _TOP1},
         "gshard": _MOE | {"model.moe.router": _TOP2},
         "fine": _FINE,
-        "switch_times_16": _MOE | _with_gates(k=1, scale=16.0),
-        "fine_normalised": _FINE | _with_gates(k=7, normalize=True),
+        "switch_times_16": _MOE | balanced(1, 0.01, scale=16.0),
+        "fine_normalised": _FINE | balanced(7, 0.01, normalize=True),
     },
     scales=SCALES,
     published=(

@@ -1,8 +1,11 @@
-"""Loss-free balancing table 2: a bias on the ranking instead of a balance loss."""
+"""Loss-free balancing table 2: a bias on the ranking instead of a balance loss.
+
+Gates are sigmoids in all arms, so that only what balances differs.
+"""
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim, Published
-from experiments.base import DROPLESS, SCALES, language_model
+from experiments.base import DROPLESS, SCALES, balanced, language_model
 
 _FINE = DROPLESS | {
     "model.moe.num_experts": 16,
@@ -16,24 +19,25 @@ ABLATION = Ablation(
     title="Loss-free balancing",
     base=language_model,
     arms={
-        "loss": _FINE | {"model.moe.router": router("deepseek_moe", k=4, balance_weight=1e-3)},
+        "loss": _FINE | balanced(4, 1e-3, "Sigmoid", per_token=True),
         "bias": _FINE | {"model.moe.router": router("loss_free", k=4, bias_rate=1e-3)},
         "fast_bias": _FINE | {"model.moe.router": router("loss_free", k=4, bias_rate=1e-2)},
     },
     scales=SCALES,
-    metric="max_violation",
+    metric="eval_violation",
     published=(
         Published(
             "Wang et al. table 2 (2408.15664)",
             "1B parameters, 100B tokens",
-            "MaxVio over the validation set (here the mean over late training batches)",
+            "MaxVio over the validation set",
             {"loss": 0.72, "bias": 0.04},
-            measures="max_violation",
+            measures="eval_violation",
         ),
     ),
     claims=(
-        Claim("The bias balances better", "max_violation", "bias", "loss"),
-        Claim("A faster bias balances better (ours)", "max_violation", "fast_bias", "bias"),
+        Claim("The bias balances better", "eval_violation", "bias", "loss"),
+        Claim("and so it does in each batch (ours)", "max_violation", "bias", "loss"),
+        Claim("A faster bias balances better (ours)", "eval_violation", "fast_bias", "bias"),
         Claim("and the loss is lower", "loss", "bias", "loss", published=0.006, paper=_PERPLEXITY),
         Claim("by little", "loss", "bias", "loss", 0.02, True, published=0.006, paper=_PERPLEXITY),
     ),

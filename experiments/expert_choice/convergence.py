@@ -31,12 +31,6 @@ ABLATION = Ablation(
             "top2",
         ),
         Claim(
-            "Top-2 drops tokens' choices, experts that choose never do (section 3.2)",
-            "dropped",
-            "choice_2",
-            "top2",
-        ),
-        Claim(
             "A step of top-2 is slower",
             "tokens_per_second",
             "top2",

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.common import router
 from experiments.ablation import Ablation, Claim
-from experiments.base import DROPLESS, SCALES, language_model
+from experiments.base import DROPLESS, SCALES, balanced, language_model
 
 _INFORMATION = "mutual_information"
 _LENGTHS = {"cpu": 128, "gpu": 512, "pod": 512}
@@ -52,6 +52,7 @@ ABLATION = Ablation(
         "hash": DROPLESS | {"model.moe.router": router("hash")},
         "top1": _top(1),
         "top2": _top(2),
+        "sigmoid": balanced(1, 1e-2, "Sigmoid", per_token=True),
         "bias": DROPLESS | {"model.moe.router": router("loss_free", k=1)},
         "sequence": _top(1) | {"model.moe.group_size": lambda config: config.data.seq_length},
         "unbalanced": _top(1, balance_weight=0.0),
@@ -65,7 +66,7 @@ ABLATION = Ablation(
         Claim(
             "A bias lets experts specialise more than a balance loss",
             _INFORMATION,
-            "top1",
+            "sigmoid",
             "bias",
             paper="DeepSeek-V3 (2412.19437) section 4.5.3, figure only",
         ),

@@ -16,14 +16,14 @@ ABLATION = Ablation(
     published=(
         Published(
             "ST-MoE, study of stability (2202.08906)",
-            "FLOPs of T5-XL, 32 experts, top-2",
+            "FLOPs of T5-XL, 32 experts, top-2; 4 of 6 runs are stable without, 3 of 3 with 1e-3",
             "negative log perplexity in nats, each ± .02",
             {"none": -1.755, "1e-3": -1.741},
             measures="loss",
             negated=True,
         ),
     ),
-    claims=(Claim("1e-3 does not hurt quality", "loss", "1e-3", "none", 0.02, True),),
+    claims=(Claim("1e-3 does not hurt quality", "loss", "1e-3", "none", margin=-0.02),),
 )
 
 get_config = ABLATION.get_config

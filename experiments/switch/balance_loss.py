@@ -15,6 +15,7 @@ ABLATION = Ablation(
     base=language_model,
     arms={
         "none": _arm(0.0),
+        "1e-5": _arm(1e-5),
         "1e-4": _arm(1e-4),
         "1e-3": _arm(1e-3),
         "1e-2": _arm(1e-2),
@@ -36,9 +37,11 @@ ABLATION = Ablation(
             "1e-2 is small enough not to hurt the loss",
             "loss",
             "1e-2",
-            "1",
+            "1e-3",
+            margin=-0.02,
             paper="Switch section 2.2",
         ),
+        Claim("A weight of 1 hurts it (ours)", "loss", "1e-2", "1"),
     ),
 )
 

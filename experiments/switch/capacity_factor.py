@@ -6,13 +6,9 @@ from experiments.base import SCALES, language_model
 
 
 def _arm(preset: str, factor: float) -> dict:
-    # Top-2 spends twice the FLOPs, as in the table.
-    per_expert = factor if preset == "switch" else 2 * factor
-    return {
-        "model.moe.router": router(
-            preset, capacity_factor=per_expert, eval_capacity_factor=2 * per_expert
-        )
-    }
+    # Of S / E, whatever the number of choices, as in Mesh-TensorFlow: equal slots, equal speed.
+    chosen = router(preset, capacity_factor=factor, eval_capacity_factor=2 * factor)
+    return {"model.moe.router": chosen}
 
 
 ABLATION = Ablation(

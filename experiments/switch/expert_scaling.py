@@ -24,7 +24,7 @@ ABLATION = Ablation(
     published=(
         Published(
             "Switch table 7 (2101.03961)",
-            "T5-Base, C4, 550k steps",
+            "T5-Base, C4, pre-trained",
             "negative log perplexity in nats",
             {arm: _PUBLISHED[n] for arm, n in _ARMS.items() if n in _PUBLISHED},
             measures="loss",

@@ -69,18 +69,21 @@ ABLATION = Ablation(
             "best_loss",
             "switch_0.1",
             "dense_0.1",
+            paper="Switch table 4: GLUE 84.7 against 82.9",
         ),
         Claim(
             "More dropout in the experts alone helps (GLUE and CNN/Daily Mail)",
             "best_loss",
             "switch_0.1_experts_0.4",
             "switch_0.1",
+            paper="Switch table 4: GLUE 85.2 against 84.7",
         ),
         Claim(
             "More dropout everywhere hurts (GLUE, SQuAD and SuperGLUE)",
             "best_loss",
             "switch_0.1",
             "switch_0.3",
+            paper="Switch table 4: GLUE 84.7 against 83.9",
         ),
     ),
 )

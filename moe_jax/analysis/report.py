@@ -158,8 +158,8 @@ def _router_curves(train: Sequence[Record]) -> list[tuple[str, str]]:
     ]
     return [
         *charts,
-        ("Load of the busiest expert", draw(train, "load / mean load", "max_mean_load")),
-        ("Entropy of the load", draw(train, "entropy / log E", "load_entropy")),
+        ("Demand on the busiest expert", draw(train, "demand / mean", "max_mean_load")),
+        ("Entropy of demand", draw(train, "entropy / log E", "load_entropy")),
     ]
 
 

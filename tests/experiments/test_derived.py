@@ -28,6 +28,14 @@ def test_a_threshold_is_the_last_loss_of_the_arm_with_the_same_seed():
     assert lines[1]["seconds_to"] == pytest.approx(30 * 10 / 50)
 
 
+def test_a_dip_is_not_yet_there():
+    line = record(FULL, "switch", 0, 2.0)
+    line["curve"] = [[10, 3.0], [20, 1.9], [30, 2.5], [40, 2.0]]
+    dense = record(FULL, "dense", 0, 2.0)
+    (_, found) = with_thresholds(FULL, [dense, line])
+    assert found["steps_to"] == 40
+
+
 def test_who_never_gets_there_has_no_threshold():
     lines = with_thresholds(FULL, [record(FULL, "dense", 0, 2.0), record(FULL, "switch", 0, 2.1)])
     assert lines[0]["steps_to"] == STEPS

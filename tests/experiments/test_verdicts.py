@@ -31,6 +31,15 @@ def test_the_whole_interval_is_on_one_side(differences, margin, within, verdict)
     assert found.effect.half_width == pytest.approx(0.0248, abs=1e-4)
 
 
+def test_a_seed_that_never_gets_there_leaves_the_claim_open():
+    claim = Claim("", "loss", "low", "high")
+    lines = records((2.0, 3.0, 4.0, 5.0), (2.9, 4.0, 5.1, 6.0))
+    assert judge(claim, lines).text == REPRODUCED
+    never = [{**line, "loss": None} if line["seed"] == 3 else line for line in lines]
+    assert judge(claim, never).text == OPEN
+    assert judge(claim, never).effect.mean == pytest.approx(1.0)
+
+
 def test_only_seeds_of_both_arms_count():
     claim = Claim("", "loss", "low", "high")
     assert judge(claim, records((1.0, 2.0), (1.5,))) is None
