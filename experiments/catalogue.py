@@ -127,5 +127,8 @@ def command_of(
     words = [f"python -m experiments.run --ablation={file.as_posix()} --scale={lines[0]['scale']}"]
     words += [f"--seeds={seeds}"] if seeds != ablation.seeds else []
     words += [f"--arms={','.join(arms)}"] if len(arms) < len(ablation.arms) else []
+    first = lines[0]
+    planned = ablation.experiment(first["arm"], first["scale"], first["seed"]).training.steps
+    words += [f"--steps={first['steps']}"] if first["steps"] != planned else []
     words += [f"--output={output}"] if output else []
     return " ".join(words)

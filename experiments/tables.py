@@ -124,7 +124,10 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
         speed = ratio(mine, first, "tokens_per_second")
         means = [_mean(name, mine) for name in (*names, "tokens_per_second")]
         rows.append([arm, f"{size:,}", f"{flops:,}", *means, f"{speed:.2f}" if speed else ""])
-    below = "Means over seeds, ± standard deviation; losses in nats per token on validation text."
+    below = (
+        "Means over seeds, ± standard deviation; losses in nats per token on validation text. "
+        "Speeds are of runs side by side: hints, no benchmark."
+    )
     if "train_loss" in names:
         below += (
             " `train_loss` is a mean over the second half of training, and so are `dropped`, "

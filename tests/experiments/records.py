@@ -11,6 +11,10 @@ STEPS = 40
 # A whole ablation: a threshold, an overlay and what else may be asked for.
 FULL = dataclasses.replace(
     ABLATION,
+    scales={
+        "cpu": {"training.steps": STEPS},
+        "gpu": {"training.steps": STEPS, "data.batch_size": 32},
+    },
     published=(
         Published(
             "A paper, table 1",

@@ -101,7 +101,7 @@ def test_other_scales_stand_beside(folder):
     readme, _ = written(folder)
     assert "--scale=gpu --seeds=3 --output=experiments/results/tiny/gpu`" in readme
     assert "8 claims: 4 reproduced" in readme
-    # The tiny ablation trains longer at that scale than these records say.
+    # Batches are larger at that scale than in these records.
     assert readme.count("Outdated: ") == 1
 
 
@@ -126,6 +126,8 @@ def test_the_command_says_what_is_not_the_default():
     only = [line for line in lines if line["arm"] == "switch" and line["seed"] == 0]
     expected = f"{start} --seeds=1 --arms=switch --output=there"
     assert command_of(ENTRY.file, FULL, only, "there") == expected
+    short = [{**line, "steps": 5} for line in lines]
+    assert command_of(ENTRY.file, FULL, short, None) == f"{start} --steps=5"
 
 
 def test_results_are_read_in_the_order_of_the_ablations(folder):
