@@ -66,6 +66,10 @@ ABLATION = Ablation(
         ),
         Claim("Twice the tokens help a dense model (ours)", "loss", "dense_double", "dense"),
     ),
+    notes=(
+        "At 1000 steps the loss still falls steeply with every step, so that tokens are worth more "
+        "than experts; the paper's models are past that.",
+    ),
     threshold_arm="dense",
     against=("tokens", "flops", "energy"),
 )
