@@ -29,7 +29,7 @@ CPU = {
     "training.log_every": 2,
     "training.checkpoint_every": 1000,
 }
-# 20 to 60 million active parameters.
+# 20 to 60 million active parameters, once over the library's text.
 GPU = {
     "model.num_layers": 8,
     "model.width": 512,
@@ -41,13 +41,12 @@ GPU = {
     "model.compute_dtype": "bfloat16",
     "model.scan_layers": True,
     "data.seq_length": 512,
-    "data.batch_size": 64,
+    "data.batch_size": 16,
     "data.shuffle_window": 8192,
     "data.eval_shuffle_window": 8192,
     "data.vocab_size": 8192,
-    # Five times the library's text.
-    "training.steps": 500,
-    "training.checkpoint_every": 500,
+    "training.steps": 400,
+    "training.checkpoint_every": 400,
 }
 POD = GPU | {
     "model.num_layers": 12,

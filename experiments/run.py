@@ -82,7 +82,7 @@ if __name__ == "__main__":
     _SIDE_BY_SIDE = flags.DEFINE_integer(
         "side_by_side",
         0,
-        "Runs at a time, with a share of cores and a GPU each; 0 for a core each at --scale=cpu.",
+        "Runs at a time, with a share of cores and GPUs each; 0 for a core each at --scale=cpu.",
         lower_bound=0,
     )
     _STEPS = flags.DEFINE_integer("steps", 0, "Only so many steps, for a trial.", lower_bound=0)

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.ablation import Ablation
+from experiments.places import Place, graphics_cards
 from moe_jax.experiment import Experiment
 from moe_jax.planning import Cost, count
 from moe_jax.training.loop import TrainingError
@@ -29,7 +30,6 @@ _LOG = "log.txt"
 # Neither changes what a run computes.
 _FREE = ("mesh", "name")
 _COMPILED = "compiled"
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POINTS = 100
 
 
@@ -188,8 +188,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     Args:
         runs: of one ablation; equal ones are trained once.
         file: the ablation's.
-        side_by_side: how many at a time, each with its share of the cores and, if there are
-            several accelerators, with one of its own.
+        side_by_side: how many at a time, each with its share of the cores and of graphics cards.
 
     Raises:
         TrainingError: if a run fails; its message is the run's last line.
@@ -198,14 +197,15 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     if needed:
         execute(needed, file, side_by_side)
     missing = {run.folder: run for run in runs if not run.finished}.values()
-    places: queue.Queue[int] = queue.Queue()
-    for place in range(side_by_side):
-        places.put(place)
+    cards = graphics_cards()
+    places: queue.Queue[Place] = queue.Queue()
+    for index in range(side_by_side):
+        places.put(Place(index, side_by_side, cards))
 
     def one(run: Run) -> None:
         place = places.get()
         try:
-            _train(run, file, _Place(place, side_by_side))
+            _train(run, file, place)
         finally:
             places.put(place)
 
@@ -214,26 +214,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
             bar.update()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """One of several shares of the machine."""
-
-    index: int
-    of: int
-
-    def take(self, scale: str) -> dict[str, str]:
-        """Binds this thread, and what it starts, to its cores; returns the environment."""
-        if self.of > 1 and hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(os.getpid()))
-            os.sched_setaffinity(0, cores[self.index :: self.of] or cores)
-        if scale == "cpu":
-            return {"JAX_PLATFORMS": "cpu"}
-        visible = os.environ.get(_VISIBLE, "").split(",")
-        mine = visible[self.index] if len(visible) >= self.of else str(self.index)
-        return {_VISIBLE: mine} if self.of > 1 else {}
-
-
-def _train(run: Run, file: Path, place: _Place) -> None:
+def _train(run: Run, file: Path, place: Place) -> None:
     with locked(run.folder, wait=True):
         # What a killed runner started trains on by itself.
         if run.finished:
