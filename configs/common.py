@@ -1,11 +1,9 @@
 """What every config starts from: each setting with its default, so that each can be overridden."""
 
-import typing
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from moe_jax.build import settings
+from moe_jax.build import settings, type_hints
 from moe_jax.experiment import Experiment
 from moe_jax.models import DecoderConfig, ModelConfig
 from moe_jax.routing import PRESETS
@@ -18,7 +16,7 @@ def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
     """
     config = ConfigDict({"preset": preset})
     for function in PRESETS:
-        for name, hint in typing.get_type_hints(function).items():
+        for name, hint in type_hints(function).items():
             if name != "return":
                 config[name] = placeholder(hint if isinstance(hint, type) else str)
     config.update(choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -14,6 +15,9 @@ from ml_collections.config_dict import placeholder
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError, nearest
+
+# Evaluating annotations anew at every use would be most of the time that a config takes.
+type_hints = functools.cache(typing.get_type_hints)
 
 
 def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config") -> Any:
@@ -32,7 +36,7 @@ def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config
     Raises:
         ConfigError: naming the key that is unknown, of the wrong type or out of range.
     """
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     made = {}
     for key, value in values.items():
@@ -129,7 +133,7 @@ def _in_tuples(described: Any) -> Any:
 
 
 def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             _with_unset(hint, config[name])
         if config[name] is None:
@@ -138,7 +142,7 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
         if options and _chosen_by_type(hint) and config[name].type is not None:
             _with_unset(options[config[name].type], config[name])
         for option in options.values() if _chosen_by_type(hint) else ():
-            for key, setting in typing.get_type_hints(option).items():
+            for key, setting in type_hints(option).items():
                 if key not in config[name]:
                     config[name][key] = _unset(setting)
         if config[name] is None and not _options(hint):
@@ -153,7 +157,7 @@ def _unset_part(hint: Any) -> ConfigDict | None:
     if not _options(hint) or routing.Router in typing.get_args(hint):
         return None
     (option,) = _options(hint).values()
-    return ConfigDict({key: _unset(kind) for key, kind in typing.get_type_hints(option).items()})
+    return ConfigDict({key: _unset(kind) for key, kind in type_hints(option).items()})
 
 
 def _unset(hint: Any) -> Any:
@@ -192,9 +196,9 @@ def forget_other_types(cls: type, config: ConfigDict, overridden: Collection[str
         for key in parents:
             if _chosen_by_type(hint):
                 hint = _options(hint)[group.type]
-            group, hint = group[key], typing.get_type_hints(hint).get(key)
+            group, hint = group[key], type_hints(hint).get(key)
         if last == "type":
-            kept = typing.get_type_hints(_options(hint).get(group.type, cls))
+            kept = type_hints(_options(hint).get(group.type, cls))
         elif last == "preset" and hint is routing.Router:
             kept = routing.choices_of(group.preset)
         else:
@@ -222,7 +226,7 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
 def describe(value: Any) -> Any:
     """Returns plain dicts, lists and scalars from which ``build`` makes ``value`` again."""
     if dataclasses.is_dataclass(value):
-        hints = typing.get_type_hints(type(value))
+        hints = type_hints(type(value))
         return {
             field.name: _described_field(hints[field.name], getattr(value, field.name))
             for field in dataclasses.fields(value)

@@ -54,6 +54,7 @@ SMALL = {
     "data.source": "mixture",
     "data.tokenizer": "bytes",
     "data.seq_length": 64,
+    "data.target_length": 64,
     "data.batch_size": 4,
     "data.shuffle_window": 4,
     "data.prefetch": 0,

@@ -195,8 +195,9 @@ def test_looking_ahead_is_the_same_on_a_mesh():
     same(on_mesh(looking_ahead_step, (4, 2, 1), looking_ahead(), TOKENS, SEGMENTS), alone)
 
 
-@pytest.mark.parametrize("exchange", ["gspmd", "all_to_all"])
-@pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "exchange"), covering([(2, 4, 1), (1, 2, 2, 2)], ["gspmd", "all_to_all"], 2)
+)
 def test_experts_in_attention_are_the_same_on_a_mesh(sizes, exchange):
     experts = AttentionExpertsConfig(every=1, group_size=16, transport="gather")
     alone = jax.jit(looking_ahead_step)(looking_ahead(experts), TOKENS, SEGMENTS)
