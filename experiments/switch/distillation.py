@@ -72,9 +72,9 @@ ABLATION = Ablation(
         Claim("which beat distillation too (ours)", "loss", "student_twice", "initialised_mixed"),
     ),
     notes=(
-        "Training ends here long before it converges, so the teacher's weights are above all more "
-        "training: `student_twice` is the student alone for as many steps as the teacher and a "
-        "student together.",
+        "Training ends here long before it converges, so the teacher's weights may be no more than "
+        "more training: `student_twice` is the student alone for as many steps as the teacher and "
+        "a student together. Three seeds do not tell the two apart.",
     ),
 )
 
