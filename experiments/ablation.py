@@ -73,7 +73,7 @@ class Claim:
 
     Attributes:
         text: in words, with its source.
-        metric: a name in ``experiments.runs.METRICS`` or ``experiments.derived.DERIVED``.
+        metric: a name in ``experiments.records.METRICS`` or ``experiments.derived.DERIVED``.
         low: the arm where the metric is said to be lower.
         high: the other arm.
         margin: by more than this; with ``within``, apart by at most this.
@@ -122,7 +122,7 @@ class Ablation:
             configuration at its scale, and ``Finished`` is the folder of another arm's run.
         scales: settings of each scale of ``SCALES``; sizes and budgets, never what arms set.
         seeds: how many; a seed fixes data order and the weights that arms share.
-        metric: what figures show, a name in ``experiments.runs.METRICS``.
+        metric: what figures show, a name in ``experiments.records.METRICS``.
         published: what papers report.
         claims: what is tested.
         threshold_arm: the arm whose last training loss the others are timed to; none if empty.

@@ -41,18 +41,19 @@ def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]
     """Returns the records, with ``steps_to`` and ``seconds_to`` where an arm gets there.
 
     Both say from when on the smoothed training loss stays as low as the threshold arm's at its end,
-    with the same seed; seconds are of steps at the run's median speed, without compilation.
+    with the same seed; seconds are of steps at the run's median speed, without compilation. A run
+    that diverged never does, and sets no threshold.
     """
     ends = {
         line["seed"]: smoothed(line["curve"])[1][-1]
         for line in records
-        if line["arm"] == ablation.threshold_arm
+        if line["arm"] == ablation.threshold_arm and not diverged(line)
     }
     return [{**line, **_threshold(line, ends.get(line["seed"]))} for line in records]
 
 
 def _threshold(line: Record, end: float | None) -> dict[str, float]:
-    if end is None:
+    if end is None or diverged(line):
         return {}
     steps, losses = smoothed(line["curve"])
     above = np.flatnonzero(losses > end)
@@ -62,6 +63,11 @@ def _threshold(line: Record, end: float | None) -> dict[str, float]:
     found = float(steps[first])
     tokens = found * line["tokens"] / line["steps"]
     return {"steps_to": found, "seconds_to": tokens / line["tokens_per_second"]}
+
+
+def diverged(line: Record) -> bool:
+    """Tells whether a run ended without a result, since loss or gradient stayed non-finite."""
+    return "diverged" in line
 
 
 def by_arm(ablation: Ablation, records: Records) -> dict[str, list[Record]]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from experiments.ablation import Ablation
-from experiments.derived import Record, Records, axis_of, by_arm, paired
+from experiments.derived import Record, Records, axis_of, by_arm, diverged, paired
 from experiments.overlay import Overlay
 from experiments.verdicts import Verdict
 
@@ -51,7 +51,7 @@ def names(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
         CURVES: True,
         AGAINST: bool(ablation.against),
         OVERLAY: ablation.overlay is not None,
-        EFFECTS: bool(verdicts),
+        EFFECTS: any(found.effect for found in verdicts),
     }
     return [name for name, shown in there.items() if shown]
 
@@ -95,17 +95,34 @@ def _against(ablation: Ablation, records: Records) -> Figure:
 def _bands(
     axes: Axes, ablation: Ablation, records: Records, place: Callable[[Record], np.ndarray]
 ) -> None:
-    """Draws the mean and the range over seeds of each arm's loss."""
-    for arm, mine in by_arm(ablation, records).items():
-        # A run that is cut short must not stop the others from being drawn.
-        length = min(len(line["curve"]) for line in mine)
-        losses = np.array([[loss for _, loss in line["curve"][:length]] for line in mine])
-        where = place(mine[0])[:length]
-        (drawn,) = axes.plot(where, losses.mean(0), label=arm)
-        colour = drawn.get_color()
-        axes.fill_between(
-            where, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0
-        )
+    """Draws the mean and the range over seeds of each arm's loss.
+
+    A run that diverged is drawn alone, with a cross at its end.
+    """
+    for number, (arm, mine) in enumerate(by_arm(ablation, records).items()):
+        colour = f"C{number % 10}"
+        whole = [line for line in mine if not diverged(line)]
+        if whole:
+            _band(axes, whole, place, colour, arm)
+        for line in (line for line in mine if diverged(line) and line["curve"]):
+            losses = [loss for _, loss in line["curve"]]
+            label = None if whole or line is not mine[0] else arm
+            axes.plot(place(line), losses, "-x", color=colour, markevery=[-1], label=label)
+
+
+def _band(
+    axes: Axes,
+    mine: Records,
+    place: Callable[[Record], np.ndarray],
+    colour: str,
+    label: str,
+) -> None:
+    # A run that is cut short must not stop the others from being drawn.
+    length = min(len(line["curve"]) for line in mine)
+    losses = np.array([[loss for _, loss in line["curve"][:length]] for line in mine])
+    where = place(mine[0])[:length]
+    axes.plot(where, losses.mean(0), color=colour, label=label)
+    axes.fill_between(where, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
@@ -144,7 +161,8 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
 def _effects(verdicts: Sequence[Verdict]) -> Figure:
     figure = Figure((8.0, 1.0 + 0.5 * len(verdicts)), layout="constrained")
     axes = figure.subplots()
-    for row, found in enumerate(reversed(verdicts)):
+    shown = [found for found in reversed(verdicts) if found.effect]
+    for row, found in enumerate(shown):
         # Quantities of different units share the axis as multiples of their interval.
         half = found.effect.half_width or 1.0
         mean, margin = found.effect.mean / half, found.claim.margin / half
@@ -152,10 +170,7 @@ def _effects(verdicts: Sequence[Verdict]) -> Figure:
         axes.errorbar(mean, row, xerr=width, fmt="o", color="#0072b2", capsize=3)
         for side in (-margin, margin) if found.claim.within else (margin,):
             axes.plot([side] * 2, [row - 0.3, row + 0.3], color="#d55e00")
-    names = [
-        f"{found.claim.metric}: {found.claim.high} - {found.claim.low}"
-        for found in reversed(verdicts)
-    ]
+    names = [f"{found.claim.metric}: {found.claim.high} - {found.claim.low}" for found in shown]
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0.0, color="#888888", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=5)

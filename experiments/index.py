@@ -112,7 +112,7 @@ def _rows(ablation: Ablation, records: Sequence[dict]) -> tuple[Row, ...]:
     def row(claim: Claim) -> Row:
         verdict = verdicts.get(claim)
         effect = f"{claim.metric}: {claim.high} - {claim.low}"
-        measured = str(verdict.effect) if verdict else ""
+        measured = verdict.measured if verdict else ""
         text = verdict.text if verdict else MISSING
         return Row(claim.text, effect, str(ablation.effect(claim)), measured, text)
 

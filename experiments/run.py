@@ -16,11 +16,12 @@ from absl import flags
 
 from experiments.ablation import SCALES
 from experiments.catalogue import command_of, load
-from experiments.runs import Run, execute, record, runs_of, to_train
+from experiments.records import record
+from experiments.runs import Run, execute, runs_of, to_train
 from experiments.statistics import MOST
 from experiments.tables import write_report
 from moe_jax import cli
-from moe_jax.planning import count
+from moe_jax.training.loop import TrainingError
 
 # What training sustains, FLOP/s (one core at this scale, measured; the others are guesses), and
 # seconds that a run takes beside it.
@@ -42,7 +43,11 @@ def main() -> None:
     output = Path(_OUTPUT.value or Path(_WORKDIR.value) / ablation.name)
     output.mkdir(parents=True, exist_ok=True)
     execute(runs, file, _places())
-    records = [record(run) for run in runs]
+    for run in (run for run in runs if not run.ended):
+        print(f"left out: arm {run.arm}, seed {run.seed}, since what it needs has diverged")
+    records = [record(run) for run in runs if run.ended]
+    if not records:
+        raise TrainingError(f"no run ended: what the arms {', '.join(arms)} need has diverged")
     lines = "".join(json.dumps(line) + "\n" for line in records)
     (output / "results.jsonl").write_text(lines)
     command = command_of(file, ablation, records, _OUTPUT.value)
@@ -58,9 +63,7 @@ def _places() -> int:
 def _dry(runs: list[Run]) -> str:
     lines = [f"{'arm':24s} {'parameters':>14s} {'FLOPs/token':>12s} {'training FLOPs':>14s}"]
     for run in (run for run in runs if run.seed == 0):
-        experiment = run.experiment
-        cost = count(experiment.model, experiment.vocab_size, experiment.sequence)
-        flops = f"{run.training_flops:.2e}"
+        cost, flops = run.cost, f"{run.training_flops:.2e}"
         lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
     unique = to_train(runs)
     training = sum(run.training_flops for run in unique) / _RATE[_SCALE.value]

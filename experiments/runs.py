@@ -1,4 +1,4 @@
-"""The runs of an ablation: where each is kept, how it is started, and what is read off it."""
+"""The runs of an ablation: where each is kept, and how it is started."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import queue
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from experiments.ablation import Ablation
@@ -24,13 +23,12 @@ from moe_jax.experiment import Experiment
 from moe_jax.planning import Cost, count
 from moe_jax.training.loop import TrainingError
 from moe_jax.training.metrics import read_metrics
-from moe_jax.workdir import RESULT, locked
+from moe_jax.workdir import CONFIG, DIVERGED, RESULT, locked
 
 _LOG = "log.txt"
 # Neither changes what a run computes.
 _FREE = ("mesh", "name")
 _COMPILED = "compiled"
-_POINTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +62,29 @@ class Run:
         return (self.folder / RESULT).exists()
 
     @property
+    def diverged(self) -> bool:
+        """Whether it ended without a result, since loss or gradient stayed non-finite."""
+        return not self.finished and (self.folder / DIVERGED).exists()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.finished or self.diverged
+
+    @property
+    def possible(self) -> bool:
+        """Whether nothing that it needs has diverged."""
+        return not any(need.diverged or not need.possible for need in self.needs.values())
+
+    @property
     def result(self) -> dict[str, Any]:
-        """What the run wrote when it finished."""
-        return json.loads((self.folder / RESULT).read_text())
+        """What the run wrote when it ended: the validation, or why there is none."""
+        return self._read(DIVERGED if self.diverged else RESULT)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its configuration, and the versions of what trained it."""
+        return self._read(CONFIG)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -79,17 +97,26 @@ class Run:
         return [line for line in read_metrics(self.folder) if line["kind"] == "eval"]
 
     @property
+    def cost(self) -> Cost:
+        """Parameters and FLOPs of its model."""
+        return count(self.experiment.model, self.experiment.vocab_size, self.experiment.sequence)
+
+    @property
+    def tokens(self) -> int:
+        """That it is trained on, if it does not diverge."""
+        return self.experiment.tokens_per_step * self.experiment.training.steps
+
+    @property
     def training_flops(self) -> int:
-        """Of the whole run, its teacher's included."""
-        experiment, teacher = self.experiment, self.needs.get("training.teacher")
-        per_token = _cost(experiment).training_flops_per_token
+        """Of all these tokens, its teacher's included."""
+        teacher = self.needs.get("training.teacher")
+        per_token = self.cost.training_flops_per_token
         if teacher:
-            per_token += _cost(teacher.experiment).flops_per_token
-        return per_token * experiment.tokens_per_step * experiment.training.steps
+            per_token += teacher.cost.flops_per_token
+        return per_token * self.tokens
 
-
-def _cost(experiment: Experiment) -> Cost:
-    return count(experiment.model, experiment.vocab_size, experiment.sequence)
+    def _read(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name).read_text())
 
 
 def runs_of(
@@ -139,10 +166,10 @@ def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
 
 
 def to_train(runs: Iterable[Run]) -> list[Run]:
-    """Returns what is not finished of runs and of those that they need, each once, in order."""
+    """Returns what has not ended of runs and of those that they need, each once, in order."""
     found: dict[Path, Run] = {}
     for run in runs:
-        if not run.finished:
+        if not run.ended:
             found |= {need.folder: need for need in to_train(run.needs.values())}
             found[run.folder] = run
     return list(found.values())
@@ -181,9 +208,9 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
-    """Trains what is not finished; a run that was killed goes on from its checkpoint.
+    """Trains what has not ended; a run that was killed goes on from its checkpoint.
 
-    What runs need is trained before them.
+    What runs need is trained before them; where that diverges, they are left out.
 
     Args:
         runs: of one ablation; equal ones are trained once.
@@ -191,12 +218,14 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
         side_by_side: how many at a time, each with its share of the cores and of graphics cards.
 
     Raises:
-        TrainingError: if a run fails; its message is the run's last line.
+        TrainingError: if a run fails, other than by diverging; its message is the run's last line.
     """
-    needed = [need for run in runs if not run.finished for need in run.needs.values()]
+    needed = [need for run in runs if not run.ended for need in run.needs.values()]
     if needed:
         execute(needed, file, side_by_side)
-    missing = {run.folder: run for run in runs if not run.finished}.values()
+    missing = list({run.folder: run for run in runs if not run.ended and run.possible}.values())
+    if not missing:
+        return
     cards = graphics_cards()
     places: queue.Queue[Place] = queue.Queue()
     for index in range(side_by_side):
@@ -217,7 +246,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
 def _train(run: Run, file: Path, place: Place) -> None:
     with locked(run.folder, wait=True):
         # What a killed runner started trains on by itself.
-        if run.finished:
+        if run.ended:
             return
     command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
     command.append(f"--config.training.steps={run.experiment.training.steps}")
@@ -233,100 +262,9 @@ def _train(run: Run, file: Path, place: Place) -> None:
             stderr=subprocess.STDOUT,
             env=os.environ | compiled | place.take(run.scale),
         )
-    if done.returncode or not run.finished:
+    if not run.diverged and (done.returncode or not run.finished):
         last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]
         raise TrainingError(
             f"arm {run.arm}, seed {run.seed} ended without a result ({' '.join(last)}); the rest "
             f"is in {run.folder / _LOG}"
         )
-
-
-def _late(run: Run, read: Callable[[dict[str, Any]], float]) -> float:
-    """Mean over the second half of training."""
-    lines = run.lines
-    return float(np.mean([read(line) for line in lines[len(lines) // 2 :]]))
-
-
-def _over_layers(name: str) -> Callable[[Run], float | None]:
-    """Mean over MoE layers, over the second half of training; none for a dense model."""
-
-    def read(run: Run) -> float | None:
-        if not run.result["layers"]:
-            return None
-        return _late(run, lambda line: float(np.mean([layer[name] for layer in line["layers"]])))
-
-    return read
-
-
-def _eval_violation(run: Run) -> float | None:
-    layers = run.result["layers"]
-    return float(np.mean([layer["max_violation"] for layer in layers])) if layers else None
-
-
-def _of_domains(name: str) -> Callable[[Run], float | None]:
-    """Mean over MoE layers of a score on text of known domains; none of other text."""
-
-    def read(run: Run) -> float | None:
-        layers = run.result.get("specialisation", {}).get("layers")
-        return float(np.mean([layer[name] for layer in layers])) if layers else None
-
-    return read
-
-
-def _speed(run: Run) -> float:
-    # The first line's time has compilation in it.
-    return float(np.median([line["tokens_per_second"] for line in run.lines[1:] or run.lines]))
-
-
-def _excess_loss(run: Run) -> float | None:
-    best = run.result.get("best_possible_loss")
-    return None if best is None else run.result["loss"] - best
-
-
-# None where a run has no such thing.
-METRICS: dict[str, Callable[[Run], float | None]] = {
-    "loss": lambda run: run.result["loss"],
-    "best_loss": lambda run: min(line["loss"] for line in run.evaluations),
-    "bits_per_byte": lambda run: run.result["bits_per_byte"],
-    "train_loss": lambda run: _late(run, lambda line: line["loss"]),
-    "dropped": lambda run: _late(run, lambda line: line["dropped_fraction"]),
-    "eval_dropped": lambda run: run.result["dropped_fraction"],
-    "mutual_information": _of_domains("mutual_information"),
-    "purity": _of_domains("purity"),
-    "excess_loss": _excess_loss,
-    "max_violation": _over_layers("max_violation"),
-    "eval_violation": _eval_violation,
-    "load_entropy": _over_layers("load_entropy"),
-    "tokens_per_second": _speed,
-    "step_seconds": lambda run: run.experiment.tokens_per_step / _speed(run),
-}
-
-
-def record(run: Run) -> dict[str, Any]:
-    """Returns the line of ``results.jsonl`` for a finished run."""
-    result, lines = run.result, run.lines
-    return {
-        "arm": run.arm,
-        "seed": run.seed,
-        "scale": run.scale,
-        "config": run.folder.name,
-        "parameters": result["total_parameters"],
-        "flops_per_token": result["flops_per_token"],
-        "training_flops": run.training_flops,
-        "steps": result["steps"],
-        "tokens": result["tokens"],
-        "seconds": result["seconds"],
-        "device": result["device"],
-        **{name: value for name, read in METRICS.items() if (value := read(run)) is not None},
-        # What share of validation's slots each expert takes, by MoE layer.
-        "load": [[round(share, 5) for share in layer["load"]] for layer in result["layers"]],
-        "curve": _curve(lines),
-    }
-
-
-def _curve(lines: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Returns training loss by step, each the mean since the one before; few enough to commit."""
-    width = max(len(lines) // _POINTS, 1)
-    parts = [lines[start : start + width] for start in range(0, len(lines), width)]
-    losses = [float(np.mean([line["loss"] for line in part])) for part in parts]
-    return [[part[-1]["step"], loss] for part, loss in zip(parts, losses, strict=True)]

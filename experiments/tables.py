@@ -17,6 +17,7 @@ from experiments.derived import (
     Record,
     Records,
     by_arm,
+    diverged,
     paired,
     ratio,
     values_of,
@@ -85,6 +86,7 @@ def markdown(
     parts = [
         [f"# {ablation.title}"],
         [f"`{command}`: {len(records)} runs with {seeds} paired seeds, {minutes:.0f} min of runs."],
+        made_with(records),
         few_seeds(ablation, records),
         _measured(ablation, lines),
         *(_published(ablation, lines, paper) for paper in ablation.published),
@@ -100,6 +102,16 @@ def markdown(
 def minutes_of(records: Records) -> float:
     """Returns the minutes of all runs; of equal runs one counts."""
     return sum({line["config"]: line["seconds"] for line in records}.values()) / 60
+
+
+def made_with(records: Records) -> list[str]:
+    """Returns what trained the runs, as far as they say it."""
+    told = [line for line in records if "commit" in line]
+    if not told:
+        return []
+    commits = sorted({(line["commit"] or "no commit")[:9] for line in told})
+    versions = sorted({f"{k} {v}" for line in told for k, v in line["versions"].items()})
+    return [f"Trained at {', '.join(commits)} with {', '.join(versions)}."]
 
 
 def few_seeds(ablation: Ablation, records: Records) -> list[str]:
@@ -134,12 +146,21 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
             "`max_violation` and `load_entropy`. These two, and `eval_violation` over all of "
             "validation, are of what tokens ask for, before capacity."
         )
+    below += "".join(_divergence(arm, mine) for arm, mine in arms.items())
     if ablation.threshold_arm:
         below += (
             f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "
             f"the run, stays as low as `{ablation.threshold_arm}` ends; empty if never."
         )
     return [*_table(header, rows), "", below]
+
+
+def _divergence(arm: str, records: Records) -> str:
+    steps = {line["seed"]: line["diverged"] for line in records if diverged(line)}
+    if not steps:
+        return ""
+    ends = ", ".join(f"{step} (seed {seed})" for seed, step in steps.items())
+    return f" `{arm}` diverged: loss or gradient stayed non-finite after step {ends}."
 
 
 def _any(name: str, records: Records) -> bool:
@@ -149,7 +170,7 @@ def _any(name: str, records: Records) -> bool:
 def _mean(name: str, records: Sequence[Record]) -> str:
     values = list(values_of(records, name).values())
     if not values:
-        return ""
+        return "diverged" if "loss" in name and all(map(diverged, records)) else ""
     form = _FORMATS.get(name, "{:.4f}")
     deviation = len(values) > 1 and "loss" in name
     spread = f" ± {np.std(values, ddof=1):.4f}" if deviation else ""
@@ -216,7 +237,7 @@ def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict])
     rows = []
     for claim in ablation.claims:
         verdict = found.get(claim)
-        effect = str(verdict.effect) if verdict else ""
+        effect = verdict.measured if verdict else ""
         text = f"**{verdict.text}**" if verdict else MISSING
         what = f"{claim.metric}: {claim.high} - {claim.low}"
         row = [claim.text, what, str(ablation.effect(claim)), effect, text]

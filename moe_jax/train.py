@@ -14,9 +14,9 @@ from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost, count
-from moe_jax.training.finish import finish
+from moe_jax.training.finish import finish, note_divergence
 from moe_jax.training.finished import Sources, open_sources
-from moe_jax.training.loop import Loop, Terminated
+from moe_jax.training.loop import Diverged, Loop, Terminated
 from moe_jax.training.session import Session, check_streams, open_checkpoints, open_session
 
 _CONFIG = cli.define_config()
@@ -64,6 +64,9 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
         except Terminated as stop:
             _say(f"{stop}; run the same command to go on")
             sys.exit(0)
+        except Diverged as end:
+            note_divergence(folder, end, seconds=time.perf_counter() - began)
+            raise
         finish(session, state, cost, folder, seconds=time.perf_counter() - began)
 
 

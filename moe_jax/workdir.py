@@ -19,9 +19,10 @@ from moe_jax.build import build, describe
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 
-CONFIG, RESULT, EXPERT_TOKENS, CHECKPOINTS = (
+CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
     "config.json",
     "result.json",
+    "diverged.json",
     "expert_tokens.json",
     "checkpoints",
 )

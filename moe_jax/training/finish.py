@@ -11,6 +11,7 @@ from moe_jax import data, workdir
 from moe_jax.analysis.report import write_report
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost
+from moe_jax.training.loop import Diverged
 from moe_jax.training.metrics import MetricsWriter
 from moe_jax.training.routed import ValidationRouting, against_truth, expert_tokens
 from moe_jax.training.session import Session
@@ -43,7 +44,6 @@ def finish(
     with MetricsWriter(folder, resume_step=steps) as writer:
         writer.write({"kind": "eval", "step": steps, **record})
     workdir.write_json(folder / workdir.EXPERT_TOKENS, table)
-    device = jax.devices()[0]
     result = {
         **record,
         **truth,
@@ -55,12 +55,30 @@ def finish(
         "tokens": steps * experiment.tokens_per_step,
         "skipped_updates": skipped,
         "seconds": seconds,
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": _devices(),
         "mesh": dict(session.mesh.shape),
     }
     workdir.write_json(folder / workdir.RESULT, result)
+    (folder / workdir.DIVERGED).unlink(missing_ok=True)
     write_report(folder)
     _announce(result, baselines, folder)
+
+
+def note_divergence(folder: Path, end: Diverged, *, seconds: float) -> None:
+    """Writes ``diverged.json``: the last good step, why there is no later one, seconds and devices.
+
+    Args:
+        folder: the workdir.
+        end: what ended the run.
+        seconds: how long the run took in this process.
+    """
+    found = {"step": end.step, "reason": str(end), "seconds": seconds, "device": _devices()}
+    if multihost.is_first():
+        workdir.write_json(folder / workdir.DIVERGED, found)
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _announce(result: dict[str, Any], baselines: dict[str, float], folder: Path) -> None:

@@ -30,6 +30,18 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message is one line and says what to change."""
 
 
+class Diverged(TrainingError):
+    """Loss or gradient stayed non-finite.
+
+    Attributes:
+        step: the last one before that; its parameters are what the run is left with.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 class Terminated(Exception):
     """SIGTERM came and the state was saved."""
 
@@ -62,7 +74,7 @@ class Loop:
 
         Raises:
             Terminated: after SIGTERM, once everything is saved.
-            TrainingError: after too many non-finite updates in a row.
+            Diverged: after too many non-finite updates in a row.
             CheckpointError: if a checkpoint could not be written.
         """
         experiment = self.session.experiment
@@ -126,13 +138,13 @@ class Loop:
     def _look(self, guard: _Guard, step: int, report: StepReport | None) -> None:
         try:
             guard.look(step, report)
-        except TrainingError as error:
+        except Diverged as error:
             self.checkpoints.wait()
             saved = self.checkpoints.latest_step()
             last = (
                 "no checkpoint was written yet" if saved is None else f"checkpoint {saved} is good"
             )
-            raise TrainingError(f"{error}; {last}") from None
+            raise Diverged(f"{error}; {last}", error.step) from None
 
     @staticmethod
     def _due(step: int, every: int) -> bool:
@@ -198,10 +210,11 @@ class _Guard:
                 in_row,
             )
         if in_row >= self._limit:
-            raise TrainingError(
+            raise Diverged(
                 f"{in_row} non-finite updates in a row at step {step}: lower "
                 "optimizer.learning_rate or look at the data; parameters are those before the "
-                f"first of them, step {step - in_row}"
+                f"first of them, step {step - in_row}",
+                step - in_row,
             )
 
 

@@ -75,6 +75,14 @@ def record(ablation: Ablation, arm, seed, loss, speed=100.0, **more):
     }
 
 
+def divergent(ablation: Ablation, arm, seed, step):
+    """A run that is lost after ``step``."""
+    line = record(ablation, arm, seed, 3.0, diverged=step)
+    measured = ("loss", "dropped", "max_violation", "load_entropy", "tokens_per_second")
+    kept = {key: value for key, value in line.items() if key not in measured}
+    return kept | {"curve": line["curve"][:step]}
+
+
 def records(ablation: Ablation = FULL, seeds=3):
     """Switch is a nat ahead, at half the speed."""
     return [

@@ -44,6 +44,14 @@ def test_who_never_gets_there_has_no_threshold():
     assert "steps_to" not in alone
 
 
+def test_a_run_that_diverged_gets_nowhere_and_sets_no_threshold():
+    dense, switch = record(FULL, "dense", 0, 3.0), record(FULL, "switch", 0, 2.0)
+    lines = with_thresholds(FULL, [dense, switch | {"diverged": 30}])
+    assert ["steps_to" in line for line in lines] == [True, False]
+    nowhere = dense | {"diverged": 0, "curve": []}
+    assert not any("steps_to" in line for line in with_thresholds(FULL, [nowhere, switch]))
+
+
 def test_comparisons_are_of_common_seeds():
     arms = by_arm(FULL, records()[:-1])
     assert {arm: len(mine) for arm, mine in arms.items()} == {"dense": 3, "switch": 2}

@@ -10,7 +10,7 @@ from experiments import index
 from experiments.catalogue import RESULTS, Entry, Result, command_of, entries, read, results
 from experiments.derived import DERIVED
 from experiments.index import BEGIN, END, README, made, outdated, put
-from experiments.runs import METRICS
+from experiments.records import METRICS
 from moe_jax.errors import ConfigError
 from tests.experiments.records import FULL, records
 

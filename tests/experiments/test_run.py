@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from experiments.runs import runs_of, to_train
 from moe_jax.training.metrics import read_metrics
-from tests.experiments import tiny_dependent
+from tests.experiments import tiny_dependent, tiny_diverging
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
 TIMED = ("seconds", "tokens_per_second", "step_seconds")
@@ -93,6 +94,11 @@ def test_results_are_what_the_runs_logged(folder):
     for line in results(folder):
         logged = [x for x in read_metrics(folder / "runs" / line["config"]) if x["kind"] == "train"]
         assert line["curve"] == [[x["step"], x["loss"]] for x in logged]
+        result = json.loads((folder / "runs" / line["config"] / "result.json").read_text())
+        assert line["parameters"] == result["total_parameters"]
+        assert line["versions"]["jax"] == jax.__version__
+        for name in ("flops_per_token", "steps", "tokens", "loss"):
+            assert line[name] == result[name]
         assert (line["dropped"] > 0) <= (line["arm"] == "switch")
         assert [len(load) for load in line["load"]] == ([2] if line["arm"] == "switch" else [])
         assert all(sum(load) == pytest.approx(1, abs=1e-3) for load in line["load"])
@@ -114,6 +120,38 @@ def test_what_an_arm_needs_is_trained_first_and_all_of_it_can_be_moved(tmp_path)
     assert all(logged["distillation_loss"] > 0 for logged in student.lines)
     moved = there.rename(tmp_path / "moved")
     assert to_train(runs_of(ablation, "cpu", 1, ["teacher", "student"], moved)) == []
+
+
+def test_a_run_that_diverges_is_an_outcome(tmp_path):
+    file = "--ablation=tests/experiments/tiny_diverging.py"
+    done = command("experiments.run", file, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "tiny_diverging"
+    fast, slow = map(json.loads, (output / "results.jsonl").read_text().splitlines())
+    # What starts from the run that diverged cannot start.
+    assert (fast["arm"], slow["arm"]) == ("fast", "slow")
+    # The gradient of the weights after the first update is not finite: two are skipped in a row.
+    assert fast["diverged"] == 1 and "loss" not in fast
+    assert [step for step, _ in fast["curve"]] == [1, 2, 3]
+    assert [step for step, _ in slow["curve"]] == [1, 2, 3, 4]
+    assert (
+        "`fast` diverged: loss or gradient stayed non-finite after step 1 (seed 0)."
+        in (output / "report.md").read_text()
+    )
+
+    runs = runs_of(tiny_diverging.ABLATION, "cpu", 1, ["fast", "slow", "tuned"], tmp_path)
+    assert [run.ended for run in runs] == [True, True, False]
+    log = runs[0].folder / "log.txt"
+    assert "lower optimizer.learning_rate" in log.read_text()
+    again = command("experiments.run", file, f"--workdir={tmp_path}")
+    assert again.returncode == 0, again.stderr
+    assert log.read_text().count("lower optimizer.learning_rate") == 1  # it is not trained again
+    nothing = command("experiments.run", file, f"--workdir={tmp_path}", "--arms=tuned")
+    assert nothing.returncode == 2
+    assert nothing.stdout.strip() == (
+        "left out: arm tuned, seed 0, since what it needs has diverged"
+    )
+    assert nothing.stderr.strip() == "error: no run ended: what the arms tuned need has diverged"
 
 
 def test_a_dry_run_trains_nothing(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from experiments.ablation import Effect
 from experiments.tables import few_seeds, judged, markdown, minutes_of, write_report
 from experiments.verdicts import CONTRADICTED, MISSING, REPRODUCED
-from tests.experiments.records import FULL, record, records
+from tests.experiments.records import FULL, divergent, record, records
 
 
 def report(ablation=FULL, lines=None):
@@ -88,6 +88,37 @@ def test_an_arm_alone_makes_a_report():
     text = report(lines=lines)
     assert "| dense |" not in text
     assert "steps_to |" not in text
+
+
+def test_what_made_the_runs_is_said_where_they_say_it():
+    assert "Trained at" not in report()
+    about = {"commit": "0123456789abc", "versions": {"python": "3.11.7", "jax": "0.10.2"}}
+    lines = [line | about for line in records()]
+    lines[0] |= {"commit": None, "versions": {"python": "3.12.1", "jax": "0.10.2"}}
+    assert (
+        "Trained at 012345678, no commit with jax 0.10.2, python 3.11.7, python 3.12.1."
+        in report(lines=lines)
+    )
+
+
+def test_runs_that_diverged_are_shown(tmp_path):
+    dense = [line for line in records() if line["arm"] == "dense"]
+    lines = [*dense, *(divergent(FULL, "switch", seed, 10 * seed) for seed in range(3))]
+    text = report(lines=lines)
+    ends = "0 (seed 0), 10 (seed 1), 20 (seed 2)"
+    assert f"`switch` diverged: loss or gradient stayed non-finite after step {ends}." in text
+    assert "| switch | 1,000 | 2,000 | diverged |" in text
+    assert "| switch | -1.5 | -0.2 | diverged |  |" in text
+    contradicted = "**contradicted: switch diverges** |"
+    assert f"| loss: dense - switch | +0.2, A paper, table 1 |  | {contradicted}" in text
+    write_report(FULL, lines, "a command", tmp_path)
+    assert not (tmp_path / "effects.svg").exists()  # there is no number to draw
+
+    one = [*records()[:-1], divergent(FULL, "switch", 2, 20)]
+    assert "| switch | 1,000 | 2,000 | 2.0500 ± 0.0707 (2 of 3 seeds) |" in report(lines=one)
+    assert "not resolved at this scale" in report(lines=one)
+    write_report(FULL, one, "a command", tmp_path)
+    assert (tmp_path / "effects.svg").exists()
 
 
 def test_figures_are_for_light_and_dark(tmp_path):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from moe_jax.training.loop import TrainingError, _Guard
+from moe_jax.training.loop import Diverged, _Guard
 
 
 def report(in_row):
@@ -29,9 +29,10 @@ def test_so_many_in_a_row_stop_the_run_one_step_later():
     guard = _Guard(3)
     look(guard, 0, 0, 1, 2, 3)
     # Steps 3, 4 and 5 were skipped: the parameters are those after step 2.
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(Diverged) as caught:
         guard.look(6, report(4))
     message = str(caught.value)
+    assert caught.value.step == 2
     assert message.startswith("3 non-finite updates in a row at step 5: ")
     assert "optimizer.learning_rate" in message
     assert message.endswith("step 2")
@@ -41,7 +42,7 @@ def test_so_many_in_a_row_stop_the_run_one_step_later():
 def test_the_last_step_counts_when_the_run_is_over():
     guard = _Guard(2)
     look(guard, 0, 1, 2)
-    with pytest.raises(TrainingError, match="2 non-finite updates in a row at step 3"):
+    with pytest.raises(Diverged, match="2 non-finite updates in a row at step 3"):
         guard.close()
 
 
@@ -54,7 +55,7 @@ def test_a_good_step_in_between_starts_again():
 def test_a_limit_of_one_stops_at_the_first():
     guard = _Guard(1)
     look(guard, 0, 1, start=8)
-    with pytest.raises(TrainingError, match="1 non-finite updates in a row at step 9.*step 8"):
+    with pytest.raises(Diverged, match="1 non-finite updates in a row at step 9.*step 8"):
         guard.close()
 
 
