@@ -39,6 +39,8 @@ setup(
         "tensorboardX>=2.6",
         "safetensors>=0.5",
         "tensorflow-datasets>=4.9.10",
+        # Newer ones fail on the protobuf that TensorFlow holds back, and ask for no other.
+        "tensorflow-metadata>=1.16,<1.21",
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,
