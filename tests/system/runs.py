@@ -16,6 +16,7 @@ from moe_jax.training.restored import open_restored
 from moe_jax.training.session import open_checkpoints
 from moe_jax.training.state import named_leaves
 from tests.data.corpora import write_corpus
+from tests.xla import QUICK
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "--config=tests/system/tiny.py"
@@ -23,10 +24,7 @@ CONFIG = "--config=tests/system/tiny.py"
 TIMEOUT = 300
 # Programs of one shape are compiled once, and cheaply; every run still loads and runs its own.
 _CACHE = tempfile.TemporaryDirectory(prefix="moe_jax-tests-")
-_XLA = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+_XLA = " ".join((*QUICK, "--xla_llvm_disable_expensive_passes=true"))
 _COMPILATION = {
     "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
