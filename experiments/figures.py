@@ -104,9 +104,10 @@ def _bands(
         whole = [line for line in mine if not diverged(line)]
         if whole:
             _band(axes, whole, place, colour, arm)
-        for line in (line for line in mine if diverged(line) and line["curve"]):
+        lost = [line for line in mine if diverged(line) and line["curve"]]
+        for line in lost:
             losses = [loss for _, loss in line["curve"]]
-            label = None if whole or line is not mine[0] else arm
+            label = None if whole or line is not lost[0] else arm
             axes.plot(place(line), losses, "-x", color=colour, markevery=[-1], label=label)
 
 

@@ -113,6 +113,8 @@ def test_runs_that_diverged_are_shown(tmp_path):
     assert f"| loss: dense - switch | +0.2, A paper, table 1 |  | {contradicted}" in text
     write_report(FULL, lines, "a command", tmp_path)
     assert not (tmp_path / "effects.svg").exists()  # there is no number to draw
+    # The seed that has no curve does not keep the arm out of the legend.
+    assert ">switch</text>" in (tmp_path / "curves.svg").read_text()
 
     one = [*records()[:-1], divergent(FULL, "switch", 2, 20)]
     assert "| switch | 1,000 | 2,000 | 2.0500 ± 0.0707 (2 of 3 seeds) |" in report(lines=one)
