@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from moe_jax.ranges import CapacityFactor, EvalShare, NonNegative, Positive, Weight
+from moe_jax.ranges import CapacityFactor, EvalShare, Positive, Share, Weight
 from moe_jax.routing.balance import LoadBalance, SecondBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Cosine
@@ -48,7 +48,7 @@ def top2_mtf(
     balance_weight: Weight = 1e-2,
     z_weight: Weight = 0.0,
     second: Literal["all", "none", "threshold", "random"] = "random",
-    threshold: NonNegative = 0.2,
+    threshold: Share = 0.2,
     second_balance_weight: Weight = 0.0,
 ) -> Router:
     """Mesh-TensorFlow's top-2 gating: second expert kept with probability ``min(1, g2/0.2)``."""
@@ -69,7 +69,7 @@ def st_moe(
     eval_capacity_factor: CapacityFactor = 2.0,
     balance_weight: Weight = 1e-2,
     z_weight: Weight = 1e-3,
-    threshold: NonNegative = 0.2,
+    threshold: Share = 0.2,
     priority: Literal["choice", "score"] = "choice",
 ) -> Router:
     """ST-MoE (Zoph et al. 2022, 2202.08906, section 3 and appendix G): top-2 with z-loss."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
-from moe_jax.ranges import Factor, NonNegative, Positive, PositiveShare
+from moe_jax.ranges import Factor, Positive, PositiveShare, Share
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select.base import (
     Select,
@@ -94,7 +94,7 @@ class Top2(Select):
     """
 
     second: Literal["all", "none", "threshold", "random", "sampling"] = "all"
-    threshold: NonNegative = 0.5
+    threshold: Share = 0.5
     lost_choices_queue: bool = False
     normalize: bool = True
 
