@@ -1,9 +1,8 @@
 """What every config starts from: each setting with its default, so that each can be overridden."""
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from moe_jax.build import settings, type_hints
+from moe_jax.build import settings, type_hints, unset
 from moe_jax.experiment import Experiment
 from moe_jax.models import DecoderConfig, ModelConfig
 from moe_jax.routing import PRESETS
@@ -18,7 +17,7 @@ def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
     for function in PRESETS:
         for name, hint in type_hints(function).items():
             if name != "return":
-                config[name] = placeholder(hint if isinstance(hint, type) else str)
+                config[name] = unset(hint)
     config.update(choices)
     return config
 

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from moe_jax import routing
+from moe_jax import ranges, routing
 from moe_jax.errors import ConfigError, nearest
 
 # Evaluating annotations anew at every use would be most of the time that a config takes.
@@ -43,6 +43,7 @@ def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config
         if key not in fields:
             raise ConfigError(f"{path}.{key} is not a setting{nearest(key, fields)}")
         made[key] = _convert(fields[key], value, f"{path}.{key}")
+        ranges.check(ranges.declared(cls)[key], made[key], f"{path}.{key}")
     missing = [
         field.name
         for field in dataclasses.fields(cls)
@@ -104,11 +105,13 @@ def _router(value: Any, path: str) -> routing.Router:
     if "preset" not in values:
         return build(routing.Router, values, path)
     name = values.pop("preset")
-    hints = routing.choices_of(name)
+    hints, allowed = routing.choices_of(name), routing.choices_of(name, with_ranges=True)
     typed = {
         key: _convert(hints[key], choice, f"{path}.{key}") if key in hints else choice
         for key, choice in values.items()
     }
+    for key in hints.keys() & typed.keys():
+        ranges.check(allowed[key], typed[key], f"{path}.{key}")
     try:
         return routing.preset(name, **typed)
     except ConfigError as error:
@@ -144,9 +147,9 @@ def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
         for option in options.values() if _chosen_by_type(hint) else ():
             for key, setting in type_hints(option).items():
                 if key not in config[name]:
-                    config[name][key] = _unset(setting)
+                    config[name][key] = unset(setting)
         if config[name] is None and not _options(hint):
-            config[name] = _unset(hint)
+            config[name] = unset(hint)
     return config
 
 
@@ -157,10 +160,11 @@ def _unset_part(hint: Any) -> ConfigDict | None:
     if not _options(hint) or routing.Router in typing.get_args(hint):
         return None
     (option,) = _options(hint).values()
-    return ConfigDict({key: _unset(kind) for key, kind in type_hints(option).items()})
+    return ConfigDict({key: unset(kind) for key, kind in type_hints(option).items()})
 
 
-def _unset(hint: Any) -> Any:
+def unset(hint: Any) -> Any:
+    """Returns a setting without a value that takes one of the type ``hint``."""
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in (bool, int, float, str)]
     return placeholder(kinds[0] if kinds else str)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,23 @@ from moe_jax.models import Decoder, EncoderDecoder, Model
 from moe_jax.models.cache import Cache
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.positions import Learned
+from moe_jax.ranges import (
+    LARGEST,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Ranged,
+    Seed,
+)
 
 Array = jax.Array
+EndId = Annotated[int, Range(0, LARGEST, also=(-1,))]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Ranged):
     """How to sample.
 
     Attributes:
@@ -36,21 +48,12 @@ class Sampling:
         eos_id: a text ends there; -1 for never.
     """
 
-    tokens: int = 128
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    eos_id: int = -1
-
-    def __post_init__(self):
-        if self.tokens < 1:
-            raise ConfigError(f"tokens={self.tokens} must be at least 1")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"temperature={self.temperature} and top_k={self.top_k} must not be negative, and "
-                f"top_p={self.top_p} must be in (0, 1]"
-            )
+    tokens: Positive = 128
+    temperature: NonNegative = 0.8
+    top_k: Natural = 0
+    top_p: PositiveShare = 1.0
+    seed: Seed = 0
+    eos_id: EndId = -1
 
 
 def choose(logits: Array, sampling: Sampling, key: Array) -> Array:

@@ -12,13 +12,14 @@ from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import batch_shards
 from moe_jax.planning import Tokens
+from moe_jax.ranges import Natural, Positive, Ranged, Seed, Share, Weight
 from moe_jax.routing import Forced
 from moe_jax.training.optimizer import OptimizerConfig
 from moe_jax.training.step import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Ranged):
     """Length and rhythm of a run.
 
     Attributes:
@@ -47,32 +48,24 @@ class TrainingConfig:
             0.25 in Switch's table 6.
     """
 
-    steps: int = 1000
-    seed: int = 0
-    microbatches: int = 1
-    loss_chunk: int = 0
-    z_loss: float = 0.0
-    lookahead_weight: float = 0.3
-    max_skipped_updates: int = 10
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_every: int = 200
-    keep_last: int = 2
-    keep_every: int = 0
+    steps: Positive = 1000
+    seed: Seed = 0
+    microbatches: Positive = 1
+    loss_chunk: Natural = 0
+    z_loss: Weight = 0.0
+    lookahead_weight: Weight = 0.3
+    max_skipped_updates: Positive = 10
+    log_every: Positive = 10
+    eval_every: Natural = 0
+    checkpoint_every: Positive = 200
+    keep_last: Positive = 2
+    keep_every: Natural = 0
     record_routing: bool = False
     replay_routing: str = ""
     start_from: str = ""
     start_with: Literal["all", "shared"] = "all"
     teacher: str = ""
-    teacher_weight: float = 0.25
-
-    def __post_init__(self):
-        positive = ("steps", "microbatches", "max_skipped_updates", "log_every", "keep_last")
-        for name in (*positive, "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.teacher_weight <= 1:
-            raise ConfigError(f"training.teacher_weight={self.teacher_weight} is not in 0..1")
+    teacher_weight: Share = 0.25
 
     @property
     def objective(self) -> Objective:

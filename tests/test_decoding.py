@@ -165,7 +165,7 @@ def test_samples_repeat_by_seed():
     ("settings", "match"),
     [
         ({"tokens": 0}, "tokens=0 must be at least 1"),
-        ({"top_p": 0.0}, "top_p=0.0 must be in"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
     ],
 )

@@ -1,21 +1,18 @@
 """What to train and evaluate on, and how it is cut into batches."""
 
 import dataclasses
+from typing import Annotated
 
 from moe_jax.data.span_corruption import Spans
+from moe_jax.ranges import Factor, Natural, Positive, Range, Ranged, Seed, Vocabulary
 
-_POSITIVE = (
-    "vocab_size",
-    "seq_length",
-    "batch_size",
-    "shuffle_window",
-    "eval_shuffle_window",
-    "streams",
-)
+Languages = Annotated[int, Range(1, 10_000)]
+# The alphabet is printable ASCII.
+Symbols = Annotated[int, Range(2, 94)]
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureConfig:
+class MixtureConfig(Ranged):
     """Parameters of the synthetic mixture of Markov languages (`moe_jax.data.mixture`).
 
     Attributes:
@@ -29,27 +26,17 @@ class MixtureConfig:
         seed: Seed of the languages and of every document.
     """
 
-    num_languages: int = 4
-    num_symbols: int = 32
-    document_length: int = 512
-    concentration: float = 0.1
-    num_documents: int = 8192
-    num_eval_documents: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError where a parameter is out of range."""
-        for name in ("num_languages", "document_length", "num_documents", "num_eval_documents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"mixture.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 2 <= self.num_symbols <= 94:
-            raise ValueError(f"mixture.num_symbols must be 2 to 94, got {self.num_symbols}.")
-        if self.concentration <= 0:
-            raise ValueError(f"mixture.concentration must be positive, got {self.concentration}.")
+    num_languages: Languages = 4
+    num_symbols: Symbols = 32
+    document_length: Positive = 512
+    concentration: Factor = 0.1
+    num_documents: Positive = 8192
+    num_eval_documents: Positive = 256
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Ranged):
     """The data of a run.
 
     Attributes:
@@ -94,33 +81,27 @@ class DataConfig:
     eval_split: str = "validation"
     data_dir: str | None = None
     tokenizer: str = "sentencepiece"
-    vocab_size: int = 4096
-    seq_length: int = 256
-    target_length: int = 0
+    vocab_size: Vocabulary = 4096
+    seq_length: Positive = 256
+    target_length: Natural = 0
     spans: Spans | None = None
-    batch_size: int = 16
-    eval_documents: int | None = None
+    batch_size: Positive = 16
+    eval_documents: Positive | None = None
     packing: bool = True
-    shuffle_window: int = 2048
-    eval_shuffle_window: int = 1
-    streams: int = 1
-    seed: int = 0
-    prefetch: int = 4
+    shuffle_window: Positive = 2048
+    eval_shuffle_window: Positive = 1
+    streams: Positive = 1
+    seed: Seed = 0
+    prefetch: Natural = 4
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a field is out of range."""
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}.")
+        """Raises ValueError where a field is out of range or two fields do not fit."""
+        super().__post_init__()
         if self.batch_size % self.streams:
             raise ValueError(
                 f"data.batch_size={self.batch_size} cannot be split over data.streams="
                 f"{self.streams}; make it a multiple."
-            )
-        if self.eval_documents is not None and self.eval_documents < 1:
-            raise ValueError(
-                f"data.eval_documents must be None or at least 1, got {self.eval_documents}."
             )
         if self.spans is not None:
             _, fewest = self.spans.lengths(self.seq_length)
@@ -130,7 +111,3 @@ class DataConfig:
                     f"inputs of data.seq_length={self.seq_length} tokens have up to {fewest} "
                     "targets; use at least that."
                 )
-        if self.prefetch < 0:
-            raise ValueError(f"data.prefetch must be at least 0, got {self.prefetch}.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"data.seed must be in 0..2**32-1, got {self.seed}.")

@@ -13,15 +13,18 @@ paper. A mask of `random_spans_noise_mask` always ends with noise; training neve
 """
 
 import dataclasses
-import math
+from typing import Annotated
 
 import numpy as np
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Growth, Range, Ranged, Vocabulary
+
+Density = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spans:
+class Spans(Ranged):
     """How much of a text is cut out; the defaults are those of T5 and Switch.
 
     Attributes:
@@ -30,18 +33,9 @@ class Spans:
         sentinels: Ids above the tokenizer's that mark the spans: `<extra_id_0>` is the highest.
     """
 
-    noise_density: float = 0.15
-    mean_span_length: float = 3.0
-    sentinels: int = 100
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError where a field is out of range."""
-        if not 0 < self.noise_density < 1:
-            raise ConfigError(f"noise_density={self.noise_density} must be between 0 and 1")
-        if not 1 <= self.mean_span_length < math.inf:
-            raise ConfigError(f"mean_span_length={self.mean_span_length} must be at least 1")
-        if self.sentinels < 1:
-            raise ConfigError(f"sentinels={self.sentinels} must be at least 1")
+    noise_density: Density = 0.15
+    mean_span_length: Growth = 3.0
+    sentinels: Vocabulary = 100
 
     def lengths(self, inputs_length: int = 512) -> tuple[int, int]:
         """Text and targets that fill `inputs_length` without padding.

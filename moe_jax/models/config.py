@@ -19,10 +19,20 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.positions import Positions, Rotary
+from moe_jax.ranges import (
+    Chance,
+    Factor,
+    LayerIndex,
+    Natural,
+    NonNegative,
+    Offset,
+    Positive,
+    Ranged,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionOverride:
+class AttentionOverride(Ranged):
     """What differs in some layers' attention.
 
     Attributes:
@@ -32,8 +42,8 @@ class AttentionOverride:
         details: their attention's details, instead of the model's.
     """
 
-    every: int = 0
-    layers: tuple[int, ...] = ()
+    every: Natural = 0
+    layers: tuple[LayerIndex, ...] = ()
     rotary: bool = True
     details: Details = Details()
 
@@ -94,7 +104,7 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Ranged):
     """A transformer.
 
     Attributes:
@@ -125,16 +135,16 @@ class ModelConfig:
         compute_dtype: of activations; parameters, router, norms and softmax stay float32.
     """
 
-    width: int = 128
-    num_heads: int = 4
-    num_kv_heads: int = 0
-    head_dim: int = 32
-    mlp_dim: int = 512
+    width: Positive = 128
+    num_heads: Positive = 4
+    num_kv_heads: Natural = 0
+    head_dim: Positive = 32
+    mlp_dim: Positive = 512
     activation: Activation = "gelu"
     gated: bool = False
     mlp_bias: bool = False
-    mlp_limit: float = 0.0
-    mlp_up_offset: float = 0.0
+    mlp_limit: NonNegative = 0.0
+    mlp_up_offset: Offset = 0.0
     positions: Positions = Rotary()
     attention: Details | Latent = Details()
     attention_overrides: tuple[AttentionOverride, ...] = ()
@@ -143,16 +153,14 @@ class ModelConfig:
     tie_embeddings: bool = True
     scale_embedding: bool = True
     scale_head: bool = False
-    dropout: float = 0.0
-    init_scale: float = 1.0
+    dropout: Chance = 0.0
+    init_scale: Factor = 1.0
     scan_layers: bool = True
     remat: Remat = "none"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for name in ("width", "num_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        super().__post_init__()
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ConfigError(
                 f"model.num_heads={self.num_heads} is not a multiple of "

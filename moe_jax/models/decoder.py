@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe_jax.errors import ConfigError
 from moe_jax.models.cache import Cache, causal_view
 from moe_jax.models.config import ModelConfig, Reading, SparseLayer
 from moe_jax.models.embedding import Embedding, relative_bias
@@ -21,6 +20,7 @@ from moe_jax.nn.mode import DECODE, EVAL, Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
+from moe_jax.ranges import LayerIndex, Layers
 
 Array = jax.Array
 
@@ -36,16 +36,12 @@ class DecoderConfig(ModelConfig):
             like the last one (DeepSeek-V3, 2412.19437, section 2.2).
     """
 
-    num_layers: int = 4
+    num_layers: Layers = 4
     moe: MoEConfig = MoEConfig()
-    lookahead: int = 0
+    lookahead: LayerIndex = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_layers < 1:
-            raise ConfigError(f"model.num_layers={self.num_layers} must be at least 1")
-        if self.lookahead < 0:
-            raise ConfigError(f"model.lookahead={self.lookahead} must not be negative")
         self._refuse_leaks()
 
     def sparse_layers(self) -> tuple[SparseLayer, ...]:

@@ -23,6 +23,7 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
 from moe_jax.nn.positions import Positions, Rotary, T5Relative
+from moe_jax.ranges import Layers
 
 Array = jax.Array
 
@@ -40,16 +41,13 @@ class EncoderDecoderConfig(ModelConfig):
 
     activation: Activation = "relu"
     positions: Positions = T5Relative()
-    encoder_layers: int = 4
-    decoder_layers: int = 4
+    encoder_layers: Layers = 4
+    decoder_layers: Layers = 4
     encoder_moe: MoEConfig = MoEConfig()
     decoder_moe: MoEConfig = MoEConfig()
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
         if isinstance(self.positions, Rotary):
             raise ConfigError(
                 "queries and a memory have no common positions to rotate by: set "

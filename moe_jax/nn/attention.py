@@ -14,6 +14,7 @@ from moe_jax.nn.init import constant, weight
 from moe_jax.nn.norm import unit_rms
 from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
+from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
 Array = jax.Array
 KV = dict[str, Array]
@@ -21,7 +22,7 @@ _MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Details:
+class Details(Ranged):
     """What published attentions add to the plain one.
 
     Attributes:
@@ -43,13 +44,13 @@ class Details:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "width", "unit"] = "none"
-    clip: float = 0.0
+    clip: NonNegative = 0.0
     sinks: bool = False
-    scale: float = 0.0
-    window: int = 0
-    chunk: int = 0
-    temperature: float = 0.0
-    temperature_length: int = 8192
+    scale: NonNegative = 0.0
+    window: Natural = 0
+    chunk: Natural = 0
+    temperature: NonNegative = 0.0
+    temperature_length: Positive = 8192
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,12 +20,13 @@ from moe_jax.nn.attention import Attention, AttentionConfig
 from moe_jax.nn.init import weight
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import constrain
+from moe_jax.ranges import Experts, LayerIndex, Natural, Positive, Ranged
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionExpertsConfig:
+class AttentionExpertsConfig(Ranged):
     """Which layers' self-attention projects by experts, and how tokens reach these.
 
     Attributes:
@@ -39,16 +40,17 @@ class AttentionExpertsConfig:
         allow_future_leak: likewise.
     """
 
-    every: int = 0
-    layers: tuple[int, ...] = ()
-    num_experts: int = 8
-    group_size: int = 1024
+    every: Natural = 0
+    layers: tuple[LayerIndex, ...] = ()
+    num_experts: Experts = 8
+    group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
     transport: Literal["einsum", "gather", "ragged"] = "einsum"
     exchange: Literal["gspmd", "all_to_all"] = "gspmd"
     allow_future_leak: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         self.moe_layers(max(self.layers, default=0) + 1)
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:

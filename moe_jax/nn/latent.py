@@ -14,12 +14,13 @@ from moe_jax.nn.init import weight
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
+from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Latent:
+class Latent(Ranged):
     """Sizes of DeepSeek's latent attention (2405.04434, section 2.1.2).
 
     Attributes:
@@ -31,12 +32,12 @@ class Latent:
         scale: of the scores; 0 for ``1 / sqrt(plain_dim + rotary_dim)``.
     """
 
-    query_rank: int = 0
-    kv_rank: int = 512
-    plain_dim: int = 128
-    rotary_dim: int = 64
-    value_dim: int = 128
-    scale: float = 0.0
+    query_rank: Natural = 0
+    kv_rank: Positive = 512
+    plain_dim: Positive = 128
+    rotary_dim: Positive = 64
+    value_dim: Positive = 128
+    scale: NonNegative = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

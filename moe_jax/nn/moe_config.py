@@ -8,10 +8,11 @@ from typing import Literal
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.shared import SharedConfig
+from moe_jax.ranges import Chance, Experts, LayerIndex, Natural, Positive, Ranged
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerOverride:
+class LayerOverride(Ranged):
     """What differs in some MoE layers.
 
     Attributes:
@@ -21,10 +22,10 @@ class LayerOverride:
         expert_dim: their ``F``; 0 for that of the others.
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[LayerIndex, ...]
     router: routing.Router | None = None
-    num_experts: int = 0
-    expert_dim: int = 0
+    num_experts: Natural = 0
+    expert_dim: Natural = 0
 
     def applied(self, config: MoEConfig) -> MoEConfig:
         """Returns ``config`` with what differs put in."""
@@ -37,7 +38,7 @@ class LayerOverride:
 
 
 @dataclasses.dataclass(frozen=True)
-class MoEConfig:
+class MoEConfig(Ranged):
     """Where mixture-of-experts layers sit and what they are.
 
     Attributes:
@@ -68,29 +69,27 @@ class MoEConfig:
             then depends on later tokens.
     """
 
-    every: int = 2
-    last: int = 0
-    layers: tuple[int, ...] = ()
+    every: Natural = 2
+    last: Natural = 0
+    layers: tuple[LayerIndex, ...] = ()
     overrides: tuple[LayerOverride, ...] = ()
-    num_experts: int = 8
-    expert_dim: int = 512
-    expert_dims: tuple[int, ...] = ()
+    num_experts: Experts = 8
+    expert_dim: Positive = 512
+    expert_dims: tuple[Positive, ...] = ()
     gated: bool | None = None
-    group_size: int = 1024
+    group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
     transport: Literal["einsum", "gather", "ragged"] = "einsum"
     exchange: Literal["gspmd", "all_to_all", "ring"] = "gspmd"
     shared: SharedConfig = SharedConfig()
     extra_dense: Literal["none", "before", "after"] = "none"
-    expert_dropout: float = 0.0
-    expert_mask: float = 0.0
-    final_mask: float = 0.0
+    expert_dropout: Chance = 0.0
+    expert_mask: Chance = 0.0
+    final_mask: Chance = 0.0
     allow_future_leak: bool = False
 
     def __post_init__(self):
-        for name in ("num_experts", "expert_dim", "group_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.moe.{name}={getattr(self, name)} must be at least 1")
+        super().__post_init__()
         if self.expert_dims and self.num_experts % len(self.expert_dims):
             raise ConfigError(
                 f"model.moe.expert_dims has {len(self.expert_dims)} widths, which do not divide "

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax.nn.init import constant
+from moe_jax.ranges import Epsilon, Ranged
 
 
 @dataclasses.dataclass(frozen=True)
-class NormConfig:
+class NormConfig(Ranged):
     """The norms of a model.
 
     Attributes:
@@ -23,7 +24,7 @@ class NormConfig:
     """
 
     kind: Literal["rms", "layer"] = "rms"
-    eps: float = 1e-6
+    eps: Epsilon = 1e-6
     bias: bool = False
 
 

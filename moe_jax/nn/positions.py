@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_jax.errors import ConfigError
 from moe_jax.nn.init import weight
+from moe_jax.ranges import Factor, Growth, Natural, NonNegative, Positive, Range, Ranged
 
 Array = jax.Array
+RotaryBase = Annotated[float, Range(1, 1e12, above=True)]
+# An encoder halves the table for the two directions, and half of each half is exact.
+Buckets = Annotated[int, Range(4, 2**20)]
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearScaling:
+class LinearScaling(Ranged):
     """Positions divided by ``factor`` (Chen et al. 2023, 2306.15595)."""
 
-    factor: float = 1.0
+    factor: Growth = 1.0
 
     def frequencies(self, plain: Array, base: float) -> Array:
         """Returns the scaled frequencies ``(D / 2,)``."""
@@ -32,7 +38,7 @@ class LinearScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3Scaling:
+class Llama3Scaling(Ranged):
     """Long wavelengths divided by ``factor``, short ones kept (Llama 3, 2407.21783).
 
     Attributes:
@@ -42,10 +48,17 @@ class Llama3Scaling:
         original_length: tokens that the model was trained on first.
     """
 
-    factor: float = 8.0
-    low: float = 1.0
-    high: float = 4.0
-    original_length: int = 8192
+    factor: Growth = 8.0
+    low: Factor = 1.0
+    high: Factor = 4.0
+    original_length: Positive = 8192
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.high <= self.low:
+            raise ConfigError(
+                f"Llama3Scaling.high={self.high} must be above Llama3Scaling.low={self.low}"
+            )
 
     def frequencies(self, plain: Array, base: float) -> Array:
         """Returns the scaled frequencies ``(D / 2,)``."""
@@ -61,7 +74,7 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class YarnScaling:
+class YarnScaling(Ranged):
     """YaRN (Peng et al. 2023, 2309.00071, section 3): a ramp over the features.
 
     Attributes:
@@ -73,12 +86,20 @@ class YarnScaling:
         attention_factor: of sine and cosine; 0 for ``0.1 log(factor) + 1``.
     """
 
-    factor: float = 1.0
-    original_length: int = 4096
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    factor: Growth = 1.0
+    original_length: Positive = 4096
+    beta_fast: Factor = 32.0
+    beta_slow: Factor = 1.0
     truncate: bool = True
-    attention_factor: float = 0.0
+    attention_factor: NonNegative = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beta_fast <= self.beta_slow:
+            raise ConfigError(
+                f"YarnScaling.beta_fast={self.beta_fast} must be above "
+                f"YarnScaling.beta_slow={self.beta_slow}"
+            )
 
     def frequencies(self, plain: Array, base: float) -> Array:
         """Returns the scaled frequencies ``(D / 2,)``."""
@@ -101,7 +122,7 @@ class YarnScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotary:
+class Rotary(Ranged):
     """Queries and keys rotated by position (Su et al. 2021, 2104.09864).
 
     Attributes:
@@ -110,13 +131,13 @@ class Rotary:
         scaling: of the frequencies, for texts longer than the first ones; ``None`` for none.
     """
 
-    base: float = 10000.0
+    base: RotaryBase = 10000.0
     interleaved: bool = False
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Relative:
+class T5Relative(Ranged):
     """T5's learned bias by distance, one table for all layers of a stack (1910.10683).
 
     Attributes:
@@ -124,12 +145,21 @@ class T5Relative:
         max_distance: from which on all distances share a row.
     """
 
-    buckets: int = 32
-    max_distance: int = 128
+    buckets: Buckets = 32
+    max_distance: Positive = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_distance <= self.buckets // 2:
+            raise ConfigError(
+                f"T5Relative.max_distance={self.max_distance} must be above half of "
+                f"T5Relative.buckets={self.buckets}: the rows of that half are distances by "
+                "themselves"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned:
+class Learned(Ranged):
     """A learned vector per position, added to the embedding.
 
     Attributes:
@@ -137,23 +167,23 @@ class Learned:
         offset: rows before that of position 0.
     """
 
-    length: int = 1024
-    offset: int = 0
+    length: Positive = 1024
+    offset: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Sinusoidal:
+class Sinusoidal(Ranged):
     """Fixed sines, then cosines, added to the embedding (1706.03762, as fairseq lays them out).
 
     Attributes:
         offset: added to positions; fairseq starts after its padding index, at 2.
     """
 
-    offset: int = 2
+    offset: Natural = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class NoPositions:
+class NoPositions(Ranged):
     """None but the order that causality gives."""
 
 

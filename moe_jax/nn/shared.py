@@ -12,12 +12,13 @@ from flax import nnx
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.init import weight
+from moe_jax.ranges import Chance, Natural, Ranged, Share, Weight
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedConfig:
+class SharedConfig(Ranged):
     """A network that every token passes beside its experts.
 
     Attributes:
@@ -31,13 +32,14 @@ class SharedConfig:
         gate_weight: factor of the distance to it in the objective (``cmr_gate_loss_wt``).
     """
 
-    hidden: int = 0
+    hidden: Natural = 0
     mix: Literal["sum", "sigmoid", "softmax", "conditional"] = "sum"
-    gate_drop: float = 0.0
-    gate_target: float = 1.0
-    gate_weight: float = 0.0
+    gate_drop: Chance = 0.0
+    gate_target: Share = 1.0
+    gate_weight: Weight = 0.0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.mix != "conditional" and (self.gate_drop or self.gate_weight):
             raise ConfigError(
                 "moe.shared: gate_drop and gate_weight need mix='conditional': set it or unset them"

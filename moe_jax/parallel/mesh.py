@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import LARGEST, Positive, Range, Ranged
 
+PositiveOrRest = Annotated[int, Range(1, LARGEST, also=(-1,))]
 AXES = ("data", "fsdp", "expert", "sequence", "model")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Ranged):
     """Sizes of the mesh axes; their product is the number of devices.
 
     Attributes:
@@ -28,11 +31,11 @@ class MeshConfig:
             one device; keys and values are gathered in attention.
     """
 
-    data: int = -1
-    expert: int = 1
-    model: int = 1
-    fsdp: int = 1
-    sequence: int = 1
+    data: PositiveOrRest = -1
+    expert: Positive = 1
+    model: Positive = 1
+    fsdp: Positive = 1
+    sequence: Positive = 1
 
     def resolve(self, num_devices: int) -> MeshConfig:
         """Returns the sizes with ``-1`` replaced.
@@ -41,9 +44,6 @@ class MeshConfig:
             ConfigError: if the product is not ``num_devices``.
         """
         sizes = dict(zip(AXES, self.sizes, strict=True))
-        for axis, size in sizes.items():
-            if size < 1 and not (axis == "data" and size == -1):
-                raise ConfigError(f"mesh.{axis}={size}: an axis has at least 1 device")
         rest = math.prod(self.sizes[1:])
         data = num_devices // rest if self.data == -1 else self.data
         if data * rest != num_devices:

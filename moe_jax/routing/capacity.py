@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import CapacityFactor, Natural, Positive, Ranged, Share
 from moe_jax.routing.inputs import Inputs
 from moe_jax.routing.plan import Counts, Mixture, Slots
 from moe_jax.routing.select import ExpertChoice, Selection, SoftChoice, TokenChoice
@@ -22,7 +23,7 @@ _ROUND = {"floor": math.floor, "round": round, "ceil": lambda share: math.ceil(r
 
 
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class Capacity(Ranged):
     """The capacity rule.
 
     Attributes:
@@ -48,17 +49,17 @@ class Capacity:
         renormalize: divide a token's gates by the sum over those that got a slot (fairseq).
     """
 
-    factor: float = 1.25
-    eval_factor: float = 2.0
+    factor: CapacityFactor = 1.25
+    eval_factor: CapacityFactor = 2.0
     dropless: Literal["never", "eval", "always"] = "never"
-    eval_fraction: float = 0.0
-    minimum: int = 4
-    multiple: int = 1
+    eval_fraction: Share = 0.0
+    minimum: Positive = 4
+    multiple: Positive = 1
     rounding: Literal["floor", "round", "ceil", "share"] = "ceil"
     per_choice: bool = False
     priority: Literal["choice", "token", "score"] = "choice"
     reroute: bool = False
-    devices: int = 0
+    devices: Natural = 0
     renormalize: bool = False
 
     def check(self, num_experts: int) -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ranges import Positive, Ranged
+
 Array = jax.Array
 
 
@@ -34,7 +36,7 @@ class Parameter:
     size: float = 0.0
 
 
-class Head(abc.ABC):
+class Head(Ranged, abc.ABC):
     """Tokens to logits. A subclass is a frozen dataclass."""
 
     @abc.abstractmethod
@@ -91,7 +93,7 @@ class Cosine(Head):
             torchscale's code divides the embeddings alone.
     """
 
-    dim: int = 16
+    dim: Positive = 16
     unit_tokens: bool = False
 
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:

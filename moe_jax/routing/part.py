@@ -1,13 +1,15 @@
-"""What the parts of a router have in common: a check, and state between steps."""
+"""What the parts of a router have in common: checks, and state between steps."""
 
 from __future__ import annotations
 
 import jax
 
+from moe_jax.ranges import Ranged
+
 Array = jax.Array
 
 
-class Part:
+class Part(Ranged):
     """A part of a router. Most check nothing and carry nothing."""
 
     def check(self, num_experts: int) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Chance, Ranged
 from moe_jax.routing.balance import Balance
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Head, Linear
@@ -22,7 +23,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Router:
+class Router(Ranged):
     """Four parts that vary independently; a published router is one choice of each.
 
     Attributes:
@@ -45,15 +46,14 @@ class Router:
     balance: tuple[Balance, ...] = ()
     capacity: Capacity = Capacity()
     head: Head = Linear()
-    input_jitter: float = 0.0
+    input_jitter: Chance = 0.0
     gate_on: Literal["out", "in"] = "out"
     precision: Literal["float32", "input"] = "float32"
     mask_padding: bool = True
-    input_dropout: float = 0.0
+    input_dropout: Chance = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.input_dropout < 1:
-            raise ConfigError(f"input_dropout={self.input_dropout} must be at least 0 and below 1")
+        super().__post_init__()
         for part in self.balance:
             name, select = type(part).__name__, type(self.select).__name__
             if part.needs_token_choice and self.select.experts_choose:

@@ -12,16 +12,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ranges import NonNegative, Positive, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Ranged):
     """Normal noise on the logits in training, of standard deviation ``std / E`` (V-MoE)."""
 
-    std: float = 1.0
+    std: NonNegative = 1.0
 
     @property
     def planes(self) -> int:
@@ -34,7 +35,7 @@ class GaussianNoise:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedNoise:
+class LearnedNoise(Ranged):
     """Normal noise in training with a learned deviation per token and expert (Shazeer 2017, eq 4).
 
     The second plane of the logits is ``x W_noise``; its softplus is the standard deviation.
@@ -50,7 +51,7 @@ class LearnedNoise:
         return jax.nn.softplus(inputs.planes[..., 1])
 
 
-class Score(abc.ABC):
+class Score(Ranged, abc.ABC):
     """Logits to scores. A subclass is a frozen dataclass."""
 
     @property
@@ -119,7 +120,7 @@ class TwoLevelSoftmax(Score):
         groups: their number; it divides ``E``.
     """
 
-    groups: int = 4
+    groups: Positive = 4
 
     @property
     def planes(self) -> int:

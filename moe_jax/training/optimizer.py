@@ -10,11 +10,22 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from moe_jax.errors import ConfigError
+from moe_jax.ranges import (
+    Chance,
+    Epsilon,
+    Factor,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Ranged,
+    Share,
+    Weight,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW:
+class AdamW(Ranged):
     """AdamW (Loshchilov & Hutter, 1711.05101); matrices alone decay.
 
     Attributes:
@@ -24,10 +35,10 @@ class AdamW:
         weight_decay: per step, times the learning rate.
     """
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    b1: Chance = 0.9
+    b2: Chance = 0.95
+    eps: Epsilon = 1e-8
+    weight_decay: Weight = 0.1
 
     def transform(self) -> optax.GradientTransformation:
         """Returns the update before the learning rate."""
@@ -38,7 +49,7 @@ class AdamW:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adafactor:
+class Adafactor(Ranged):
     """Adafactor (Shazeer & Stern, 1804.04235) as T5, GShard and Switch use it: no momentum.
 
     Attributes:
@@ -48,10 +59,10 @@ class Adafactor:
         factored_from: matrices with both sides at least so long keep row and column statistics.
     """
 
-    decay_rate: float = 0.8
-    clipping_threshold: float = 1.0
+    decay_rate: PositiveShare = 0.8
+    clipping_threshold: Factor = 1.0
     multiply_by_parameter_scale: bool = True
-    factored_from: int = 128
+    factored_from: Positive = 128
 
     def transform(self) -> optax.GradientTransformation:
         """Returns the update before the learning rate."""
@@ -67,7 +78,7 @@ class Adafactor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
+class Constant(Ranged):
     """The peak, after the warm-up."""
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
@@ -77,7 +88,7 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
-class RSqrt:
+class RSqrt(Ranged):
     """``sqrt(warmup / step)``: T5's rule; its printed rate 1.0 is the peak times sqrt(warmup)."""
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
@@ -88,10 +99,10 @@ class RSqrt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
+class Cosine(Ranged):
     """Half a cosine from the peak down to ``final`` of it at the last step."""
 
-    final: float = 0.1
+    final: Share = 0.1
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
         """Returns the factor on the peak at ``step``."""
@@ -100,10 +111,10 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Ranged):
     """A straight line from the peak down to ``final`` of it at the last step."""
 
-    final: float = 0.0
+    final: Share = 0.0
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
         """Returns the factor on the peak at ``step``."""
@@ -112,7 +123,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Ranged):
     """The optimizer.
 
     Attributes:
@@ -127,15 +138,11 @@ class OptimizerConfig:
 
     rule: AdamW | Adafactor = AdamW()
     schedule: Constant | RSqrt | Cosine | Linear = Cosine()
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    clip_norm: float = 1.0
-    expert_multiplier: float = 1.0
-    router_multiplier: float = 1.0
-
-    def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be positive")
+    learning_rate: Factor = 1e-3
+    warmup_steps: Natural = 100
+    clip_norm: NonNegative = 1.0
+    expert_multiplier: NonNegative = 1.0
+    router_multiplier: NonNegative = 1.0
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -89,7 +90,7 @@ class Recipe:
         with jax.set_mesh(self.mesh):
             # The seed is an argument, so that runs of all seeds are one compiled program.
             init = jax.jit(lambda seed: self._init(seed)[1], out_shardings=shardings)
-            return graph, init(self.seed)
+            return graph, init(np.uint32(self.seed))
 
     def create_from(
         self, change: Callable[[TrainState, Any], TrainState], weights: Any
@@ -107,7 +108,7 @@ class Recipe:
             return dataclasses.replace(state, opt_state=self.optimizer.init(state.params))
 
         with jax.set_mesh(self.mesh):
-            return jax.jit(init, out_shardings=shardings)(self.seed, weights)
+            return jax.jit(init, out_shardings=shardings)(np.uint32(self.seed), weights)
 
 
 def named_leaves(state: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from moe_jax.data import DataConfig, MixtureConfig
     ],
 )
 def test_bad_field_is_named(field):
-    with pytest.raises(ValueError, match=f"data.{next(iter(field))}") as error:
+    with pytest.raises(ValueError, match=f"DataConfig.{next(iter(field))}") as error:
         DataConfig(**field)
     assert "\n" not in str(error.value)
 
@@ -26,5 +26,5 @@ def test_bad_field_is_named(field):
     "field", [{"num_languages": 0}, {"num_symbols": 95}, {"concentration": 0.0}]
 )
 def test_bad_mixture_field_is_named(field):
-    with pytest.raises(ValueError, match=f"mixture.{next(iter(field))}"):
+    with pytest.raises(ValueError, match=f"MixtureConfig.{next(iter(field))}"):
         MixtureConfig(**field)

@@ -366,8 +366,8 @@ def test_grain_batches_are_reproducible():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"noise_density": 0.0}, "noise_density=0.0 must be between 0 and 1"),
-        ({"noise_density": 1.0}, "noise_density=1.0 must be between 0 and 1"),
+        ({"noise_density": 0.0}, "noise_density=0.0 must be above 0 and below 1"),
+        ({"noise_density": 1.0}, "noise_density=1.0 must be above 0 and below 1"),
         ({"noise_density": math.nan}, "noise_density=nan"),
         ({"mean_span_length": 0.5}, "mean_span_length=0.5 must be at least 1"),
         ({"mean_span_length": math.inf}, "mean_span_length=inf"),

@@ -127,5 +127,5 @@ def test_its_experts_come_after_those_of_the_layers(model):
 def test_dense_last_layers_and_wrong_numbers():
     dense = dataclasses.replace(CONFIG, num_layers=3)
     assert [layer.index for layer in dense.sparse_layers()] == [1]
-    with pytest.raises(ConfigError, match="model.lookahead=-1"):
+    with pytest.raises(ConfigError, match="DecoderConfig.lookahead=-1"):
         dataclasses.replace(CONFIG, lookahead=-1)

@@ -115,8 +115,8 @@ def test_equal_experts_with_gate_one_are_attention_by_a_loop():
 
 def test_a_token_without_a_slot_projects_to_zero():
     # One slot for each of 3 experts and 7 tokens: at least four have none.
-    router = routing.preset("switch", capacity_factor=0.0, input_jitter=0.0)
-    tight = dataclasses.replace(router, capacity=routing.Capacity(0.0, 0.0, minimum=1))
+    router = routing.preset("switch", capacity_factor=1e-6, input_jitter=0.0)
+    tight = dataclasses.replace(router, capacity=routing.Capacity(1e-6, 1e-6, minimum=1))
     block = block_of(dataclasses.replace(MOE, router=tight))
     made, report = block.attention_experts(X, CONTEXT.valid, mode=TRAIN)
     zero = (np.asarray(made) == 0).all(-1)
@@ -189,7 +189,7 @@ def test_names_in_an_encoder_decoder_say_the_stack():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_experts": 0}, "model.attention_experts.num_experts=0 must be at least 1"),
+        ({"num_experts": 0}, "AttentionExpertsConfig.num_experts=0 must be at least 1"),
         ({"layers": (4,)}, "model.attention_experts names layer 4, but layers are 0 to 3"),
         (
             {"router": routing.preset("expert_choice")},

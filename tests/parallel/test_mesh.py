@@ -37,16 +37,19 @@ def test_minus_one_takes_what_is_left(config, sizes):
             "data=-1 x fsdp=1 x expert=3 x sequence=1 x model=1 does not make the 8 devices",
         ),
         (MeshConfig(-1, 16), "does not make the 8 devices"),
-        (MeshConfig(0), "mesh.data=0: an axis has at least 1 device"),
-        (MeshConfig(-2), "mesh.data=-2"),
-        (MeshConfig(4, -1), "mesh.expert=-1"),
-        (MeshConfig(4, 1, 0), "mesh.model=0"),
-        (MeshConfig(fsdp=-1), "mesh.fsdp=-1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(config, message):
     with pytest.raises(ConfigError, match=message):
         config.resolve(8)
+
+
+@pytest.mark.parametrize(
+    ("axis", "size"), [("data", 0), ("data", -2), ("expert", -1), ("model", 0), ("fsdp", -1)]
+)
+def test_an_axis_has_at_least_one_device(axis, size):
+    with pytest.raises(ConfigError, match=f"MeshConfig.{axis}={size} must be at least 1"):
+        MeshConfig(**{axis: size})
 
 
 def test_the_mesh_has_five_automatic_axes():

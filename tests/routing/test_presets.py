@@ -347,6 +347,8 @@ def test_every_choice_changes_the_router(name: str):
         beside = VOID.get((name, choice), {})
         if hints[choice] is bool:
             values = [False, True]
+        elif hints[choice] == float | None:
+            values = [0.5, None]
         else:
             further = 0.5 if hints[choice] is float else 1
             values = typing.get_args(hints[choice]) or [parameter.default + further]

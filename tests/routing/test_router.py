@@ -141,8 +141,8 @@ def test_the_bias_evens_the_load_out():
 
 
 def test_groups_draw_independently():
-    # Gates near 1/2 each, threshold 4: a second choice is kept once in eight.
-    router = preset("top2_mtf", second="random", threshold=4.0)
+    # Gates near 1/2 each, threshold 1: a second choice is kept once in two.
+    router = preset("top2_mtf", second="random", threshold=1.0)
     logits, valid = np.zeros((2, 64, 2), np.float32), np.ones((2, 64), bool)
     kept = seats(jitted_groups(router, 64)(logits, valid, KEY))
     assert not np.array_equal(kept[0], kept[1])

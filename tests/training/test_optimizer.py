@@ -69,7 +69,7 @@ def test_t5s_printed_rate_is_the_peak_times_the_root_of_the_warm_up():
 
 @pytest.mark.parametrize("rate", [0.0, -1.0])
 def test_a_rate_that_is_not_positive_is_refused(rate):
-    with pytest.raises(ConfigError, match="optimizer.learning_rate"):
+    with pytest.raises(ConfigError, match="OptimizerConfig.learning_rate=.* must be above 0"):
         OptimizerConfig(learning_rate=rate)
 
 

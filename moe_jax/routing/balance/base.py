@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Weight
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 from moe_jax.routing.select import Selection, TokenChoice
@@ -25,7 +26,7 @@ class Balance(Part, abc.ABC):
         needs_second_choice: reads second choices.
     """
 
-    weight: float
+    weight: Weight
     name: str
     needs_token_choice = False
     needs_second_choice = False

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ranges import Weight
 from moe_jax.routing.balance.base import Balance, mean_over, sent
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select import Selection
@@ -31,7 +32,7 @@ class Importance(Balance):
             (V-MoE).
     """
 
-    weight: float = 0.1
+    weight: Weight = 0.1
     of: Literal["gates", "scores"] = "gates"
     name: str = "importance"
 
@@ -60,7 +61,7 @@ class Load(Balance):
             best of all (V-MoE).
     """
 
-    weight: float = 0.1
+    weight: Weight = 0.1
     excluding: bool = True
     name: str = "load"
 

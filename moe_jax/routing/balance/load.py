@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ranges import Chance, Positive, Weight
 from moe_jax.routing.balance.base import (
     Balance,
     by_device,
@@ -43,11 +44,11 @@ class LoadBalance(Balance):
             before the step; 0 takes the group's own.
     """
 
-    weight: float = 1e-2
+    weight: Weight = 1e-2
     choices: Literal["first", "all", "mean"] = "first"
     padding: Literal["masked", "diluted", "counted", "unsent"] = "masked"
     per_token: bool = False
-    ema: float = 0.0
+    ema: Chance = 0.0
     name: str = "balance"
 
     needs_token_choice = True
@@ -92,7 +93,7 @@ class SecondBalance(Balance):
     divisors.
     """
 
-    weight: float = 5e-3
+    weight: Weight = 5e-3
     name: str = "second_balance"
 
     needs_token_choice = True
@@ -120,8 +121,8 @@ class DeviceBalance(Balance):
         devices: groups of neighbouring experts.
     """
 
-    weight: float = 0.05
-    devices: int = 8
+    weight: Weight = 0.05
+    devices: Positive = 8
     name: str = "device_balance"
 
     needs_token_choice = True
@@ -149,9 +150,9 @@ class CommunicationBalance(Balance):
         keep: ``M``, devices per token.
     """
 
-    weight: float = 0.02
-    devices: int = 8
-    keep: int = 3
+    weight: Weight = 0.02
+    devices: Positive = 8
+    keep: Positive = 3
     name: str = "communication_balance"
 
     needs_token_choice = True

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ranges import Weight
 from moe_jax.routing.balance.base import Balance, mean_over
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select import Selection
@@ -25,7 +26,7 @@ class ZLoss(Balance):
             has logits of zero and so adds ``log(E)**2`` (flaxformer).
     """
 
-    weight: float = 1e-3
+    weight: Weight = 1e-3
     padding: Literal["masked", "zeroed"] = "masked"
     name: str = "z"
 
@@ -42,7 +43,7 @@ class ZLoss(Balance):
 class Entropy(Balance):
     """Mean entropy of the scores, so that few experts suffice (Huang et al. 2024, equation 6)."""
 
-    weight: float = 1e-4
+    weight: Weight = 1e-4
     name: str = "entropy"
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
@@ -59,7 +60,7 @@ class TokenBalance(Balance):
     equally. It needs a softmax over tokens; over experts the mean score is ``1 / E`` anyway.
     """
 
-    weight: float = 1e-2
+    weight: Weight = 1e-2
     name: str = "token_balance"
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from moe_jax import ranges
 from moe_jax.errors import ConfigError, nearest
 from moe_jax.routing.presets.experts_choose import (
     expert_choice,
@@ -98,10 +99,14 @@ PRESETS: tuple[Callable[..., Router], ...] = (
 )
 
 
-def choices_of(name: str) -> dict[str, Any]:
+def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
     """Returns the choices of a preset with their types; none if there is no such preset."""
     known = {function.__name__: function for function in PRESETS}
-    hints = typing.get_type_hints(known[name]) if name in known else {}
+    if name not in known:
+        return {}
+    if with_ranges:
+        return ranges.declared(known[name])
+    hints = typing.get_type_hints(known[name])
     return {choice: hint for choice, hint in hints.items() if choice != "return"}
 
 
@@ -109,7 +114,7 @@ def preset(name: str, **choices: float | int | str | bool) -> Router:
     """Returns the published router ``name`` with the named ``choices`` changed.
 
     Raises:
-        ConfigError: if the preset or one of the choices does not exist.
+        ConfigError: if the preset or a choice does not exist, or a number is out of its range.
     """
     known = {function.__name__: function for function in PRESETS}
     if name not in known:
@@ -120,4 +125,6 @@ def preset(name: str, **choices: float | int | str | bool) -> Router:
             raise ConfigError(
                 f"router {name!r} has no choice {choice!r}{nearest(choice, parameters)}"
             )
+    for choice, value in choices.items():
+        ranges.check(choices_of(name, with_ranges=True)[choice], value, f"{name}.{choice}")
     return known[name](**choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from moe_jax.ranges import CapacityFactor, Chance, Positive, Weight
 from moe_jax.routing.balance import TokenBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import UnitSlots
@@ -14,9 +15,9 @@ from moe_jax.routing.select import Cap, SoftSlots, TopTokens
 
 
 def expert_choice(
-    capacity_factor: float = 2.0,
-    eval_capacity_factor: float = 2.0,
-    z_weight: float = 0.0,
+    capacity_factor: CapacityFactor = 2.0,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    z_weight: Weight = 0.0,
     over: Literal["experts", "tokens"] = "experts",
 ) -> Router:
     """Expert Choice (Zhou et al. 2022, 2202.09368, section 3.2): experts take their top tokens."""
@@ -29,9 +30,9 @@ def expert_choice(
 
 
 def expert_choice_capped(
-    capacity_factor: float = 2.0,
-    eval_capacity_factor: float = 2.0,
-    experts_per_token: int = 2,
+    capacity_factor: CapacityFactor = 2.0,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    experts_per_token: Positive = 2,
 ) -> Router:
     """Expert Choice with at most ``b`` experts per token (section 3.3, EC-CAP2 and EC-CAP3)."""
     return Router(
@@ -42,11 +43,11 @@ def expert_choice_capped(
 
 
 def expert_choice_mtf(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 0.0,
-    input_jitter: float = 1e-2,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 0.0,
+    input_jitter: Chance = 1e-2,
 ) -> Router:
     """Mesh-TensorFlow's expert selection: softmax over tokens, a token averages its experts."""
     return Router(
@@ -58,6 +59,6 @@ def expert_choice_mtf(
     )
 
 
-def soft_moe(slots_per_expert: int = 1) -> Router:
+def soft_moe(slots_per_expert: Positive = 1) -> Router:
     """Soft MoE (Puigcerver et al. 2023, 2308.00951): slots mix all tokens; one per expert."""
     return Router(score=Uniform(), select=SoftSlots(slots_per_expert), head=UnitSlots())

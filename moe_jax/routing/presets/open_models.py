@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from moe_jax.ranges import CapacityFactor, Factor, NonNegative, Positive, Weight
 from moe_jax.routing.balance import (
     CommunicationBalance,
     DeviceBalance,
@@ -18,7 +19,9 @@ from moe_jax.routing.score import Sigmoid, Softmax
 from moe_jax.routing.select import Bias, Limit, TopK
 
 
-def mixtral(k: int = 2, balance_weight: float = 0.02, capacity_factor: float = 0.0) -> Router:
+def mixtral(
+    k: Positive = 2, balance_weight: Weight = 0.02, capacity_factor: CapacityFactor | None = None
+) -> Router:
     """Mixtral (Jiang et al. 2024, 2401.04088): softmax over the logits of the top 2."""
     return Router(
         score=Softmax(),
@@ -28,7 +31,9 @@ def mixtral(k: int = 2, balance_weight: float = 0.02, capacity_factor: float = 0
     )
 
 
-def qwen2_moe(k: int = 4, balance_weight: float = 1e-3, capacity_factor: float = 0.0) -> Router:
+def qwen2_moe(
+    k: Positive = 4, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
+) -> Router:
     """Qwen1.5/2-MoE: raw top-4; the layer adds a shared expert with a sigmoid gate."""
     return Router(
         score=Softmax(),
@@ -38,16 +43,18 @@ def qwen2_moe(k: int = 4, balance_weight: float = 1e-3, capacity_factor: float =
     )
 
 
-def qwen3_moe(k: int = 8, balance_weight: float = 1e-3, capacity_factor: float = 0.0) -> Router:
+def qwen3_moe(
+    k: Positive = 8, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
+) -> Router:
     """Qwen3-MoE (2505.09388): normalised top-8, no shared expert."""
     return mixtral(k, balance_weight, capacity_factor)
 
 
 def olmoe(
-    k: int = 8,
-    balance_weight: float = 1e-2,
-    z_weight: float = 1e-3,
-    capacity_factor: float = 0.0,
+    k: Positive = 8,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 1e-3,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """OLMoE (Muennighoff et al. 2024, 2409.02060, section 2): raw top-8 with z-loss."""
     return Router(
@@ -58,17 +65,19 @@ def olmoe(
     )
 
 
-def dbrx(k: int = 4, balance_weight: float = 0.05, capacity_factor: float = 0.0) -> Router:
+def dbrx(
+    k: Positive = 4, balance_weight: Weight = 0.05, capacity_factor: CapacityFactor | None = None
+) -> Router:
     """DBRX's released configuration: top-4 of softmax, divided by their L1 norm."""
     return mixtral(k, balance_weight, capacity_factor)
 
 
 def deepseek_moe(
-    k: int = 6,
-    balance_weight: float = 1e-3,
-    device_weight: float = 0.0,
-    devices: int = 8,
-    capacity_factor: float = 0.0,
+    k: Positive = 6,
+    balance_weight: Weight = 1e-3,
+    device_weight: Weight = 0.0,
+    devices: Positive = 8,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """DeepSeekMoE (Dai et al. 2024, 2401.06066): raw top-k, expert and device balance."""
     return Router(
@@ -82,13 +91,13 @@ def deepseek_moe(
 
 
 def deepseek_v2(
-    k: int = 6,
-    balance_weight: float = 3e-3,
-    device_weight: float = 0.05,
-    communication_weight: float = 0.02,
-    devices: int = 8,
-    keep_devices: int = 3,
-    scale: float = 16.0,
+    k: Positive = 6,
+    balance_weight: Weight = 3e-3,
+    device_weight: Weight = 0.05,
+    communication_weight: Weight = 0.02,
+    devices: Positive = 8,
+    keep_devices: Positive = 3,
+    scale: Factor = 16.0,
     drop: bool = True,
 ) -> Router:
     """DeepSeek-V2 (2405.04434, section 2.2): experts on few devices, three balance losses.
@@ -110,13 +119,13 @@ def deepseek_v2(
 
 
 def deepseek_v3(
-    k: int = 8,
-    balance_weight: float = 1e-4,
-    bias_rate: float = 1e-3,
-    groups: int = 8,
-    keep_groups: int = 4,
-    scale: float = 2.5,
-    capacity_factor: float = 0.0,
+    k: Positive = 8,
+    balance_weight: Weight = 1e-4,
+    bias_rate: NonNegative = 1e-3,
+    groups: Positive = 8,
+    keep_groups: Positive = 4,
+    scale: Factor = 2.5,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """DeepSeek-V3 (2412.19437, equations 12-20): sigmoid, bias update, groups by their two best.
 
@@ -137,10 +146,10 @@ def deepseek_v3(
 
 
 def loss_free(
-    k: int = 6,
-    bias_rate: float = 1e-3,
+    k: Positive = 6,
+    bias_rate: NonNegative = 1e-3,
     rule: Literal["sign", "proportional"] = "sign",
-    capacity_factor: float = 0.0,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """Loss-Free Balancing (Wang et al. 2024, 2408.15664, algorithm 1): a bias and no loss."""
     return Router(
@@ -150,7 +159,9 @@ def loss_free(
     )
 
 
-def llama4(k: int = 1, balance_weight: float = 1e-3, capacity_factor: float = 0.0) -> Router:
+def llama4(
+    k: Positive = 1, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
+) -> Router:
     """Llama 4 (transformers): the sigmoid of the top logit scales what goes into the expert."""
     return Router(
         score=Sigmoid(),
@@ -161,7 +172,9 @@ def llama4(k: int = 1, balance_weight: float = 1e-3, capacity_factor: float = 0.
     )
 
 
-def gpt_oss(k: int = 4, balance_weight: float = 0.9, capacity_factor: float = 0.0) -> Router:
+def gpt_oss(
+    k: Positive = 4, balance_weight: Weight = 0.9, capacity_factor: CapacityFactor | None = None
+) -> Router:
     """gpt-oss (transformers): logits with a bias, softmax over those of the top 4."""
     return Router(
         score=Softmax(),

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+from moe_jax.ranges import (
+    CapacityFactor,
+    Chance,
+    Factor,
+    Iterations,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Vocabulary,
+    Weight,
+)
 from moe_jax.routing.balance import Entropy, Importance, Load, LoadBalance
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Linear, NoHead
@@ -36,10 +47,10 @@ def jacobs_1991() -> Router:
 
 
 def noisy_top_k(
-    k: int = 4,
-    importance_weight: float = 0.1,
-    load_weight: float = 0.1,
-    capacity_factor: float = 0.0,
+    k: Positive = 4,
+    importance_weight: Weight = 0.1,
+    load_weight: Weight = 0.1,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses."""
     return Router(
@@ -52,11 +63,11 @@ def noisy_top_k(
 
 
 def hierarchical(
-    groups: int = 4,
-    k_groups: int = 2,
-    k: int = 2,
-    importance_weight: float = 0.1,
-    capacity_factor: float = 0.0,
+    groups: Positive = 4,
+    k_groups: Positive = 2,
+    k: Positive = 2,
+    importance_weight: Weight = 0.1,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts."""
     return Router(
@@ -77,9 +88,9 @@ def base() -> Router:
 
 
 def sinkhorn(
-    iterations: int = 30,
-    capacity_factor: float = 2.0,
-    eval_capacity_factor: float = 2.0,
+    iterations: Iterations = 30,
+    capacity_factor: CapacityFactor = 2.0,
+    eval_capacity_factor: CapacityFactor = 2.0,
 ) -> Router:
     """S-BASE (Clark et al. 2022, 2202.01169): top-1 of a transport plan, greedy at test time."""
     return Router(
@@ -91,8 +102,8 @@ def sinkhorn(
 
 def hash(  # noqa: A001
     kind: Literal["random", "modulo", "balanced"] = "random",
-    vocab_size: int = 32000,
-    capacity_factor: float = 0.0,
+    vocab_size: Vocabulary = 32000,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """Hash layers (Roller et al. 2021, 2106.04426): a fixed expert per token id."""
     return Router(
@@ -104,11 +115,11 @@ def hash(  # noqa: A001
 
 
 def adaptive_top_p(
-    p: float = 0.4,
-    k_max: int = 4,
-    balance_weight: float = 1e-2,
-    entropy_weight: float = 1e-4,
-    capacity_factor: float = 0.0,
+    p: PositiveShare = 0.4,
+    k_max: Positive = 4,
+    balance_weight: Weight = 1e-2,
+    entropy_weight: Weight = 1e-4,
+    capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``."""
     return Router(
@@ -119,20 +130,20 @@ def adaptive_top_p(
     )
 
 
-def random(k: int = 1, capacity_factor: float = 0.0) -> Router:
+def random(k: Positive = 1, capacity_factor: CapacityFactor | None = None) -> Router:
     """Chance, for benchmarks; at test time in turn, which is perfectly even."""
     return Router(Uniform(), Random(k), capacity=slots_or_dropless(capacity_factor), head=NoHead())
 
 
 def forced(
-    k: int = 1,
+    k: Positive = 1,
     scored_by: Literal["softmax", "sigmoid"] = "softmax",
     normalize: bool = False,
-    scale: float = 1.0,
+    scale: Factor = 1.0,
     renormalize: bool = False,
-    noise_std: float = 0.0,
-    input_jitter: float = 0.0,
-    input_dropout: float = 0.0,
+    noise_std: NonNegative = 0.0,
+    input_jitter: Chance = 0.0,
+    input_dropout: Chance = 0.0,
 ) -> Router:
     """The experts of a recorded routing, with this model's own gates; for replay.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moe_jax.ranges import CapacityFactor, Weight
 from moe_jax.routing.balance import Balance, LoadBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
 
@@ -11,18 +12,18 @@ def weighted(*parts: Balance) -> tuple[Balance, ...]:
     return tuple(part for part in parts if part.weight)
 
 
-def switch_losses(balance_weight: float, z_weight: float) -> tuple[Balance, ...]:
+def switch_losses(balance_weight: Weight, z_weight: Weight) -> tuple[Balance, ...]:
     """Returns Switch's balance loss and ST-MoE's z-loss."""
     return weighted(LoadBalance(balance_weight), ZLoss(z_weight))
 
 
-def every_choice_losses(balance_weight: float, z_weight: float = 0.0) -> tuple[Balance, ...]:
+def every_choice_losses(balance_weight: Weight, z_weight: Weight = 0.0) -> tuple[Balance, ...]:
     """Returns the balance loss of ``transformers``, over all choices, and the z-loss."""
     return weighted(LoadBalance(balance_weight, choices="all"), ZLoss(z_weight))
 
 
-def slots_or_dropless(capacity_factor: float) -> Capacity:
-    """Returns the rule of models trained without dropping, or, if not 0, one with slots."""
-    if capacity_factor == 0:
+def slots_or_dropless(capacity_factor: CapacityFactor | None) -> Capacity:
+    """Returns the rule of models trained without dropping, or, with a factor, one with slots."""
+    if capacity_factor is None:
         return Capacity(dropless="always")
     return Capacity(capacity_factor, capacity_factor, per_choice=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from moe_jax.ranges import CapacityFactor, Chance, NonNegative, Positive, Weight
 from moe_jax.routing.balance import Importance, Load, LoadBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Linear
@@ -14,14 +15,14 @@ from moe_jax.routing.select import Sampled, TopK
 
 
 def switch(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 0.0,
-    input_jitter: float = 1e-2,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 0.0,
+    input_jitter: Chance = 1e-2,
     precision: Literal["float32", "input"] = "float32",
     sample: bool = False,
-    input_dropout: float = 0.0,
+    input_dropout: Chance = 0.0,
 ) -> Router:
     """Switch Transformer (Fedus et al. 2021, 2101.03961, section 2.2): top-1, raw gate.
 
@@ -40,11 +41,11 @@ def switch(
 
 
 def switch_mtf(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 0.0,
-    input_jitter: float = 1e-2,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 0.0,
+    input_jitter: Chance = 1e-2,
     priority: Literal["choice", "score"] = "choice",
 ) -> Router:
     """The code the Switch paper cites (Mesh-TensorFlow): its capacity rule and padding."""
@@ -60,11 +61,11 @@ def switch_mtf(
 
 
 def switch_t5x(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 0.0,
-    k: int = 1,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 0.0,
+    k: Positive = 1,
     priority: Literal["choice", "score"] = "choice",
 ) -> Router:
     """The released T5X/flaxformer configs: no jitter, router from N(0, 0.02), rounded capacity.
@@ -86,10 +87,10 @@ def switch_t5x(
 
 
 def switch_max(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    input_jitter: float = 1e-2,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    input_jitter: Chance = 1e-2,
 ) -> Router:
     """Mesh-TensorFlow's ``switch_max``: Switch with slots in order of the gates."""
     return switch_mtf(
@@ -102,11 +103,11 @@ def switch_max(
 
 
 def no_token_left_behind(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    k: int = 4,
-    input_jitter: float = 1e-2,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    k: Positive = 4,
+    input_jitter: Chance = 1e-2,
 ) -> Router:
     """Switch appendix B: a token whose expert is full tries its next best, up to ``k``."""
     return Router(
@@ -119,12 +120,12 @@ def no_token_left_behind(
 
 
 def vmoe(
-    capacity_factor: float = 1.05,
-    eval_capacity_factor: float = 1.05,
-    k: int = 2,
-    noise_std: float = 1.0,
-    importance_weight: float = 5e-3,
-    load_weight: float = 5e-3,
+    capacity_factor: CapacityFactor = 1.05,
+    eval_capacity_factor: CapacityFactor = 1.05,
+    k: Positive = 2,
+    noise_std: NonNegative = 1.0,
+    importance_weight: Weight = 5e-3,
+    load_weight: Weight = 5e-3,
     priority: Literal["choice", "score"] = "score",
 ) -> Router:
     """V-MoE (Riquelme et al. 2021, 2106.05974): noise, raw top-2, batch-prioritised slots.

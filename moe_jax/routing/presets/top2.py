@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from moe_jax.ranges import CapacityFactor, EvalShare, Positive, Share, Weight
 from moe_jax.routing.balance import LoadBalance, SecondBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Cosine
@@ -14,10 +15,10 @@ from moe_jax.routing.select import Top2, TopK
 
 
 def gshard(
-    capacity_factor: float = 2.0,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 0.0,
+    capacity_factor: CapacityFactor = 2.0,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 0.0,
     second: Literal["all", "none", "threshold", "random"] = "random",
 ) -> Router:
     """GShard (Lepikhin et al. 2020, 2006.16668, Algorithm 1): top-2, random second expert.
@@ -33,22 +34,22 @@ def gshard(
 
 
 def glam(
-    capacity_factor: float = 2.0,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
+    capacity_factor: CapacityFactor = 2.0,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
 ) -> Router:
     """GLaM (Du et al. 2021, 2112.06905): GShard's top-2 where both experts always count."""
     return gshard(capacity_factor, eval_capacity_factor, balance_weight, second="all")
 
 
 def top2_mtf(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 0.0,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 0.0,
     second: Literal["all", "none", "threshold", "random"] = "random",
-    threshold: float = 0.2,
-    second_balance_weight: float = 0.0,
+    threshold: Share = 0.2,
+    second_balance_weight: Weight = 0.0,
 ) -> Router:
     """Mesh-TensorFlow's top-2 gating: second expert kept with probability ``min(1, g2/0.2)``."""
     return Router(
@@ -64,11 +65,11 @@ def top2_mtf(
 
 
 def st_moe(
-    capacity_factor: float = 1.25,
-    eval_capacity_factor: float = 2.0,
-    balance_weight: float = 1e-2,
-    z_weight: float = 1e-3,
-    threshold: float = 0.2,
+    capacity_factor: CapacityFactor = 1.25,
+    eval_capacity_factor: CapacityFactor = 2.0,
+    balance_weight: Weight = 1e-2,
+    z_weight: Weight = 1e-3,
+    threshold: Share = 0.2,
     priority: Literal["choice", "score"] = "choice",
 ) -> Router:
     """ST-MoE (Zoph et al. 2022, 2202.08906, section 3 and appendix G): top-2 with z-loss."""
@@ -81,10 +82,10 @@ def st_moe(
 
 
 def fairseq_top2(
-    balance_weight: float = 1.0,
+    balance_weight: Weight = 1.0,
     second: Literal["sampling", "random", "all"] = "sampling",
     normalize_before_dropping: bool = False,
-    eval_token_fraction: float = 0.25,
+    eval_token_fraction: EvalShare = 0.25,
     pad_mask: bool = False,
     batch_prioritized: bool = False,
     fp32_gating: bool = True,
@@ -113,9 +114,9 @@ def fairseq_top2(
 
 
 def fairseq_top1(
-    balance_weight: float = 1.0,
-    capacity_factor: float = 1.0,
-    eval_token_fraction: float = 0.25,
+    balance_weight: Weight = 1.0,
+    capacity_factor: CapacityFactor = 1.0,
+    eval_token_fraction: EvalShare = 0.25,
     pad_mask: bool = False,
     batch_prioritized: bool = False,
     fp32_gating: bool = True,
@@ -139,16 +140,22 @@ def fairseq_top1(
 
 
 def xmoe(
-    balance_weight: float = 1e-2,
-    dim: int = 16,
+    balance_weight: Weight = 1e-2,
+    dim: Positive = 16,
     unit_tokens: bool = False,
-    eval_token_fraction: float = 0.25,
+    eval_token_fraction: EvalShare = 0.25,
 ) -> Router:
     """X-MoE (Chi et al. 2022, 2204.09179) as torchscale has it: cosine logits, random second."""
     return Router(
         score=Softmax(),
         select=Top2("random", threshold=0.5),
         balance=weighted(LoadBalance(balance_weight, padding="unsent")),
-        capacity=Capacity(2.0, 2.0, eval_fraction=eval_token_fraction, minimum=1, rounding="share"),
+        capacity=Capacity(
+            2.0,
+            2.0,
+            eval_fraction=max(eval_token_fraction, 0.0),
+            minimum=1,
+            rounding="share",
+        ),
         head=Cosine(dim, unit_tokens),
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Factor, Iterations, Positive, PositiveShare, Seed, Vocabulary
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select.base import (
     Select,
@@ -39,8 +40,8 @@ class Balanced(Select):
         rounds: of bidding at most.
     """
 
-    tolerance: float = 1e-3
-    rounds: int = 2000
+    tolerance: PositiveShare = 1e-3
+    rounds: Iterations = 2000
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
@@ -108,8 +109,8 @@ class Hash(Select):
     """
 
     kind: Literal["random", "modulo", "balanced"] = "random"
-    vocab_size: int = 32000
-    seed: int = 0
+    vocab_size: Vocabulary = 32000
+    seed: Seed = 0
 
     needs_token_ids = True
 
@@ -161,7 +162,7 @@ def balanced_table(vocab_size: int, num_experts: int) -> np.ndarray:
 class Random(Select):
     """``k`` experts by chance, with gate ``1 / k``; without a key, in turn. For benchmarks."""
 
-    k: int = 1
+    k: Positive = 1
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
@@ -203,9 +204,9 @@ class Forced(Select):
         scale: factor on every gate.
     """
 
-    k: int = 1
+    k: Positive = 1
     normalize: bool = False
-    scale: float = 1.0
+    scale: Factor = 1.0
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""

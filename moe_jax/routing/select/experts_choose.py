@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ranges import Iterations, Positive, Range, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select.base import ExpertChoice, Select, SoftChoice
 
 Array = jax.Array
+# Scores of up to 1 are divided by it and stay far below the largest float32.
+Temperature = Annotated[float, Range(1e-9, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cap:
+class Cap(Ranged):
     """A bound on the experts per token (Zhou et al. 2022, 2202.09368, section 3.3).
 
     Entropy-regularised linear program, solved by Dykstra's alternating projections in logarithms.
@@ -28,9 +32,9 @@ class Cap:
         iterations: of the projections.
     """
 
-    experts: int = 2
-    entropy: float = 1e-3
-    iterations: int = 100
+    experts: Positive = 2
+    entropy: Temperature = 1e-3
+    iterations: Iterations = 100
 
     def __call__(self, scores: Array, valid: Array, capacity: int) -> Array:
         """Returns the logarithm of the plan ``(S, E)``; ``-inf`` for padding."""
@@ -134,7 +138,7 @@ class SoftSlots(Select):
         per_expert: slots of every expert, whatever the number of tokens.
     """
 
-    per_expert: int = 1
+    per_expert: Positive = 1
 
     experts_choose = True
     slot_table = False

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Iterations, NonNegative, Positive, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 
@@ -37,7 +38,7 @@ class Bias(Rank):
         rule: ``sign`` or ``proportional``.
     """
 
-    rate: float = 1e-3
+    rate: NonNegative = 1e-3
     rule: Literal["sign", "proportional"] = "sign"
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
@@ -68,7 +69,7 @@ class Sinkhorn(Rank):
         iterations: of alternating normalisation.
     """
 
-    iterations: int = 30
+    iterations: Iterations = 30
 
     def __call__(self, scored: Scored, inputs: Inputs) -> Array:
         """Returns the logarithm of the plan, or the scores without a key."""
@@ -107,7 +108,7 @@ class Sampled(Rank):
 
 
 @dataclasses.dataclass(frozen=True)
-class Limit:
+class Limit(Ranged):
     """Keeps the experts of a token within a few groups of neighbours, such as devices.
 
     Attributes:
@@ -117,8 +118,8 @@ class Limit:
             (DeepSeek-V3).
     """
 
-    groups: int
-    keep: int
+    groups: Positive
+    keep: Positive
     by: Literal["max", "top2"] = "max"
 
     def check(self, num_experts: int, k: int) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Factor, Positive, PositiveShare, Share
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select.base import (
     Select,
@@ -36,9 +37,9 @@ class TopK(Select):
         limit: the groups of experts a token may choose from.
     """
 
-    k: int = 1
+    k: Positive = 1
     normalize: bool = False
-    scale: float = 1.0
+    scale: Factor = 1.0
     rank: Rank | None = None
     limit: Limit | None = None
 
@@ -93,7 +94,7 @@ class Top2(Select):
     """
 
     second: Literal["all", "none", "threshold", "random", "sampling"] = "all"
-    threshold: float = 0.5
+    threshold: Share = 0.5
     lost_choices_queue: bool = False
     normalize: bool = True
 
@@ -150,8 +151,8 @@ class TopP(Select):
         k_max: the most experts a token takes.
     """
 
-    p: float = 0.4
-    k_max: int = 4
+    p: PositiveShare = 0.4
+    k_max: Positive = 4
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
@@ -179,9 +180,9 @@ class TopGroups(Select):
         k: experts per token in each.
     """
 
-    groups: int = 4
-    k_groups: int = 2
-    k: int = 2
+    groups: Positive = 4
+    k_groups: Positive = 2
+    k: Positive = 2
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
