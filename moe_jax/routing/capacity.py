@@ -46,7 +46,8 @@ class Capacity(Ranged):
         devices: groups of neighbouring experts that share their slots: beyond ``factor * S * K``
             over this, a device gives up the choices of lowest gate (DeepSeek-V2 section 2.2.4).
             Slots are then as many as tokens. 0 for none.
-        renormalize: divide a token's gates by the sum over those that got a slot (fairseq).
+        renormalize: divide a token's gates by the sum over those that got a slot (fairseq, whose
+            sum is at least the machine epsilon; here gates of any size sum to 1).
     """
 
     factor: CapacityFactor = 1.25
@@ -90,7 +91,7 @@ class Capacity(Ranged):
 
         Args:
             selection: the wishes.
-            scores: ``(S, E)``, read by ``priority="score"`` alone.
+            scores: ``(S, E)`` scores or their logarithms, read by ``priority="score"`` alone.
             inputs: the group; ``inputs.capacity`` is ``C``.
 
         Returns:
@@ -118,7 +119,8 @@ class Capacity(Ranged):
         seated = choice.wanted & (position < capacity)
         gate = jnp.where(seated, choice.gate, 0.0)
         if self.renormalize:
-            gate = gate / jnp.maximum(gate.sum(-1, keepdims=True), jnp.finfo(gate.dtype).eps)
+            logs = jnp.where(seated, choice.log_gate, jnp.finfo(gate.dtype).min)
+            gate = jnp.where(seated, jax.nn.softmax(logs, axis=-1), 0.0)
         none = num_experts * capacity
         place = jnp.where(seated, choice.expert * capacity + position, none).astype(jnp.int32)
         k = choice.expert.shape[1]
@@ -167,7 +169,7 @@ class Capacity(Ranged):
         factor = self.factor if train else self.eval_factor
         budget = math.ceil(round(factor * tokens * k / self.devices, 9))
         device = choice.expert.reshape(-1) // (num_experts // self.devices)
-        order = jnp.argsort(-jax.lax.stop_gradient(choice.gate).reshape(-1), stable=True)
+        order = jnp.argsort(-jax.lax.stop_gradient(choice.log_gate).reshape(-1), stable=True)
         before = _queue(device[order], choice.wanted.reshape(-1)[order], self.devices)
         kept = jnp.zeros((tokens * k,), bool).at[order].set(before < budget).reshape(tokens, k)
         return dataclasses.replace(choice, wanted=choice.wanted & kept, queued=choice.queued & kept)

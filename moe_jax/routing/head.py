@@ -128,7 +128,7 @@ class UnitSlots(Head):
         """Returns ``(..., E, P)``."""
         del experts
         slots = parameters["slots"]
-        slots = jnp.exp(parameters["log_scale"]) * slots / _norm(slots, axis=0)
+        slots = jnp.exp(parameters["log_scale"]) * _unit(slots, axis=0)
         return jnp.tensordot(_unit(x), slots.astype(x.dtype), axes=1)
 
 
@@ -147,10 +147,10 @@ class NoHead(Head):
         return jnp.zeros((*x.shape[:-1], experts), x.dtype)
 
 
-def _norm(x: Array, axis: int) -> Array:
-    # Padding is a row of zeros, where the root has no derivative.
-    return jnp.sqrt(jnp.maximum((x * x).sum(axis, keepdims=True), 1e-12))
-
-
-def _unit(x: Array) -> Array:
-    return x / _norm(x, axis=-1)
+def _unit(x: Array, axis: int = -1) -> Array:
+    """Returns ``x`` over its norm, and zeros where it is zero, such as in padding."""
+    # Over its largest entry first, so that no square is too small or too large for its type.
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
+    x = x / jnp.where(largest > 0, largest, 1)
+    square = (x * x).sum(axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(largest > 0, square, 1))

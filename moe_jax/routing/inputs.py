@@ -55,18 +55,26 @@ class Inputs:
         return self.state[name]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scored:
     """How much each token and expert want each other.
 
+    A score can be too small for its type; its logarithm never is. Parts that divide scores by
+    their sum subtract logarithms instead.
+
     Attributes:
         scores: ``(S, E)``: gates are read here; made from noisy logits where there is noise.
         clean: ``(S, E)`` scores without noise, for the losses.
-        noisy: ``(S, E)`` the logits behind ``scores``.
+        noisy: ``(S, E)`` the logits behind ``scores``: experts are ranked by them within a token.
         noise_std: ``(S, E)`` standard deviation of the noise, or ``None``.
+        log_scores: ``(S, E)`` logarithm of ``scores``, finite.
+        log_clean: ``(S, E)`` logarithm of ``clean``, finite.
     """
 
     scores: Array
     clean: Array
     noisy: Array
     noise_std: Array | None
+    log_scores: Array
+    log_clean: Array

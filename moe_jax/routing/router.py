@@ -182,7 +182,7 @@ class Router(Ranged):
         inputs = Inputs(planes[..., 0], planes, valid, capacity, token_ids, rng, state)
         scored = self.score(inputs)
         selection = self.select(scored, inputs)
-        slots, counts = self.capacity.seat(selection, scored.scores, inputs)
+        slots, counts = self.capacity.seat(selection, scored.log_scores, inputs)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
         return Plan(slots, losses, jax.lax.stop_gradient(counts))
 

@@ -84,19 +84,23 @@ class Softmax(Score):
 
     def __call__(self, inputs: Inputs) -> Scored:
         """Returns the scores of one group."""
-        clean = self._of(inputs.logits, inputs.valid)
+        clean, log_clean = self._of(inputs.logits, inputs.valid)
         if self.noise is None or inputs.rng is None:
-            return Scored(clean, clean, inputs.logits, None)
+            return Scored(clean, clean, inputs.logits, None, log_clean, log_clean)
         deviation = self.noise.deviation(inputs)
         key = jax.random.fold_in(inputs.rng, 1)
         noisy = inputs.logits + deviation * jax.random.normal(key, deviation.shape, deviation.dtype)
-        return Scored(self._of(noisy, inputs.valid), clean, noisy, deviation)
+        scores, log_scores = self._of(noisy, inputs.valid)
+        return Scored(scores, clean, noisy, deviation, log_scores, log_clean)
 
-    def _of(self, logits: Array, valid: Array) -> Array:
+    def _of(self, logits: Array, valid: Array) -> tuple[Array, Array]:
+        """Returns the softmax and its logarithm, which for padding is the least number."""
         if self.over == "experts":
-            return jax.nn.softmax(logits, axis=1)
-        masked = jnp.where(valid[:, None], logits, jnp.finfo(logits.dtype).min)
-        return jax.nn.softmax(masked, axis=0) * valid[:, None]
+            return jax.nn.softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=1)
+        present, least = valid[:, None], jnp.finfo(logits.dtype).min
+        masked = jnp.where(present, logits, least)
+        logs = jnp.where(present, jax.nn.log_softmax(masked, axis=0), least)
+        return jax.nn.softmax(masked, axis=0) * present, logs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +109,8 @@ class Sigmoid(Score):
 
     def __call__(self, inputs: Inputs) -> Scored:
         """Returns the scores of one group."""
-        scores = jax.nn.sigmoid(inputs.logits)
-        return Scored(scores, scores, inputs.logits, None)
+        scores, logs = jax.nn.sigmoid(inputs.logits), jax.nn.log_sigmoid(inputs.logits)
+        return Scored(scores, scores, inputs.logits, None, logs, logs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +135,11 @@ class TwoLevelSoftmax(Score):
         """Returns the scores of one group."""
         tokens, experts = inputs.logits.shape
         shape = (tokens, self.groups, experts // self.groups)
-        primary = jax.nn.softmax(inputs.planes[..., 1].reshape(shape).mean(-1), axis=-1)
-        secondary = jax.nn.softmax(inputs.logits.reshape(shape), axis=-1)
-        scores = (primary[..., None] * secondary).reshape(tokens, experts)
-        return Scored(scores, scores, inputs.logits, None)
+        primary = jax.nn.log_softmax(inputs.planes[..., 1].reshape(shape).mean(-1), axis=-1)
+        secondary = jax.nn.log_softmax(inputs.logits.reshape(shape), axis=-1)
+        logs = (primary[..., None] + secondary).reshape(tokens, experts)
+        scores = jnp.exp(logs)
+        return Scored(scores, scores, logs, None, logs, logs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,4 +149,5 @@ class Uniform(Score):
     def __call__(self, inputs: Inputs) -> Scored:
         """Returns the scores of one group."""
         scores = jnp.full_like(inputs.logits, 1 / inputs.logits.shape[1])
-        return Scored(scores, scores, inputs.logits, None)
+        logs = jnp.log(scores)
+        return Scored(scores, scores, logs, None, logs, logs)

@@ -51,8 +51,10 @@ def scored(scores, noise_std=None, clean=None, noisy=None) -> Scored:
     """Returns scores ``(S, E)`` typed out by hand, without noise if none is given."""
     scores = jnp.asarray(scores, jnp.float32)
     clean = scores if clean is None else jnp.asarray(clean, jnp.float32)
-    noisy = jnp.log(jnp.maximum(scores, 1e-9)) if noisy is None else jnp.asarray(noisy)
-    return Scored(scores, clean, noisy, None if noise_std is None else jnp.asarray(noise_std))
+    log_scores, log_clean = (jnp.log(jnp.maximum(x, 1e-37)) for x in (scores, clean))
+    noisy = log_scores if noisy is None else jnp.asarray(noisy)
+    noise_std = None if noise_std is None else jnp.asarray(noise_std)
+    return Scored(scores, clean, noisy, noise_std, log_scores, log_clean)
 
 
 def select(part: routing.Select, scores, valid=None, **given):

@@ -105,7 +105,8 @@ def choose(expert: list[list[int]], gate=0.5, wanted=True, queued=None) -> Token
     expert = np.array(expert, np.int32)
     wanted = np.broadcast_to(np.array(wanted), expert.shape)
     gate = np.broadcast_to(np.array(gate, np.float32), expert.shape)
-    return TokenChoice(expert, gate, wanted, wanted if queued is None else np.array(queued))
+    queued = wanted if queued is None else np.array(queued)
+    return TokenChoice(expert, gate, wanted, queued, np.log(gate))
 
 
 def seat(

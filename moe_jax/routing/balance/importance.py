@@ -19,7 +19,9 @@ Array = jax.Array
 def squared_variation(per_expert: Array) -> Array:
     """Returns variance over squared mean of ``(E,)``, 0 if the mean is."""
     mean = per_expert.mean()
-    return per_expert.var() / jnp.maximum(mean**2, 1e-20)
+    # The mean itself, since the square of a small one is zero.
+    share = per_expert / jnp.where(mean > 0, mean, 1)
+    return jnp.where(mean > 0, share.var(), 0)
 
 
 @dataclasses.dataclass(frozen=True)

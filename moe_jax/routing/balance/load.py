@@ -68,7 +68,7 @@ class LoadBalance(Balance):
         """Returns the loss of one group, a scalar."""
         scores, valid = scored.clean, inputs.valid
         if self.per_token:
-            scores = scores / (scores.sum(-1, keepdims=True) + 1e-20)
+            scores = jax.nn.softmax(scored.log_clean, axis=-1)
         num_tokens, num_experts = scores.shape
         everyone = jnp.ones_like(valid)
         mask_sent = everyone if self.padding == "counted" else valid
@@ -104,8 +104,9 @@ class SecondBalance(Balance):
         num_experts = scored.clean.shape[1]
         one_hot = jax.nn.one_hot(selection.expert, num_experts, dtype=scored.clean.dtype)
         one_hot *= inputs.valid[:, None, None]
-        rest = scored.clean * (1 - one_hot[:, 0])
-        proxy = (rest / (rest.sum(-1, keepdims=True) + 1e-9)).mean(0)
+        least = jnp.finfo(scored.clean.dtype).min
+        rest = jnp.where(one_hot[:, 0] > 0, least, scored.log_clean)
+        proxy = jax.nn.softmax(rest, axis=-1).mean(0)
         fraction = one_hot[:, 1].mean(0)
         return num_experts * jnp.dot(jax.lax.stop_gradient(fraction), proxy)
 

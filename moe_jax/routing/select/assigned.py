@@ -17,11 +17,10 @@ from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select.base import (
     Select,
     TokenChoice,
-    at,
     best,
     every_choice,
     gate_in_words,
-    normalized,
+    gates,
 )
 
 Array = jax.Array
@@ -51,11 +50,12 @@ class Balanced(Select):
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Selects on one group."""
         if inputs.rng is None:
-            expert = best(scored.scores, 1)
+            expert = best(scored.noisy, 1)
         else:
             logits = jax.lax.stop_gradient(inputs.logits)
             expert = auction(logits, inputs.valid, self.tolerance, self.rounds)[:, None]
-        return every_choice(expert, at(scored.scores, expert), inputs.valid)
+        gate, log_gate = gates(scored, expert, normalize=False)
+        return every_choice(expert, gate, inputs.valid, log_gate)
 
 
 def auction(values: Array, valid: Array, tolerance: float, rounds: int) -> Array:
@@ -66,7 +66,11 @@ def auction(values: Array, valid: Array, tolerance: float, rounds: int) -> Array
     """
     tokens, experts = values.shape
     seats = -(-tokens // experts)
-    span = jnp.maximum(jnp.max(values) - jnp.min(values), 1e-6)
+    # A token takes one expert whatever it pays, so values count relative to its best one. They are
+    # then small where they matter, and bids far below the size of the logits are not rounded away.
+    values = values - values.max(1, keepdims=True)
+    values = jnp.where(valid[:, None], values, 0.0)
+    span = jnp.maximum(-values.min(), 1e-6)
     least = tolerance * span
 
     def unseated(held: Array) -> Array:
@@ -220,7 +224,7 @@ class Forced(Select):
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Repeats one group."""
         if "experts" not in inputs.state and inputs.rng is None:
-            record = best(scored.scores, self.k)
+            record = best(scored.noisy, self.k)
         else:
             record = inputs.needs_state("experts", "Forced", f"(S, {self.k}) recorded experts")
         if record.shape[-1] != self.k:
@@ -229,7 +233,6 @@ class Forced(Select):
                 f"set the router's k to {record.shape[-1]}"
             )
         expert = jnp.where(record < 0, -1 - record, record).astype(jnp.int32)
-        gate = at(scored.scores, expert)
-        gate = (normalized(gate) if self.normalize else gate) * self.scale
+        gate, log_gate = gates(scored, expert, normalize=self.normalize)
         wanted = inputs.valid[:, None] & (record >= 0)
-        return TokenChoice(expert, gate, wanted, wanted)
+        return TokenChoice(expert, gate * self.scale, wanted, wanted, log_gate)

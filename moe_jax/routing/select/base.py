@@ -12,9 +12,9 @@ from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 
 Array = jax.Array
-TINY = 1e-9
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenChoice:
     """Tokens chose experts; the capacity rule still has to seat them.
@@ -24,12 +24,15 @@ class TokenChoice:
         gate: ``(S, K)`` combine weight if the choice gets a slot.
         wanted: ``(S, K)`` bool, False for padding and for choices a random policy gave up.
         queued: ``(S, K)`` bool, choices that advance their expert's queue, seated or not.
+        log_gate: ``(S, K)`` logarithm of ``gate`` up to one term for all choices of the group,
+            finite.
     """
 
     expert: Array
     gate: Array
     wanted: Array
     queued: Array
+    log_gate: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +118,33 @@ def at(scores: Array, expert: Array) -> Array:
     return jnp.take_along_axis(scores, expert, axis=1)
 
 
-def normalized(gate: Array) -> Array:
-    """Returns gates divided by their sum over ``K``."""
-    return gate / (gate.sum(-1, keepdims=True) + TINY)
+def gates(scored: Scored, expert: Array, *, normalize: bool) -> tuple[Array, Array]:
+    """Returns the gates ``(S, K)`` of the chosen experts and their logarithms.
+
+    Args:
+        scored: the scores.
+        expert: ``(S, K)``.
+        normalize: divide the gates by their sum over ``K``, as the softmax of the logarithms does
+            for scores of any size.
+    """
+    logs = at(scored.log_scores, expert)
+    if normalize:
+        return jax.nn.softmax(logs, axis=-1), jax.nn.log_softmax(logs, axis=-1)
+    return at(scored.scores, expert), logs
 
 
-def every_choice(expert: Array, gate: Array, valid: Array) -> TokenChoice:
-    """Returns the wishes where no token but padding gives one up."""
+def every_choice(
+    expert: Array, gate: Array, valid: Array, log_gate: Array | None = None
+) -> TokenChoice:
+    """Returns the wishes where no token but padding gives one up.
+
+    Args:
+        expert: ``(S, K)``.
+        gate: ``(S, K)``.
+        valid: ``(S,)``.
+        log_gate: ``(S, K)``; without it that of the gate, which must not be too small for its type.
+    """
     wanted = jnp.broadcast_to(valid[:, None], expert.shape)
-    return TokenChoice(expert, gate, wanted, wanted)
+    if log_gate is None:
+        log_gate = jnp.log(jnp.maximum(gate, jnp.finfo(gate.dtype).tiny))
+    return TokenChoice(expert, gate, wanted, wanted, log_gate)

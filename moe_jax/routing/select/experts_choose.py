@@ -116,9 +116,9 @@ class TopTokens(Select):
     def __call__(self, scored: Scored, inputs: Inputs) -> ExpertChoice:
         """Selects on one group."""
         scores, valid = scored.scores, inputs.valid
-        ranking = jax.lax.stop_gradient(scores)
+        ranking = jax.lax.stop_gradient(scored.log_scores)
         if self.cap is not None:
-            ranking = self.cap(ranking, valid, inputs.capacity)
+            ranking = self.cap(jax.lax.stop_gradient(scores), valid, inputs.capacity)
         ranking = jnp.where(valid[:, None], ranking, -jnp.inf)
         _, token = jax.lax.top_k(ranking.T, inputs.capacity)
         gate = jnp.take_along_axis(scores.T, token, axis=1)

@@ -74,8 +74,10 @@ class Sinkhorn(Rank):
     def __call__(self, scored: Scored, inputs: Inputs) -> Array:
         """Returns the logarithm of the plan, or the scores without a key."""
         if inputs.rng is None:
-            return jax.lax.stop_gradient(scored.scores)
+            return jax.lax.stop_gradient(scored.noisy)
         logits = jax.lax.stop_gradient(inputs.logits)
+        # The plan is the same for logits relative to a token's best one, which keep more digits.
+        logits = logits - logits.max(1, keepdims=True)
         logits = jnp.where(inputs.valid[:, None], logits, -jnp.inf)
         share = jnp.log(jnp.maximum(inputs.valid.sum(), 1) / logits.shape[1])
 
@@ -102,9 +104,19 @@ class Sampled(Rank):
     def __call__(self, scored: Scored, inputs: Inputs) -> Array:
         """Returns the logits with their noise, or the scores without a key."""
         if inputs.rng is None:
-            return jax.lax.stop_gradient(scored.scores)
-        logits = jax.lax.stop_gradient(scored.noisy).astype(jnp.float32)
-        return logits + jax.random.gumbel(inputs.rng, logits.shape, logits.dtype)
+            return jax.lax.stop_gradient(scored.noisy)
+        logits = jax.lax.stop_gradient(scored.noisy)
+        return drawn(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), inputs.rng)
+
+
+def drawn(logits: Array, rng: Array) -> Array:
+    """Returns a ranking ``(S, E)`` that draws from the softmax of ``logits``, by Gumbel noise.
+
+    Logits relative to a token's best one are small where they matter, and so keep all digits of
+    the noise.
+    """
+    logits = logits - logits.max(1, keepdims=True)
+    return logits + jax.random.gumbel(rng, logits.shape, logits.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +143,20 @@ class Limit(Ranged):
                 f"{k} per token: change limit.groups or limit.keep"
             )
 
-    def __call__(self, ranking: Array) -> Array:
-        """Returns the ranking ``(S, E)`` with ``-inf`` outside the kept groups."""
+    def __call__(self, ranking: Array, log_scores: Array | None = None) -> Array:
+        """Returns the ranking ``(S, E)`` with ``-inf`` outside the kept groups.
+
+        Args:
+            ranking: ``(S, E)``.
+            log_scores: ``(S, E)`` logarithms of what a group's experts sum to; without them the
+                ranking itself is summed.
+        """
         tokens, experts = ranking.shape
-        inside = ranking.reshape(tokens, self.groups, -1)
-        two = min(2, inside.shape[-1])
-        value = inside.max(-1) if self.by == "max" else jax.lax.top_k(inside, two)[0].sum(-1)
-        kept = jax.lax.top_k(value, self.keep)[1]
+        inside = (ranking if log_scores is None else log_scores).reshape(tokens, self.groups, -1)
+        best_two = jax.lax.top_k(inside, min(2, inside.shape[-1]))[0]
+        total = jnp.sum if log_scores is None else jax.nn.logsumexp
+        value = best_two[..., 0] if self.by == "max" else total(best_two, axis=-1)
+        kept = jax.lax.top_k(jax.lax.stop_gradient(value), self.keep)[1]
         mask = (kept[..., None] == jnp.arange(self.groups)).any(1)
-        return jnp.where(mask[..., None], inside, -jnp.inf).reshape(tokens, experts)
+        mask = jnp.repeat(mask, experts // self.groups, axis=1)
+        return jnp.where(mask, ranking, -jnp.inf)

@@ -18,9 +18,9 @@ from moe_jax.routing.select.base import (
     best,
     every_choice,
     gate_in_words,
-    normalized,
+    gates,
 )
-from moe_jax.routing.select.rank import Limit, Rank
+from moe_jax.routing.select.rank import Limit, Rank, drawn
 
 Array = jax.Array
 
@@ -69,12 +69,14 @@ class TopK(Select):
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Selects on one group."""
-        ranking = scored.scores if self.rank is None else self.rank(scored, inputs)
-        ranking = ranking if self.limit is None else self.limit(ranking)
+        if self.rank is None:
+            ranking, summed = scored.noisy, scored.log_scores
+        else:
+            ranking, summed = self.rank(scored, inputs), None
+        ranking = ranking if self.limit is None else self.limit(ranking, summed)
         expert = best(ranking, self.k)
-        gate = at(scored.scores, expert)
-        gate = normalized(gate) if self.normalize else gate
-        return every_choice(expert, gate * self.scale, inputs.valid)
+        gate, log_gate = gates(scored, expert, normalize=self.normalize)
+        return every_choice(expert, gate * self.scale, inputs.valid, log_gate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,20 +117,20 @@ class Top2(Select):
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Selects on one group."""
         expert = self._experts(scored, inputs.rng)
-        gate = at(scored.scores, expert)
-        gate = normalized(gate) if self.normalize else gate
+        gate, log_gate = gates(scored, expert, normalize=self.normalize)
         present = jnp.broadcast_to(inputs.valid[:, None], expert.shape)
         keep = self._keeps_second(gate[:, 1], inputs.rng)
         wanted = present & jnp.stack([jnp.ones_like(keep), keep], axis=1)
-        return TokenChoice(expert, gate, wanted, present if self.lost_choices_queue else wanted)
+        queued = present if self.lost_choices_queue else wanted
+        return TokenChoice(expert, gate, wanted, queued, log_gate)
 
     def _experts(self, scored: Scored, rng: Array | None) -> Array:
         if self.second != "sampling" or rng is None:
-            return best(scored.scores, 2)
-        first = best(scored.scores, 1)
-        logits = scored.noisy + jax.random.gumbel(rng, scored.noisy.shape, scored.noisy.dtype)
-        others = first != jnp.arange(logits.shape[1])
-        return jnp.concatenate([first, best(jnp.where(others, logits, -jnp.inf), 1)], axis=1)
+            return best(scored.noisy, 2)
+        first = best(scored.noisy, 1)
+        others = first != jnp.arange(scored.noisy.shape[1])
+        second = best(drawn(jnp.where(others, scored.noisy, -jnp.inf), rng), 1)
+        return jnp.concatenate([first, second], axis=1)
 
     def _keeps_second(self, gate: Array, rng: Array | None) -> Array:
         match self.second:
@@ -160,11 +162,11 @@ class TopP(Select):
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Selects on one group."""
-        expert = best(scored.scores, self.choices(scored.scores.shape[1]))
-        gate = at(scored.scores, expert)
+        expert = best(scored.noisy, self.choices(scored.noisy.shape[1]))
+        gate, log_gate = gates(scored, expert, normalize=False)
         before = jnp.cumsum(gate, axis=1) - gate
         wanted = inputs.valid[:, None] & (before < self.p)
-        return TokenChoice(expert, gate, wanted, wanted)
+        return TokenChoice(expert, gate, wanted, wanted, log_gate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,15 +203,16 @@ class TopGroups(Select):
         """Selects on one group."""
         tokens, experts = scored.scores.shape
         size = experts // self.groups
-        inside = scored.scores.reshape(tokens, self.groups, size)
-        primary = inside.sum(-1)
+        inside = scored.log_scores.reshape(tokens, self.groups, size)
+        primary = jax.nn.logsumexp(inside, axis=-1)
         group = best(primary, self.k_groups)
         chosen = jnp.take_along_axis(inside, group[..., None], axis=1)
         order = jax.lax.top_k(jax.lax.stop_gradient(chosen), self.k)[1]
-        secondary = normalized(jnp.take_along_axis(chosen, order, axis=2))
-        gate = normalized(at(primary, group))[..., None] * secondary
-        expert = (group[..., None] * size + order).astype(jnp.int32)
-        return every_choice(expert.reshape(tokens, -1), gate.reshape(tokens, -1), inputs.valid)
+        secondary = jax.nn.log_softmax(jnp.take_along_axis(chosen, order, axis=2), axis=-1)
+        among = jax.nn.log_softmax(at(primary, group), axis=-1)
+        log_gate = (among[..., None] + secondary).reshape(tokens, -1)
+        expert = (group[..., None] * size + order).astype(jnp.int32).reshape(tokens, -1)
+        return every_choice(expert, jnp.exp(log_gate), inputs.valid, log_gate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,4 +228,4 @@ class Everyone(Select):
         expert = jnp.broadcast_to(
             jnp.arange(scored.scores.shape[1], dtype=jnp.int32), scored.scores.shape
         )
-        return every_choice(expert, scored.scores, inputs.valid)
+        return every_choice(expert, scored.scores, inputs.valid, scored.log_scores)
