@@ -8,7 +8,6 @@ _POSITIVE = (
     "vocab_size",
     "seq_length",
     "batch_size",
-    "shuffle_window",
     "eval_shuffle_window",
     "streams",
 )
@@ -73,9 +72,11 @@ class DataConfig:
         eval_documents: Use only this many validation documents, the first ones; None is all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
             piece of one document, padded.
-        shuffle_window: Training rows that are shuffled together after packing, over all streams,
-            so that the rows of one long document are spread out; 1 keeps the order of the
-            shuffled documents.
+        shuffle_window: Training rows that are shuffled together after packing, over all streams;
+            0 is all rows of the corpus, anew in each epoch, for which its tokens are kept in a file
+            of 2 to 4 bytes each. A window is for a corpus that is too large for that: the rows of
+            long documents then stay near each other, and a run shorter than an epoch sees the
+            documents that its seed puts first. 1 keeps the order of the shuffled documents.
         eval_shuffle_window: Validation rows that are shuffled together, alike for every seed; 1
             keeps the order of the documents, in which a group of tokens that are routed together
             may be of one document, unlike any in training.
@@ -130,7 +131,8 @@ class DataConfig:
                     f"inputs of data.seq_length={self.seq_length} tokens have up to {fewest} "
                     "targets; use at least that."
                 )
-        if self.prefetch < 0:
-            raise ValueError(f"data.prefetch must be at least 0, got {self.prefetch}.")
+        for name in ("prefetch", "shuffle_window"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must be at least 0, got {getattr(self, name)}.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"data.seed must be in 0..2**32-1, got {self.seed}.")

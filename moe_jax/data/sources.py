@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import glob
 import hashlib
 import importlib
@@ -34,9 +35,11 @@ class Source(Protocol):
 
     Attributes:
         identity: Names the documents; two sources with one identity hold the same text.
+        size: Bytes of all documents, about.
     """
 
     identity: str
+    size: int
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -121,6 +124,11 @@ class FirstDocuments:
         """Names the documents."""
         return f"{self.source.identity}[:{self.limit}]"
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole source, of which these are a part."""
+        return self.source.size
+
     def __len__(self) -> int:
         """Number of documents."""
         return min(self.limit, len(self.source))
@@ -155,6 +163,11 @@ class FileSource:
             digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return f"files/{digest.hexdigest()}"
 
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(os.path.getsize(path) for path in self.paths)
+
     def __len__(self) -> int:
         """Number of documents."""
         return len(self.paths)
@@ -182,11 +195,13 @@ class TfdsSource:
         records: The TFDS data source.
         text_feature: Name of the feature.
         identity: Dataset, version and split.
+        size: Bytes of the dataset, other splits and features included.
     """
 
     records: Sequence[dict[str, Any]]
     text_feature: str
     identity: str
+    size: int
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -244,7 +259,8 @@ def _open_tfds(config: DataConfig, split: Split) -> TfdsSource:
         raise ValueError(
             f"split {expression!r} of {builder.info.full_name} is empty; set data.{split}_split."
         )
-    return TfdsSource(records, config.text_feature, f"{builder.info.full_name}/{expression}")
+    identity = f"{builder.info.full_name}/{expression}"
+    return TfdsSource(records, config.text_feature, identity, int(builder.info.dataset_size))
 
 
 def _library_builder(config: DataConfig) -> tfds.core.DatasetBuilder:

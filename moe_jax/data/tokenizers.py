@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +20,7 @@ import tensorflow_datasets as tfds
 from moe_jax.data.config import DataConfig
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
 from moe_jax.data.sources import Source, data_directory, open_source
+from moe_jax.data.writing import write_parts
 
 _MODEL_FILE = "tokenizer.model"
 _BYTES_FILE = "tokenizer.json"
@@ -120,7 +120,7 @@ class Bytes:
 
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer`."""
-        _write_atomically(tfds.core.Path(directory) / _BYTES_FILE, b'{"tokenizer": "bytes"}\n')
+        write_parts(tfds.core.Path(directory) / _BYTES_FILE, [b'{"tokenizer": "bytes"}\n'])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ class SentencePiece:
 
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer`."""
-        _write_atomically(tfds.core.Path(directory) / _MODEL_FILE, self.model)
+        write_parts(tfds.core.Path(directory) / _MODEL_FILE, [self.model])
 
     @functools.cached_property
     def _processor(self) -> spm.SentencePieceProcessor:
@@ -237,7 +237,7 @@ def _open_base(config: DataConfig) -> Tokenizer:
     source = open_source(config, "train")
     cached = _cache_path(config, source)
     if not cached.is_file():
-        _write_atomically(cached, train_sentencepiece(source, config.vocab_size).model)
+        write_parts(cached, [train_sentencepiece(source, config.vocab_size).model])
     return SentencePiece(cached.read_bytes())
 
 
@@ -267,6 +267,12 @@ def check_tokenizer(config: DataConfig) -> None:
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give every text the same ids."""
     return _content(one) == _content(other)
+
+
+def identity_of(tokenizer: Tokenizer) -> str:
+    """Names the ids that a tokenizer gives to texts, whatever sentinels it adds."""
+    model, _ = _content(tokenizer)
+    return "bytes" if model is None else hashlib.sha256(model).hexdigest()
 
 
 def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer) -> str:
@@ -395,10 +401,3 @@ def _cache_path(config: DataConfig, source: Source) -> tfds.core.Path:
     key = json.dumps([*settings, spm.__version__]).encode()
     name = f"sentencepiece_{config.vocab_size}_{hashlib.sha256(key).hexdigest()[:16]}.model"
     return data_directory(config) / "tokenizers" / name
-
-
-def _write_atomically(path: tfds.core.Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{path.name}.{uuid.uuid4().hex}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
