@@ -1,11 +1,11 @@
 """Batches of packed token rows, built with Grain.
 
 Documents are shuffled, tokenised, laid end to end and cut into rows of `seq_length` tokens; rows
-are shuffled again and batched. With `data.shuffle_window=0` rows are shuffled over the whole corpus,
-by an index (`moe_jax.data.rows`): documents are laid in one order for all epochs, and each epoch
-permutes all rows. Otherwise rows are shuffled within a window: only indices are kept in memory, so
-this path serves a corpus of a terabyte, and a run sees the documents in their order. The state of
-the iterator is a few numbers.
+are shuffled again and batched. With `data.shuffle_window=0` rows are shuffled over the whole
+corpus, by an index (`moe_jax.data.rows`): documents are laid in one order for all epochs, and each
+epoch permutes all rows. Otherwise rows are shuffled within a window: only indices are kept in
+memory, so this path serves a corpus of a terabyte, and a run sees the documents in their order. The
+state of the iterator is a few numbers.
 
 A batch is a dict of (batch, seq_length) int32 arrays:
 

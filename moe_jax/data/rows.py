@@ -17,12 +17,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
-from moe_jax.data.sources import Source, data_directory
+from moe_jax.data.directory import data_directory, write_parts
+from moe_jax.data.sources import LARGEST, Source
 from moe_jax.data.tokenizers import Tokenizer, identity_of
-from moe_jax.data.writing import write_parts
 from moe_jax.errors import ConfigError
 
-LARGEST = 4 << 30  # Bytes of text whose tokens are kept in a file.
 _LAYOUT = "1"
 _SEAL = hashlib.sha256().digest_size
 

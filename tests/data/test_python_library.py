@@ -10,7 +10,7 @@ from moe_jax.data.python_library.python_library_dataset_builder import (
     is_validation,
     source_paths,
 )
-from moe_jax.data.sources import prepare
+from moe_jax.data.prepared import prepare
 
 from .corpora import tiny_builder, write_library
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.data import DataConfig, check_source, open_source
-from moe_jax.data.sources import prepare
+from moe_jax.data.prepared import prepare
 
 from .corpora import tiny_builder, write_corpus, write_library
 

@@ -1,9 +1,9 @@
 """The Python standard library's source as a TFDS dataset.
 
 Every machine that can run this project already holds this corpus (about 10 MB of code and prose),
-so it needs no download. The split depends only on each file's relative path. Modules that are tables
-(`is_table`) are left out: codecs, Unicode, HTML entities and help texts are a fifth of the library,
-and a model that meets them in a row learns numbers instead of Python.
+so it needs no download. The split depends only on each file's relative path. Modules that are
+tables (`is_table`) are left out: codecs, Unicode, HTML entities and help texts are a fifth of the
+library, and a model that meets them in a row learns numbers instead of Python.
 """
 
 import ast
@@ -114,7 +114,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES = {
-        "2.0.0": "Modules that are tables, more than half of them lists of constants, are left out.",
+        "2.0.0": "Without tables: modules of which more than half lists constants.",
         "1.0.0": "Modules without tests; 5 % of the files are for validation.",
     }
     BUILDER_CONFIGS = [interpreter_config()]
