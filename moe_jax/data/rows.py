@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import data_directory, write_parts
-from moe_jax.data.sources import LARGEST, Source
+from moe_jax.data.sources import LARGEST, Source, open_source
 from moe_jax.data.tokenizers import Tokenizer, identity_of
 from moe_jax.errors import ConfigError
 
@@ -166,6 +166,16 @@ def rows_of_stream(corpus: Corpus, config: DataConfig, stream: int, length: int)
     # The legacy generator, since NumPy promises that its permutations never change.
     order = np.random.RandomState([config.seed, stream]).permutation(own)
     return (PackedRows if config.packing else SeparateRows)(corpus, order, length)
+
+
+def prepare_rows(config: DataConfig, tokenizer: Tokenizer) -> None:
+    """Makes the file of tokens that shuffling a whole corpus needs, if it is missing.
+
+    Raises:
+        ConfigError: See `open_corpus`.
+    """
+    if not config.shuffle_window:
+        open_corpus(config, open_source(config, "train"), tokenizer)
 
 
 def open_corpus(config: DataConfig, source: Source, tokenizer: Tokenizer) -> Corpus:
