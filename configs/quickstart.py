@@ -16,6 +16,8 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config.data.vocab_size = 2048
     config.data.seq_length = 256
     config.data.batch_size = 8
+    # A run is shorter than an epoch; it sees rows of the whole library from its first step on.
+    config.data.shuffle_window = 0
 
     model = config.model
     model.num_layers = 4
@@ -38,6 +40,7 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config.optimizer.schedule.final = 0.02
 
     config.training.steps = 600
+    config.training.log_every = 5
     config.training.loss_chunk = 32
     config.training.checkpoint_every = 150
 

@@ -22,6 +22,8 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config = common.base(f"span-corruption-{variant}", EncoderDecoderConfig())
     # 256 inputs have 58 targets at most; 64 are whole groups.
     config.data.update(vocab_size=2048, seq_length=256, target_length=64, batch_size=8)
+    # A run is shorter than an epoch; it sees rows of the whole library from its first step on.
+    config.data.shuffle_window = 0
     config.data.spans = settings(Spans())
     config.model.update(
         encoder_layers=4,

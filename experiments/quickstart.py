@@ -3,8 +3,8 @@
 ``python -m experiments.quickstart --workdir=runs/variants`` trains dense twin, Switch and GShard
 of ``configs/quickstart.py``, at equal FLOPs per token and equal steps, for each seed. A seed fixes
 the initial weights that variants share and the order of the data. Finished runs are not repeated.
-With the finished run of ``make train`` in ``--quickstart``, it writes ``results.json`` and
-``report.md``.
+With the finished run of ``make train`` in ``--quickstart``, it writes ``results.json``, with that
+run's training loss smoothed over 25 steps, and ``report.md``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 from experiments.statistics import paired_difference
+from moe_jax.training.metrics import read_metrics
 from moe_jax.workdir import RESULT, write_json
 
 VARIANTS = ("dense", "switch", "gshard")
+_SMOOTHED = 25
 
 
 def train(variant: str, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
@@ -47,6 +51,46 @@ def quickstart_report(result: dict[str, Any]) -> str:
     ]
     names = {"zlib": "zlib -9, file by file", "order2": "order-2 byte model", "uniform": "uniform"}
     lines += [f"| {text} | {result['baselines'][name]:.3f} |" for name, text in names.items()]
+    return "\n".join([*lines, ""])
+
+
+def training_curve(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
+    """Returns means over each ``_SMOOTHED`` steps of a run's loss and gradient norm.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+    """
+    parts: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "train":
+            parts.setdefault(-(-line["step"] // _SMOOTHED), []).append(line)
+    return [
+        {
+            "step": number * _SMOOTHED,
+            **{key: float(np.mean([line[key] for line in part])) for key in ("loss", "grad_norm")},
+        }
+        for number, part in sorted(parts.items())
+    ]
+
+
+def largest_climb(values: Sequence[float]) -> float:
+    """Returns how far a curve ever gets above its lowest value so far."""
+    return float(np.max(np.asarray(values) - np.minimum.accumulate(values)))
+
+
+def curve_report(curve: Sequence[dict[str, float]]) -> str:
+    """Returns the training curve as Markdown, at a few of its steps."""
+    shown = curve[3::4]
+    climb = largest_climb([point["loss"] for point in curve])
+    lines = [
+        f"Training loss in nats per token, each the mean over {_SMOOTHED} steps; it never is more",
+        f"than {climb:.2f} above its lowest value before.",
+        "",
+        "| step | " + " | ".join(str(point["step"]) for point in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
+        "| loss | " + " | ".join(f"{point['loss']:.2f}" for point in shown) + " |",
+        "| gradient norm | " + " | ".join(f"{point['grad_norm']:.2f}" for point in shown) + " |",
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -82,9 +126,11 @@ def main(_: list[str]) -> None:
     small = {
         name: [{key: run[key] for key in kept} for run in runs] for name, runs in results.items()
     }
-    everything = {"quickstart": quickstart, "steps": steps, "variants": small}
+    curve = training_curve(read_metrics(Path(_QUICKSTART.value)))
+    everything = {"quickstart": quickstart, "curve": curve, "steps": steps, "variants": small}
     write_json(output / "results.json", everything)
-    text = quickstart_report(quickstart) + "\n" + report(results, steps)
+    parts = (quickstart_report(quickstart), curve_report(curve), report(results, steps))
+    text = "\n".join(parts)
     (output / "report.md").write_text(text)
     print(text)
 

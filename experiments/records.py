@@ -100,10 +100,16 @@ def record(run: Run) -> dict[str, Any]:
         "seconds": result["seconds"],
         "device": result["device"],
         "commit": about["git_commit"],
+        **_of_corpus(about),
         "versions": {name: about["versions"][name] for name in _VERSIONS},
         **({"diverged": result["step"]} if run.diverged else _measured(run)),
         "curve": _curve(run.lines),
     }
+
+
+def _of_corpus(about: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the text that a run read; runs of older versions recorded none."""
+    return {"corpus": about["corpus"]["sha256"]} if "corpus" in about else {}
 
 
 def _measured(run: Run) -> dict[str, Any]:

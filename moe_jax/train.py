@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,9 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
         _say(f"{folder} is finished; its results are in {folder}/report.html")
         return
     began = time.perf_counter()
+    multihost.first(lambda: _claim_corpus(experiment, folder))
     tokenizer = _tokenizer(experiment, folder, sources)
+    multihost.first(lambda: data.prepare_rows(experiment.data, tokenizer))
     session = sources.joined(open_session(experiment, tokenizer))
     cost = count(experiment.model, tokenizer.vocab_size, experiment.sequence)
     _announce(session, cost)
@@ -68,6 +71,16 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
             note_divergence(folder, end, seconds=time.perf_counter() - began)
             raise
         finish(session, state, cost, folder, seconds=time.perf_counter() - began)
+
+
+def _claim_corpus(experiment: Experiment, folder: Path) -> None:
+    """Reads the corpus once, so that damage is found before anything is compiled."""
+    contents = data.read_contents(experiment.data)
+    workdir.claim_corpus(folder, dataclasses.asdict(contents))
+    _say(
+        f"data        {experiment.data.source}: {contents.training:,} documents for training, "
+        f"{contents.validation:,} for validation, SHA-256 {contents.sha256[:12]}"
+    )
 
 
 def _tokenizer(experiment: Experiment, folder: Path, sources: Sources) -> data.Tokenizer:

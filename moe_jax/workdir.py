@@ -28,6 +28,9 @@ CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 _SOURCES = "sources"
+_CORPUS = "corpus"
+# Runs of older versions of these datasets did not record their text.
+_CHANGED_DATASETS = {"python_library": "1.0.0"}
 _LOCK = ".lock"
 # Changing these continues the same run: they move or observe it, and do not alter what it computes.
 _FREE = (
@@ -80,9 +83,10 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
     """
     described = describe(experiment)
     path = workdir / CONFIG
-    found = dict(sources or {})
+    found, corpus = dict(sources or {}), None
     if path.exists():
         saved = _read(path)
+        corpus = saved.get(_CORPUS)
         known = saved.get(_SOURCES, {})
         found = known | found
         differences = _differences(
@@ -95,8 +99,43 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
                 "another --workdir, or delete it"
             )
     named = {_SOURCES: found} if found else {}
+    named |= {_CORPUS: corpus} if corpus else {}
     about = {"versions": _versions(), "git_commit": _git_commit(), **named}
     write_json(path, {"config": described, **about})
+
+
+def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
+    """Records what a run reads, or checks that it still reads it.
+
+    Args:
+        workdir: the folder of the run, already claimed.
+        corpus: ``sha256`` of the text, and how many documents.
+
+    Raises:
+        ConfigError: if the text has changed since the run began.
+    """
+    saved = _read(workdir / CONFIG)
+    source = saved["config"]["data"]["source"]
+    before = saved.get(_CORPUS)
+    if before is None:
+        old = _CHANGED_DATASETS.get(source)
+        if old and (workdir / CHECKPOINTS).exists():
+            raise ConfigError(
+                f"{workdir} holds a run on version {old} of {source}, and its text has changed "
+                "since: use another --workdir, or delete it"
+            )
+        write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
+    elif before["sha256"] != corpus["sha256"]:
+        raise ConfigError(
+            f"the text of data.source={source!r} has changed since the run in {workdir} began "
+            f"({_summary(before)} then, {_summary(corpus)} now): restore it, or use another "
+            "--workdir"
+        )
+
+
+def _summary(corpus: Mapping[str, Any]) -> str:
+    documents = corpus["training"] + corpus["validation"]
+    return f"{documents:,} documents of SHA-256 {corpus['sha256'][:12]}"
 
 
 def check_shared(workdir: Path) -> None:

@@ -59,6 +59,27 @@ def test_the_same_experiment_may_claim_again(tmp_path):
     workdir.claim(tmp_path, _RUN)
 
 
+def test_a_run_whose_corpus_has_changed_is_refused(tmp_path):
+    corpus = {"training": 40, "validation": 2, "sha256": "a" * 64}
+    workdir.claim(tmp_path, _RUN)
+    workdir.claim_corpus(tmp_path, corpus)
+    # The next start keeps the record.
+    workdir.claim(tmp_path, _RUN)
+    workdir.claim_corpus(tmp_path, corpus)
+    changed = corpus | {"sha256": "b" * 64}
+    with pytest.raises(ConfigError, match="'python_library' has changed .*aaaa.*bbbb") as error:
+        workdir.claim_corpus(tmp_path, changed)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_on_an_older_library_is_refused_once_it_has_checkpoints(tmp_path):
+    corpus = {"training": 40, "validation": 2, "sha256": "a" * 64}
+    workdir.claim(tmp_path, _RUN)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="version 1.0.0 of python_library"):
+        workdir.claim_corpus(tmp_path, corpus)
+
+
 def test_settings_that_are_newer_than_a_run_do_not_end_it(tmp_path):
     workdir.claim(tmp_path, _RUN)
     saved = json.loads((tmp_path / "config.json").read_text())

@@ -4,8 +4,9 @@ from moe_jax.data.baselines import baselines, best_possible_loss
 from moe_jax.data.config import DataConfig, MixtureConfig
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
 from moe_jax.data.mixture import Mixture, MixtureSource, make_mixture
+from moe_jax.data.rows import prepare_rows
 from moe_jax.data.sentinels import WithSentinels
-from moe_jax.data.sources import Source, check_source, open_source
+from moe_jax.data.sources import Contents, Source, check_source, open_source, read_contents
 from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.tokenizers import (
     Bytes,
@@ -22,6 +23,7 @@ from moe_jax.data.tokenizers import (
 __all__ = [
     "Batch",
     "Bytes",
+    "Contents",
     "DataConfig",
     "Mixture",
     "MixtureConfig",
@@ -43,6 +45,8 @@ __all__ = [
     "measure_throughput",
     "open_source",
     "open_tokenizer",
+    "prepare_rows",
+    "read_contents",
     "same_tokenizer",
     "train_batches",
     "train_sentencepiece",

@@ -60,9 +60,11 @@ class DataConfig(Ranged):
         eval_documents: Use only this many validation documents, the first ones; None is all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
             piece of one document, padded.
-        shuffle_window: Training rows that are shuffled together after packing, over all streams,
-            so that the rows of one long document are spread out; 1 keeps the order of the
-            shuffled documents.
+        shuffle_window: Training rows that are shuffled together after packing, over all streams;
+            0 is all rows of the corpus, anew in each epoch, for which its tokens are kept in a file
+            of 2 to 4 bytes each. A window is for a corpus that is too large for that: the rows of
+            long documents then stay near each other, and a run shorter than an epoch sees the
+            documents that its seed puts first. 1 keeps the order of the shuffled documents.
         eval_shuffle_window: Validation rows that are shuffled together, alike for every seed; 1
             keeps the order of the documents, in which a group of tokens that are routed together
             may be of one document, unlike any in training.
@@ -88,7 +90,7 @@ class DataConfig(Ranged):
     batch_size: Positive = 16
     eval_documents: Positive | None = None
     packing: bool = True
-    shuffle_window: Positive = 2048
+    shuffle_window: Natural = 2048
     eval_shuffle_window: Positive = 1
     streams: Positive = 1
     seed: Seed = 0

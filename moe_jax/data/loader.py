@@ -1,8 +1,11 @@
 """Batches of packed token rows, built with Grain.
 
 Documents are shuffled, tokenised, laid end to end and cut into rows of `seq_length` tokens; rows
-are shuffled again within a window and batched. Only indices are kept in memory, so the same path
-serves a corpus of a megabyte and one of a terabyte. The state of the iterator is a few numbers.
+are shuffled again and batched. With `data.shuffle_window=0` rows are shuffled over the whole
+corpus, by an index (`moe_jax.data.rows`): documents are laid in one order for all epochs, and each
+epoch permutes all rows. Otherwise rows are shuffled within a window: only indices are kept in
+memory, so this path serves a corpus of a terabyte, and a run sees the documents in their order. The
+state of the iterator is a few numbers.
 
 A batch is a dict of (batch, seq_length) int32 arrays:
 
@@ -34,6 +37,7 @@ import grain
 import numpy as np
 
 from moe_jax.data.config import DataConfig
+from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
 from moe_jax.data.sources import Source, open_source
 from moe_jax.data.span_corruption import SpanCorruption
 from moe_jax.data.tokenizers import Tokenizer, open_tokenizer
@@ -79,9 +83,13 @@ def train_batches(
             f"{len(source)} training document(s) cannot feed data.streams={config.streams}; use "
             "fewer streams or a larger source."
         )
-    documents = grain.MapDataset.source(_Documents(source, tokenizer))
     read = _READ if len(streams) < _MANY else _READ_ONE_OF_MANY
-    parts = [_stream(documents, config, tokenizer, stream, read) for stream in streams]
+    if config.shuffle_window:
+        documents = grain.MapDataset.source(_Documents(source, tokenizer))
+        parts = [_stream(documents, config, tokenizer, stream, read) for stream in streams]
+    else:
+        corpus = open_corpus(config, source, tokenizer)
+        parts = [_indexed_stream(corpus, config, stream, read) for stream in streams]
     dataset = grain.experimental.ZipIterDataset(parts).map(_joined)
     return _Restorable(iter(_prefetched(dataset, config)), streams)
 
@@ -165,16 +173,8 @@ class _CutAndPad(grain.experimental.FlatMapTransform):
     def flat_map(self, element: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         tokens = element["tokens"]
         starts = range(0, len(tokens), self.length)
-        return [self._row(tokens[start : start + self.length]) for start in starts]
-
-    def _row(self, piece: np.ndarray) -> dict[str, np.ndarray]:
-        index = np.arange(self.length, dtype=np.int32)
-        real = index < len(piece)
-        return {
-            "tokens": np.pad(piece, ((0, self.length - len(piece)), (0, 0))),
-            "tokens_segment_ids": real.astype(np.int32),
-            "tokens_positions": np.where(real, index, 0).astype(np.int32),
-        }
+        pieces = (tokens[start : start + self.length] for start in starts)
+        return [joined_row([piece], self.length) for piece in pieces]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +285,22 @@ def _stream(
     dataset = _rows(own.to_iter_dataset(read), config, tokenizer, stream)
     dataset = _shuffled(dataset, config.shuffle_window // config.streams, config.seed)
     return dataset.batch(config.batch_size // config.streams, drop_remainder=True)
+
+
+def _indexed_stream(
+    corpus: Corpus, config: DataConfig, stream: int, read: grain.ReadOptions
+) -> grain.IterDataset:
+    """One stream's rows of every batch, shuffled over each epoch."""
+    length = config.spans.lengths(config.seq_length)[0] if config.spans else config.seq_length
+    rows = grain.MapDataset.source(rows_of_stream(corpus, config, stream, length))
+    rows = rows.shuffle((config.seed + stream) % 2**32).repeat(None)
+    if config.spans is None:
+        rows = rows.map(_named)
+    else:
+        corrupted = _Corrupted(config, corpus.tokenizer)
+        rows = rows.random_map(corrupted, seed=(config.seed + stream) % 2**32)
+    share = config.batch_size // config.streams
+    return rows.to_iter_dataset(read).batch(share, drop_remainder=True)
 
 
 def _shuffled(rows: grain.IterDataset, window: int, seed: int) -> grain.IterDataset:

@@ -127,6 +127,11 @@ class MixtureSource:
         """Names the documents."""
         return f"{self.config!r}/{self.split}"
 
+    @property
+    def size(self) -> int:
+        """Bytes of all documents."""
+        return len(self) * self.config.document_length
+
     def __len__(self) -> int:
         """Number of documents."""
         train = self.split == "train"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow_datasets as tfds
 
+from moe_jax.errors import ConfigError, line_of
+
 if TYPE_CHECKING:
     from moe_jax.data.tokenizers import Tokenizer
 
@@ -101,6 +103,18 @@ class WithSentinels:
 
 
 def load_sentinels(directory: str | Path, base: Tokenizer) -> Tokenizer:
-    """Returns `base` with the sentinels that `WithSentinels.save` wrote, if it did."""
+    """Returns `base` with the sentinels that `WithSentinels.save` wrote, if it did.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
     path = tfds.core.Path(directory) / FILE
-    return WithSentinels(base, json.loads(path.read_text())["sentinels"]) if path.exists() else base
+    if not path.exists():
+        return base
+    try:
+        return WithSentinels(base, int(json.loads(path.read_text())["sentinels"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({line_of(error)}): it holds the run's data.spans.sentinels, as "
+            '{"sentinels": 100}'
+        ) from error

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +18,15 @@ import sentencepiece as spm
 import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
+from moe_jax.data.directory import data_directory, write_parts
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
-from moe_jax.data.sources import Source, data_directory, open_source
+from moe_jax.data.sources import Source, open_source
+from moe_jax.errors import ConfigError, line_of
 
 _MODEL_FILE = "tokenizer.model"
 _BYTES_FILE = "tokenizer.json"
 _MODEL_PREFIX = "sentencepiece:"
+_RESTORE = "put the run's own file back from a copy, or start anew in another --workdir"
 
 # SentencePiece ends a sentence at a newline and writes a space as U+2581, so neither can stand for
 # itself. Two private-use characters take their place; texts that hold these are escaped.
@@ -120,7 +122,7 @@ class Bytes:
 
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer`."""
-        _write_atomically(tfds.core.Path(directory) / _BYTES_FILE, b'{"tokenizer": "bytes"}\n')
+        write_parts(tfds.core.Path(directory) / _BYTES_FILE, [b'{"tokenizer": "bytes"}\n'])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +190,7 @@ class SentencePiece:
 
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer`."""
-        _write_atomically(tfds.core.Path(directory) / _MODEL_FILE, self.model)
+        write_parts(tfds.core.Path(directory) / _MODEL_FILE, [self.model])
 
     @functools.cached_property
     def _processor(self) -> spm.SentencePieceProcessor:
@@ -232,13 +234,26 @@ def _open_base(config: DataConfig) -> Tokenizer:
     if config.tokenizer == "bytes":
         return Bytes()
     if config.tokenizer.startswith(_MODEL_PREFIX):
-        path = tfds.core.Path(config.tokenizer.removeprefix(_MODEL_PREFIX)).expanduser()
-        return SentencePiece(path.read_bytes())
+        return _read_model(_model_path(config), "choose another data.tokenizer")
     source = open_source(config, "train")
     cached = _cache_path(config, source)
     if not cached.is_file():
-        _write_atomically(cached, train_sentencepiece(source, config.vocab_size).model)
-    return SentencePiece(cached.read_bytes())
+        write_parts(cached, [train_sentencepiece(source, config.vocab_size).model])
+    return _read_model(cached, "delete it, and it is trained again")
+
+
+def _model_path(config: DataConfig) -> tfds.core.Path:
+    return tfds.core.Path(config.tokenizer.removeprefix(_MODEL_PREFIX)).expanduser()
+
+
+def _read_model(path: tfds.core.Path, remedy: str) -> SentencePiece:
+    """A model file that this package trained; ConfigError, with the remedy, if it is not one."""
+    try:
+        return SentencePiece(path.read_bytes())
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"{path} cannot serve as tokenizer ({line_of(error)}): {remedy}"
+        ) from error
 
 
 def check_tokenizer(config: DataConfig) -> None:
@@ -249,12 +264,14 @@ def check_tokenizer(config: DataConfig) -> None:
 
     Raises:
         FileNotFoundError: `sentencepiece:PATH` names no file.
+        ConfigError: That file is no model of this package.
         ValueError: Unknown tokenizer or too small a vocabulary.
     """
     if config.tokenizer.startswith(_MODEL_PREFIX):
-        path = tfds.core.Path(config.tokenizer.removeprefix(_MODEL_PREFIX)).expanduser()
+        path = _model_path(config)
         if not path.is_file():
             raise FileNotFoundError(f"data.tokenizer: there is no model file {path}.")
+        _open_base(config)
     elif config.tokenizer == "sentencepiece":
         _check_vocabulary(config.vocab_size)
     elif config.tokenizer != "bytes":
@@ -267,6 +284,12 @@ def check_tokenizer(config: DataConfig) -> None:
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give every text the same ids."""
     return _content(one) == _content(other)
+
+
+def identity_of(tokenizer: Tokenizer) -> str:
+    """Names the ids that a tokenizer gives to texts, whatever sentinels it adds."""
+    model, _ = _content(tokenizer)
+    return "bytes" if model is None else hashlib.sha256(model).hexdigest()
 
 
 def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer) -> str:
@@ -316,10 +339,12 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
     Raises:
         FileNotFoundError: `directory` holds no tokenizer.
+        ConfigError: Its tokenizer is damaged.
     """
     directory = tfds.core.Path(directory)
     if (directory / _MODEL_FILE).is_file():
-        return load_sentinels(directory, SentencePiece((directory / _MODEL_FILE).read_bytes()))
+        model = _read_model(directory / _MODEL_FILE, _RESTORE)
+        return load_sentinels(directory, model)
     if (directory / _BYTES_FILE).is_file():
         return load_sentinels(directory, Bytes())
     raise FileNotFoundError(
@@ -395,10 +420,3 @@ def _cache_path(config: DataConfig, source: Source) -> tfds.core.Path:
     key = json.dumps([*settings, spm.__version__]).encode()
     name = f"sentencepiece_{config.vocab_size}_{hashlib.sha256(key).hexdigest()[:16]}.model"
     return data_directory(config) / "tokenizers" / name
-
-
-def _write_atomically(path: tfds.core.Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{path.name}.{uuid.uuid4().hex}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -24,5 +24,10 @@ def corpus(tmp_path):
     train = [f"{i:02d}" + "xyz"[i % 3] * (i * 7 % 23) for i in range(40)]
     source = write_corpus(tmp_path, train, ["ab", "cdefg", "h"])
     return DataConfig(
-        source=source, tokenizer="bytes", seq_length=8, batch_size=4, shuffle_window=1
+        source=source,
+        data_dir=str(tmp_path / "data"),
+        tokenizer="bytes",
+        seq_length=8,
+        batch_size=4,
+        shuffle_window=1,
     )

@@ -21,12 +21,13 @@ def write_corpus(directory, train, validation):
 
 def write_library(root):
     """Writes 60 modules and files that the builder must skip; returns name to text."""
-    kept = {f"pkg/m{number}.py": f"x = {number}\n" for number in range(60)}
+    kept = {f"pkg/m{number}.py": f"def x():\n    return {number}\n" for number in range(60)}
     dropped = ["test/a.py", "pkg/tests/b.py", "idlelib/idle_test/c.py", "site-packages/d.py"]
     for name in [*kept, *dropped, "pkg/readme.txt"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(kept.get(name, "no\n"))
     (root / "empty.py").write_bytes(b"")
+    (root / "table.py").write_text("TABLE = {0x80: 0xc7, 0x81: 0xfc}\n")
     (root / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\nx = '\xe9'\n")
     return kept
 

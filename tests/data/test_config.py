@@ -9,7 +9,7 @@ from moe_jax.data import DataConfig, MixtureConfig
         {"seq_length": 0},
         {"batch_size": 0},
         {"vocab_size": -1},
-        {"shuffle_window": 0},
+        {"shuffle_window": -1},
         {"eval_shuffle_window": 0},
         {"prefetch": -1},
         {"eval_documents": 0},

@@ -174,7 +174,7 @@ def test_window_shuffle_only_permutes_rows(corpus):
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize(("window", "prefetch"), [(1, 0), (7, 3), (64, 2)])
+@pytest.mark.parametrize(("window", "prefetch"), [(1, 0), (7, 3), (64, 2), (0, 2)])
 def test_restored_state_continues_exactly(corpus, packing, window, prefetch):
     config = dataclasses.replace(
         corpus, packing=packing, shuffle_window=window, prefetch=prefetch, batch_size=2
@@ -252,9 +252,10 @@ def test_each_stream_has_documents_of_its_own(corpus):
         assert sorted(documents[:20]) == sorted(source[i] for i in range(stream, 40, 2))
 
 
+@pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize("packing", [True, False])
-def test_global_batches_do_not_depend_on_the_number_of_processes(corpus, packing):
-    config = dataclasses.replace(corpus, streams=4, shuffle_window=20, packing=packing)
+def test_global_batches_do_not_depend_on_the_number_of_processes(corpus, packing, window):
+    config = dataclasses.replace(corpus, streams=4, shuffle_window=window, packing=packing)
     whole = take(train_batches(config, Bytes()), 30)
     for processes in (2, 4):
         parts = [
@@ -267,9 +268,10 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(corpus, packing
     assert_same(apart, [{name: b[name][[0, 2]] for name in b} for b in whole])
 
 
+@pytest.mark.parametrize("window", [0, 12])
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (4, 2), (1, 4)])
-def test_position_is_resumed_by_another_number_of_processes(corpus, before, after):
-    config = dataclasses.replace(corpus, batch_size=8, streams=4, shuffle_window=12)
+def test_position_is_resumed_by_another_number_of_processes(corpus, before, after, window):
+    config = dataclasses.replace(corpus, batch_size=8, streams=4, shuffle_window=window)
     whole = take(train_batches(config, Bytes()), 23)
     iterators = [train_batches(config, Bytes(), rows=rows) for rows in shares(config, before)]
     for iterator in iterators:
@@ -428,8 +430,9 @@ def test_spans_of_an_epoch_hold_every_document(spans):
     assert text == real_targets(plain).tolist()
 
 
-def test_spans_go_on_where_they_stopped(spans):
-    spans = dataclasses.replace(spans, shuffle_window=8)
+@pytest.mark.parametrize("window", [0, 8])
+def test_spans_go_on_where_they_stopped(spans, window):
+    spans = dataclasses.replace(spans, shuffle_window=window)
     tokenizer = open_tokenizer(spans)
     batches = train_batches(spans, tokenizer)
     take(batches, 3)

@@ -7,10 +7,11 @@ import pytest
 from moe_jax.data import DataConfig, open_source
 from moe_jax.data.python_library.python_library_dataset_builder import (
     interpreter_config,
+    is_table,
     is_validation,
     source_paths,
 )
-from moe_jax.data.sources import prepare
+from moe_jax.data.prepared import prepare
 
 from .corpora import tiny_builder, write_library
 
@@ -34,6 +35,27 @@ def test_tiny_library_keeps_modules_and_splits_by_path(tmp_path):
     assert {source[i] for i in range(len(source))} == set(validation.values())
 
 
+def test_a_table_is_a_module_that_mostly_lists_constants():
+    # The docstring and the function have 55 characters, the list 14: no table. Nine lists: a table.
+    code = '"""Names and a rule."""\ndef of(name):\n    return 2*name\n'
+    row = "TABLE = [1,2]\n"
+    assert not is_table(code + row)
+    assert is_table(code + 9 * row)
+    # What calls with constants is data too; what decides or only has a docstring is not.
+    assert is_table("codes.update({0x80: 0xc7, 0x81: 0xfc})\n")
+    assert not is_table("rule = lambda name: 2 * name\n")
+    assert not is_table('"""' + "words " * 99 + '"""\n')
+    assert not is_table("this is no Python: 1 2 3\n")
+
+
+def test_the_library_has_no_table_of_codes():
+    root = Path(sysconfig.get_paths()["stdlib"])
+    tables = ["encodings/cp437.py", "encodings/iso8859_5.py", "html/entities.py", "stringprep.py"]
+    assert all(is_table((root / name).read_text("utf-8")) for name in tables)
+    modules = ["argparse.py", "heapq.py", "json/decoder.py", "encodings/utf_8.py"]
+    assert not any(is_table((root / name).read_text("utf-8")) for name in modules)
+
+
 def test_interrupted_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
     write_library(tmp_path / "lib")
     builder = tiny_builder(tmp_path / "lib", tmp_path / "data")
@@ -55,4 +77,4 @@ def test_real_library(library):
     root = Path(sysconfig.get_paths()["stdlib"])
     assert len(train) + len(validation) <= len(source_paths(root))
     assert str(sys.version_info[2]) in interpreter_config().name
-    assert interpreter_config().name in train.identity
+    assert f"{interpreter_config().name}/2.0.0" in train.identity

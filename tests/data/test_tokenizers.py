@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 from moe_jax.data import (
     Bytes,
     DataConfig,
+    MixtureConfig,
     SentencePiece,
+    WithSentinels,
     check_tokenizer,
     load_tokenizer,
     open_source,
     open_tokenizer,
     train_sentencepiece,
 )
+from moe_jax.errors import ConfigError
 
 TRICKY = "\n\r\t \0\u2581\ue000\ue001\ufeff\u00a0enu<>s0xA/\u0085\u2028\U0001f600é"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from(TRICKY))
@@ -104,6 +107,43 @@ def test_save_and_load(sentencepiece, tmp_path):
     assert opened.model == sentencepiece.model
     with pytest.raises(FileNotFoundError, match="holds no tokenizer.model"):
         load_tokenizer(tmp_path)
+
+
+def test_a_damaged_tokenizer_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
+    path = tmp_path / "tokenizer.model"
+    with pytest.raises(ConfigError, match=f"^{path} cannot serve .*back from a copy") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=f"^{path} cannot serve .*choose another data.tokenizer"):
+        check_tokenizer(DataConfig(tokenizer=f"sentencepiece:{path}"))
+    config = DataConfig(source="mixture", vocab_size=300, data_dir=str(tmp_path))
+    mixture = dataclasses.replace(config.mixture, num_documents=8)
+    config = dataclasses.replace(config, mixture=mixture)
+    open_tokenizer(config)
+    (cached,) = (tmp_path / "tokenizers").iterdir()
+    cached.write_bytes(cached.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=f"^{cached} cannot serve .*delete it"):
+        open_tokenizer(config)
+
+
+def test_damaged_sentinels_are_named(tmp_path):
+    WithSentinels(Bytes(), 7).save(tmp_path)
+    assert load_tokenizer(tmp_path).sentinels == 7
+    (tmp_path / "sentinels.json").write_text("{")
+    with pytest.raises(ConfigError, match="sentinels.json is damaged"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_data_directory_that_takes_no_files_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    mixture = MixtureConfig(num_documents=8)
+    config = DataConfig(
+        source="mixture", vocab_size=300, data_dir=str(tmp_path / "file" / "x"), mixture=mixture
+    )
+    with pytest.raises(ConfigError, match="cannot be written .*set data.data_dir") as error:
+        open_tokenizer(config)
+    assert "\n" not in str(error.value)
 
 
 def test_lossy_model_is_refused():

@@ -1,0 +1,55 @@
+"""The data directory: its place, and files in it that are written whole or not at all."""
+
+import uuid
+from collections.abc import Iterable
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
+
+from moe_jax.data.config import DataConfig
+from moe_jax.errors import ConfigError
+
+
+def data_directory(config: DataConfig) -> tfds.core.Path:
+    """Where prepared datasets, trained tokenizers and files of tokens are kept."""
+    return tfds.core.Path(config.data_dir or constants.DATA_DIR).expanduser()
+
+
+def check_directory(config: DataConfig) -> None:
+    """Raises ConfigError if `data.data_dir` is a file."""
+    directory = data_directory(config)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"data.data_dir={str(directory)!r} is a file: set it to a folder")
+
+
+def unwritable(path: tfds.core.Path, error: OSError) -> ConfigError:
+    """The error of a user whose data directory takes no files."""
+    return ConfigError(
+        f"{path} cannot be written ({error.strerror or error}): set data.data_dir to a folder that "
+        "can be written"
+    )
+
+
+def write_parts(path: tfds.core.Path, parts: Iterable[bytes]) -> None:
+    """Writes `parts` one after the other; `path` appears when it is complete.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    temporary = path.parent / f"{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, parts)
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _write(path: tfds.core.Path, parts: Iterable[bytes]) -> None:
+    try:
+        with path.open("wb") as file:
+            for part in parts:
+                file.write(part)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
