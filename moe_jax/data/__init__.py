@@ -7,6 +7,7 @@ from moe_jax.data.mixture import Mixture, MixtureSource, make_mixture
 from moe_jax.data.sentinels import WithSentinels
 from moe_jax.data.sources import Source, check_source, open_source
 from moe_jax.data.span_corruption import SpanCorruption, Spans
+from moe_jax.data.spare import WithSpareIds, with_spare_ids
 from moe_jax.data.tokenizers import (
     Bytes,
     SentencePiece,
@@ -32,6 +33,7 @@ __all__ = [
     "Spans",
     "Tokenizer",
     "WithSentinels",
+    "WithSpareIds",
     "baselines",
     "best_possible_loss",
     "check_source",
@@ -46,4 +48,5 @@ __all__ = [
     "same_tokenizer",
     "train_batches",
     "train_sentencepiece",
+    "with_spare_ids",
 ]

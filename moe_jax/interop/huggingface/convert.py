@@ -115,6 +115,36 @@ def load(
     return Imported(nnx.merge(graph, places.state()), config, vocab, family.name, given)
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A folder of ``transformers`` whose weights have not been read; see ``Imported``."""
+
+    config: models.ModelConfig
+    vocab_size: int
+    family: str
+    original: dict[str, Any]
+
+
+def describe(directory: Path | str) -> Described:
+    """Reads ``config.json`` and the names of the tensors, and no tensor.
+
+    Raises:
+        ConfigError: as ``load`` does, unless a tensor has another shape.
+    """
+    directory = Path(directory)
+    given = _json(directory / "config.json")
+    family = _family(given.get("model_type", ""))
+    files = TensorFiles(directory, family.prefix)
+    try:
+        config = family.read(family.without(given, files.names))
+        vocab = (given.get("text_config") or given)[family.vocab]
+    except KeyError as error:
+        raise ConfigError(f"{directory / 'config.json'} lacks {error.args[0]}") from error
+    names = frozenset(name for name in files.names if not family.beside(given, name))
+    _check_names(names, list(family.entries(config)), family, directory)
+    return Described(config, vocab, family.name, given)
+
+
 def save(
     model: models.Model,
     directory: Path | str,
