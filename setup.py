@@ -3,9 +3,11 @@
 from setuptools import find_packages, setup
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", *NOTEBOOKS]
+HF = ["tokenizers>=0.20"]
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", *NOTEBOOKS, *HF]
 EXTRAS = {
     "test": TEST,
+    "hf": HF,  # tokenizers of released models
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],  # for drivers older than 580

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -79,6 +80,11 @@ def experiment_of(flag: flags.FlagHolder) -> Experiment:
         return build(Experiment, config)
     except OSError as error:
         raise ConfigError(f"the config file cannot be loaded: {_last_line(error)}") from error
+
+
+def overrides_of(flag: flags.FlagHolder) -> dict[str, Any]:
+    """Returns the settings of the ``--config`` flag given on the command line, by dotted name."""
+    return dict(config_flags.get_override_values(flags.FLAGS[flag.name]))
 
 
 def run(main: Callable[[], None]) -> None:

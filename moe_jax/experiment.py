@@ -38,8 +38,9 @@ class TrainingConfig(Ranged):
         keep_every: also keep checkpoints at multiples of this; 0 for none.
         record_routing: write every step's choices to ``routing/`` of the workdir.
         replay_routing: such a folder, whose choices the router ``forced`` repeats; "" for none.
-        start_from: workdir of a finished run whose weights this one starts from, with an optimizer
-            of its own; "" for none. It is read once, and its tokenizer is taken.
+        start_from: workdir of a finished run, or folder of a released or converted model, whose
+            weights this run starts from, with an optimizer of its own; "" for none. It is read
+            once, and its tokenizer is taken; of a released model also the configuration.
         start_with: ``all`` weights, which must then match, or ``shared``: those of equal name and
             shape that are no experts' and no routers' (Switch, 2101.03961, section 4.2).
         teacher: workdir of a finished run whose probabilities are soft targets; "" for none. Its

@@ -18,6 +18,7 @@ from moe_jax.planning import Cost, count
 from moe_jax.training.finish import finish, note_divergence
 from moe_jax.training.finished import Sources, open_sources
 from moe_jax.training.loop import Diverged, Loop, Terminated
+from moe_jax.training.released import adopted
 from moe_jax.training.session import Session, check_streams, open_checkpoints, open_session
 
 _CONFIG = cli.define_config()
@@ -32,6 +33,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
     folder = Path(_WORKDIR.value)
+    experiment = adopted(experiment, folder, cli.overrides_of(_CONFIG))
     experiment.check(jax.device_count())
     check_streams(experiment)
     sources = open_sources(experiment, folder)
@@ -46,6 +48,7 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
     if (folder / workdir.RESULT).exists():
         _say(f"{folder} is finished; its results are in {folder}/report.html")
         return
+    multihost.first(lambda: sources.keep(folder))
     began = time.perf_counter()
     multihost.first(lambda: _claim_corpus(experiment, folder))
     tokenizer = _tokenizer(experiment, folder, sources)
@@ -53,6 +56,7 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
     session = sources.joined(open_session(experiment, tokenizer))
     cost = count(experiment.model, tokenizer.vocab_size, experiment.sequence)
     _announce(session, cost)
+    _announce_start(sources, tokenizer)
     with (
         open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints,
         # Inside: closing the checkpoints would wait for the process that is gone.
@@ -90,7 +94,8 @@ def _tokenizer(experiment: Experiment, folder: Path, sources: Sources) -> data.T
         try:
             data.load_tokenizer(folder)
         except FileNotFoundError:
-            (sources.tokenizer or data.open_tokenizer(experiment.data)).save(folder)
+            tokenizer = sources.tokenizer or data.open_tokenizer(experiment.data)
+            data.with_spare_ids(tokenizer, sources.rows).save(folder)
 
     multihost.first(make)
     return data.load_tokenizer(folder)
@@ -116,6 +121,17 @@ def _announce(session: Session, cost: Cost) -> None:
     further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
     _say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
     _say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
+
+
+def _announce_start(sources: Sources, tokenizer: data.Tokenizer) -> None:
+    if not sources.rows:
+        return
+    start = sources.start
+    own = "its own tokenizer" if start.tokenizer else "the tokenizer of the config"
+    _say(f"start       {start.found.family} of {start.folder}, with {own}")
+    if tokenizer.vocab_size > sources.rows:
+        added = tokenizer.vocab_size - sources.rows
+        _say(f"embedding   {sources.rows:,} rows of the start, {added:,} drawn ones after them")
 
 
 if __name__ == "__main__":

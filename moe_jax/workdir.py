@@ -85,7 +85,7 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
     path = workdir / CONFIG
     found, corpus = dict(sources or {}), None
     if path.exists():
-        saved = _read(path)
+        saved = _read_run(path)
         corpus = saved.get(_CORPUS)
         known = saved.get(_SOURCES, {})
         found = known | found
@@ -156,7 +156,7 @@ def load(workdir: Path) -> Experiment:
     path = workdir / CONFIG
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run ({CONFIG} is missing): train one there first")
-    return build(Experiment, _read(path)["config"])
+    return build(Experiment, _read_run(path)["config"])
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -172,6 +172,15 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged ({error}): delete it to start anew") from error
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    found = _read(path)
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise ConfigError(
+            f"{path.parent} holds no run ({CONFIG} is of another program): give another folder"
+        )
+    return found
 
 
 def _with_defaults(described: Any) -> Any:

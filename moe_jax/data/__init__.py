@@ -8,6 +8,7 @@ from moe_jax.data.rows import prepare_rows
 from moe_jax.data.sentinels import WithSentinels
 from moe_jax.data.sources import Contents, Source, check_source, open_source, read_contents
 from moe_jax.data.span_corruption import SpanCorruption, Spans
+from moe_jax.data.spare import WithSpareIds, with_spare_ids
 from moe_jax.data.tokenizers import (
     Bytes,
     SentencePiece,
@@ -34,6 +35,7 @@ __all__ = [
     "Spans",
     "Tokenizer",
     "WithSentinels",
+    "WithSpareIds",
     "baselines",
     "best_possible_loss",
     "check_source",
@@ -50,4 +52,5 @@ __all__ = [
     "same_tokenizer",
     "train_batches",
     "train_sentencepiece",
+    "with_spare_ids",
 ]

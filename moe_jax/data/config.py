@@ -49,8 +49,9 @@ class DataConfig(Ranged):
         eval_split: TFDS split expression of the validation documents.
         data_dir: Where TFDS keeps prepared datasets, and where trained tokenizers are cached;
             None is the TFDS default.
-        tokenizer: `bytes`, `sentencepiece` (trained on the training documents, then cached) or
-            `sentencepiece:PATH` (a model file that this package trained).
+        tokenizer: `bytes`, `sentencepiece` (trained on the training documents, then cached),
+            `sentencepiece:PATH` (a model file that this package trained) or `hf:FOLDER` (the
+            `tokenizer.json` of a released model; needs the package `tokenizers`).
         vocab_size: Vocabulary of a trained SentencePiece model, specials included.
         seq_length: Tokens in each row of a batch; those of the encoder if there is one.
         target_length: Tokens in each row of an encoder-decoder's targets; a decoder alone has none.

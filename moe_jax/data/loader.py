@@ -40,6 +40,7 @@ from moe_jax.data.config import DataConfig
 from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
 from moe_jax.data.sources import Source, open_source
 from moe_jax.data.span_corruption import SpanCorruption
+from moe_jax.data.spare import without_spare_ids
 from moe_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -215,7 +216,7 @@ class _Corrupted:
     def _corruption(self) -> SpanCorruption:
         return SpanCorruption(
             **dataclasses.asdict(self.config.spans),
-            vocab_size=self.tokenizer.vocab_size,
+            vocab_size=without_spare_ids(self.tokenizer).vocab_size,
             eos_id=self.tokenizer.eos_id,
             pad_id=self.tokenizer.pad_id,
         )

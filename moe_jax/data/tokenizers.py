@@ -19,8 +19,10 @@ import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import data_directory, write_parts
+from moe_jax.data.hf_tokenizer import HFTokenizer, check_hf, is_hf, load_hf, open_hf
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
 from moe_jax.data.sources import Source, open_source
+from moe_jax.data.spare import load_spare_ids, without_spare_ids
 from moe_jax.errors import ConfigError, line_of
 
 _MODEL_FILE = "tokenizer.model"
@@ -231,6 +233,8 @@ def open_tokenizer(config: DataConfig) -> Tokenizer:
 
 
 def _open_base(config: DataConfig) -> Tokenizer:
+    if is_hf(config.tokenizer):
+        return open_hf(config.tokenizer, config.spans.sentinels if config.spans else 0)
     if config.tokenizer == "bytes":
         return Bytes()
     if config.tokenizer.startswith(_MODEL_PREFIX):
@@ -267,6 +271,8 @@ def check_tokenizer(config: DataConfig) -> None:
         ConfigError: That file is no model of this package.
         ValueError: Unknown tokenizer or too small a vocabulary.
     """
+    if is_hf(config.tokenizer):
+        return check_hf(config.tokenizer)
     if config.tokenizer.startswith(_MODEL_PREFIX):
         path = _model_path(config)
         if not path.is_file():
@@ -276,8 +282,8 @@ def check_tokenizer(config: DataConfig) -> None:
         _check_vocabulary(config.vocab_size)
     elif config.tokenizer != "bytes":
         raise ValueError(
-            f"data.tokenizer {config.tokenizer!r} is unknown; use bytes, sentencepiece or "
-            "sentencepiece:PATH."
+            f"data.tokenizer {config.tokenizer!r} is unknown; use bytes, sentencepiece, "
+            "sentencepiece:PATH or hf:FOLDER."
         )
 
 
@@ -310,11 +316,17 @@ def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer)
     wanted = config.spans.sentinels if config.spans else 0
     if wanted != sentinels:
         return f"{sentinels} sentinels there and {wanted} here; set data.spans as there"
-    if (config.tokenizer == "bytes") != (model is None):
+    base = _base(tokenizer)
+    bytes_differ = (config.tokenizer == "bytes") != (model is None)
+    if bytes_differ or is_hf(config.tokenizer) != isinstance(base, HFTokenizer):
         return f"data.tokenizer={config.tokenizer!r} here; set it to {trained.tokenizer!r}"
+    if is_hf(config.tokenizer) and _content(_open_base(config))[0] != model:
+        return (
+            f"data.tokenizer={config.tokenizer!r} is another one; set it to {trained.tokenizer!r}"
+        )
     if config.tokenizer.startswith(_MODEL_PREFIX) and _content(_open_base(config))[0] != model:
         return f"data.tokenizer={config.tokenizer!r} is another model; set it to 'sentencepiece'"
-    sizes = (trained.vocab_size, tokenizer.vocab_size - sentinels)
+    sizes = (trained.vocab_size, base.vocab_size)
     if config.tokenizer == "sentencepiece" and config.vocab_size not in sizes:
         return f"data.vocab_size={config.vocab_size} here; set it to {sizes[0]}"
     return ""
@@ -322,13 +334,30 @@ def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer)
 
 def _content(tokenizer: Tokenizer) -> tuple[bytes | None, int]:
     """The model, None for bytes, and the number of sentinels."""
-    base, sentinels = tokenizer, 0
-    if isinstance(tokenizer, WithSentinels):
-        base, sentinels = tokenizer.base, tokenizer.sentinels
-    return base.model if isinstance(base, SentencePiece) else None, sentinels
+    base, outer = _base(tokenizer), without_spare_ids(tokenizer)
+    sentinels = outer.sentinels if isinstance(outer, WithSentinels) else 0
+    return base.model if isinstance(base, SentencePiece | HFTokenizer) else None, sentinels
+
+
+def _base(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer below sentinels and spare ids."""
+    outer = without_spare_ids(tokenizer)
+    return outer.base if isinstance(outer, WithSentinels) else outer
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Reads the tokenizer that `Tokenizer.save` wrote into `directory`, spare ids included.
+
+    Raises:
+        FileNotFoundError: `directory` holds no tokenizer.
+    """
+    released = load_hf(directory)
+    if released is None:
+        return load_spare_ids(directory, _load_own(directory))
+    return load_spare_ids(directory, load_sentinels(directory, released))
+
+
+def _load_own(directory: str | Path) -> Tokenizer:
     """Reads the tokenizer that `Tokenizer.save` wrote into `directory`.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -12,25 +13,34 @@ from orbax.checkpoint import v1 as ocp
 
 from moe_jax import models
 from moe_jax.build import build, describe
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, line_of
+from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface import Imported
+from moe_jax.interop.staging import replaced, require_room
 from moe_jax.parallel import shardings_of_state
 from moe_jax.workdir import write_json
 
-_DESCRIPTION, _PARAMETERS = "model.json", "parameters"
+DESCRIPTION, PARAMETERS, BESIDE = "model.json", "parameters", "released"
 _KINDS = {kind.__name__: kind for kind in (models.DecoderConfig, models.EncoderDecoderConfig)}
+_KEYS = ("kind", "config", "vocab_size", "family", "original")
 
 
-def save(imported: Imported, directory: Path | str) -> None:
-    """Writes a model into an empty folder.
+def save(imported: Imported, directory: Path | str, companions: Path | None = None) -> None:
+    """Writes a model into an empty folder, whole or not at all.
+
+    Args:
+        imported: the model.
+        directory: the folder.
+        companions: a folder whose tokenizer, chat template, generation settings and licences are
+            kept in ``released/``.
 
     Raises:
-        ConfigError: if something is there.
+        ConfigError: if something is there, or the disk is full.
     """
     directory = Path(directory)
     require_empty(directory)
     state = nnx.to_pure_dict(nnx.state(imported.model))
-    ocp.save_pytree((directory / _PARAMETERS).absolute(), _named(state))
+    require_room(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     description = {
         "kind": type(imported.config).__name__,
         "config": describe(imported.config),
@@ -39,44 +49,87 @@ def save(imported: Imported, directory: Path | str) -> None:
         "family": imported.family,
         "original": imported.original,
     }
-    write_json(directory / _DESCRIPTION, description)
+    with replaced(directory) as folder:
+        if companions is not None:
+            copy_companions(companions, folder / BESIDE)
+        try:
+            ocp.save_pytree((folder / PARAMETERS).absolute(), _named(state))
+        except Exception as error:
+            raise OSError(f"{directory} cannot be written: {line_of(error)}") from error
+        write_json(folder / DESCRIPTION, description)
+
+
+def describes(directory: Path | str) -> dict[str, Any]:
+    """Returns what ``model.json`` says, as JSON.
+
+    Raises:
+        ConfigError: if the folder holds no converted model, or only a part of one.
+    """
+    path = Path(directory) / DESCRIPTION
+    if not path.exists():
+        raise ConfigError(f"{directory} holds no converted model ({DESCRIPTION} is missing)")
+    again = "convert it again"
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): {again}") from error
+    missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
+    if missing or found["kind"] not in _KINDS:
+        lost = f"says no {', '.join(missing)}" if missing else f"says kind={found['kind']!r}"
+        raise ConfigError(f"{path} {lost}: {again}")
+    if not (path.parent / PARAMETERS).is_dir():
+        raise ConfigError(f"{directory} is half converted ({PARAMETERS}/ is missing): {again}")
+    return found
+
+
+def config_of(found: dict[str, Any]) -> models.ModelConfig:
+    """Returns the configuration of the model that ``model.json`` describes."""
+    return build(_KINDS[found["kind"]], found["config"], "config")
 
 
 def load(directory: Path | str, mesh: Mesh | None = None) -> Imported:
     """Reads a folder that ``save`` wrote, each array into its place on the mesh.
 
     Raises:
-        ConfigError: if it holds no converted model.
+        ConfigError: if it holds no converted model, or only a part of one.
     """
     directory = Path(directory)
-    if not (directory / _DESCRIPTION).exists():
-        raise ConfigError(f"{directory} holds no converted model ({_DESCRIPTION} is missing)")
-    found = json.loads((directory / _DESCRIPTION).read_text())
-    config = build(_KINDS[found["kind"]], found["config"], "config")
+    found = describes(directory)
+    config = config_of(found)
     key = jax.random.key(0)
     abstract = jax.eval_shape(lambda: models.make(config, found["vocab_size"], key))
     graph, state = nnx.split(abstract)
-    pure = nnx.to_pure_dict(state)
-    saved = ocp.pytree_metadata((directory / _PARAMETERS).absolute()).metadata
-    shardings = _shardings(state, mesh)
-    like = jax.tree.map(
-        lambda leaf, old, s: jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=s),
-        _named(pure),
-        saved,
-        shardings,
-    )
-    tree = ocp.load_pytree((directory / _PARAMETERS).absolute(), like)
+    try:
+        tree = _restored(directory / PARAMETERS, state, mesh)
+    except Exception as error:
+        raise ConfigError(
+            f"{directory / PARAMETERS} does not hold the parameters that {DESCRIPTION} describes "
+            f"({line_of(error)}): convert it again"
+        ) from error
     nnx.replace_by_pure_dict(state, _unnamed(tree))
     model = nnx.merge(graph, state)
     return Imported(model, config, found["vocab_size"], found["family"], found["original"])
 
 
+def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
+    saved = ocp.pytree_metadata(path.absolute()).metadata
+    like = jax.tree.map(
+        lambda leaf, old, s: jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=s),
+        _named(nnx.to_pure_dict(state)),
+        saved,
+        _shardings(state, mesh),
+    )
+    return ocp.load_pytree(path.absolute(), like)
+
+
 def require_empty(directory: Path) -> None:
-    """Refuses a folder that holds something.
+    """Refuses an output that is a file, or a folder that holds something.
 
     Raises:
         ConfigError: if it does.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file, not a folder: give another --output")
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty: give another --output")
 

@@ -13,8 +13,17 @@ from jax.sharding import Mesh
 from moe_jax import data, workdir
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
+from moe_jax.interop import folders
+from moe_jax.models import ModelConfig
 from moe_jax.routing import Forced
 from moe_jax.training.checkpoint import Checkpoints, identity, latest_step
+from moe_jax.training.released import (
+    Released,
+    is_released,
+    open_released,
+    remember,
+    remembered,
+)
 from moe_jax.training.session import Session
 from moe_jax.training.start import WEIGHTS, Transplant, check_all, shared, weight_shapes
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
@@ -41,6 +50,12 @@ class Finished:
     def identity(self) -> str:
         """Names its weights by their content."""
         return identity(self.folder / workdir.CHECKPOINTS)
+
+    def keep(self, folder: Path) -> None:
+        """Hands the family that it started from on to the run in ``folder``."""
+        known = remembered(self.folder)
+        if known:
+            remember(folder, known["family"], known["original"], self.folder, adopts=False)
 
     def abstract(self, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
         """Returns its model and its state without an optimizer, as shapes with shardings."""
@@ -71,7 +86,7 @@ class Sources:
         teacher: whose distribution it learns.
     """
 
-    start: Finished | None = None
+    start: Finished | Released | None = None
     teacher: Finished | None = None
 
     @property
@@ -82,8 +97,18 @@ class Sources:
     @property
     def tokenizer(self) -> data.Tokenizer | None:
         """The tokenizer of both, or ``None`` without any."""
-        runs = [run for run in (self.start, self.teacher) if run]
-        return runs[0].tokenizer if runs else None
+        found = [run.tokenizer for run in (self.start, self.teacher) if run and run.tokenizer]
+        return found[0] if found else None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding of a released model to start from; 0 without one."""
+        return self.start.found.vocab_size if isinstance(self.start, Released) else 0
+
+    def keep(self, folder: Path) -> None:
+        """Writes into a workdir which family its model is of, if it starts from one."""
+        if self.start:
+            self.start.keep(folder)
 
     def joined(self, session: Session) -> Session:
         """Returns the session with its teacher loaded, and its first state made from the start."""
@@ -106,14 +131,13 @@ def open_sources(experiment: Experiment, folder: Path) -> Sources:
         return Sources()
     start = teacher = None
     if training.start_from and not begun:
-        start = open_finished("training.start_from", training.start_from)
-        _check_tokenizer(experiment, start)
-        _check_start(experiment, start)
+        start = _open_start(experiment)
     if training.teacher:
         teacher = open_finished("training.teacher", training.teacher)
-        _check_tokenizer(experiment, teacher)
+        _check_tokenizer(experiment, teacher, teacher.experiment.data)
         _check_teacher(experiment, teacher)
-    if start and teacher and not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
+    both = start and teacher and start.tokenizer
+    if both and not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
         raise ConfigError(
             f"training.start_from={start.folder} and training.teacher={teacher.folder} have "
             "different tokenizers: use runs of one tokenizer"
@@ -138,19 +162,38 @@ def open_finished(setting: str, folder: str) -> Finished:
     return Finished(setting, path, experiment, data.load_tokenizer(path))
 
 
-def _check_tokenizer(experiment: Experiment, run: Finished) -> None:
-    reason = data.contradiction(experiment.data, run.experiment.data, run.tokenizer)
+def _open_start(experiment: Experiment) -> Finished | Released:
+    setting, folder = "training.start_from", experiment.training.start_from
+    if is_released(folder):
+        start = open_released(folder, experiment)
+        theirs = data.DataConfig(tokenizer=folders.tokenizer_of(folder))
+        _check_weights(experiment, start.found.config, f"{setting}={folder}", 8)
+    else:
+        start = open_finished(setting, folder)
+        theirs, size = start.experiment.data, start.tokenizer.vocab_size
+        _check_weights(experiment, start.experiment.model, f"{setting}={folder}", size)
+    if start.tokenizer:
+        _check_tokenizer(experiment, start, theirs)
+    return start
+
+
+def _check_tokenizer(
+    experiment: Experiment, run: Finished | Released, theirs: data.DataConfig
+) -> None:
+    reason = data.contradiction(experiment.data, theirs, run.tokenizer)
     if reason:
         raise ConfigError(f"{run.setting}={run.folder} has another tokenizer: {reason}")
 
 
-def _check_start(experiment: Experiment, run: Finished) -> None:
-    training, vocab_size = experiment.training, run.tokenizer.vocab_size
-    new, old = (weight_shapes(one.model, vocab_size) for one in (experiment, run.experiment))
-    if training.start_with == "all":
-        check_all(new, old, f"{run.setting}={run.folder}")
+def _check_weights(
+    experiment: Experiment, model: ModelConfig, source: str, vocab_size: int
+) -> None:
+    """Refuses weights of another model, whatever rows the two embeddings have."""
+    new, old = (weight_shapes(one, vocab_size) for one in (experiment.model, model))
+    if experiment.training.start_with == "all":
+        check_all(new, old, source)
     elif not shared(new, old):
-        raise ConfigError(f"{run.setting}={run.folder} shares no weights with this model")
+        raise ConfigError(f"{source} shares no weights with this model")
 
 
 def _check_teacher(experiment: Experiment, run: Finished) -> None:
@@ -175,8 +218,11 @@ def _teacher(run: Finished, mesh: Mesh) -> Teacher:
     return Teacher(graph, state.params, state.router_state)
 
 
-def _first_state(session: Session, run: Finished) -> TrainState:
-    _, state = run.weights(session.mesh)
-    source = {n: x for n, x in named_leaves(state).items() if n.startswith(WEIGHTS)}
+def _first_state(session: Session, run: Finished | Released) -> TrainState:
+    if isinstance(run, Released):
+        source = run.weights(session.mesh)
+    else:
+        _, state = run.weights(session.mesh)
+        source = {n: x for n, x in named_leaves(state).items() if n.startswith(WEIGHTS)}
     only = session.experiment.training.start_with == "shared"
     return session.recipe.create_from(Transplant(only), source)

@@ -30,7 +30,8 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
         experiment.mesh.resolve(jax.device_count())
     except ConfigError:
         experiment = dataclasses.replace(experiment, mesh=MeshConfig())
-    experiment.check(jax.device_count())
+    experiment.check_program(jax.device_count())
+    data.check_source(experiment.data)  # The tokenizer is the one in the folder.
     session = open_session(experiment, data.load_tokenizer(folder))
     with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step() is None:

@@ -143,7 +143,9 @@ def _moved(
     here, there = layers_apart(drawn), layers_apart(source)
     moved: dict[str, Any] = {}
     for name, place in here.items():
-        value = _taken(source, there[name]) if name in chosen else _taken(drawn, place)
+        value = _taken(drawn, place)
+        if name in chosen:
+            value = _over(value, _taken(source, there[name]))
         if place.entry is None:
             moved[place.leaf] = value
         else:
@@ -154,6 +156,14 @@ def _moved(
         else found
         for leaf, found in moved.items()
     }
+
+
+def _over(drawn: Array, source: Array) -> Array:
+    """Returns ``source`` in the type of ``drawn``; rows that ``source`` lacks stay as drawn."""
+    source = source.astype(drawn.dtype)
+    if source.shape == drawn.shape:
+        return source
+    return jax.lax.dynamic_update_slice(drawn, source, (0,) * drawn.ndim)
 
 
 def _taken(leaves: Mapping[str, Array], place: Place) -> Array:

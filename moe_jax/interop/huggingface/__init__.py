@@ -1,5 +1,12 @@
 """Models of ``transformers``: ``load`` a folder of theirs, ``save`` one that they load."""
 
-from moe_jax.interop.huggingface.convert import FAMILIES, Imported, load, save
+from moe_jax.interop.huggingface.convert import (
+    FAMILIES,
+    Described,
+    Imported,
+    describe,
+    load,
+    save,
+)
 
-__all__ = ["FAMILIES", "Imported", "load", "save"]
+__all__ = ["FAMILIES", "Described", "Imported", "describe", "load", "save"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from tqdm import tqdm
 
 from moe_jax import models
 from moe_jax.errors import ConfigError, nearest
+from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface.dbrx import DBRX
 from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from moe_jax.interop.huggingface.description import description
 from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
 from moe_jax.interop.huggingface.entries import Entry
 from moe_jax.interop.huggingface.family import Family
-from moe_jax.interop.huggingface.files import TensorFiles, write
-from moe_jax.interop.huggingface.function import function_of
+from moe_jax.interop.huggingface.files import TensorFiles, is_export, write
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+from moe_jax.interop.staging import replaced, require_room
 from moe_jax.models.stack import Stack
 from moe_jax.parallel.rules import sharding_of
 
@@ -45,7 +48,7 @@ FAMILIES: dict[str, Family] = {
         NLLB_MOE,
     )
 }
-_DTYPES = ("float32", "bfloat16")
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +97,7 @@ def load(
             missing, unknown or of another shape. Nothing is allocated before names are checked.
     """
     directory = Path(directory)
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
+    _check_dtype(dtype)
     given = _json(directory / "config.json")
     family = _family(given.get("model_type", ""))
     tile = (given.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
@@ -113,45 +115,87 @@ def load(
     return Imported(nnx.merge(graph, places.state()), config, vocab, family.name, given)
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A folder of ``transformers`` whose weights have not been read; see ``Imported``."""
+
+    config: models.ModelConfig
+    vocab_size: int
+    family: str
+    original: dict[str, Any]
+
+
+def describe(directory: Path | str) -> Described:
+    """Reads ``config.json`` and the names of the tensors, and no tensor.
+
+    Raises:
+        ConfigError: as ``load`` does, unless a tensor has another shape.
+    """
+    directory = Path(directory)
+    given = _json(directory / "config.json")
+    family = _family(given.get("model_type", ""))
+    files = TensorFiles(directory, family.prefix)
+    try:
+        config = family.read(family.without(given, files.names))
+        vocab = (given.get("text_config") or given)[family.vocab]
+    except KeyError as error:
+        raise ConfigError(f"{directory / 'config.json'} lacks {error.args[0]}") from error
+    names = frozenset(name for name in files.names if not family.beside(given, name))
+    _check_names(names, list(family.entries(config)), family, directory)
+    return Described(config, vocab, family.name, given)
+
+
 def save(
     model: models.Model,
     directory: Path | str,
     family: str,
     *,
     original: dict[str, Any] | None = None,
+    companions: Path | None = None,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
     progress: bool = False,
 ) -> None:
-    """Writes a folder that ``transformers`` loads.
+    """Writes a folder that ``transformers`` loads, whole or not at all.
+
+    An older export in ``directory`` goes, with all its shards; other files stay. Routers' state,
+    and the tensors that ``transformers`` itself computes in float32, are float32 in every export.
 
     Args:
         model: the model.
         directory: the folder, made if it is not there.
         family: the ``model_type`` to write, a key of ``FAMILIES``.
-        original: a ``config.json`` whose other settings are kept.
-        dtype: of the tensors written.
+        original: the ``config.json`` that the model came with; see ``CARRIED`` for what is kept.
+        companions: a folder whose tokenizer, chat template, generation settings and licences are
+            written too.
+        dtype: of the tensors written, ``float32`` or ``bfloat16``.
         shard_bytes: the size of a file.
         progress: show a progress bar.
 
     Raises:
-        ConfigError: if the family is unknown or cannot say what the model is.
+        ConfigError: if the family is unknown or cannot say what the model is, or the disk is full.
     """
     directory, kind = Path(directory), _family(family)
+    _check_dtype(dtype)
     config, vocab = model.config, model.embedding.table[...].shape[0]
-    kept = {key: value for key, value in (original or {}).items() if key != "quantization_config"}
-    written = kept | kind.write(config) | {kind.vocab: vocab}
-    written |= {"model_type": kind.name, "architectures": [kind.architecture], "dtype": dtype}
-    _check_same_model(kind, written, config)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(written, indent=2))
-    places = _Places(model, None, None)
-    entries = tqdm(list(kind.entries(config)), desc="tensors", disable=not progress)
+    described = description(kind, config, vocab, dtype, original)
+    places, entries = _Places(model, None, None), list(kind.entries(config))
+    places.check_all_in(entries, kind.name)
+    require_room(directory, sum(places.size(entry) for entry in entries) * _BYTES[dtype])
     pairs = (
-        (e.theirs, e.layout.to_theirs([places.get(name) for name in e.ours]).astype(dtype))
-        for e in entries
+        (entry.theirs, places.take(entry, dtype, kind.exact))
+        for entry in tqdm(entries, desc="tensors", disable=not progress)
     )
-    write(pairs, directory, shard_bytes)
+    with replaced(directory, is_export) as folder:
+        if companions:
+            copy_companions(companions, folder)
+        write(pairs, folder, shard_bytes)
+        (folder / "config.json").write_text(json.dumps(described, indent=2))
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _BYTES:
+        raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_BYTES)}")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -181,17 +225,6 @@ def _check_names(
             raise ConfigError(f"{directory} {kind} {len(found)} tensor(s): {shown}")
 
 
-def _check_same_model(family: Family, written: dict[str, Any], config: models.ModelConfig) -> None:
-    """Refuses a model that ``config.json`` cannot describe: what is read back must compute it."""
-    wanted, back = function_of(config), function_of(family.read(written))
-    different = [name for name in wanted if wanted[name] != back.get(name)]
-    if different:
-        name = different[0]
-        raise ConfigError(
-            f"{family.name} cannot say {name}={wanted[name]!r}, it would be {back.get(name)!r}"
-        )
-
-
 def _abstract(config: models.ModelConfig, vocab_size: int) -> models.Model:
     return jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
 
@@ -208,6 +241,30 @@ class _Places:
         """Returns one parameter of one layer."""
         path, index = self._find(name)
         return np.asarray(self._flat[path].get_value()[index])
+
+    def take(self, entry: Entry, dtype: str, exact: tuple[str, ...]) -> np.ndarray:
+        """Returns one tensor of theirs; names that end with ``exact`` and states are float32."""
+        learnt = all(isinstance(self._flat[self._find(n)[0]], nnx.Param) for n in entry.ours)
+        kept = not learnt or entry.theirs.endswith(exact)
+        tensor = entry.layout.to_theirs([self.get(name) for name in entry.ours])
+        return tensor.astype("float32" if kept else dtype)
+
+    def size(self, entry: Entry) -> int:
+        """Returns the number of elements of one tensor."""
+        found = [self._find(name) for name in entry.ours]
+        shapes = [self._flat[path].get_value().shape[len(index) :] for path, index in found]
+        return sum(map(math.prod, shapes))
+
+    def check_all_in(self, entries: list[Entry], family: str) -> None:
+        """Refuses a parameter that no tensor of the family holds.
+
+        Raises:
+            ConfigError: naming the parameter.
+        """
+        held = {self._find(name)[0] for entry in entries for name in entry.ours}
+        for path in [*self._flat.keys() - held, *held - self._flat.keys()]:
+            name = ".".join(map(str, path))
+            raise ConfigError(f"{family} cannot say {name}: its tensors and the model's differ")
 
     def put(self, entry: Entry, tensor: np.ndarray) -> None:
         """Puts one tensor of theirs where it belongs."""

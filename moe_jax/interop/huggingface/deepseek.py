@@ -110,8 +110,8 @@ def _write(config: DecoderConfig) -> Json:
             0.1 * math.log(config.positions.scaling.factor)
         )
         found["rope_parameters"] |= {"mscale": weight, "mscale_all_dim": weight}
-    del found["head_dim"]
-    return found
+    # As transformers has it; its rotary positions are of this width.
+    return found | {"head_dim": latent.rotary_dim}
 
 
 def _write_v2(config: DecoderConfig) -> Json:
@@ -182,7 +182,14 @@ def _without_lookahead(config: Json, names: Collection[str]) -> Json:
     return config if stored else config | {"num_nextn_predict_layers": 0}
 
 
-DEEPSEEK_V2 = Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _entries)
+DEEPSEEK_V2 = Family(
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
+    _read_v2,
+    _write_v2,
+    _entries,
+    exact=(".mlp.gate.weight",),
+)
 DEEPSEEK_V3 = dataclasses.replace(
     DEEPSEEK_V2,
     name="deepseek_v3",

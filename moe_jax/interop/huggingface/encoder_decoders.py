@@ -168,6 +168,7 @@ def _read_nllb(config: Json) -> EncoderDecoderConfig:
 
 def _write_nllb(config: EncoderDecoderConfig) -> Json:
     act = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    router = config.encoder_moe.router
     found = {
         "d_model": config.width,
         "activation_function": act[config.activation],
@@ -175,6 +176,9 @@ def _write_nllb(config: EncoderDecoderConfig) -> Json:
         "pad_token_id": config.positions.offset - 1,
         "num_experts": config.encoder_moe.num_experts,
         "moe_token_dropout": config.encoder_moe.expert_mask,
+        "second_expert_policy": router.select.second,
+        "normalize_router_prob_before_dropping": router.select.normalize,
+        "batch_prioritized_routing": router.capacity.priority == "score",
     }
     for stack in ("encoder", "decoder"):
         moe, layers = getattr(config, f"{stack}_moe"), getattr(config, f"{stack}_layers")

@@ -29,6 +29,7 @@ class Family:
         ignored: ends of names of tensors that hold nothing of the model.
         prefix: before all names in a checkpoint of the model with other towers.
         beside: given ``config.json`` and a name, whether the tensor is of another tower.
+        exact: ends of names of tensors that are float32 whatever the others are.
         without: ``config.json`` less what it announces but no tensor of these names holds.
     """
 
@@ -40,6 +41,7 @@ class Family:
     vocab: str = "vocab_size"
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     prefix: str = ""
+    exact: tuple[str, ...] = ()
     beside: Callable[[Json, str], bool] = lambda config, name: False
     without: Callable[[Json, Collection[str]], Json] = lambda config, names: config
 

@@ -101,6 +101,11 @@ def _eight_bit(path: Path, name: str) -> np.ndarray:
         return np.frombuffer(file.read(end - start), float8_e4m3fn).reshape(entry["shape"])
 
 
+def is_export(name: str) -> bool:
+    """Whether a file of this name belongs to an export: weights, their index or the config."""
+    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json"))
+
+
 def write(
     tensors: Iterable[tuple[str, np.ndarray]], directory: Path, shard_bytes: int = 5 * 10**9
 ) -> None:
@@ -111,7 +116,10 @@ def write(
 
     def flush() -> None:
         path = directory / f"shard-{len(shards)}"
-        save_file(held, path, metadata={"format": "pt"})
+        try:
+            save_file(held, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}): free some space") from error
         shards.append((path, list(held)))
         held.clear()
 

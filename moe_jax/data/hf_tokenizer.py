@@ -1,0 +1,226 @@
+"""A released tokenizer: the `tokenizer.json` of the package `tokenizers`, which is optional."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_jax.errors import ConfigError, line_of
+
+PREFIX = "hf:"
+FILE = "hf_tokenizer.json"
+_RELEASED = "tokenizer.json"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_SPACE = "\u2581"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HFTokenizer:
+    """A tokenizer of `transformers`, which need not give back every text unchanged.
+
+    Attributes:
+        text: Its `tokenizer.json`.
+        vocab_size: Number of ids, added tokens included.
+        pad_id: Padding; 0 where the release names none.
+        bos_id: Begins a document; the end token where the release names none.
+        eos_id: Ends a document.
+    """
+
+    text: str
+    vocab_size: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
+    @property
+    def model(self) -> bytes:
+        """Its content, by which two tokenizers are compared."""
+        return self.text.encode("utf-8")
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """See `Tokenizer`; a space that the tokenizer adds before a text counts as a byte."""
+        pieces = [self._inner.id_to_token(i) or "" for i in range(self.vocab_size)]
+        plain = _plain_length(self.text)
+        lengths = np.array([plain(piece) for piece in pieces], np.int32)
+        specials = [i for i in _special_ids(self._inner) if i < self.vocab_size]
+        lengths[[*specials, self.pad_id, self.bos_id, self.eos_id]] = 0
+        return lengths
+
+    def encode(self, text: str) -> np.ndarray:
+        """See `Tokenizer`."""
+        return np.asarray(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """See `Tokenizer`; specials are skipped."""
+        kept = [int(i) for i in np.asarray(ids).ravel() if 0 <= i < self.vocab_size]
+        return self._inner.decode(kept, skip_special_tokens=True)
+
+    def piece(self, token: int) -> str:
+        """See `Tokenizer`."""
+        return self._inner.decode([int(token)], skip_special_tokens=False)
+
+    def save(self, directory: str | Path) -> None:
+        """See `Tokenizer`."""
+        path = Path(directory) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self)) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @functools.cached_property
+    def _inner(self) -> Any:
+        try:
+            inner = _library().Tokenizer.from_str(self.text)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"the tokenizer.json cannot be read: {line_of(error)}") from error
+        inner.no_padding()
+        inner.no_truncation()
+        return inner
+
+
+def is_hf(setting: str) -> bool:
+    """Whether `data.tokenizer` names a released tokenizer."""
+    return setting.startswith(PREFIX)
+
+
+def check_hf(setting: str) -> None:
+    """Refuses a folder without a tokenizer, and a machine without the package `tokenizers`.
+
+    Raises:
+        ConfigError: What is missing and what to do.
+    """
+    _library()
+    folder = _folder(setting)
+    if not (folder / _RELEASED).is_file():
+        others = [name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()]
+        remedy = (
+            f"{others[0]} alone cannot be read: write {_RELEASED} with transformers, by "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            if others
+            else "give the folder of a released model, or another data.tokenizer"
+        )
+        raise ConfigError(f"data.tokenizer={setting!r}: {folder} holds no {_RELEASED}; {remedy}")
+
+
+def open_hf(setting: str, sentinels: int = 0) -> HFTokenizer:
+    """Opens `hf:FOLDER`.
+
+    Args:
+        setting: `data.tokenizer`.
+        sentinels: Ids that are added above. Where the release has as many of its own at the top
+            (T5's `<extra_id_0>`, the highest), these are left out, and added again as they were.
+
+    Raises:
+        ConfigError: It cannot be read, or names no end token.
+    """
+    check_hf(setting)
+    folder = _folder(setting)
+    text = (folder / _RELEASED).read_text(encoding="utf-8")
+    inner = HFTokenizer(text, 0, 0, 0, 0)._inner
+    ids = inner.get_vocab(with_added_tokens=True)
+    size = max(ids.values(), default=-1) + 1
+    own = [ids.get(f"<extra_id_{i}>") for i in range(sentinels)]
+    if sentinels and own == [size - 1 - i for i in range(sentinels)]:
+        size -= sentinels
+    named = _named_ids(folder, ids)
+    if named["eos"] is None:
+        raise ConfigError(
+            f"data.tokenizer={setting!r} names no end token: set eos_token in "
+            f"{folder / 'tokenizer_config.json'}"
+        )
+    bos = named["eos"] if named["bos"] is None else named["bos"]
+    return HFTokenizer(text, size, named["pad"] or 0, bos, named["eos"])
+
+
+def load_hf(directory: str | Path) -> HFTokenizer | None:
+    """Reads what `HFTokenizer.save` wrote, or returns None where it wrote nothing.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    path = Path(directory) / FILE
+    if not path.is_file():
+        return None
+    try:
+        return HFTokenizer(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {line_of(error)}") from error
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("tokenizers")
+    except ImportError as error:
+        raise ConfigError(
+            "data.tokenizer='hf:FOLDER' needs the package tokenizers: pip install tokenizers"
+        ) from error
+
+
+def _folder(setting: str) -> Path:
+    return Path(setting.removeprefix(PREFIX)).expanduser()
+
+
+def _named_ids(folder: Path, ids: dict[str, int]) -> dict[str, int | None]:
+    """Ids of the special tokens, from the first file that names each."""
+    texts = [_json(folder / f) for f in ("tokenizer_config.json", "special_tokens_map.json")]
+    numbers = [_json(folder / f) for f in ("generation_config.json", "config.json")]
+    numbers += [found.get("text_config") or {} for found in numbers]
+    found = {}
+    for kind in ("bos", "eos", "pad"):
+        tokens = [_content(settings.get(f"{kind}_token")) for settings in texts]
+        known = [ids[token] for token in tokens if token in ids]
+        given = [_first(settings.get(f"{kind}_token_id")) for settings in numbers]
+        known += [number for number in given if number is not None]
+        found[kind] = known[0] if known else None
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _first(number: Any) -> int | None:
+    return (number or [None])[0] if isinstance(number, list) else number
+
+
+def _special_ids(inner: Any) -> list[int]:
+    added = inner.get_added_tokens_decoder()
+    return [number for number, token in added.items() if token.special]
+
+
+def _plain_length(text: str) -> Any:
+    """Returns the function that gives the UTF-8 bytes that a piece stands for.
+
+    In a byte-level vocabulary each character of a piece is one byte.
+    """
+    parsed = json.loads(text)
+    kinds = json.dumps([parsed.get("pre_tokenizer"), parsed.get("decoder")])
+    if '"ByteLevel"' in kinds:
+        return len
+
+    def length(piece: str) -> int:
+        if _BYTE.fullmatch(piece):
+            return 1
+        return len(piece.replace(_SPACE, " ").encode("utf-8"))
+
+    return length

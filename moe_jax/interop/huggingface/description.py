@@ -1,0 +1,133 @@
+"""The ``config.json`` of an exported model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface.family import Family, Json
+from moe_jax.interop.huggingface.function import function_of
+from moe_jax.models import ModelConfig
+
+CARRIED = frozenset(
+    {
+        # Tokens and texts.
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "tokenizer_class",
+        "max_position_embeddings",
+        "max_seq_len",
+        "n_positions",
+        "_name_or_path",
+        # Training in transformers.
+        "initializer_range",
+        "initializer_factor",
+        "init_std",
+        "attention_dropout",
+        "activation_dropout",
+        "dropout",
+        "dropout_rate",
+        "emb_pdrop",
+        "resid_pdrop",
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "router_jitter_noise",
+        "aux_loss_alpha",
+        "seq_aux",
+        # Serving in transformers; experts here have as many slots as tokens.
+        "expert_capacity",
+        "moe_eval_capacity_token_fraction",
+        "router_dtype",
+        "router_ignore_padding_tokens",
+        "is_encoder_decoder",
+        "use_cache",
+    }
+)
+"""Settings of an older ``config.json`` that say nothing of the function of the model."""
+
+
+def description(
+    family: Family, config: ModelConfig, vocab_size: int, dtype: str, original: Json | None = None
+) -> Json:
+    """Returns what ``config.json`` says of a model.
+
+    Args:
+        family: the ``model_type``.
+        config: the model.
+        vocab_size: rows of its embedding.
+        dtype: of its tensors.
+        original: the ``config.json`` that it came with; of it only ``CARRIED`` is kept, so that
+            no setting is said twice, in an older and a newer spelling.
+
+    Raises:
+        ConfigError: naming the setting of the model that the family cannot say.
+    """
+    outer = original or {}
+    inner = outer.get("text_config") or {}
+    kept = {key: value for key, value in {**outer, **inner}.items() if key in CARRIED}
+    written = kept | _written(family, config) | {family.vocab: vocab_size}
+    written |= {"model_type": family.name, "architectures": [family.architecture], "dtype": dtype}
+    _check_same_model(family, written, config)
+    return written
+
+
+def families_of(families: dict[str, Family], config: ModelConfig) -> list[str]:
+    """Returns the names of the families that can say a model."""
+    found = []
+    for name, family in families.items():
+        try:
+            description(family, config, 1, "float32")
+        except ConfigError:
+            continue
+        found.append(name)
+    return found
+
+
+def _written(family: Family, config: ModelConfig) -> Json:
+    try:
+        return family.write(config)
+    except ConfigError:
+        raise
+    except AttributeError as error:
+        culprit = error.obj
+    except KeyError as error:
+        culprit = error.args[0]
+    except (TypeError, ValueError, IndexError):
+        culprit = config
+    raise ConfigError(f"{family.name} cannot say {_setting(config, culprit)}")
+
+
+def _setting(config: ModelConfig, culprit: Any) -> str:
+    """Returns the name and the value of the setting that ``culprit`` is."""
+    for name, value in _settings(config, "model"):
+        if value is culprit or (isinstance(culprit, str) and value == culprit):
+            shown = value if isinstance(value, str) else type(value).__name__
+            return f"{name}={shown}"
+    return f"a {type(config).__name__} with these settings"
+
+
+def _settings(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        yield f"{path}.{field.name}", inner
+        if dataclasses.is_dataclass(inner):
+            yield from _settings(inner, f"{path}.{field.name}")
+
+
+def _check_same_model(family: Family, written: Json, config: ModelConfig) -> None:
+    """Refuses a model that ``config.json`` cannot describe: a reader must get the same function."""
+    wanted, back = function_of(config), function_of(family.read(written))
+    different = [name for name in wanted if wanted[name] != back.get(name)]
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"{family.name} cannot say {name}={wanted[name]!r}, it would be {back.get(name)!r}"
+        )
