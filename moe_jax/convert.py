@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
-from moe_jax import cli
+from moe_jax import cli, signals
 from moe_jax.interop import native
-from moe_jax.interop.huggingface import load, save
+from moe_jax.interop.huggingface import Imported, load, save
 
 _FROM = flags.DEFINE_enum("from", "hf", ["hf", "moe_jax"], "What the input is.")
 _INPUT = flags.DEFINE_string("input", None, "Folder to read.", required=True)
@@ -23,6 +26,12 @@ def main() -> None:
     """Converts and says what."""
     output = Path(_OUTPUT.value)
     native.require_empty(output)
+    with _removed_if_interrupted(output):
+        imported = _convert(output)
+    print(f"{imported.family} with a vocabulary of {imported.vocab_size} is in {output}")
+
+
+def _convert(output: Path) -> Imported:
     if _FROM.value == "hf":
         imported = load(_INPUT.value, dtype=_DTYPE.value, progress=True)
         native.save(imported, output)
@@ -36,7 +45,20 @@ def main() -> None:
             dtype=_DTYPE.value,
             progress=True,
         )
-    print(f"{imported.family} with a vocabulary of {imported.vocab_size} is in {output}")
+    return imported
+
+
+@contextlib.contextmanager
+def _removed_if_interrupted(output: Path) -> Iterator[None]:
+    """Removes what was written to a folder that was empty, so that the same command can start."""
+    kept = output.exists()
+    try:
+        yield
+    except signals.Interrupted:
+        shutil.rmtree(output, ignore_errors=True)
+        if kept:
+            output.mkdir(exist_ok=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ ADVICE = "run the same command to start again"
 # How long the main thread may stay in C, and how close two signals count as one: a terminal sends
 # Ctrl-C to a runner and to its children, and the runner passes it on.
 _ANSWER_SECONDS, _TWICE_SECONDS = 5.0, 1.0
-_HELD = "\n{}: the step is finished and saved first; once more ends at once\n"
+_HELD = "\n{}: what is under way is finished and saved first; once more ends at once\n"
 
 LastWords = Callable[[int, str], None]
 

@@ -385,14 +385,14 @@ def _require_writable(directory: epath.Path) -> None:
 
 def _committed(directory: epath.Path) -> Iterator[int]:
     """Yields the steps that have a directory under their final name, newest first."""
-    if directory.exists():
+    if directory.is_dir():
         names = [path.name for path in directory.iterdir() if path.name.isdigit()]
         yield from sorted((int(name) for name in names if name == str(int(name))), reverse=True)
 
 
 def _unfinished(directory: epath.Path) -> Iterator[tuple[int, str, str]]:
     """Yields step, path and reason of each checkpoint that was never committed."""
-    if directory.exists():
+    if directory.is_dir():
         for path in directory.iterdir():
             step, dot, suffix = path.name.partition(".")
             if step.isdigit() and dot and "tmp" in suffix:
