@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from moe_jax import cli, signals
 from moe_jax.planning.page import human, mesh
 
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
@@ -159,8 +160,13 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "moe_jax.plan", *planned.arguments, f"--output={output}"]
         began = time.perf_counter()
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        said = process.stderr.read()
-        _, status, used = os.wait4(process.pid, 0)
+        try:
+            said = process.stderr.read()
+            _, status, used = os.wait4(process.pid, 0)
+        except signals.Interrupted:
+            process.kill()
+            process.wait()
+            raise
         if status:
             raise RuntimeError(f"{planned.name}: {said.strip()}")
         found = json.loads(output.read_text())
@@ -215,12 +221,13 @@ def write_table(page: Path, text: str) -> None:
     page.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Plans and writes."""
     folder = Path(_FOLDER.value)
     chosen = _ONLY.value
     for planned in PLANS:
         if chosen is None or (chosen and re.search(re.escape(chosen), planned.name)):
+            signals.advise(f"plans before {planned.name} are written; --only=NAME goes on with one")
             print(f"{planned.name} ...", flush=True)
             print(row(planned.name, run(planned, folder)), end="", flush=True)
     write_table(Path(_PAGE.value), table(folder))
@@ -231,4 +238,4 @@ if __name__ == "__main__":
     _ONLY = flags.DEFINE_string("only", None, "Plan those whose name has this in it.")
     _FOLDER = flags.DEFINE_string("folder", "experiments/results/plans", "Where plans are kept.")
     _PAGE = flags.DEFINE_string("page", "docs/plans.md", "The page whose table is written.")
-    app.run(main)
+    cli.run(main)

@@ -20,7 +20,7 @@ from experiments.records import record
 from experiments.runs import Run, execute, runs_of, to_train
 from experiments.statistics import MOST
 from experiments.tables import write_report
-from moe_jax import cli
+from moe_jax import cli, signals
 from moe_jax.training.loop import TrainingError
 
 # What training sustains, FLOP/s (one core at this scale, measured; the others are guesses), and
@@ -32,6 +32,7 @@ _MOST_PLACES = 8
 
 def main() -> None:
     """Trains what is missing and writes the report."""
+    signals.advise("run the same command to go on")
     file = Path(_ABLATION.value)
     ablation = load(file)
     arms = _ARMS.value or list(ablation.arms)
@@ -42,7 +43,12 @@ def main() -> None:
         return
     output = Path(_OUTPUT.value or Path(_WORKDIR.value) / ablation.name)
     output.mkdir(parents=True, exist_ok=True)
-    execute(runs, file, _places())
+    try:
+        execute(runs, file, _places())
+    except signals.Interrupted as stop:
+        ended = sum(run.ended for run in runs)
+        detail = f": {ended} of {len(runs)} runs have ended, those under way are saved"
+        raise signals.Interrupted(stop.number, detail) from None
     for run in (run for run in runs if not run.ended):
         print(f"left out: arm {run.arm}, seed {run.seed}, since what it needs has diverged")
     records = [record(run) for run in runs if run.ended]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,8 @@ import queue
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from tqdm import tqdm
 
 from experiments.ablation import Ablation
 from experiments.places import Place, graphics_cards
+from moe_jax import signals
+from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.planning import Cost, count
 from moe_jax.training.loop import TrainingError
@@ -29,6 +33,7 @@ _LOG = "log.txt"
 # Neither changes what a run computes.
 _FREE = ("mesh", "name")
 _COMPILED = "compiled"
+_POLL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +121,13 @@ class Run:
         return per_token * self.tokens
 
     def _read(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / name).read_text())
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise TrainingError(
+                f"{path} is damaged ({error}): delete it, and run the same command"
+            ) from error
 
 
 def runs_of(
@@ -219,6 +230,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
 
     Raises:
         TrainingError: if a run fails, other than by diverging; its message is the run's last line.
+        Interrupted: after Ctrl-C or SIGTERM, once every run that was under way has saved its step.
     """
     needed = [need for run in runs if not run.ended for need in run.needs.values()]
     if needed:
@@ -230,24 +242,82 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     places: queue.Queue[Place] = queue.Queue()
     for index in range(side_by_side):
         places.put(Place(index, side_by_side, cards))
+    children = _Children()
 
     def one(run: Run) -> None:
         place = places.get()
         try:
-            _train(run, file, place)
+            _train(run, file, place, children)
         finally:
             places.put(place)
 
-    with ThreadPoolExecutor(side_by_side) as pool, tqdm(total=len(missing), unit="run") as bar:
+    with (
+        signals.second_time(children.kill),
+        _drained(ThreadPoolExecutor(side_by_side), children) as pool,
+        tqdm(total=len(missing), unit="run") as bar,
+    ):
         for _ in pool.map(one, missing):
             bar.update()
 
 
-def _train(run: Run, file: Path, place: Place) -> None:
-    with locked(run.folder, wait=True):
-        # What a killed runner started trains on by itself.
-        if run.ended:
-            return
+@contextlib.contextmanager
+def _drained(pool: ThreadPoolExecutor, children: _Children) -> Iterator[ThreadPoolExecutor]:
+    """At the end starts nothing more, and waits for the runs under way."""
+    try:
+        with children.stopping():
+            yield pool
+    finally:
+        try:
+            with children.stopping():
+                pool.shutdown(cancel_futures=True)
+        except signals.Interrupted:
+            pool.shutdown()
+            raise
+
+
+class _Children:
+    """The training processes under way; none starts once they have been told to stop."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+        self.stopped = threading.Event()
+
+    def run(self, command: Sequence[str], **options: Any) -> int | None:
+        """Runs a command to its end and returns its exit code; ``None`` if nothing may start."""
+        with self._lock:
+            if self.stopped.is_set():
+                return None
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Passes the signal that ends the block on; a terminal may have sent it to them as well."""
+        try:
+            yield
+        except signals.Interrupted as stop:
+            with self._lock:
+                self.stopped.set()
+                for process in self._running:
+                    process.send_signal(stop.number)
+            raise
+
+    def kill(self) -> None:
+        """Ends them at once."""
+        for process in list(self._running):
+            process.kill()
+
+
+def _train(run: Run, file: Path, place: Place, children: _Children) -> None:
+    _wait_for(run, children)
+    if run.ended:
+        return
     command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
     command.append(f"--config.training.steps={run.experiment.training.steps}")
     command += [f"--config.{setting}={need.folder}" for setting, need in run.needs.items()]
@@ -255,16 +325,28 @@ def _train(run: Run, file: Path, place: Place) -> None:
         "JAX_COMPILATION_CACHE_DIR": str((run.folder.parent / _COMPILED).absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
+    run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / _LOG).open("a") as log:
-        done = subprocess.run(
+        code = children.run(
             [*command, f"--workdir={run.folder}"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | compiled | place.take(run.scale),
         )
-    if not run.diverged and (done.returncode or not run.finished):
-        last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]
-        raise TrainingError(
-            f"arm {run.arm}, seed {run.seed} ended without a result ({' '.join(last)}); the rest "
-            f"is in {run.folder / _LOG}"
-        )
+    if children.stopped.is_set() or run.diverged or (code == 0 and run.finished):
+        return
+    last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]
+    raise TrainingError(
+        f"arm {run.arm}, seed {run.seed} ended without a result ({' '.join(last)}); the rest "
+        f"is in {run.folder / _LOG}"
+    )
+
+
+def _wait_for(run: Run, children: _Children) -> None:
+    """Waits for what a killed runner has started: it trains on by itself."""
+    while not children.stopped.is_set():
+        try:
+            with locked(run.folder):
+                return
+        except ConfigError:
+            children.stopped.wait(_POLL_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from moe_jax import disk, signals
 from moe_jax.build import build, forget_other_types
 from moe_jax.errors import CheckpointError, ConfigError
 from moe_jax.experiment import Experiment
@@ -88,8 +90,23 @@ def overrides_of(flag: flags.FlagHolder) -> dict[str, Any]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs ``main``; what a user can mend ends the program with one line."""
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    """Parses flags and runs ``main``; what a user can mend ends the program with one line.
+
+    So do Ctrl-C and SIGTERM, with exit codes 130 and 143.
+    """
+    with signals.listening(_stop):
+        try:
+            app.run(lambda _: _guarded(main), flags_parser=_parse)
+        except signals.Interrupted as stop:
+            _stop(stop.code, f"{stop}; {signals.advice()}")
+
+
+def _stop(code: int, line: str) -> None:
+    if jax.distributed.is_initialized():
+        multihost.fail(code, line)
+    # A terminal shows ^C where the line would begin.
+    print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
@@ -132,6 +149,8 @@ def _one_line(error: BaseException) -> str:
         return f"the configuration has no setting {name!r}"
     if "whilst parsing config file" in text:
         return f"the config file cannot be loaded: {_last_line(error)}"
+    if isinstance(error, OSError) and disk.remedy(error):
+        text = f"{text}: {disk.remedy(error)}"
     return " ".join(text.split())
 
 

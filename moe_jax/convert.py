@@ -7,12 +7,11 @@ released model travel along.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from absl import flags
 
-from moe_jax import cli
+from moe_jax import cli, signals
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import FAMILIES, Imported, load, save
@@ -30,14 +29,8 @@ _NAMES = {"hf": "a released model", "moe_jax": "a converted model", "run": "a ru
 
 def main() -> None:
     """Converts and says what."""
-    try:
-        _convert(Path(_INPUT.value), Path(_OUTPUT.value))
-    except KeyboardInterrupt:
-        _stopped(130)
-    except SystemExit as stop:
-        if stop.code == 143:  # SIGTERM while a folder is written
-            _stopped(143)
-        raise
+    signals.advise(f"nothing is left in {_OUTPUT.value}; run the same command to start again")
+    _convert(Path(_INPUT.value), Path(_OUTPUT.value))
 
 
 def _convert(source: Path, output: Path) -> None:
@@ -83,11 +76,6 @@ def _check_input(source: Path) -> None:
         raise ConfigError(f"--input={source} is {_NAMES[kind]}: use --from={other}")
     if _FROM.value == "hf" and _FAMILY.value:
         raise ConfigError("--family is of what --from=moe_jax writes: leave it out")
-
-
-def _stopped(code: int) -> None:
-    print(f"error: stopped before {_OUTPUT.value} was whole; it is not there", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from moe_jax import cli
+from moe_jax import cli, disk, signals
 from moe_jax.errors import ConfigError
+from moe_jax.experiment import Experiment
 from moe_jax.planning import page, topology
 from moe_jax.planning.plan import fitted, parse_mesh, plan, sweep
 
@@ -46,16 +49,29 @@ def main() -> None:
         experiment.check_program(target.num_devices)
     topology.prepare(target)
     if _SWEEP.value:
-        found = {"name": experiment.name, "plans": sweep(experiment, target, _LIMIT.value)}
+        _sweep(experiment, target)
     else:
-        found = plan(experiment, target)
+        _write(plan(experiment, target), page.plan)
+
+
+def _sweep(experiment: Experiment, target: topology.Topology) -> None:
+    """Ctrl-C ends it after the plan that is being compiled, and it keeps those that it has."""
+    signals.advise("the plans so far are written; run the same command to compile the rest")
+    with signals.holding() as hold:
+        hold.begin()
+        plans = sweep(experiment, target, _LIMIT.value, lambda: bool(hold.came))
+        _write({"name": experiment.name, "plans": plans}, page.sweep)
+
+
+def _write(found: dict[str, Any], summary: Callable[[dict[str, Any]], str]) -> None:
     text = json.dumps(found, indent=2)
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(text + "\n")
+        with disk.replaced(Path(_OUTPUT.value)) as temporary:
+            temporary.write_text(text + "\n")
     else:
-        print(text)
+        print(text, flush=True)
     if sys.stderr.isatty():
-        print(page.sweep(found) if _SWEEP.value else page.plan(found), file=sys.stderr)
+        print(summary(found), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 
-from moe_jax import cli, data, workdir
+from moe_jax import cli, data, signals, workdir
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost, count
-from moe_jax.training.finish import finish, note_divergence
+from moe_jax.training.finish import finish, has_result, note_divergence
 from moe_jax.training.finished import Sources, open_sources
 from moe_jax.training.loop import Diverged, Loop, Terminated
 from moe_jax.training.released import adopted
@@ -24,10 +24,12 @@ from moe_jax.training.session import Session, check_streams, open_checkpoints, o
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
 _HOSTS = cli.define_hosts()
+_GO_ON = "run the same command to go on"
 
 
 def main() -> None:
     """Checks, prepares, trains, evaluates and reports."""
+    signals.advise(_GO_ON)
     cli.join_hosts(_HOSTS)
     experiment = cli.experiment_of(_CONFIG)
     if not _WORKDIR.value:
@@ -45,7 +47,7 @@ def main() -> None:
 def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
     multihost.first(lambda: workdir.claim(folder, experiment, sources.identities))
     workdir.check_shared(folder)
-    if (folder / workdir.RESULT).exists():
+    if has_result(folder):
         _say(f"{folder} is finished; its results are in {folder}/report.html")
         return
     multihost.first(lambda: sources.keep(folder))
@@ -69,12 +71,13 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
         try:
             state = loop.run(step, state, position)
         except Terminated as stop:
-            _say(f"{stop}; run the same command to go on")
-            sys.exit(0)
+            _say(f"{stop}; {_GO_ON}")
+            sys.exit(stop.code)
         except Diverged as end:
             note_divergence(folder, end, seconds=time.perf_counter() - began)
             raise
-        finish(session, state, cost, folder, seconds=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        finish(session, state, cost, folder, seconds=seconds, lost_lines=loop.lost)
 
 
 def _claim_corpus(experiment: Experiment, folder: Path) -> None:

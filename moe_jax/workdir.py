@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from absl import logging
 
 from moe_jax.build import build, describe
+from moe_jax.disk import replaced
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 
@@ -98,6 +98,12 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
                 f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
                 "another --workdir, or delete it"
             )
+    elif any((workdir / CHECKPOINTS).glob("[0-9]*")):
+        logging.warning(
+            "%s is missing: the run goes on with the settings of this command, and nothing tells "
+            "whether they are those of its checkpoints",
+            path,
+        )
     named = {_SOURCES: found} if found else {}
     named |= {_CORPUS: corpus} if corpus else {}
     about = {"versions": _versions(), "git_commit": _git_commit(), **named}
@@ -160,18 +166,27 @@ def load(workdir: Path) -> Experiment:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes ``value`` so that the file is either old or new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Writes ``value`` so that the file is either old or new, never half.
+
+    Raises:
+        WriteError: if the disk refuses.
+    """
+    text = json.dumps(value, indent=1) + "\n"
+    with replaced(path) as temporary:
+        temporary.write_text(text)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is damaged ({error}): delete it to start anew") from error
+        found = json.loads(path.read_text())
+        if not isinstance(found.get("config"), dict):
+            raise ValueError("it holds no configuration")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): restore it from a backup, or delete it and train with "
+            "the settings that the run had"
+        ) from error
+    return found
 
 
 def _read_run(path: Path) -> dict[str, Any]:

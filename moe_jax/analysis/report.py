@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jinja2
 import numpy as np
 
 from moe_jax.analysis import figures
+from moe_jax.disk import replaced
 from moe_jax.training.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
@@ -41,6 +41,7 @@ _ROWS = (
     ("steps", "steps", "{:,}"),
     ("tokens", "training tokens", "{:,}"),
     ("skipped_updates", "updates skipped", "{:,}"),
+    ("lost_lines", "history", "{}"),
 )
 
 
@@ -80,9 +81,8 @@ def write_report(workdir: Path) -> Path:
         config=json.dumps(config.get("config", {}), indent=2) if config else "",
     )
     path = workdir / REPORT
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -202,7 +202,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -228,10 +228,21 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def sweep(experiment: Experiment, topology: Topology, limit: int) -> list[dict[str, Any]]:
+def sweep(
+    experiment: Experiment,
+    topology: Topology,
+    limit: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
     """Returns plans of other meshes and policies, ranked: those that fit, by predicted time.
 
     All are ranked by formula first; the best ``limit`` are compiled and ranked again in front.
+
+    Args:
+        experiment: what is to run.
+        topology: on what.
+        limit: how many are compiled at most.
+        stop: says, before each compilation, whether the plans that are left stay by formula.
     """
     tried = []
     for one in variants(experiment, topology.num_devices):
@@ -243,8 +254,12 @@ def sweep(experiment: Experiment, topology: Topology, limit: int) -> list[dict[s
         )
     tried.sort(key=lambda pair: _rank(pair[0]))
     best = tried[:limit] if topology.chip.kind != "gpu" else []
-    plans = sorted((plan(one, topology) for _, one in best), key=_rank)
-    return plans + [found for found, _ in tried[len(best) :]]
+    plans: list[dict[str, Any]] = []
+    for _, one in best:
+        if stop():
+            break
+        plans.append(plan(one, topology))
+    return sorted(plans, key=_rank) + [found for found, _ in tried[len(plans) :]]
 
 
 def _rank(found: dict[str, Any]) -> tuple[bool, float, int]:

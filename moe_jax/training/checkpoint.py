@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging as stdlib_logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -227,6 +229,7 @@ class Checkpoints:
                 "restore it before training on, or choose another directory"
             )
         if self._writer is None:
+            _silence_orbax()
             self._writer = self._new_writer()
         elif room == _MOVED:
             self._writer.reload()
@@ -277,9 +280,12 @@ class Checkpoints:
             raise self._save_failed(step, error) from error
 
     def _save_failed(self, step: int, error: Exception) -> CheckpointError:
+        good = self.latest_step()
+        kept = "" if good is None else f"checkpoint {good} is as it was, "
         return CheckpointError(
             f"checkpoint step {step} was not saved to {self.directory}: {line_of(error)}; "
-            "check that the directory exists, is writable and has free space"
+            f"{kept}check that the directory exists, is writable and has free space, then run the "
+            "same command to go on"
         )
 
     def _agree(self, decide: Callable[[], int]) -> int:
@@ -346,12 +352,30 @@ def identity(directory: str | epath.PathLike) -> str:
     return hashlib.sha256(record).hexdigest()[:16]
 
 
+def _silence_orbax() -> None:
+    """Keeps what Orbax logs about a failed save off, unless the verbosity asks for it.
+
+    Every one of its threads logs the same error with a stack trace, a thousand lines in all, and
+    raises it as well: one line of ``CheckpointError`` says it.
+    """
+    logger = logging.get_absl_logger()
+    if _is_wanted not in logger.filters:
+        logger.addFilter(_is_wanted)
+
+
+def _is_wanted(record: stdlib_logging.LogRecord) -> bool:
+    of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+    return not of_orbax or logging.level_debug() or record.levelno < stdlib_logging.ERROR
+
+
 def _require_writable(directory: epath.Path) -> None:
     probe = directory / f".write-test-{jax.process_index()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
             f"cannot write checkpoints to {directory}: {line_of(error)}; "
@@ -361,14 +385,14 @@ def _require_writable(directory: epath.Path) -> None:
 
 def _committed(directory: epath.Path) -> Iterator[int]:
     """Yields the steps that have a directory under their final name, newest first."""
-    if directory.exists():
+    if directory.is_dir():
         names = [path.name for path in directory.iterdir() if path.name.isdigit()]
         yield from sorted((int(name) for name in names if name == str(int(name))), reverse=True)
 
 
 def _unfinished(directory: epath.Path) -> Iterator[tuple[int, str, str]]:
     """Yields step, path and reason of each checkpoint that was never committed."""
-    if directory.exists():
+    if directory.is_dir():
         for path in directory.iterdir():
             step, dot, suffix = path.name.partition(".")
             if step.isdigit() and dot and "tmp" in suffix:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from moe_jax import data, workdir
-from moe_jax.analysis.report import write_report
+from moe_jax.analysis.report import REPORT, write_report
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost
 from moe_jax.training.loop import Diverged
@@ -19,7 +21,13 @@ from moe_jax.training.state import TrainState
 
 
 def finish(
-    session: Session, state: TrainState, cost: Cost, folder: Path, *, seconds: float
+    session: Session,
+    state: TrainState,
+    cost: Cost,
+    folder: Path,
+    *,
+    seconds: float,
+    lost_lines: str = "",
 ) -> None:
     """Evaluates, writes ``result.json``, ``expert_tokens.json`` and ``report.html``, and prints.
 
@@ -29,6 +37,7 @@ def finish(
         cost: of the model.
         folder: the workdir.
         seconds: how long the run took in this process.
+        lost_lines: says which lines of the log are missing, or "".
     """
     experiment = session.experiment
     steps = experiment.training.steps
@@ -57,11 +66,36 @@ def finish(
         "seconds": seconds,
         "device": _devices(),
         "mesh": dict(session.mesh.shape),
+        **({"lost_lines": lost_lines} if lost_lines else {}),
     }
     workdir.write_json(folder / workdir.RESULT, result)
     (folder / workdir.DIVERGED).unlink(missing_ok=True)
     write_report(folder)
     _announce(result, baselines, folder)
+
+
+def has_result(folder: Path) -> bool:
+    """Returns whether a run is finished; its report is written anew where it is missing or cut.
+
+    A kill between ``result.json`` and the report leaves the one without the other. A damaged result
+    counts as none: the evaluation is repeated from the last checkpoint.
+    """
+    path = folder / workdir.RESULT
+    if not path.exists():
+        return False
+    try:
+        json.loads(path.read_text())
+    except ValueError as error:
+        if multihost.is_first():
+            logging.warning("%s is damaged (%s): the run is evaluated again", path, error)
+        return False
+    if multihost.is_first() and not _is_whole(folder / REPORT):
+        logging.warning("%s is missing or cut: written again", write_report(folder))
+    return True
+
+
+def _is_whole(report: Path) -> bool:
+    return report.exists() and report.read_bytes().rstrip().endswith(b"</html>")
 
 
 def note_divergence(folder: Path, end: Diverged, *, seconds: float) -> None:

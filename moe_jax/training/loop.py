@@ -15,9 +15,11 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from moe_jax import data
+from moe_jax import data, signals
+from moe_jax.errors import CheckpointError
 from moe_jax.parallel import multihost
 from moe_jax.training.checkpoint import Checkpoints
+from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
 from moe_jax.training.metrics import MetricsWriter, ProgressBar
 from moe_jax.training.optimizer import learning_rate
 from moe_jax.training.replay import ROUTING, RoutingRecord
@@ -43,7 +45,16 @@ class Diverged(TrainingError):
 
 
 class Terminated(Exception):
-    """SIGTERM came and the state was saved."""
+    """A signal came and the state was saved.
+
+    Attributes:
+        code: of the exit: 0 after SIGTERM, since all is well for whoever preempts a run, and 130
+            after Ctrl-C, so that a script does not take the run for finished.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signals.NAMES[number]} at step {step}, which is saved")
+        self.code = 0 if number == signal.SIGTERM else signals.Interrupted(number).code
 
 
 @dataclasses.dataclass
@@ -54,26 +65,39 @@ class Loop:
         session: the experiment on its devices.
         checkpoints: where the state is saved.
         workdir: where the metrics go.
+        lost: says which lines of the log are missing, or "".
     """
 
     session: Session
     checkpoints: Checkpoints
     workdir: Path
+    lost: str = ""
 
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
-        """Returns step, state and data position of the newest good checkpoint, or the start."""
+        """Returns step, state and data position of the newest good checkpoint, or the start.
+
+        Raises:
+            CheckpointError: if none is good, or the tokenizer is not the one it was trained with.
+        """
         found = self.checkpoints.restore(named_leaves(self.session.abstract))
         if found is None:
             first = self.session.first_state
             return 0, self.session.recipe.create()[1] if first is None else first(), None
         step, leaves, data_state = found
+        if split(data_state)[1].get(TOKENIZER, self._tokenizer) != self._tokenizer:
+            raise CheckpointError(
+                f"the tokenizer in {self.workdir} is not the one that checkpoint {step} was "
+                "trained with: restore its files from a backup, or delete them to make it anew "
+                "from the same data"
+            )
         return step, from_named_leaves(self.session.abstract, leaves), data_state
 
     def run(self, start: int, state: TrainState, data_state: dict[str, Any] | None) -> TrainState:
         """Trains to the last step.
 
         Raises:
-            Terminated: after SIGTERM, once everything is saved.
+            Terminated: after SIGTERM or Ctrl-C, once everything is saved.
+            Interrupted: if the signal comes before there is a step to save.
             Diverged: after too many non-finite updates in a row.
             CheckpointError: if a checkpoint could not be written.
         """
@@ -81,20 +105,26 @@ class Loop:
         batches = data.train_batches(
             experiment.data, self.session.tokenizer, rows=self.session.rows
         )
+        notes: dict[str, Any] = {}
         if data_state is not None:
-            batches.set_state(data_state)
+            position, notes = split(data_state)
+            batches.set_state(position)
+        logged = Logged(notes[LOG]) if LOG in notes else None
         steps = experiment.training.steps
         with (
-            MetricsWriter(self.workdir, resume_step=start) as writer,
+            MetricsWriter(self.workdir, start, logged) as writer,
             ProgressBar(start, steps) as bar,
-            _termination() as terminated,
+            _stopping() as stopping,
             jax.set_mesh(self.session.mesh),
         ):
+            self.lost = writer.lost
+            self._tell_lost_routing(start)
             log = _Log(self.session, writer, bar)
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
                 batch = self._with_record(step, self.session.place(next(batches)))
                 state, report = self.session.train_step(state, batch)
+                stopping.begin()
                 if experiment.training.record_routing:
                     self._record(step, batch, report)
                 self._look(guard, step, report)
@@ -102,13 +132,13 @@ class Loop:
                 if self._due(step, experiment.training.eval_every) and step < steps:
                     log.evaluation(step, self.session.evaluate(state))
                 due = self._due(step, experiment.training.checkpoint_every) or step == steps
-                stop = terminated(step)
+                stop = stopping.came(step)
                 if due or stop:
-                    self._save(step, state, batches)
+                    self._save(step, state, batches, writer.logged)
                 self.checkpoints.check()
                 if stop:
                     self.checkpoints.wait()
-                    raise Terminated(f"stopped by SIGTERM at step {step}, which is saved")
+                    raise Terminated(stop, step)
             self._look(guard, steps, None)
         self.checkpoints.wait()
         batches.close()
@@ -150,8 +180,27 @@ class Loop:
     def _due(step: int, every: int) -> bool:
         return every > 0 and step % every == 0
 
-    def _save(self, step: int, state: TrainState, batches: Any) -> None:
-        self.checkpoints.save(step, named_leaves(state), batches.get_state())
+    def _save(self, step: int, state: TrainState, batches: Any, logged: Logged) -> None:
+        # One process writes the log, and each saves notes of its own.
+        notes = {TOKENIZER: self._tokenizer}
+        if multihost.is_first():
+            notes[LOG] = logged.ranges
+        self.checkpoints.save(step, named_leaves(state), {**batches.get_state(), **notes})
+
+    @property
+    def _tokenizer(self) -> str:
+        return digest(self.session.tokenizer)
+
+    def _tell_lost_routing(self, start: int) -> None:
+        if not (start and self.session.experiment.training.record_routing and multihost.is_first()):
+            return
+        missing = self.record.missing(start)
+        if missing:
+            logging.warning(
+                "%s has lost %s: the run goes on, and a replay of it will stop there",
+                self.record.folder,
+                spans(missing),
+            )
 
 
 class _Log:
@@ -218,16 +267,32 @@ class _Guard:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stopping:
+    """Whether to save and stop.
+
+    Attributes:
+        begin: holds signals back from the first step on.
+        came: returns the number of the signal after which all processes stop at this step, or 0.
+    """
+
+    begin: Callable[[], None]
+    came: Callable[[int], int]
+
+
 @contextmanager
-def _termination() -> Iterator[Callable[[int], bool]]:
-    """Yields a function that tells whether to save and stop after this step, as SIGTERM asks."""
-    if jax.distributed.is_initialized():
-        # JAX passes the signal of one process on to all and lets them agree on the step.
-        yield multihost_utils.reached_preemption_sync_point
+def _stopping() -> Iterator[_Stopping]:
+    if not jax.distributed.is_initialized():
+        with signals.listening(lambda *_: None), signals.holding() as hold:
+            yield _Stopping(hold.begin, lambda step: hold.came)
         return
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    try:
-        yield lambda step: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    # JAX passes SIGTERM to one process on to all and lets them agree on the step.
+    with signals.passing_on(signal.SIGTERM) as own:
+
+        def came(step: int) -> int:
+            if not multihost_utils.reached_preemption_sync_point(step):
+                return 0
+            any_own = multihost_utils.process_allgather(np.int32(own())).max()
+            return int(any_own) or signal.SIGTERM
+
+        yield _Stopping(lambda: None, came)

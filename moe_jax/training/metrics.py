@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
+from moe_jax.disk import Appended, replaced
+from moe_jax.training.events import Events, held
+from moe_jax.training.history import Logged, spans
+
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-_FLUSH_SECONDS = 10
 
 
 def flatten(record: Mapping[str, Any]) -> dict[str, float]:
@@ -86,8 +89,8 @@ def _intact(path: Path) -> list[tuple[dict[str, Any], str]]:
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                found.append((json.loads(line), line))
-        except json.JSONDecodeError as error:
+                found.append((_record(line), line))
+        except ValueError as error:
             if number < len(lines):
                 raise ValueError(
                     f"{path} line {number} is damaged ({error}): delete that line"
@@ -95,10 +98,24 @@ def _intact(path: Path) -> list[tuple[dict[str, Any], str]]:
     return found
 
 
-class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` and to TensorBoard; only the first process writes."""
+def _record(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("it names no step")
+    if not isinstance(record.get("kind"), str):
+        raise ValueError("it names no kind")
+    return record
 
-    def __init__(self, workdir: Path, resume_step: int | None = None):
+
+class MetricsWriter:
+    """Appends records to ``metrics.jsonl`` and to TensorBoard; only the first process writes.
+
+    Attributes:
+        logged: the records that must be in the file.
+        lost: says which of them were not there when it was opened, or "".
+    """
+
+    def __init__(self, workdir: Path, resume_step: int | None = None, logged: Logged | None = None):
         """Opens the files.
 
         Args:
@@ -106,26 +123,46 @@ class MetricsWriter:
             resume_step: records of later steps, written by a run that died after its last
                 checkpoint, are removed: those steps are about to be repeated. 0 removes all of
                 them, None none.
+            logged: the records up to ``resume_step`` that must be there; None for those that are.
 
         Raises:
             ValueError: if a line other than an unfinished last one is damaged.
+            WriteError: if the disk refuses.
         """
+        self.logged, self.lost = logged or Logged(), ""
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / METRICS
-        self._found = _truncate(path, math.inf if resume_step is None else resume_step)
-        self._lines = path.open("a")
-        # Here, because it imports torch where there is one, which takes seconds.
-        from tensorboardX import SummaryWriter
+        path, events = Path(workdir) / METRICS, Path(workdir) / TENSORBOARD
+        kept = _truncate(path, math.inf if resume_step is None else resume_step)
+        self._found = {(record["kind"], record["step"]) for record in kept}
+        self._tell_lost(path)
+        if logged is None:
+            for kind, step in sorted(self._found, key=lambda record: record[1]):
+                self.logged.add(kind, step)
+        self._lines = Appended(path)
+        shown = held(events) if resume_step else self._found
+        self._events = Events(events, None if resume_step is None else resume_step + 1)
+        self._show_again([r for r in kept if (r["kind"], r["step"]) not in shown], events)
 
-        self._events = SummaryWriter(
-            str(workdir / TENSORBOARD),
-            purge_step=None if resume_step is None else resume_step + 1,
-            flush_secs=_FLUSH_SECONDS,
+    def _tell_lost(self, path: Path) -> None:
+        missing = self.logged.missing(self._found)
+        if not missing:
+            return
+        self.lost = f"{len(missing)} lines are missing: {spans(step for _, step in missing)}"
+        logging.warning(
+            "%s has lost what was logged (%s); the weights do not depend on it, so the run goes "
+            "on, and its report and curves lack these lines",
+            path,
+            self.lost,
         )
+
+    def _show_again(self, records: list[dict[str, Any]], folder: Path) -> None:
+        if records:
+            steps = spans(record["step"] for record in records)
+            logging.warning("%s had lost %s: written again from %s", folder, steps, METRICS)
+        for record in records:
+            self._show(record)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record with its ``kind`` and ``step``.
@@ -136,21 +173,21 @@ class MetricsWriter:
 
         Args:
             record: nested dicts and lists of numbers, texts and arrays.
+
+        Raises:
+            WriteError: if the disk refuses; nothing of the line is left in the file then.
         """
         if not self._active or (record["kind"], int(record["step"])) in self._found:
             return
         record = _plain(record)
-        self._lines.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._lines.flush()
-        numbers = flatten({key: item for key, item in record.items() if key != "step"})
-        from tensorboardX.proto.summary_pb2 import Summary
+        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        self._lines.write(line.encode())
+        self.logged.add(record["kind"], record["step"])
+        self._show(record)
 
-        values = [
-            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=number)
-            for name, number in numbers.items()
-        ]
-        # One event for all: forty times faster than one event for each of some hundred experts.
-        self._events.file_writer.add_summary(Summary(value=values), record["step"])
+    def _show(self, record: Mapping[str, Any]) -> None:
+        numbers = {key: item for key, item in record.items() if key != "step"}
+        self._events.add(record["kind"], record["step"], flatten(numbers))
 
     def close(self) -> None:
         """Closes the files."""
@@ -165,15 +202,14 @@ class MetricsWriter:
         self.close()
 
 
-def _truncate(path: Path, last_step: float) -> set[tuple[str, int]]:
-    """Removes later records from the file, at once or not at all; returns kinds and steps kept."""
+def _truncate(path: Path, last_step: float) -> list[dict[str, Any]]:
+    """Removes later records from the file, at once or not at all; returns those that it kept."""
     if not path.exists():
-        return set()
+        return []
     kept = [(record, line) for record, line in _intact(path) if record["step"] <= last_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for _, line in kept))
-    os.replace(temporary, path)
-    return {(record["kind"], record["step"]) for record, _ in kept}
+    with replaced(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for _, line in kept))
+    return [record for record, _ in kept]
 
 
 def _finite(value: Any) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from moe_jax.errors import ConfigError
+from moe_jax.disk import replaced
+from moe_jax.errors import ConfigError, line_of
 
 ROUTING = "routing"
 
@@ -27,13 +29,18 @@ class RoutingRecord:
     def write(
         self, step: int, batch: Mapping[str, np.ndarray], choices: Sequence[np.ndarray]
     ) -> None:
-        """Writes the choices ``(B, L, K)`` of every MoE layer in ``step``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes the choices ``(B, L, K)`` of every MoE layer in ``step``.
+
+        Raises:
+            WriteError: if the disk refuses.
+        """
         layers = {f"layer{i:04d}": _compact(np.asarray(c)) for i, c in enumerate(choices)}
-        path = self._path(step)
-        with open(path.with_suffix(".part"), "wb") as file:
+        with replaced(self._path(step)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, tokens=_checksum(batch), **layers)
-        path.with_suffix(".part").replace(path)
+
+    def missing(self, steps: int) -> list[int]:
+        """Returns which of the first ``steps`` steps have no whole file."""
+        return [step for step in range(1, steps + 1) if not zipfile.is_zipfile(self._path(step))]
 
     def read(self, step: int, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """Returns the int32 choices of ``step``, one array per MoE layer.
@@ -47,17 +54,27 @@ class RoutingRecord:
                 f"step {step} was not recorded in {self.folder}: lower training.steps or record "
                 "with training.record_routing=True"
             )
-        with np.load(path, allow_pickle=False) as file:
-            if file["tokens"] != _checksum(batch):
-                raise ConfigError(
-                    f"{path} was recorded for other tokens: use the data settings, batch size and "
-                    "seed of the recorded run"
-                )
-            names = sorted(name for name in file.files if name != "tokens")
-            return tuple(file[name].astype(np.int32) for name in names)
+        arrays = _arrays(path)
+        if arrays.pop("tokens") != _checksum(batch):
+            raise ConfigError(
+                f"{path} was recorded for other tokens: use the data settings, batch size and "
+                "seed of the recorded run"
+            )
+        return tuple(arrays[name].astype(np.int32) for name in sorted(arrays))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}.npz"
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("tokens", *file.files)}
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({line_of(error)}): restore it from a backup, or record its run "
+            "anew"
+        ) from error
 
 
 def _compact(choices: np.ndarray) -> np.ndarray:

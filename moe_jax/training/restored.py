@@ -33,7 +33,8 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
     experiment.check_program(jax.device_count())
     data.check_source(experiment.data)  # The tokenizer is the one in the folder.
     session = open_session(experiment, data.load_tokenizer(folder))
-    with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
+    directory = folder / workdir.CHECKPOINTS
+    with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
         if checkpoints.latest_step() is None:
             raise ConfigError(f"{folder} holds no checkpoint yet: train first")
         step, state, _ = Loop(session, checkpoints, folder).restore()

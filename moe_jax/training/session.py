@@ -178,11 +178,16 @@ def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
     return Session(experiment, mesh, tokenizer, optimizer, recipe, graph, abstract)
 
 
-def open_checkpoints(experiment: Experiment, directory: Path) -> Checkpoints:
-    """Opens the checkpoints of a run."""
+def open_checkpoints(
+    experiment: Experiment, directory: Path, *, read_only: bool = False
+) -> Checkpoints:
+    """Opens the checkpoints of a run; the folder need not be writable to read them."""
     training = experiment.training
     return Checkpoints(
-        directory, keep_last=training.keep_last, keep_every=training.keep_every or None
+        directory,
+        keep_last=training.keep_last,
+        keep_every=training.keep_every or None,
+        read_only=read_only,
     )
 
 
