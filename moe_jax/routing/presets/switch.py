@@ -19,7 +19,7 @@ def switch(
     balance_weight: float = 1e-2,
     z_weight: float = 0.0,
     input_jitter: float = 1e-2,
-    precision: Literal["float32", "input"] = "float32",
+    precision: Literal["float32", "input", "bfloat16_product"] = "float32",
     sample: bool = False,
     input_dropout: float = 0.0,
 ) -> Router:
