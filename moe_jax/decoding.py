@@ -61,15 +61,16 @@ def choose(logits: Array, sampling: Sampling, key: Array) -> Array:
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        worst = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < worst, -jnp.inf, logits)
+    # Of equally likely tokens the first come first, as for argmax.
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    if sampling.top_k:
+        logits = jnp.where(rank < sampling.top_k, logits, -jnp.inf)
     if sampling.top_p < 1:
-        ordered = -jnp.sort(-logits, axis=-1)
-        share = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(share, axis=-1) - share
-        worst = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < worst, -jnp.inf, logits)
+        share = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+        before = jnp.pad(jnp.cumsum(share, axis=-1), ((0, 0), (1, 0)))[:, :-1]
+        kept = (before < sampling.top_p).sum(-1, keepdims=True)
+        logits = jnp.where(rank < kept, logits, -jnp.inf)
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 

@@ -149,6 +149,10 @@ def test_sampling_by_hand():
     top_p = shares(Sampling(temperature=1.0, top_p=0.8), logits)
     np.testing.assert_allclose(top_p, np.array([0.25, 0.5, 0, 0.15]) / 0.9, atol=0.06)
     assert shares(Sampling(temperature=1.0, top_p=0.5), logits)[1] == 1.0
+    # Of tokens that are equally likely the first are kept, and no more than asked for.
+    ties = jnp.log(jnp.array([0.2, 0.4, 0.4]))
+    for few in (Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=0.3)):
+        assert shares(few, ties)[1] == 1.0
     # Temperature 0.5 squares the odds.
     cold = shares(Sampling(temperature=0.5, top_k=2), logits)
     np.testing.assert_allclose(cold, [0.2, 0.8, 0, 0], atol=0.06)

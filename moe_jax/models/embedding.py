@@ -10,6 +10,7 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.nn.init import weight
 from moe_jax.nn.positions import Learned, RelativeBias, Sinusoidal, T5Relative, sinusoids
 from moe_jax.parallel import constrain
+from moe_jax.precision import wide_einsum
 
 Array = jax.Array
 
@@ -54,10 +55,10 @@ class Embedding(nnx.Module):
         if self.config.scale_head:
             hidden = hidden / jnp.sqrt(self.config.width).astype(hidden.dtype)
         if self.config.tie_embeddings:
-            logits = jnp.einsum("blm,vm->blv", hidden, self.table[...].astype(hidden.dtype))
+            logits = wide_einsum("blm,vm->blv", hidden, self.table[...].astype(hidden.dtype))
         else:
-            logits = jnp.einsum("blm,mv->blv", hidden, self.head[...].astype(hidden.dtype))
-        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
+            logits = wide_einsum("blm,mv->blv", hidden, self.head[...].astype(hidden.dtype))
+        return constrain(logits, "batch", "length", "vocab")
 
 
 def relative_bias(config: ModelConfig, key: Array, *, both_ways: bool) -> RelativeBias | None:

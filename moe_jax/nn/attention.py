@@ -14,6 +14,7 @@ from moe_jax.nn.init import constant, weight
 from moe_jax.nn.norm import unit_rms
 from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
+from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
 Array = jax.Array
@@ -187,10 +188,10 @@ class Attention(nnx.Module):
         q = constrain(q, "batch", "heads", "length", "head")
         k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
         q = q * details.scale if details.scale else q / math.sqrt(config.head_dim)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) + view.bias
+        scores = wide_einsum("bhqd,bhkd->bhqk", q, k) + view.bias
         scores += local_bias(view, details.window, details.chunk)
         weights = softmax(scores, self.sinks[...] if details.sinks else None).astype(x.dtype)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+        mixed = wide_einsum("bhqk,bhkd->bhqd", weights, v).astype(x.dtype)
         done = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
         return done + self.output_bias[...].astype(x.dtype) if details.output_bias else done
 

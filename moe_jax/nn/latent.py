@@ -14,6 +14,7 @@ from moe_jax.nn.init import weight
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
+from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
 Array = jax.Array
@@ -116,11 +117,11 @@ class LatentAttention(nnx.Module):
         v = jnp.einsum("btr,rhd->bhtd", latent, self.value[...].astype(dtype))
         plain = constrain(plain, "batch", "heads", "length", "head")
         k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
-        scores = jnp.einsum("bhqd,bhtd->bhqt", plain, k)
-        scores += jnp.einsum("bhqd,btd->bhqt", turned, rotated)
+        scores = wide_einsum("bhqd,bhtd->bhqt", plain, k)
+        scores += wide_einsum("bhqd,btd->bhqt", turned, rotated)
         scale = sizes.scale or 1 / math.sqrt(sizes.plain_dim + sizes.rotary_dim)
-        weights = softmax(scores.astype(jnp.float32) * scale + view.bias, None).astype(dtype)
-        mixed = jnp.einsum("bhqt,bhtd->bhqd", weights, v)
+        weights = softmax(scores * scale + view.bias, None).astype(dtype)
+        mixed = wide_einsum("bhqt,bhtd->bhqd", weights, v).astype(dtype)
         return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(dtype))
 
     def _queries(self, x: Array, positions: Array) -> tuple[Array, Array]:

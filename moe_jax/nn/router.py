@@ -40,8 +40,8 @@ class RouterLayer(nnx.Module):
     def logits(self, x: Array) -> Array:
         """Returns ``(G, S, E)`` or ``(G, S, E, P)`` for tokens ``(G, S, M)``."""
         parameters = {name: getattr(self, name)[...] for name in self.names}
-        x = x.astype(jnp.float32) if self.router.precision == "float32" else x
-        return self.router.head.logits(x, parameters, self.num_experts)
+        read, given = _types(self.router.precision, x.dtype)
+        return self.router.head.logits(x.astype(read), parameters, self.num_experts).astype(given)
 
     def __call__(
         self,
@@ -67,8 +67,10 @@ class RouterLayer(nnx.Module):
         jitter_key, key = (None, None) if rng is None else jax.random.split(rng)
         if jitter_key is not None and router.input_jitter:
             low, high = 1 - router.input_jitter, 1 + router.input_jitter
-            x = x.astype(jnp.float32)
-            x *= jax.random.uniform(jitter_key, x.shape, jnp.float32, low, high)
+            jitter = jax.random.uniform(jitter_key, x.shape, jnp.float32, low, high)
+            # A router in bfloat16 reads noisy inputs in bfloat16; the noise itself is finer.
+            kept = x.dtype if router.precision == "input" else jnp.float32
+            x = (x.astype(jnp.float32) * jitter).astype(kept)
         if jitter_key is not None and router.input_dropout:
             x = dropout(x, router.input_dropout, jax.random.fold_in(jitter_key, 1))
         state = {
@@ -101,3 +103,14 @@ class RouterLayer(nnx.Module):
         state = {name: value[...] for name, value in self.state.items()}
         for name, value in self.router.next_state(state, demand).items():
             self.state[name][...] = value
+
+
+def _types(precision: str, given: jnp.dtype) -> tuple[jnp.dtype, jnp.dtype]:
+    """Returns the type of the tokens that a router multiplies, and that of its logits."""
+    wide = jnp.dtype(jnp.float32)
+    kinds = {
+        "float32": (wide, wide),
+        "bfloat16_product": (jnp.dtype(jnp.bfloat16), wide),
+        "input": (given, given),
+    }
+    return kinds[precision]

@@ -12,6 +12,7 @@ from flax import nnx
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.init import weight
+from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Chance, Natural, Ranged, Share, Weight
 
 Array = jax.Array
@@ -78,7 +79,7 @@ class Shared(nnx.Module):
         if self.config.mix == "sum":
             return routed + done, {}
         wide = x.astype(jnp.float32)
-        logits = jnp.einsum("blm,mo->blo", wide, self.gate[...])
+        logits = wide_einsum("blm,mo->blo", wide, self.gate[...])
         if self.config.mix == "sigmoid":
             return routed + done * jax.nn.sigmoid(logits).astype(x.dtype), {}
         if self.config.mix == "softmax":

@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Positive, Ranged
 
 Array = jax.Array
@@ -37,7 +38,11 @@ class Parameter:
 
 
 class Head(Ranged, abc.ABC):
-    """Tokens to logits. A subclass is a frozen dataclass."""
+    """Tokens to logits. A subclass is a frozen dataclass.
+
+    The products of a head are ``moe_jax.precision.wide_einsum``: plain products of float32 tensors
+    are rounded to bfloat16 on a TPU, and some tokens then choose other experts.
+    """
 
     @abc.abstractmethod
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
@@ -45,7 +50,10 @@ class Head(Ranged, abc.ABC):
 
     @abc.abstractmethod
     def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
-        """Returns ``(..., E)``, or ``(..., E, P)`` for more planes, for tokens ``(..., M)``."""
+        """Returns ``(..., E)``, or ``(..., E, P)`` for more planes, for tokens ``(..., M)``.
+
+        The tokens' type says what is multiplied, and the logits are float32 whatever it is.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +87,10 @@ class Linear(Head):
     def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
         """Returns ``x kernel + bias``."""
         del experts
-        logits = jnp.tensordot(x, parameters["kernel"].astype(x.dtype), axes=1)
-        return logits + parameters["bias"].astype(x.dtype) if self.bias else logits
+        kernel = parameters["kernel"].astype(x.dtype)
+        product = "...m,me->...e" if kernel.ndim == 2 else "...m,mep->...ep"
+        logits = wide_einsum(product, x, kernel)
+        return logits + parameters["bias"].astype(logits.dtype) if self.bias else logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +117,10 @@ class Cosine(Head):
     def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
         """Returns the products of the token with every unit embedding."""
         del experts
-        token = jnp.tensordot(x, parameters["projection"].astype(x.dtype), axes=1)
-        token = _unit(token) if self.unit_tokens else token
-        return jnp.tensordot(token, _unit(parameters["embedding"]).astype(x.dtype).T, axes=1)
+        token = wide_einsum("...m,md->...d", x, parameters["projection"].astype(x.dtype))
+        token = (_unit(token) if self.unit_tokens else token).astype(x.dtype)
+        embedding = _unit(parameters["embedding"]).astype(x.dtype)
+        return wide_einsum("...d,ed->...e", token, embedding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +140,7 @@ class UnitSlots(Head):
         del experts
         slots = parameters["slots"]
         slots = jnp.exp(parameters["log_scale"]) * _unit(slots, axis=0)
-        return jnp.tensordot(_unit(x), slots.astype(x.dtype), axes=1)
+        return wide_einsum("...m,mep->...ep", _unit(x), slots.astype(x.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +155,7 @@ class NoHead(Head):
     def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
         """Returns zeros."""
         del parameters
-        return jnp.zeros((*x.shape[:-1], experts), x.dtype)
+        return jnp.zeros((*x.shape[:-1], experts), jnp.float32)
 
 
 def _unit(x: Array, axis: int = -1) -> Array:

@@ -35,7 +35,10 @@ class Router(Ranged):
         input_jitter: half-width of the multiplicative uniform noise that the layer puts on the
             router's inputs in training (Mesh-TensorFlow's ``switch_jitter``), 0 for none.
         gate_on: whether gates scale what experts put ``out`` or what goes ``in`` (Llama 4).
-        precision: ``float32``, or that of the layer's ``input`` (Switch table 2's bfloat16 router).
+        precision: ``float32`` on every device, product included (Switch table 2's selective
+            precision); that of the layer's ``input`` (its bfloat16 router); or
+            ``bfloat16_product``, float32 but for a product of tokens and weights rounded to
+            bfloat16, as a TPU computes Mesh-TensorFlow's router.
         mask_padding: False routes padding like any token (fairseq without ``use_moe_pad_mask``).
         input_dropout: dropout of the router's inputs in training (Mesh-TensorFlow's
             ``switch_dropout``), 0 for none.
@@ -48,7 +51,7 @@ class Router(Ranged):
     head: Head = Linear()
     input_jitter: Chance = 0.0
     gate_on: Literal["out", "in"] = "out"
-    precision: Literal["float32", "input"] = "float32"
+    precision: Literal["float32", "input", "bfloat16_product"] = "float32"
     mask_padding: bool = True
     input_dropout: Chance = 0.0
 
@@ -152,7 +155,7 @@ class Router(Ranged):
 
         Args:
             logits: ``(S, E)``, or ``(S, E, P)`` where ``planes`` is more; computed on in float32 at
-                least unless ``precision`` says otherwise.
+                least unless ``precision`` is ``input``.
             capacity: ``C``, slots per expert.
             valid: ``(S,)`` bool, False for padding; all True if not given.
             token_ids: ``(S,)`` int32, for routers that hash them.
@@ -165,7 +168,7 @@ class Router(Ranged):
         Raises:
             ConfigError: if a part needs what is not given, by name.
         """
-        if self.precision == "float32":
+        if self.precision != "input":
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         tokens, experts = logits.shape[:2]
         self.check(experts)

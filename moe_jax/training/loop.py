@@ -24,8 +24,15 @@ from moe_jax.training.metrics import MetricsWriter, ProgressBar
 from moe_jax.training.optimizer import learning_rate
 from moe_jax.training.replay import ROUTING, RoutingRecord
 from moe_jax.training.session import Batch, Session, train_record
-from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
+from moe_jax.training.state import (
+    TrainState,
+    finite_leaves,
+    from_named_leaves,
+    named_leaves,
+)
 from moe_jax.training.step import StepReport
+
+_finite_leaves = jax.jit(finite_leaves)
 
 
 class TrainingError(RuntimeError):
@@ -33,7 +40,7 @@ class TrainingError(RuntimeError):
 
 
 class Diverged(TrainingError):
-    """Loss or gradient stayed non-finite.
+    """Loss, gradient or update stayed non-finite.
 
     Attributes:
         step: the last one before that; its parameters are what the run is left with.
@@ -72,6 +79,7 @@ class Loop:
     checkpoints: Checkpoints
     workdir: Path
     lost: str = ""
+    _saved: int | None = dataclasses.field(default=None, init=False)
 
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
         """Returns step, state and data position of the newest good checkpoint, or the start.
@@ -90,6 +98,7 @@ class Loop:
                 "trained with: restore its files from a backup, or delete them to make it anew "
                 "from the same data"
             )
+        self._saved = step
         return step, from_named_leaves(self.session.abstract, leaves), data_state
 
     def run(self, start: int, state: TrainState, data_state: dict[str, Any] | None) -> TrainState:
@@ -99,9 +108,17 @@ class Loop:
             Terminated: after SIGTERM or Ctrl-C, once everything is saved.
             Interrupted: if the signal comes before there is a step to save.
             Diverged: after too many non-finite updates in a row.
+            TrainingError: if the state that it starts from holds numbers that are not finite.
             CheckpointError: if a checkpoint could not be written.
         """
         experiment = self.session.experiment
+        self._require_finite(
+            start,
+            state,
+            "start from weights that are finite"
+            if self._saved is None
+            else f"remove {self.checkpoints.directory}/{start} to go on from an earlier checkpoint",
+        )
         batches = data.train_batches(
             experiment.data, self.session.tokenizer, rows=self.session.rows
         )
@@ -170,7 +187,8 @@ class Loop:
             guard.look(step, report)
         except Diverged as error:
             self.checkpoints.wait()
-            saved = self.checkpoints.latest_step()
+            # Restored or written by this run. There may be a newer one, which is damaged.
+            saved = self._saved
             last = (
                 "no checkpoint was written yet" if saved is None else f"checkpoint {saved} is good"
             )
@@ -181,15 +199,27 @@ class Loop:
         return every > 0 and step % every == 0
 
     def _save(self, step: int, state: TrainState, batches: Any, logged: Logged) -> None:
+        self._require_finite(step, state, "it is not saved")
         # One process writes the log, and each saves notes of its own.
         notes = {TOKENIZER: self._tokenizer}
         if multihost.is_first():
             notes[LOG] = logged.ranges
         self.checkpoints.save(step, named_leaves(state), {**batches.get_state(), **notes})
+        self._saved = step
 
     @property
     def _tokenizer(self) -> str:
         return digest(self.session.tokenizer)
+
+    def _require_finite(self, step: int, state: TrainState, consequence: str) -> None:
+        found = multihost.fetch(_finite_leaves(state))
+        bad = [name for name, finite in found.items() if not finite]
+        if bad:
+            others = f" and {len(bad) - 1} other arrays" if len(bad) > 1 else ""
+            raise TrainingError(
+                f"the state at step {step} holds numbers that are not finite, in {bad[0]}{others}: "
+                f"{consequence}"
+            )
 
     def _tell_lost_routing(self, start: int) -> None:
         if not (start and self.session.experiment.training.record_routing and multihost.is_first()):
@@ -251,18 +281,13 @@ class _Guard:
         step, report = self._last
         in_row = int(multihost.fetch(report.skipped_in_row))
         if in_row and multihost.is_first():
-            logging.warning(
-                "step %d: loss %s or gradient norm %s is not finite; update skipped (%d in a row)",
-                step,
-                float(report.loss),
-                float(report.grad_norm),
-                in_row,
-            )
+            fault, _ = _fault(report)
+            logging.warning("step %d: %s; update skipped (%d in a row)", step, fault, in_row)
         if in_row >= self._limit:
+            _, remedy = _fault(report)
             raise Diverged(
-                f"{in_row} non-finite updates in a row at step {step}: lower "
-                "optimizer.learning_rate or look at the data; parameters are those before the "
-                f"first of them, step {step - in_row}",
+                f"{in_row} non-finite updates in a row at step {step}: {remedy}; parameters are "
+                f"those before the first of them, step {step - in_row}",
                 step - in_row,
             )
 
@@ -278,6 +303,21 @@ class _Stopping:
 
     begin: Callable[[], None]
     came: Callable[[int], int]
+
+
+def _fault(report: StepReport) -> tuple[str, str]:
+    """Returns which number of a skipped update is not finite, and which setting to look at."""
+    loss, norm = float(report.loss), float(report.grad_norm)
+    if np.isfinite(loss) and np.isfinite(norm):
+        return (
+            f"loss {loss} and gradient norm {norm} are finite, but the state after the update is "
+            "not",
+            "check optimizer.learning_rate, optimizer.clip_norm and the rates of the routers",
+        )
+    return (
+        f"loss {loss} or gradient norm {norm} is not finite",
+        "lower optimizer.learning_rate or look at the data",
+    )
 
 
 @contextmanager

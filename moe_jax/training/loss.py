@@ -30,7 +30,8 @@ class Scored:
     Attributes:
         nll: ``(B, L)`` negative log-likelihood of the target, nats.
         log_z: ``(B, L)`` log-partition.
-        correct: ``(B, L)`` bool, no other token was likelier.
+        correct: ``(B, L)`` bool, greedy decoding takes the target: the likeliest token, and of
+            equally likely ones the first.
     """
 
     nll: Array
@@ -106,4 +107,14 @@ def _score_logits(logits: Array, targets: Array) -> Scored:
     chosen = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     target = jnp.where(chosen, logits, 0.0).sum(-1)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    return Scored(log_z - target, log_z, target >= jax.lax.stop_gradient(logits).max(-1))
+    return Scored(log_z - target, log_z, _greedy(jax.lax.stop_gradient(logits)) == targets)
+
+
+def _greedy(logits: Array) -> Array:
+    """Returns ``argmax`` over the last axis, int32.
+
+    Two reductions that XLA splits over devices; it gathers a split axis before an ``argmax``.
+    """
+    size = logits.shape[-1]
+    best = logits == logits.max(-1, keepdims=True)
+    return jnp.where(best, jnp.arange(size, dtype=jnp.int32), size).min(-1)

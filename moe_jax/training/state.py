@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ class TrainState:
         router_state: ``nnx.State`` of what routers carry between steps; not optimised.
         opt_state: Optax state.
         key: raw key data of the run; step ``i`` uses ``fold_in(key, i)``.
-        skipped: updates skipped so far because loss or gradient was not finite, int32.
+        skipped: updates skipped so far because loss, gradient or the state after the update was
+            not finite, int32.
         skipped_in_row: such updates since the last good one, int32.
     """
 
@@ -109,6 +111,20 @@ class Recipe:
 
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=shardings)(np.uint32(self.seed), weights)
+
+
+def finite_leaves(state: Any) -> dict[str, jax.Array]:
+    """Returns by name, for every array of floating-point numbers, whether all are finite."""
+    return {
+        name: jnp.isfinite(leaf).all()
+        for name, leaf in named_leaves(state).items()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+
+
+def all_finite(state: Any) -> jax.Array:
+    """Returns whether every floating-point number of a state is finite, a bool scalar."""
+    return functools.reduce(jnp.logical_and, finite_leaves(state).values(), jnp.bool_(True))
 
 
 def named_leaves(state: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.training.loss import Scored, distil_tokens, score_tokens
-from moe_jax.training.state import TrainState
+from moe_jax.training.state import TrainState, all_finite
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -42,12 +42,14 @@ class StepReport:
 
     Attributes:
         loss: mean cross-entropy in nats per token.
-        lookahead: ``(D,)`` the same of 2, 3, ... tokens ahead, over the same number of tokens.
+        lookahead: ``(D,)`` the same of 2, 3, ... tokens ahead, each per token that has such a
+            target. (The objective divides them by the number of all tokens, as the paper does.)
         objective: what was differentiated: losses, z-loss and the routers' losses.
         grad_norm: global norm before clipping.
         layers: one report per MoE layer.
         choices: ``(B, L, K)`` int16 per MoE layer, if the objective records them; see ``MoEAux``.
-        updated: whether the update was applied; False if something was not finite.
+        updated: whether the update was applied; False if loss, gradient, or a parameter or
+            statistic after the update was not finite.
         skipped: updates skipped so far.
         skipped_in_row: updates skipped since the last good one.
         distillation: mean cross-entropy against the teacher's distribution, if there is a teacher.
@@ -94,7 +96,7 @@ class EvalSums:
 
     Attributes:
         nll: negative log-likelihood in nats.
-        correct: tokens whose best guess was right.
+        correct: tokens that greedy decoding would have guessed.
         tokens: target tokens.
         bytes: bytes the targets stand for.
         layers: one ``Counts`` per MoE layer.
@@ -157,7 +159,8 @@ class Objective:
             return (constrain_parameters(gradient), value, *sums), choices
 
         if self.microbatches == 1:
-            return one((batch, keys[0]))
+            sums, choices = one((batch, keys[0]))
+            return _per_target(sums, batch, tokens), choices
         steps = (_split(batch, self.microbatches), keys)
         shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], steps))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -167,7 +170,8 @@ class Objective:
             return jax.tree.map(jnp.add, sums, more), choices
 
         sums, choices = jax.lax.scan(add, zeros, steps)
-        return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), choices)
+        choices = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), choices)
+        return _per_target(sums, batch, tokens), choices
 
     def _share(
         self,
@@ -227,6 +231,16 @@ class Objective:
         return jnp.array(losses, jnp.float32)
 
 
+def _per_target(sums: Sums, batch: Batch, tokens: Array) -> Sums:
+    """Returns the sums with each loss further ahead divided by its own number of targets."""
+    gradient, value, loss, further, layers, soft = sums
+    steps = range(1, further.size + 1)
+    own = [known(batch["segments"], step).sum() for step in steps]
+    if own:
+        further = further * jnp.maximum(tokens, 1) / jnp.maximum(jnp.stack(own), 1)
+    return gradient, value, loss, further, layers, soft
+
+
 def _routed(model: Model, batch: Batch) -> list[Array]:
     """Returns the real tokens that each MoE layer routes."""
     return [real.sum() for _, real in model.routed(batch)]
@@ -262,20 +276,20 @@ def train_step(
         teacher: whose distribution is learnt too, if the objective gives it a weight.
 
     Returns:
-        The next state and the report. If loss or gradient is not finite, parameters, router state
-        and optimizer stay as they are and the skip is counted.
+        The next state and the report. If loss, gradient, or anything in the next state is not
+        finite, parameters, router state and optimizer stay as they are and the skip is counted.
     """
     sums, choices = objective.value_and_gradient(graph, state, batch, teacher)
     gradient, value, loss, further, layers, soft = sums
     norm = optax.global_norm(gradient)
-    finite = jnp.isfinite(norm) & jnp.isfinite(value)
-
     routers = _next_router_state(graph, state, layers)
 
     def update() -> tuple[nnx.State, nnx.State, Any]:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), routers, opt_state
 
+    # The update is computed twice, since a second copy of the state might not fit into memory.
+    finite = jnp.isfinite(norm) & jnp.isfinite(value) & all_finite(update())
     params, routers, opt_state = jax.lax.cond(
         finite, update, lambda: (state.params, state.router_state, state.opt_state)
     )

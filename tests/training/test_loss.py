@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.decoding import Sampling, choose
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.planning.collectives import of_compiled
 from moe_jax.training.loss import distil_tokens, score_tokens
@@ -108,10 +109,26 @@ def test_hand_made_scores(chunk):
     expected = [[np.log(4 / 3), np.log(2), np.log(6), np.log(6 / 5)]]
     np.testing.assert_allclose(scored.nll, expected, rtol=1e-6)
     np.testing.assert_allclose(scored.log_z, np.log([[4, 2, 6, 6]]), rtol=1e-6)
-    # A tie counts as right: no other token was likelier.
-    np.testing.assert_array_equal(scored.correct, [[True, True, False, True]])
+    # Greedy decoding takes the first of two equally likely tokens, which is not the target.
+    np.testing.assert_array_equal(scored.correct, [[True, False, False, True]])
     assert scored.nll.dtype == scored.log_z.dtype == jnp.float32
     assert scored.correct.dtype == bool
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_a_target_is_right_where_greedy_decoding_takes_it(chunk):
+    above = np.nextafter(np.float32(1), np.float32(2))
+    # A near tie is no tie; of equal tokens the decoder takes the first; NaN is no guess.
+    rows = [[1.0, above], [1.0, above], [2.0, 2.0], [2.0, 2.0], [np.nan, 0.0], [-np.inf, 0.0]]
+    targets = jnp.array([[0, 1, 0, 1, 0, 1]])
+    logits = jnp.array([rows], jnp.float32)
+    scored = score_tokens(Given(), logits, targets, chunk=chunk)
+    np.testing.assert_array_equal(scored.correct, [[False, True, True, False, False, True]])
+    greedy = choose(logits[0], Sampling(temperature=0.0), jax.random.key(0))
+    known = [0, 1, 2, 3, 5]
+    np.testing.assert_array_equal(
+        (greedy == targets[0])[jnp.array(known)], scored.correct[0, known]
+    )
 
 
 @pytest.mark.parametrize("chunk", [0, 1])

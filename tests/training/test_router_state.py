@@ -11,7 +11,7 @@ from moe_jax import routing
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.routing import LoadBalance
+from moe_jax.routing import Capacity, LoadBalance
 from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
 from moe_jax.training.state import Recipe, named_leaves
 from moe_jax.training.step import Objective, train_step
@@ -101,6 +101,18 @@ def test_the_bias_follows_the_demand_of_every_step():
         expected = expected + RATE * np.sign(load.mean(1, keepdims=True) - load)
         np.testing.assert_allclose(carried(state), expected, rtol=1e-6)
     assert len({tuple(layer) for layer in carried(states[-1])}) == 2, "layers carry their own"
+
+
+def test_the_bias_follows_demand_where_capacity_binds():
+    # One slot per expert and row: every expert is full or nearly so, whatever was asked of it.
+    tight = dataclasses.replace(BIASED, capacity=Capacity(0.25, 0.25, minimum=1))
+    (_, state), (report,) = run(recipe(tight))
+    asked = demand(report)
+    seated = np.stack([np.asarray(layer.counts.load) for layer in report.layers])
+    assert asked.sum() == 2 * 2 * ROWS * 11 and seated.max() <= ROWS
+    by_demand, by_load = (np.sign(x.mean(1, keepdims=True) - x) for x in (asked, seated))
+    assert np.any(by_demand != by_load)
+    np.testing.assert_allclose(carried(state), RATE * by_demand, rtol=1e-6)
 
 
 def test_the_average_load_follows_the_demand_of_every_step():

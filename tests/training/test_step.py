@@ -5,21 +5,23 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from moe_jax import routing
 from moe_jax.experiment import Experiment, TrainingConfig
-from moe_jax.models import DecoderConfig, EncoderDecoderConfig
-from moe_jax.nn.mode import TRAIN
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig, Reading
+from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Counts
 from moe_jax.training import session as session_module
+from moe_jax.training import step as step_module
 from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
 from moe_jax.training.session import Session, eval_record
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
-from moe_jax.training.step import EvalSums, Objective, train_step
+from moe_jax.training.step import EvalSums, Objective, eval_step, train_step
 
 VOCAB, ROWS, LENGTH = 64, 16, 16
 BALANCE, ROUTER_Z, HEAD_Z = 0.1, 0.01, 0.001
@@ -198,21 +200,24 @@ def test_losses_of_tokens_further_ahead_by_hand():
     _, without, _, same, *_ = looking_ahead(weight=0.0)[2]
     whole, merged = batch(), nnx.merge(graph, state.params, state.router_state)
     reading = compiled(functools.partial(type(merged).read, mode=TRAIN))(merged, whole)
-    expected = []
+    totals, tokens = [], []
     for steps, hidden in enumerate(reading.ahead, start=1):
         logits = np.asarray(merged.logits(hidden), np.float64)
         nll = np.log(np.exp(logits).sum(-1))
-        total = 0.0
+        total, number = 0.0, 0
         for row, column in np.ndindex(ROWS, LENGTH - steps):
             one, other = whole["segments"][row, column], whole["segments"][row, column + steps]
             if one and one == other:
                 target = whole["targets"][row, column + steps]
                 total += nll[row, column] - logits[row, column, target]
-        # Over all 123 tokens, as the paper divides, though fewer have such a target.
-        expected.append(total / 123)
-    np.testing.assert_allclose(further, expected, rtol=1e-5)
+                number += 1
+        totals.append(total)
+        tokens.append(number)
+    assert tokens[1] < tokens[0] < 123
+    np.testing.assert_allclose(further, np.divide(totals, tokens), rtol=1e-5)
     np.testing.assert_array_equal(further, same)
-    np.testing.assert_allclose(objective - without, 0.3 * np.mean(expected), rtol=1e-4)
+    # The objective divides by all 123 tokens, as the paper does.
+    np.testing.assert_allclose(objective - without, 0.3 * np.mean(totals) / 123, rtol=1e-4)
     assert len(layers) == 4 and loss > 0
 
 
@@ -272,10 +277,10 @@ class Given:
         return (gradient, batch["value"], batch["value"], jnp.zeros(0), (), None), ()
 
 
-def small():
+def small(optimizer=None):
     params = nnx.State({"w": nnx.Param(jnp.array([1.0, -2.0, 3.0]), axes=("embed",))})
     router = nnx.State({"bias": nnx.Variable(jnp.array([0.5, -0.0]))})
-    optimizer = make_optimizer(OptimizerConfig(), 20)
+    optimizer = optimizer or make_optimizer(OptimizerConfig(), 20)
     zero = jnp.int32(0)
     key = jax.random.key_data(jax.random.key(0))
     state = TrainState(zero, params, router, optimizer.init(params), key, zero, zero)
@@ -307,6 +312,53 @@ def test_what_is_not_finite_changes_no_parameter_and_no_statistic(bad):
     assert (int(after.step), int(after.skipped), int(after.skipped_in_row)) == (2, 1, 1)
 
 
+def statistics_of(value):
+    """An optimizer whose updates are zeros and whose one statistic is ``value``."""
+
+    def update(updates, state, params):
+        del state, params
+        return jax.tree.map(jnp.zeros_like, updates), jnp.float32(value)
+
+    return optax.GradientTransformation(lambda params: jnp.float32(0), update)
+
+
+# Loss and gradient are finite in all of them.
+FAULTY = {
+    "rate nan": optax.scale(math.nan),
+    "rate inf": optax.scale(math.inf),
+    "clip nan": optax.chain(optax.clip_by_global_norm(math.nan), optax.scale(-1.0)),
+    "statistic nan": statistics_of(math.nan),
+    "statistic inf": statistics_of(math.inf),
+    # 3 - 3e38 * 2 is finite, and then it is not.
+    "sum inf": optax.scale(-1.5e38),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_an_update_that_makes_the_state_non_finite_is_skipped(fault):
+    state, step = small(FAULTY[fault])
+    for _ in range(1 + (fault == "sum inf")):
+        before = state
+        state, report = step(state, **GOOD)
+    assert np.isfinite(report.loss) and np.isfinite(report.grad_norm)
+    assert not bool(report.updated)
+    for name in ("params", "opt_state", "router_state"):
+        assert bits(getattr(state, name)) == bits(getattr(before, name)), name
+    assert (int(state.skipped), int(state.skipped_in_row)) == (1, 1)
+
+
+def test_a_router_state_that_would_not_be_finite_skips_the_update(monkeypatch):
+    def next_state(graph, state, layers):
+        return jax.tree.map(lambda x: x * jnp.nan, state.router_state)
+
+    monkeypatch.setattr(step_module, "_next_router_state", next_state)
+    state, step = small()
+    after, report = step(state, **GOOD)
+    assert not bool(report.updated)
+    for name in ("params", "opt_state", "router_state"):
+        assert bits(getattr(after, name)) == bits(getattr(state, name)), name
+
+
 def test_skips_are_counted_and_a_good_step_ends_the_row():
     state, step = small()
     seen = []
@@ -336,6 +388,74 @@ def test_the_norm_reported_is_the_one_before_clipping():
     state, step = small()
     _, report = step(state, **(GOOD | {"gradient": jnp.array([20.0, 40.0, 40.0])}))
     assert float(report.grad_norm) == 60.0
+
+
+# ---------------------------------------------------------------- keys
+
+
+@functools.cache
+def random_choices():
+    """Choices of a router that draws them, ``(layers, B, L, K)``, of three steps.
+
+    The optimizer changes nothing, the batch is the same, and the third step repeats the second.
+    """
+    graph, state = made(recipe(model(routing.preset("random")), optimizer=optax.set_to_zero()))
+    objective = Objective(microbatches=2, record=True)
+    step = compiled(functools.partial(train_step, graph, optax.set_to_zero(), objective))
+    whole = batch(lengths=np.full(ROWS, LENGTH))
+    second, first = step(state, whole)
+    reports = [first, step(second, whole)[1], step(second, whole)[1]]
+    return [np.stack(report.choices) for report in reports]
+
+
+def test_two_steps_draw_by_two_keys_and_a_repeated_step_by_the_same():
+    first, second, repeated = random_choices()
+    # Of 8 experts each, so one in eight agrees by chance.
+    assert 0.7 < (first != second).mean() < 0.97
+    np.testing.assert_array_equal(repeated, second)
+
+
+def test_every_microbatch_and_every_layer_draws_by_a_key_of_its_own():
+    found = random_choices()[0]
+    half = ROWS // 2
+    assert 0.7 < (found[:, :half] != found[:, half:]).mean() < 0.97
+    assert 0.7 < (found[0] != found[1]).mean() < 0.97
+
+
+# ---------------------------------------------------------------- evaluation by hand
+
+
+class Same(nnx.Module):
+    """A head whose logits are the hidden states."""
+
+    def logits(self, hidden):
+        return hidden
+
+
+class Parrot(nnx.Module):
+    """A model that says the logits of its batch."""
+
+    def __init__(self):
+        self.embedding = Same()
+
+    def read(self, batch, *, mode):
+        assert mode == EVAL
+        return Reading(batch["logits"], ())
+
+
+def test_padding_is_in_no_sum_of_an_evaluation():
+    # Probabilities 3/4 1/4 and 1/4 3/4: right, wrong, and right twice in padding.
+    three = math.log(3)
+    given = {
+        "logits": jnp.array([[[three, 0.0], [0.0, three], [0.0, three], [three, 0.0]]]),
+        "targets": jnp.array([[0, 0, 1, 0]]),
+        "segments": jnp.array([[1, 2, 0, 0]]),
+        "bytes": jnp.array([[3, 5, 7, 9]]),
+    }
+    graph, params, rest = nnx.split(Parrot(), nnx.Param, ...)
+    sums = eval_step(graph, 0, params, rest, given)
+    assert (int(sums.correct), int(sums.tokens), int(sums.bytes)) == (1, 2, 8)
+    np.testing.assert_allclose(sums.nll, math.log(4 / 3) + math.log(4), rtol=1e-6)
 
 
 # ---------------------------------------------------------------- the session's compiled steps

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Chance, Positive, Weight
 from moe_jax.routing.balance.base import (
     Balance,
@@ -80,7 +81,7 @@ class LoadBalance(Balance):
         if self.ema:
             fraction = inputs.needs_state("load_ema", "LoadBalance(ema)", "(E,) zeros at first")
         proxy = jnp.where(mask_proxy[:, None], scores, 0).sum(0) / tokens
-        loss = num_experts * jnp.dot(jax.lax.stop_gradient(fraction), proxy)
+        loss = num_experts * wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
         return loss * valid.mean(dtype=loss.dtype) if self.padding == "counted" else loss
 
 
@@ -108,7 +109,7 @@ class SecondBalance(Balance):
         rest = jnp.where(one_hot[:, 0] > 0, least, scored.log_clean)
         proxy = jax.nn.softmax(rest, axis=-1).mean(0)
         fraction = one_hot[:, 1].mean(0)
-        return num_experts * jnp.dot(jax.lax.stop_gradient(fraction), proxy)
+        return num_experts * wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ class DeviceBalance(Balance):
         fraction = mean_over(sent(selection, experts, inputs.valid), inputs.valid) * experts / k
         fraction = by_device(fraction, self.devices) * self.devices / experts
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)
-        return jnp.dot(jax.lax.stop_gradient(fraction), proxy)
+        return wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,4 +169,4 @@ class CommunicationBalance(Balance):
         visits = visits.astype(scored.clean.dtype)
         fraction = mean_over(visits, inputs.valid) * self.devices / self.keep
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)
-        return jnp.dot(jax.lax.stop_gradient(fraction), proxy)
+        return wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)

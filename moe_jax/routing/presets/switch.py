@@ -20,7 +20,7 @@ def switch(
     balance_weight: Weight = 1e-2,
     z_weight: Weight = 0.0,
     input_jitter: Chance = 1e-2,
-    precision: Literal["float32", "input"] = "float32",
+    precision: Literal["float32", "input", "bfloat16_product"] = "float32",
     sample: bool = False,
     input_dropout: Chance = 0.0,
 ) -> Router:
