@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from moe_jax.interop.huggingface.dbrx import DBRX
 from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
 from moe_jax.interop.huggingface.entries import Entry
-from moe_jax.interop.huggingface.family import Family
-from moe_jax.interop.huggingface.files import TensorFiles, write
+from moe_jax.interop.huggingface.family import OUTER, Family
+from moe_jax.interop.huggingface.files import TensorFiles, read_json, write
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
+from moe_jax.interop.huggingface.keys import require
+from moe_jax.interop.huggingface.layouts import as_stored, names_of, without_copies
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.models.stack import Stack
 from moe_jax.parallel.rules import sharding_of
@@ -46,6 +49,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 _DTYPES = ("float32", "bfloat16")
+_PACKED = ("fp8", "mxfp4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +100,22 @@ def load(
     directory = Path(directory)
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
-    given = _json(directory / "config.json")
+    given = require(read_json(directory / "config.json"), dict, str(directory / "config.json"))
     family = _family(given.get("model_type", ""))
-    tile = (given.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
-    files = TensorFiles(directory, family.prefix, tuple(tile))
-    held = family.without(given, files.names)
-    config = dataclasses.replace(family.read(held), compute_dtype=dtype, **changes)
-    vocab = (given.get("text_config") or given)[family.vocab]
-    entries = list(family.entries(config))
-    names = frozenset(name for name in files.names if not family.beside(given, name))
-    _check_names(names, entries, family, directory)
-    graph, state = nnx.split(_abstract(config, vocab))
+    settings = family.settings(given)
+    files = TensorFiles(directory, _tile(given))
+    names = names_of(family, given, files.names)
+    settings = family.without(settings, names)
+    config = dataclasses.replace(family.build(settings), compute_dtype=dtype, **changes)
+    names = without_copies(family, names, config.tie_embeddings, files.read)
+    entries = list(as_stored(family.entries(config), names))
+    _check_names(names.keys(), entries, directory)
+    graph, state = nnx.split(_abstract(config, settings[family.vocab]))
     places = _Places(nnx.merge(graph, state), dtype, mesh)
     for entry in tqdm(entries, desc="tensors", disable=not progress):
-        places.put(entry, files.read(entry.theirs))
-    return Imported(nnx.merge(graph, places.state()), config, vocab, family.name, given)
+        places.put(entry, files.read(names[entry.theirs]))
+    model = nnx.merge(graph, places.state())
+    return Imported(model, config, settings[family.vocab], family.name, given)
 
 
 def save(
@@ -154,28 +159,38 @@ def save(
     write(pairs, directory, shard_bytes)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is not there: give a folder of transformers") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+def _tile(config: dict[str, Any]) -> tuple[int, int]:
+    """Returns how many rows and columns of a weight of eight bits share a scale."""
+    given = config.get("quantization_config") or {}
+    require(given, dict, "quantization_config in config.json")
+    method = given.get("quant_method", "fp8")
+    if method not in _PACKED:
+        raise ConfigError(
+            f"config.json says quant_method={method!r}, which is only supported as "
+            f"{' or '.join(map(repr, _PACKED))}: store the weights unpacked"
+        )
+    tile = given.get("weight_block_size") or (128, 128)
+    if not isinstance(tile, (list, tuple)) or len(tile) != 2:
+        raise ConfigError(
+            f"config.json says weight_block_size={tile!r}, and it must be two numbers"
+        )
+    for side in tile:
+        if require(side, int, "a side of weight_block_size in config.json") < 1:
+            raise ConfigError(f"config.json says weight_block_size={tile!r}: a side is at least 1")
+    return tuple(tile)
 
 
-def _family(name: str) -> Family:
-    name = {"llama4": "llama4_text"}.get(name, name)
+def _family(name: Any) -> Family:
+    require(name, str, "model_type in config.json")
+    name = {OUTER: "llama4_text"}.get(name, name)
     if name not in FAMILIES:
         raise ConfigError(f"model_type={name!r} is unknown{nearest(name, FAMILIES)}")
     return FAMILIES[name]
 
 
-def _check_names(
-    names: frozenset[str], entries: list[Entry], family: Family, directory: Path
-) -> None:
+def _check_names(names: Set[str], entries: list[Entry], directory: Path) -> None:
     wanted = {entry.theirs for entry in entries}
-    unknown = {n for n in names - wanted if not n.endswith(family.ignored)}
-    for kind, found in (("lacks", wanted - names), ("has unknown", unknown)):
+    for kind, found in (("lacks", wanted - names), ("has unknown", names - wanted)):
         if found:
             shown = ", ".join(sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
             raise ConfigError(f"{directory} {kind} {len(found)} tensor(s): {shown}")
