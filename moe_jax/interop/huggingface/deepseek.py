@@ -51,6 +51,7 @@ def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> 
         transport="gather",
         shared=SharedConfig(width * (config["n_shared_experts"] or 0)),
     )
+    config = config | {"head_dim": config["qk_rope_head_dim"]}
     positions = rotary(config, interleaved=interleaved)
     shape = trunk(config, attention=_latent(config), positions=positions)
     return DecoderConfig(**shape, moe=moe)

@@ -280,7 +280,7 @@ SWITCH = Family(
     _write_switch,
     _switch_entries,
     known.SWITCH,
-    ignored=(),
+    ignored=("EncDecAttention.relative_attention_bias.weight",),
     copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
     tied=("lm_head.weight", "shared.weight"),
     base="",

@@ -42,7 +42,7 @@ _QWEN = {
     "mlp_only_layers": _INDICES,
 }
 _LATENT = {
-    **_LLAMA,
+    **{name: key for name, key in _LLAMA.items() if name != "head_dim"},
     "attention_bias": _NOT,
     "kv_lora_rank": size(512),
     "q_lora_rank": size(1536, null=True),
