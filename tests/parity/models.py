@@ -67,6 +67,10 @@ CASES: dict[str, tuple[str, Json]] = {
         "mixtral",
         _ODD | {"intermediate_size": 11, "num_local_experts": 3, "tie_word_embeddings": True},
     ),
+    "mixtral_window": (
+        "mixtral",
+        _TWO | {"intermediate_size": 20, "num_local_experts": 5, "sliding_window": 4},
+    ),
     "qwen2_moe": (
         "qwen2_moe",
         _TWO
@@ -89,6 +93,21 @@ CASES: dict[str, tuple[str, Json]] = {
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,
             "mlp_only_layers": [0],
+        },
+    ),
+    "qwen2_moe_windows": (
+        "qwen2_moe",
+        _TWO
+        | {
+            "num_hidden_layers": 3,
+            "intermediate_size": 22,
+            "moe_intermediate_size": 10,
+            "shared_expert_intermediate_size": 14,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 2,
         },
     ),
     "qwen3_moe": (

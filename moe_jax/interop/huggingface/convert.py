@@ -24,10 +24,12 @@ from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from moe_jax.interop.huggingface.description import description
 from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
 from moe_jax.interop.huggingface.entries import Entry
-from moe_jax.interop.huggingface.family import Family
-from moe_jax.interop.huggingface.files import TensorFiles, is_export, write
+from moe_jax.interop.huggingface.family import OUTER, Family
+from moe_jax.interop.huggingface.files import is_export, write
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
+from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+from moe_jax.interop.huggingface.opened import opened
 from moe_jax.interop.staging import replaced, require_room
 from moe_jax.models.stack import Stack
 from moe_jax.parallel.rules import sharding_of
@@ -96,23 +98,14 @@ def load(
         ConfigError: if the family is unknown, says something that is not supported, or tensors are
             missing, unknown or of another shape. Nothing is allocated before names are checked.
     """
-    directory = Path(directory)
     _check_dtype(dtype)
-    given = _json(directory / "config.json")
-    family = _family(given.get("model_type", ""))
-    tile = (given.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
-    files = TensorFiles(directory, family.prefix, tuple(tile))
-    held = family.without(given, files.names)
-    config = dataclasses.replace(family.read(held), compute_dtype=dtype, **changes)
-    vocab = (given.get("text_config") or given)[family.vocab]
-    entries = list(family.entries(config))
-    names = frozenset(name for name in files.names if not family.beside(given, name))
-    _check_names(names, entries, family, directory)
-    graph, state = nnx.split(_abstract(config, vocab))
+    found = opened(Path(directory), _family, compute_dtype=dtype, **changes)
+    graph, state = nnx.split(_abstract(found.config, found.vocab_size))
     places = _Places(nnx.merge(graph, state), dtype, mesh)
-    for entry in tqdm(entries, desc="tensors", disable=not progress):
-        places.put(entry, files.read(entry.theirs))
-    return Imported(nnx.merge(graph, places.state()), config, vocab, family.name, given)
+    for entry in tqdm(found.entries, desc="tensors", disable=not progress):
+        places.put(entry, found.read(entry.theirs))
+    model = nnx.merge(graph, places.state())
+    return Imported(model, found.config, found.vocab_size, found.family.name, found.original)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +124,8 @@ def describe(directory: Path | str) -> Described:
     Raises:
         ConfigError: as ``load`` does, unless a tensor has another shape.
     """
-    directory = Path(directory)
-    given = _json(directory / "config.json")
-    family = _family(given.get("model_type", ""))
-    files = TensorFiles(directory, family.prefix)
-    try:
-        config = family.read(family.without(given, files.names))
-        vocab = (given.get("text_config") or given)[family.vocab]
-    except KeyError as error:
-        raise ConfigError(f"{directory / 'config.json'} lacks {error.args[0]}") from error
-    names = frozenset(name for name in files.names if not family.beside(given, name))
-    _check_names(names, list(family.entries(config)), family, directory)
-    return Described(config, vocab, family.name, given)
+    found = opened(Path(directory), _family)
+    return Described(found.config, found.vocab_size, found.family.name, found.original)
 
 
 def save(
@@ -198,31 +181,12 @@ def _check_dtype(dtype: str) -> None:
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_BYTES)}")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is not there: give a folder of transformers") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-
-
-def _family(name: str) -> Family:
-    name = {"llama4": "llama4_text"}.get(name, name)
+def _family(name: Any) -> Family:
+    require(name, str, "model_type in config.json")
+    name = {OUTER: "llama4_text"}.get(name, name)
     if name not in FAMILIES:
         raise ConfigError(f"model_type={name!r} is unknown{nearest(name, FAMILIES)}")
     return FAMILIES[name]
-
-
-def _check_names(
-    names: frozenset[str], entries: list[Entry], family: Family, directory: Path
-) -> None:
-    wanted = {entry.theirs for entry in entries}
-    unknown = {n for n in names - wanted if not n.endswith(family.ignored)}
-    for kind, found in (("lacks", wanted - names), ("has unknown", unknown)):
-        if found:
-            shown = ", ".join(sorted(found)[:8]) + (" ..." if len(found) > 8 else "")
-            raise ConfigError(f"{directory} {kind} {len(found)} tensor(s): {shown}")
 
 
 def _abstract(config: models.ModelConfig, vocab_size: int) -> models.Model:
@@ -273,7 +237,7 @@ class _Places:
         try:
             arrays = entry.layout.to_ours(tensor, shapes)
             fits = [array.shape for array in arrays] == [tuple(shape) for shape in shapes]
-        except ValueError:
+        except (ValueError, IndexError):
             fits = False
         if not fits:
             raise ConfigError(

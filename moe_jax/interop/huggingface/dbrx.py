@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from moe_jax import routing
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import known
 from moe_jax.interop.huggingface.entries import Entry, ExpertRows, Matrix, Rows, Same
 from moe_jax.interop.huggingface.family import (
     ACTIVATIONS,
@@ -12,9 +15,9 @@ from moe_jax.interop.huggingface.family import (
     Json,
     activation,
     ends,
-    refuse,
-    rotary,
+    heads_of,
 )
+from moe_jax.interop.huggingface.rotary import rotary
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import MoEConfig
@@ -23,22 +26,20 @@ from moe_jax.nn.norm import NormConfig
 
 def _read(config: Json) -> DecoderConfig:
     attention, ffn = config["attn_config"], config["ffn_config"]
-    refuse(ffn, moe_normalize_expert_weights=1.0)
-    router = routing.preset("dbrx", k=ffn["moe_top_k"])
-    rope = {"rope_theta": attention.get("rope_theta"), **config}
+    router = routing.preset("dbrx", k=ffn["moe_top_k"], balance_weight=ffn["moe_loss_weight"])
+    router = dataclasses.replace(router, input_jitter=float(ffn["moe_jitter_eps"] or 0.0))
+    theta = config["rope_theta"] or attention["rope_theta"] or 10000.0
     return DecoderConfig(
         num_layers=config["n_layers"],
         width=config["d_model"],
-        num_heads=config["n_heads"],
-        num_kv_heads=attention["kv_n_heads"],
-        head_dim=config["d_model"] // config["n_heads"],
+        **_heads(config),
         mlp_dim=ffn["ffn_hidden_size"],
-        activation=activation((ffn.get("ffn_act_fn") or {}).get("name", "silu")),
+        activation=_activation(ffn["ffn_act_fn"]),
         gated=True,
-        positions=rotary(rope),
-        attention=Details(clip=attention.get("clip_qkv") or 0.0),
+        positions=rotary({**config, "rope_theta": theta}),
+        attention=Details(clip=float(attention["clip_qkv"] or 0.0)),
         norm=NormConfig("layer", 1e-5),
-        tie_embeddings=config.get("tie_word_embeddings", False),
+        tie_embeddings=config["tie_word_embeddings"],
         scale_embedding=False,
         moe=MoEConfig(
             every=1,
@@ -48,6 +49,26 @@ def _read(config: Json) -> DecoderConfig:
             transport="gather",
         ),
     )
+
+
+def _heads(config: Json) -> dict[str, int]:
+    return heads_of(
+        {
+            "num_attention_heads": config["n_heads"],
+            "hidden_size": config["d_model"],
+            "num_key_value_heads": config["attn_config"]["kv_n_heads"],
+            "head_dim": None,
+        }
+    )
+
+
+def _activation(given: Json | None) -> str:
+    name = (given or {}).get("name", "silu")
+    if (given or {}).keys() - {"name"} or not isinstance(name, str):
+        raise ConfigError(
+            f"ffn_act_fn in config.json is {given!r}, which is only supported with a name alone"
+        )
+    return activation(name)
 
 
 def _write(config: DecoderConfig) -> Json:
@@ -96,4 +117,13 @@ def _entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"{mlp}.w2", (f"{experts}.down",), ExpertRows())
 
 
-DBRX = Family("dbrx", "DbrxForCausalLM", _read, _write, _entries)
+DBRX = Family(
+    "dbrx",
+    "DbrxForCausalLM",
+    _read,
+    _write,
+    _entries,
+    known.DBRX,
+    tied=("lm_head.weight", "transformer.wte.weight"),
+    base="transformer.",
+)

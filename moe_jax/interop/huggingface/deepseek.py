@@ -7,17 +7,17 @@ import math
 from collections.abc import Collection, Iterator
 
 from moe_jax import routing
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import known
 from moe_jax.interop.huggingface.entries import Entry, HeadRows, Matrix, Rows, Same, Whole
 from moe_jax.interop.huggingface.family import (
     GATED,
     Family,
     Json,
     network,
-    refuse,
-    rotary,
-    yarn_scale,
 )
 from moe_jax.interop.huggingface.llama_like import experts, model_ends, norms, trunk, written
+from moe_jax.interop.huggingface.rotary import parameters, rotary, yarn_scale
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.moe_config import MoEConfig
@@ -26,12 +26,11 @@ from moe_jax.nn.shared import SharedConfig
 
 def _latent(config: Json) -> Latent:
     plain, rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
-    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    scale = 0.0
-    if given.get("mscale_all_dim") and given.get("factor"):
+    given, scale = parameters(config), 0.0
+    if given["rope_type"] != "default" and given.get("mscale_all_dim") and given.get("factor"):
         scale = yarn_scale(given["factor"], given["mscale_all_dim"]) ** 2 / math.sqrt(plain + rope)
     return Latent(
-        query_rank=config.get("q_lora_rank") or 0,
+        query_rank=config["q_lora_rank"] or 0,
         kv_rank=config["kv_lora_rank"],
         plain_dim=plain,
         rotary_dim=rope,
@@ -40,49 +39,78 @@ def _latent(config: Json) -> Latent:
     )
 
 
-def _read(config: Json, router: routing.Router) -> DecoderConfig:
-    refuse(config, attention_bias=False)
+def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> DecoderConfig:
     layers = range(config["first_k_dense_replace"], config["num_hidden_layers"])
     width = config["moe_intermediate_size"]
     moe = MoEConfig(
         layers=tuple(layers),
         every=0,
-        num_experts=config.get("n_routed_experts") or config["num_local_experts"],
+        num_experts=config["n_routed_experts"],
         expert_dim=width,
         router=router,
         transport="gather",
         shared=SharedConfig(width * (config["n_shared_experts"] or 0)),
     )
-    positions = rotary(config, interleaved=config.get("rope_interleave", True))
+    config = config | {"head_dim": config["qk_rope_head_dim"]}
+    positions = rotary(config, interleaved=interleaved)
     shape = trunk(config, attention=_latent(config), positions=positions)
     return DecoderConfig(**shape, moe=moe)
 
 
+def _groups(config: Json) -> tuple[int, int]:
+    """Returns the groups of experts and how many of them a token keeps; null is one group.
+
+    Raises:
+        ConfigError: if the groups do not divide the experts, or are fewer than are kept.
+    """
+    groups = config["n_group"] or 1
+    keep, experts = config["topk_group"] or groups, config["n_routed_experts"]
+    if experts % groups:
+        raise ConfigError(
+            f"config.json says n_group={groups}, which does not divide n_routed_experts={experts}"
+        )
+    if keep > groups:
+        raise ConfigError(
+            f"config.json says topk_group={keep}, which is more than n_group={groups}"
+        )
+    return groups, keep
+
+
 def _read_v2(config: Json) -> DecoderConfig:
-    refuse(config, norm_topk_prob=False)
-    limited = config.get("topk_method") == "group_limited_greedy"
+    limited = config["topk_method"] == "group_limited_greedy"
+    groups, keep = _groups(config) if limited else (1, 1)
     router = routing.preset(
         "deepseek_v2",
         k=config["num_experts_per_tok"],
-        devices=config["n_group"] if limited else 1,
-        keep_devices=config["topk_group"] if limited else 1,
+        devices=groups,
+        keep_devices=keep,
         scale=float(config["routed_scaling_factor"]),
         drop=False,
+        **_losses(config, device_weight=0.0, communication_weight=0.0),
     )
     return _read(config, router)
 
 
+def _losses(config: Json, **others: float) -> dict[str, float]:
+    """Returns the weights of losses: the one that DeepSeek's own files say, else the paper's."""
+    alpha = config["aux_loss_alpha"]
+    return {} if alpha is None else {"balance_weight": float(alpha), **others}
+
+
 def _read_v3(config: Json) -> DecoderConfig:
-    refuse(config, norm_topk_prob=True)
+    groups, keep = _groups(config)
     router = routing.preset(
         "deepseek_v3",
         k=config["num_experts_per_tok"],
-        groups=config["n_group"],
-        keep_groups=config["topk_group"],
+        groups=groups,
+        keep_groups=keep,
         scale=float(config["routed_scaling_factor"]),
+        **_losses(config),
     )
-    further = config.get("num_nextn_predict_layers") or 0
-    return dataclasses.replace(_read(config, router), lookahead=further)
+    select = dataclasses.replace(router.select, normalize=bool(config["norm_topk_prob"]))
+    router = dataclasses.replace(router, select=select)
+    found = _read(config, router, interleaved=bool(config["rope_interleave"]))
+    return dataclasses.replace(found, lookahead=config["num_nextn_predict_layers"] or 0)
 
 
 def _write(config: DecoderConfig) -> Json:
@@ -175,11 +203,14 @@ def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
     yield Entry(f"{theirs}.o_proj.weight", (f"{ours}.output",), Matrix(2))
 
 
-def _without_lookahead(config: Json, names: Collection[str]) -> Json:
-    """What looks ahead is stored as layers after the last; ``transformers`` stores none."""
-    first = f"model.layers.{config['num_hidden_layers']}."
+def _without_lookahead(settings: Json, names: Collection[str]) -> Json:
+    """Returns the settings less the modules that look ahead if no tensor holds them.
+
+    They are stored as layers after the last; ``transformers`` stores none.
+    """
+    first = f"model.layers.{settings['num_hidden_layers']}."
     stored = any(name.startswith(first) for name in names)
-    return config if stored else config | {"num_nextn_predict_layers": 0}
+    return settings if stored else settings | {"num_nextn_predict_layers": 0}
 
 
 DEEPSEEK_V2 = Family(
@@ -188,13 +219,15 @@ DEEPSEEK_V2 = Family(
     _read_v2,
     _write_v2,
     _entries,
+    known.DEEPSEEK_V2,
     exact=(".mlp.gate.weight",),
 )
 DEEPSEEK_V3 = dataclasses.replace(
     DEEPSEEK_V2,
     name="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
-    read=_read_v3,
+    build=_read_v3,
+    keys=known.DEEPSEEK_V3,
     write=_write_v3,
     without=_without_lookahead,
 )

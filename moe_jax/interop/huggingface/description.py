@@ -64,15 +64,16 @@ def description(
         config: the model.
         vocab_size: rows of its embedding.
         dtype: of its tensors.
-        original: the ``config.json`` that it came with; of it only ``CARRIED`` is kept, so that
-            no setting is said twice, in an older and a newer spelling.
+        original: the ``config.json`` that it came with; of it only those of ``CARRIED`` are kept
+            that the family has, so that no setting is said twice, in an older and a newer spelling.
 
     Raises:
         ConfigError: naming the setting of the model that the family cannot say.
     """
     outer = original or {}
     inner = outer.get("text_config") or {}
-    kept = {key: value for key, value in {**outer, **inner}.items() if key in CARRIED}
+    carried = CARRIED & {*family.keys.read, *family.keys.unread}
+    kept = {key: value for key, value in {**outer, **inner}.items() if key in carried}
     written = kept | _written(family, config) | {family.vocab: vocab_size}
     written |= {"model_type": family.name, "architectures": [family.architecture], "dtype": dtype}
     _check_same_model(family, written, config)

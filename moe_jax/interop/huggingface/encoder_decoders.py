@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from moe_jax import routing
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import known
 from moe_jax.interop.huggingface.entries import Entry, Matrix, Same, Whole
 from moe_jax.interop.huggingface.family import (
     ACTIVATIONS,
@@ -13,13 +15,13 @@ from moe_jax.interop.huggingface.family import (
     Json,
     activation,
     network,
-    refuse,
 )
 from moe_jax.models import EncoderDecoderConfig
 from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.positions import Sinusoidal, T5Relative
+from moe_jax.routing.balance import LoadBalance
 
 _T5 = {"up": "wi", "down": "wo"}
 _FAIRSEQ = {"up": "fc1", "down": "fc2"}
@@ -36,36 +38,47 @@ def _moe(layers: tuple[int, ...], experts: int, width: int, router: routing.Rout
     )
 
 
+def _switch_layers(config: Json, stack: str, layers: int) -> tuple[int, ...]:
+    """Returns the sparse layers; without any, ``transformers`` has a step of all layers."""
+    sparse, step = config[f"num_sparse_{stack}_layers"], config[f"{stack}_sparse_step"]
+    if step is None:
+        step = layers // sparse if sparse else layers
+    return tuple(i for i in range(layers) if step and (i % step == 1 or step == 1))
+
+
 def _read_switch(config: Json) -> EncoderDecoderConfig:
-    refuse(config, is_gated_act=False, router_bias=False, add_router_probs=False)
-    router = routing.preset("switch")
+    encoder, tied = config["num_layers"], config["tie_word_embeddings"]
+    decoder = config["num_decoder_layers"] or encoder
+    router = routing.preset(
+        "switch",
+        balance_weight=config["router_aux_loss_coef"],
+        z_weight=config["router_z_loss_coef"],
+        input_jitter=float(config["router_jitter_noise"]),
+    )
 
     def moe(stack: str, layers: int) -> MoEConfig:
-        sparse = config[f"num_sparse_{stack}_layers"]
-        step = config.get(f"{stack}_sparse_step") or (layers // sparse if sparse else 0)
-        chosen = tuple(i for i in range(layers) if step and (i % step == 1 or step == 1))
+        chosen = _switch_layers(config, stack, layers)
         return _moe(chosen, config["num_experts"], config["d_ff"], router)
 
-    tied = config.get("tie_word_embeddings", True)
     return EncoderDecoderConfig(
-        encoder_layers=config["num_layers"],
-        decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
+        encoder_layers=encoder,
+        decoder_layers=decoder,
         width=config["d_model"],
         num_heads=config["num_heads"],
         head_dim=config["d_kv"],
         mlp_dim=config["d_ff"],
-        activation=activation(config.get("dense_act_fn", "relu")),
+        activation=activation(config["dense_act_fn"]),
         positions=T5Relative(
             config["relative_attention_num_buckets"],
-            config.get("relative_attention_max_distance", 128),
+            config["relative_attention_max_distance"],
         ),
         attention=Details(scale=1.0),
-        norm=NormConfig(eps=config["layer_norm_epsilon"]),
+        norm=NormConfig(eps=float(config["layer_norm_epsilon"])),
         tie_embeddings=tied,
         scale_embedding=False,
         scale_head=tied,
-        encoder_moe=moe("encoder", config["num_layers"]),
-        decoder_moe=moe("decoder", config["num_decoder_layers"]),
+        encoder_moe=moe("encoder", encoder),
+        decoder_moe=moe("decoder", decoder),
     )
 
 
@@ -131,21 +144,45 @@ def _switch_stack(
             yield from network(f"{mlp}.experts.expert_{e}", f"{inner}.experts", _T5, f"|{e}")
 
 
-def _read_nllb(config: Json) -> EncoderDecoderConfig:
-    refuse(config, router_bias=False, second_expert_policy="all")
+def _same_in_both(config: Json) -> None:
+    """Refuses stacks of different shapes, which one configuration cannot hold."""
+    for name in ("attention_heads", "ffn_dim"):
+        encoder, decoder = (config[f"{stack}_{name}"] for stack in ("encoder", "decoder"))
+        if encoder != decoder:
+            raise ConfigError(
+                f"config.json says encoder_{name}={encoder} and decoder_{name}={decoder}, which is "
+                "only supported with equal numbers"
+            )
+    if config["d_model"] % config["encoder_attention_heads"]:
+        raise ConfigError(
+            f"config.json says d_model={config['d_model']}, which is not a multiple of "
+            f"encoder_attention_heads={config['encoder_attention_heads']}"
+        )
+
+
+def _nllb_router(config: Json) -> routing.Router:
     router = routing.preset(
         "fairseq_top2",
         second="all",
-        pad_mask=True,
-        normalize_before_dropping=config.get("normalize_router_prob_before_dropping", False),
-        batch_prioritized=config.get("batch_prioritized_routing", False),
+        pad_mask=not config["router_ignore_padding_tokens"],
+        normalize_before_dropping=config["normalize_router_prob_before_dropping"],
+        batch_prioritized=config["batch_prioritized_routing"],
+        eval_token_fraction=float(config["moe_eval_capacity_token_fraction"]),
     )
+    weight = config["router_aux_loss_coef"]
+    balance = (LoadBalance(weight, choices="all"),) if weight else ()
+    return dataclasses.replace(router, balance=balance)
+
+
+def _read_nllb(config: Json) -> EncoderDecoderConfig:
+    _same_in_both(config)
+    router = _nllb_router(config)
 
     def moe(stack: str) -> MoEConfig:
         step, layers = config[f"{stack}_sparse_step"], config[f"{stack}_layers"]
         chosen = tuple(i for i in range(layers) if step and (i + 1) % step == 0)
         found = _moe(chosen, config["num_experts"], config[f"{stack}_ffn_dim"], router)
-        return dataclasses.replace(found, expert_mask=config["moe_token_dropout"])
+        return dataclasses.replace(found, expert_mask=float(config["moe_token_dropout"]))
 
     return EncoderDecoderConfig(
         encoder_layers=config["encoder_layers"],
@@ -160,7 +197,7 @@ def _read_nllb(config: Json) -> EncoderDecoderConfig:
         attention=Details(qkv_bias=True, output_bias=True),
         norm=NormConfig("layer", 1e-5, bias=True),
         tie_embeddings=True,
-        scale_embedding=config.get("scale_embedding", True),
+        scale_embedding=config["scale_embedding"],
         encoder_moe=moe("encoder"),
         decoder_moe=moe("decoder"),
     )
@@ -246,13 +283,23 @@ SWITCH = Family(
     _read_switch,
     _write_switch,
     _switch_entries,
-    ignored=("embed_tokens.weight", "lm_head.weight"),
+    known.SWITCH,
+    ignored=("EncDecAttention.relative_attention_bias.weight",),
+    copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
+    tied=("lm_head.weight", "shared.weight"),
+    base="",
 )
+_NLLB_EMBEDDING = "model.shared.weight"
 NLLB_MOE = Family(
     "nllb-moe",
     "NllbMoeForConditionalGeneration",
     _read_nllb,
     _write_nllb,
     _nllb_entries,
-    ignored=("embed_tokens.weight", "lm_head.weight", "embed_positions.weights"),
+    known.NLLB_MOE,
+    ignored=("embed_positions.weights",),
+    copies={
+        _NLLB_EMBEDDING: ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+    },
+    tied=("lm_head.weight", _NLLB_EMBEDDING),
 )

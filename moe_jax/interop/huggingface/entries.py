@@ -163,6 +163,20 @@ class ExpertRows:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertMatrices:
+    """``(E, outputs, inputs)`` of theirs, several of ours one after the other in the outputs."""
+
+    def to_ours(self, tensor: Array, shapes: Shapes) -> list[Array]:
+        """Splits and transposes; ours are ``(E, inputs, outputs)``."""
+        sizes = np.cumsum([shape[-1] for shape in shapes])[:-1]
+        return [part.swapaxes(1, 2) for part in np.split(tensor, sizes, axis=1)]
+
+    def to_theirs(self, arrays: Sequence[Array]) -> Array:
+        """Transposes and joins."""
+        return np.concatenate([array.swapaxes(1, 2) for array in arrays], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Whole:
     """The same array, axes and all."""
 

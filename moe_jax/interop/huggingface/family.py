@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface.entries import Entry, Matrix, Same, Whole
+from moe_jax.interop.huggingface.keys import Json, Keys
 from moe_jax.models import ModelConfig
 from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
-
-Json = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,29 +19,65 @@ class Family:
     Attributes:
         name: the ``model_type``.
         architecture: the class of ``transformers`` that loads it.
-        read: ``config.json`` to our configuration.
+        build: all keys of ``keys.read`` to our configuration.
         write: our configuration to ``config.json``, without the vocabulary.
         entries: all tensors of a model.
+        keys: the keys of ``config.json``.
         vocab: the key of the vocabulary's size.
         ignored: ends of names of tensors that hold nothing of the model.
         prefix: before all names in a checkpoint of the model with other towers.
         beside: given ``config.json`` and a name, whether the tensor is of another tower.
         exact: ends of names of tensors that are float32 whatever the others are.
-        without: ``config.json`` less what it announces but no tensor of these names holds.
+        without: the settings less what they announce but no tensor of these names holds.
+        copies: other names that files store a tensor under once more, by its name.
+        tied: the name of the head, and of the embedding that it is where they are tied.
+        base: before all names but the head's; ``transformers`` leaves it out for a bare model.
+        renamed: parts of names that some files spell otherwise, and as they are here.
+        outer: the keys of a file that holds the configuration as its ``text_config``.
     """
 
     name: str
     architecture: str
-    read: Callable[[Json], ModelConfig]
+    build: Callable[[Json], ModelConfig]
     write: Callable[[ModelConfig], Json]
     entries: Callable[[ModelConfig], Iterator[Entry]]
+    keys: Keys
     vocab: str = "vocab_size"
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     prefix: str = ""
     exact: tuple[str, ...] = ()
     beside: Callable[[Json, str], bool] = lambda config, name: False
     without: Callable[[Json, Collection[str]], Json] = lambda config, names: config
+    copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tied: tuple[str, str] = ("lm_head.weight", "model.embed_tokens.weight")
+    base: str = "model."
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    outer: Keys | None = None
 
+    def settings(self, config: Json) -> Json:
+        """Returns all settings of a ``config.json``, with the defaults that it leaves out.
+
+        Raises:
+            ConfigError: if a key is unknown, or has a value that is not supported.
+        """
+        where = "config.json"
+        if self.outer is not None and (
+            "text_config" in config or config.get("model_type") == OUTER
+        ):
+            config = self.outer.filled(config, where)["text_config"]
+            where = "text_config in config.json"
+        return self.keys.filled(config, where)
+
+    def read(self, config: Json) -> ModelConfig:
+        """Returns the configuration of a ``config.json``.
+
+        Raises:
+            ConfigError: see ``settings``.
+        """
+        return self.build(self.settings(config))
+
+
+OUTER = "llama4"
 
 ACTIVATIONS = {"silu": "silu", "relu": "relu", "gelu": "gelu_exact", "gelu_new": "gelu"}
 
@@ -60,62 +93,24 @@ def activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def refuse(config: Json, **wanted: Any) -> None:
-    """Refuses a ``config.json`` that says something else than ``wanted`` where it says anything.
+def heads_of(config: Json) -> dict[str, int]:
+    """Returns the attention's heads: theirs, those of keys and values, and their width.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: if one does not divide another.
     """
-    for name, value in wanted.items():
-        if config.get(name) not in (value, None):
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    of_keys = config["num_key_value_heads"] or heads
+    for name, number, parts in (
+        ("num_attention_heads", heads, of_keys),
+        *([] if config["head_dim"] else [("hidden_size", width, heads)]),
+    ):
+        if number % parts:
             raise ConfigError(
-                f"config.json says {name}={config[name]!r}, which is only supported as {value!r}"
+                f"config.json says {name}={number}, which is not a multiple of {parts}"
             )
-
-
-def rotary(config: Json, *, interleaved: bool = False, default: float = 10000.0) -> Rotary:
-    """Reads rotary positions, in the form of today or of older files."""
-    given = config.get("rope_parameters") or {}
-    old = config.get("rope_scaling") or {}
-    given = {"rope_theta": config.get("rope_theta") or default, **old, **given}
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind == "default":
-        scaling = None
-    elif kind == "linear":
-        scaling = LinearScaling(float(given["factor"]))
-    elif kind == "llama3":
-        scaling = Llama3Scaling(
-            float(given["factor"]),
-            float(given["low_freq_factor"]),
-            float(given["high_freq_factor"]),
-            given["original_max_position_embeddings"],
-        )
-    elif kind == "yarn":
-        scaling = _yarn(given)
-    else:
-        raise ConfigError(f"config.json has rope_type={kind!r}; known: linear, llama3, yarn")
-    return Rotary(float(given["rope_theta"]), interleaved, scaling)
-
-
-def _yarn(given: Json) -> YarnScaling:
-    factor = float(given["factor"])
-    magnitude = given.get("attention_factor") or 0.0
-    if not magnitude and given.get("mscale") and given.get("mscale_all_dim"):
-        magnitude = yarn_scale(factor, given["mscale"])
-        magnitude /= yarn_scale(factor, given["mscale_all_dim"])
-    return YarnScaling(
-        factor=factor,
-        original_length=given["original_max_position_embeddings"],
-        beta_fast=float(given.get("beta_fast") or 32),
-        beta_slow=float(given.get("beta_slow") or 1),
-        truncate=given.get("truncate", True),
-        attention_factor=float(magnitude),
-    )
-
-
-def yarn_scale(factor: float, weight: float) -> float:
-    """Returns what YaRN multiplies queries and keys by."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+    dim = config["head_dim"] or width // heads
+    return {"num_heads": heads, "num_kv_heads": of_keys, "head_dim": dim}
 
 
 def rope_parameters(positions: Rotary) -> Json:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_dtypes import float8_e4m3fn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, line_of
 from moe_jax.interop.huggingface.packed import FP8_SCALE, MXFP4, from_fp8, from_mxfp4
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -23,12 +25,11 @@ class TensorFiles:
     One that is stored in few bits with scales is a single tensor of float32.
     """
 
-    def __init__(self, directory: Path, prefix: str = "", tile: tuple[int, int] = (128, 128)):
+    def __init__(self, directory: Path, tile: tuple[int, int] = (128, 128)):
         """Opens the folder.
 
         Args:
             directory: the folder.
-            prefix: left out of its names.
             tile: weights of eight bits have a scale for so many rows and columns.
 
         Raises:
@@ -36,7 +37,7 @@ class TensorFiles:
         """
         index = directory / _INDEX
         if index.exists():
-            files = json.loads(index.read_text())["weight_map"]
+            files = _weight_map(index)
         elif (directory / _ONE).exists():
             with self._open(directory / _ONE) as file:
                 files = dict.fromkeys(file.keys(), _ONE)
@@ -45,9 +46,7 @@ class TensorFiles:
         lost = sorted(name for name in set(files.values()) if not (directory / name).exists())
         if lost:
             raise ConfigError(f"{directory} lacks {', '.join(lost)}, which its index names")
-        self._files = {
-            name.removeprefix(prefix): (directory / file, name) for name, file in files.items()
-        }
+        self._files = {name: directory / file for name, file in files.items()}
         self._tile = tile
         blocks, scales = MXFP4
         self._packed = {
@@ -63,32 +62,67 @@ class TensorFiles:
         """Returns one tensor.
 
         Raises:
-            ConfigError: if its scales do not fit.
+            ConfigError: if a file lacks it or is cut off, or its numbers are no weights.
         """
-        if name in self._packed:
-            return from_mxfp4(*(self._stored(name + end) for end in MXFP4))
-        tensor = self._stored(name)
-        if name + FP8_SCALE not in self._files:
-            return tensor
         try:
-            return from_fp8(tensor, self._stored(name + FP8_SCALE), self._tile)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from error
+            if name in self._packed:
+                return from_mxfp4(*(self._stored(name + end) for end in MXFP4))
+            tensor = self._stored(name)
+            if name + FP8_SCALE in self._files:
+                return from_fp8(tensor, self._stored(name + FP8_SCALE), self._tile)
+        except (ValueError, IndexError) as error:
+            raise ConfigError(f"{name}: {line_of(error)}") from error
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ConfigError(
+                f"{name} in {self._files[name]} has dtype {tensor.dtype}, which is not of weights: "
+                "store it as float32, bfloat16 or float16"
+            )
+        return tensor
 
     def _stored(self, name: str) -> np.ndarray:
-        path, stored = self._files[name]
-        with self._open(path) as file:
-            # numpy has no eight-bit floats, so safetensors cannot give them to it.
-            if file.get_slice(stored).get_dtype() != "F8_E4M3":
-                return file.get_tensor(stored)
-        return _eight_bit(path, stored)
+        path = self._files[name]
+        try:
+            with self._open(path) as file:
+                # numpy has no eight-bit floats, so safetensors cannot give them to it.
+                if file.get_slice(name).get_dtype() != "F8_E4M3":
+                    return file.get_tensor(name)
+        except SafetensorError as error:
+            message = f"{path} has no tensor {name} that can be read: {line_of(error)}"
+            raise ConfigError(message) from error
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"{name} in {path} has a dtype that NumPy does not have") from error
+        return _eight_bit(path, name)
 
     @staticmethod
     def _open(path: Path) -> safe_open:
         try:
             return safe_open(path, "np")
-        except SafetensorError as error:
-            raise ConfigError(f"{path} is not a safetensors file: {error}") from error
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path} is not a safetensors file: {line_of(error)}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a file of JSON holds.
+
+    Raises:
+        ConfigError: if the file cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there: give a folder of transformers") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON: {line_of(error)}") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index)
+    files = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+        raise ConfigError(f"{index} has no weight_map from names of tensors to names of files")
+    return files
 
 
 def _eight_bit(path: Path, name: str) -> np.ndarray:

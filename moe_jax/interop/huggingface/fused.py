@@ -6,43 +6,66 @@ import dataclasses
 from collections.abc import Iterator
 
 from moe_jax import routing
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import known
 from moe_jax.interop.huggingface.entries import Columns, Entry, Matrix, Same, Whole, Without
 from moe_jax.interop.huggingface.family import (
     GATED,
     Family,
     Json,
     network,
-    refuse,
-    rotary,
 )
-from moe_jax.interop.huggingface.llama_like import attention, model_ends, norms, trunk, written
+from moe_jax.interop.huggingface.llama_like import (
+    attention,
+    layer_kinds,
+    model_ends,
+    norms,
+    trunk,
+    window,
+    written,
+)
+from moe_jax.interop.huggingface.rotary import rotary
 from moe_jax.models import AttentionOverride, DecoderConfig
 from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 
+_GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
 
 def _read_gpt_oss(config: Json) -> DecoderConfig:
-    refuse(config, swiglu_alpha=1.702)
-    bias = config.get("attention_bias", True)
+    config = config | {"rope_parameters": config["rope_parameters"] or _GPT_OSS_YARN}
+    bias = config["attention_bias"]
     everywhere = Details(qkv_bias=bias, output_bias=bias, sinks=True)
-    local = Details(qkv_bias=bias, output_bias=bias, sinks=True, window=config["sliding_window"])
-    kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * 99
-    full = tuple(i for i in range(config["num_hidden_layers"]) if kinds[i] == "full_attention")
+    layers = range(config["num_hidden_layers"])
+    alternating = [f"{'full' if i % 2 else 'sliding'}_attention" for i in layers]
+    kinds = layer_kinds(config, alternating, "sliding_attention")
+    full = tuple(i for i in layers if kinds[i] == "full_attention")
+    local = everywhere
+    if len(full) < len(kinds):
+        local = dataclasses.replace(everywhere, window=window(config))
     shape = trunk(
         config,
         attention=local,
         attention_overrides=(AttentionOverride(layers=full, details=everywhere),),
         activation="quick_gelu",
         mlp_bias=True,
-        mlp_limit=float(config.get("swiglu_limit", 7.0)),
+        mlp_limit=float(config["swiglu_limit"]),
         mlp_up_offset=1.0,
     )
+    weight = config["router_aux_loss_coef"]
     moe = MoEConfig(
         every=1,
         num_experts=config["num_local_experts"],
         expert_dim=config["intermediate_size"],
-        router=routing.preset("gpt_oss", k=config["num_experts_per_tok"]),
+        router=routing.preset("gpt_oss", k=config["num_experts_per_tok"], balance_weight=weight),
         transport="gather",
     )
     return DecoderConfig(**shape, moe=moe)
@@ -80,44 +103,62 @@ def _gpt_oss_entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"{mlp}.experts.down_proj_bias", (f"{experts}.down_bias",), Without(Whole()))
 
 
-def _read_llama4(config: Json) -> DecoderConfig:
-    config = config.get("text_config") or config
-    layers, bias = range(config["num_hidden_layers"]), config.get("attention_bias", False)
-    rotates = config.get("no_rope_layers") or [(i + 1) % 4 for i in layers]
-    chunk = config.get("attention_chunk_size") or 0
-    kinds = config.get("layer_types") or [
-        "chunked_attention" if r else "full_attention" for r in rotates
-    ]
-    norm = "unit" if config.get("use_qk_norm", True) else "none"
-    heat = config.get("attn_temperature_tuning", True)
+def _rotates(config: Json) -> list[int]:
+    """Returns for every layer whether it rotates; an empty ``no_rope_layers`` is none.
+
+    Raises:
+        ConfigError: if ``no_rope_layers`` names too few or too many layers.
+    """
+    layers, step = range(config["num_hidden_layers"]), config["no_rope_layer_interval"]
+    rotates = config["no_rope_layers"] or [int((i + 1) % step != 0) for i in layers]
+    if len(rotates) != len(layers):
+        raise ConfigError(
+            f"no_rope_layers in config.json names {len(rotates)} layers, and num_hidden_layers is "
+            f"{len(layers)}"
+        )
+    return rotates
+
+
+def _llama4_attention(config: Json) -> tuple[AttentionOverride, ...]:
+    rotates, chunk = _rotates(config), config["attention_chunk_size"]
+    chunked = ["chunked_attention" if r and chunk else "full_attention" for r in rotates]
+    kinds = layer_kinds(config, chunked, "chunked_attention" if chunk else None)
+    norm, bias = "unit" if config["use_qk_norm"] else "none", config["attention_bias"]
 
     def override(i: int) -> AttentionOverride:
+        heated = config["attn_temperature_tuning"] and not rotates[i]
         details = Details(
             qkv_bias=bias,
             output_bias=bias,
             qk_norm=norm if rotates[i] else "none",
-            chunk=chunk if kinds[i] == "chunked_attention" else 0,
-            temperature=float(config.get("attn_scale", 0.1)) if heat and not rotates[i] else 0.0,
-            temperature_length=int(config.get("floor_scale", 8192)),
+            chunk=chunk or 0 if kinds[i] == "chunked_attention" else 0,
+            temperature=float(config["attn_scale"]) if heated else 0.0,
+            temperature_length=config["floor_scale"],
         )
         return AttentionOverride(layers=(i,), rotary=bool(rotates[i]), details=details)
 
-    step = config.get("interleave_moe_layer_step", 1)
-    sparse = config.get("moe_layers") or [i for i in layers if (i + 1) % step == 0]
+    return tuple(map(override, range(len(kinds))))
+
+
+def _read_llama4(config: Json) -> DecoderConfig:
+    step, layers = config["interleave_moe_layer_step"], config["num_hidden_layers"]
+    sparse = config["moe_layers"]
+    sparse = range(step - 1, layers, step) if sparse is None else sparse
+    weight = config["router_aux_loss_coef"]
     moe = MoEConfig(
         layers=tuple(sparse),
         every=0,
         num_experts=config["num_local_experts"],
         expert_dim=config["intermediate_size"],
-        router=routing.preset("llama4", k=config["num_experts_per_tok"]),
+        router=routing.preset("llama4", k=config["num_experts_per_tok"], balance_weight=weight),
         transport="gather",
         shared=SharedConfig(config["intermediate_size"]),
     )
     shape = trunk(
         config,
-        mlp_dim=config.get("intermediate_size_mlp", config["intermediate_size"]),
-        positions=rotary(config, interleaved=True, default=500000.0),
-        attention_overrides=tuple(map(override, layers)),
+        mlp_dim=config["intermediate_size_mlp"],
+        positions=rotary(config, interleaved=True),
+        attention_overrides=_llama4_attention(config),
     )
     return DecoderConfig(**shape, moe=moe)
 
@@ -162,13 +203,22 @@ def _llama4_entries(config: DecoderConfig) -> Iterator[Entry]:
         yield from network(f"{mlp}.shared_expert", f"{inner}.shared.network", GATED)
 
 
-GPT_OSS = Family("gpt_oss", "GptOssForCausalLM", _read_gpt_oss, _write_gpt_oss, _gpt_oss_entries)
+GPT_OSS = Family(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    _read_gpt_oss,
+    _write_gpt_oss,
+    _gpt_oss_entries,
+    known.GPT_OSS,
+)
 LLAMA4 = Family(
     "llama4_text",
     "Llama4ForCausalLM",
     _read_llama4,
     _write_llama4,
     _llama4_entries,
+    known.LLAMA4,
     prefix="language_model.",
     beside=lambda config, name: name.startswith(("vision_model.", "multi_modal_projector.")),
+    outer=known.LLAMA4_OUTER,
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import known
 from moe_jax.interop.huggingface.entries import Entry, Matrix, Same
 from moe_jax.interop.huggingface.family import (
     ACTIVATIONS,
@@ -15,13 +16,13 @@ from moe_jax.interop.huggingface.family import (
     Json,
     activation,
     ends,
+    heads_of,
     network,
     projections,
-    refuse,
     rope_parameters,
-    rotary,
 )
-from moe_jax.models import DecoderConfig
+from moe_jax.interop.huggingface.rotary import rotary
+from moe_jax.models import AttentionOverride, DecoderConfig
 from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
@@ -30,19 +31,16 @@ from moe_jax.nn.shared import SharedConfig
 
 def trunk(config: Json, **more) -> dict:
     """Returns what the decoders of Llama's form share."""
-    heads = config["num_attention_heads"]
     return {
         "num_layers": config["num_hidden_layers"],
         "width": config["hidden_size"],
-        "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        **heads_of(config),
         "mlp_dim": config["intermediate_size"],
         "activation": activation(config["hidden_act"]),
         "gated": True,
         "positions": rotary(config),
-        "norm": NormConfig(eps=config["rms_norm_eps"]),
-        "tie_embeddings": config.get("tie_word_embeddings", False),
+        "norm": NormConfig(eps=float(config["rms_norm_eps"])),
+        "tie_embeddings": config["tie_word_embeddings"],
         "scale_embedding": False,
         **more,
     }
@@ -120,18 +118,47 @@ def _entries(config: DecoderConfig, block: str, names: dict[str, str]) -> Iterat
             yield Entry(name, (f"{shared}.gate",), Matrix())
 
 
+def layer_kinds(config: Json, otherwise: list[str], local: str | None) -> list[str]:
+    """Returns the kind of attention of every layer, by ``layer_types`` where a file has it.
+
+    Args:
+        config: all settings.
+        otherwise: the kinds where ``layer_types`` is not given.
+        local: the kind, beside full attention, that layers may have; ``None`` for none.
+
+    Raises:
+        ConfigError: if it names too few or too many layers, or another kind.
+    """
+    kinds, layers = config["layer_types"] or otherwise, config["num_hidden_layers"]
+    allowed = ["full_attention", *([local] if local else [])]
+    if len(kinds) != layers:
+        raise ConfigError(
+            f"layer_types in config.json names {len(kinds)} layers, and num_hidden_layers is "
+            f"{layers}"
+        )
+    for kind in kinds:
+        if kind not in allowed:
+            raise ConfigError(
+                f"layer_types in config.json says {kind!r}, and by the other keys a layer may have "
+                f"{' or '.join(allowed)}"
+            )
+    return kinds
+
+
 def _moe(config: Json, number: str, width: str, **more) -> MoEConfig:
-    experts = config.get(number) or config["num_local_experts"]
     return MoEConfig(
-        every=1, num_experts=experts, expert_dim=config[width], transport="gather", **more
+        every=1, num_experts=config[number], expert_dim=config[width], transport="gather", **more
     )
 
 
 def _read_mixtral(config: Json) -> DecoderConfig:
-    refuse(config, sliding_window=None)
-    router = routing.preset("mixtral", k=config["num_experts_per_tok"])
+    router = routing.preset(
+        "mixtral", k=config["num_experts_per_tok"], balance_weight=config["router_aux_loss_coef"]
+    )
+    router = dataclasses.replace(router, input_jitter=float(config["router_jitter_noise"]))
     moe = _moe(config, "num_local_experts", "intermediate_size", router=router)
-    return DecoderConfig(**trunk(config), moe=moe)
+    details = Details(window=config["sliding_window"] or 0)
+    return DecoderConfig(**trunk(config, attention=details), moe=moe)
 
 
 def _write_mixtral(config: DecoderConfig) -> Json:
@@ -139,37 +166,72 @@ def _write_mixtral(config: DecoderConfig) -> Json:
         "intermediate_size": config.moe.expert_dim,
         "num_local_experts": config.moe.num_experts,
         "num_experts_per_tok": config.moe.router.select.k,
-        "sliding_window": None,
+        "sliding_window": config.attention.window or None,
     }
 
 
 def _top_k(config: Json) -> routing.Router:
     name = "qwen3_moe" if config["norm_topk_prob"] else "qwen2_moe"
-    return routing.preset(name, k=config["num_experts_per_tok"])
+    weight = config["router_aux_loss_coef"]
+    return routing.preset(name, k=config["num_experts_per_tok"], balance_weight=weight)
 
 
 def _sparse(config: Json) -> tuple[int, ...]:
-    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    step, dense = config["decoder_sparse_step"], config["mlp_only_layers"] or []
     layers = range(config["num_hidden_layers"])
     return tuple(i for i in layers if (i + 1) % step == 0 and i not in dense)
 
 
+def _qwen_moe(config: Json, **more) -> MoEConfig:
+    moe = _moe(config, "num_experts", "moe_intermediate_size", router=_top_k(config), **more)
+    return dataclasses.replace(moe, every=0, layers=_sparse(config))
+
+
+def _qwen2_windows(config: Json) -> list[str]:
+    """Returns the kinds of layers: every second one of the first ones has a window."""
+    used, last = config["use_sliding_window"], config["max_window_layers"]
+    return [
+        "sliding_attention" if used and i % 2 == 0 and i < last else "full_attention"
+        for i in range(config["num_hidden_layers"])
+    ]
+
+
 def _read_qwen2(config: Json) -> DecoderConfig:
-    refuse(config, use_sliding_window=False)
+    local_kind = "sliding_attention" if config["use_sliding_window"] else None
+    kinds = layer_kinds(config, _qwen2_windows(config), local_kind)
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    details = Details(qkv_bias=config["qkv_bias"])
+    local, overrides = details, ()
+    if len(full) < len(kinds):
+        local = dataclasses.replace(details, window=window(config))
+        overrides = (AttentionOverride(layers=full, details=details),) if full else ()
     shared = SharedConfig(config["shared_expert_intermediate_size"], "sigmoid")
-    moe = _moe(config, "num_experts", "moe_intermediate_size", router=_top_k(config), shared=shared)
-    moe = dataclasses.replace(moe, layers=_sparse(config))
-    bias = Details(qkv_bias=config.get("qkv_bias", True))
-    return DecoderConfig(**trunk(config, attention=bias), moe=moe)
+    shape = trunk(config, attention=local, attention_overrides=overrides)
+    return DecoderConfig(**shape, moe=_qwen_moe(config, shared=shared))
+
+
+def window(config: Json) -> int:
+    """Returns the tokens that a layer with a window sees.
+
+    Raises:
+        ConfigError: if there is no such number.
+    """
+    if not config["sliding_window"]:
+        raise ConfigError(
+            "config.json has layers of sliding_attention and no sliding_window: add it"
+        )
+    return config["sliding_window"]
 
 
 def _read_qwen3(config: Json) -> DecoderConfig:
-    refuse(config, use_sliding_window=False)
-    moe = _moe(config, "num_experts", "moe_intermediate_size", router=_top_k(config))
-    moe = dataclasses.replace(moe, layers=_sparse(config))
-    bias = config.get("attention_bias", False)
-    details = Details(qk_norm="head", qkv_bias=bias, output_bias=bias)
-    return DecoderConfig(**trunk(config, attention=details), moe=moe)
+    bias, seen = config["attention_bias"], config["sliding_window"]
+    details = Details(
+        qk_norm="head",
+        qkv_bias=bias,
+        output_bias=bias,
+        window=seen or 0 if config["use_sliding_window"] else 0,
+    )
+    return DecoderConfig(**trunk(config, attention=details), moe=_qwen_moe(config))
 
 
 def _write_qwen(config: DecoderConfig) -> Json:
@@ -184,16 +246,27 @@ def _write_qwen(config: DecoderConfig) -> Json:
     }
     if config.moe.shared.hidden:
         found["shared_expert_intermediate_size"] = config.moe.shared.hidden
-        return found | {"qkv_bias": config.attention.qkv_bias}
-    return found | {"attention_bias": config.attention.qkv_bias}
+        windows = [config.attention_at(i).details.window for i in range(config.num_layers)]
+        return found | {
+            "qkv_bias": config.attention.qkv_bias,
+            "use_sliding_window": any(windows),
+            "sliding_window": max(windows) or None,
+            "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
+        }
+    seen = config.attention.window
+    return found | {
+        "attention_bias": config.attention.qkv_bias,
+        "use_sliding_window": bool(seen),
+        "sliding_window": seen or None,
+    }
 
 
 def _read_olmoe(config: Json) -> DecoderConfig:
     moe = _moe(config, "num_experts", "intermediate_size", router=_top_k(config))
-    bias = config.get("attention_bias", False)
+    bias = config["attention_bias"]
     details = Details(
         qk_norm="width",
-        clip=config.get("clip_qkv") or 0.0,
+        clip=float(config["clip_qkv"] or 0.0),
         qkv_bias=bias,
         output_bias=bias,
     )
@@ -221,6 +294,8 @@ MIXTRAL = Family(
     _read_mixtral,
     _write_mixtral,
     lambda config: _entries(config, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
+    known.MIXTRAL,
+    renamed={".mlp.": ".block_sparse_moe."},
 )
 QWEN2_MOE = Family(
     "qwen2_moe",
@@ -228,6 +303,7 @@ QWEN2_MOE = Family(
     _read_qwen2,
     _write_qwen,
     lambda config: _entries(config, "mlp", GATED),
+    known.QWEN2_MOE,
 )
 QWEN3_MOE = Family(
     "qwen3_moe",
@@ -235,6 +311,7 @@ QWEN3_MOE = Family(
     _read_qwen3,
     _write_qwen,
     lambda config: _entries(config, "mlp", GATED),
+    known.QWEN3_MOE,
 )
 OLMOE = Family(
     "olmoe",
@@ -242,4 +319,5 @@ OLMOE = Family(
     _read_olmoe,
     _write_olmoe,
     lambda config: _entries(config, "mlp", GATED),
+    known.OLMOE,
 )

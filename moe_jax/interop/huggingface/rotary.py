@@ -1,0 +1,113 @@
+"""Rotary positions of ``config.json``, in the form of today's files and of older ones."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface.keys import Json, require
+from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
+
+_KEYS = {
+    "attention_factor": float,
+    "beta_fast": float,
+    "beta_slow": float,
+    "factor": float,
+    "finetuned": bool,
+    "high_freq_factor": float,
+    "low_freq_factor": float,
+    "mscale": float,
+    "mscale_all_dim": float,
+    "original_max_position_embeddings": int,
+    "partial_rotary_factor": float,
+    "rope_theta": float,
+    "rope_type": str,
+    "truncate": bool,
+    "type": str,
+}
+_ONE = "partial_rotary_factor"
+
+
+def parameters(config: Json) -> Json:
+    """Returns what a configuration says of rotation, each key that is not null.
+
+    As in ``transformers``, ``rope_scaling`` holds before ``rope_parameters``, and what they leave
+    out is a key of the configuration: ``rope_theta``, and the first length.
+
+    Raises:
+        ConfigError: if a key is unknown or has an impossible value.
+    """
+    name = "rope_scaling" if config["rope_scaling"] else "rope_parameters"
+    given = {key: value for key, value in (config[name] or {}).items() if value is not None}
+    for key, value in given.items():
+        if key not in _KEYS:
+            close = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{name} has the key {key!r}; the nearest that it may have is {close!r}"
+            )
+        require(value, _KEYS[key], f"{key} in {name}")
+    if given.get(_ONE, 1.0) != 1.0:
+        raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, which is only supported as 1.0")
+    length = config["original_max_position_embeddings"]
+    given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    given.setdefault("rope_theta", config["rope_theta"])
+    given["rope_type"] = given.get("rope_type") or given.get("type") or "default"
+    return given | ({"original_max_position_embeddings": length} if length else {})
+
+
+def rotary(config: Json, *, interleaved: bool = False) -> Rotary:
+    """Reads rotary positions.
+
+    Raises:
+        ConfigError: if the kind is not supported, or lacks one of its numbers.
+    """
+    given = parameters(config)
+    base = _positive(given, "rope_theta")
+    match given["rope_type"]:
+        case "default":
+            scaling = None
+        case "linear":
+            scaling = LinearScaling(_positive(given, "factor"))
+        case "llama3":
+            scaling = Llama3Scaling(
+                _positive(given, "factor"),
+                _positive(given, "low_freq_factor"),
+                _positive(given, "high_freq_factor"),
+                int(_positive(given, "original_max_position_embeddings")),
+            )
+        case "yarn":
+            scaling = _yarn(given)
+        case kind:
+            raise ConfigError(f"config.json has rope_type={kind!r}; known: linear, llama3, yarn")
+    return Rotary(base, interleaved, scaling)
+
+
+def _positive(given: Json, name: str) -> float:
+    kind = given["rope_type"]
+    if name not in given:
+        raise ConfigError(f"config.json lacks {name}, which rope_type={kind!r} needs")
+    if given[name] <= 0:
+        raise ConfigError(f"config.json says {name}={given[name]!r}, and it must be more than 0")
+    return float(given[name])
+
+
+def _yarn(given: Json) -> YarnScaling:
+    factor = _positive(given, "factor")
+    magnitude = _positive(given, "attention_factor") if "attention_factor" in given else 0.0
+    if not magnitude and given.get("mscale") and given.get("mscale_all_dim"):
+        magnitude = yarn_scale(factor, given["mscale"])
+        magnitude /= yarn_scale(factor, given["mscale_all_dim"])
+    return YarnScaling(
+        factor=factor,
+        original_length=int(_positive(given, "original_max_position_embeddings")),
+        beta_fast=float(given.get("beta_fast") or 32),
+        beta_slow=float(given.get("beta_slow") or 1),
+        truncate=given.get("truncate", True),
+        attention_factor=float(magnitude),
+    )
+
+
+def yarn_scale(factor: float, weight: float) -> float:
+    """Returns what YaRN multiplies queries and keys by."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
