@@ -91,6 +91,8 @@ def _write(config: DecoderConfig) -> Json:
             "moe_num_experts": config.moe.num_experts,
             "moe_top_k": config.moe.router.select.k,
             "moe_normalize_expert_weights": 1.0,
+            "moe_loss_weight": config.moe.router.loss_weights.get("balance", 0.0),
+            "moe_jitter_eps": config.moe.router.input_jitter or None,
         },
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface.entries import Entry, Matrix, Same, Whole
-from moe_jax.interop.huggingface.keys import Json, Keys
+from moe_jax.interop.huggingface.keys import Json, Keys, require
 from moe_jax.models import ModelConfig
 from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
 
@@ -61,6 +61,7 @@ class Family:
             ConfigError: if a key is unknown, or has a value that is not supported.
         """
         where = "config.json"
+        require(config, dict, where)
         if self.outer is not None and (
             "text_config" in config or config.get("model_type") == OUTER
         ):

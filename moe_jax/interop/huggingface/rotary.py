@@ -51,7 +51,8 @@ def parameters(config: Json) -> Json:
         raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, which is only supported as 1.0")
     length = config["original_max_position_embeddings"]
     given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    given.setdefault("rope_theta", config["rope_theta"])
+    if config["rope_theta"] is not None:
+        given.setdefault("rope_theta", config["rope_theta"])
     given["rope_type"] = given.get("rope_type") or given.get("type") or "default"
     return given | ({"original_max_position_embeddings": length} if length else {})
 

@@ -1,0 +1,85 @@
+"""Rotation as files of all ages say it."""
+
+import pytest
+
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface.rotary import rotary
+from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
+
+NOTHING = {
+    "max_position_embeddings": 64,
+    "original_max_position_embeddings": None,
+    "partial_rotary_factor": None,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "rope_theta": 500.0,
+}
+LLAMA3 = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, Rotary(500.0)),
+        ({"rope_parameters": {"rope_theta": 7.0}}, Rotary(7.0)),
+        ({"rope_parameters": {"rope_theta": None, "factor": None}}, Rotary(500.0)),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 7}}, Rotary(7.0)),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            Rotary(500.0, scaling=LinearScaling(2.0)),
+        ),
+        # Where a file has both forms, transformers reads the older one.
+        (
+            {
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 7.0},
+            },
+            Rotary(500.0, scaling=LinearScaling(2.0)),
+        ),
+        # The first length is that of the scaling, else of the file, else all that there is.
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            Rotary(500.0, scaling=YarnScaling(4.0, 64)),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", **LLAMA3}},
+            Rotary(500.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, 64)),
+        ),
+        (
+            {
+                "original_max_position_embeddings": 16,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32,
+                },
+            },
+            Rotary(500.0, scaling=YarnScaling(4.0, 16)),
+        ),
+    ],
+)
+def test_the_same_rotation_in_every_form(given, wanted):
+    assert rotary(NOTHING | given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "yarn"}, "config.json lacks factor, which rope_type='yarn' needs"),
+        ({"rope_type": "yarn", "factor": 0}, "says factor=0, and it must be more than 0"),
+        ({"rope_type": "llama3", "factor": 8.0}, "config.json lacks low_freq_factor"),
+        ({"rope_type": "odd"}, "rope_type='odd'; known: linear, llama3, yarn"),
+        ({"rope_type": "linear", "factr": 2}, "has the key 'factr'; the nearest that it may have"),
+        ({"rope_type": 3}, "rope_type in rope_parameters is 3, and it must be a string"),
+        ({"partial_rotary_factor": 0.5}, "which is only supported as 1.0"),
+    ],
+)
+def test_a_rotation_that_cannot_be_is_refused(rope, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        rotary(NOTHING | {"rope_parameters": rope})
+    assert "\n" not in str(error.value)
+
+
+def test_no_base_at_all_is_refused():
+    with pytest.raises(ConfigError, match="config.json lacks rope_theta"):
+        rotary(NOTHING | {"rope_theta": None})
