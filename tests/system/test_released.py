@@ -18,12 +18,11 @@ def test_a_released_model_is_tuned_and_exported_with_its_tokenizer(tmp_path):
     recorded("mixtral", source)
     byte_level(source)
     (source / "LICENSE").write_text("free")
-    (tmp_path / "text.md").write_text("def f(x): return x\n" * 200)
     trained = command(
         "moe_jax.train",
         f"--config=configs/from_hf.py:{source}",
         f"--workdir={run}",
-        f"--config.data.source=files:{tmp_path}/*.md",
+        "--config.data.source=mixture",
         "--config.data.seq_length=16",
         "--config.model.moe.group_size=128",
         "--config.training.steps=2",
