@@ -113,12 +113,15 @@ def load(directory: Path | str, mesh: Mesh | None = None) -> Imported:
 
 def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
     saved = ocp.pytree_metadata(path.absolute()).metadata
-    like = jax.tree.map(
-        lambda leaf, old, s: jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=s),
-        _named(nnx.to_pure_dict(state)),
-        saved,
-        _shardings(state, mesh),
-    )
+
+    def place(path: tuple, leaf: jax.Array, old: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        if tuple(old.shape) != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{name} has shape {tuple(old.shape)}, not {leaf.shape}")
+        return jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=sharding)
+
+    named, shardings = _named(nnx.to_pure_dict(state)), _shardings(state, mesh)
+    like = jax.tree_util.tree_map_with_path(place, named, saved, shardings)
     return ocp.load_pytree(path.absolute(), like)
 
 

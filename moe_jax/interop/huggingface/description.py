@@ -125,7 +125,11 @@ def _settings(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _check_same_model(family: Family, written: Json, config: ModelConfig) -> None:
     """Refuses a model that ``config.json`` cannot describe: a reader must get the same function."""
-    wanted, back = function_of(config), function_of(family.read(written))
+    try:
+        back = function_of(family.read(written))
+    except KeyError as error:
+        raise ConfigError(f"{family.name} cannot say a model without {error.args[0]}") from error
+    wanted = function_of(config)
     different = [name for name in wanted if wanted[name] != back.get(name)]
     if different:
         name = different[0]
