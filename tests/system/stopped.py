@@ -54,7 +54,7 @@ _PHASES = {
     "compiling": lambda ready: _before(Session, "place", _stay_in_c, ready),
     "step 5": lambda ready: _before(MetricsWriter, "write", _until_heard, ready, 5),
     "step 7": lambda ready: _before(MetricsWriter, "write", _sleep_through, ready, 7),
-    "last checkpoint": lambda ready: _before(Checkpoints, "wait", _until_heard, ready),
+    "restoring": lambda ready: _before(Checkpoints, "restore", _sleep, ready),
     "evaluation": lambda ready: _before(finish, "expert_tokens", _sleep, ready),
     "report": lambda ready: _before(finish, "write_report", _sleep, ready),
 }
@@ -68,6 +68,8 @@ def _sleep_through():
 
 def _limit_files(folder, more):
     """Has the next record of the log meet the limit after a few of its bytes."""
+    while not os.path.exists(f"{folder}/checkpoints/10"):
+        time.sleep(0.01)
     size = os.stat(f"{folder}/metrics.jsonl").st_size if more else 0
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + (more or 100_000), resource.RLIM_INFINITY))
 

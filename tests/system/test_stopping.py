@@ -26,7 +26,7 @@ _STOPS = {
         130,
         "stopped by Ctrl-C a second time, nothing more is saved; run the same command to go on",
     ),
-    "last checkpoint": ([TERM], 143, "stopped by SIGTERM; run the same command to go on"),
+    "restoring": ([TERM], 143, "stopped by SIGTERM; run the same command to go on"),
     "evaluation": ([INT], 130, "stopped by Ctrl-C; run the same command to go on"),
     "report": ([TERM], 143, "stopped by SIGTERM; run the same command to go on"),
 }
@@ -74,7 +74,6 @@ def test_a_signal_in_any_phase_is_one_line(stopped, phase):
 def test_the_same_command_goes_on_after_each_of_them_and_ends_bit_by_bit_alike(stopped, whole):
     folder, ends = stopped
     assert "resuming at step 5 of 40" in ends["step 7"][1]
-    assert "resuming at step 5 of 40" in ends["last checkpoint"][1]
     for phase in ("evaluation", "report"):
         assert "resuming at step 40 of 40" in ends[phase][1]
     code, out, err = ends["finished"]
