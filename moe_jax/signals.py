@@ -203,9 +203,12 @@ def passing_on(number: int) -> Iterator[Callable[[], int]]:
         yield lambda: 0
         return
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, pass_on)
-    try:
-        yield lambda: came[0] if came else 0
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with holding() as hold:
+        # What waits for the other signal answers this one.
+        hold.begin()
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, pass_on)
+        try:
+            yield lambda: came[0] if came else 0
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -152,6 +152,22 @@ def test_damaged_config_is_named(tmp_path, read):
         read(tmp_path)
 
 
+def test_a_lost_config_of_a_run_with_checkpoints_is_named(tmp_path, caplog):
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    workdir.claim(tmp_path, _RUN)
+    assert "config.json is missing: the run goes on with the settings" in caplog.text
+    caplog.clear()
+    workdir.claim(tmp_path, _RUN)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"\xff\xfe"])
+def test_a_config_that_holds_none_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config.json is damaged .*: restore it"):
+        workdir.load(tmp_path)
+
+
 def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "deep" / "x.json"
     workdir.write_json(path, {"a": 1})

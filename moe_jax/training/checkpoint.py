@@ -218,7 +218,9 @@ class Checkpoints:
             # The error that ended the block matters more than this one.
             if error is None:
                 raise
-            logging.error("%s", failure)
+            # A disk that refuses one file refuses the other.
+            if not isinstance(error, OSError):
+                logging.error("%s", failure)
 
     def _open_writer(self, step: int) -> ocp.training.Checkpointer:
         """Makes room for ``step`` and returns Orbax's checkpointer, which then knows of it."""

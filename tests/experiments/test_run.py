@@ -53,6 +53,32 @@ def killed(folder):
     runner.wait()
 
 
+def interrupted(folder):
+    """Starts the runner and sends it, alone, Ctrl-C while it trains; how it ended."""
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", ABLATION, f"--workdir={folder}"],
+        cwd=ROOT,
+        env=environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end and not _under_way(folder):
+        assert runner.poll() is None, runner.communicate()
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGINT)
+    out, err = runner.communicate(timeout=TIMEOUT)
+    return runner.returncode, out, err
+
+
+def _under_way(folder):
+    """Whether a run has logged a step and is not finished."""
+    logs = (log for log in folder.glob("runs/*/metrics.jsonl") if log.stat().st_size)
+    return any(not (log.parent / "result.json").exists() for log in logs)
+
+
 def untimed(line):
     return {key: value for key, value in line.items() if key not in TIMED}
 
@@ -62,6 +88,16 @@ def test_a_killed_runner_repeats_nothing_and_ends_in_the_same_report(folder, tmp
     times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
     assert 1 <= len(times) < 4
     assert not (folder / "tiny" / "report.md").exists()
+
+    code, out, err = interrupted(folder)
+    assert code == 130, (out, err)
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("stopped by Ctrl-C: ")
+    assert last.endswith("are saved; run the same command to go on")
+    # The runner has waited for what it trains.
+    said = [line for log in folder.glob("runs/*/log.txt") for line in log.read_text().splitlines()]
+    assert any(line.startswith("stopped by Ctrl-C") for line in said) or not _under_way(folder)
 
     whole = run(folder)
     assert whole.returncode == 0, whole.stderr

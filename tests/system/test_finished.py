@@ -45,6 +45,13 @@ def _events(folder):
             position += 12 + length + 4
 
 
+def test_training_in_a_folder_without_permission_is_one_line(run, protected):
+    done = command(
+        "tests.system.unprivileged", "moe_jax.train", *run.flags, f"--workdir={protected}"
+    )
+    assert str(protected) in error_line(done)
+
+
 def test_started_again_it_says_that_it_is_finished(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -163,8 +170,24 @@ def test_expert_tokens_are_counted(run):
     assert all(token["count"] > 0 and 0 < token["share"] <= 1 for token in tops)
 
 
-def test_evaluate_prints_the_final_record(run):
-    done = command("moe_jax.evaluate", f"--workdir={run.folder}")
+@pytest.fixture(scope="module")
+def protected(run, tmp_path_factory):
+    """A copy of the run in which nothing may be written."""
+    folder = shutil.copytree(run.folder, tmp_path_factory.mktemp("protected") / "run")
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield folder
+    for path in paths:
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+def _read_only(module, *arguments):
+    return command("tests.system.unprivileged", f"moe_jax.{module}", *arguments)
+
+
+def test_evaluate_only_reads_and_prints_the_final_record(run, protected):
+    done = _read_only("evaluate", f"--workdir={protected}")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     record = json.loads(line)
@@ -182,9 +205,9 @@ def test_evaluate_on_other_devices_agrees(restored, run):
     assert loss == pytest.approx(records(run.folder, "eval")[-1]["loss"], rel=1e-6)
 
 
-def test_generate_continues_the_prompt_alike_for_a_seed(run):
-    flags = (f"--workdir={run.folder}", "--prompt=def ", "--tokens=12", "--samples=2")
-    first, second = (command("moe_jax.generate", *flags) for _ in range(2))
+def test_generate_only_reads_and_continues_the_prompt_alike_for_a_seed(protected):
+    flags = (f"--workdir={protected}", "--prompt=def ", "--tokens=12", "--samples=2")
+    first, second = (_read_only("generate", *flags) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("def ")
     assert first.stdout.count("def ") >= 2

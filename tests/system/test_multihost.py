@@ -80,15 +80,22 @@ def test_two_processes_go_on_where_four_stopped(left, killed, reference, flags):
     _assert_ends_like(left, reference)
 
 
-def test_a_signal_to_one_process_stops_all_at_one_step(flags, reference, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "name", "expected"), [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C", 130)]
+)
+def test_a_signal_to_one_process_stops_all_at_one_step(
+    flags, reference, tmp_path, number, name, expected
+):
     folder = tmp_path / "run"
     hosts = Hosts(folder, 2, *flags, *_MESH, hold=3)
     hosts.wait_for(checkpoint=2)
-    hosts.processes[1].send_signal(signal.SIGTERM)
+    hosts.processes[1].send_signal(number)
     # JAX looks for the signal every second and then tells the others.
     time.sleep(4)
     hosts.release()
-    assert "stopped by SIGTERM at step 3, which is saved" in hosts.finish()
+    ends = hosts.end()
+    assert [code for code, _, _ in ends] == [expected] * 2, ends
+    assert f"stopped by {name} at step 3, which is saved" in ends[0][1]
     out = Hosts(folder, 2, *flags, *_MESH).finish()
     assert "resuming at step 3 of 6" in out
     assert traced(folder, "restored", 3) == traced(folder, "saved", 3)

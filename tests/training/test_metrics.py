@@ -1,12 +1,15 @@
 import json
 import math
+import os
 import struct
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from moe_jax.training.history import Logged
 from moe_jax.training.metrics import (
     MetricsWriter,
     ProgressBar,
@@ -187,3 +190,61 @@ def test_plain_lines_are_sparse_and_the_last_step_always_shows(capsys):
     assert lines[0].endswith("? left")
     # 12 seconds for 3 steps.
     assert lines[1].endswith("00:12 left")
+
+
+def test_lines_that_a_checkpoint_knows_of_and_the_file_has_lost_are_named(tmp_path, caplog):
+    _write(tmp_path, range(1, 11))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]))
+    logged = Logged({"train": [[1, 8, 1]]})
+    with MetricsWriter(tmp_path, 8, logged) as writer:
+        assert writer.lost == "2 lines are missing: steps 7 to 8"
+        writer.write({"kind": "train", "step": 9})
+    (warning,) = caplog.messages
+    assert str(path) in warning and writer.lost in warning
+    # The next checkpoint still knows what must be there.
+    assert writer.logged.ranges == {"train": [[1, 9, 1]]}
+
+
+def test_a_whole_log_is_not_warned_about(tmp_path, caplog):
+    _write(tmp_path, [1, 2, 3])
+    with MetricsWriter(tmp_path, 2, Logged({"train": [[1, 2, 1]]})) as writer:
+        assert writer.lost == ""
+    # Older checkpoints do not know: what is there is what must be there.
+    with MetricsWriter(tmp_path, 2) as writer:
+        assert writer.logged.ranges == {"train": [[1, 2, 1]]}
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 100)])
+def test_tensorboard_gets_what_it_has_lost_from_the_lines(tmp_path, damage, caplog):
+    _write(tmp_path, [1, 2, 3])
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    damage(events)
+    _write(tmp_path, [4], resume_step=3)
+    shown = [
+        event.step
+        for path in sorted((tmp_path / "tensorboard").iterdir())
+        for event in _events_of(path)
+    ]
+    assert sorted(set(shown) - {0}) == [1, 2, 3, 4]
+    assert "written again from metrics.jsonl" in caplog.text
+
+
+def _events_of(path):
+    data = path.read_bytes()
+    while len(data) >= 12 and len(data) >= 16 + struct.unpack_from("<Q", data)[0]:
+        (length,) = struct.unpack_from("<Q", data)
+        event = Event.FromString(data[12 : 12 + length])
+        if event.summary.value:
+            yield event
+        data = data[16 + length :]
+
+
+@pytest.mark.parametrize("line", ["7", '{"kind": "train"}', '{"step": 2}'])
+def test_a_line_that_is_no_record_is_damage(tmp_path, line):
+    _write(tmp_path, [1])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        read_metrics(tmp_path)

@@ -175,3 +175,18 @@ def test_recording_changes_nothing():
             step = functools.partial(train_step, graph, made.optimizer, Objective(record=record))
             results.append(jax.jit(step)(state, batch())[0])
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x93NUMPY"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    record, batch = RoutingRecord(tmp_path), {"inputs": np.zeros((2, 4), np.int32)}
+    for step in (1, 2, 3, 4):
+        record.write(step, batch, [np.zeros((2, 4, 1), np.int32)])
+    assert record.missing(4) == []
+    (tmp_path / "00000002.npz").write_bytes(content)
+    (tmp_path / "00000003.npz").unlink()
+    assert record.missing(4) == [2, 3]
+    assert len(record.read(1, batch)) == 1
+    with pytest.raises(ConfigError, match=r"00000002.npz is damaged .*: restore it") as error:
+        record.read(2, batch)
+    assert "\n" not in str(error.value)
