@@ -38,6 +38,13 @@ def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 
+def folder_of(flag: flags.FlagHolder) -> Path:
+    """Returns the folder of the ``--workdir`` flag; raises ConfigError if it is empty."""
+    if not flag.value:
+        raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
+    return Path(flag.value)
+
+
 def define_hosts() -> tuple[flags.FlagHolder, ...]:
     """Defines ``--distributed`` and what says where the processes meet, for ``join_hosts``."""
     return (
