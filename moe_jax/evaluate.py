@@ -17,7 +17,7 @@ _HOSTS = cli.define_hosts()
 def main() -> None:
     """Restores the newest checkpoint and prints loss, bits per byte, accuracy and load."""
     cli.join_hosts(_HOSTS)
-    step, session, state = open_restored(_WORKDIR.value)
+    step, session, state = open_restored(cli.folder_of(_WORKDIR))
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
     if multihost.is_first():

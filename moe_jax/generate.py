@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 from absl import flags
 
-from moe_jax import cli
+from moe_jax import cli, workdir
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.training.restored import open_restored
@@ -32,14 +32,15 @@ _SAMPLES = flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1)
 
 def main() -> None:
     """Restores the newest checkpoint and prints samples."""
-    _, session, state = open_restored(_WORKDIR.value)
-    layers = session.experiment.model.sparse_layers()
+    sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
+    folder = cli.folder_of(_WORKDIR)
+    layers = workdir.load(folder).model.sparse_layers()
     if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
         raise ConfigError(
             "in this model experts choose among tokens, later ones included, so it cannot "
             "generate text; train a variant in which tokens choose experts"
         )
-    sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
+    _, session, state = open_restored(folder)
     with jax.set_mesh(session.mesh):
         for text in generate(session, state, [_PROMPT.value] * _SAMPLES.value, sampling):
             print(text)

@@ -11,15 +11,16 @@ from pathlib import Path
 import jax
 
 from moe_jax import cli, data, signals, workdir
-from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost, count
 from moe_jax.training.finish import finish, has_result, note_divergence
 from moe_jax.training.finished import Sources, open_sources
 from moe_jax.training.loop import Diverged, Loop, Terminated
+from moe_jax.training.memory import check_memory
 from moe_jax.training.released import adopted
 from moe_jax.training.session import Session, check_streams, open_checkpoints, open_session
+from moe_jax.unread import unread
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
@@ -32,13 +33,20 @@ def main() -> None:
     signals.advise(_GO_ON)
     cli.join_hosts(_HOSTS)
     experiment = cli.experiment_of(_CONFIG)
-    if not _WORKDIR.value:
-        raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
-    folder = Path(_WORKDIR.value)
+    folder = cli.folder_of(_WORKDIR)
     experiment = adopted(experiment, folder, cli.overrides_of(_CONFIG))
     experiment.check(jax.device_count())
     check_streams(experiment)
+    workdir.check_folder(folder)
     sources = open_sources(experiment, folder)
+    multihost.first(lambda: workdir.check_owner(folder, experiment, sources.identities))
+    given = sources.tokenizer
+    vocab_size = given.vocab_size if given else experiment.vocab_size
+    experiment.check_vocabulary(vocab_size)
+    if not (folder / workdir.RESULT).exists():
+        check_memory(experiment, vocab_size)
+        for line in unread(experiment):
+            _warn(line)
     with contextlib.ExitStack() as held:
         multihost.first(lambda: held.enter_context(workdir.locked(folder)))
         _train(experiment, folder, sources)
@@ -54,6 +62,7 @@ def _train(experiment: Experiment, folder: Path, sources: Sources) -> None:
     began = time.perf_counter()
     multihost.first(lambda: _claim_corpus(experiment, folder))
     tokenizer = _tokenizer(experiment, folder, sources)
+    experiment.check_vocabulary(tokenizer.vocab_size)
     multihost.first(lambda: data.prepare_rows(experiment.data, tokenizer))
     session = sources.joined(open_session(experiment, tokenizer))
     cost = count(experiment.model, tokenizer.vocab_size, experiment.sequence)
@@ -112,6 +121,11 @@ def _how_to_go_on(saved: int | None) -> str:
 def _say(text: str) -> None:
     if multihost.is_first():
         print(text, flush=True)
+
+
+def _warn(text: str) -> None:
+    if multihost.is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _announce(session: Session, cost: Cost) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,31 @@ def locked(workdir: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def check_folder(workdir: Path) -> None:
+    """Refuses a path that cannot be the folder of a run; nothing is made.
+
+    Raises:
+        ConfigError: naming the file or folder that is in the way.
+    """
+    folder = workdir
+    while not folder.exists() and not folder.is_symlink() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--workdir={workdir} cannot be a folder, as {folder} is a file: use another --workdir"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written, as {folder} is not writable: change its "
+            "permissions, or use another --workdir"
+        )
+    for name in (CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, _LOCK):
+        if (workdir / name).is_dir():
+            raise ConfigError(f"{workdir / name} is a folder, and a run writes a file there")
+    if (workdir / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).is_dir():
+        raise ConfigError(f"{workdir / CHECKPOINTS} is a file, and a run makes a folder there")
+
+
 def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None) -> None:
     """Makes ``workdir`` the folder of ``experiment`` or checks that it already is.
 
@@ -81,17 +107,32 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
     Raises:
         ConfigError: with the differences, if it belongs to another configuration.
     """
-    described = describe(experiment)
+    found = check_owner(workdir, experiment, sources)
     path = workdir / CONFIG
-    found, corpus = dict(sources or {}), None
+    corpus = _read(path).get(_CORPUS) if path.exists() else None
+    named = {_SOURCES: found} if found else {}
+    named |= {_CORPUS: corpus} if corpus else {}
+    about = {"versions": _versions(), "git_commit": _git_commit(), **named}
+    write_json(path, {"config": describe(experiment), **about})
+
+
+def check_owner(
+    workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Returns the sources of a run that may go on in ``workdir``, or begin; see ``claim``.
+
+    Raises:
+        ConfigError: with the differences, if it belongs to another configuration.
+    """
+    path = workdir / CONFIG
+    found = dict(sources or {})
     if path.exists():
-        saved = _read_run(path)
-        corpus = saved.get(_CORPUS)
+        saved = _read(path)
         known = saved.get(_SOURCES, {})
         found = known | found
         differences = _differences(
             _named_by_content(_with_defaults(saved["config"]), known),
-            _named_by_content(described, found),
+            _named_by_content(describe(experiment), found),
         )
         if differences:
             raise ConfigError(
@@ -104,10 +145,7 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
             "whether they are those of its checkpoints",
             path,
         )
-    named = {_SOURCES: found} if found else {}
-    named |= {_CORPUS: corpus} if corpus else {}
-    about = {"versions": _versions(), "git_commit": _git_commit(), **named}
-    write_json(path, {"config": described, **about})
+    return found
 
 
 def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
@@ -162,7 +200,11 @@ def load(workdir: Path) -> Experiment:
     path = workdir / CONFIG
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run ({CONFIG} is missing): train one there first")
-    return build(Experiment, _read_run(path)["config"])
+    saved = _read(path)["config"]
+    try:
+        return build(Experiment, saved)
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -178,24 +220,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found.get("config"), dict):
-            raise ValueError("it holds no configuration")
-    except (ValueError, AttributeError) as error:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
         raise ConfigError(
             f"{path} is damaged ({error}): restore it from a backup, or delete it and train with "
             "the settings that the run had"
         ) from error
-    return found
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    found = _read(path)
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise ConfigError(
-            f"{path.parent} holds no run ({CONFIG} is of another program): give another folder"
-        )
-    return found
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, and a run writes a file there") from error
+    groups = saved if isinstance(saved, dict) else {}
+    if not isinstance(groups.get("config"), dict) or not isinstance(groups.get(_SOURCES, {}), dict):
+        raise ConfigError(f"{path} is of no run of this program: use another folder")
+    return saved
 
 
 def _with_defaults(described: Any) -> Any:
@@ -209,7 +245,7 @@ def _with_defaults(described: Any) -> Any:
 def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, Any]:
     """The settings by dotted name; folders of other runs are their content."""
     flat = _flat(described)
-    return flat | {name: f"weights {sources[name]}" for name in sources if flat[name]}
+    return flat | {name: f"weights {sources[name]}" for name in sources if flat.get(name)}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -12,10 +12,13 @@ from moe_jax.build import build, describe
 from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment, TrainingConfig
-from moe_jax.models import DecoderConfig, EncoderDecoderConfig
-from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.models import AttentionOverride, DecoderConfig, EncoderDecoderConfig
+from moe_jax.nn.latent import Latent
+from moe_jax.nn.moe_config import LayerOverride, MoEConfig
+from moe_jax.nn.positions import Learned, Sinusoidal, T5Relative
 from moe_jax.parallel import MeshConfig
 from moe_jax.planning import count
+from moe_jax.routing import preset
 from moe_jax.workdir import _flat as flat
 from tests.data.corpora import write_corpus
 
@@ -77,6 +80,90 @@ def test_missing_files_are_refused(experiment):
     experiment = _changed(experiment, "data.source", "files:/nowhere/*.txt")
     with pytest.raises(FileNotFoundError, match="/nowhere"):
         experiment.check(8)
+
+
+# Settings of a decoder of 4 layers and rows of 32 tokens of bytes, of which there are 260 ids.
+_ANOTHER_MODEL = [
+    ({"model.positions": Learned(31)}, "positions.length=31 is shorter than data.seq_length=32"),
+    ({"model.moe.router": preset("hash", kind="balanced", vocab_size=99)}, "vocab_size=99 .* 260 "),
+    ({"model.moe.every": 5}, "model.moe.every=5 is beyond the 4 layers"),
+    ({"model.moe.last": 3}, "model.moe.last=3, but only 2 of the 4 layers"),
+    ({"model.moe.layers": (1, 1)}, "model.moe.layers names layer 1 twice"),
+    ({"model.moe.overrides": (LayerOverride((1, 1)),)}, "moe.overrides names layer 1 twice"),
+    (
+        {"model.moe.overrides": (LayerOverride((1,)), LayerOverride((3, 1)))},
+        "model.moe.overrides names layer 1 twice",
+    ),
+    ({"model.moe.overrides": (LayerOverride((4,)),)}, "names layer 4, but layers are 0 to 3"),
+    (
+        {
+            "model.moe.overrides": (LayerOverride((1,), expert_dim=8),),
+            "model.moe.expert_dims": (8, 16),
+        },
+        "overrides sets expert_dim, which model.moe.expert_dims",
+    ),
+    ({"model.attention_experts.every": 5}, "model.attention_experts.every=5 is beyond the 4"),
+    ({"model.attention_experts.layers": (0, 0)}, "attention_experts.layers names layer 0 twice"),
+    (
+        {"model.attention_overrides": (AttentionOverride(layers=(4,)),)},
+        "model.attention_overrides has layer 4, but layers are 0 to 3",
+    ),
+    ({"model.attention_overrides": (AttentionOverride(every=5),)}, "has every=5, but layers are"),
+    (
+        {"model.attention_overrides": (AttentionOverride(layers=(1,)),) * 2},
+        "model.attention_overrides names layer 1 twice",
+    ),
+    ({"model.lookahead": 32}, "model.lookahead=32 is beyond data.seq_length=32"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), _ANOTHER_MODEL)
+def test_settings_that_quietly_mean_another_model_are_refused(experiment, changes, message):
+    for path, value in changes.items():
+        experiment = _changed(experiment, path, value)
+    with pytest.raises(ConfigError, match=message):
+        experiment.check_settings()
+
+
+def test_what_is_learned_of_positions_may_be_as_long_as_a_row(experiment):
+    _changed(experiment, "model.positions", Learned(32)).check_settings()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (DecoderConfig, {"head_dim": 7}, "model.head_dim=7 is odd"),
+        (DecoderConfig, {"attention": Latent(rotary_dim=3)}, "attention.rotary_dim=3 is odd"),
+        (DecoderConfig, {"positions": Sinusoidal(), "width": 3}, "model.width=3 is too small"),
+        (DecoderConfig, {"positions": T5Relative(buckets=1)}, "buckets=1"),
+        (DecoderConfig, {"positions": T5Relative(8, max_distance=4)}, "max_distance=4"),
+        (EncoderDecoderConfig, {"positions": T5Relative(buckets=3)}, "at least 4"),
+        (DecoderConfig, {"num_heads": 4, "num_kv_heads": 3}, "not a multiple"),
+    ],
+)
+def test_sizes_that_positions_and_heads_cannot_have_are_refused(model, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**settings)
+
+
+def test_an_odd_head_is_no_harm_where_nothing_turns():
+    DecoderConfig(head_dim=7, positions=Learned())
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        preset("forced", k=9),
+        preset("random", k=9),
+        preset("mixtral"),
+        preset("hierarchical", groups=3),
+        preset("deepseek_v3", groups=3),
+    ],
+    ids=["forced", "random", "mixtral", "hierarchical", "deepseek_v3"],
+)
+def test_routers_refuse_experts_that_they_cannot_choose_among(router):
+    with pytest.raises(ConfigError, match=r"model\.moe\.router: "):
+        MoEConfig(num_experts=8 if router != preset("mixtral") else 1, router=router)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

@@ -174,3 +174,57 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         workdir.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "3", "{}", '{"config": 3}', '{"architectures": ["X"]}', '{"config": {}, "sources": 1}'],
+)
+def test_a_config_json_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match="config.json is of no run of this program"):
+        workdir.load(tmp_path)
+    with pytest.raises(ConfigError, match="config.json is of no run of this program"):
+        workdir.claim(tmp_path, _RUN)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes([0xFF, 0xFE, 0])])
+def test_a_garbled_config_json_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="config.json is damaged"):
+        workdir.load(tmp_path)
+
+
+def test_a_config_json_with_unknown_settings_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {"name": "x", "modle": {}}}')
+    with pytest.raises(ConfigError, match="config.json cannot be read: config.modle is not"):
+        workdir.load(tmp_path)
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused_before_anything_is_made(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "run", file / "a" / "b"):
+        with pytest.raises(ConfigError, match=f"cannot be a folder, as {file} is a file"):
+            workdir.check_folder(path)
+    workdir.check_folder(tmp_path / "new" / "run")
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir.os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=f"as {tmp_path} is not writable"):
+        workdir.check_folder(tmp_path / "run")
+
+
+def test_files_and_folders_in_each_others_place_are_named(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ConfigError, match="checkpoints is a file"):
+        workdir.check_folder(tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match="config.json is a folder"):
+        workdir.check_folder(tmp_path)
+    with pytest.raises(ConfigError, match="config.json is a folder"):
+        workdir.load(tmp_path)

@@ -159,7 +159,11 @@ def open_finished(setting: str, folder: str) -> Finished:
     ended = (path / workdir.RESULT).exists()
     if not ended or latest_step(path / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{setting}={folder} is not finished: train it to its end first")
-    return Finished(setting, path, experiment, data.load_tokenizer(path))
+    try:
+        tokenizer = data.load_tokenizer(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{setting}={folder}: its tokenizer cannot be read: {error}") from error
+    return Finished(setting, path, experiment, tokenizer)
 
 
 def _open_start(experiment: Experiment) -> Finished | Released:

@@ -10,6 +10,7 @@ import jax
 from moe_jax import data, workdir
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
+from moe_jax.training.checkpoint import latest_step
 from moe_jax.training.loop import Loop
 from moe_jax.training.session import Session, open_checkpoints, open_session
 from moe_jax.training.state import TrainState
@@ -32,10 +33,10 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
         experiment = dataclasses.replace(experiment, mesh=MeshConfig())
     experiment.check_program(jax.device_count())
     data.check_source(experiment.data)  # The tokenizer is the one in the folder.
-    session = open_session(experiment, data.load_tokenizer(folder))
     directory = folder / workdir.CHECKPOINTS
+    if latest_step(directory) is None:
+        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
+    session = open_session(experiment, data.load_tokenizer(folder))
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise ConfigError(f"{folder} holds no checkpoint yet: train first")
         step, state, _ = Loop(session, checkpoints, folder).restore()
     return step, session, state
