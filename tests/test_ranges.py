@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import pytest
 
 from moe_jax import ranges, routing
@@ -25,15 +26,32 @@ from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import AttentionOverride
+from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import LayerOverride, MoEConfig
+from moe_jax.nn.norm import NormConfig
+from moe_jax.nn.positions import Rotary
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.planning.compile import make_step
-from moe_jax.ranges import ranges_of
+from moe_jax.planning.compile import batch_shapes, make_step
+from moe_jax.ranges import Range, ranges_of
+from moe_jax.routing import LoadBalance, ZLoss
 from moe_jax.routing.select import Limit
+from moe_jax.training.optimizer import (
+    Adafactor,
+    AdamW,
+    Cosine,
+    Linear,
+    OptimizerConfig,
+    make_optimizer,
+)
+from moe_jax.training.session import jit_train_step
+from moe_jax.training.state import Recipe
 
-MOE = MoEConfig(every=1, num_experts=8, expert_dim=8, group_size=16, allow_future_leak=True)
+ROUTER = dataclasses.replace(routing.preset("switch"), balance=())
+MOE = MoEConfig(
+    every=1, num_experts=8, expert_dim=8, group_size=16, router=ROUTER, allow_future_leak=True
+)
 SIZES = {"width": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 8, "scan_layers": False}
 DATA = DataConfig(source="mixture", tokenizer="bytes", seq_length=16, batch_size=2)
 TINY = Experiment(
@@ -95,7 +113,9 @@ def places(
 ) -> Iterator[Place]:
     """Yields the settings of ``cls``, which is at ``path``, and of the parts that it may hold."""
     seen.add(cls)
-    for field in dataclasses.fields(cls):
+    # A router is met in the feed-forward layers, where it is in use, before it is met elsewhere.
+    later = ("attention_experts", "overrides")
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in later):
         hint, here = type_hints(cls)[field.name], (*path, field.name)
         if not _options(hint):
             yield Place(here, ranges.declared(cls)[field.name], experiment)
@@ -111,7 +131,11 @@ def with_part(
     for name, value in COMPANIONS.get(part.__name__, {}).items():
         experiment = changed(experiment, tuple(name.split(".")), value)
     now = functools.reduce(lambda inner, step: inner[step], path, experiment)
-    if part not in EXAMPLES and now and not _chosen_by_type(hint):
+    if (
+        part not in EXAMPLES
+        and isinstance(now, dict)
+        and now.get("type", part.__name__) == (part.__name__)
+    ):
         return path, experiment
     made = EXAMPLES[part] if part in EXAMPLES else part()
     value = {"type": part.__name__, **describe(made)} if _chosen_by_type(hint) else describe(made)
@@ -125,9 +149,7 @@ def preset_places() -> Iterator[Place]:
     plain = describe(TINY)
     for function in routing.PRESETS:
         for choice, hint in ranges.declared(function).items():
-            router = {"preset": function.__name__, "groups": None}
-            if function.__name__ == "forced":
-                continue
+            router = {"preset": function.__name__}
             experiment = changed(plain, ("model", "moe", "router"), router)
             yield Place(("model", "moe", "router", choice), hint, experiment)
 
@@ -269,3 +291,81 @@ def test_the_least_number_is_refused_in_a_line_or_a_step_is_traced(place: Place)
             outcome(place.holding(value))
     elif str(place.hint) == "<class 'str'>":
         outcome(place.holding(""))
+
+
+# ---------------------------------------------------------------- the ends of ranges, computed
+
+
+def at_end(part: Any, end: str) -> Any:
+    """Returns a part whose ``float`` settings are all at the low or high end of their ranges."""
+    hints = ranges.declared(type(part))
+    ends = {
+        field.name: end_of(*ranges_of(hints[field.name]), end)
+        for field in dataclasses.fields(part)
+        if number_of(hints[field.name]) is float
+    }
+    return dataclasses.replace(part, **ends)
+
+
+def end_of(allowed: Range, end: str) -> float:
+    """Returns the least or largest float32 in a range, of those that are not subnormal."""
+    if end == "high":
+        return float(np.nextafter(np.float32(allowed.high), np.float32(0)))
+    if not allowed.above:
+        return float(allowed.low)
+    after = np.nextafter(np.float32(allowed.low), np.float32(np.inf))
+    return float(max(after, np.finfo(np.float32).tiny * 2))
+
+
+def stepped(experiment: Experiment) -> tuple[Any, Any]:
+    """Returns the parameters after one real step on two random texts, and the report."""
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(experiment.optimizer, 10)
+    recipe = Recipe(experiment.model, experiment.vocab_size, optimizer, 0, mesh)
+    graph, state = recipe.create()
+    function = jit_train_step(graph, optimizer, experiment.training.objective, state)
+    shapes = batch_shapes(experiment.model, 2, 16, 0)
+    rng = np.random.default_rng(0)
+    batch = {name: rng.integers(1, 200, shape, np.int32) for name, shape in shapes.items()}
+    batch["segments"] = np.ones((2, 16), np.int32)
+    batch["positions"] = np.broadcast_to(np.arange(16, dtype=np.int32), (2, 16))
+    with jax.set_mesh(mesh):
+        state, report = function(state, batch)
+    return jax.device_get(state.params), report
+
+
+def assert_finite(params: Any) -> None:
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [OptimizerConfig(AdamW(), Cosine()), OptimizerConfig(Adafactor(), Linear())],
+    ids=["adamw", "adafactor"],
+)
+def test_an_optimizer_at_the_ends_of_its_ranges_keeps_parameters_finite(optimizer, end):
+    parts = {"rule": at_end(optimizer.rule, end), "schedule": at_end(optimizer.schedule, end)}
+    extreme = dataclasses.replace(at_end(optimizer, end), **parts)
+    params, report = stepped(dataclasses.replace(TINY, optimizer=extreme))
+    assert report.updated
+    assert_finite(params)
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_a_model_at_the_ends_of_its_ranges_keeps_parameters_finite(end):
+    router = dataclasses.replace(
+        at_end(ROUTER, end),
+        balance=(at_end(LoadBalance(), end), at_end(ZLoss(), end)),
+        capacity=at_end(ROUTER.capacity, end),
+    )
+    shared = at_end(SharedConfig(hidden=8, mix="conditional"), end)
+    model = dataclasses.replace(
+        at_end(TINY.model, end),
+        norm=at_end(NormConfig(), end),
+        positions=at_end(Rotary(), end),
+        attention=at_end(Details(qk_norm="head"), end),
+        moe=dataclasses.replace(at_end(MOE, end), router=router, shared=shared),
+    )
+    training = at_end(TINY.training, end)
+    assert_finite(stepped(dataclasses.replace(TINY, model=model, training=training))[0])
