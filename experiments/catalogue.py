@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.ablation import Ablation
 from experiments.runs import run_of
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, fault_in
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -73,13 +73,21 @@ def load(file: Path) -> Ablation:
     """Returns the ``ABLATION`` of a file.
 
     Raises:
-        ConfigError: if there is no such file, or nothing of this name in it.
+        ConfigError: if there is no such file, if it fails, or has nothing of this name in it.
     """
     if not file.is_file():
         raise ConfigError(f"--ablation={file} is not a file; see experiments/*/*.py")
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None:
+        raise ConfigError(f"--ablation={file} is not a Python file; see experiments/*/*.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        fault = fault_in(file, error)
+        if fault is None:
+            raise
+        raise ConfigError(f"--ablation cannot be loaded: {fault}") from error
     if not isinstance(getattr(module, "ABLATION", None), Ablation):
         raise ConfigError(f"{file} defines no ABLATION: see experiments/switch/capacity_factor.py")
     return module.ABLATION

@@ -199,7 +199,8 @@ def forget_other_types(cls: type, config: ConfigDict, overridden: Collection[str
         group, hint = config, cls
         for key in parents:
             if _chosen_by_type(hint):
-                hint = _options(hint)[group.type]
+                # Building refuses a type that does not exist, and names those that do.
+                hint = _options(hint).get(group.type, cls)
             group, hint = group[key], type_hints(hint).get(key)
         if last == "type":
             kept = type_hints(_options(hint).get(group.type, cls))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from moe_jax.build import build, forget_other_types
-from moe_jax.errors import CheckpointError, ConfigError
+from moe_jax.errors import CheckpointError, ConfigError, fault_in
 from moe_jax.experiment import Experiment
 from moe_jax.parallel import multihost
 from moe_jax.training.loop import TrainingError
 
 _USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)
+_LIBRARIES = ("jax", "flax", "optax", "numpy")
 _FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 
 
@@ -64,21 +66,29 @@ def join_hosts(hosts: tuple[flags.FlagHolder, ...]) -> None:
 
 
 def experiment_of(flag: flags.FlagHolder) -> Experiment:
-    """Returns the typed experiment of the ``--config`` flag.
+    """Returns the typed experiment of the ``--config`` flag, whose settings go together.
 
     Raises:
         ConfigError: if it is missing or says something that does not exist.
     """
-    if flag.value is None:
+    file = flags.FLAGS[flag.name].config_filename if flags.FLAGS[flag.name].present else None
+    if not file:
         raise ConfigError("--config is missing; try --config=configs/quickstart.py")
     try:
-        # A config file that is not there fails only when its values are read.
         config = flag.value
+        getattr(config, "items", None)  # raises what came up when the file was read
+        if not isinstance(config, ConfigDict):
+            kind = type(config).__name__
+            raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
         overridden = config_flags.get_override_values(flags.FLAGS[flag.name])
         forget_other_types(Experiment, config, overridden)
-        return build(Experiment, config)
+        experiment = build(Experiment, config)
     except OSError as error:
-        raise ConfigError(f"the config file cannot be loaded: {_last_line(error)}") from error
+        # An OSError of a config file comes out only when its values are read.
+        fault = fault_in(_path_of(file), error) or _last_line(error)
+        raise ConfigError(f"the config file cannot be loaded: {fault}") from error
+    experiment.check_settings()
+    return experiment
 
 
 def run(main: Callable[[], None]) -> None:
@@ -87,29 +97,76 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    logging.set_verbosity(logging.WARNING)
+    # Loading a config file may log; what is wrong with it is said below.
+    logging.set_verbosity(logging.ERROR)
+    file = _config_file(arguments)
     try:
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"--config={file} is not a file; try --config=configs/quickstart.py")
         rest = flags.FLAGS(list(arguments))
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}; settings start with --config.")
-        return rest
-    except _FLAG_ERRORS as error:
+    except (Exception, SystemExit) as error:
+        fault = None if file is None else fault_in(file, error)
+        if fault:
+            multihost.fail(2, f"the config file cannot be loaded: {fault}")
+        if not isinstance(error, _FLAG_ERRORS):
+            raise
+        if _lacks_get_config(error):
+            multihost.fail(2, f"the config file {file} has no function get_config()")
         _fail(error)
+    logging.set_verbosity(logging.WARNING)
+    return rest
+
+
+def _config_file(arguments: Sequence[str]) -> str | None:
+    """Returns the file of ``--config=FILE[:ARGUMENT]``, if this program reads one."""
+    if "config" not in flags.FLAGS:
+        return None
+    for argument, after in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("-config", "--config"):
+            return _path_of(value if equals else after)
+    return None
+
+
+def _path_of(value: str) -> str:
+    return value.split(":", 1)[0]
+
+
+def _lacks_get_config(error: BaseException) -> bool:
+    return isinstance(error, AttributeError) and error.name == "get_config"
 
 
 def _guarded(main: Callable[[], None]) -> None:
     try:
         with multihost.together(lambda: "start all processes again with the same command"):
             main()
-    except _USER_ERRORS as error:
-        if logging.level_debug():
-            raise
-        _fail(error)
     except Exception as error:
+        if _can_be_mended(error):
+            if logging.level_debug():
+                raise
+            _fail(error)
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         multihost.fail(1, f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _can_be_mended(error: Exception) -> bool:
+    """True for a mistake of the user; a ValueError out of a library's depths is a fault of ours."""
+    if not isinstance(error, _USER_ERRORS):
+        return False
+    return type(error) is not ValueError or not _out_of_library(error)
+
+
+def _out_of_library(error: Exception) -> bool:
+    # JAX removes its own frames, and says so in a note or a cause.
+    texts = [*getattr(error, "__notes__", ()), str(error.__cause__ or "")]
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any("JAX has removed its internal frames" in text for text in texts) or any(
+        f"/site-packages/{name}/" in file for file in files for name in _LIBRARIES
+    )
 
 
 def _fail(error: BaseException) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -22,7 +25,50 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message is one line and names the remedy."""
 
 
-def line_of(error: Exception) -> str:
+def line_of(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def fault_in(file: str | Path, error: BaseException) -> str | None:
+    """Returns file, line, type and message of an error that a Python file of the user raised.
+
+    Args:
+        file: the file.
+        error: what came out when it was loaded, perhaps raised anew by another library.
+
+    Returns:
+        One line, or ``None`` if the error did not come out of this file.
+    """
+    for one in _chain(error):
+        if isinstance(one, SyntaxError) and one.filename and _same(one.filename, file):
+            return f"{file}, line {one.lineno}: {type(one).__name__}: {one.msg}"
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(one.__traceback__)
+            if _same(frame.filename, file)
+        ]
+        if lines:
+            return f"{file}, line {lines[-1]}: {type(one).__name__}: {' '.join(str(one).split())}"
+    unread = next((one for one in _chain(error) if _no_text(one)), None)
+    return None if unread is None else f"{file}: {type(unread).__name__}: {line_of(unread)}"
+
+
+def _no_text(error: BaseException) -> bool:
+    """True if Python cannot read a file as text, and so names no line of it."""
+    nameless = isinstance(error, SyntaxError) and error.filename is None
+    return nameless or isinstance(error, UnicodeDecodeError)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields the first cause of an error, then what was raised because of it, and so on."""
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return reversed(found)
+
+
+def _same(one: str, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)

@@ -135,12 +135,42 @@ class Experiment:
         data.check_tokenizer(self.data)
         data.check_source(self.data)
 
+    def check_settings(self) -> None:
+        """Refuses settings that do not go together, whatever the devices.
+
+        Raises:
+            ConfigError: one line, naming the setting to change.
+        """
+        self.model.check_layers()
+        for name in ("seq_length", "target_length"):
+            self.model.check_length(getattr(self.data, name), f"data.{name}")
+        ahead = getattr(self.model, "lookahead", 0)
+        if ahead >= self.data.seq_length:
+            raise ConfigError(
+                f"model.lookahead={ahead} is beyond data.seq_length={self.data.seq_length}: no "
+                "token so far ahead is in the row; lower it"
+            )
+        self.check_vocabulary(self.vocab_size)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses routers that cannot route every id of the tokenizer.
+
+        Raises:
+            ConfigError: one line, naming the setting to change.
+        """
+        for layer in self.model.sparse_layers():
+            try:
+                layer.moe.router.select.check_vocabulary(vocab_size)
+            except ConfigError as error:
+                raise ConfigError(f"model.{layer.setting}.router: {error}") from error
+
     def check_program(self, num_devices: int) -> None:
         """Refuses a batch or model that the mesh cannot hold; the data need not be there.
 
         Raises:
             ConfigError: one line, naming the setting to change.
         """
+        self.check_settings()
         mesh = self.mesh.resolve(num_devices)
         self._check_batch(mesh)
         self._check_model(mesh)
@@ -200,7 +230,7 @@ class Experiment:
                 "the router forced repeats a recorded routing: set training.replay_routing to the "
                 "routing/ folder of a run with training.record_routing=True"
             )
-        if training.replay_routing and len(forced) < len(layers):
+        if training.replay_routing and (not layers or len(forced) < len(layers)):
             raise ConfigError(
                 "training.replay_routing needs model.moe.router.preset=forced in every MoE layer, "
                 "with the k, scored_by, normalize and scale of the recorded router"

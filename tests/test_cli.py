@@ -2,6 +2,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from absl import app, flags
 
@@ -147,3 +148,80 @@ def test_another_preset_forgets_choices_it_does_not_have(experiment_of):
 def test_settings_of_another_type_are_refused(experiment_of, arguments, message):
     with pytest.raises(ConfigError, match=message):
         experiment_of(QUICKSTART, *arguments)
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """A function from arguments to the one line that a program with ``--config`` ends with."""
+
+    def started(main, flags_parser):
+        main(flags_parser(sys.argv))
+
+    def run(*arguments):
+        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        monkeypatch.setattr(app, "run", started)
+        flag = cli.define_config()
+        with pytest.raises(SystemExit) as stop:
+            cli.run(lambda: cli.experiment_of(flag))
+        assert stop.value.code == 2
+        (found,) = capsys.readouterr().err.splitlines()
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(:\n", "line 1: SyntaxError: invalid syntax"),
+        ("import nothing_here\n", "line 1: ModuleNotFoundError: No module named 'nothing_here'"),
+        ("\nopen('/nowhere')\n", "line 2: FileNotFoundError"),
+        ("def get_config():\n    return {}['a']\n", "line 2: KeyError: 'a'"),
+        ("def get_config():\n    return int('a b')\n", "line 2: ValueError: invalid literal"),
+        ("def get_config():\n    raise OSError('full')\n", "line 2: OSError: full"),
+        ("raise SystemExit(3)\n", "line 1: SystemExit: 3"),
+        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+        ("x = 1\n", "has no function get_config()"),
+        ("def get_config():\n    pass\n", "returns NoneType, not a ConfigDict"),
+        ("def get_config():\n    return 3\n", "returns int, not a ConfigDict"),
+    ],
+)
+def test_a_broken_config_file_is_one_line_with_file_and_place(program, tmp_path, text, said):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    line = program(f"--config={file}")
+    assert str(file) in line
+    assert said in line
+
+
+def test_a_config_that_is_no_file_is_named(program, tmp_path):
+    for path in (tmp_path, tmp_path / "nothing.py", ""):
+        assert f"--config={path} is not a file" in program("--config", path)
+        assert f"--config={path} is not a file" in program(f"--config={path}:variant")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.model.moe.layers=(1,"], "flag --config.model.moe.layers=(1,"),
+        (["--config.model.width=wide"], "flag --config.model.width=wide"),
+        (["--config.model.gated=perhaps"], "flag --config.model.gated=perhaps"),
+        (["--config.model.moe=3"], "flag --config.model.moe=3"),
+        (["--config.training.steps"], "Missing value for flag --config.training.steps"),
+        (["--config.model.wdith=3"], "no setting 'wdith'; did you mean 'width'?"),
+        (["--confg.model.width=3"], "Unknown command line flag 'confg.model.width'"),
+        (
+            ["--config.model.type=Decodr", "--config.model.moe.every=1"],
+            "config.model.type='Decodr' is unknown; did you mean 'DecoderConfig'?",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_named(program, arguments, said):
+    assert said in program(QUICKSTART, *arguments)
+
+
+def test_a_value_error_of_jax_is_a_fault_of_the_program(monkeypatch):
+    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(["program"]))
+    with pytest.raises(ValueError, match="same shape"):
+        cli.run(lambda: jnp.stack([jnp.zeros(2), jnp.zeros(3)]))

@@ -16,9 +16,9 @@ from moe_jax.nn.block import BlockConfig
 from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
 from moe_jax.nn.latent import Latent, LatentConfig
 from moe_jax.nn.moe import MoEAux
-from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.moe_config import MoEConfig, check_twice
 from moe_jax.nn.norm import NormConfig
-from moe_jax.nn.positions import Positions, Rotary
+from moe_jax.nn.positions import Learned, Positions, Rotary, Sinusoidal, T5Relative
 from moe_jax.ranges import (
     Chance,
     Factor,
@@ -166,6 +166,7 @@ class ModelConfig(Ranged):
                 f"model.num_heads={self.num_heads} is not a multiple of "
                 f"model.num_kv_heads={self.num_kv_heads}"
             )
+        self._check_positions()
         if isinstance(self.attention, Latent) and not isinstance(self.positions, Rotary):
             raise ConfigError(
                 "latent attention rotates part of each head: set model.positions.type=Rotary"
@@ -176,6 +177,65 @@ class ModelConfig(Ranged):
         if isinstance(self.attention, Latent) and (experts.every or experts.layers):
             raise ConfigError(
                 "latent attention has no experts: unset model.attention_experts.every and .layers"
+            )
+
+    def _check_positions(self) -> None:
+        positions, latent = self.positions, isinstance(self.attention, Latent)
+        name = "attention.rotary_dim" if latent else "head_dim"
+        rotated = self.attention.rotary_dim if latent else self.head_dim
+        if isinstance(positions, Rotary) and rotated % 2:
+            raise ConfigError(
+                f"model.{name}={rotated} is odd, and rotary positions turn pairs of features: make "
+                "it even"
+            )
+        if isinstance(positions, Sinusoidal) and self.width < 4:
+            raise ConfigError(
+                f"model.width={self.width} is too small for sinusoidal positions: use at least 4"
+            )
+        if isinstance(positions, T5Relative):
+            exact = positions.buckets // 2
+            if positions.max_distance <= exact:
+                raise ConfigError(
+                    f"model.positions.buckets={positions.buckets} and max_distance="
+                    f"{positions.max_distance}: relative positions need a distance above half "
+                    "of the buckets; change one of them"
+                )
+
+    def check_layers(self) -> None:
+        """Refuses settings of layers that name none, or one layer twice.
+
+        Raises:
+            ConfigError: one line, naming the setting to change.
+        """
+        stacks = self._stacks()
+        for setting, moe, num_layers in stacks:
+            moe.check_layers(f"model.{setting}", num_layers)
+        most = max(num_layers for _, _, num_layers in stacks)
+        self.attention_experts.check_layers(most)
+        check_twice("model.attention_overrides", self.attention_overrides)
+        for other in self.attention_overrides:
+            beyond = [i for i in other.layers if not 0 <= i < most]
+            if beyond or other.every > most:
+                name = f"layer {beyond[0]}" if beyond else f"every={other.every}"
+                raise ConfigError(
+                    f"model.attention_overrides has {name}, but layers are 0 to {most - 1}: change "
+                    "it or remove it"
+                )
+
+    def check_length(self, length: int, setting: str) -> None:
+        """Refuses sequences that are longer than what is learned of positions.
+
+        Args:
+            length: tokens of a sequence.
+            setting: that says so.
+
+        Raises:
+            ConfigError: one line, naming both settings.
+        """
+        if isinstance(self.positions, Learned) and self.positions.length < length:
+            raise ConfigError(
+                f"model.positions.length={self.positions.length} is shorter than "
+                f"{setting}={length}: all later tokens would share its last position; raise it"
             )
 
     def attention_at(self, layer: int) -> AttentionConfig | LatentConfig:

@@ -53,6 +53,11 @@ class EncoderDecoderConfig(ModelConfig):
                 "queries and a memory have no common positions to rotate by: set "
                 "model.positions.type to T5Relative, Learned or Sinusoidal"
             )
+        if isinstance(self.positions, T5Relative) and self.positions.buckets < 4:
+            raise ConfigError(
+                f"model.positions.buckets={self.positions.buckets}: an encoder needs at least 4, "
+                "as half of them are for later tokens"
+            )
         self._refuse_leaks()
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:

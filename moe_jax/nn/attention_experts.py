@@ -65,6 +65,10 @@ class AttentionExpertsConfig(Ranged):
             message = str(error).replace("model.moe", "model.attention_experts")
             raise ConfigError(message) from error
 
+    def check_layers(self, num_layers: int) -> None:
+        """Refuses settings that name no layer, or one layer twice; raises ConfigError."""
+        self._moe.check_layers("model.attention_experts", num_layers)
+
     @property
     def layer(self) -> MoEConfig:
         """The mixture of each of these layers."""

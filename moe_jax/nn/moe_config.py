@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, Protocol
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
@@ -155,6 +157,35 @@ class MoEConfig(Ranged):
             )
         return chosen
 
+    def check_layers(self, setting: str, num_layers: int) -> None:
+        """Refuses settings that name no layer, or one layer twice.
+
+        Args:
+            setting: that describes these layers, for messages.
+            num_layers: of the stack.
+
+        Raises:
+            ConfigError: one line, naming the setting to change.
+        """
+        check_twice(f"{setting}.layers", [self])
+        check_twice(f"{setting}.overrides", self.overrides)
+        if not self.layers and self.every > num_layers:
+            raise ConfigError(
+                f"{setting}.every={self.every} is beyond the {num_layers} layers, so that none has "
+                f"experts: lower it, or set {setting}.every=0 for a dense model"
+            )
+        chosen = len(self.moe_layers(num_layers))
+        if chosen and self.last > chosen:
+            raise ConfigError(
+                f"{setting}.last={self.last}, but only {chosen} of the {num_layers} layers can "
+                f"have experts with every={self.every}: lower one of them"
+            )
+        if self.expert_dims and any(other.expert_dim for other in self.overrides):
+            raise ConfigError(
+                f"{setting}.overrides sets expert_dim, which {setting}.expert_dims="
+                f"{self.expert_dims} replaces in every layer: unset one of them"
+            )
+
     def at(self, layer: int) -> MoEConfig:
         """Returns the configuration of one MoE layer, with what differs there put in."""
         mine = dataclasses.replace(self, every=1, last=0, layers=(), overrides=())
@@ -172,3 +203,21 @@ class MoEConfig(Ranged):
     def mean_expert_dim(self) -> float:
         """Mean ``F`` over the experts."""
         return sum(self.widths) / len(self.widths)
+
+
+class NamesLayers(Protocol):
+    """A part of the configuration that names layers by their indices."""
+
+    layers: tuple[int, ...]
+
+
+def check_twice(setting: str, parts: Iterable[NamesLayers]) -> None:
+    """Refuses a layer that is named twice.
+
+    Raises:
+        ConfigError: naming the setting and the layer.
+    """
+    named = collections.Counter(i for part in parts for i in part.layers)
+    for layer, times in named.items():
+        if times > 1:
+            raise ConfigError(f"{setting} names layer {layer} twice: name it once")

@@ -102,7 +102,7 @@ class Router(Ranged):
         Raises:
             ConfigError: naming the setting to change.
         """
-        for part in (self.select, self.capacity, *self.balance):
+        for part in (self.score, self.select, self.capacity, *self.balance):
             part.check(num_experts)
 
     def slots(self, num_tokens: int, num_experts: int, *, train: bool) -> int:

@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moe_jax.errors import ConfigError
 from moe_jax.ranges import NonNegative, Positive, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 
@@ -53,6 +54,10 @@ class LearnedNoise(Ranged):
 
 class Score(Ranged, abc.ABC):
     """Logits to scores. A subclass is a frozen dataclass."""
+
+    def check(self, num_experts: int) -> None:
+        """Raises ``ConfigError`` if the score cannot work with ``num_experts``."""
+        del num_experts
 
     @property
     def planes(self) -> int:
@@ -121,6 +126,13 @@ class TwoLevelSoftmax(Score):
     """
 
     groups: Positive = 4
+
+    def check(self, num_experts: int) -> None:
+        """Raises ``ConfigError`` if the groups do not divide the experts."""
+        if num_experts % self.groups:
+            raise ConfigError(
+                f"score.groups={self.groups} does not divide {num_experts} experts: change it"
+            )
 
     @property
     def planes(self) -> int:

@@ -114,6 +114,15 @@ class Hash(Select):
 
     needs_token_ids = True
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ``ConfigError`` if there are ids without a row in the table of ``balanced``."""
+        if self.kind == "balanced" and self.vocab_size < vocab_size:
+            raise ConfigError(
+                f"vocab_size={self.vocab_size} of the hash router is less than the {vocab_size} "
+                f"ids of the tokenizer: all later ids would share one expert; set it to "
+                f"{vocab_size} or more"
+            )
+
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
         del num_experts
@@ -212,6 +221,11 @@ class Forced(Select):
         """Returns ``K``."""
         del num_experts
         return self.k
+
+    def check(self, num_experts: int) -> None:
+        """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
+        if self.k > num_experts:
+            raise ConfigError(f"k={self.k} experts per token, but there are {num_experts} experts")
 
     def gate(self) -> str:
         """Returns in words what the combine weight of a choice is."""

@@ -82,6 +82,10 @@ class Select(Part, abc.ABC):
     def choices(self, num_experts: int) -> int:
         """Returns ``K``, the most experts a token asks for."""
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ``ConfigError`` if it cannot route the ids below ``vocab_size``."""
+        del vocab_size
+
     def planes(self) -> int:
         """Returns how many logits per token and expert it reads."""
         return 1
