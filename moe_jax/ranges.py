@@ -15,6 +15,8 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import numpy as np
+
 from moe_jax.errors import ConfigError
 
 # Arrays are indexed by int32 on every backend.
@@ -42,9 +44,12 @@ class Range:
     instead: str = ""
 
     def __contains__(self, value: float) -> bool:
-        low = value > self.low if self.above else value >= self.low
-        high = value < self.high if self.below else value <= self.high
-        return value in self.also or (low and high)
+        if value in self.also:
+            return True
+        if not self.low <= value <= self.high:
+            return False
+        inside = _computed(value)
+        return not (self.above and inside <= self.low or self.below and inside >= self.high)
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {_number(self.low)}"
@@ -141,6 +146,14 @@ def ranges_of(hint: Any) -> tuple[Range, ...]:
     if typing.get_origin(hint) is Annotated:
         return tuple(mark for mark in hint.__metadata__ if isinstance(mark, Range))
     return tuple(mark for inner in typing.get_args(hint) for mark in ranges_of(inner))
+
+
+def _computed(value: float) -> float:
+    """Returns the number that a program computes with: a float32, where tiny ones are 0."""
+    if isinstance(value, numbers.Integral):
+        return value
+    single = np.float32(value)
+    return float(single) if abs(single) >= np.finfo(np.float32).tiny else 0.0
 
 
 def _is_finite(value: float) -> bool:

@@ -194,11 +194,11 @@ class ModelConfig(Ranged):
             )
         if isinstance(positions, T5Relative):
             exact = positions.buckets // 2
-            if exact < 1 or positions.max_distance <= exact:
+            if positions.max_distance <= exact:
                 raise ConfigError(
                     f"model.positions.buckets={positions.buckets} and max_distance="
-                    f"{positions.max_distance}: relative positions need 2 buckets, and a distance "
-                    "above half of the buckets; change one of them"
+                    f"{positions.max_distance}: relative positions need a distance above half "
+                    "of the buckets; change one of them"
                 )
 
     def check_layers(self) -> None:

@@ -148,15 +148,6 @@ class T5Relative(Ranged):
     buckets: Buckets = 32
     max_distance: Positive = 128
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.max_distance <= self.buckets // 2:
-            raise ConfigError(
-                f"T5Relative.max_distance={self.max_distance} must be above half of "
-                f"T5Relative.buckets={self.buckets}: the rows of that half are distances by "
-                "themselves"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class Learned(Ranged):

@@ -26,7 +26,7 @@ from moe_jax.nn.positions import Rotary, Sinusoidal, T5Relative
             "unset model.attention_overrides",
         ),
         (EncoderDecoderConfig, {"positions": Rotary()}, "model.positions.type to T5Relative"),
-        (EncoderDecoderConfig, {"decoder_layers": 0}, "model.decoder_layers=0"),
+        (EncoderDecoderConfig, {"decoder_layers": 0}, "EncoderDecoderConfig.decoder_layers=0"),
     ],
 )
 def test_what_is_refused(kind, settings, match):
