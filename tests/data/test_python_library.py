@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from moe_jax.data import DataConfig, open_source
+from moe_jax.data.prepared import prepare
 from moe_jax.data.python_library.python_library_dataset_builder import (
     interpreter_config,
     is_table,
     is_validation,
     source_paths,
 )
-from moe_jax.data.prepared import prepare
 
 from .corpora import tiny_builder, write_library
 
