@@ -117,7 +117,7 @@ def test_unpacked_rows_by_hand(corpus):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     seq_length=st.integers(1, 17),
     packing=st.booleans(),
 )

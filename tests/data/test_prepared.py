@@ -34,9 +34,11 @@ def shard(folder):
 
 
 def garbled(path):
+    """Changes bytes in the middle of what is no padding."""
     content = bytearray(path.read_bytes())
-    middle = len(content) // 3
-    content[middle : middle + 64] = bytes(64)
+    written = [place for place, byte in enumerate(content) if byte]
+    for place in written[len(written) // 2 :][:16]:
+        content[place] ^= 0x55
     path.write_bytes(content)
 
 
