@@ -23,6 +23,8 @@ def test_a_released_model_is_tuned_and_exported_with_its_tokenizer(tmp_path):
         f"--config=configs/from_hf.py:{source}",
         f"--workdir={run}",
         "--config.data.source=mixture",
+        "--config.data.mixture.num_documents=64",
+        "--config.data.mixture.num_eval_documents=4",
         "--config.data.seq_length=16",
         "--config.model.moe.group_size=128",
         "--config.training.steps=2",
