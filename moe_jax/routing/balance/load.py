@@ -26,7 +26,6 @@ class LoadBalance(Balance):
     """Fraction of tokens sent times mean score, summed over experts, times ``E``.
 
     Switch equations 4-6: 1 where the routing is uniform. GShard's ``l_aux`` is this over ``E**2``.
-    It is the loss of one group: groups of one sequence make it sequence-wise (DeepSeek-V3).
 
     Attributes:
         weight: factor in the objective (Switch: 1e-2).
@@ -41,6 +40,7 @@ class LoadBalance(Balance):
         per_token: divide a token's scores by their sum first (DeepSeek-V3 equation 18).
         ema: the fraction is an average over steps that keeps this share of the past, as it was
             before the step; 0 takes the group's own.
+        span: the loss is that of each ``group`` (GShard) or of each ``sequence`` (DeepSeek).
     """
 
     weight: float = 1e-2
@@ -49,6 +49,7 @@ class LoadBalance(Balance):
     per_token: bool = False
     ema: float = 0.0
     name: str = "balance"
+    span: Literal["group", "sequence"] = "group"
 
     needs_token_choice = True
 
@@ -119,11 +120,13 @@ class DeviceBalance(Balance):
     Attributes:
         weight: ``alpha_2``.
         devices: groups of neighbouring experts.
+        span: see ``LoadBalance``.
     """
 
     weight: float = 0.05
     devices: int = 8
     name: str = "device_balance"
+    span: Literal["group", "sequence"] = "group"
 
     needs_token_choice = True
 
@@ -148,12 +151,14 @@ class CommunicationBalance(Balance):
         weight: ``alpha_3``.
         devices: ``D``, groups of neighbouring experts.
         keep: ``M``, devices per token.
+        span: see ``LoadBalance``.
     """
 
     weight: float = 0.02
     devices: int = 8
     keep: int = 3
     name: str = "communication_balance"
+    span: Literal["group", "sequence"] = "group"
 
     needs_token_choice = True
 
