@@ -17,7 +17,8 @@ _FINE = DROPLESS | {
     "model.moe.num_experts": 63,
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
     "model.moe.shared.hidden": lambda config: config.model.mlp_dim // 4,
-    "model.moe.router": router("deepseek_moe", k=7, balance_weight=0.01),
+    # As in the other arms the loss is of a group, here the whole batch.
+    "model.moe.router": router("deepseek_moe", k=7, balance_weight=0.01, span="group"),
 }
 
 

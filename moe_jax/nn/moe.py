@@ -41,7 +41,8 @@ class MoEAux:
 
     Attributes:
         loss: what it adds to the objective: the weighted sum of ``losses``.
-        losses: unweighted, each a mean over groups that counts a group by its valid tokens.
+        losses: unweighted, each a mean over groups, or over sequences for losses of that span,
+            that counts each by its valid tokens.
         counts: summed over groups; see ``moe_jax.routing.Counts``.
         experts: ``(B, L, E)`` bool, who took each token, if the mode records it.
         choices: ``(B, L, K)`` int16, the expert of each choice, ``-1 - expert`` where it got no
@@ -125,9 +126,10 @@ class MoE(nnx.Module):
             )
         y = out_of_groups(constrain(self._experts(tokens, plan, keys), "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
-        losses: dict[str, Array] = {}
+        losses = _mean(self.router.sequence_losses(plan, valid), valid.sum(1))
         if self.config.shared.hidden:
-            y, losses = self.shared(x, y, valid, keys[3])
+            y, more = self.shared(x, y, valid, keys[3])
+            losses |= more
         y = masked(y, self.config.final_mask, keys[4], axes=1)
         return constrain(y, "batch", "length"), self._report(plan, losses, valid, mode)
 
@@ -191,8 +193,7 @@ class MoE(nnx.Module):
     def _report(
         self, plan: routing.Plan, extra: dict[str, Array], valid: Array, mode: Mode
     ) -> MoEAux:
-        share = plan.counts.valid / jnp.maximum(plan.counts.valid.sum(), 1)
-        losses = {name: (value * share).sum() for name, value in plan.losses.items()} | extra
+        losses = _mean(plan.losses, plan.counts.valid) | extra
         weights = self.config.router.loss_weights
         weights = weights | (self.shared.loss_weights if self.config.shared.hidden else {})
         total = sum((weights[name] * value for name, value in losses.items()), jnp.float32(0))
@@ -207,6 +208,12 @@ class MoE(nnx.Module):
         chosen = jnp.where(valid[..., None], out_of_groups(chosen, valid.shape), -1)
         taken = out_of_groups(taken, valid.shape)
         return MoEAux(total, losses, counts, taken, chosen.astype(jnp.int16))
+
+
+def _mean(losses: dict[str, Array], valid: Array) -> dict[str, Array]:
+    """Returns the means of losses ``(N,)`` of groups or sequences of ``valid (N,)`` tokens."""
+    share = valid / jnp.maximum(valid.sum(), 1)
+    return {name: (value * share).sum() for name, value in losses.items()}
 
 
 def _dispatched(

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax.nn.dropout import dropout
+from moe_jax.nn.groups import out_of_groups
 from moe_jax.nn.init import described
-from moe_jax.parallel import over_groups
+from moe_jax.parallel import constrain, over_groups
 from moe_jax.routing import Plan, Router
+from moe_jax.routing.balance import Evidence
 
 Array = jax.Array
 
@@ -92,6 +94,25 @@ class RouterLayer(nnx.Module):
             )
 
         return over_groups(jax.vmap(one))(self.logits(x), valid, token_ids, keys, state)
+
+    def sequence_losses(self, plan: Plan, valid: Array) -> dict[str, Array]:
+        """Returns ``(B,)`` for each loss of sequences: the rows of the batch, whatever the groups.
+
+        Args:
+            plan: of all groups.
+            valid: ``(B, L)`` bool.
+        """
+        if plan.evidence is None:
+            return {}
+        state = {name: value[...] for name, value in self.state.items()}
+
+        def rows(x: Array) -> Array:
+            return constrain(out_of_groups(x, valid.shape), "batch", "length")
+
+        def one(evidence: Evidence, valid: Array) -> dict[str, Array]:
+            return self.router.sequence_losses(evidence, valid, jax.lax.stop_gradient(state))
+
+        return jax.vmap(one)(jax.tree.map(rows, plan.evidence), valid)
 
     def update(self, demand: Array) -> None:
         """Moves the state on by one optimizer step.

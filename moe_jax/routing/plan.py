@@ -13,6 +13,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe_jax.routing.balance import Evidence
+
 Array = jax.Array
 
 
@@ -110,11 +112,19 @@ class Mixture:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A router's whole answer: the slots, the named losses (unweighted) and the counts."""
+    """A router's whole answer for one group.
+
+    Attributes:
+        slots: who sits where.
+        losses: the named losses, unweighted, of the tokens of the group.
+        counts: what happened to the tokens.
+        evidence: what losses read of each token, if some of them are to be of sequences.
+    """
 
     slots: Slots | Mixture
     losses: dict[str, Array]
     counts: Counts
+    evidence: Evidence | None = None
 
     @property
     def dispatch(self) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Chance, Ranged
-from moe_jax.routing.balance import Balance
+from moe_jax.routing.balance import Balance, Evidence
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs
@@ -187,7 +187,28 @@ class Router(Ranged):
         selection = self.select(scored, inputs)
         slots, counts = self.capacity.seat(selection, scored.log_scores, inputs)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
-        return Plan(slots, losses, jax.lax.stop_gradient(counts))
+        evidence = Evidence(inputs.logits, scored, selection) if self.of_sequences else None
+        return Plan(slots, losses, jax.lax.stop_gradient(counts), evidence)
+
+    @property
+    def of_sequences(self) -> tuple[Balance, ...]:
+        """The losses whose span is a sequence, whatever the groups are."""
+        return tuple(part for part in self.balance if part.span == "sequence")
+
+    def sequence_losses(
+        self, evidence: Evidence, valid: Array, state: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Returns the losses of one sequence, from what the plans say of its tokens.
+
+        Args:
+            evidence: of the ``L`` tokens of the sequence.
+            valid: ``(L,)`` bool.
+            state: what the router carries between steps.
+        """
+        valid = valid if self.mask_padding else jnp.ones_like(valid)
+        inputs = Inputs(evidence.logits, evidence.logits[..., None], valid, 0, state=state)
+        scored, choice = evidence.scored, evidence.choice
+        return {part.name: part(scored, choice, inputs) for part in self.of_sequences}
 
 
 def route(

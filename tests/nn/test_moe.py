@@ -8,12 +8,15 @@ import pytest
 from flax import nnx
 
 from moe_jax import routing
+from moe_jax.nn import moe as moe_layer
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
 from moe_jax.nn.moe import MoE
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.router import RouterLayer
+from moe_jax.nn.shared import Shared, SharedConfig
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.routing import Capacity, LoadBalance, Router, Softmax, Top2, TopK
+from moe_jax.routing import Capacity, LoadBalance, Router, Sigmoid, Softmax, Top2, TopK
 
 WIDTH, HIDDEN = 4, 6
 EXPERT = FeedForwardConfig(WIDTH, HIDDEN, activation="relu")
@@ -334,6 +337,50 @@ def test_input_dropout_needs_a_key_and_spares_the_experts():
     np.testing.assert_allclose(quiet, 1 / (1 + np.exp(-1)), rtol=1e-5)
 
 
+def test_groups_draw_each_from_a_key_of_its_own():
+    # Four groups of the same tokens: with one key for all they would give up the same choices.
+    router = routing.presets.gshard(second="random")
+    moe = make(MoEConfig(num_experts=4, group_size=16, router=router))
+    x = jnp.tile(normal((1, 16, WIDTH)), (4, 1, 1))
+    _, aux = apply(moe, x, all_valid(x), jax.random.key(0), mode=Mode("full", record=True))
+    taken = np.asarray(aux.experts)
+    assert all(not np.array_equal(taken[0], other) for other in taken[1:])
+
+
+def test_the_draws_of_a_layer_have_keys_of_their_own(monkeypatch):
+    # Router, experts' dropout and mask, shared network, final mask: five keys, none of them twice.
+    moe = make(
+        MoEConfig(
+            num_experts=2,
+            group_size=8,
+            router=routing.presets.gshard(),
+            shared=SharedConfig(hidden=4),
+            expert_dropout=0.5,
+            expert_mask=0.5,
+            final_mask=0.5,
+        )
+    )
+    seen = []
+
+    def spy(owner, name, place):
+        function = getattr(owner, name)
+
+        def noted(*args, **kwargs):
+            seen.append(kwargs["rng"] if place is None else args[place])
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    spy(RouterLayer, "__call__", None)
+    spy(Shared, "__call__", 4)
+    spy(moe_layer, "dropout", 2)
+    spy(moe_layer, "masked", 2)
+    x = normal((1, 8, WIDTH))
+    moe(x, all_valid(x), mode=TRAIN, rng=jax.random.key(0))
+    keys = [tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in seen]
+    assert len(keys) == len(set(keys)) == 5
+
+
 @pytest.mark.parametrize("name", ["switch", "gshard"])
 def test_without_a_key_the_layer_is_deterministic(name):
     moe = make(MoEConfig(num_experts=3, router=ROUTERS[name], expert_dropout=0.5))
@@ -380,7 +427,7 @@ def test_the_router_computes_in_float32_under_bfloat16():
         if e.primitive.name == "dot_general" and kernel in [v.aval.shape for v in e.invars]
     ]
     softmaxes = [e for e in found if e.primitive.name == "exp"]
-    assert len(routers) == 1 and len(softmaxes) == 1
+    assert len(routers) == 1 and softmaxes
     for equation in routers + softmaxes:
         assert {v.aval.dtype for v in equation.invars} == {jnp.dtype("float32")}
     hidden = [e for e in found if any(v.aval.shape == (3, WIDTH, HIDDEN) for v in e.invars)]
@@ -424,6 +471,57 @@ def test_losses_are_means_over_groups_weighted_by_valid_tokens():
     assert set(aux.losses) == {"balance"}
     np.testing.assert_allclose(aux.losses["balance"], 1.125, rtol=1e-6)
     np.testing.assert_allclose(aux.loss, 0.5625, rtol=1e-6)
+
+
+def sequence_loss(span: str, group_size: int, length: int, valid=None) -> jax.Array:
+    router = Router(Sigmoid(), TopK(1), (LoadBalance(1.0, per_token=True, span=span),))
+    moe = make(
+        MoEConfig(num_experts=2, group_size=group_size, router=router), FeedForwardConfig(1, 1)
+    )
+    # Logits (x, -x): scores over their sum are (3/4, 1/4) at x = log 3.
+    moe.router.kernel[...] = jnp.array([[1.0, -1.0]])
+    x = jnp.concatenate([jnp.ones((1, length)), -jnp.ones((1, length))])[..., None] * np.log(3)
+    valid = all_valid(x) if valid is None else valid
+    return apply(moe, x, valid, mode=TRAIN)[1].losses["balance"]
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 4, 8, 64])
+def test_a_loss_of_sequences_is_of_rows_whatever_the_groups_are(group_size):
+    # Two rows of four tokens. All of the first want expert 0 and all of the second expert 1, with
+    # scores (3/4, 1/4) and (1/4, 3/4): each row has 2 * 1 * 3/4.
+    np.testing.assert_allclose(sequence_loss("sequence", group_size, 4), 1.5, rtol=1e-6)
+
+
+def test_a_loss_of_groups_is_of_groups():
+    # Both rows in one group: an even load, 1. A row or less in each group: 1.5.
+    np.testing.assert_allclose(sequence_loss("group", 8, 4), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(sequence_loss("group", 2, 4), 1.5, rtol=1e-6)
+
+
+def test_a_loss_of_sequences_counts_each_by_its_valid_tokens():
+    # Three tokens of the first row and one of the second, where the padding of the first row has
+    # the logits of the second: it does not count, so that both rows have 1.5.
+    valid = jnp.array([[True, True, True, False], [True, False, False, False]])
+    np.testing.assert_allclose(sequence_loss("sequence", 3, 4, valid), 1.5, rtol=1e-6)
+    # Rows of padding alone have no loss and no weight.
+    valid = jnp.array([[True] * 4, [False] * 4])
+    np.testing.assert_allclose(sequence_loss("sequence", 8, 4, valid), 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["deepseek_moe", "deepseek_v2", "deepseek_v3"])
+def test_deepseek_losses_are_those_of_every_row_routed_alone(name):
+    # A group of the layer holds one and a half rows here. Alone, a row is one group.
+    choices = {} if name == "deepseek_moe" else {"keep_devices": 1, "drop": False}
+    choices = {"keep_groups": 1, "groups": 2} if name == "deepseek_v3" else choices | {"devices": 2}
+    router = routing.preset(name, k=2, **choices)
+    moe, x = make(MoEConfig(num_experts=4, group_size=12, router=router)), normal((3, 8, WIDTH))
+    _, aux = apply(moe, x, all_valid(x), mode=TRAIN)
+    assert aux.losses
+    state = {key: value[...] for key, value in moe.router.state.items()}
+    logits = x @ moe.router.kernel[...]
+    alone = [router(row, capacity=8, state=state).losses for row in logits]
+    for key, value in aux.losses.items():
+        np.testing.assert_allclose(value, np.mean([row[key] for row in alone]), rtol=1e-5)
 
 
 def test_the_loss_is_the_weighted_sum_of_the_named_losses():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing import Capacity, Counts, Slots
+from moe_jax.routing import Capacity, Counts, Slots, SoftSlots, Uniform
 from moe_jax.routing.capacity import exclusive_cumsum
 from moe_jax.routing.select import ExpertChoice, TokenChoice
 from tests.routing.helpers import examples, inputs
@@ -230,6 +230,24 @@ def test_a_first_choice_that_was_kept_leaves_the_second_to_others():
     choice = choose([[1, 0], [0, 1], [1, 0]])
     slots, _ = seat(choice, 1, Capacity(reroute=True), [0.5] * 3)
     np.testing.assert_array_equal(slots.place, [[1, 2], [0, 2], [2, 2]])
+
+
+def test_renormalised_gates_sum_to_one_however_small_they_are():
+    # Token 1 loses its first choice, which token 0 has, and keeps the second, whose gate is 1e-30.
+    choice = choose([[0, 1], [0, 1]], gate=[[1, 1e-30], [1, 1e-30]], wanted=[[T, F], [T, T]])
+    slots, _ = seat(choice, 1, Capacity(renormalize=True), [0.5] * 2)
+    np.testing.assert_allclose(slots.gate, [[1, 0], [0, 1]])
+
+
+def test_mixtures_of_padding_alone_are_no_load():
+    # Two experts of three slots: six slots of work for a group with a token, none without.
+    for valid, load in (([T, F], 3), ([F, F], 0)):
+        group = inputs(np.zeros((2, 2, 3)), valid)
+        made = Uniform()(group)
+        _, counts = Capacity().seat(SoftSlots(3)(made, group), made.scores, group)
+        np.testing.assert_array_equal(counts.load, [load, load])
+        np.testing.assert_array_equal(counts.demand, [load, load])
+        assert counts.valid == sum(valid)
 
 
 # Four tokens, two devices of two experts. Device 0 has three choices of gates 0.5, 0.9 and 0.6.

@@ -27,7 +27,7 @@ def test_cells_show_what_is_not_default():
         "`Sigmoid()`",
         "`TopK(k=8, normalize=True, scale=2.5, rank=Bias(), "
         "limit=Limit(groups=8, keep=4, by='top2'))`",
-        "`LoadBalance(weight=0.0001, choices='mean', per_token=True)`",
+        "`LoadBalance(weight=0.0001, choices='mean', per_token=True, span='sequence')`",
         "`Capacity(dropless='always')`",
         "2.5 * score / sum over the chosen",
     )

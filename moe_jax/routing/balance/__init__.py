@@ -1,6 +1,6 @@
 """Losses that keep the load even and the logits small. Each is unweighted and for one group."""
 
-from moe_jax.routing.balance.base import Balance
+from moe_jax.routing.balance.base import Balance, Evidence
 from moe_jax.routing.balance.importance import Importance, Load
 from moe_jax.routing.balance.load import (
     CommunicationBalance,
@@ -15,6 +15,7 @@ __all__ = [
     "CommunicationBalance",
     "DeviceBalance",
     "Entropy",
+    "Evidence",
     "Importance",
     "Load",
     "LoadBalance",

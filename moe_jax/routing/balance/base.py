@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +23,38 @@ class Balance(Part, abc.ABC):
     Attributes:
         weight: factor in the objective.
         name: under which it is logged.
+        span: the tokens that one value of the loss is about: a ``group`` of the layer, or a
+            ``sequence``, which is a row of the batch, with all documents packed into it. A router
+            called on its own takes the tokens that it is given for either.
         needs_token_choice: reads the experts each token chose.
         needs_second_choice: reads second choices.
     """
 
     weight: Weight
     name: str
+    span: str = "group"
     needs_token_choice = False
     needs_second_choice = False
 
     @abc.abstractmethod
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
         """Returns the loss of one group, a scalar."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What losses of tokens that chose experts read of each token, to be gathered by another span.
+
+    Attributes:
+        logits: ``(..., S, E)``, the first plane.
+        scored: the scores.
+        choice: the choices.
+    """
+
+    logits: Array
+    scored: Scored
+    choice: TokenChoice
 
 
 def sent(choice: TokenChoice, num_experts: int, valid: Array, choices: int | None = None) -> Array:

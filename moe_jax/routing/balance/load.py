@@ -28,7 +28,6 @@ class LoadBalance(Balance):
     """Fraction of tokens sent times mean score, summed over experts, times ``E``.
 
     Switch equations 4-6: 1 where the routing is uniform. GShard's ``l_aux`` is this over ``E**2``.
-    It is the loss of one group: groups of one sequence make it sequence-wise (DeepSeek-V3).
 
     Attributes:
         weight: factor in the objective (Switch: 1e-2).
@@ -43,6 +42,7 @@ class LoadBalance(Balance):
         per_token: divide a token's scores by their sum first (DeepSeek-V3 equation 18).
         ema: the fraction is an average over steps that keeps this share of the past, as it was
             before the step; 0 takes the group's own.
+        span: the loss is that of each ``group`` (GShard) or of each ``sequence`` (DeepSeek).
     """
 
     weight: Weight = 1e-2
@@ -51,6 +51,7 @@ class LoadBalance(Balance):
     per_token: bool = False
     ema: Chance = 0.0
     name: str = "balance"
+    span: Literal["group", "sequence"] = "group"
 
     needs_token_choice = True
 
@@ -121,11 +122,13 @@ class DeviceBalance(Balance):
     Attributes:
         weight: ``alpha_2``.
         devices: groups of neighbouring experts.
+        span: see ``LoadBalance``.
     """
 
     weight: Weight = 0.05
     devices: Positive = 8
     name: str = "device_balance"
+    span: Literal["group", "sequence"] = "group"
 
     needs_token_choice = True
 
@@ -150,12 +153,14 @@ class CommunicationBalance(Balance):
         weight: ``alpha_3``.
         devices: ``D``, groups of neighbouring experts.
         keep: ``M``, devices per token.
+        span: see ``LoadBalance``.
     """
 
     weight: Weight = 0.02
     devices: Positive = 8
     keep: Positive = 3
     name: str = "communication_balance"
+    span: Literal["group", "sequence"] = "group"
 
     needs_token_choice = True
 

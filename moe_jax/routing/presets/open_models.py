@@ -1,4 +1,8 @@
-"""The routers of models with released weights. They drop nothing unless given a capacity factor."""
+"""The routers of models with released weights. They drop nothing unless given a capacity factor.
+
+A balance loss is a mean over spans of tokens. Each docstring says which span the source has, and
+which one the preset has where the layer's groups are not that span.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,11 @@ from moe_jax.routing.select import Bias, Limit, TopK
 def mixtral(
     k: Positive = 2, balance_weight: Weight = 0.02, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """Mixtral (Jiang et al. 2024, 2401.04088): softmax over the logits of the top 2."""
+    """Mixtral (Jiang et al. 2024, 2401.04088): softmax over the logits of the top 2.
+
+    The balance loss of ``transformers`` is of all tokens of a batch in all layers together; here
+    each layer has the loss of each group.
+    """
     return Router(
         score=Softmax(),
         select=TopK(k, normalize=True),
@@ -34,7 +42,10 @@ def mixtral(
 def qwen2_moe(
     k: Positive = 4, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """Qwen1.5/2-MoE: raw top-4; the layer adds a shared expert with a sigmoid gate."""
+    """Qwen1.5/2-MoE: raw top-4; the layer adds a shared expert with a sigmoid gate.
+
+    The balance loss is of each group; that of ``transformers`` is of the batch and all layers.
+    """
     return Router(
         score=Softmax(),
         select=TopK(k),
@@ -46,7 +57,11 @@ def qwen2_moe(
 def qwen3_moe(
     k: Positive = 8, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """Qwen3-MoE (2505.09388): normalised top-8, no shared expert."""
+    """Qwen3-MoE (2505.09388): normalised top-8, no shared expert.
+
+    The report balances the load over the global batch. Here the balance loss is of each group,
+    which asks for more: an even load in every group.
+    """
     return mixtral(k, balance_weight, capacity_factor)
 
 
@@ -56,7 +71,10 @@ def olmoe(
     z_weight: Weight = 1e-3,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """OLMoE (Muennighoff et al. 2024, 2409.02060, section 2): raw top-8 with z-loss."""
+    """OLMoE (Muennighoff et al. 2024, 2409.02060, section 2): raw top-8 with z-loss.
+
+    The balance loss is of each group; OLMoE's is of the tokens of one device.
+    """
     return Router(
         score=Softmax(),
         select=TopK(k),
@@ -68,7 +86,10 @@ def olmoe(
 def dbrx(
     k: Positive = 4, balance_weight: Weight = 0.05, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """DBRX's released configuration: top-4 of softmax, divided by their L1 norm."""
+    """DBRX's released configuration: top-4 of softmax, divided by their L1 norm.
+
+    The balance loss is of each group; that of ``transformers`` is of the batch and all layers.
+    """
     return mixtral(k, balance_weight, capacity_factor)
 
 
@@ -78,13 +99,19 @@ def deepseek_moe(
     device_weight: Weight = 0.0,
     devices: Positive = 8,
     capacity_factor: CapacityFactor | None = None,
+    span: Literal["group", "sequence"] = "sequence",
 ) -> Router:
-    """DeepSeekMoE (Dai et al. 2024, 2401.06066): raw top-k, expert and device balance."""
+    """DeepSeekMoE (Dai et al. 2024, 2401.06066): raw top-k, expert and device balance.
+
+    Both losses are of each sequence, whose length is the paper's ``T`` (``seq_aux`` in the released
+    configuration), whatever the groups are.
+    """
     return Router(
         score=Softmax(),
         select=TopK(k),
         balance=weighted(
-            LoadBalance(balance_weight, choices="mean"), DeviceBalance(device_weight, devices)
+            LoadBalance(balance_weight, choices="mean", span=span),
+            DeviceBalance(device_weight, devices, span=span),
         ),
         capacity=slots_or_dropless(capacity_factor),
     )
@@ -99,18 +126,20 @@ def deepseek_v2(
     keep_devices: Positive = 3,
     scale: Factor = 16.0,
     drop: bool = True,
+    span: Literal["group", "sequence"] = "sequence",
 ) -> Router:
     """DeepSeek-V2 (2405.04434, section 2.2): experts on few devices, three balance losses.
 
-    In training each device drops the choices of lowest gate beyond an even share.
+    In training each device drops the choices of lowest gate beyond an even share of the group. All
+    three losses are of each sequence (equations 23 to 31), whatever the groups are.
     """
     return Router(
         score=Softmax(),
         select=TopK(k, scale=scale, limit=Limit(devices, keep_devices)),
         balance=weighted(
-            LoadBalance(balance_weight, choices="mean"),
-            DeviceBalance(device_weight, devices),
-            CommunicationBalance(communication_weight, devices, keep_devices),
+            LoadBalance(balance_weight, choices="mean", span=span),
+            DeviceBalance(device_weight, devices, span=span),
+            CommunicationBalance(communication_weight, devices, keep_devices, span=span),
         ),
         capacity=Capacity(
             factor=1.0, dropless="eval" if drop else "always", devices=devices if drop else 0
@@ -126,10 +155,12 @@ def deepseek_v3(
     keep_groups: Positive = 4,
     scale: Factor = 2.5,
     capacity_factor: CapacityFactor | None = None,
+    span: Literal["group", "sequence"] = "sequence",
 ) -> Router:
     """DeepSeek-V3 (2412.19437, equations 12-20): sigmoid, bias update, groups by their two best.
 
-    Groups of one sequence make its balance loss sequence-wise.
+    The balance loss is of each sequence, a row of the batch, whatever the layer's groups are. The
+    bias follows the load of the whole batch.
     """
     return Router(
         score=Sigmoid(),
@@ -140,7 +171,7 @@ def deepseek_v3(
             rank=Bias(bias_rate),
             limit=Limit(groups, keep_groups, by="top2"),
         ),
-        balance=weighted(LoadBalance(balance_weight, choices="mean", per_token=True)),
+        balance=weighted(LoadBalance(balance_weight, choices="mean", per_token=True, span=span)),
         capacity=slots_or_dropless(capacity_factor),
     )
 
@@ -162,7 +193,10 @@ def loss_free(
 def llama4(
     k: Positive = 1, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """Llama 4 (transformers): the sigmoid of the top logit scales what goes into the expert."""
+    """Llama 4 (transformers): the sigmoid of the top logit scales what goes into the expert.
+
+    The balance loss is of each group; the released code has none.
+    """
     return Router(
         score=Sigmoid(),
         select=TopK(k),
@@ -175,7 +209,10 @@ def llama4(
 def gpt_oss(
     k: Positive = 4, balance_weight: Weight = 0.9, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """gpt-oss (transformers): logits with a bias, softmax over those of the top 4."""
+    """gpt-oss (transformers): logits with a bias, softmax over those of the top 4.
+
+    The balance loss is of each group; that of ``transformers`` is of the batch and all layers.
+    """
     return Router(
         score=Softmax(),
         select=TopK(k, normalize=True),

@@ -26,6 +26,7 @@ def switch(
 ) -> Router:
     """Switch Transformer (Fedus et al. 2021, 2101.03961, section 2.2): top-1, raw gate.
 
+    The balance loss is of each group, as Mesh-TensorFlow's is of the tokens of one core.
     Appendix C explores by jitter, by ``sample``, a draw from the softmax whose gate is the drawn
     expert's probability, and by ``input_dropout``, which Mesh-TensorFlow has at 0.1.
     """

@@ -23,7 +23,8 @@ def gshard(
 ) -> Router:
     """GShard (Lepikhin et al. 2020, 2006.16668, Algorithm 1): top-2, random second expert.
 
-    The balance loss is in Switch's normalisation: GShard's own value is this over ``E**2``.
+    The balance loss is of each group, as in Algorithm 1, and in Switch's normalisation: GShard's
+    own value is this over ``E**2``.
     """
     return Router(
         score=Softmax(),
