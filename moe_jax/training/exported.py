@@ -38,7 +38,7 @@ def open_trained(folder: Path | str, family: str = "") -> Imported:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     tokenizer, known = data.load_tokenizer(folder), remembered(folder)
     name = family or known.get("family") or _asked(experiment.model, folder)
-    original = _original(experiment.data, tokenizer, known.get("original") or {}, folder)
+    original = _original(tokenizer, known.get("original") or {}, folder)
     description(FAMILIES[name], experiment.model, tokenizer.vocab_size, "float32", original)
     mesh = experiment.mesh
     try:
@@ -63,13 +63,10 @@ def _asked(model: Any, folder: Path) -> str:
     )
 
 
-def _original(
-    config: data.DataConfig, tokenizer: data.Tokenizer, known: dict[str, Any], folder: Path
-) -> dict[str, Any]:
+def _original(tokenizer: data.Tokenizer, known: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns settings of texts: the released model's own, or those of the run's tokenizer."""
     if folders.tokenizer_of(folder):
         return known
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
-    longest = {} if known else {"max_position_embeddings": config.seq_length}
     inner = known.get("text_config") or {}
-    return {**known, **inner, **ids, **longest, "text_config": {}}
+    return {**known, **inner, **ids, "text_config": {}}

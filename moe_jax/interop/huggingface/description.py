@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe_jax.errors import ConfigError
-from moe_jax.interop.huggingface.family import Family, Json
+from moe_jax.interop.huggingface.family import OUTER, Family, Json
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.models import ModelConfig
 
@@ -72,8 +72,15 @@ def description(
     """
     outer = original or {}
     inner = outer.get("text_config") or {}
-    carried = CARRIED & {*family.keys.read, *family.keys.unread}
-    kept = {key: value for key, value in {**outer, **inner}.items() if key in carried}
+    given = {**outer, **inner}
+    same = given.get("model_type", family.name) in (family.name, OUTER)
+    known = {*family.keys.read, *family.keys.unread}
+    # Another family has other settings; ids of tokens are of the tokenizer.
+    kept = {
+        key: value
+        for key, value in given.items()
+        if key in CARRIED & known and (same or key.endswith("_token_id"))
+    }
     written = kept | _written(family, config) | {family.vocab: vocab_size}
     written |= {"model_type": family.name, "architectures": [family.architecture], "dtype": dtype}
     _check_same_model(family, written, config)
@@ -129,6 +136,8 @@ def _check_same_model(family: Family, written: Json, config: ModelConfig) -> Non
         back = function_of(family.read(written))
     except KeyError as error:
         raise ConfigError(f"{family.name} cannot say a model without {error.args[0]}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{family.name} cannot say this model: {error}") from error
     wanted = function_of(config)
     different = [name for name in wanted if wanted[name] != back.get(name)]
     if different:
