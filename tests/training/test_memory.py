@@ -10,7 +10,9 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.training import memory
 from moe_jax.training.optimizer import Adafactor, OptimizerConfig
 
-_MODEL = DecoderConfig(2, moe=MoEConfig(every=0), width=8, mlp_dim=16, num_heads=2, head_dim=4)
+_MODEL = DecoderConfig(
+    num_layers=2, moe=MoEConfig(every=0), width=8, mlp_dim=16, num_heads=2, head_dim=4
+)
 _RUN = Experiment("x", _MODEL, DataConfig(seq_length=16, batch_size=8))
 
 
