@@ -31,22 +31,32 @@ from pathlib import Path
 from mutations import ROOT, Mutation, drawn, given
 
 RESULT = ROOT / "tools" / "mutations.tsv"
+COPIED = ("moe_jax", "tests")
+LINKED = ("configs", "experiments", "docs", "examples", "colab", "pyproject.toml")
 IMPORTED = ("jax", "jax.numpy", "flax.nnx", "optax", "numpy", "pytest", "hypothesis.strategies")
+_SPREAD = ("tests/routing/test_balance_spread.py", "tests/routing/test_balance_load.py")
+_SELECT = tuple(f"tests/routing/test_select_{name}.py" for name in ("tokens_choose", "assigned"))
 _ROUTER = ("tests/routing", "tests/transport", "tests/nn/test_moe.py")
 _LAYER = ("tests/nn/test_moe.py", "tests/nn/test_features.py", "tests/training/test_step.py")
 _STEP = ("tests/training/test_step.py", "tests/training/test_router_state.py")
 # The first pattern that fits a file names its tests: stages, tried in turn, of test files.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/balance/load.py": (("tests/routing/test_balance_load.py",), _ROUTER),
-    "moe_jax/routing/balance/*": (("tests/routing/test_balance_spread.py",), _ROUTER),
+    "moe_jax/routing/balance/base.py": (_SPREAD, _ROUTER),
+    "moe_jax/routing/balance/*": (_SPREAD[:1], _ROUTER),
     "moe_jax/routing/presets/*": (("tests/routing/test_presets.py",), _ROUTER),
+    "moe_jax/routing/select/base.py": (_SELECT, _ROUTER),
     "moe_jax/routing/select/*": (("tests/routing/test_select_{stem}.py",), _ROUTER),
+    "moe_jax/routing/plan.py": (("tests/routing/test_router.py", "tests/transport"), _ROUTER),
     "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTER),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),
     "moe_jax/parallel/exchange.py": (("tests/parallel/test_exchange.py",), ("tests/parallel",)),
-    "moe_jax/nn/moe.py": (_LAYER[:2], ("tests/nn", "tests/training/test_step.py")),
-    "moe_jax/nn/router.py": (_LAYER[:2], (*_STEP, "tests/parallel/test_routers.py")),
+    "moe_jax/nn/moe.py": (_LAYER[:1], ("tests/nn", "tests/training/test_step.py")),
+    "moe_jax/nn/router.py": (
+        ("tests/nn/test_router.py", "tests/nn/test_moe.py"),
+        (*_STEP, "tests/parallel/test_routers.py"),
+    ),
     "moe_jax/training/step.py": (_STEP, ("tests/training",)),
     "moe_jax/training/loss.py": (("tests/training/test_loss.py",), _STEP),
 }
@@ -60,16 +70,21 @@ def stages(name: str) -> list[list[str]]:
 
 
 class Watch:
-    """A plugin of pytest that runs quick tests of a file first and notes the first that fails."""
+    """A plugin of pytest that runs the likely tests first and notes the first that fails."""
 
-    def __init__(self, failed: Path, seconds: Path):
-        self.failed, self.path = failed, seconds
+    def __init__(self, failed: Path, seconds: Path, killers: set[str]):
+        self.failed, self.path, self.killers = failed, seconds, killers
         self.seconds = json.loads(seconds.read_text()) if seconds.exists() else {}
 
     def pytest_collection_modifyitems(self, items: list) -> None:
-        """Orders the tests by the seconds that they took in earlier trials."""
+        """Puts tests first that killed another mutation of the file, then the quick ones."""
         order = {item.path: number for number, item in reversed(list(enumerate(items)))}
-        items.sort(key=lambda item: (order[item.path], self.seconds.get(item.nodeid, 1.0)))
+
+        def key(item) -> tuple[bool, int, float]:
+            seconds = self.seconds.get(item.nodeid, 1.0)
+            return item.nodeid not in self.killers, order[item.path], seconds
+
+        items.sort(key=key)
 
     def pytest_runtest_logreport(self, report) -> None:
         """Notes a test."""
@@ -85,7 +100,7 @@ class Watch:
         self.path.write_text(json.dumps(self.seconds))
 
 
-def _tested(folder: Path, tests: list[str], deselected: list[str]) -> int:
+def _tested(folder: Path, tests: list[str], deselected: list[str], killers: set[str]) -> int:
     """Runs tests in a copy of the project, in a process made for them."""
     os.setsid()
     os.chdir(folder)
@@ -98,7 +113,7 @@ def _tested(folder: Path, tests: list[str], deselected: list[str]) -> int:
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
     options += [f"--deselect={test}" for test in deselected]
     return sys.modules["pytest"].main(
-        [*options, *tests], plugins=[Watch(folder / "failed", seconds)]
+        [*options, *tests], plugins=[Watch(folder / "failed", seconds, killers)]
     )
 
 
@@ -115,33 +130,39 @@ def _ended(child: int, limit: float) -> bool:
     return False
 
 
-def passes(folder: Path, tests: list[str], deselected: list[str], limit: float) -> bool:
+def passes(folder: Path, tests: list[str], killers: set[str], options: argparse.Namespace) -> bool:
     """Returns whether tests pass in a copy of the project, in a fork of this process."""
     child = os.fork()
     if child:
-        return _ended(child, limit)
+        return _ended(child, options.limit)
     code = 1
     try:
-        code = int(_tested(folder, tests, deselected))
+        code = int(_tested(folder, tests, options.deselect, killers))
     finally:
         os._exit(code)
 
 
-def trial(mutation: Mutation | None, tests: list[list[str]], options: argparse.Namespace) -> str:
-    """Returns the outcome and the test that failed, of a mutation or of the unchanged files."""
+def trial(mutation: Mutation, options: argparse.Namespace) -> str:
+    """Returns the outcome of a mutation and the test that failed."""
+    earlier = [line.split("\t") for line in lines() if line.startswith(mutation.path)]
+    killers = {line[4] for line in earlier if line[3] == "killed"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("moe_jax", "tests"):
+        for part in COPIED:
             shutil.copytree(ROOT / part, folder / part)
-        for part in ("configs", "experiments", "docs", "examples", "colab", "pyproject.toml"):
+        for part in LINKED:
             (folder / part).symlink_to(ROOT / part)
-        if mutation is not None:
-            (folder / mutation.path).write_text(mutation.applied())
-        for stage in tests:
-            if not passes(folder, stage, options.deselect, options.limit):
+        (folder / mutation.path).write_text(mutation.applied())
+        for stage in stages(mutation.path)[: options.stages]:
+            if not passes(folder, stage, killers, options):
                 failed = folder / "failed"
                 return f"killed\t{failed.read_text() if failed.exists() else 'out of time'}"
     return "survived\t"
+
+
+def lines() -> list[str]:
+    """Returns the lines of the result."""
+    return RESULT.read_text().splitlines() if RESULT.exists() else []
 
 
 def prepare(cache: str) -> None:
@@ -166,11 +187,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a stage of tests")
     parser.add_argument("--deselect", action="append", default=[], help="a test to leave out")
     parser.add_argument("--cache", default=tempfile.gettempdir() + "/mutate_cache", help="folder")
+    parser.add_argument("--stages", type=int, default=9, help="of tests at most: 1 for the nearest")
     parser.add_argument("--list", action="store_true", help="print the mutations and try none")
     options = parser.parse_args()
     every = given(options.given) if options.given else drawn(options.seed)[: options.sample]
-    tried = RESULT.read_text().splitlines() if RESULT.exists() else []
-    known = {"\t".join(line.split("\t")[:3]) for line in tried}
+    known = {"\t".join(line.split("\t")[:3]) for line in lines()}
     prepare(options.cache)
     for mutation in every:
         if mutation.title in known or not fnmatch.fnmatch(mutation.path, options.only):
@@ -179,7 +200,7 @@ def main() -> None:
             print(mutation.title)
             continue
         started = time.monotonic()
-        line = f"{mutation.title}\t{trial(mutation, stages(mutation.path), options)}"
+        line = f"{mutation.title}\t{trial(mutation, options)}"
         with RESULT.open("a") as file:
             file.write(line + "\n")
         print(f"{line}\t{time.monotonic() - started:.0f} s", flush=True)
