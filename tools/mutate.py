@@ -36,6 +36,7 @@ LINKED = ("configs", "experiments", "docs", "examples", "colab", "pyproject.toml
 IMPORTED = ("jax", "jax.numpy", "flax.nnx", "optax", "numpy", "pytest", "hypothesis.strategies")
 _SPREAD = ("tests/routing/test_balance_spread.py", "tests/routing/test_balance_load.py")
 _SELECT = tuple(f"tests/routing/test_select_{name}.py" for name in ("tokens_choose", "assigned"))
+_ROUTE = ("tests/routing/test_router.py", "tests/transport/test_transports.py")
 _ROUTER = ("tests/routing", "tests/transport", "tests/nn/test_moe.py")
 _LAYER = ("tests/nn/test_moe.py", "tests/nn/test_features.py", "tests/training/test_step.py")
 _STEP = ("tests/training/test_step.py", "tests/training/test_router_state.py")
@@ -47,8 +48,8 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/presets/*": (("tests/routing/test_presets.py",), _ROUTER),
     "moe_jax/routing/select/base.py": (_SELECT, _ROUTER),
     "moe_jax/routing/select/*": (("tests/routing/test_select_{stem}.py",), _ROUTER),
-    "moe_jax/routing/plan.py": (("tests/routing/test_router.py", "tests/transport"), _ROUTER),
-    "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTER),
+    "moe_jax/routing/plan.py": (_ROUTE, _ROUTER),
+    "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),
     "moe_jax/parallel/exchange.py": (("tests/parallel/test_exchange.py",), ("tests/parallel",)),
