@@ -39,7 +39,8 @@ _SELECT = tuple(f"tests/routing/test_select_{name}.py" for name in ("tokens_choo
 _ROUTE = ("tests/routing/test_router.py", "tests/transport/test_transports.py")
 _ROUTER = ("tests/routing", "tests/transport", "tests/nn/test_moe.py")
 _LAYER = ("tests/nn/test_moe.py", "tests/nn/test_features.py", "tests/training/test_step.py")
-_STEP = ("tests/training/test_step.py", "tests/training/test_router_state.py")
+_EXCHANGE = ("tests/parallel/test_exchange.py", "tests/parallel/test_parity.py")
+_STEP = tuple(f"tests/training/test_{name}.py" for name in ("step", "router_state", "distillation"))
 # The first pattern that fits a file names its tests: stages, tried in turn, of test files.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/balance/load.py": (("tests/routing/test_balance_load.py",), _ROUTER),
@@ -52,7 +53,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),
-    "moe_jax/parallel/exchange.py": (("tests/parallel/test_exchange.py",), ("tests/parallel",)),
+    "moe_jax/parallel/exchange.py": (_EXCHANGE[:1], _EXCHANGE[1:], ("tests/parallel",)),
     "moe_jax/nn/moe.py": (_LAYER[:1], ("tests/nn", "tests/training/test_step.py")),
     "moe_jax/nn/router.py": (
         ("tests/nn/test_router.py", "tests/nn/test_moe.py"),
