@@ -563,6 +563,15 @@ def test_recorded_experts_are_those_of_the_dispatch_tensor(name):
     assert silent.experts is None
 
 
+def test_the_recorded_choice_of_padding_is_minus_one():
+    # Padding prefers expert 1, and -2 would be a choice of expert 1 that got no slot.
+    moe = make(MoEConfig(num_experts=2, router=Router(Softmax(), TopK(1))))
+    moe.router.kernel[...] = jnp.array([[0.0, 1.0]] * WIDTH)
+    x, valid = jnp.ones((1, 2, WIDTH)), jnp.array([[True, False]])
+    _, aux = moe(x, valid, mode=Mode("full", record=True))
+    np.testing.assert_array_equal(aux.choices, [[[1], [-1]]])
+
+
 def test_counts_are_sums_over_groups():
     # Two groups of 4; both send their positive tokens to expert 0, which has one slot per group.
     moe = one_way(TIGHT)

@@ -48,7 +48,8 @@ def test_cosine():
     x = np.array([[3, 0]], np.float32)
     np.testing.assert_allclose(Cosine(2).logits(x, given, 2), [[1.8, 0]], rtol=1e-6)
     np.testing.assert_allclose(Cosine(2, True).logits(x, given, 2), [[0.6, 0]], rtol=1e-6)
-    made = Cosine(16).parameters(64, 8, 1)
+    # X-MoE's 16 dimensions.
+    made = Cosine().parameters(64, 8, 1)
     assert made["projection"].shape == (64, 16)
     embedding = made["embedding"]
     assert (embedding.shape, embedding.init, embedding.size) == ((8, 16), "orthogonal", 0.32)
