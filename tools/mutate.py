@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/presets/*": (("tests/routing/test_presets.py",), _ROUTER),
     "moe_jax/routing/select/base.py": (_SELECT, _ROUTER),
     "moe_jax/routing/select/*": (("tests/routing/test_select_{stem}.py",), _ROUTER),
-    "moe_jax/routing/plan.py": (_ROUTE, _ROUTER),
+    "moe_jax/routing/plan.py": (("tests/routing/test_plan.py", *_ROUTE), _ROUTER),
     "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),

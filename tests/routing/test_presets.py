@@ -9,6 +9,7 @@ import typing
 import pytest
 
 from moe_jax.errors import ConfigError
+from moe_jax.ranges import Weight
 from moe_jax.routing import (
     PRESETS,
     Balanced,
@@ -384,6 +385,11 @@ def test_choices_reach_their_parts():
 def test_loss_weights_go_by_name():
     router = preset("top2_mtf", balance_weight=0.5, second_balance_weight=0.25)
     assert router.loss_weights == {"balance": 0.5, "second_balance": 0.25}
+
+
+def test_a_choice_has_its_type_and_on_request_its_range():
+    assert choices_of("switch")["balance_weight"] is float
+    assert choices_of("switch", with_ranges=True)["balance_weight"] == Weight
 
 
 def test_unknown_preset_names_the_nearest():
