@@ -28,6 +28,12 @@ def test_bias_changes_who_is_chosen_and_not_the_gate():
     np.testing.assert_allclose(choice.gate, [[1 / 3, 2 / 3]], rtol=1e-6)
 
 
+def test_the_bias_moves_by_a_thousandth_where_nothing_else_is_set():
+    # Wang et al.'s rate. Expert 0 has too many tokens and expert 1 too few.
+    after = Bias().next_state({"bias": jnp.zeros(2)}, jnp.array([3.0, 1.0]))
+    np.testing.assert_allclose(after["bias"], [-1e-3, 1e-3])
+
+
 def test_no_gradient_reaches_the_bias():
     part, made = TopK(1, rank=Bias()), scored([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
 
