@@ -12,6 +12,7 @@ import pytest
 
 from experiments.runs import runs_of, to_train
 from moe_jax.training.metrics import read_metrics
+from moe_jax.workdir import locked
 from tests.experiments import tiny_dependent, tiny_diverging
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
@@ -97,9 +98,10 @@ def test_a_killed_runner_repeats_nothing_and_ends_in_the_same_report(folder, tmp
     last = err.splitlines()[-1]
     assert last.startswith("stopped by Ctrl-C: ")
     assert last.endswith("are saved; run the same command to go on")
-    # The runner has waited for what it trains.
-    said = [line for log in folder.glob("runs/*/log.txt") for line in log.read_text().splitlines()]
-    assert any(line.startswith("stopped by Ctrl-C") for line in said)
+    # The runner has waited for what it trains: every folder is free.
+    for config in folder.glob("runs/*/config.json"):
+        with locked(config.parent):
+            pass
 
     whole = run(folder)
     assert whole.returncode == 0, whole.stderr
