@@ -1,149 +1,211 @@
-"""Changes the code one place at a time and writes which changes no test notices.
+"""Changes the code in one place at a time, and writes which of these changes no test notices.
 
-``python tools/mutate.py --sample 120 --seed 0`` draws mutations of the routers, the transports, the
-MoE layer and the training step, applies each to a temporary copy of the package, runs the tests of
-the changed file there and appends a line to ``tools/mutations.tsv``: the file and line, the
-mutation, and ``killed`` or ``survived``. A mutation that has a line already is left out, so that a
-run that was stopped goes on. The last column is written by hand: why a survivor changes nothing.
+``python tools/mutate.py --sample 120 --seed 0`` draws mutations of routing, transport, the MoE
+layer, the step, the loss and the exchange, evenly over their files. A mutation is tried in a copy
+of the package: the tests that mirror the changed file run first, wider ones only if these pass,
+and the first test that fails ends the trial. ``tools/mutations.tsv`` gets a line for each: file,
+line and column, the mutation, ``killed`` or ``survived``, and the test that failed. A mutation that
+has a line already is left out, so a stopped run goes on, and another seed adds to the sample. For a
+survivor that changes nothing, ``equivalent`` and the reason are written into its line by hand.
+
+``--given tools/holes.tsv`` tries the mutations of a file instead (file, old text, new text).
+
+Each trial is a fork of a process that has imported JAX but no part of the package, and compiled
+programs are kept from one trial to the next, so that a trial compiles what its mutation changes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
+import fnmatch
+import importlib
+import json
 import os
-import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from mutations import ROOT, Mutation, drawn, given
+
 RESULT = ROOT / "tools" / "mutations.tsv"
-TESTS = {
-    "moe_jax/routing": ("tests/routing",),
-    "moe_jax/transport": ("tests/transport", "tests/nn/test_moe.py"),
-    "moe_jax/nn/moe.py": ("tests/nn/test_moe.py", "tests/nn/test_features.py"),
-    "moe_jax/nn/router.py": ("tests/nn/test_moe.py", "tests/training/test_router_state.py"),
-    "moe_jax/training/step.py": ("tests/training/test_step.py",),
-    "moe_jax/training/loss.py": ("tests/training/test_loss.py", "tests/training/test_step.py"),
+COPIED = ("moe_jax", "tests")
+LINKED = ("configs", "experiments", "docs", "examples", "colab", "pyproject.toml")
+IMPORTED = ("jax", "jax.numpy", "flax.nnx", "optax", "numpy", "pytest", "hypothesis.strategies")
+_SPREAD = ("tests/routing/test_balance_spread.py", "tests/routing/test_balance_load.py")
+_SELECT = tuple(f"tests/routing/test_select_{name}.py" for name in ("tokens_choose", "assigned"))
+_ROUTE = ("tests/routing/test_router.py", "tests/transport/test_transports.py")
+_ROUTER = ("tests/routing", "tests/transport", "tests/nn/test_moe.py")
+_LAYER = ("tests/nn/test_moe.py", "tests/nn/test_features.py", "tests/training/test_step.py")
+_EXCHANGE = ("tests/parallel/test_exchange.py", "tests/parallel/test_parity.py")
+_STEP = tuple(f"tests/training/test_{name}.py" for name in ("step", "router_state", "distillation"))
+# The first pattern that fits a file names its tests: stages, tried in turn, of test files.
+TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "moe_jax/routing/balance/load.py": (("tests/routing/test_balance_load.py",), _ROUTER),
+    "moe_jax/routing/balance/base.py": (_SPREAD, _ROUTER),
+    "moe_jax/routing/balance/*": (_SPREAD[:1], _ROUTER),
+    "moe_jax/routing/presets/*": (("tests/routing/test_presets.py",), _ROUTER),
+    "moe_jax/routing/select/base.py": (_SELECT, _ROUTER),
+    "moe_jax/routing/select/*": (("tests/routing/test_select_{stem}.py",), _ROUTER),
+    "moe_jax/routing/plan.py": (_ROUTE, _ROUTER),
+    "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
+    "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
+    "moe_jax/transport/*": (("tests/transport",), _LAYER),
+    "moe_jax/parallel/exchange.py": (_EXCHANGE[:1], _EXCHANGE[1:], ("tests/parallel",)),
+    "moe_jax/nn/moe.py": (_LAYER[:1], ("tests/nn", "tests/training/test_step.py")),
+    "moe_jax/nn/router.py": (
+        ("tests/nn/test_router.py", "tests/nn/test_moe.py"),
+        (*_STEP, "tests/parallel/test_routers.py"),
+    ),
+    "moe_jax/training/step.py": (_STEP, ("tests/training",)),
+    "moe_jax/training/loss.py": (("tests/training/test_loss.py",), _STEP),
 }
-_OPERATORS: dict[type, type] = {
-    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
-    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
-    **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And},
-    **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
-}
-_NAMES = {
-    **{"argmax": "argmin", "argmin": "argmax", "max": "min", "min": "max"},
-    **{"maximum": "minimum", "minimum": "maximum", "sum": "mean", "mean": "sum"},
-    **{"any": "all", "all": "any", "clean": "scores", "log_clean": "log_scores"},
-}
-Change = tuple[str, Callable[[ast.AST], None]]
 
 
-def set_(name: str, value: object) -> Callable[[ast.AST], None]:
-    """Returns a change that sets one field of a node."""
-    return lambda node: setattr(node, name, value)
+def stages(name: str) -> list[list[str]]:
+    """Returns the test files of a changed file, the nearest first."""
+    chosen = next(tests for pattern, tests in TESTS.items() if fnmatch.fnmatch(name, pattern))
+    filled = [[test.format(stem=Path(name).stem) for test in stage] for stage in chosen]
+    return [there for stage in filled if (there := [t for t in stage if (ROOT / t).exists()])]
 
 
-def changes(node: ast.AST) -> Iterator[Change]:
-    """Yields what can be changed in one node, in words and as a function."""
-    if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in _OPERATORS:
-        other = _OPERATORS[type(node.op)]
-        yield f"{type(node.op).__name__} -> {other.__name__}", set_("op", other())
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
-        yield "left & right -> right", lambda node: _become(node, node.right)
-        yield "left & right -> left", lambda node: _become(node, node.left)
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in _OPERATORS:
-        other = _OPERATORS[type(node.ops[0])]
-        yield f"{type(node.ops[0]).__name__} -> {other.__name__}", set_("ops", [other()])
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield f"{node.value} -> {not node.value}", set_("value", not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
-        for value in (node.value + 1, node.value - 1):
-            yield f"{node.value} -> {value}", set_("value", value)
-    if isinstance(node, ast.Attribute) and node.attr in _NAMES:
-        yield f".{node.attr} -> .{_NAMES[node.attr]}", set_("attr", _NAMES[node.attr])
-    if isinstance(node, ast.IfExp):
-        yield "always the first branch", lambda node: _become(node, node.body)
-        yield "always the second branch", lambda node: _become(node, node.orelse)
+class Watch:
+    """A plugin of pytest that runs the likely tests first and notes the first that fails."""
+
+    def __init__(self, failed: Path, seconds: Path, killers: set[str]):
+        self.failed, self.path, self.killers = failed, seconds, killers
+        self.seconds = json.loads(seconds.read_text()) if seconds.exists() else {}
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        """Puts tests first that killed another mutation of the file, then the quick ones."""
+        order = {item.path: number for number, item in reversed(list(enumerate(items)))}
+
+        def key(item) -> tuple[bool, int, float]:
+            seconds = self.seconds.get(item.nodeid, 1.0)
+            return item.nodeid not in self.killers, order[item.path], seconds
+
+        items.sort(key=key)
+
+    def pytest_runtest_logreport(self, report) -> None:
+        """Notes a test."""
+        if report.failed and not self.failed.exists():
+            self.failed.write_text(report.nodeid)
+        if getattr(report, "when", "") == "call":
+            self.seconds[report.nodeid] = round(report.duration, 2)
+
+    pytest_collectreport = pytest_runtest_logreport
+
+    def pytest_sessionfinish(self) -> None:
+        """Keeps the seconds for later trials."""
+        self.path.write_text(json.dumps(self.seconds))
 
 
-def _become(node: ast.AST, part: ast.expr) -> None:
-    """Makes a node pass on one of its parts alone."""
-    whole = ast.IfExp(test=ast.Constant(True), body=part, orelse=part)
-    node.__class__ = ast.IfExp
-    node.__dict__.update(whole.__dict__)
+def _tested(folder: Path, tests: list[str], deselected: list[str], killers: set[str]) -> int:
+    """Runs tests in a copy of the project, in a process made for them."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path[:] = [str(folder), *(p for p in sys.path if not Path(p or ".").is_relative_to(ROOT))]
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    seconds = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "seconds.json"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+    options += [f"--deselect={test}" for test in deselected]
+    return sys.modules["pytest"].main(
+        [*options, *tests], plugins=[Watch(folder / "failed", seconds, killers)]
+    )
 
 
-def mutations(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yields the place and words, the number of the node and of its change, for every mutation."""
-    for index, node in enumerate(ast.walk(ast.parse(path.read_text()))):
-        for number, (words, _) in enumerate(changes(node)):
-            yield f"{node.lineno}:{node.col_offset}\t{words}", index, number
+def _ended(child: int, limit: float) -> bool:
+    """Waits for a process, ends it after ``limit`` seconds, and returns whether all went well."""
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
-def mutated(path: Path, index: int, number: int) -> str:
-    """Returns the source of a file with one mutation."""
-    tree = ast.parse(path.read_text())
-    node = list(ast.walk(tree))[index]
-    list(changes(node))[number][1](node)
-    return ast.unparse(ast.fix_missing_locations(tree))
+def passes(folder: Path, tests: list[str], killers: set[str], options: argparse.Namespace) -> bool:
+    """Returns whether tests pass in a copy of the project, in a fork of this process."""
+    child = os.fork()
+    if child:
+        return _ended(child, options.limit)
+    code = 1
+    try:
+        code = int(_tested(folder, tests, options.deselect, killers))
+    finally:
+        os._exit(code)
 
 
-def files() -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yields the files to change and the tests of each."""
-    for name, tests in TESTS.items():
-        place = ROOT / name
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            yield path, tests
+def trial(mutation: Mutation, options: argparse.Namespace) -> str:
+    """Returns the outcome of a mutation and the test that failed."""
+    earlier = [line.split("\t") for line in lines() if line.startswith(mutation.path)]
+    killers = {line[4] for line in earlier if line[3] == "killed"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in COPIED:
+            shutil.copytree(ROOT / part, folder / part)
+        for part in LINKED:
+            (folder / part).symlink_to(ROOT / part)
+        (folder / mutation.path).write_text(mutation.applied())
+        for stage in stages(mutation.path)[: options.stages]:
+            if not passes(folder, stage, killers, options):
+                failed = folder / "failed"
+                return f"killed\t{failed.read_text() if failed.exists() else 'out of time'}"
+    return "survived\t"
 
 
-def killed(path: Path, source: str, tests: tuple[str, ...], limit: float) -> bool:
-    """Returns whether a test fails, or runs out of time, with ``source`` in place of a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder)
-        for name in ("moe_jax", "configs", "experiments", "tests", "pyproject.toml", "docs"):
-            whole = ROOT / name
-            if whole.is_dir():
-                shutil.copytree(whole, copied / name)
-            else:
-                shutil.copy(whole, copied / name)
-        (copied / path.relative_to(ROOT)).write_text(source)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-        try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, timeout=limit
-            )
-        except subprocess.TimeoutExpired:
-            return True
-        return done.returncode != 0
+def lines() -> list[str]:
+    """Returns the lines of the result."""
+    return RESULT.read_text().splitlines() if RESULT.exists() else []
+
+
+def prepare(cache: str) -> None:
+    """Imports all but the package, whose programs are kept in ``cache`` once compiled."""
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 def main() -> None:
-    """Draws mutations and tries those that have no line in the result yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Tries the drawn mutations that have no line in the result yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=120, help="mutations to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds for the tests of one")
-    given = parser.parse_args()
-    found = [(path, tests, *mutation) for path, tests in files() for mutation in mutations(path)]
-    drawn = random.Random(given.seed).sample(found, min(given.sample, len(found)))
-    tried = RESULT.read_text().splitlines() if RESULT.exists() else []
-    known = {"\t".join(line.split("\t")[:3]) for line in tried}
-    for path, tests, words, index, number in drawn:
-        title = f"{path.relative_to(ROOT)}\t{words}"
-        if title in known:
+    parser.add_argument("--given", type=Path, help="a file of mutations, instead of a draw")
+    parser.add_argument("--only", default="*", help="pattern of the files to change")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for a stage of tests")
+    parser.add_argument("--deselect", action="append", default=[], help="a test to leave out")
+    parser.add_argument("--cache", default=tempfile.gettempdir() + "/mutate_cache", help="folder")
+    parser.add_argument("--stages", type=int, default=9, help="of tests at most: 1 for the nearest")
+    parser.add_argument("--list", action="store_true", help="print the mutations and try none")
+    options = parser.parse_args()
+    every = given(options.given) if options.given else drawn(options.seed)[: options.sample]
+    known = {"\t".join(line.split("\t")[:3]) for line in lines()}
+    prepare(options.cache)
+    for mutation in every:
+        if mutation.title in known or not fnmatch.fnmatch(mutation.path, options.only):
             continue
-        source = mutated(path, index, number)
-        outcome = "killed" if killed(path, source, tests, given.limit) else "survived"
+        if options.list:
+            print(mutation.title)
+            continue
+        started = time.monotonic()
+        line = f"{mutation.title}\t{trial(mutation, options)}"
         with RESULT.open("a") as file:
-            file.write(f"{title}\t{outcome}\t\n")
-        print(title, outcome, flush=True)
+            file.write(line + "\n")
+        print(f"{line}\t{time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

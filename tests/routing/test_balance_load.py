@@ -11,9 +11,11 @@ from moe_jax.errors import ConfigError
 from moe_jax.routing import (
     CommunicationBalance,
     DeviceBalance,
+    Entropy,
     LoadBalance,
     SecondBalance,
     Softmax,
+    TokenBalance,
     TopK,
 )
 from moe_jax.routing.balance import Balance
@@ -94,6 +96,28 @@ def test_padding_in_the_switch_loss(padding: str, expected: float):
 @every_padding
 def test_a_group_of_padding_costs_nothing(padding: str):
     assert value(LoadBalance(padding=padding), SCORES, [F, F, F]) == 0
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        LoadBalance(),
+        LoadBalance(per_token=True),
+        SecondBalance(),
+        DeviceBalance(devices=2),
+        CommunicationBalance(devices=2),
+        Entropy(),
+        TokenBalance(),
+    ],
+    ids=repr,
+)
+def test_losses_read_the_scores_without_noise(part: Balance):
+    # Noise raises the two best scores of each token and moves no choice: no loss may see it.
+    clean = [[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.4, 0.3]]
+    noisy = scored([[0.6, 0.35, 0.03, 0.02], [0.1, 0.1, 0.5, 0.3]], clean=clean)
+    given = inputs(noisy.noisy)
+    found = float(part(noisy, TopK(2)(noisy, given), given))
+    assert found == pytest.approx(value(part, clean, k=2))
 
 
 def test_wishes_count_before_any_is_dropped():

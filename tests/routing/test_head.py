@@ -54,6 +54,13 @@ def test_cosine():
     assert (embedding.shape, embedding.init, embedding.size) == ((8, 16), "orthogonal", 0.32)
 
 
+def test_embeddings_shorter_than_one_are_made_unit_vectors_too():
+    # A tenth of the embeddings of test_cosine.
+    given = arrays(projection=[[1, 0], [0, 1]], embedding=[[0.3, 0.4], [0, 0.2]])
+    x = np.array([[3, 0]], np.float32)
+    np.testing.assert_allclose(Cosine(2).logits(x, given, 2), [[1.8, 0]], rtol=1e-6)
+
+
 def test_unit_slots():
     # Unit slots (0.6, 0.8) and (0, 1), scale 2; the token (5, 0) is (1, 0).
     given = arrays(slots=[[[3, 0]], [[4, 2]]], log_scale=np.log(2))

@@ -411,9 +411,16 @@ def test_unknown_choice_names_the_nearest():
         preset("switch", second="all")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "olmoe"])
+def test_a_capacity_factor_of_a_model_without_dropping_counts_every_choice(name: str):
+    # An even share of 64 tokens' 128 choices is 16 for each of 8 experts.
+    router = preset(name, k=2, capacity_factor=1.0)
+    assert {router.slots(64, 8, train=train) for train in (True, False)} == {16}
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_dropout_of_everything_is_refused(rate: float):
-    with pytest.raises(ConfigError, match="input_dropout=.* must be at least 0 and below 1"):
+    with pytest.raises(ConfigError, match=rf"switch\.input_dropout={rate} must be at least 0"):
         preset("switch", input_dropout=rate)
 
 

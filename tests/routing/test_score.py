@@ -9,8 +9,10 @@ from hypothesis import given
 from moe_jax.routing import (
     GaussianNoise,
     LearnedNoise,
+    Router,
     Sigmoid,
     Softmax,
+    Top2,
     TwoLevelSoftmax,
     Uniform,
 )
@@ -79,6 +81,23 @@ def test_noise_is_for_training_alone():
         made = Softmax(noise=noise)(inputs(x))
         np.testing.assert_array_equal(made.scores, quiet)
         assert made.noise_std is None
+
+
+def test_noise_and_policy_draw_by_keys_of_their_own(monkeypatch):
+    # By one key, experts that the noise favours would also be those that the policy keeps.
+    seen = []
+    for name in ("normal", "uniform"):
+        draw = getattr(jax.random, name)
+
+        def noted(key, *args, draw=draw):
+            seen.append(np.asarray(jax.random.key_data(key)).tolist())
+            return draw(key, *args)
+
+        monkeypatch.setattr(jax.random, name, noted)
+    router = Router(Softmax(noise=GaussianNoise()), Top2("random"))
+    router(np.zeros((2, 4), np.float32), capacity=2, rng=KEY)
+    first, second = seen
+    assert first != second
 
 
 def test_learned_noise_scales_with_the_softplus_of_the_second_plane():

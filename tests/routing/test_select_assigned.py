@@ -28,6 +28,12 @@ def test_auction_by_hand():
     np.testing.assert_array_equal(expert, [0, 1, 0, 1])
 
 
+def test_tokens_that_an_auction_leaves_without_a_seat_take_their_best_expert():
+    # No round of bids seats nobody.
+    values = np.array([[1, 2, 3], [1, 3, 2]], np.float32)
+    np.testing.assert_array_equal(auction(values, np.ones(2, bool), 1e-3, 0), [2, 1])
+
+
 run_auction = jax.jit(auction, static_argnums=(2, 3))
 
 

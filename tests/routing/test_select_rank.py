@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing import Bias, Limit, LoadBalance, Sampled, Sinkhorn, TopK
+from moe_jax.routing import Bias, Limit, LoadBalance, Sampled, Sigmoid, Sinkhorn, TopK
 from tests.routing.helpers import inputs, normal, scored, select
 
 KEY = jax.random.key(0)
@@ -159,14 +159,23 @@ def test_sampling_sends_the_same_gradient_to_the_chosen_score_alone():
 
 @pytest.mark.parametrize("by", ["max", "top2"])
 def test_groups_of_experts_are_ranked_by_their_best_one_or_two(by: str):
-    # Three groups of three. Best one: 0.9 in group 1. Best two: 0.6 + 0.5 in group 0 against
-    # 0.9 + 0.1 and 0.4 + 0.4. All three: 1.2 in group 2, against 1.15 and 1.1.
-    scores = [[0.6, 0.5, 0.05, 0.9, 0.1, 0.1, 0.4, 0.4, 0.4]]
+    # Three groups of three. Best one: 0.96 in group 1. Best two: 0.95 + 0.2 in group 0 against
+    # 0.96 + 0.05 and 0.5 + 0.5, which has the largest product, so logarithms may not be summed.
+    # All three: 1.5 in group 2, against 1.2 and 1.06.
+    scores = [[0.95, 0.2, 0.05, 0.96, 0.05, 0.05, 0.5, 0.5, 0.5]]
     best = {"max": 1, "top2": 0}[by]
     part = TopK(2, limit=Limit(3, 1, by))
     np.testing.assert_array_equal(select(part, scores).expert // 3, [[best, best]])
     # A bias counts with the scores that are summed: group 2 then has 1.2.
     part = dataclasses.replace(part, rank=Bias())
-    choice = select(part, scores, bias=[0, 0, 0, 0, 0, 0, 0.2, 0.2, 0] if by == "top2" else [0] * 9)
+    choice = select(part, scores, bias=[0, 0, 0, 0, 0, 0, 0.1, 0.1, 0] if by == "top2" else [0] * 9)
     expected = 2 if by == "top2" else 1
     np.testing.assert_array_equal(choice.expert // 3, [[expected, expected]])
+
+
+def test_groups_of_experts_are_ranked_by_the_sum_of_scores_and_not_of_logits():
+    # Sigmoids 0.98 + 0.02 = 1 in the first group and 2 * 0.62 in the second; the exponentials of
+    # the logits would sum to 54.6 and 3.3.
+    given = inputs([[4, -4, 0.5, 0.5]])
+    choice = TopK(2, limit=Limit(2, 1, "top2"))(Sigmoid()(given), given)
+    np.testing.assert_array_equal(choice.expert, [[2, 3]])
