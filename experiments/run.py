@@ -20,7 +20,7 @@ from experiments.records import record
 from experiments.runs import Run, execute, runs_of, to_train
 from experiments.statistics import MOST
 from experiments.tables import write_report
-from moe_jax import cli, signals
+from moe_jax import cli, disk, signals
 from moe_jax.training.loop import TrainingError
 
 # What training sustains, FLOP/s (one core at this scale, measured; the others are guesses), and
@@ -33,6 +33,9 @@ _MOST_PLACES = 8
 def main() -> None:
     """Trains what is missing and writes the report."""
     signals.advise("run the same command to go on")
+    for name, path in (("--workdir", _WORKDIR.value), ("--output", _OUTPUT.value)):
+        if path:
+            disk.check_folder(Path(path), name)
     file = Path(_ABLATION.value)
     ablation = load(file)
     arms = _ARMS.value or list(ablation.arms)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from moe_jax import cli, data
+from moe_jax import cli, data, disk
 from moe_jax.training.session import Session, open_session
 
 _CONFIG = cli.define_config()
@@ -25,6 +25,8 @@ _STEPS = flags.DEFINE_integer("steps", 5, "Training steps per turn.", lower_boun
 
 def main() -> None:
     """Measures and prints."""
+    if _OUTPUT.value:
+        disk.check_file(Path(_OUTPUT.value), "--output")
     experiment = cli.experiment_of(_CONFIG)
     experiment.check(jax.device_count())
     session = open_session(experiment, data.open_tokenizer(experiment.data))
@@ -38,8 +40,8 @@ def main() -> None:
     }
     line = json.dumps(result)
     if _OUTPUT.value:
-        Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(_OUTPUT.value).write_text(line + "\n")
+        with disk.replaced(Path(_OUTPUT.value)) as temporary:
+            temporary.write_text(line + "\n")
     print(line)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax import cli
+from moe_jax import cli, disk
 from moe_jax.planning import record
 from moe_jax.planning.published import table
 
@@ -23,9 +23,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "Write to this file instead of pri
 
 def main() -> None:
     """Prints total and active parameters, and FLOPs by part."""
+    if _OUTPUT.value:
+        disk.check_file(Path(_OUTPUT.value), "--output")
     text = table(Path(_FOLDER.value)) if _ALL.value else _line()
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(text)
+        with disk.replaced(Path(_OUTPUT.value)) as temporary:
+            temporary.write_text(text)
     else:
         print(text.rstrip("\n"))
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from moe_jax.errors import ConfigError
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REMEDY = "make space, then run the same command to go on"
 
@@ -19,6 +21,45 @@ class WriteError(OSError):
 def remedy(error: OSError) -> str:
     """Returns what to do about a refused write, or "" where only the reason tells."""
     return _REMEDY if error.errno in _FULL else ""
+
+
+def check_folder(path: Path, name: str) -> None:
+    """Refuses a path that cannot be a folder to write in; nothing is made.
+
+    Args:
+        path: the folder, which need not exist.
+        name: of the flag that gives it.
+
+    Raises:
+        ConfigError: naming the file or folder that is in the way.
+    """
+    folder = path
+    while not folder.exists() and not folder.is_symlink() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{name}={path} cannot be a folder, as {folder} is a file: use another {name}"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{name}={path} cannot be written, as {folder} is not writable: change its "
+            f"permissions, or use another {name}"
+        )
+
+
+def check_file(path: Path, name: str) -> None:
+    """Refuses a path at which no file can be written; nothing is made.
+
+    Args:
+        path: the file, which need not exist.
+        name: of the flag that gives it.
+
+    Raises:
+        ConfigError: naming the file or folder that is in the way.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{name}={path} is a folder: name a file in it")
+    check_folder(path.parent, name)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ def main() -> None:
     """Checks, plans and prints."""
     if not _TOPOLOGY.value:
         raise ConfigError("--topology is missing; try --topology=v5p:4x4x4 or --topology=cpu:8")
+    if _OUTPUT.value:
+        disk.check_file(Path(_OUTPUT.value), "--output")
     target = topology.parse(_TOPOLOGY.value)
     experiment = cli.experiment_of(_CONFIG)
     if _MESH.value:

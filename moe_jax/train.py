@@ -19,6 +19,7 @@ from moe_jax.training.finished import Sources, open_sources
 from moe_jax.training.loop import Diverged, Loop, Terminated
 from moe_jax.training.memory import check_memory
 from moe_jax.training.released import adopted
+from moe_jax.training.replay import check_replay
 from moe_jax.training.session import Session, check_streams, open_checkpoints, open_session
 from moe_jax.unread import unread
 
@@ -37,6 +38,7 @@ def main() -> None:
     experiment = adopted(experiment, folder, cli.overrides_of(_CONFIG))
     experiment.check(jax.device_count())
     check_streams(experiment)
+    check_replay(experiment.training.replay_routing, experiment.training.steps)
     workdir.check_folder(folder)
     sources = open_sources(experiment, folder)
     multihost.first(lambda: workdir.check_owner(folder, experiment, sources.identities))

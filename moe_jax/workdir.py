@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,8 @@ from typing import Any
 
 from absl import logging
 
+from moe_jax import disk
 from moe_jax.build import build, describe
-from moe_jax.disk import replaced
 from moe_jax.errors import ConfigError
 from moe_jax.experiment import Experiment
 
@@ -75,18 +74,7 @@ def check_folder(workdir: Path) -> None:
     Raises:
         ConfigError: naming the file or folder that is in the way.
     """
-    folder = workdir
-    while not folder.exists() and not folder.is_symlink() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ConfigError(
-            f"--workdir={workdir} cannot be a folder, as {folder} is a file: use another --workdir"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"--workdir={workdir} cannot be written, as {folder} is not writable: change its "
-            "permissions, or use another --workdir"
-        )
+    disk.check_folder(workdir, "--workdir")
     for name in (CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, _LOCK):
         if (workdir / name).is_dir():
             raise ConfigError(f"{workdir / name} is a folder, and a run writes a file there")
@@ -214,7 +202,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         WriteError: if the disk refuses.
     """
     text = json.dumps(value, indent=1) + "\n"
-    with replaced(path) as temporary:
+    with disk.replaced(path) as temporary:
         temporary.write_text(text)
 
 

@@ -5,7 +5,8 @@ import resource
 
 import pytest
 
-from moe_jax.disk import Appended, WriteError, naming, replaced
+from moe_jax.disk import Appended, WriteError, check_file, naming, replaced
+from moe_jax.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -54,3 +55,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_the_innermost_name_stays(tmp_path):
     with pytest.raises(WriteError, match="^inner"), naming(tmp_path / "outer"):
         raise WriteError("inner")
+
+
+def test_an_output_that_cannot_be_a_file_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ConfigError, match=f"--output={tmp_path} is a folder: name a file in it"):
+        check_file(tmp_path, "--output")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"as {tmp_path / 'file'} is a file"):
+        check_file(tmp_path / "file" / "out.json", "--output")
+    check_file(tmp_path / "new" / "out.json", "--output")
+    check_file(tmp_path / "file", "--output")  # replaced
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -138,9 +138,7 @@ def test_what_is_learned_of_positions_may_be_as_long_as_a_row(experiment):
         (DecoderConfig, {"head_dim": 7}, "model.head_dim=7 is odd"),
         (DecoderConfig, {"attention": Latent(rotary_dim=3)}, "attention.rotary_dim=3 is odd"),
         (DecoderConfig, {"positions": Sinusoidal(), "width": 3}, "model.width=3 is too small"),
-        (DecoderConfig, {"positions": T5Relative(buckets=1)}, "buckets=1"),
         (DecoderConfig, {"positions": T5Relative(8, max_distance=4)}, "max_distance=4"),
-        (EncoderDecoderConfig, {"positions": T5Relative(buckets=3)}, "at least 4"),
         (DecoderConfig, {"num_heads": 4, "num_kv_heads": 3}, "not a multiple"),
     ],
 )

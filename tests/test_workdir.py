@@ -161,10 +161,17 @@ def test_a_lost_config_of_a_run_with_checkpoints_is_named(tmp_path, caplog):
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{}", b"\xff\xfe"])
-def test_a_config_that_holds_none_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", "is of no run of this program"),
+        (b"{}", "is of no run of this program"),
+        (b"\xff\xfe", r"is damaged .*: restore it"),
+    ],
+)
+def test_a_config_that_holds_none_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config.json is damaged .*: restore it"):
+    with pytest.raises(ConfigError, match=f"config.json {message}"):
         workdir.load(tmp_path)
 
 
@@ -213,7 +220,7 @@ def test_a_path_that_cannot_be_a_folder_is_refused_before_anything_is_made(tmp_p
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir.os, "access", lambda *_: False)
+    monkeypatch.setattr(workdir.disk.os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match=f"as {tmp_path} is not writable"):
         workdir.check_folder(tmp_path / "run")
 

@@ -44,7 +44,8 @@ class Llama3Scaling(Ranged):
     Attributes:
         factor: of the longest.
         low: wavelengths above ``original_length / low`` are divided.
-        high: wavelengths below ``original_length / high`` are kept; between is a ramp.
+        high: wavelengths below ``original_length / high`` are kept; between is a ramp, or a step
+            where both are equal (Llama 4 Scout).
         original_length: tokens that the model was trained on first.
     """
 
@@ -55,15 +56,17 @@ class Llama3Scaling(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.high <= self.low:
+        if self.high < self.low:
             raise ConfigError(
-                f"Llama3Scaling.high={self.high} must be above Llama3Scaling.low={self.low}"
+                f"Llama3Scaling.high={self.high} must be at least Llama3Scaling.low={self.low}"
             )
 
     def frequencies(self, plain: Array, base: float) -> Array:
         """Returns the scaled frequencies ``(D / 2,)``."""
         del base
         turns = self.original_length * plain / (2 * math.pi)
+        if self.high == self.low:
+            return jnp.where(turns < self.low, plain / self.factor, plain)
         kept = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return plain * (kept + (1 - kept) / self.factor)
 

@@ -55,7 +55,7 @@ class Logged:
 
 
 def spans(steps: Iterable[int]) -> str:
-    """Returns numbers in words: ``steps 3 to 20``, or ``2 steps between 3 and 20`` with gaps."""
+    """Returns numbers in words: ``steps 3 to 20``, or ``9 steps of 3 to 20`` with gaps."""
     ordered = sorted(set(steps))
     first, last = ordered[0], ordered[-1]
     if first == last:
@@ -66,11 +66,12 @@ def spans(steps: Iterable[int]) -> str:
 
 def digest(tokenizer: data.Tokenizer) -> str:
     """Returns what names a tokenizer by its content."""
-    base, sentinels = tokenizer, 0
-    if isinstance(tokenizer, data.WithSentinels):
-        base, sentinels = tokenizer.base, tokenizer.sentinels
-    about = f"{type(base).__name__} {base.vocab_size} {sentinels} ".encode()
-    return hashlib.sha256(about + getattr(base, "model", b"")).hexdigest()[:_DIGITS]
+    about = ""
+    while isinstance(tokenizer, data.WithSentinels | data.WithSpareIds):
+        about += f"{type(tokenizer).__name__} {tokenizer.vocab_size} "
+        tokenizer = tokenizer.base
+    about += f"{type(tokenizer).__name__} {tokenizer.vocab_size} "
+    return hashlib.sha256(about.encode() + getattr(tokenizer, "model", b"")).hexdigest()[:_DIGITS]
 
 
 def split(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -112,21 +112,8 @@ class Loop:
             CheckpointError: if a checkpoint could not be written.
         """
         experiment = self.session.experiment
-        self._require_finite(
-            start,
-            state,
-            "start from weights that are finite"
-            if self._saved is None
-            else f"remove {self.checkpoints.directory}/{start} to go on from an earlier checkpoint",
-        )
-        batches = data.train_batches(
-            experiment.data, self.session.tokenizer, rows=self.session.rows
-        )
-        notes: dict[str, Any] = {}
-        if data_state is not None:
-            position, notes = split(data_state)
-            batches.set_state(position)
-        logged = Logged(notes[LOG]) if LOG in notes else None
+        self._require_good_start(start, state)
+        batches, logged = self._batches(data_state)
         steps = experiment.training.steps
         with (
             MetricsWriter(self.workdir, start, logged) as writer,
@@ -160,6 +147,16 @@ class Loop:
         self.checkpoints.wait()
         batches.close()
         return state
+
+    def _batches(self, data_state: dict[str, Any] | None) -> tuple[Any, Logged | None]:
+        """Returns the batches from a position in the data on, and the steps logged before it."""
+        session = self.session
+        batches = data.train_batches(session.experiment.data, session.tokenizer, rows=session.rows)
+        if data_state is None:
+            return batches, None
+        position, notes = split(data_state)
+        batches.set_state(position)
+        return batches, Logged(notes[LOG]) if LOG in notes else None
 
     @property
     def record(self) -> RoutingRecord:
@@ -210,6 +207,13 @@ class Loop:
     @property
     def _tokenizer(self) -> str:
         return digest(self.session.tokenizer)
+
+    def _require_good_start(self, start: int, state: TrainState) -> None:
+        remedy = "start from weights that are finite"
+        if self._saved is not None:
+            folder = self.checkpoints.directory / str(start)
+            remedy = f"remove {folder} to go on from an earlier checkpoint"
+        self._require_finite(start, state, remedy)
 
     def _require_finite(self, step: int, state: TrainState, consequence: str) -> None:
         found = multihost.fetch(_finite_leaves(state))

@@ -12,6 +12,7 @@ import numpy as np
 
 from moe_jax.disk import replaced
 from moe_jax.errors import ConfigError, line_of
+from moe_jax.training.history import spans
 
 ROUTING = "routing"
 
@@ -64,6 +65,25 @@ class RoutingRecord:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}.npz"
+
+
+def check_replay(folder: str, steps: int) -> None:
+    """Refuses a folder that does not hold the routing of every step of a run.
+
+    Args:
+        folder: ``training.replay_routing``; "" for none.
+        steps: of the run.
+
+    Raises:
+        ConfigError: naming the steps that are missing.
+    """
+    missing = RoutingRecord(Path(folder)).missing(steps) if folder else []
+    if missing:
+        raise ConfigError(
+            f"training.replay_routing={folder} lacks the routing of {spans(missing)}, or it is "
+            f"damaged: lower training.steps={steps}, or record a run with "
+            "training.record_routing=True"
+        )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

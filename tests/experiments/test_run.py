@@ -12,6 +12,7 @@ import pytest
 
 from experiments.runs import runs_of, to_train
 from moe_jax.training.metrics import read_metrics
+from moe_jax.workdir import locked
 from tests.experiments import tiny_dependent, tiny_diverging
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
@@ -55,6 +56,7 @@ def killed(folder):
 
 def interrupted(folder):
     """Starts the runner and sends it, alone, Ctrl-C while it trains; how it ended."""
+    began = time.time_ns()
     runner = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", ABLATION, f"--workdir={folder}"],
         cwd=ROOT,
@@ -65,7 +67,7 @@ def interrupted(folder):
         start_new_session=True,
     )
     end = time.monotonic() + TIMEOUT
-    while time.monotonic() < end and not _under_way(folder):
+    while time.monotonic() < end and not _under_way(folder, began):
         assert runner.poll() is None, runner.communicate()
         time.sleep(0.02)
     runner.send_signal(signal.SIGINT)
@@ -73,9 +75,10 @@ def interrupted(folder):
     return runner.returncode, out, err
 
 
-def _under_way(folder):
-    """Whether a run has logged a step and is not finished."""
-    logs = (log for log in folder.glob("runs/*/metrics.jsonl") if log.stat().st_size)
+def _under_way(folder, began):
+    """Whether a run has logged a step since then and is not finished."""
+    logs = [log for log in folder.glob("runs/*/metrics.jsonl") if log.stat().st_size]
+    logs = [log for log in logs if log.stat().st_mtime_ns > began]
     return any(not (log.parent / "result.json").exists() for log in logs)
 
 
@@ -95,9 +98,10 @@ def test_a_killed_runner_repeats_nothing_and_ends_in_the_same_report(folder, tmp
     last = err.splitlines()[-1]
     assert last.startswith("stopped by Ctrl-C: ")
     assert last.endswith("are saved; run the same command to go on")
-    # The runner has waited for what it trains.
-    said = [line for log in folder.glob("runs/*/log.txt") for line in log.read_text().splitlines()]
-    assert any(line.startswith("stopped by Ctrl-C") for line in said) or not _under_way(folder)
+    # The runner has waited for what it trains: every folder is free.
+    for config in folder.glob("runs/*/config.json"):
+        with locked(config.parent):
+            pass
 
     whole = run(folder)
     assert whole.returncode == 0, whole.stderr

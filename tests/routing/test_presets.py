@@ -12,6 +12,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.ranges import Weight
 from moe_jax.routing import (
     PRESETS,
+    Balance,
     Balanced,
     Bias,
     Cap,
@@ -78,6 +79,10 @@ def top_k(k: int, normalize: bool = False) -> TopK:
 
 def balance(weight: float, choices: str, padding: str, per_token: bool = False) -> LoadBalance:
     return LoadBalance(weight, choices, padding, per_token, 0.0, "balance")
+
+
+def of_sequences(loss: Balance) -> Balance:
+    return dataclasses.replace(loss, span="sequence")
 
 
 PUBLISHED = {
@@ -254,16 +259,19 @@ PUBLISHED = {
     "qwen3_moe": Router(
         SOFTMAX, top_k(8, True), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN
     ),
+    # The losses of DeepSeek's models are of each sequence.
     # alpha_1 = 0.001 at 16B, whose experts sit on one device: no device loss.
-    "deepseek_moe": Router(SOFTMAX, top_k(6), (balance(1e-3, "mean", "masked"),), DROPLESS, *PLAIN),
+    "deepseek_moe": Router(
+        SOFTMAX, top_k(6), (of_sequences(balance(1e-3, "mean", "masked")),), DROPLESS, *PLAIN
+    ),
     # alpha 0.003, 0.05, 0.02; M = 3 of D = 8; factor 16; drops in training.
     "deepseek_v2": Router(
         SOFTMAX,
         TopK(6, False, 16.0, None, Limit(8, 3, "max")),
         (
-            balance(3e-3, "mean", "masked"),
-            DeviceBalance(0.05, 8, "device_balance"),
-            CommunicationBalance(0.02, 8, 3, "communication_balance"),
+            of_sequences(balance(3e-3, "mean", "masked")),
+            of_sequences(DeviceBalance(0.05, 8, "device_balance")),
+            of_sequences(CommunicationBalance(0.02, 8, 3, "communication_balance")),
         ),
         Capacity(1.0, 2.0, "eval", 0.0, 4, 1, "ceil", False, "choice", False, 8, False),
         *PLAIN,
@@ -272,7 +280,7 @@ PUBLISHED = {
     "deepseek_v3": Router(
         SIGMOID,
         TopK(8, True, 2.5, Bias(1e-3, "sign"), Limit(8, 4, "top2")),
-        (balance(1e-4, "mean", "masked", True),),
+        (of_sequences(balance(1e-4, "mean", "masked", True)),),
         DROPLESS,
         *PLAIN,
     ),
@@ -375,7 +383,9 @@ def test_choices_reach_their_parts():
     slots = preset("olmoe", capacity_factor=1.5).capacity
     assert (slots.factor, slots.eval_factor, slots.per_choice) == (1.5, 1.5, True)
     assert slots.dropless == "never"
-    assert preset("deepseek_moe", device_weight=0.05).balance[1] == DeviceBalance(0.05, 8)
+    devices = of_sequences(DeviceBalance(0.05, 8))
+    assert preset("deepseek_moe", device_weight=0.05).balance[1] == devices
+    assert preset("deepseek_v3", span="group").balance[0].span == "group"
     # fairseq: a negative fraction asks for the training formula; gates divided before or after.
     assert preset("fairseq_top2", eval_token_fraction=-1.0).capacity.eval_fraction == 0
     before = preset("fairseq_top2", normalize_before_dropping=True)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.routing import Bias, LoadBalance, Mixture, Sigmoid, TopK, preset
+from moe_jax.routing import Bias, LoadBalance, Mixture, Sigmoid, SoftSlots, TopK, preset
 from moe_jax.routing.head import Cosine, UnitSlots
+from tests.matrix import sample
 from tests.routing.cases import KEY, TIGHT, Case, case, names
 from tests.routing.helpers import S, compiled, inputs, normal, scored
 from tests.routing.properties import draws
@@ -82,16 +83,18 @@ def comparable(case: Case, logits: Array) -> Array:
     """Returns where float32 can tell the experts of a token apart: ``(N,)``.
 
     Noise is rounded away beside logits of thousands, and a score of less than the machine epsilon
-    beside a bias.
+    beside a bias. A cap on the experts of a token projects the scores themselves, and of two scores
+    near 1 float32 cannot tell which is larger.
     """
     largest, least = np.abs(logits).max((1, 2, 3)), logits.min((1, 2, 3))
-    if draws(case.router):
+    capped = getattr(case.router.select, "cap", None) is not None
+    if draws(case.router) or capped:
         return largest < 20
     ranked = isinstance(getattr(case.router.select, "rank", None), Bias)
     return (least > -80) | (least <= -9000) if ranked else np.ones(len(logits), bool)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", sample(names()))
 def test_logits_of_any_size_give_what_they_give_in_float64(name: str, same_draws):
     one = case(name)
     logits = sizes(one)
@@ -100,7 +103,8 @@ def test_logits_of_any_size_give_what_they_give_in_float64(name: str, same_draws
     with jax.enable_x64(True):
         wide = measured(one, logits, np.float64)
     same = comparable(one, logits)
-    np.testing.assert_array_equal(narrow["seated"][same], wide["seated"][same])
+    if not isinstance(one.router.select, SoftSlots):  # A share of a slot may underflow.
+        np.testing.assert_array_equal(narrow["seated"][same], wide["seated"][same])
     # Float32 holds a sum of logits of this size to so much.
     error = 1e-5 + 4 * np.finfo(np.float32).eps * np.abs(logits).max((1, 2, 3))
     for what in ("gates", "loss", "gradient"):

@@ -1,9 +1,12 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from moe_jax import data
+from moe_jax.training.history import Logged
 from moe_jax.training.loop import Diverged, Loop, TrainingError, _Guard
 from moe_jax.training.state import TrainState
 
@@ -84,13 +87,13 @@ def test_an_update_that_is_not_finite_is_told_from_a_loss_that_is_not(caplog):
 class Disk:
     """Checkpoints that remember which steps they were given."""
 
-    directory = "runs/a/checkpoints"
+    directory = Path("runs/a/checkpoints")
 
     def __init__(self, found=None, damaged=None):
         self.found, self.newest, self.saved = found, damaged or found, []
 
     def restore(self, like):
-        return None if self.found is None else (self.found, like, None)
+        return None if self.found is None else (self.found, like, {})
 
     def latest_step(self):
         return self.newest
@@ -110,7 +113,10 @@ def state(value=1.0):
 
 def loop(disk):
     session = SimpleNamespace(
-        abstract=state(), first_state=lambda: state(), experiment=SimpleNamespace(data=None)
+        abstract=state(),
+        first_state=lambda: state(),
+        experiment=SimpleNamespace(data=None),
+        tokenizer=data.Bytes(),
     )
     return Loop(session, disk, None)
 
@@ -122,9 +128,9 @@ BATCHES = SimpleNamespace(get_state=lambda: {})
 def test_a_state_that_is_not_finite_is_never_saved(value):
     disk = Disk()
     training = loop(disk)
-    training._save(3, state(), BATCHES)
+    training._save(3, state(), BATCHES, Logged())
     with pytest.raises(TrainingError, match=r"state at step 4 .* in params/w: it is not saved"):
-        training._save(4, state(value), BATCHES)
+        training._save(4, state(value), BATCHES, Logged())
     assert disk.saved == [3]
 
 
@@ -151,7 +157,7 @@ def test_a_run_that_diverged_names_a_checkpoint_that_it_restored_or_wrote(disk, 
     training, guard = loop(disk), _Guard(1)
     training.restore()
     for step in saves:
-        training._save(step, state(), BATCHES)
+        training._save(step, state(), BATCHES, Logged())
     training._look(guard, 13, unapplied(1))
     with pytest.raises(Diverged, match=f"; {last}$"):
         training._look(guard, 14, None)

@@ -13,7 +13,7 @@ from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
-from moe_jax.training.replay import RoutingRecord
+from moe_jax.training.replay import RoutingRecord, check_replay
 from moe_jax.training.state import Recipe
 from moe_jax.training.step import Objective, train_step
 
@@ -157,6 +157,19 @@ def test_a_step_or_batch_that_was_not_recorded_is_refused(tmp_path):
     other["inputs"] = other["inputs"][::-1]
     with pytest.raises(ConfigError, match="recorded for other tokens"):
         record.read(1, other)
+
+
+def test_a_folder_without_every_step_is_refused_before_a_run_starts(tmp_path):
+    check_replay("", steps=9)  # a run that replays nothing
+    record = RoutingRecord(tmp_path)
+    for step in (1, 2, 4):
+        record.write(step, batch(), ())
+    check_replay(str(tmp_path), steps=2)
+    with pytest.raises(ConfigError, match="lacks the routing of step 3, .*training.steps=4"):
+        check_replay(str(tmp_path), steps=4)
+    (tmp_path / "00000002.npz").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match="lacks the routing of steps 2 to 3"):
+        check_replay(str(tmp_path), steps=4)
 
 
 def test_a_record_of_other_width_is_refused():
