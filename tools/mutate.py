@@ -157,7 +157,8 @@ def trial(mutation: Mutation, options: argparse.Namespace) -> str:
         for part in LINKED:
             (folder / part).symlink_to(ROOT / part)
         (folder / mutation.path).write_text(mutation.applied())
-        for stage in stages(mutation.path)[: options.stages]:
+        named = [options.tests] if options.tests else stages(mutation.path)[: options.stages]
+        for stage in named:
             if not passes(folder, stage, killers, options):
                 failed = folder / "failed"
                 return f"killed\t{failed.read_text() if failed.exists() else 'out of time'}"
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--deselect", action="append", default=[], help="a test to leave out")
     parser.add_argument("--cache", default=tempfile.gettempdir() + "/mutate_cache", help="folder")
     parser.add_argument("--stages", type=int, default=9, help="of tests at most: 1 for the nearest")
+    parser.add_argument("--tests", nargs="+", help="test files to run instead")
     parser.add_argument("--list", action="store_true", help="print the mutations and try none")
     options = parser.parse_args()
     every = given(options.given) if options.given else drawn(options.seed)[: options.sample]

@@ -221,6 +221,13 @@ def test_losses_of_tokens_further_ahead_by_hand():
     assert len(layers) == 4 and loss > 0
 
 
+def test_a_single_target_further_ahead_is_its_own_mean():
+    # Of two tokens one has a next but one: 1.5 per token is 3 per such target.
+    sums = (None, None, None, jnp.array([1.5]), (), None)
+    found = step_module._per_target(sums, {"segments": jnp.array([[1, 1, 0]])}, jnp.array(2))
+    assert found[3] == 3
+
+
 def test_microbatches_look_as_far_ahead_as_the_whole_batch():
     close(looking_ahead(4)[2][3], looking_ahead()[2][3])
     close(looking_ahead(4)[2][0], looking_ahead()[2][0], 5e-6)
