@@ -178,6 +178,7 @@ def prepare(cache: str) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+    Path(cache).mkdir(parents=True, exist_ok=True)
     for name in IMPORTED:
         importlib.import_module(name)
 
@@ -191,7 +192,9 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="pattern of the files to change")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a stage of tests")
     parser.add_argument("--deselect", action="append", default=[], help="a test to leave out")
-    parser.add_argument("--cache", default=tempfile.gettempdir() + "/mutate_cache", help="folder")
+    parser.add_argument(
+        "--cache", default=tempfile.gettempdir() + "/mutate_cache", help="folder of programs"
+    )
     parser.add_argument("--stages", type=int, default=9, help="of tests at most: 1 for the nearest")
     parser.add_argument("--tests", nargs="+", help="test files to run instead")
     parser.add_argument("--list", action="store_true", help="print the mutations and try none")
