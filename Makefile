@@ -14,7 +14,7 @@ train: $(STAMP)
 test: $(STAMP) lint
 	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile
 
-# All cases of matrices of which `make test` runs a covering part.
+# What `make test` leaves out: the rest of matrices, and the tests of tests/exhaustive.txt.
 exhaustive: $(STAMP)
 	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile -m exhaustive
 
