@@ -97,7 +97,15 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
     """
     found = check_owner(workdir, experiment, sources)
     path = workdir / CONFIG
-    corpus = _read(path).get(_CORPUS) if path.exists() else None
+    corpus = None
+    if path.exists():
+        corpus = _read(path).get(_CORPUS)
+    elif any((workdir / CHECKPOINTS).glob("[0-9]*")):
+        logging.warning(
+            "%s is missing: the run goes on with the settings of this command, and nothing tells "
+            "whether they are those of its checkpoints",
+            path,
+        )
     named = {_SOURCES: found} if found else {}
     named |= {_CORPUS: corpus} if corpus else {}
     about = {"versions": _versions(), "git_commit": _git_commit(), **named}
@@ -127,12 +135,6 @@ def check_owner(
                 f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
                 "another --workdir, or delete it"
             )
-    elif any((workdir / CHECKPOINTS).glob("[0-9]*")):
-        logging.warning(
-            "%s is missing: the run goes on with the settings of this command, and nothing tells "
-            "whether they are those of its checkpoints",
-            path,
-        )
     return found
 
 

@@ -9,7 +9,11 @@ ABLATION = dataclasses.replace(
     tiny_ablation.ABLATION,
     name="tiny_diverging",
     arms={
-        "fast": {"optimizer.learning_rate": 1e38, "training.max_skipped_updates": 2},
+        "fast": {
+            "optimizer.learning_rate": 1e6,
+            "optimizer.rule.weight_decay": 1e6,
+            "training.max_skipped_updates": 2,
+        },
         "tuned": {"training.start_from": Finished("fast")},
         "slow": {"training.max_skipped_updates": 2},
     },
