@@ -173,7 +173,7 @@ def test_folders_that_hold_nothing_to_start_from_are_one_line(released, tmp_path
         assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="holds no run"):
         open_sources(starting(tmp_path / "nowhere"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="holds no run .config.json is of another program"):
+    with pytest.raises(ConfigError, match="config.json is of no run of this program"):
         workdir.load(released)
 
 
