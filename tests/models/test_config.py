@@ -12,8 +12,8 @@ from moe_jax.nn.positions import Rotary, Sinusoidal, T5Relative
 @pytest.mark.parametrize(
     ("kind", "settings", "match"),
     [
-        (DecoderConfig, {"num_layers": 0}, "model.num_layers=0"),
-        (DecoderConfig, {"width": 0}, "model.width=0"),
+        (DecoderConfig, {"num_layers": 0}, "DecoderConfig.num_layers=0"),
+        (DecoderConfig, {"width": 0}, "DecoderConfig.width=0"),
         (DecoderConfig, {"num_kv_heads": 3}, "model.num_heads=4 is not a multiple"),
         (
             DecoderConfig,
