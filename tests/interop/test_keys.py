@@ -116,7 +116,7 @@ def test_an_object_that_is_something_else_is_refused(family, odd):
 
 def theirs(family, config):
     """Returns all settings as ``transformers`` itself fills them in, or ``None`` if it refuses."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="run `make parity`")
     kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[family]
     try:
         found = kind.from_dict(dict(config))
@@ -139,7 +139,7 @@ def assert_same_as_theirs(family, config):
 
 @CASES
 def test_the_defaults_are_those_of_transformers(family):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="run `make parity`")
     kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[family]
     keys = FAMILIES[family].keys
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
@@ -196,7 +196,7 @@ def test_another_name_of_a_key_is_the_same_key(family):
 
 
 def test_keys_of_every_configuration_of_transformers_are_known():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="run `make parity`")
     base = set(transformers.PreTrainedConfig().to_dict())
     generation = set(transformers.GenerationConfig().to_dict()) - {"use_cache"}
     assert {name for name in base if not name.startswith("_")} <= set(EVERYWHERE)
