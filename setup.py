@@ -1,6 +1,6 @@
 """Packaging of moe_jax: ``pip install -e .[test]`` on any machine with Python 3.11 or newer."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
@@ -19,7 +19,13 @@ setup(
     name="moe_jax",
     version="0.1.0",
     description="Mixture-of-Experts research in JAX: routers, transports, models and ablations.",
-    packages=find_packages(include=["moe_jax", "moe_jax.*"]),
+    # Configs and ablations stand at the top of the repository and are installed inside the package.
+    packages=[
+        *find_packages(include=["moe_jax", "moe_jax.*"]),
+        *(f"moe_jax.{name}" for name in find_namespace_packages(include=["configs*"])),
+        *(f"moe_jax.{name}" for name in find_packages(include=["experiments*"])),
+    ],
+    package_dir={"moe_jax.configs": "configs", "moe_jax.experiments": "experiments"},
     package_data={"moe_jax": ["**/*.txt", "**/*.md", "**/*.tsv", "**/*.j2"]},
     python_requires=">=3.11",
     install_requires=[

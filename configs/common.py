@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from moe_jax.build import settings, type_hints, unset
-from moe_jax.experiment import Experiment
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import settings, type_hints, unset
 from moe_jax.models import DecoderConfig, ModelConfig
 from moe_jax.routing import PRESETS
 

@@ -6,9 +6,9 @@ be overridden, so long as the model computes the same.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.build import settings
+from moe_jax.config.schema import settings
 from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders

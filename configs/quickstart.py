@@ -7,8 +7,7 @@ the same FLOPs per token.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 
 def get_config(variant: str = "switch") -> ConfigDict:

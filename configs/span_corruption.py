@@ -7,9 +7,9 @@ the decoder stays a Switch). All spend the same FLOPs per token.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.build import settings
+from moe_jax.config.schema import settings
 from moe_jax.data import Spans
 from moe_jax.models import EncoderDecoderConfig
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ml_collections import ConfigDict
-
-from configs import quickstart
+from moe_jax.configs import quickstart
 
 # A core trains an arm in about a minute and a half: few parameters and some 50 tokens for each, so
 # that more experts have something to add; batches are small, since there steps are what is short.

@@ -21,6 +21,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint} known: {', '.join(known)}" if known else "; there are none"
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one line and says what to change."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message is one line and names the remedy."""
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from moe_jax import decoding, routing
+from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.decoding import Sampling
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, EncoderDecoderConfig
 from moe_jax.models.embedding import Embedding
@@ -28,7 +29,7 @@ from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.precision import wide_einsum
 from moe_jax.routing import Forced
 from moe_jax.routing.capacity import exclusive_cumsum
-from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe
 from moe_jax.training.step import Objective, Teacher
 from moe_jax.transport import Einsum

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 
 from moe_jax import ranges, routing
-from moe_jax.build import _chosen_by_type, _options, build, describe, type_hints
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.optimizer import Adafactor, AdamW, Cosine, Linear, OptimizerConfig
+from moe_jax.config.schema import _chosen_by_type, _options, build, describe, type_hints
 from moe_jax.data import DataConfig, Spans
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
-from moe_jax.experiment import Experiment
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import AttentionOverride
 from moe_jax.nn.attention import Details
@@ -37,16 +38,9 @@ from moe_jax.planning.compile import batch_shapes, make_step
 from moe_jax.ranges import Range, ranges_of
 from moe_jax.routing import LoadBalance, ZLoss
 from moe_jax.routing.select import Limit
-from moe_jax.training.optimizer import (
-    Adafactor,
-    AdamW,
-    Cosine,
-    Linear,
-    OptimizerConfig,
-    make_optimizer,
-)
-from moe_jax.training.session import jit_train_step
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe
+from moe_jax.training.step import Objective, jit_train_step
 from tests.matrix import sample
 
 ROUTER = dataclasses.replace(routing.preset("switch"), balance=())
@@ -324,7 +318,7 @@ def stepped(experiment: Experiment) -> tuple[Any, Any]:
     optimizer = make_optimizer(experiment.optimizer, 10)
     recipe = Recipe(experiment.model, experiment.vocab_size, optimizer, 0, mesh)
     graph, state = recipe.create()
-    function = jit_train_step(graph, optimizer, experiment.training.objective, state)
+    function = jit_train_step(graph, optimizer, Objective.of(experiment.training), state)
     shapes = batch_shapes(experiment.model, 2, 16, 0)
     rng = np.random.default_rng(0)
     batch = {name: rng.integers(1, 200, shape, np.int32) for name, shape in shapes.items()}

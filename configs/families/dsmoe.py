@@ -1,8 +1,7 @@
 """DeepSeekMoE's comparison of routers at 2B parameters (Dai et al. 2024, 2401.06066, table 1)."""
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 
 def two_billion(name: str, router: ConfigDict | None, **moe) -> ConfigDict:

@@ -5,8 +5,8 @@ fairseq's linear maps, which add 0.1 %.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
 from moe_jax.models import EncoderDecoderConfig
 
 

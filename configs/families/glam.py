@@ -7,8 +7,7 @@ others one of 32k.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 SIZES = {
     "0.1b": {"num_layers": 12, "width": 768, "mlp_dim": 3072, "num_heads": 12, "head_dim": 64},

@@ -1,8 +1,7 @@
 """gpt-oss (OpenAI 2025, model card): biases, sinks, every other layer sees 128 tokens."""
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 
 def gpt_oss(name: str, layers: int, experts: int) -> ConfigDict:

@@ -1,8 +1,8 @@
 """GShard's multilingual translation models (Lepikhin et al. 2020, 2006.16668)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
 from moe_jax.models import EncoderDecoderConfig
 
 

@@ -5,8 +5,7 @@ Every fourth layer rotates nothing, sees everything and heats its queries; the o
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 
 def llama4(name: str, experts: int, every: int) -> ConfigDict:

@@ -1,8 +1,7 @@
 """MegaBlocks' language models (Gale et al. 2022, 2211.15841, table 1)."""
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 
 def dropless(name: str, layers: int, width: int) -> ConfigDict:

@@ -1,8 +1,7 @@
 """OLMoE and its ablations (Muennighoff et al. 2024, 2409.02060): 16 layers, 8192 active units."""
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moe_jax.configs import common
 
 
 def olmoe(name: str, experts: int, k: int, expert_dim: int) -> ConfigDict:

@@ -5,9 +5,9 @@ what the public checkpoints are.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.build import settings
+from moe_jax.config.schema import settings
 from moe_jax.data import Spans
 from moe_jax.models import EncoderDecoderConfig
 

@@ -1,9 +1,9 @@
 """DBRX (Databricks 2024, released configuration): projections cut at 8, norms without bias."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 132e9, 0.004, "DBRX release"),

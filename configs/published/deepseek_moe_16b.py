@@ -1,9 +1,9 @@
 """DeepSeekMoE-16B (Dai et al. 2024, 2401.06066): 64 small experts and 2 shared ones."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 16.376e9, 0.001, "released weights"),

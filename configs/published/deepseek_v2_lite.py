@@ -6,9 +6,9 @@ YaRN multiplies scores by the square of ``0.1 * 0.707 * log(40) + 1``.
 import math
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 15.706e9, 0.001, "released weights"),

@@ -7,9 +7,9 @@ token ahead is counted apart; embedding and head, which it shares, are stored wi
 import math
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 671.026e9, 0.001, "released weights"),

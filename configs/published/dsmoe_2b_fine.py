@@ -1,10 +1,10 @@
 """DeepSeekMoE's 2B comparison, its own experts (Dai et al. 2024, 2401.06066, table 1)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
+from moe_jax.configs.families import dsmoe
 
-from configs import common
-from configs.families import dsmoe
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 2.0e9, 0.06, "DeepSeekMoE table 1"),

@@ -4,9 +4,8 @@ Expert choice is Zhou et al. 2022 (2202.09368); the decoder's tokens take two ex
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
-from configs.families import t5
+from moe_jax.configs import common
+from moe_jax.configs.families import t5
 
 PUBLISHED = ()
 

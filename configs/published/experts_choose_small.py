@@ -1,9 +1,8 @@
 """flaxformer's released experts_choose_small: experts choose in the encoder alone."""
 
 from ml_collections import ConfigDict
-
-from configs import common
-from configs.families import t5
+from moe_jax.configs import common
+from moe_jax.configs.families import t5
 
 PUBLISHED = ()
 

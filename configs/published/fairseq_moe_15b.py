@@ -1,9 +1,9 @@
 """fairseq's 15B mixture-of-experts language model (Artetxe et al. 2021, 2112.10684, table 1)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import fairseq
 
-from configs.families import fairseq
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 15e9, 0.03, "Artetxe table 1"),

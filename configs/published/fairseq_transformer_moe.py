@@ -4,8 +4,7 @@ Base size of 1706.03762; no number of it is published.
 """
 
 from ml_collections import ConfigDict
-
-from configs.families import fairseq
+from moe_jax.configs.families import fairseq
 
 PUBLISHED = ()
 

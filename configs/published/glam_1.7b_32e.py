@@ -4,9 +4,9 @@ The printed 20B cannot be right: the closed form of all other rows gives 13.96B.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import glam
 
-from configs.families import glam
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim(

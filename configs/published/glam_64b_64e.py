@@ -4,9 +4,9 @@ The printed 180G FLOPs per token do not follow from the table (189G without the 
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import glam
 
-from configs.families import glam
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 1.2e12, 0.04, "GLaM table 4"),

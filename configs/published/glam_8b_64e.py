@@ -1,9 +1,9 @@
 """GLaM 8B with 64 experts (Du et al. 2021, 2112.06905)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import glam
 
-from configs.families import glam
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 143e9, 0.002, "GLaM table 4"),

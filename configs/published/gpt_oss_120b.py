@@ -1,9 +1,9 @@
 """gpt-oss-120b (OpenAI 2025, model card): biases, sinks, every other layer sees 128 tokens."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import gpt_oss
 
-from configs.families import gpt_oss
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 116.829e9, 0.001, "released weights"),

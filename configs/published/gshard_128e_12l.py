@@ -6,9 +6,9 @@ of 64k and 32k are one table of 96k here.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import gshard
 
-from configs.families import gshard
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("parameters.experts", 12.5e9, 0.05, "GShard table 1"),

@@ -1,9 +1,9 @@
 """Llama 4 Maverick, the text model (Meta 2025, released configuration)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import llama4
 
-from configs.families import llama4
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 400.71e9, 0.001, "released weights, text"),

@@ -1,10 +1,10 @@
 """Llama 4 Scout, the text model (Meta 2025, released configuration)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
+from moe_jax.configs.families import llama4
 
-from configs import common
-from configs.families import llama4
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 107.77e9, 0.001, "released weights, text"),

@@ -1,9 +1,9 @@
 """Mixtral 8x7B (Jiang et al. 2024, 2401.04088)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 46.703e9, 0.001, "released weights"),

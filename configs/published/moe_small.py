@@ -1,9 +1,9 @@
 """MegaBlocks' MoE-Small (Gale et al. 2022, 2211.15841, table 1)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import megablocks
 
-from configs.families import megablocks
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 3693e6, 0.001, "MegaBlocks table 1"),

@@ -1,9 +1,9 @@
 """NLLB-MoE for 202 languages (NLLB team 2022, 2207.04672): every fourth layer has experts."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import fairseq
 
-from configs.families import fairseq
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (Claim("total", 54.5e9, 0.002, "NLLB section 8"),)
 

@@ -1,9 +1,9 @@
 """OLMoE-1B-7B (Muennighoff et al. 2024, 2409.02060)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import olmoe
 
-from configs.families import olmoe
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 6.919e9, 0.001, "released weights"),

@@ -1,8 +1,7 @@
 """OLMoE's ablation with 32 experts of 2048, top-4 (2409.02060, section 4; public as fine)."""
 
 from ml_collections import ConfigDict
-
-from configs.families import olmoe
+from moe_jax.configs.families import olmoe
 
 PUBLISHED = ()
 

@@ -1,8 +1,7 @@
 """OLMoE's ablation with 64 experts of 1024, top-8 (2409.02060, section 4; public as fine1)."""
 
 from ml_collections import ConfigDict
-
-from configs.families import olmoe
+from moe_jax.configs.families import olmoe
 
 PUBLISHED = ()
 

@@ -1,8 +1,7 @@
 """OLMoE's ablation with 8 experts of 8192, top-1 (2409.02060, section 4; public as cx5)."""
 
 from ml_collections import ConfigDict
-
-from configs.families import olmoe
+from moe_jax.configs.families import olmoe
 
 PUBLISHED = ()
 

@@ -1,8 +1,7 @@
 """The dense twin of OLMoE's ablations, one layer of 8192 for 8 active experts of 1024."""
 
 from ml_collections import ConfigDict
-
-from configs.families import olmoe
+from moe_jax.configs.families import olmoe
 
 PUBLISHED = ()
 

@@ -1,9 +1,9 @@
 """Qwen1.5-MoE-A2.7B (Qwen team 2024): a gated shared expert, biased projections."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 14.316e9, 0.001, "released weights"),

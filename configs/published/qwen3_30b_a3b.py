@@ -1,9 +1,9 @@
 """Qwen3-30B-A3B (Yang et al. 2025, 2505.09388)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
 
-from configs import common
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 30.532e9, 0.001, "released weights"),

@@ -4,10 +4,10 @@ The table prints 27 layers; 24 and one dense sub-layer after each sparse layer g
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs import common
+from moe_jax.configs.families import t5
 
-from configs import common
-from configs.families import t5
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 269e9, 0.001, "ST-MoE table 11"),

@@ -4,9 +4,8 @@ Three of twelve layers in each stack are sparse, each with a dense sub-layer aft
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
-from configs.families import t5
+from moe_jax.configs import common
+from moe_jax.configs.families import t5
 
 PUBLISHED = ()
 

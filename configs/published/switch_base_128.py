@@ -4,9 +4,9 @@ Table 9 prints gated layers of 2048, the released configuration plain ones of 30
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import t5
 
-from configs.families import t5
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 7.41e9, 0.001, "Switch table 8"),

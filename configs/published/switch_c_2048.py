@@ -4,9 +4,9 @@ Table 9 prints 32 heads; the released configuration has 30.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import t5
 
-from configs.families import t5
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 1571e9, 0.001, "Switch table 9"),

@@ -5,9 +5,9 @@ give the printed 26B and 425G and are used here.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import t5
 
-from configs.families import t5
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 26e9, 0.02, "Switch table 9"),

@@ -5,9 +5,9 @@ checkpoint.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import t5
 
-from configs.families import t5
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 395e9, 0.002, "Switch table 9"),

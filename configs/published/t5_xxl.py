@@ -1,9 +1,9 @@
 """T5-Xxl, the dense twin of Switch's (Raffel et al. 2020, 1910.10683; 2101.03961 table 9)."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs.families import t5
 
-from configs.families import t5
-from moe_jax.planning import Claim
+from moe_jax.counting import Claim
 
 PUBLISHED = (
     Claim("total", 11e9, 0.02, "Switch table 9"),

@@ -1,8 +1,7 @@
 """flaxformer's released tokens_choose_base: top-2 in both stacks, three sparse layers in each."""
 
 from ml_collections import ConfigDict
-
-from configs.families import t5
+from moe_jax.configs.families import t5
 
 PUBLISHED = ()
 

@@ -4,9 +4,10 @@ Two arms of ours ask how much of the differences is the size of the gates. Hash 
 GShard's two gates sum to 1, while raw gates start at ``1 / E`` each and must grow.
 """
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import DROPLESS, SCALES, balanced, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import DROPLESS, SCALES, balanced, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 # As in the paper nothing is dropped, and every balance loss has the weight 0.01; that of top-2 is
 # a sum over both choices.

@@ -3,9 +3,10 @@
 Gates are sigmoids in all arms, so that only what balances differs.
 """
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import DROPLESS, SCALES, balanced, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import DROPLESS, SCALES, balanced, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 _FINE = DROPLESS | {
     "model.moe.num_experts": 16,

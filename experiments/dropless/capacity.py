@@ -1,8 +1,9 @@
 """MegaBlocks: capacity factors against dropping nothing."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim
-from experiments.base import DROPLESS, SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import DROPLESS, SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim
 
 _PAPER = "MegaBlocks (2211.15841), MoE-XS: 46M active, 64 experts, Pile, 10B tokens"
 _FACTORS = {"0.5": 0.5, "1": 1.0, "1.5": 1.5, "2": 2.0}

@@ -1,11 +1,11 @@
 """Expert Choice: its capacity against top-1, top-2 and hash, in an encoder."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import span_corruption
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SPANS
 
-from configs import span_corruption
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SPANS
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 _FIGURE = "Expert Choice figure 4a, figure only"
 _ACCURACY = "Expert Choice (2202.09368), accuracy of 100M with 64 experts"

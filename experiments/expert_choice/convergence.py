@@ -1,11 +1,11 @@
 """Expert Choice figure 2: how soon capacity 2 reaches what top-2 reaches in all its steps."""
 
 from ml_collections import ConfigDict
+from moe_jax.configs import span_corruption
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SPANS
 
-from configs import span_corruption
-from configs.common import router
-from experiments.ablation import Ablation, Claim
-from experiments.base import SPANS
+from moe_jax.ablation.ablation import Ablation, Claim
 
 
 def _base() -> ConfigDict:

@@ -8,10 +8,10 @@ or slots, the chunk changes nothing.
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import DROPLESS, SCALES, language_model
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import DROPLESS, SCALES, language_model
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 
 def _whole(config: ConfigDict) -> int:

@@ -4,10 +4,10 @@ The arms of half and twice the steps have schedules of their own: a curve cut sh
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 _DENSE = {"model.moe.every": 0}
 # Two experts of half the width per token: the FLOPs of the dense twin.

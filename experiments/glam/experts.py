@@ -1,8 +1,9 @@
 """GLaM: dense and mixture models at equal FLOPs, by number of experts."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim
 
 
 def _arm(experts: int) -> dict:

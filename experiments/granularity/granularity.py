@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import DROPLESS, SCALES, language_model
-from experiments.overlay import Overlay
-from moe_jax.planning.laws import MOE, blocks_of, total_parameters
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import DROPLESS, SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
+from moe_jax.ablation.overlay import Overlay
+from moe_jax.counting.laws import MOE, blocks_of, total_parameters
 
 _PARTS = (1, 2, 4, 8)
 

@@ -4,9 +4,10 @@ The first four are Mesh-TensorFlow's, which keeps it at random with ``min(1, g2 
 own rule is ``min(1, 2 * g2)``, with slots that lost choices still count for.
 """
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim
 
 
 def _arm(second: str) -> dict:

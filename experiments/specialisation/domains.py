@@ -7,10 +7,10 @@ Expert choice is left out: in a causal model it reads the future.
 from typing import Any
 
 from ml_collections import ConfigDict
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import DROPLESS, SCALES, balanced, language_model
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim
-from experiments.base import DROPLESS, SCALES, balanced, language_model
+from moe_jax.ablation.ablation import Ablation, Claim
 
 _INFORMATION = "mutual_information"
 _LENGTHS = {"cpu": 128, "gpu": 512, "pod": 512}

@@ -5,11 +5,11 @@ released configurations: in a causal decoder later tokens would decide whether a
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs import span_corruption
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SPANS
 
-from configs import span_corruption
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SPANS
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 _FACTORS = (0.75, 1.0, 1.25)
 

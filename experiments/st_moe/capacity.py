@@ -3,9 +3,10 @@
 Who is dropped where slots are short is ``batch_priority.py``'s.
 """
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Finished, Published
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Finished, Published
 
 # Factors of training, and the larger one of evaluation that table 8 has for each.
 _LARGER = {0.75: 2.0, 1.0: 2.0, 1.25: 2.0, 2.0: 3.0}

@@ -4,9 +4,10 @@ The dense twin with more layers has one expert that every token takes with gate 
 layer, and its further sub-layers in the same places.
 """
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 
 def _sparse(extra: str) -> dict:

@@ -1,8 +1,9 @@
 """ST-MoE: the router's z-loss."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 ABLATION = Ablation(
     name="st_moe_z_loss",

@@ -5,10 +5,10 @@ in all of the paper.
 """
 
 from ml_collections import ConfigDict
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 _FEED_FORWARD = {"model.moe.every": 2}
 _NO_FEED_FORWARD = {"model.moe.every": 0}

@@ -1,8 +1,9 @@
 """Switch section 2.2: the weight of the balance loss, in powers of ten, and none."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim
 
 
 def _arm(weight: float) -> dict:

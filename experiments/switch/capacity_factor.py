@@ -1,8 +1,9 @@
 """Switch table 1: dense, top-2 and Switch at capacity factors 2.0, 1.25 and 1.0."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 
 def _arm(preset: str, factor: float) -> dict:

@@ -1,7 +1,8 @@
 """Switch table 6: a Switch model distilled into its dense twin."""
 
-from experiments.ablation import Ablation, Claim, Finished, Published
-from experiments.base import SCALES, language_model
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Finished, Published
 
 _DENSE = {"model.moe.every": 0}
 _INITIALISED = {"training.start_from": Finished("teacher"), "training.start_with": "shared"}

@@ -1,9 +1,10 @@
 """Switch section 3.1: more experts at equal FLOPs per token and equal steps."""
 
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
-from experiments.overlay import Overlay
-from moe_jax.planning.laws import S_BASE
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
+from moe_jax.ablation.overlay import Overlay
+from moe_jax.counting.laws import S_BASE
 
 # Table 7's pre-trained row, whose parameters give the experts (1: T5-Base of 223M).
 _PUBLISHED = {1: -1.636, 16: -1.505, 32: -1.474, 64: -1.444, 128: -1.432, 256: -1.427}

@@ -1,8 +1,9 @@
 """Switch appendix C: how a router explores, by chance or by noise on what it reads."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 
 def _arm(**choices: float | bool) -> dict:

@@ -7,9 +7,9 @@ megabyte of C-like declarations under English comments, which TFDS installs.
 from importlib import metadata
 
 from ml_collections import ConfigDict
+from moe_jax.experiments.base import SCALES, language_model
 
-from experiments.ablation import Ablation, Claim, Finished, Published
-from experiments.base import SCALES, language_model
+from moe_jax.ablation.ablation import Ablation, Claim, Finished, Published
 
 _DENSE = {"model.moe.every": 0}
 

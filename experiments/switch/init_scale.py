@@ -1,7 +1,8 @@
 """Switch table 3: initial weights a tenth as large in variance."""
 
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 # Ten times the base's.
 _FAST = {"optimizer.learning_rate": 3e-2}

@@ -1,8 +1,9 @@
 """Switch table 2: bfloat16, with the router in it or in float32."""
 
-from configs.common import router
-from experiments.ablation import Ablation, Claim, Published
-from experiments.base import SCALES, language_model
+from moe_jax.configs.common import router
+from moe_jax.experiments.base import SCALES, language_model
+
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 
 def _arm(dtype: str, precision: str) -> dict:

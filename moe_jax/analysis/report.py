@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 
 from moe_jax.analysis import figures
-from moe_jax.disk import replaced
+from moe_jax.files import replaced
 from moe_jax.training.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
@@ -207,10 +207,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _main() -> None:
-    from moe_jax import cli
+    from moe_jax.cli import common
 
-    workdir = cli.define_workdir()
-    cli.run(lambda: print(write_report(Path(workdir.value))))
+    workdir = common.define_workdir()
+    common.run(lambda: print(write_report(Path(workdir.value))))
 
 
 if __name__ == "__main__":

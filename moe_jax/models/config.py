@@ -32,6 +32,19 @@ from moe_jax.ranges import (
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The length of a sequence.
+
+    Attributes:
+        inputs: tokens of the decoder, or of the encoder if there is one.
+        targets: tokens of the decoder behind an encoder.
+    """
+
+    inputs: int
+    targets: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionOverride(Ranged):
     """What differs in some layers' attention.
 

@@ -1,6 +1,1 @@
-"""What a configuration costs, known without running it."""
-
-from moe_jax.planning.claims import Claim, record
-from moe_jax.planning.count import Cost, Tokens, count
-
-__all__ = ["Claim", "Cost", "Tokens", "count", "record"]
+"""Plans of pods: compile ahead of time, collectives, links and the roofline."""

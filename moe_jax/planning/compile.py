@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from moe_jax.experiment import Experiment
+from moe_jax.config.experiment import Experiment
 from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.parallel.rules import spec
 from moe_jax.planning import hlo
 from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.session import jit_train_step
 from moe_jax.training.state import Recipe, TrainState
+from moe_jax.training.step import Objective, jit_train_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm")
@@ -147,7 +147,7 @@ def make_step(experiment: Experiment, mesh: Mesh) -> Step:
         experiment.model, experiment.vocab_size, optimizer, experiment.training.seed, mesh
     )
     graph, state = recipe.abstract()
-    function = jit_train_step(graph, optimizer, experiment.training.objective, state)
+    function = jit_train_step(graph, optimizer, Objective.of(experiment.training), state)
     return Step(function, state, abstract_batch(experiment, mesh), mesh)
 
 

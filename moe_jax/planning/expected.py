@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax import models
-from moe_jax.experiment import Experiment
+from moe_jax.config.experiment import Experiment
 from moe_jax.models import EncoderDecoderConfig, ModelConfig
 from moe_jax.models.config import SparseLayer
 from moe_jax.models.stack import Remat

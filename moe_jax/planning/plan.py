@@ -11,15 +11,15 @@ from typing import Any, get_args
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from moe_jax.config.experiment import Experiment
+from moe_jax.counting.count import count
 from moe_jax.errors import ConfigError, nearest
-from moe_jax.experiment import Experiment
 from moe_jax.models.stack import Remat
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.mesh import AXES
 from moe_jax.planning import expected, roofline
 from moe_jax.planning.collectives import Collective, collectives, summary
 from moe_jax.planning.compile import Compiled, Step, compile_step, make_step
-from moe_jax.planning.count import count
 from moe_jax.planning.links import wires
 from moe_jax.planning.topology import Topology
 

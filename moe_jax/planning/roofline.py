@@ -21,11 +21,11 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from moe_jax.experiment import Experiment
+from moe_jax.config.experiment import Experiment
+from moe_jax.counting.count import count
 from moe_jax.planning import expected
 from moe_jax.planning.collectives import Collective
 from moe_jax.planning.compile import Step
-from moe_jax.planning.count import count
 from moe_jax.planning.links import Wires
 
 _EXCHANGES = ("all-to-all", "ragged-all-to-all", "collective-permute")

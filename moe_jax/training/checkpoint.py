@@ -33,10 +33,10 @@ from etils import epath
 from orbax.checkpoint import tree as ocp_tree
 from orbax.checkpoint import v1 as ocp
 
+from moe_jax import processes
 from moe_jax.errors import CheckpointError, ConfigError, line_of
-from moe_jax.parallel import multihost
+from moe_jax.training.data_state import DataState, read_data_state
 from moe_jax.training.integrity import INTEGRITY_FILE, damage, write_integrity
-from moe_jax.training.position import DataState, read_data_state
 
 PyTree = Any
 
@@ -292,7 +292,7 @@ class Checkpoints:
 
     def _agree(self, decide: Callable[[], int]) -> int:
         """Returns what ``decide`` says on the first process, on every process."""
-        return multihost.agreed(decide, CheckpointError)
+        return processes.agreed(decide, CheckpointError)
 
     def _newest_intact(self) -> int:
         """Returns the step to restore, or -1 when nothing was ever committed."""

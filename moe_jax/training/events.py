@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_jax.disk import Appended
+from moe_jax.files import Appended
 
 _VERSION = "brain.Event:2"
 _numbers = itertools.count()

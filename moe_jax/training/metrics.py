@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from moe_jax.disk import Appended, replaced
+from moe_jax.files import Appended, replaced
 from moe_jax.training.events import Events, held
 from moe_jax.training.history import Logged, spans
 

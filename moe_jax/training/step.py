@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+from moe_jax.config.experiment import TrainingConfig
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
 from moe_jax.models.lookahead import ahead, known
@@ -130,6 +133,18 @@ class Objective:
     lookahead_weight: float = 0.3
     record: bool = False
     teacher_weight: float | None = None
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> Objective:
+        """Returns the objective of a run with these settings."""
+        return cls(
+            microbatches=training.microbatches,
+            loss_chunk=training.loss_chunk,
+            z_loss=training.z_loss,
+            lookahead_weight=training.lookahead_weight,
+            record=training.record_routing,
+            teacher_weight=training.teacher_weight if training.teacher else None,
+        )
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None
@@ -329,3 +344,26 @@ def eval_step(
         bytes=(batch["bytes"] * mask).sum(),
         layers=tuple(aux.counts for aux in reading.reports),
     )
+
+
+def jit_train_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    abstract: TrainState,
+) -> Any:
+    """Returns ``(state, batch) -> (state, StepReport)`` to be compiled; the state is donated.
+
+    A third argument is the teacher, if the objective has one.
+
+    Args:
+        graph: definition of the model.
+        optimizer: the transformation.
+        objective: the loss.
+        abstract: shapes and shardings of the state, which the next state keeps; the report is
+            whole on every device, so that every process can read it.
+    """
+    step = functools.partial(train_step, graph, optimizer, objective)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    everywhere = NamedSharding(abstract.step.sharding.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))

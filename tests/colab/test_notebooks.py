@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from experiments import notebooks
+from tools import notebooks
 
 NOTEBOOKS = notebooks.paths()
 # What cells look for first, and do without.

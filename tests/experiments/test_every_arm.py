@@ -2,7 +2,7 @@
 
 The scale is ``cpu`` with smaller sizes; what arms set they keep. Arms that compute the same, by
 their fingerprint, are trained once. An arm that learns from another learns from it untrained;
-starting from finished runs is tested in ``tests/training/test_start.py``.
+starting from finished runs is tested in ``tests/training/test_transplant.py``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.ablation import Ablation
-from experiments.run import load
-from experiments.runs import fingerprint
 from moe_jax import data
-from moe_jax.experiment import Experiment
+from moe_jax.ablation.ablation import Ablation
+from moe_jax.ablation.runner import fingerprint
+from moe_jax.cli.ablate import load
+from moe_jax.config.experiment import Experiment
 from moe_jax.parallel import make_mesh
-from moe_jax.training import session
-from moe_jax.training.session import Session, open_session
+from moe_jax.run import session
+from moe_jax.run.session import Session, open_session
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import Teacher, eval_step, train_step
+from moe_jax.training.step import Objective, Teacher, eval_step, train_step
 from tests.matrix import sample
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -133,7 +133,7 @@ def _trained(
 ) -> tuple[float, float]:
     opened = open_session(experiment, data.open_tokenizer(experiment.data))
     training, held_out = batches(experiment.data)
-    objective = experiment.training.objective
+    objective = Objective.of(experiment.training)
     optimizer = opened.optimizer if own_optimizer else optax.sgd(0.1)
     state, teacher = first_state(opened, optimizer), taught_by and _teacher(taught_by)
     for batch in training:

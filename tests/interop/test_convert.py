@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from moe_jax.build import build
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import build
+from moe_jax.counting.published import load as load_config
 from moe_jax.errors import ConfigError
-from moe_jax.experiment import Experiment
 from moe_jax.interop import native
 from moe_jax.interop.huggingface import FAMILIES, load, save
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.planning.published import load as load_config
+from tests.counting.test_published import MODELS
 from tests.parity.compare_models import assert_same_function, recorded
-from tests.planning.test_published import MODELS
 
 
 @pytest.fixture

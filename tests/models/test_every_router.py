@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from moe_jax.configs import common
 
-from configs import common
 from moe_jax import routing
-from moe_jax.build import build
+from moe_jax.config.schema import build
+from moe_jax.counting import count
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.planning import count
 from moe_jax.routing import PRESETS
 
 NAMES = [function.__name__ for function in PRESETS]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax import routing
+from moe_jax.counting import count
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.attention import AttentionConfig, Details, View, causal_bias
@@ -22,7 +23,6 @@ from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.mode import DECODE, TRAIN, Mode
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.planning import count
 from tests.nn.test_attention import loop
 
 GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from moe_jax import routing
+from moe_jax.counting import count
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
@@ -16,7 +17,6 @@ from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
 from moe_jax.nn.moe import MoE
 from moe_jax.nn.moe_config import LayerOverride, MoEConfig
 from moe_jax.nn.shared import SharedConfig
-from moe_jax.planning import count
 
 WIDTH, HIDDEN = 4, 6
 EXPERT = FeedForwardConfig(WIDTH, HIDDEN, activation="relu")

@@ -5,8 +5,8 @@ import json
 import jax
 import pytest
 
-from experiments.collectives import CASES, RESULT, measure
 from tests.matrix import sample
+from tools.collectives import CASES, RESULT, measure
 
 RECORD = json.loads(RESULT.read_text())
 
@@ -38,5 +38,5 @@ def test_every_case_is_recorded():
 @pytest.mark.parametrize("case", sample(CASES, 2), ids=lambda case: case.title)
 def test_a_step_sends_what_is_recorded(case):
     found = changes(RECORD["cases"][case.title], measure(case))
-    remedy = "python -m experiments.collectives writes the record anew"
+    remedy = "python -m tools.collectives writes the record anew"
     assert not found, "\n".join([case.title, *found, remedy])

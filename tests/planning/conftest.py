@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
+from moe_jax.configs import quickstart
 
-from configs import quickstart
-from moe_jax.build import build
-from moe_jax.experiment import Experiment
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import build
 from moe_jax.parallel import MeshConfig
 
 

@@ -17,7 +17,7 @@ from moe_jax.parallel.mesh import AXES
 from moe_jax.planning import page, topology
 from moe_jax.planning.collectives import collectives, summary
 from moe_jax.planning.plan import fitted, parse_mesh, plan, sweep, variants
-from moe_jax.training.session import Session, open_session
+from moe_jax.run.session import Session, open_session
 
 EIGHT = topology.parse("cpu:8")
 

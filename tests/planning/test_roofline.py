@@ -1,11 +1,12 @@
 import dataclasses
 
 import pytest
+from moe_jax.configs.published import glam_64b_64e
 
-from configs.published import glam_64b_64e
-from moe_jax.build import build
-from moe_jax.experiment import Experiment
-from moe_jax.planning import count, roofline
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import build
+from moe_jax.counting import count
+from moe_jax.planning import roofline
 from moe_jax.planning.roofline import Roofline
 
 

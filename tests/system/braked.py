@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from moe_jax import cli, train
+from moe_jax.cli import common, train
 from moe_jax.training.metrics import MetricsWriter
 
 _STEP, _BRAKE = int(sys.argv.pop(1)), Path(sys.argv.pop(1))
@@ -19,4 +19,4 @@ def _write_and_hold(self, record):
 
 if __name__ == "__main__":
     MetricsWriter.write = _write_and_hold
-    cli.run(train.main)
+    common.run(train.main)

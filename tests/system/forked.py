@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 
-from moe_jax import cli, train
+from moe_jax.cli import common, train
 
 
 def _forked(arguments):
@@ -20,7 +20,7 @@ def _forked(arguments):
             sys.argv = ["train", *arguments]
             code = 1
             try:
-                cli.run(train.main)
+                common.run(train.main)
                 code = 0
             except SystemExit as stop:
                 code = stop.code or 0

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_jax.run.restored import open_restored
+from moe_jax.run.session import open_checkpoints
 from moe_jax.training.metrics import read_metrics
-from moe_jax.training.restored import open_restored
-from moe_jax.training.session import open_checkpoints
 from moe_jax.training.state import named_leaves
 from tests.data.corpora import write_corpus
 from tests.xla import QUICK

@@ -14,11 +14,12 @@ import sys
 import tempfile
 import time
 
-from moe_jax import cli, data, signals, train
-from moe_jax.training import finish
+from moe_jax import data, signals
+from moe_jax.cli import common, train
+from moe_jax.run import finish
+from moe_jax.run.session import Session
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import MetricsWriter
-from moe_jax.training.session import Session
 
 
 def _sleep():
@@ -85,7 +86,7 @@ def _child(case, bell):
     elif "bytes" in case:
         limit = lambda: _limit_files(folder, case["bytes"])  # noqa: E731
         _before(MetricsWriter, "write", limit, lambda: None, case["phase"])
-    cli.run(train.main)
+    common.run(train.main)
 
 
 def _forked(case):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from moe_jax.build import build
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import build
 from moe_jax.decoding import Sampling
-from moe_jax.experiment import Experiment
+from moe_jax.run.restored import open_restored
+from moe_jax.run.sampling import generate
 from moe_jax.training.metrics import flatten, read_metrics
-from moe_jax.training.restored import open_restored
-from moe_jax.training.sampling import generate
 from tests.system.runs import CONFIG, ROOT, command, error_line, records, train
 
 

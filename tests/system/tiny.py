@@ -1,6 +1,6 @@
 """The quickstart at a size that trains in seconds, with everything random in it switched on."""
 
-from configs import quickstart
+from moe_jax.configs import quickstart
 
 
 def get_config(variant: str = "switch"):

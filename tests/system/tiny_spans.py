@@ -1,6 +1,6 @@
 """Span corruption at a size that trains in seconds, with dropout and a biased router."""
 
-from configs import common, span_corruption
+from moe_jax.configs import common, span_corruption
 
 
 def get_config(variant: str = "expert_choice"):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moe_jax import cli, train
+from moe_jax.cli import common, train
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import MetricsWriter
 
@@ -53,4 +53,4 @@ def _write_and_hold(self, record):
 if __name__ == "__main__":
     Checkpoints.save, Checkpoints.restore = _save_and_tell, _restore_and_tell
     MetricsWriter.write = _write_and_hold
-    cli.run(train.main)
+    common.run(train.main)

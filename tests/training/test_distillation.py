@@ -17,7 +17,7 @@ from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.rules import spec
 from moe_jax.routing.presets import gshard, switch
-from moe_jax.training.session import train_record
+from moe_jax.run.session import train_record
 from moe_jax.training.step import Objective, Teacher, train_step
 from tests.training.test_step import (
     LENGTH,

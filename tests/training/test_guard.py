@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from moe_jax import data
+from moe_jax.errors import TrainingError
+from moe_jax.run.loop import Diverged, Loop, _Guard
 from moe_jax.training.history import Logged
-from moe_jax.training.loop import Diverged, Loop, TrainingError, _Guard
 from moe_jax.training.state import TrainState
 
 

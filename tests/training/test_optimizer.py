@@ -5,11 +5,7 @@ import optax
 import pytest
 from flax import nnx
 
-from moe_jax.errors import ConfigError
-from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.nn.positions import T5Relative
-from moe_jax.training.optimizer import (
+from moe_jax.config.optimizer import (
     Adafactor,
     AdamW,
     Constant,
@@ -17,10 +13,12 @@ from moe_jax.training.optimizer import (
     Linear,
     OptimizerConfig,
     RSqrt,
-    learning_rate,
-    make_optimizer,
-    parameter_groups,
 )
+from moe_jax.errors import ConfigError
+from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.positions import T5Relative
+from moe_jax.training.optimizer import learning_rate, make_optimizer, parameter_groups
 
 STEPS = 12  # the schedule's end
 

@@ -12,11 +12,12 @@ import pytest
 from jax.sharding import NamedSharding
 
 from moe_jax import routing
+from moe_jax.config.optimizer import Constant, OptimizerConfig
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.rules import spec
-from moe_jax.training.optimizer import Constant, OptimizerConfig, make_optimizer
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import named_leaves
 from moe_jax.training.step import Objective, train_step
 from tests.matrix import covering

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from moe_jax import routing
+from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Capacity, LoadBalance
-from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, named_leaves
 from moe_jax.training.step import Objective, train_step
 

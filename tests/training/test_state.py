@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from moe_jax.config.optimizer import Adafactor, OptimizerConfig
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.training.optimizer import Adafactor, OptimizerConfig, make_optimizer
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, from_named_leaves, named_leaves
 
 MOE = MoEConfig(every=2, num_experts=8, expert_dim=32, group_size=16)

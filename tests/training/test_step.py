@@ -10,16 +10,17 @@ import pytest
 from flax import nnx
 
 from moe_jax import routing
-from moe_jax.experiment import Experiment, TrainingConfig
+from moe_jax.config.experiment import Experiment, TrainingConfig
+from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, Reading
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Counts
-from moe_jax.training import session as session_module
+from moe_jax.run import session as session_module
+from moe_jax.run.session import Session, eval_record
 from moe_jax.training import step as step_module
-from moe_jax.training.optimizer import OptimizerConfig, make_optimizer
-from moe_jax.training.session import Session, eval_record
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
 from moe_jax.training.step import EvalSums, Objective, eval_step, train_step
 

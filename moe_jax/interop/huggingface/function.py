@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moe_jax.build import describe
+from moe_jax.config.schema import describe
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 
 _TRAINING = frozenset(

@@ -1,0 +1,1 @@
+"""Ablations: runs, paired statistics, verdicts, figures and reports."""

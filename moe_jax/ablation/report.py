@@ -1,0 +1,263 @@
+"""The report of an ablation: published beside measured, curves, effects and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_jax.ablation import figures
+from moe_jax.ablation.ablation import Ablation, Claim, Published
+from moe_jax.ablation.derived import (
+    DERIVED,
+    ENERGY,
+    RATIOS,
+    Record,
+    Records,
+    by_arm,
+    diverged,
+    paired,
+    ratio,
+    values_of,
+    with_thresholds,
+)
+from moe_jax.ablation.overlay import Overlay
+from moe_jax.ablation.verdicts import MISSING, Verdict, judge
+
+# Shown where any arm has them; the last ones only of the sources and ablations that give them.
+_SHOWN = (
+    "loss",
+    "train_loss",
+    "dropped",
+    "eval_dropped",
+    "max_violation",
+    "eval_violation",
+    "load_entropy",
+    "excess_loss",
+    "mutual_information",
+    "purity",
+    *DERIVED,
+)
+_FORMATS = {
+    "dropped": "{:.1%}",
+    "eval_dropped": "{:.1%}",
+    "purity": "{:.1%}",
+    "tokens_per_second": "{:,.0f}",
+    "steps_to": "{:,.0f}",
+    "seconds_to": "{:,.1f}",
+}
+_ALT = {
+    figures.CURVES: "Training loss of every arm, mean and range over seeds",
+    figures.AGAINST: "The same against what training takes",
+    figures.OVERLAY: "Measured and published differences to the first arm",
+    figures.EFFECTS: "Effects with their intervals",
+}
+
+
+def write_report(ablation: Ablation, records: Records, command: str, folder: Path) -> None:
+    """Writes ``report.md`` and its figures as PNG and SVG.
+
+    Args:
+        ablation: the ablation.
+        records: lines of ``results.jsonl``.
+        command: that made them.
+        folder: where to.
+    """
+    verdicts = judged(ablation, records)
+    figures.draw(ablation, records, verdicts, folder)
+    (folder / "report.md").write_text(markdown(ablation, records, verdicts, command))
+
+
+def judged(ablation: Ablation, records: Records) -> list[Verdict]:
+    """Returns the verdicts on those claims that have one."""
+    lines = with_thresholds(ablation, records)
+    return [found for claim in ablation.claims if (found := judge(claim, lines))]
+
+
+def markdown(
+    ablation: Ablation, records: Records, verdicts: Sequence[Verdict], command: str
+) -> str:
+    """Returns the report; arms that did not run are left out."""
+    lines = with_thresholds(ablation, records)
+    minutes = minutes_of(records)
+    seeds = len({line["seed"] for line in records})
+    parts = [
+        [f"# {ablation.title}"],
+        [f"`{command}`: {len(records)} runs with {seeds} paired seeds, {minutes:.0f} min of runs."],
+        made_with(records),
+        few_seeds(ablation, records),
+        _measured(ablation, lines),
+        *(_published(ablation, lines, paper) for paper in ablation.published),
+        _overlay(ablation, ablation.overlay, lines) if ablation.overlay else [],
+        _verdicts(ablation, records, verdicts),
+        [ENERGY] if "energy" in ablation.against else [],
+        *([f"![{_ALT[name]}]({name}.svg)"] for name in figures.names(ablation, verdicts)),
+        _notes(ablation),
+    ]
+    return "\n".join(line for part in parts if part for line in (*part, ""))
+
+
+def minutes_of(records: Records) -> float:
+    """Returns the minutes of all runs; of equal runs one counts."""
+    return sum({line["config"]: line["seconds"] for line in records}.values()) / 60
+
+
+def made_with(records: Records) -> list[str]:
+    """Returns what trained the runs, as far as they say it."""
+    told = [line for line in records if "commit" in line]
+    if not told:
+        return []
+    commits = sorted({(line["commit"] or "no commit")[:9] for line in told})
+    versions = sorted({f"{k} {v}" for line in told for k, v in line["versions"].items()})
+    return [f"Trained at {', '.join(commits)} with {', '.join(versions)}."]
+
+
+def few_seeds(ablation: Ablation, records: Records) -> list[str]:
+    """Returns a warning if an arm has fewer seeds than the ablation asks for."""
+    counts = [len(mine) for mine in by_arm(ablation, records).values()]
+    if not counts or min(counts) >= ablation.seeds:
+        return []
+    return [
+        f"Too few seeds: {min(counts)} of {ablation.seeds}, so intervals are wide or missing "
+        "and no verdict here is final."
+    ]
+
+
+def _measured(ablation: Ablation, records: Records) -> list[str]:
+    names = [n for n in dict.fromkeys((ablation.metric, *_SHOWN)) if _any(n, records)]
+    arms = by_arm(ablation, records)
+    first = next(iter(arms.values()))
+    header = ["arm", "parameters", "FLOPs per token", *names, "tokens_per_second", "ratio"]
+    rows = []
+    for arm, mine in arms.items():
+        size, flops = mine[0]["parameters"], mine[0]["flops_per_token"]
+        speed = ratio(mine, first, "tokens_per_second")
+        means = [_mean(name, mine) for name in (*names, "tokens_per_second")]
+        rows.append([arm, f"{size:,}", f"{flops:,}", *means, f"{speed:.2f}" if speed else ""])
+    below = (
+        "Means over seeds, ± standard deviation; losses in nats per token on validation text. "
+        "Speeds are of runs side by side: hints, no benchmark."
+    )
+    if "train_loss" in names:
+        below += (
+            " `train_loss` is a mean over the second half of training, and so are `dropped`, "
+            "`max_violation` and `load_entropy`. These two, and `eval_violation` over all of "
+            "validation, are of what tokens ask for, before capacity."
+        )
+    below += "".join(_divergence(arm, mine) for arm, mine in arms.items())
+    if ablation.threshold_arm:
+        below += (
+            f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "
+            f"the run, stays as low as `{ablation.threshold_arm}` ends; empty if never."
+        )
+    return [*_table(header, rows), "", below]
+
+
+def _divergence(arm: str, records: Records) -> str:
+    steps = {line["seed"]: line["diverged"] for line in records if diverged(line)}
+    if not steps:
+        return ""
+    ends = ", ".join(f"{step} (seed {seed})" for seed, step in steps.items())
+    return f" `{arm}` diverged: loss or gradient stayed non-finite after step {ends}."
+
+
+def _any(name: str, records: Records) -> bool:
+    return any(line.get(name) is not None for line in records)
+
+
+def _mean(name: str, records: Sequence[Record]) -> str:
+    values = list(values_of(records, name).values())
+    if not values:
+        return "diverged" if "loss" in name and all(map(diverged, records)) else ""
+    form = _FORMATS.get(name, "{:.4f}")
+    deviation = len(values) > 1 and "loss" in name
+    spread = f" ± {np.std(values, ddof=1):.4f}" if deviation else ""
+    reached = f" ({len(values)} of {len(records)} seeds)" if len(values) < len(records) else ""
+    return form.format(float(np.mean(values))) + spread + reached
+
+
+def _published(ablation: Ablation, records: Records, paper: Published) -> list[str]:
+    """One paper's values beside ours, both compared with the first arm that it has."""
+    arms = by_arm(ablation, records)
+    both = [arm for arm in arms if arm in paper.values]
+    if not both:
+        return []
+    metric = paper.measures or ablation.metric
+    first, by_ratio = both[0], metric in RATIOS
+    relation = "/" if by_ratio else "-"
+    header = ["arm", "published", f"{relation} {first}", "measured here", f"{relation} {first}"]
+    rows = []
+    for arm in both:
+        theirs = _relation(paper.measured[arm], paper.measured[first], by_ratio)
+        ours = _related(arms[arm], arms[first], metric, by_ratio)
+        compared = ["", ""] if arm == first else [theirs, ours]
+        mean = _mean(metric, arms[arm])
+        rows.append([arm, f"{paper.values[arm]:g}", compared[0], mean, compared[1]])
+    sign = " Its differences have the sign of a loss." if paper.negated else ""
+    other = "" if paper.measures else f" Another quantity than `{metric}`, which is measured."
+    about = f"{paper.source}, {paper.scale}: {paper.metric}, beside `{metric}`.{sign}{other}"
+    return [about, "", *_table(header, rows)]
+
+
+def _relation(ours: float, theirs: float, by_ratio: bool) -> str:
+    return f"{ours / theirs:.2f}" if by_ratio else f"{ours - theirs:+.4g}"
+
+
+def _related(ours: Records, theirs: Records, metric: str, by_ratio: bool) -> str:
+    if by_ratio:
+        found = ratio(ours, theirs, metric)
+        return "" if found is None else f"{found:.2f}"
+    return str(paired(ours, theirs, metric) or "")
+
+
+def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str]:
+    arms = by_arm(ablation, records)
+    if overlay.first not in arms:
+        return []
+    names = [*overlay.series, *overlay.laws]
+    rows = []
+    for arm in [arm for arm in overlay.places if arm in arms and arm != overlay.first]:
+        place = overlay.places[arm]
+        expected = ["" if v is None else f"{v:+.3f}" for v in overlay.expected(place).values()]
+        ours = paired(arms[arm], arms[overlay.first], ablation.metric)
+        rows.append([arm, f"{place:g}", str(ours or ""), *expected])
+    header = ["arm", overlay.label, "measured", *names]
+    about = f"Loss less that of `{overlay.first}`, since losses of other corpora do not compare."
+    return [about, "", *_table(header, rows)]
+
+
+def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> list[str]:
+    found = {verdict.claim: verdict for verdict in verdicts}
+    header = ["claim", "effect", "published", "measured, 95 % interval", "verdict"]
+    # Beside the verdict, which is on text never seen: more of it, from documents seen in part.
+    twice = _any("train_loss", records) and any(c.metric == "loss" for c in ablation.claims)
+    header += ["in training loss"] if twice else []
+    rows = []
+    for claim in ablation.claims:
+        verdict = found.get(claim)
+        effect = verdict.measured if verdict else ""
+        text = f"**{verdict.text}**" if verdict else MISSING
+        what = f"{claim.metric}: {claim.high} - {claim.low}"
+        row = [claim.text, what, str(ablation.effect(claim)), effect, text]
+        rows.append(row + ([_in_training(claim, records)] if twice else []))
+    return _table(header, rows) if rows else []
+
+
+def _in_training(claim: Claim, records: Records) -> str:
+    if claim.metric != "loss":
+        return ""
+    high, low = ([r for r in records if r["arm"] == arm] for arm in (claim.high, claim.low))
+    return str(paired(high, low, "train_loss") or "")
+
+
+def _notes(ablation: Ablation) -> list[str]:
+    if not ablation.notes:
+        return []
+    return ["Notes:", "", *(f"* {note}" for note in ablation.notes)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]

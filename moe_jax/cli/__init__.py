@@ -1,0 +1,1 @@
+"""The command lines. No flag is defined when a module is imported."""

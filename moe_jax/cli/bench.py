@@ -1,0 +1,72 @@
+"""Loader against training: ``python -m moe_jax.bench --config=configs/quickstart.py``.
+
+Prints one JSON line: tokens per second of the data loader alone and of training steps on one batch,
+measured in turns in one process, and their ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from moe_jax import data, files
+from moe_jax.cli import common
+from moe_jax.run.session import Session, open_session
+
+_CONFIG = common.define_config()
+_OUTPUT = flags.DEFINE_string("output", None, "Also write the JSON to this file.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5, "Training steps per turn.", lower_bound=1)
+
+
+def main() -> None:
+    """Measures and prints."""
+    if _OUTPUT.value:
+        files.check_file(Path(_OUTPUT.value), "--output")
+    experiment = common.experiment_of(_CONFIG)
+    experiment.check(jax.device_count())
+    session = open_session(experiment, data.open_tokenizer(experiment.data))
+    loader, training = measure(session, rounds=_ROUNDS.value, steps=_STEPS.value)
+    result = {
+        "name": experiment.name,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "loader_tokens_per_second": loader,
+        "training_tokens_per_second": training,
+        "ratio": statistics.median(a / b for a, b in zip(loader, training, strict=True)),
+    }
+    line = json.dumps(result)
+    if _OUTPUT.value:
+        with files.replaced(Path(_OUTPUT.value)) as temporary:
+            temporary.write_text(line + "\n")
+    print(line)
+
+
+def measure(session: Session, *, rounds: int, steps: int) -> tuple[list[float], list[float]]:
+    """Returns tokens per second of the loader and of training, one number per round each."""
+    config = session.experiment.data
+    tokens = session.experiment.tokens_per_step
+    _, state = session.recipe.create()
+    batches = data.train_batches(config, session.tokenizer)
+    batch = session.place(next(batches))
+    batches.close()
+    loader, training = [], []
+    with jax.set_mesh(session.mesh):
+        state, _ = session.train_step(state, batch)
+        for _ in range(rounds):
+            loader.append(data.measure_throughput(config, seconds=1.0))
+            jax.block_until_ready(state)
+            began = time.perf_counter()
+            for _ in range(steps):
+                state, _ = session.train_step(state, batch)
+            jax.block_until_ready(state)
+            training.append(steps * tokens / (time.perf_counter() - began))
+    return loader, training
+
+
+if __name__ == "__main__":
+    common.run(main)

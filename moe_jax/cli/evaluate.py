@@ -1,0 +1,28 @@
+"""Evaluates a run: ``python -m moe_jax.evaluate --workdir=runs/quickstart``; one JSON line."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+
+from moe_jax import processes
+from moe_jax.cli import common
+from moe_jax.run.restored import open_restored
+
+_WORKDIR = common.define_workdir()
+_HOSTS = common.define_hosts()
+
+
+def main() -> None:
+    """Restores the newest checkpoint and prints loss, bits per byte, accuracy and load."""
+    common.join_hosts(_HOSTS)
+    step, session, state = open_restored(common.folder_of(_WORKDIR))
+    with jax.set_mesh(session.mesh):
+        record = session.evaluate(state)
+    if processes.is_first():
+        print(json.dumps({"step": step, **record}))
+
+
+if __name__ == "__main__":
+    common.run(main)

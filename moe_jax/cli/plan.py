@@ -1,0 +1,81 @@
+"""Plans a run on machines that are not here.
+
+``python -m moe_jax.plan --config=configs/published/glam_64b_64e.py --topology=v5p:8x8x16
+--mesh=data=16,expert=64`` compiles the real training step ahead of time with ``libtpu`` (the extra
+``tpu``) and prints one JSON object: whether it fits, what it sends, how fast it can be. ``cpu:8``
+simulates devices; a GPU cluster such as ``h100:64`` is planned by formula alone. ``--sweep`` tries
+meshes and rematerialisation policies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from moe_jax import files, signals
+from moe_jax.cli import common
+from moe_jax.config.experiment import Experiment
+from moe_jax.errors import ConfigError
+from moe_jax.planning import page, topology
+from moe_jax.planning.plan import fitted, parse_mesh, plan, sweep
+
+_CONFIG = common.define_config()
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, f"CHIP:SHAPE, with a chip of {', '.join(topology.CHIPS)}."
+)
+_MESH = flags.DEFINE_string("mesh", None, "Mesh axes, such as data=16,expert=64.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Try meshes and policies, and rank them.")
+_LIMIT = flags.DEFINE_integer("limit", 3, "Plans of a sweep that are compiled.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string("output", None, "Write the JSON to this file, not to stdout.")
+
+
+def main() -> None:
+    """Checks, plans and prints."""
+    if not _TOPOLOGY.value:
+        raise ConfigError("--topology is missing; try --topology=v5p:4x4x4 or --topology=cpu:8")
+    if _OUTPUT.value:
+        files.check_file(Path(_OUTPUT.value), "--output")
+    target = topology.parse(_TOPOLOGY.value)
+    experiment = common.experiment_of(_CONFIG)
+    if _MESH.value:
+        mesh = parse_mesh(_MESH.value, target.num_devices, target.name)
+    else:
+        mesh = fitted(experiment.mesh, target.num_devices, target.name)
+    experiment = dataclasses.replace(experiment, mesh=mesh)
+    if not _SWEEP.value:
+        experiment.check_program(target.num_devices)
+    topology.prepare(target)
+    if _SWEEP.value:
+        _sweep(experiment, target)
+    else:
+        _write(plan(experiment, target), page.plan)
+
+
+def _sweep(experiment: Experiment, target: topology.Topology) -> None:
+    """Ctrl-C ends it after the plan that is being compiled, and it keeps those that it has."""
+    signals.advise("the plans so far are written; run the same command to compile the rest")
+    with signals.holding() as hold:
+        hold.begin()
+        plans = sweep(experiment, target, _LIMIT.value, lambda: bool(hold.came))
+        _write({"name": experiment.name, "plans": plans}, page.sweep)
+
+
+def _write(found: dict[str, Any], summary: Callable[[dict[str, Any]], str]) -> None:
+    text = json.dumps(found, indent=2)
+    if _OUTPUT.value:
+        with files.replaced(Path(_OUTPUT.value)) as temporary:
+            temporary.write_text(text + "\n")
+    else:
+        print(text, flush=True)
+    if sys.stderr.isatty():
+        print(summary(found), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,1 @@
+"""Settings of a run: typed, ranged and checked before anything starts."""

@@ -1,0 +1,272 @@
+"""Parameters and FLOPs of a model, counted on the real module without allocating it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+from flax import nnx
+
+from moe_jax import models
+from moe_jax.models.config import Tokens
+from moe_jax.models.stack import Stack
+from moe_jax.nn.attention import AttentionConfig, Details
+from moe_jax.nn.block import Block
+from moe_jax.nn.latent import LatentConfig
+from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe_config import MoEConfig
+
+Convention = Literal["exact", "kaplan", "full", "computed"]
+PARTS = ("attention", "dense", "experts", "router", "head")
+_NO_PRODUCT = ("scale", "sinks", "places", "query_norm", "key_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        total: parameters, without modules that look ahead: papers count those apart.
+        lookahead: parameters of those modules, which training alone needs.
+        experts: experts in all layers together.
+        active: parameters that one token meets, embedding and head included.
+        input_embedding: parameters of the embedding that are not the head's as well.
+        parameters: the total by part; norms belong to the part that they stand before.
+        flops_by_part: forward, per token; two per multiply-add.
+        lookahead_flops: likewise, of the modules that look ahead.
+        tokens: the sequence that FLOPs are of.
+    """
+
+    total: int
+    experts: int
+    active: int
+    input_embedding: int
+    parameters: dict[str, int]
+    flops_by_part: dict[str, int]
+    lookahead: int
+    lookahead_flops: int
+    tokens: Tokens
+
+    @property
+    def flops_per_token(self) -> int:
+        """Forward, on average over the sequence."""
+        return sum(self.flops_by_part.values())
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """Forward and backward: three times forward, looking ahead included."""
+        return 3 * (self.flops_per_token + self.lookahead_flops)
+
+    @property
+    def flops_per_sequence(self) -> int:
+        """Forward."""
+        return self.flops_per_token * (self.tokens.inputs + self.tokens.targets)
+
+    @property
+    def active_by_convention(self) -> dict[str, int]:
+        """Active parameters as the field counts them.
+
+        ``embedding_and_head`` (Mixtral, DBRX, OLMoE, Qwen), ``no_input_embedding`` (DeepSeek-V3,
+        gpt-oss) and ``one_matrix`` (GLaM: the vocabulary counts once, tied or not).
+        """
+        alone = self.active - self.input_embedding
+        return {
+            "embedding_and_head": self.active,
+            "no_input_embedding": alone,
+            "one_matrix": alone,
+        }
+
+
+@functools.lru_cache
+def count(
+    config: models.ModelConfig,
+    vocab_size: int,
+    tokens: int | Tokens,
+    convention: Convention = "exact",
+) -> Cost:
+    """Counts a model.
+
+    Args:
+        config: the model.
+        vocab_size: ``V``.
+        tokens: the sequence; a number for a decoder alone.
+        convention: of FLOPs. ``exact``: what is not masked. ``kaplan``: half of attention wherever
+            it is, keys and values of a memory once per target, no router (Kaplan et al. 2020,
+            2001.08361; Switch table 9). ``full``: masked scores are computed too (DeepSeekMoE).
+            ``computed``: and every slot of every expert, filled or not, as the program does.
+    """
+    tokens = Tokens(tokens) if isinstance(tokens, int) else tokens
+    model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
+    parameters = dict.fromkeys(PARTS, 0)
+    flops = dict.fromkeys(PARTS, 0.0)
+    idle, experts = 0.0, 0
+    for stack, own, memory, causal in _stacks(model, tokens):
+        for block, repeats in _blocks(stack):
+            for part, size in _sizes(block).items():
+                parameters[part] += size
+            for part, spent in _flops(block, own, memory, causal, convention).items():
+                flops[part] += spent * own * repeats
+            idle += _idle(block)
+            experts += sum(moe.num_experts for moe in block.config.mixtures) * repeats
+    head = config.width * vocab_size
+    embedding = _size(model.embedding)
+    last = tokens.targets or tokens.inputs
+    flops["head"] = 2.0 * head * last
+    parameters |= {"head": head, "embedding": embedding - head}
+    further, further_flops = _lookahead(model, tokens, convention)
+    total = _size(model) - further
+    parameters["final_norms"] = total - sum(parameters.values())
+    everything = tokens.inputs + tokens.targets
+    per_token = {part: round(spent / everything) for part, spent in flops.items()}
+    return Cost(
+        total=total,
+        experts=experts,
+        active=round(total - idle),
+        input_embedding=0 if config.tie_embeddings else head,
+        parameters=parameters,
+        flops_by_part=per_token,
+        lookahead=further,
+        lookahead_flops=round(further_flops),
+        tokens=tokens,
+    )
+
+
+def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> tuple[int, float]:
+    """Parameters and FLOPs per token of the modules that look ahead; the head is shared."""
+    if not isinstance(model, models.Decoder) or not model.config.lookahead:
+        return 0, 0.0
+    flops = 2.0 * len(model.lookahead) * math.prod(model.embedding.table.shape)
+    for module in model.lookahead:
+        flops += 2 * math.prod(module.merge.shape)
+        ((block, _),) = _blocks(module.layers)
+        flops += sum(_flops(block, tokens.inputs, 0, True, convention).values())
+    return _size(model.lookahead), flops
+
+
+def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, int, bool]]:
+    """Yields each stack, its tokens, those of the memory it attends to, and if it is causal."""
+    if isinstance(model, models.Decoder):
+        yield model.layers, tokens.inputs, 0, True
+    else:
+        yield model.encoder, tokens.inputs, 0, False
+        yield model.decoder, tokens.targets, tokens.inputs, True
+
+
+def _blocks(stack: Stack) -> Iterator[tuple[Block, int]]:
+    """Yields each stacked block and how many layers it stands for."""
+    for blocks, repeats in zip(stack.parts, stack.counts, strict=True):
+        for block in blocks:
+            yield block, repeats
+
+
+def _leaves(module: nnx.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        yield str(path[-1]), leaf.get_value().shape
+
+
+def _size(module: nnx.Module) -> int:
+    return sum(math.prod(shape) for _, shape in _leaves(module))
+
+
+def _products(module: nnx.Module) -> int:
+    """Multiply-adds per token: the parameters of linear maps."""
+    return sum(
+        math.prod(shape)
+        for name, shape in _leaves(module)
+        if name not in _NO_PRODUCT and not name.endswith("bias")
+    )
+
+
+def _sizes(block: Block) -> dict[str, int]:
+    inner = block.feed_forward
+    attention = ["attention", "attention_norm", "cross", "cross_norm"]
+    found = {"attention": _attributes(block, attention), "router": 0, "experts": 0}
+    found["dense"] = _attributes(block, ["feed_forward_norm", "extra", "extra_norm"])
+    for mixture in _mixtures(block):
+        found["router"] += _size(mixture.router)
+        found["experts"] += _size(mixture.experts)
+        found["dense"] += _attributes(mixture, ["shared"])
+    if not isinstance(inner, MoE):
+        found["dense"] += _size(inner)
+    return found
+
+
+def _mixtures(block: Block) -> list[MoE]:
+    parts = (getattr(block, "attention_experts", None), block.feed_forward)
+    return [part for part in parts if isinstance(part, MoE)]
+
+
+def _attributes(module: nnx.Module, names: list[str]) -> int:
+    return sum(_size(getattr(module, name)) for name in names if hasattr(module, name))
+
+
+def _idle(block: Block) -> float:
+    """Parameters of experts that a token does not meet on average."""
+    return sum(
+        _size(mixture.experts) * (1 - _met(mixture.config) / mixture.config.num_experts)
+        for mixture in _mixtures(block)
+    )
+
+
+def _met(moe: MoEConfig) -> float:
+    """Experts a token meets on average; the capacity decides where experts choose."""
+    return moe.router.experts_per_token(moe.group_size, moe.num_experts)
+
+
+def _computing(moe: MoEConfig, convention: Convention) -> float:
+    """Experts that compute for a token on average."""
+    if convention != "computed" or moe.transport not in ("einsum", "gather"):
+        return _met(moe)
+    slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
+    return slots * moe.num_experts / moe.group_size
+
+
+def _flops(
+    block: Block, own: int, memory: int, causal: bool, convention: Convention
+) -> dict[str, float]:
+    """FLOPs of one of the layers that ``block`` stands for, per own token."""
+    layers = jax.tree.leaves(nnx.state(block.attention_norm))[0].shape[0]
+    config, inner = block.config, block.feed_forward
+    seen = _seen(config.attention, own, causal, convention)
+    attention = 2 * _products(block.attention) / layers + 2 * config.attention.score_dims * seen
+    if memory:
+        attention += _cross_flops(block, layers, own, memory, convention)
+    dense = 2 * _products(block.extra) / layers if hasattr(block, "extra") else 0.0
+    if not isinstance(inner, MoE):
+        dense += 2 * _products(inner) / layers
+    experts = router = 0.0
+    for mixture in _mixtures(block):
+        if hasattr(mixture, "shared"):
+            dense += 2 * _products(mixture.shared) / layers
+        share = _computing(mixture.config, convention) / mixture.config.num_experts
+        experts += 2 * _products(mixture.experts) / layers * share
+        router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router) / layers
+    return {"attention": attention, "dense": dense, "experts": experts, "router": router}
+
+
+def _cross_flops(block: Block, layers: int, own: int, memory: int, convention: Convention) -> float:
+    cross = block.config.cross_attention
+    seen = memory / 2 if convention == "kaplan" else memory
+    spent = 2 * _products(block.cross) / layers + 2 * cross.score_dims * seen
+    if convention == "kaplan":
+        return spent
+    keys_and_values = 2 * 2 * cross.width * cross.num_kv_heads * cross.head_dim
+    return spent + keys_and_values * (memory - own) / own
+
+
+def _seen(
+    attention: AttentionConfig | LatentConfig, own: int, causal: bool, convention: Convention
+) -> float:
+    """Keys that a query meets on average."""
+    if convention in ("full", "computed") or (convention == "exact" and not causal):
+        return own
+    details = attention.details if isinstance(attention, AttentionConfig) else Details()
+    if convention == "exact" and 0 < details.window < own:
+        return details.window - details.window**2 / (2 * own)
+    if convention == "exact" and 0 < details.chunk < own:
+        return details.chunk / 2
+    return own / 2

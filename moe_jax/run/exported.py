@@ -1,0 +1,73 @@
+"""A run as a model of a family of ``transformers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from moe_jax import data
+from moe_jax.errors import ConfigError
+from moe_jax.interop import folders
+from moe_jax.interop.huggingface import FAMILIES, Imported
+from moe_jax.interop.huggingface.description import description, families_of
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.run import workdir
+from moe_jax.run.predecessors import Finished
+from moe_jax.run.released import remembered
+from moe_jax.training.checkpoint import latest_step
+
+
+def open_trained(folder: Path | str, family: str = "") -> Imported:
+    """Returns the model of the newest good checkpoint of a run, finished or not.
+
+    Args:
+        folder: the workdir.
+        family: the ``model_type``; "" for the family of the released model that the run, or a run
+            before it, started from.
+
+    Raises:
+        ConfigError: if the folder holds no run or no checkpoint yet, or if the family is not known
+            or cannot say the model. No weight is loaded before.
+        CheckpointError: if every checkpoint is damaged.
+    """
+    folder = Path(folder)
+    experiment = workdir.load(folder)
+    if latest_step(folder / workdir.CHECKPOINTS) is None:
+        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
+    tokenizer, known = data.load_tokenizer(folder), remembered(folder)
+    name = family or known.get("family") or _asked(experiment.model, folder)
+    original = _original(tokenizer, known.get("original") or {}, folder)
+    description(FAMILIES[name], experiment.model, tokenizer.vocab_size, "float32", original)
+    mesh = experiment.mesh
+    try:
+        mesh.resolve(jax.device_count())
+    except ConfigError:
+        mesh = MeshConfig()
+    run = Finished("--input", folder, experiment, tokenizer)
+    graph, state = run.weights(make_mesh(mesh))
+    model = nnx.merge(graph, state.params, state.router_state)
+    return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
+
+
+def _asked(model: Any, folder: Path) -> str:
+    able = families_of(FAMILIES, model)
+    if able:
+        remedy = f"add --family={able[0]}"
+        others = f"; {', '.join(able[1:])} can say it too" if able[1:] else ""
+        raise ConfigError(f"{folder} did not start from a released model: {remedy}{others}")
+    raise ConfigError(
+        f"{folder} did not start from a released model, and no family can say its model: "
+        "--family=NAME tells which setting is in the way"
+    )
+
+
+def _original(tokenizer: data.Tokenizer, known: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns settings of texts: the released model's own, or those of the run's tokenizer."""
+    if folders.tokenizer_of(folder):
+        return known
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
+    inner = known.get("text_config") or {}
+    return {**known, **inner, **ids, "text_config": {}}

@@ -1,0 +1,127 @@
+"""The end of a run: validation beside baselines, what the experts take, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from moe_jax import data, processes
+from moe_jax.analysis.report import REPORT, write_report
+from moe_jax.counting import Cost
+from moe_jax.run import workdir
+from moe_jax.run.loop import Diverged
+from moe_jax.run.session import Session
+from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
+from moe_jax.training.metrics import MetricsWriter
+from moe_jax.training.state import TrainState
+
+
+def finish(
+    session: Session,
+    state: TrainState,
+    cost: Cost,
+    folder: Path,
+    *,
+    seconds: float,
+    lost_lines: str = "",
+) -> None:
+    """Evaluates, writes ``result.json``, ``expert_tokens.json`` and ``report.html``, and prints.
+
+    Args:
+        session: the run.
+        state: after the last step.
+        cost: of the model.
+        folder: the workdir.
+        seconds: how long the run took in this process.
+        lost_lines: says which lines of the log are missing, or "".
+    """
+    experiment = session.experiment
+    steps = experiment.training.steps
+    with jax.set_mesh(session.mesh):
+        record = session.evaluate(state)
+        routing = ValidationRouting(session, state)
+        table, truth = expert_tokens(routing), against_truth(routing)
+    skipped = int(state.skipped)
+    if not processes.is_first():
+        return
+    # What is cut out of a text cannot be compared with models of whole texts.
+    baselines = {} if experiment.data.spans else data.baselines(experiment.data)
+    with MetricsWriter(folder, resume_step=steps) as writer:
+        writer.write({"kind": "eval", "step": steps, **record})
+    workdir.write_json(folder / workdir.EXPERT_TOKENS, table)
+    result = {
+        **record,
+        **truth,
+        "baselines": baselines,
+        "total_parameters": cost.total,
+        "active_parameters": cost.active,
+        "flops_per_token": cost.flops_per_token,
+        "steps": steps,
+        "tokens": steps * experiment.tokens_per_step,
+        "skipped_updates": skipped,
+        "seconds": seconds,
+        "device": _devices(),
+        "mesh": dict(session.mesh.shape),
+        **({"lost_lines": lost_lines} if lost_lines else {}),
+    }
+    workdir.write_json(folder / workdir.RESULT, result)
+    (folder / workdir.DIVERGED).unlink(missing_ok=True)
+    write_report(folder)
+    _announce(result, baselines, folder)
+
+
+def has_result(folder: Path) -> bool:
+    """Returns whether a run is finished; its report is written anew where it is missing or cut.
+
+    A kill between ``result.json`` and the report leaves the one without the other. A damaged result
+    counts as none: the evaluation is repeated from the last checkpoint.
+    """
+    path = folder / workdir.RESULT
+    if not path.exists():
+        return False
+    try:
+        json.loads(path.read_text())
+    except ValueError as error:
+        if processes.is_first():
+            logging.warning("%s is damaged (%s): the run is evaluated again", path, error)
+        return False
+    if processes.is_first() and not _is_whole(folder / REPORT):
+        logging.warning("%s is missing or cut: written again", write_report(folder))
+    return True
+
+
+def _is_whole(report: Path) -> bool:
+    return report.exists() and report.read_bytes().rstrip().endswith(b"</html>")
+
+
+def note_divergence(folder: Path, end: Diverged, *, seconds: float) -> None:
+    """Writes ``diverged.json``: the last good step, why there is no later one, seconds and devices.
+
+    Args:
+        folder: the workdir.
+        end: what ended the run.
+        seconds: how long the run took in this process.
+    """
+    found = {"step": end.step, "reason": str(end), "seconds": seconds, "device": _devices()}
+    if processes.is_first():
+        workdir.write_json(folder / workdir.DIVERGED, found)
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _announce(result: dict[str, Any], baselines: dict[str, float], folder: Path) -> None:
+    bits = result["bits_per_byte"]
+    print(f"\nvalidation bits per byte: {bits:.3f}, loss per target: {result['loss']:.3f} nats")
+    if "best_possible_loss" in result:
+        print(f"  best possible loss     {result['best_possible_loss']:.3f} nats")
+    names = {"uniform": "uniform", "order2": "order-2 byte model", "zlib": "zlib -9, file by file"}
+    for name, value in baselines.items():
+        verdict = "beaten" if bits < value else "NOT beaten"
+        print(f"  {names[name]:22s} {value:.3f}  {verdict}")
+    print(f"report: {folder}/report.html", flush=True)

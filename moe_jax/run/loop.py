@@ -1,0 +1,337 @@
+"""The training loop: restore, step, log, save, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from moe_jax import data, processes, signals
+from moe_jax.errors import CheckpointError, TrainingError
+from moe_jax.run.session import Batch, Session, train_record
+from moe_jax.training.checkpoint import Checkpoints
+from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
+from moe_jax.training.metrics import MetricsWriter, ProgressBar
+from moe_jax.training.optimizer import learning_rate
+from moe_jax.training.routing_log import ROUTING, RoutingRecord
+from moe_jax.training.state import (
+    TrainState,
+    finite_leaves,
+    from_named_leaves,
+    named_leaves,
+)
+from moe_jax.training.step import StepReport
+
+_finite_leaves = jax.jit(finite_leaves)
+
+
+class Diverged(TrainingError):
+    """Loss, gradient or update stayed non-finite.
+
+    Attributes:
+        step: the last one before that; its parameters are what the run is left with.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+class Terminated(Exception):
+    """A signal came and the state was saved.
+
+    Attributes:
+        code: of the exit: 0 after SIGTERM, since all is well for whoever preempts a run, and 130
+            after Ctrl-C, so that a script does not take the run for finished.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signals.NAMES[number]} at step {step}, which is saved")
+        self.code = 0 if number == signal.SIGTERM else signals.Interrupted(number).code
+
+
+@dataclasses.dataclass
+class Loop:
+    """A run in progress.
+
+    Attributes:
+        session: the experiment on its devices.
+        checkpoints: where the state is saved.
+        workdir: where the metrics go.
+        lost: says which lines of the log are missing, or "".
+    """
+
+    session: Session
+    checkpoints: Checkpoints
+    workdir: Path
+    lost: str = ""
+    _saved: int | None = dataclasses.field(default=None, init=False)
+
+    def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
+        """Returns step, state and data position of the newest good checkpoint, or the start.
+
+        Raises:
+            CheckpointError: if none is good, or the tokenizer is not the one it was trained with.
+        """
+        found = self.checkpoints.restore(named_leaves(self.session.abstract))
+        if found is None:
+            first = self.session.first_state
+            return 0, self.session.recipe.create()[1] if first is None else first(), None
+        step, leaves, data_state = found
+        if split(data_state)[1].get(TOKENIZER, self._tokenizer) != self._tokenizer:
+            raise CheckpointError(
+                f"the tokenizer in {self.workdir} is not the one that checkpoint {step} was "
+                "trained with: restore its files from a backup, or delete them to make it anew "
+                "from the same data"
+            )
+        self._saved = step
+        return step, from_named_leaves(self.session.abstract, leaves), data_state
+
+    def run(self, start: int, state: TrainState, data_state: dict[str, Any] | None) -> TrainState:
+        """Trains to the last step.
+
+        Raises:
+            Terminated: after SIGTERM or Ctrl-C, once everything is saved.
+            Interrupted: if the signal comes before there is a step to save.
+            Diverged: after too many non-finite updates in a row.
+            TrainingError: if the state that it starts from holds numbers that are not finite.
+            CheckpointError: if a checkpoint could not be written.
+        """
+        experiment = self.session.experiment
+        self._require_good_start(start, state)
+        batches, logged = self._batches(data_state)
+        steps = experiment.training.steps
+        with (
+            MetricsWriter(self.workdir, start, logged) as writer,
+            ProgressBar(start, steps) as bar,
+            _stopping() as stopping,
+            jax.set_mesh(self.session.mesh),
+        ):
+            self.lost = writer.lost
+            self._tell_lost_routing(start)
+            log = _Log(self.session, writer, bar)
+            guard = _Guard(experiment.training.max_skipped_updates)
+            for step in range(start + 1, steps + 1):
+                batch = self._with_record(step, self.session.place(next(batches)))
+                state, report = self.session.train_step(state, batch)
+                stopping.begin()
+                if experiment.training.record_routing:
+                    self._record(step, batch, report)
+                self._look(guard, step, report)
+                log.step(step, report)
+                if self._due(step, experiment.training.eval_every) and step < steps:
+                    log.evaluation(step, self.session.evaluate(state))
+                due = self._due(step, experiment.training.checkpoint_every) or step == steps
+                stop = stopping.came(step)
+                if due or stop:
+                    self._save(step, state, batches, writer.logged)
+                self.checkpoints.check()
+                if stop:
+                    self.checkpoints.wait()
+                    raise Terminated(stop, step)
+            self._look(guard, steps, None)
+        self.checkpoints.wait()
+        batches.close()
+        return state
+
+    def _batches(self, data_state: dict[str, Any] | None) -> tuple[Any, Logged | None]:
+        """Returns the batches from a position in the data on, and the steps logged before it."""
+        session = self.session
+        batches = data.train_batches(session.experiment.data, session.tokenizer, rows=session.rows)
+        if data_state is None:
+            return batches, None
+        position, notes = split(data_state)
+        batches.set_state(position)
+        return batches, Logged(notes[LOG]) if LOG in notes else None
+
+    @property
+    def record(self) -> RoutingRecord:
+        """Where this run's routing goes."""
+        return RoutingRecord(self.workdir / ROUTING)
+
+    def _with_record(self, step: int, batch: Batch) -> Batch:
+        replay = self.session.experiment.training.replay_routing
+        if not replay:
+            return batch
+        choices = RoutingRecord(Path(replay)).read(step, self._tokens(batch))
+        own = tuple(layer[self.session.rows] for layer in choices)
+        return {**batch, **self.session.place({"routing": own})}
+
+    def _record(self, step: int, batch: Batch, report: StepReport) -> None:
+        tokens = self._tokens(batch)
+        if processes.is_first():
+            self.record.write(step, tokens, report.choices)
+
+    def _tokens(self, batch: Batch) -> dict[str, np.ndarray]:
+        return {"inputs": self.session.whole(batch["inputs"])}
+
+    def _look(self, guard: _Guard, step: int, report: StepReport | None) -> None:
+        try:
+            guard.look(step, report)
+        except Diverged as error:
+            self.checkpoints.wait()
+            # Restored or written by this run. There may be a newer one, which is damaged.
+            saved = self._saved
+            last = (
+                "no checkpoint was written yet" if saved is None else f"checkpoint {saved} is good"
+            )
+            raise Diverged(f"{error}; {last}", error.step) from None
+
+    @staticmethod
+    def _due(step: int, every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _save(self, step: int, state: TrainState, batches: Any, logged: Logged) -> None:
+        self._require_finite(step, state, "it is not saved")
+        # One process writes the log, and each saves notes of its own.
+        notes = {TOKENIZER: self._tokenizer}
+        if processes.is_first():
+            notes[LOG] = logged.ranges
+        self.checkpoints.save(step, named_leaves(state), {**batches.get_state(), **notes})
+        self._saved = step
+
+    @property
+    def _tokenizer(self) -> str:
+        return digest(self.session.tokenizer)
+
+    def _require_good_start(self, start: int, state: TrainState) -> None:
+        remedy = "start from weights that are finite"
+        if self._saved is not None:
+            folder = self.checkpoints.directory / str(start)
+            remedy = f"remove {folder} to go on from an earlier checkpoint"
+        self._require_finite(start, state, remedy)
+
+    def _require_finite(self, step: int, state: TrainState, consequence: str) -> None:
+        found = processes.fetch(_finite_leaves(state))
+        bad = [name for name, finite in found.items() if not finite]
+        if bad:
+            others = f" and {len(bad) - 1} other arrays" if len(bad) > 1 else ""
+            raise TrainingError(
+                f"the state at step {step} holds numbers that are not finite, in {bad[0]}{others}: "
+                f"{consequence}"
+            )
+
+    def _tell_lost_routing(self, start: int) -> None:
+        if not (start and self.session.experiment.training.record_routing and processes.is_first()):
+            return
+        missing = self.record.missing(start)
+        if missing:
+            logging.warning(
+                "%s has lost %s: the run goes on, and a replay of it will stop there",
+                self.record.folder,
+                spans(missing),
+            )
+
+
+class _Log:
+    """Writes lines and the bar; the rate is over the steps since the last line."""
+
+    def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar):
+        self._session, self._writer, self._bar = session, writer, bar
+        self._time, self._tokens = time.perf_counter(), 0
+
+    def step(self, step: int, report: StepReport) -> None:
+        experiment = self._session.experiment
+        self._tokens += experiment.tokens_per_step
+        if step % experiment.training.log_every and step != experiment.training.steps:
+            return
+        record = train_record(step, report, experiment.moe_layers)
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._time)
+        self._time, self._tokens = now, 0
+        # The schedule counts updates; a skipped batch is none.
+        updates = np.float32(step - 1 - record["skipped_updates"] + (not report.updated))
+        rule = learning_rate(experiment.optimizer, updates, experiment.training.steps)
+        self._writer.write({**record, "learning_rate": float(rule), "tokens_per_second": rate})
+        self._bar.update(
+            step,
+            loss=record["loss"],
+            tokens_per_second=rate,
+            dropped=record["dropped_fraction"],
+        )
+
+    def evaluation(self, step: int, record: dict[str, Any]) -> None:
+        self._writer.write({"kind": "eval", "step": step, **record})
+
+
+class _Guard:
+    """Stops a run that only skips; reads a report one step late, so as not to wait for it."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._last: tuple[int, StepReport] | None = None
+
+    def look(self, step: int, report: StepReport | None) -> None:
+        self.close()
+        self._last = None if report is None else (step, report)
+
+    def close(self) -> None:
+        if self._last is None:
+            return
+        step, report = self._last
+        in_row = int(processes.fetch(report.skipped_in_row))
+        if in_row and processes.is_first():
+            fault, _ = _fault(report)
+            logging.warning("step %d: %s; update skipped (%d in a row)", step, fault, in_row)
+        if in_row >= self._limit:
+            _, remedy = _fault(report)
+            raise Diverged(
+                f"{in_row} non-finite updates in a row at step {step}: {remedy}; parameters are "
+                f"those before the first of them, step {step - in_row}",
+                step - in_row,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stopping:
+    """Whether to save and stop.
+
+    Attributes:
+        begin: holds signals back from the first step on.
+        came: returns the number of the signal after which all processes stop at this step, or 0.
+    """
+
+    begin: Callable[[], None]
+    came: Callable[[int], int]
+
+
+def _fault(report: StepReport) -> tuple[str, str]:
+    """Returns which number of a skipped update is not finite, and which setting to look at."""
+    loss, norm = float(report.loss), float(report.grad_norm)
+    if np.isfinite(loss) and np.isfinite(norm):
+        return (
+            f"loss {loss} and gradient norm {norm} are finite, but the state after the update is "
+            "not",
+            "check optimizer.learning_rate, optimizer.clip_norm and the rates of the routers",
+        )
+    return (
+        f"loss {loss} or gradient norm {norm} is not finite",
+        "lower optimizer.learning_rate or look at the data",
+    )
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stopping]:
+    if not jax.distributed.is_initialized():
+        with signals.listening(lambda *_: None), signals.holding() as hold:
+            yield _Stopping(hold.begin, lambda step: hold.came)
+        return
+    # JAX passes SIGTERM to one process on to all and lets them agree on the step.
+    with signals.passing_on(signal.SIGTERM) as own:
+
+        def came(step: int) -> int:
+            if not multihost_utils.reached_preemption_sync_point(step):
+                return 0
+            any_own = multihost_utils.process_allgather(np.int32(own())).max()
+            return int(any_own) or signal.SIGTERM
+
+        yield _Stopping(lambda: None, came)

@@ -1,0 +1,90 @@
+"""Whether the memory of the devices can hold a run: a lower bound, before anything is compiled."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.config.experiment import Experiment
+from moe_jax.counting import count
+from moe_jax.errors import ConfigError
+from moe_jax.parallel import make_mesh
+from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.state import Recipe, TrainState
+
+# Parameters, two moments and gradients in float32.
+_MOST_PER_PARAMETER = 16
+
+
+def check_memory(experiment: Experiment, vocab_size: int) -> None:
+    """Refuses a run whose state, gradients and activations surely exceed a device's memory.
+
+    Raises:
+        ConfigError: with the bytes needed and there, and settings to change.
+    """
+    there = memory_of_device()
+    activations = activation_bytes(experiment, vocab_size)
+    if there is None:
+        return
+    total = count(experiment.model, vocab_size, experiment.sequence)
+    if _MOST_PER_PARAMETER * (total.total + total.lookahead) + activations < there:
+        return
+    needed = needed_bytes(abstract_state(experiment, vocab_size), activations)
+    if needed > there:
+        raise ConfigError(
+            f"a device needs at least {needed:,} bytes for parameters, optimizer, gradients and "
+            f"activations, and has {there:,}: use more devices with mesh.fsdp, mesh.expert or "
+            "mesh.model, a smaller data.batch_size or more training.microbatches, "
+            "training.loss_chunk, model.remat=full, model.compute_dtype=bfloat16 or "
+            "optimizer.rule.type=Adafactor"
+        )
+
+
+def memory_of_device() -> int | None:
+    """Returns the bytes of one device: of an accelerator, or its share of the machine's memory."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return pages // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def abstract_state(experiment: Experiment, vocab_size: int) -> TrainState:
+    """Returns the state of a run as shapes with shardings."""
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    seed, mesh = experiment.training.seed, make_mesh(experiment.mesh)
+    return Recipe(experiment.model, vocab_size, optimizer, seed, mesh).abstract()[1]
+
+
+def needed_bytes(state: TrainState, activations: int) -> int:
+    """Returns the bytes that one device holds at least at a moment of every step.
+
+    Args:
+        state: shapes with shardings.
+        activations: of the forward pass; they are gone when all gradients are there.
+    """
+    return _held(state) + max(_held(state.params), activations)
+
+
+def activation_bytes(experiment: Experiment, vocab_size: int) -> int:
+    """Returns the bytes of the inputs of all layers and of logits of one microbatch on a device."""
+    mesh = experiment.mesh.resolve(jax.device_count())
+    training, model, config = experiment.training, experiment.model, experiment.data
+    rows = config.batch_size // (mesh.data * mesh.fsdp * mesh.expert * training.microbatches)
+    # Every dimension may be split over these axes.
+    split = mesh.sequence * mesh.model
+    width = jnp.dtype(model.compute_dtype).itemsize
+    layers = getattr(model, "num_layers", None) or model.encoder_layers
+    inputs = rows * config.seq_length * model.width * layers * width
+    scored = config.target_length or config.seq_length
+    logits = rows * min(training.loss_chunk or scored, scored) * vocab_size * width
+    return (inputs + logits // mesh.fsdp) // split
+
+
+def _held(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

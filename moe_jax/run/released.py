@@ -1,0 +1,186 @@
+"""A released or converted model as the start of a run, and where a run keeps its family."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from moe_jax import data
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import build, settings
+from moe_jax.errors import ConfigError
+from moe_jax.interop import folders, huggingface, native
+from moe_jax.interop.companions import copy_companions
+from moe_jax.interop.huggingface.function import function_of
+from moe_jax.models import ModelConfig
+from moe_jax.run import workdir
+from moe_jax.training.state import named_leaves
+
+_SETTING, _FAMILY = "training.start_from", "family.json"
+# Settings of the config that stay where the rest of the model is the folder's.
+_KEPT = ("dropout", "init_scale", "scan_layers", "remat", "compute_dtype")
+_SAMPLE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A folder of ``transformers``, or one that was converted, to start from.
+
+    Attributes:
+        folder: the folder.
+        found: what it says of its model.
+        tokenizer: its tokenizer; ``None`` where it has none.
+        setting: the setting that names it.
+    """
+
+    folder: Path
+    found: huggingface.Described
+    tokenizer: data.Tokenizer | None
+    setting: str = _SETTING
+
+    @property
+    def identity(self) -> str:
+        """Names its weights by sizes, beginnings and ends of their files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and native.BESIDE not in path.relative_to(self.folder).parts:
+                digest.update(f"{path.relative_to(self.folder)} {path.stat().st_size}".encode())
+                with path.open("rb") as file:
+                    digest.update(file.read(_SAMPLE))
+                    file.seek(max(0, path.stat().st_size - _SAMPLE))
+                    digest.update(file.read(_SAMPLE))
+        return digest.hexdigest()[:16]
+
+    def weights(self, mesh: Mesh) -> dict[str, jax.Array]:
+        """Returns parameters and routers' state, by the names of ``named_leaves``."""
+        if folders.kind_of(self.folder) == "moe_jax":
+            model = native.load(self.folder, mesh).model
+        else:
+            model = huggingface.load(self.folder, mesh=mesh, progress=True).model
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return named_leaves({"params": params, "router_state": rest})
+
+    def keep(self, folder: Path) -> None:
+        """Writes family and companion files into the workdir of the run that starts here."""
+        remember(folder, self.found.family, self.found.original, self.folder)
+
+
+def is_released(folder: str) -> bool:
+    """Whether a run that starts from this folder starts from a released or converted model."""
+    return bool(folder) and folders.kind_of(folder) in ("hf", "moe_jax")
+
+
+def open_released(folder: str, experiment: Experiment) -> Released:
+    """Opens a released or converted model for reading; no weight is loaded.
+
+    Raises:
+        ConfigError: if it is not whole, of no known family, or its tokenizer cannot be read.
+    """
+    found = folders.describe(folder)
+    tokenizer = None
+    if folders.tokenizer_of(folder):
+        own = dataclasses.replace(experiment.data, tokenizer=folders.tokenizer_of(folder))
+        tokenizer = data.open_tokenizer(own)
+    return Released(Path(folder), found, tokenizer)
+
+
+def adopted(
+    experiment: Experiment, folder: Path, overrides: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Returns the experiment with model and tokenizer of the released model that it starts from.
+
+    A config whose model computes the same keeps its own, and with it everything that is only of
+    training. Once the run has begun, its workdir says what the model is.
+
+    Args:
+        experiment: the configuration.
+        folder: the workdir of the run.
+        overrides: settings that were given on the command line, by dotted name; they hold.
+
+    Raises:
+        ConfigError: if a setting on the command line contradicts the model.
+    """
+    start = experiment.training.start_from
+    if experiment.training.start_with != "all" or not start:
+        return experiment
+    if _adopted_before(folder):
+        saved = workdir.load(folder)
+        model, tokenizer = saved.model, saved.data.tokenizer
+    elif is_released(start):
+        model = folders.describe(start).config
+        tokenizer = folders.tokenizer_of(start) or experiment.data.tokenizer
+    else:
+        return experiment
+    if function_of(model) == function_of(experiment.model):
+        model = experiment.model
+    kept = {name: getattr(experiment.model, name) for name in _KEPT}
+    found = dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(model, **kept),
+        data=dataclasses.replace(experiment.data, tokenizer=tokenizer),
+    )
+    return _overridden(found, model, overrides or {})
+
+
+def _overridden(
+    experiment: Experiment, model: ModelConfig, overrides: Mapping[str, Any]
+) -> Experiment:
+    """Puts settings of the command line back, unless they change the function of the model."""
+    start, config = experiment.training.start_from, settings(experiment)
+    for name, value in overrides.items():
+        if name == "data.tokenizer" and value != experiment.data.tokenizer:
+            raise ConfigError(
+                f"data.tokenizer={value!r} is not the tokenizer of {_SETTING}={start}: leave it out"
+            )
+        if not name.startswith("model."):
+            continue
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{name}={value!r} is no setting of the model of {start}") from error
+    found = build(Experiment, config)
+    wanted, here = function_of(model), function_of(found.model)
+    for name in {**wanted, **here}:
+        if wanted.get(name) != here.get(name):
+            raise ConfigError(
+                f"{_SETTING}={start} is of another model: {name}={wanted.get(name)!r} there and "
+                f"{here.get(name)!r} here; leave this setting out"
+            )
+    return found
+
+
+def remember(
+    folder: Path, family: str, original: Mapping[str, Any], source: Path, *, adopts: bool = True
+) -> None:
+    """Writes into a workdir which family the model is of, and the files that travel with it."""
+    beside = folder / native.BESIDE
+    copy_companions(folders.companions_of(source), beside)
+    found = {"family": family, "original": dict(original), "adopted": adopts}
+    workdir.write_json(beside / _FAMILY, found)
+
+
+def remembered(folder: Path) -> dict[str, Any]:
+    """Returns ``family``, ``original`` and ``adopted`` of a workdir, or nothing for a run of ours.
+
+    Raises:
+        ConfigError: if the file is damaged.
+    """
+    path = folder / native.BESIDE / _FAMILY
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error})") from error
+
+
+def _adopted_before(folder: Path) -> bool:
+    return (folder / workdir.CONFIG).exists() and bool(remembered(folder).get("adopted"))

@@ -1,0 +1,43 @@
+"""A trained run, opened for reading."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from moe_jax import data
+from moe_jax.errors import ConfigError
+from moe_jax.parallel import MeshConfig
+from moe_jax.run import workdir
+from moe_jax.run.loop import Loop
+from moe_jax.run.session import Session, open_checkpoints, open_session
+from moe_jax.training.checkpoint import latest_step
+from moe_jax.training.state import TrainState
+
+
+def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
+    """Returns step, session and state of the newest good checkpoint in a workdir.
+
+    Uses the run's mesh if it fits the devices present, else one device per copy of the model.
+
+    Raises:
+        ConfigError: if the folder holds no run, or no checkpoint yet.
+        CheckpointError: if every checkpoint is damaged.
+    """
+    folder = Path(folder)
+    experiment = workdir.load(folder)
+    try:
+        experiment.mesh.resolve(jax.device_count())
+    except ConfigError:
+        experiment = dataclasses.replace(experiment, mesh=MeshConfig())
+    experiment.check_program(jax.device_count())
+    data.check_source(experiment.data)  # The tokenizer is the one in the folder.
+    directory = folder / workdir.CHECKPOINTS
+    if latest_step(directory) is None:
+        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
+    session = open_session(experiment, data.load_tokenizer(folder))
+    with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
+        step, state, _ = Loop(session, checkpoints, folder).restore()
+    return step, session, state

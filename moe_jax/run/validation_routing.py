@@ -1,0 +1,130 @@
+"""What the experts of a trained model do with the validation set."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe_jax import processes
+from moe_jax.analysis.domains import DomainTable
+from moe_jax.analysis.tokens import TokenExpertTable
+from moe_jax.data import best_possible_loss
+from moe_jax.nn.mode import Mode
+from moe_jax.run.session import Session
+from moe_jax.training.state import TrainState
+
+_TABLE_BATCHES = 8
+_TABLE_TOKENS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutedLayer:
+    """The real tokens of a batch in one MoE layer.
+
+    Attributes:
+        tokens: ids ``(N,)``.
+        experts: ``(N, E)`` bool, which experts took each.
+        domains: of the text of each ``(N,)``; none for an encoder-decoder, whose encoder reads
+            tokens of which no domain is known.
+    """
+
+    tokens: np.ndarray
+    experts: np.ndarray
+    domains: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationRouting:
+    """The routing of the validation set at a state of training; compiled once."""
+
+    session: Session
+    state: TrainState
+
+    def __iter__(self) -> Iterator[list[RoutedLayer]]:
+        """Yields the layers of each batch."""
+        session, state = self.session, self.state
+        spans = session.experiment.data.spans
+        for batch in session.eval_batches():
+            found = self._step(state.params, state.router_state, session.place(batch))
+            tokens, experts, domains = processes.fetch(found)
+            yield [
+                RoutedLayer(ids[real], taken[real], domains[real] if spans is None else None)
+                for (ids, real), taken in zip(tokens, experts, strict=True)
+            ]
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        graph = self.session.graph
+
+        def routed(params: nnx.State, router_state: nnx.State, batch: dict[str, jax.Array]):
+            model = nnx.merge(graph, params, router_state)
+            reading = model.read(batch, mode=Mode("eval", record=True))
+            experts = [report.experts for report in reading.reports]
+            return model.routed(batch), experts, batch["domains"]
+
+        return jax.jit(routed, out_shardings=self.session.everywhere)
+
+
+def expert_tokens(routing: ValidationRouting) -> dict[str, Any]:
+    """Returns which tokens each expert of each MoE layer takes most, on validation batches."""
+    session = routing.session
+    layers = session.experiment.model.sparse_layers()
+    if not layers:
+        return {"layers": []}
+    tokenizer = session.tokenizer
+    num_experts = max(layer.moe.num_experts for layer in layers)
+    table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
+    for _, batch in zip(range(_TABLE_BATCHES), routing, strict=False):
+        for index, found in enumerate(batch):
+            table.add(index, found.tokens, found.experts)
+    return {
+        "layers": [
+            {
+                "layer": layer.name,
+                "experts": [
+                    [
+                        {"piece": tokenizer.piece(t.token), "count": t.count, "share": t.share}
+                        for t in expert
+                    ]
+                    for expert in top[: layer.moe.num_experts]
+                ],
+            }
+            for layer, top in zip(layers, table.top_tokens(_TABLE_TOKENS), strict=True)
+        ]
+    }
+
+
+def against_truth(routing: ValidationRouting) -> dict[str, Any]:
+    """Returns the best possible loss, and how well experts know the domains of the text.
+
+    Domains and loss are known of the source ``mixture`` alone, read whole; else there is nothing.
+    A token counts for each expert that took it in evaluation, under the domain of its document.
+    """
+    session = routing.session
+    experiment = session.experiment
+    config = experiment.data
+    if config.source != "mixture" or config.spans is not None:
+        return {}
+    layers = experiment.model.sparse_layers()
+    domains = config.mixture.num_languages
+    most = max((layer.moe.num_experts for layer in layers), default=0)
+    table = DomainTable(len(layers), most, domains, session.tokenizer.vocab_size)
+    for batch in routing if layers else ():
+        table.add_tokens(batch[0].tokens, batch[0].domains)
+        for index, found in enumerate(batch):
+            table.add(index, found.domains, found.experts)
+    scores = [
+        {"layer": layer.name, **table.layer(index, layer.moe.num_experts)}
+        for index, layer in enumerate(layers)
+    ]
+    known = {"domains": domains, "token_information": table.token_information, "layers": scores}
+    return {
+        "best_possible_loss": best_possible_loss(config, session.tokenizer),
+        **({"specialisation": known} if layers else {}),
+    }

@@ -1,0 +1,270 @@
+"""The folder of a run: what belongs to which configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from moe_jax import files
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import build, describe
+from moe_jax.errors import ConfigError
+
+CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
+    "config.json",
+    "result.json",
+    "diverged.json",
+    "expert_tokens.json",
+    "checkpoints",
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+_SOURCES = "sources"
+_CORPUS = "corpus"
+# Runs of older versions of these datasets did not record their text.
+_CHANGED_DATASETS = {"python_library": "1.0.0"}
+_LOCK = ".lock"
+# Changing these continues the same run: they move or observe it, and do not alter what it computes.
+_FREE = (
+    "mesh.",
+    "training.log_every",
+    "training.eval_every",
+    "training.checkpoint_every",
+    "training.keep_",
+)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes from training in ``workdir``; a kill ends that as well.
+
+    File systems that cannot lock are used without.
+
+    Args:
+        workdir: the folder, made if missing.
+        wait: for a process that trains there, instead of raising.
+
+    Raises:
+        ConfigError: if another process trains there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is training in {workdir}: wait for it, or use another --workdir"
+            ) from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): start only one run there", workdir, error)
+        yield
+
+
+def check_folder(workdir: Path) -> None:
+    """Refuses a path that cannot be the folder of a run; nothing is made.
+
+    Raises:
+        ConfigError: naming the file or folder that is in the way.
+    """
+    files.check_folder(workdir, "--workdir")
+    for name in (CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, _LOCK):
+        if (workdir / name).is_dir():
+            raise ConfigError(f"{workdir / name} is a folder, and a run writes a file there")
+    if (workdir / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).is_dir():
+        raise ConfigError(f"{workdir / CHECKPOINTS} is a file, and a run makes a folder there")
+
+
+def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None) -> None:
+    """Makes ``workdir`` the folder of ``experiment`` or checks that it already is.
+
+    Args:
+        workdir: the folder.
+        experiment: the configuration.
+        sources: by setting that names the folder of another run, what names its weights by their
+            content: that must stay, and the folder may move. Those that are not read any more may
+            be left out.
+
+    Raises:
+        ConfigError: with the differences, if it belongs to another configuration.
+    """
+    found = check_owner(workdir, experiment, sources)
+    path = workdir / CONFIG
+    corpus = None
+    if path.exists():
+        corpus = _read(path).get(_CORPUS)
+    elif any((workdir / CHECKPOINTS).glob("[0-9]*")):
+        logging.warning(
+            "%s is missing: the run goes on with the settings of this command, and nothing tells "
+            "whether they are those of its checkpoints",
+            path,
+        )
+    named = {_SOURCES: found} if found else {}
+    named |= {_CORPUS: corpus} if corpus else {}
+    about = {"versions": _versions(), "git_commit": _git_commit(), **named}
+    write_json(path, {"config": describe(experiment), **about})
+
+
+def check_owner(
+    workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Returns the sources of a run that may go on in ``workdir``, or begin; see ``claim``.
+
+    Raises:
+        ConfigError: with the differences, if it belongs to another configuration.
+    """
+    path = workdir / CONFIG
+    found = dict(sources or {})
+    if path.exists():
+        saved = _read(path)
+        known = saved.get(_SOURCES, {})
+        found = known | found
+        differences = _differences(
+            _named_by_content(_with_defaults(saved["config"]), known),
+            _named_by_content(describe(experiment), found),
+        )
+        if differences:
+            raise ConfigError(
+                f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
+                "another --workdir, or delete it"
+            )
+    return found
+
+
+def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
+    """Records what a run reads, or checks that it still reads it.
+
+    Args:
+        workdir: the folder of the run, already claimed.
+        corpus: ``sha256`` of the text, and how many documents.
+
+    Raises:
+        ConfigError: if the text has changed since the run began.
+    """
+    saved = _read(workdir / CONFIG)
+    source = saved["config"]["data"]["source"]
+    before = saved.get(_CORPUS)
+    if before is None:
+        old = _CHANGED_DATASETS.get(source)
+        if old and (workdir / CHECKPOINTS).exists():
+            raise ConfigError(
+                f"{workdir} holds a run on version {old} of {source}, and its text has changed "
+                "since: use another --workdir, or delete it"
+            )
+        write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
+    elif before["sha256"] != corpus["sha256"]:
+        raise ConfigError(
+            f"the text of data.source={source!r} has changed since the run in {workdir} began "
+            f"({_summary(before)} then, {_summary(corpus)} now): restore it, or use another "
+            "--workdir"
+        )
+
+
+def _summary(corpus: Mapping[str, Any]) -> str:
+    documents = corpus["training"] + corpus["validation"]
+    return f"{documents:,} documents of SHA-256 {corpus['sha256'][:12]}"
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises ConfigError if this process does not see the folder that the first one claimed."""
+    if not (workdir / CONFIG).exists():
+        raise ConfigError(
+            f"{workdir} is not what the first process of the run sees there: put --workdir on a "
+            "file system that all processes share"
+        )
+
+
+def load(workdir: Path) -> Experiment:
+    """Returns the experiment that ``workdir`` holds.
+
+    Raises:
+        ConfigError: if it holds none.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise ConfigError(f"{workdir} holds no run ({CONFIG} is missing): train one there first")
+    saved = _read(path)["config"]
+    try:
+        return build(Experiment, saved)
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes ``value`` so that the file is either old or new, never half.
+
+    Raises:
+        WriteError: if the disk refuses.
+    """
+    text = json.dumps(value, indent=1) + "\n"
+    with files.replaced(path) as temporary:
+        temporary.write_text(text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): restore it from a backup, or delete it and train with "
+            "the settings that the run had"
+        ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, and a run writes a file there") from error
+    groups = saved if isinstance(saved, dict) else {}
+    if not isinstance(groups.get("config"), dict) or not isinstance(groups.get(_SOURCES, {}), dict):
+        raise ConfigError(f"{path} is of no run of this program: use another folder")
+    return saved
+
+
+def _with_defaults(described: Any) -> Any:
+    """What a run was, with settings that are newer than it."""
+    try:
+        return describe(build(Experiment, described))
+    except ConfigError:
+        return described
+
+
+def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, Any]:
+    """The settings by dotted name; folders of other runs are their content."""
+    flat = _flat(described)
+    return flat | {name: f"weights {sources[name]}" for name in sources if flat.get(name)}
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    missing = "unset"
+    return [
+        f"{key}: {before.get(key, missing)} there, {after.get(key, missing)} here"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, missing) != after.get(key, missing) and not key.startswith(_FREE)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        parts = [_flat(item, f"{prefix}{key}.") for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [_flat(item, f"{prefix}{i}.") for i, item in enumerate(value)]
+    else:
+        return {prefix[:-1]: value}
+    return {key: item for part in parts for key, item in part.items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,106 @@
+"""Recorded routing: who chose whom in every step of a run, and its replay in another."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moe_jax.errors import ConfigError, line_of
+from moe_jax.files import replaced
+from moe_jax.training.history import spans
+
+ROUTING = "routing"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingRecord:
+    """One file per step: the choices of each MoE layer, and a checksum of the tokens.
+
+    Attributes:
+        folder: of the files.
+    """
+
+    folder: Path
+
+    def write(
+        self, step: int, batch: Mapping[str, np.ndarray], choices: Sequence[np.ndarray]
+    ) -> None:
+        """Writes the choices ``(B, L, K)`` of every MoE layer in ``step``.
+
+        Raises:
+            WriteError: if the disk refuses.
+        """
+        layers = {f"layer{i:04d}": _compact(np.asarray(c)) for i, c in enumerate(choices)}
+        with replaced(self._path(step)) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, tokens=_checksum(batch), **layers)
+
+    def missing(self, steps: int) -> list[int]:
+        """Returns which of the first ``steps`` steps have no whole file."""
+        return [step for step in range(1, steps + 1) if not zipfile.is_zipfile(self._path(step))]
+
+    def read(self, step: int, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Returns the int32 choices of ``step``, one array per MoE layer.
+
+        Raises:
+            ConfigError: if the step was not recorded, or for other tokens than those of ``batch``.
+        """
+        path = self._path(step)
+        if not path.exists():
+            raise ConfigError(
+                f"step {step} was not recorded in {self.folder}: lower training.steps or record "
+                "with training.record_routing=True"
+            )
+        arrays = _arrays(path)
+        if arrays.pop("tokens") != _checksum(batch):
+            raise ConfigError(
+                f"{path} was recorded for other tokens: use the data settings, batch size and "
+                "seed of the recorded run"
+            )
+        return tuple(arrays[name].astype(np.int32) for name in sorted(arrays))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}.npz"
+
+
+def check_replay(folder: str, steps: int) -> None:
+    """Refuses a folder that does not hold the routing of every step of a run.
+
+    Args:
+        folder: ``training.replay_routing``; "" for none.
+        steps: of the run.
+
+    Raises:
+        ConfigError: naming the steps that are missing.
+    """
+    missing = RoutingRecord(Path(folder)).missing(steps) if folder else []
+    if missing:
+        raise ConfigError(
+            f"training.replay_routing={folder} lacks the routing of {spans(missing)}, or it is "
+            f"damaged: lower training.steps={steps}, or record a run with "
+            "training.record_routing=True"
+        )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("tokens", *file.files)}
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({line_of(error)}): restore it from a backup, or record its run "
+            "anew"
+        ) from error
+
+
+def _compact(choices: np.ndarray) -> np.ndarray:
+    small = choices.size == 0 or (choices.min() >= -128 and choices.max() <= 127)
+    return choices.astype(np.int8 if small else np.int16)
+
+
+def _checksum(batch: Mapping[str, np.ndarray]) -> np.uint32:
+    return np.uint32(zlib.crc32(np.ascontiguousarray(batch["inputs"]).tobytes()))

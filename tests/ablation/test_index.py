@@ -1,0 +1,180 @@
+import dataclasses
+import json
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+from moe_jax.ablation import index
+from moe_jax.ablation.catalogue import RESULTS, Entry, Result, command_of, entries, read, results
+from moe_jax.ablation.derived import DERIVED
+from moe_jax.ablation.index import BEGIN, END, README, made, outdated, put
+from moe_jax.ablation.records import METRICS
+from moe_jax.errors import ConfigError
+from tests.ablation.records import FULL, records
+
+ENTRY = Entry(Path("experiments/paper/full.py"), FULL)
+OTHER = Entry(
+    Path("experiments/paper/other.py"), dataclasses.replace(FULL, name="other", title="Other")
+)
+
+
+@pytest.fixture(scope="module")
+def every():
+    return entries()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return tmp_path
+
+
+def write(folder, name, lines):
+    there = folder / name
+    there.mkdir(parents=True, exist_ok=True)
+    (there / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (there / "curves.svg").write_text("<svg/>")
+
+
+def written(folder, every=(ENTRY, OTHER)):
+    files = made(every, folder, folder / "README.md")
+    for path, text in files.items():
+        path.write_text(text)
+    assert not outdated(made(every, folder, folder / "README.md"))
+    return (folder / "README.md").read_text(), (folder / "index.html").read_text()
+
+
+def test_the_repository_shows_what_its_results_give(every):
+    assert not outdated(made(every, RESULTS, README)), "run python -m moe_jax.ablation.index"
+
+
+def test_every_claim_names_a_metric_and_every_ablation_another_folder(every):
+    names = [entry.ablation.name for entry in every]
+    assert len(names) == len(set(names))
+    known = {*METRICS, *DERIVED}
+    for entry in every:
+        assert {claim.metric for claim in entry.ablation.claims} <= known, entry.file
+        assert {paper.measures for paper in entry.ablation.published} <= known | {None}, entry.file
+        timed = any(claim.metric in DERIVED for claim in entry.ablation.claims)
+        assert bool(entry.ablation.threshold_arm) >= timed, entry.file
+
+
+def test_results_and_what_waits_for_them(folder):
+    write(folder, "tiny", records())
+    readme, page = written(folder)
+    assert readme.startswith("before\n") and readme.endswith("after\n")
+    assert "old" not in readme
+    claims = "4 claims: 2 reproduced, 1 contradicted, 1 no verdict."
+    command = (
+        "python -m moe_jax.cli.ablate --ablation=experiments/paper/full.py --scale=cpu --seeds=3 "
+        "--output=experiments/results/tiny"
+    )
+    for text in (readme, page):
+        assert claims in text
+        assert command in text
+        assert "+1.0033 ± 0.0143" in text
+        assert "+0.2, A paper, table 1" in text
+        assert "9 min of runs" in text
+        assert "A longer run says the same." in text
+        assert "experiments/paper/other.py" in text
+    assert "| Switch is better | `loss: dense - switch` |" in readme
+    assert "(experiments/results/tiny/report.md)" in readme
+    assert '<img src="tiny/curves.svg"' in page
+    assert "effects.svg" not in page  # it is not there
+    assert "| switch | -1.5 |" in (folder / "tiny" / "report.md").read_text()
+
+
+def test_a_changed_result_is_noticed(folder):
+    write(folder, "tiny", records())
+    written(folder)
+    path = folder / "tiny" / "results.jsonl"
+    path.write_text(path.read_text().replace('"loss": 2.0', '"loss": 2.5'))
+    wrong = outdated(made((ENTRY, OTHER), folder, folder / "README.md"))
+    assert {path.name for path in wrong} == {"README.md", "index.html", "report.md"}
+
+
+def test_other_scales_stand_beside(folder):
+    write(folder, "tiny", records())
+    write(folder, "tiny/gpu", [{**line, "scale": "gpu"} for line in records()])
+    readme, _ = written(folder)
+    assert "--scale=gpu --seeds=3 --output=experiments/results/tiny/gpu`" in readme
+    assert "8 claims: 4 reproduced" in readme
+    # Batches are larger at that scale than in these records.
+    assert readme.count("Outdated: ") == 1
+
+
+def test_too_few_seeds_are_said(folder):
+    write(folder, "tiny", records(seeds=1))
+    readme, page = written(folder)
+    assert "Too few seeds: 1 of 2" in readme
+    assert "Too few seeds: 1 of 2" in page
+
+
+def test_a_configuration_that_has_changed_is_said():
+    lines = records()
+    assert not Result(ENTRY, Path("tiny"), lines).outdated
+    assert Result(ENTRY, Path("tiny"), [{**lines[0], "config": "other"}]).outdated
+    assert Result(ENTRY, Path("tiny"), [{**lines[0], "arm": "gone"}]).outdated
+
+
+def test_the_command_says_what_is_not_the_default():
+    lines = records(seeds=2)
+    start = "python -m moe_jax.cli.ablate --ablation=experiments/paper/full.py --scale=cpu"
+    assert command_of(ENTRY.file, FULL, lines, None) == start
+    only = [line for line in lines if line["arm"] == "switch" and line["seed"] == 0]
+    expected = f"{start} --seeds=1 --arms=switch --output=there"
+    assert command_of(ENTRY.file, FULL, only, "there") == expected
+    short = [{**line, "steps": 5} for line in lines]
+    assert command_of(ENTRY.file, FULL, short, None) == f"{start} --steps=5"
+
+
+def test_results_are_read_in_the_order_of_the_ablations(folder):
+    for name in ("other", "tiny/gpu", "tiny", "unknown"):
+        write(folder, name, records())
+    found = results((ENTRY, OTHER), folder)
+    assert [result.folder.as_posix() for result in found] == ["tiny", "tiny/gpu", "other"]
+    assert read(folder / "tiny" / "results.jsonl") == records()
+
+
+def test_the_command_writes_and_checks(folder, monkeypatch, capsys):
+    write(folder, "tiny", records())
+    monkeypatch.setattr(index, "RESULTS", folder)
+    monkeypatch.setattr(index, "README", folder / "README.md")
+    monkeypatch.setattr(index, "entries", lambda: [ENTRY])
+
+    def run(check=False, figures=False):
+        monkeypatch.setattr(index, "_CHECK", types.SimpleNamespace(value=check), raising=False)
+        monkeypatch.setattr(index, "_FIGURES", types.SimpleNamespace(value=figures), raising=False)
+        index.main()
+        return capsys.readouterr().out
+
+    with pytest.raises(SystemExit) as stopped:
+        run(check=True)
+    assert stopped.value.code == 1
+    assert "README.md, index.html, tiny/report.md; run python -m" in capsys.readouterr().out
+    assert not (folder / "index.html").exists()
+    assert "written: index.html" in run(figures=True)
+    assert (folder / "tiny" / "overlay.svg").exists()
+    assert run(check=True) == ""
+
+
+def test_nothing_yet(folder):
+    readme, page = written(folder)
+    assert "No result is committed yet." in readme
+    assert "| claim |" not in readme
+    assert "<table>" not in page
+
+
+def test_the_page_asks_nobody_for_anything(folder):
+    write(folder, "tiny", records())
+    _, page = written(folder)
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_a_readme_without_the_place_is_refused():
+    with pytest.raises(ConfigError, match="README.md has no <!-- ablations -->"):
+        put("text", "table")

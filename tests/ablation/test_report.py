@@ -1,0 +1,140 @@
+import dataclasses
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from moe_jax.ablation.ablation import Effect
+from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of, write_report
+from moe_jax.ablation.verdicts import CONTRADICTED, MISSING, REPRODUCED
+from tests.ablation.records import FULL, divergent, record, records
+
+
+def report(ablation=FULL, lines=None):
+    lines = records() if lines is None else lines
+    return markdown(ablation, lines, judged(ablation, lines), "a command")
+
+
+def test_published_effects_have_the_sign_of_what_is_measured():
+    better, sooner, equal, domains = FULL.claims
+    assert FULL.effect(better) == Effect(0.2, "A paper, table 1")
+    assert FULL.effect(sooner) == Effect(None, "A figure")
+    assert FULL.effect(equal) == Effect(0.3, "")
+    assert FULL.effect(domains) == Effect(None, "")
+    assert str(FULL.effect(better)) == "+0.2, A paper, table 1"
+    # An accuracy is not a loss, and its difference not a loss's.
+    other = dataclasses.replace(FULL, published=FULL.published[2:])
+    assert other.effect(better).value is None
+
+
+def test_a_report_has_published_beside_measured_as_differences():
+    text = report()
+    assert "`a command`: 6 runs with 3 paired seeds, 9 min of runs." in text
+    assert "| switch | -1.5 | -0.2 | 2.1000 ± 0.1000 | -1.0033 ± 0.0143 |" in text
+    assert "| switch | 800 | 0.50 | 50 | 0.50 |" in text
+    assert "| switch | 81.5 | +1.5 |" in text
+    assert "| switch | 2 | -1.0033 ± 0.0143 | -0.100 | -0.100 |" in text
+    assert "J per FLOP" in text
+    assert "* A longer run says the same." in text
+
+
+def test_a_report_has_speed_load_and_steps_to_the_threshold():
+    header, _, dense, switch = report().split("\n\n")[2].splitlines()
+    columns = [cell.strip() for cell in header.split("|")[1:-1]]
+    row = dict(zip(columns, (cell.strip() for cell in switch.split("|")[1:-1]), strict=True))
+    assert row["tokens_per_second"] == "50"
+    assert row["ratio"] == "0.50"
+    assert row["steps_to"] == "30"
+    assert row["max_violation"] == "0.5000"
+    assert row["load_entropy"] == "0.9000"
+    assert "purity" not in row  # no arm has it
+    assert dense.startswith("| dense | 1,000 | 2,000 | 3.1033 ± ")
+
+
+def test_claims_without_measurements_are_shown_without_a_verdict():
+    text = report()
+    verdicts = [found.text for found in judged(FULL, records())]
+    assert verdicts == [REPRODUCED, REPRODUCED, CONTRADICTED]
+    assert f"| and knows domains | purity: switch - dense |  |  | {MISSING} |" in text
+    known = [{**line, "purity": 0.9 if line["arm"] == "switch" else 0.5} for line in records()]
+    assert len(judged(FULL, known)) == 4
+
+
+def test_claims_about_loss_are_shown_in_training_loss_too():
+    assert "in training loss" not in report()  # where no record has it
+    # A nat apart in validation, half a nat in training.
+    lines = [{**line, "train_loss": line["loss"] / 2} for line in records()]
+    better = next(line for line in report(lines=lines).splitlines() if "Switch is better" in line)
+    assert better.endswith("| +1.0033 ± 0.0143 | **reproduced** | +0.5017 ± 0.0072 |")
+    sooner = next(line for line in report(lines=lines).splitlines() if "and sooner" in line)
+    assert sooner.endswith("| **reproduced** |  |")
+
+
+def test_too_few_seeds_are_said():
+    assert few_seeds(FULL, records(seeds=2)) == []
+    one = records(seeds=1)
+    assert "Too few seeds: 1 of 2" in report(lines=one)
+    assert "95 %" in report(lines=one)
+    assert judged(FULL, one) == []
+    assert few_seeds(FULL, [*records(), record(FULL, "dense", 3, 1.0)]) == []
+
+
+def test_equal_runs_are_paid_for_once():
+    lines = records(seeds=1)
+    assert minutes_of([lines[0], lines[0], lines[1]]) == pytest.approx(3.0)
+
+
+def test_an_arm_alone_makes_a_report():
+    lines = [line for line in records() if line["arm"] == "switch"]
+    text = report(lines=lines)
+    assert "| dense |" not in text
+    assert "steps_to |" not in text
+
+
+def test_what_made_the_runs_is_said_where_they_say_it():
+    assert "Trained at" not in report()
+    about = {"commit": "0123456789abc", "versions": {"python": "3.11.7", "jax": "0.10.2"}}
+    lines = [line | about for line in records()]
+    lines[0] |= {"commit": None, "versions": {"python": "3.12.1", "jax": "0.10.2"}}
+    assert (
+        "Trained at 012345678, no commit with jax 0.10.2, python 3.11.7, python 3.12.1."
+        in report(lines=lines)
+    )
+
+
+def test_runs_that_diverged_are_shown(tmp_path):
+    dense = [line for line in records() if line["arm"] == "dense"]
+    lines = [*dense, *(divergent(FULL, "switch", seed, 10 * seed) for seed in range(3))]
+    text = report(lines=lines)
+    ends = "0 (seed 0), 10 (seed 1), 20 (seed 2)"
+    assert f"`switch` diverged: loss or gradient stayed non-finite after step {ends}." in text
+    assert "| switch | 1,000 | 2,000 | diverged |" in text
+    assert "| switch | -1.5 | -0.2 | diverged |  |" in text
+    contradicted = "**contradicted: switch diverges** |"
+    assert f"| loss: dense - switch | +0.2, A paper, table 1 |  | {contradicted}" in text
+    write_report(FULL, lines, "a command", tmp_path)
+    assert not (tmp_path / "effects.svg").exists()  # there is no number to draw
+    # The seed that has no curve does not keep the arm out of the legend.
+    assert ">switch</text>" in (tmp_path / "curves.svg").read_text()
+
+    one = [*records()[:-1], divergent(FULL, "switch", 2, 20)]
+    assert "| switch | 1,000 | 2,000 | 2.0500 ± 0.0707 (2 of 3 seeds) |" in report(lines=one)
+    assert "not resolved at this scale" in report(lines=one)
+    write_report(FULL, one, "a command", tmp_path)
+    assert (tmp_path / "effects.svg").exists()
+
+
+def test_figures_are_for_light_and_dark(tmp_path):
+    write_report(FULL, records(), "a command", tmp_path)
+    names = {"curves", "against", "overlay", "effects"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == names
+    for path in tmp_path.glob("*.svg"):
+        text = path.read_text()
+        ElementTree.fromstring(text)
+        assert "prefers-color-scheme: dark" in text
+        assert "var(--c0" in text
+        assert f"]({path.name})" in (tmp_path / "report.md").read_text()
+    again = tmp_path / "again"
+    again.mkdir()
+    write_report(FULL, records(), "a command", again)
+    for path in tmp_path.glob("*.svg"):
+        assert path.read_text() == (again / path.name).read_text()

@@ -1,0 +1,136 @@
+"""Runs the notebooks of ``colab/`` from a clean kernel and draws the pictures of ``docs/``.
+
+``python -m tools.notebooks`` runs all of them, ``--only=02`` those with this in their name.
+``--repository=https://github.com/NAME/moe_jax`` writes this address into every notebook, the page
+and README instead of running anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from PIL import Image
+
+from moe_jax.cli import common
+from moe_jax.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+FOLDER, PICTURES = ROOT / "colab", ROOT / "docs" / "pictures"
+# No account can have an underscore, so that nobody can stand in for a project without a home.
+REPOSITORY = "https://github.com/your_account/moe_jax"
+TIMEOUT = 600  # seconds that a notebook may take
+_PAGES = (ROOT / "README.md", ROOT / "docs" / "notebooks.md", Path(__file__))
+_ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+
+
+def paths() -> list[Path]:
+    """Returns the notebooks in order."""
+    return sorted(FOLDER.glob("*.ipynb"))
+
+
+def badge(path: Path) -> str:
+    """Returns the Markdown badge that opens a notebook in Colab."""
+    where = REPOSITORY.removeprefix("https://github.com")
+    link = f"https://colab.research.google.com/github{where}/blob/main/colab/{path.name}"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+
+
+def execute(path: Path, folder: Path) -> Any:
+    """Returns a notebook with its outputs, run in ``folder`` by a kernel of its own.
+
+    The kernel sees the environment of a user: none of JAX's settings of this process.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell fails.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources)
+    return client.execute(env=environment())
+
+
+def environment() -> dict[str, str]:
+    """Returns this process's environment without JAX's settings, with this checkout importable."""
+    ours = ("JAX", "XLA", "TF_", "LIBTPU", "PYTEST")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    inline = "module://matplotlib_inline.backend_inline"
+    return {**kept, "PYTHONPATH": str(ROOT), "MPLBACKEND": inline}
+
+
+def pictures(notebook: Any) -> dict[str, bytes]:
+    """Returns the PNG pictures of an executed notebook, by the name in their cell's metadata.
+
+    Several figures of one cell stand below each other.
+    """
+    return {
+        cell.metadata["picture"]: _stacked(figures(cell))
+        for cell in notebook.cells
+        if "picture" in cell.metadata
+    }
+
+
+def figures(cell: Any) -> list[bytes]:
+    """Returns the figures that an executed cell shows, as PNG."""
+    shown = [output.get("data", {}) for output in cell.get("outputs", ())]
+    return [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
+
+
+def _stacked(figures: list[bytes]) -> bytes:
+    images = [Image.open(io.BytesIO(png)).convert("RGB") for png in figures]
+    width, height = max(i.width for i in images), sum(i.height for i in images)
+    whole = Image.new("RGB", (width, height), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    file = io.BytesIO()
+    # 128 colours are enough for plots, in a third of the bytes.
+    whole.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def main() -> None:
+    """Runs the notebooks and writes their pictures, or writes the address."""
+    if _REPOSITORY.value:
+        _write_address(_REPOSITORY.value)
+        return
+    chosen = [path for path in paths() if _ONLY.value in path.name]
+    if not chosen:
+        raise ConfigError(f"--only={_ONLY.value} is in no name of {FOLDER}")
+    for path in chosen:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = execute(path, Path(folder))
+        for name, png in pictures(notebook).items():
+            (PICTURES / f"{name}.png").write_bytes(png)
+        print(f"{path.name}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def _write_address(address: str) -> None:
+    if not _ADDRESS.fullmatch(address):
+        raise ConfigError(f"--repository={address} is not https://github.com/ACCOUNT/NAME")
+    before, after = (a.removeprefix("https://github.com") for a in (REPOSITORY, address))
+    for path in (*paths(), *_PAGES):
+        text = path.read_text()
+        for start in ("https://github.com", "https://colab.research.google.com/github"):
+            text = text.replace(start + before, start + after)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _ONLY = flags.DEFINE_string("only", "", "Run those whose name has this in it.")
+    _REPOSITORY = flags.DEFINE_string("repository", None, "Write this address everywhere.")
+    sys.exit(common.run(main))

@@ -1,0 +1,242 @@
+"""Plans the published models on machines that can train them.
+
+``python -m tools.plans`` runs ``moe_jax.plan`` for every entry below, one at a time, writes
+``experiments/results/plans/NAME.json`` and the table of ``docs/plans.md``. ``--only=mixtral`` plans
+those whose name has this in it; ``--only=`` nothing, and writes the table of what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from moe_jax import signals
+from moe_jax.cli import common
+from moe_jax.planning.page import human, mesh
+
+_MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
+_HEAD = (
+    "| plan | parameters | chips | mesh | tokens a step | remat, microbatches | compiles | "
+    "state | peak of HBM | sent | step, at best | MFU, at most | planning |\n" + "|---" * 13 + "|\n"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One plan.
+
+    Attributes:
+        name: of its file.
+        config: of ``configs/published``.
+        topology: the machine.
+        mesh: the mesh.
+        overrides: settings that the paper leaves to whoever runs it.
+    """
+
+    name: str
+    config: str
+    topology: str
+    mesh: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the command takes."""
+        return [
+            f"--config=configs/published/{self.config}.py",
+            f"--topology={self.topology}",
+            f"--mesh={self.mesh}",
+            *(f"--config.{override}" for override in self.overrides),
+        ]
+
+
+def _groups(encoder: int, decoder: int) -> tuple[str, str]:
+    return (
+        f"model.encoder_moe.group_size={encoder}",
+        f"model.decoder_moe.group_size={decoder}",
+    )
+
+
+_MIXTRAL = (
+    "data.seq_length=4096",
+    "model.moe.router.capacity_factor=1.25",
+    "training.loss_chunk=512",
+)
+PLANS = (
+    Planned(
+        "switch_base_128.v4",
+        "switch_base_128",
+        "v4:2x4x4",
+        "expert=32",
+        (*_groups(2048, 912), "training.microbatches=4"),
+    ),
+    Planned(
+        "switch_base_128.v5e",
+        "switch_base_128",
+        "v5e:4x8",
+        "expert=32",
+        (*_groups(2048, 912), "training.microbatches=8"),
+    ),
+    Planned(
+        "mixtral_8x7b.v5p",
+        "mixtral_8x7b",
+        "v5p:4x4x8",
+        "fsdp=16,expert=8",
+        ("data.batch_size=1024", *_MIXTRAL, "training.microbatches=4"),
+    ),
+    Planned(
+        "mixtral_8x7b.v6e",
+        "mixtral_8x7b",
+        "v6e:16x16",
+        "fsdp=32,expert=8",
+        ("data.batch_size=1024", *_MIXTRAL, "training.microbatches=4"),
+    ),
+    Planned(
+        "ec_8b_64e.v4",
+        "ec_8b_64e",
+        "v4:8x8x8",
+        "fsdp=8,expert=64",
+        ("training.loss_chunk=256",),
+    ),
+    Planned(
+        "switch_xxl_128.v4",
+        "switch_xxl_128",
+        "v4:8x8x8",
+        "fsdp=16,expert=32",
+        (*_groups(2048, 456),),
+    ),
+    Planned(
+        "switch_c_2048.v5p",
+        "switch_c_2048",
+        "v5p:8x8x8",
+        "expert=512",
+        (*_groups(2048, 456),),
+    ),
+    Planned(
+        "glam_64b_64e.v5p",
+        "glam_64b_64e",
+        "v5p:8x8x16",
+        "fsdp=16,expert=64",
+        ("training.loss_chunk=128",),
+    ),
+    Planned(
+        "gshard_2048e_36l.v4",
+        "gshard_2048e_36l",
+        "v4:8x16x16",
+        "expert=2048",
+        ("data.batch_size=16384", *_groups(1024, 1024)),
+    ),
+    Planned(
+        "deepseek_v3.v5p",
+        "deepseek_v3",
+        "v5p:8x8x8",
+        "fsdp=32,expert=16",
+        (
+            "model.moe.router.capacity_factor=1.0",
+            "training.loss_chunk=512",
+            "training.microbatches=30",
+        ),
+    ),
+)
+
+
+def run(planned: Planned, folder: Path) -> dict[str, Any]:
+    """Plans one in a process of its own and writes its file.
+
+    Raises:
+        RuntimeError: with what the command said, if it failed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "plan.json"
+        command = [sys.executable, "-m", "moe_jax.plan", *planned.arguments, f"--output={output}"]
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            said = process.stderr.read()
+            _, status, used = os.wait4(process.pid, 0)
+        except signals.Interrupted:
+            process.kill()
+            process.wait()
+            raise
+        if status:
+            raise RuntimeError(f"{planned.name}: {said.strip()}")
+        found = json.loads(output.read_text())
+    found["arguments"] = planned.arguments
+    found["planning"] = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_bytes": used.ru_maxrss * 1024,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{planned.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def table(folder: Path) -> str:
+    """Returns the table of the plans that are there, in the order of ``PLANS``."""
+    rows = []
+    for planned in PLANS:
+        path = folder / f"{planned.name}.json"
+        if path.exists():
+            rows.append(row(planned.name, json.loads(path.read_text())))
+    return _HEAD + "".join(rows)
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    """Returns one line of the table."""
+    memory, bound, compiled = found["bytes_per_device"], found["roofline"], found["compiled"]
+    state = sum(memory[part] for part in ("parameters", "optimizer", "other", "batch"))
+    sent = sum(one["bytes"] for one in found["collectives"])
+    fits = "fits" if found["fits"] else f"**{human(memory['missing'])} too much**"
+    cells = (
+        f"`{name}`",
+        f"{found['parameters'] / 1e9:,.1f}B",
+        f"{found['chips']:,} × {found['topology'].split(':')[0]}",
+        mesh(found),
+        f"{found['batch']['tokens'] / 1e6:.3g}M",
+        f"{found['remat']}, {found['microbatches']}",
+        fits if compiled else "by formula",
+        human(state),
+        f"{human(memory['peak'])} of {human(memory['hbm'])}",
+        human(sent),
+        f"{bound['step_seconds']:.3g} s ({bound['bound']})",
+        f"{100 * bound['mfu']:.1f} %",
+        f"{found['planning']['seconds']:.0f} s, {human(found['planning']['peak_bytes'])}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def write_table(page: Path, text: str) -> None:
+    """Puts the table between its marks."""
+    before, rest = page.read_text().split(_MARKS[0])
+    _, after = rest.split(_MARKS[1])
+    page.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
+
+
+def main() -> None:
+    """Plans and writes."""
+    folder = Path(_FOLDER.value)
+    chosen = _ONLY.value
+    for planned in PLANS:
+        if chosen is None or (chosen and re.search(re.escape(chosen), planned.name)):
+            signals.advise(f"plans before {planned.name} are written; --only=NAME goes on with one")
+            print(f"{planned.name} ...", flush=True)
+            print(row(planned.name, run(planned, folder)), end="", flush=True)
+    write_table(Path(_PAGE.value), table(folder))
+
+
+if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _ONLY = flags.DEFINE_string("only", None, "Plan those whose name has this in it.")
+    _FOLDER = flags.DEFINE_string("folder", "experiments/results/plans", "Where plans are kept.")
+    _PAGE = flags.DEFINE_string("page", "docs/plans.md", "The page whose table is written.")
+    common.run(main)

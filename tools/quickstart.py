@@ -1,0 +1,147 @@
+"""The quickstart beside its baselines, and its variants beside each other.
+
+``python -m tools.quickstart --workdir=runs/variants`` trains dense twin, Switch and GShard
+of ``configs/quickstart.py``, at equal FLOPs per token and equal steps, for each seed. A seed fixes
+the initial weights that variants share and the order of the data. Finished runs are not repeated.
+With the finished run of ``make train`` in ``--quickstart``, it writes ``results.json``, with that
+run's training loss smoothed over 25 steps, and ``report.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from moe_jax.ablation.intervals import paired_difference
+from moe_jax.run.workdir import RESULT, write_json
+from moe_jax.training.metrics import read_metrics
+
+VARIANTS = ("dense", "switch", "gshard")
+_SMOOTHED = 25
+
+
+def train(variant: str, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
+    """Trains one variant, or finds it trained, and returns its result."""
+    folder = workdir / f"{variant}-seed{seed}-steps{steps}"
+    command = [sys.executable, "-m", "moe_jax.train", f"--config=configs/quickstart.py:{variant}"]
+    command += [f"--workdir={folder}", f"--config.training.steps={steps}"]
+    command += [f"--config.training.seed={seed}", f"--config.data.seed={seed}"]
+    subprocess.run(command, check=True)
+    return json.loads((folder / RESULT).read_text())
+
+
+def quickstart_report(result: dict[str, Any]) -> str:
+    """Returns the table of one finished run beside its baselines, as Markdown."""
+    tokens, seconds = result["tokens"], result["seconds"]
+    lines = [
+        f"`make train`: {result['steps']} steps, {tokens:,} tokens, {seconds:.0f} s with data",
+        f"preparation, compilation, evaluation and report, on {result['device']}.",
+        "",
+        "| | bits per byte |",
+        "|---|---|",
+        f"| **quickstart (Switch, {result['total_parameters']:,} parameters)** "
+        f"| **{result['bits_per_byte']:.3f}** |",
+    ]
+    names = {"zlib": "zlib -9, file by file", "order2": "order-2 byte model", "uniform": "uniform"}
+    lines += [f"| {text} | {result['baselines'][name]:.3f} |" for name, text in names.items()]
+    return "\n".join([*lines, ""])
+
+
+def training_curve(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
+    """Returns means over each ``_SMOOTHED`` steps of a run's loss and gradient norm.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+    """
+    parts: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "train":
+            parts.setdefault(-(-line["step"] // _SMOOTHED), []).append(line)
+    return [
+        {
+            "step": number * _SMOOTHED,
+            **{key: float(np.mean([line[key] for line in part])) for key in ("loss", "grad_norm")},
+        }
+        for number, part in sorted(parts.items())
+    ]
+
+
+def largest_climb(values: Sequence[float]) -> float:
+    """Returns how far a curve ever gets above its lowest value so far."""
+    return float(np.max(np.asarray(values) - np.minimum.accumulate(values)))
+
+
+def curve_report(curve: Sequence[dict[str, float]]) -> str:
+    """Returns the training curve as Markdown, at a few of its steps."""
+    shown = curve[3::4]
+    climb = largest_climb([point["loss"] for point in curve])
+    lines = [
+        f"Training loss in nats per token, each the mean over {_SMOOTHED} steps; it never is more",
+        f"than {climb:.2f} above its lowest value before.",
+        "",
+        "| step | " + " | ".join(str(point["step"]) for point in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
+        "| loss | " + " | ".join(f"{point['loss']:.2f}" for point in shown) + " |",
+        "| gradient norm | " + " | ".join(f"{point['grad_norm']:.2f}" for point in shown) + " |",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def report(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
+    """Returns the table as Markdown."""
+    bits = {name: [run["bits_per_byte"] for run in runs] for name, runs in results.items()}
+    seeds = len(bits["dense"])
+    lines = [
+        f"{steps} steps, {seeds} paired seeds, validation bits per byte (lower is better); the",
+        "difference to the dense twin is by seed, with its 95 % confidence interval (Student's t).",
+        "",
+        "| variant | parameters | FLOPs per token | bits per byte, by seed | minus dense |",
+        "|---|---|---|---|---|",
+    ]
+    for name, runs in results.items():
+        scores = " ".join(f"{value:.3f}" for value in bits[name])
+        difference = "" if name == "dense" else str(paired_difference(bits[name], bits["dense"]))
+        size, flops = runs[0]["total_parameters"], runs[0]["flops_per_token"]
+        lines.append(f"| {name} | {size:,} | {flops:,} | {scores} | {difference} |")
+    both = paired_difference(bits["gshard"], bits["switch"])
+    return "\n".join([*lines, "", f"GShard minus Switch: {both}.", ""])
+
+
+def main(_: list[str]) -> None:
+    """Runs what is missing and writes the results."""
+    steps, output = _STEPS.value, Path(_OUTPUT.value)
+    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    for seed in range(_SEEDS.value):
+        for variant in VARIANTS:
+            results[variant].append(train(variant, seed, steps, Path(_WORKDIR.value)))
+    quickstart = json.loads((Path(_QUICKSTART.value) / RESULT).read_text())
+    kept = ("bits_per_byte", "loss", "accuracy", "total_parameters", "flops_per_token")
+    small = {
+        name: [{key: run[key] for key in kept} for run in runs] for name, runs in results.items()
+    }
+    curve = training_curve(read_metrics(Path(_QUICKSTART.value)))
+    everything = {"quickstart": quickstart, "curve": curve, "steps": steps, "variants": small}
+    write_json(output / "results.json", everything)
+    parts = (quickstart_report(quickstart), curve_report(curve), report(results, steps))
+    text = "\n".join(parts)
+    (output / "report.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _WORKDIR = flags.DEFINE_string("workdir", "runs/variants", "Folder of the runs.")
+    _QUICKSTART = flags.DEFINE_string("quickstart", "runs/quickstart", "Run of `make train`.")
+    _OUTPUT = flags.DEFINE_string(
+        "output", "experiments/results/quickstart", "Folder of the results."
+    )
+    _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2)
+    _STEPS = flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1)
+    app.run(main)

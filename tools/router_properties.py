@@ -1,0 +1,50 @@
+"""Counts and times the property suite: every preset, transport and property.
+
+``python -m tools.router_properties`` runs it in one process and writes ``properties.json``:
+how many combinations there are, how many are declared not to make sense, and the seconds.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from moe_jax.routing import PRESETS
+from moe_jax.run.workdir import write_json
+
+SUITE = ("tests/routing/test_properties.py", "tests/transport/test_transports.py")
+_COUNT = re.compile(r"(\d+) = (\d+) preset x transport x property - (\d+) declared")
+
+
+def main(_: list[str]) -> None:
+    """Runs the suite and writes what it says."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--quiet", *SUITE], stdout=subprocess.PIPE, text=True
+    )
+    seconds = round(time.perf_counter() - began, 1)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+    ran, product, declared = map(int, _COUNT.search(done.stdout).groups())
+    found = {
+        "presets": len(PRESETS),
+        "preset_x_transport_x_property": product,
+        "declared_exceptions": declared,
+        "run": ran,
+        "seconds": seconds,
+    }
+    write_json(Path(_OUTPUT.value), found)
+    print(found)
+
+
+if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _OUTPUT = flags.DEFINE_string(
+        "output", "experiments/results/routers/properties.json", "The result."
+    )
+    app.run(main)

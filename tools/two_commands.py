@@ -1,0 +1,63 @@
+"""Times the two commands of the README the way a new user meets them.
+
+``python -m tools.two_commands`` clones the committed project into an empty folder, with
+neither packages nor datasets cached, and runs there ``make train``, ``make train`` once more with
+another workdir (installed, corpus prepared), and ``make test``. It writes ``two_commands.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from moe_jax.run.workdir import RESULT, write_json
+
+
+def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, str]:
+    """Runs ``command`` in ``folder`` and returns its seconds and the last line it printed."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return round(time.perf_counter() - began, 1), done.stdout.strip().splitlines()[-1]
+
+
+def main(_: list[str]) -> None:
+    """Clones, runs and writes."""
+    with tempfile.TemporaryDirectory() as name:
+        clone, cache = Path(name) / "moe_jax", Path(name) / "cache"
+        subprocess.run(["git", "clone", "--quiet", ".", clone], check=True)
+        environment = os.environ | {
+            "PIP_NO_CACHE_DIR": "1",
+            "TFDS_DATA_DIR": str(cache),
+            "PATH": os.defpath + os.pathsep + os.environ["PATH"],
+        }
+        environment.pop("VIRTUAL_ENV", None)
+        first, _ = timed(["make", "train"], clone, environment)
+        again, _ = timed(["make", "train", "WORKDIR=runs/again"], clone, environment)
+        tests, summary = timed(["make", "test"], clone, environment)
+        result = json.loads((clone / "runs" / "quickstart" / RESULT).read_text())
+        commit = ["git", "rev-parse", "--short", "HEAD"]
+        times = {
+            "commit": subprocess.check_output(commit, cwd=clone, text=True).strip(),
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "make_train_seconds": first,
+            "make_train_installed_seconds": again,
+            "make_test_installed_seconds": tests,
+            "tests": summary.strip("= "),
+            "bits_per_byte": result["bits_per_byte"],
+        }
+    write_json(Path(_OUTPUT.value), times)
+    print(json.dumps(times, indent=2))
+
+
+if __name__ == "__main__":
+    # Here and not above: a module that is imported must not take the name of a flag.
+    _OUTPUT = flags.DEFINE_string("output", "experiments/results/two_commands.json", "The result.")
+    app.run(main)
