@@ -52,4 +52,5 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["moe-jax = moe_jax.cli.main:main"]},
 )

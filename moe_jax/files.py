@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from moe_jax.errors import ConfigError
 
@@ -132,3 +134,14 @@ class Appended:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes ``value`` so that the file is either old or new, never half.
+
+    Raises:
+        WriteError: if the disk refuses.
+    """
+    text = json.dumps(value, indent=1) + "\n"
+    with replaced(path) as temporary:
+        temporary.write_text(text)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NoReturn
 
@@ -23,11 +22,9 @@ import jax
 import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from moe_jax.errors import ConfigError
-from moe_jax.parallel.rules import spec
 
 _JOIN_SECONDS = 300
 _HEARTBEAT_SECONDS = 60
@@ -127,36 +124,6 @@ def first(act: Callable[[], object]) -> None:
         return 0
 
     agreed(acted)
-
-
-def rows_by_process(
-    mesh: Mesh, rows: int, process_of: Callable[[jax.Device], int] = lambda d: d.process_index
-) -> Mapping[int, tuple[int, ...]]:
-    """Returns which rows of a batch the devices of each process hold, in order.
-
-    They need not be neighbours, as a mesh follows the wiring of the chips, and processes that
-    split a model between them hold the same rows.
-
-    Args:
-        mesh: the devices.
-        rows: of the batch; the mesh splits them evenly.
-        process_of: of a device.
-    """
-    found: dict[int, set[int]] = {}
-    indices = NamedSharding(mesh, spec("batch")).devices_indices_map((rows,))
-    for device, (part,) in indices.items():
-        found.setdefault(process_of(device), set()).update(range(*part.indices(rows)))
-    return {process: tuple(sorted(own)) for process, own in found.items()}
-
-
-def fewest_parts(owned: Mapping[int, Sequence[int]], rows: int) -> int:
-    """Returns into how few equal parts a batch can be cut so that each process has whole parts."""
-    edges = {rows}
-    for own in owned.values():
-        kept = set(own)
-        edges |= {row for row in own if row - 1 not in kept}
-        edges |= {row + 1 for row in own if row + 1 not in kept}
-    return rows // math.gcd(*edges)
 
 
 @contextlib.contextmanager

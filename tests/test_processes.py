@@ -7,10 +7,11 @@ import pytest
 from moe_jax import processes
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.parallel.rows import fewest_parts, rows_by_process
 
 
 def _rows(sizes, rows, process_of):
-    return processes.rows_by_process(make_mesh(MeshConfig(**sizes)), rows, process_of)
+    return rows_by_process(make_mesh(MeshConfig(**sizes)), rows, process_of)
 
 
 def _of_two(device):
@@ -20,26 +21,26 @@ def _of_two(device):
 def test_neighbouring_devices_hold_neighbouring_rows():
     owned = _rows({"data": 2, "expert": 4}, 16, _of_two)
     assert owned == {0: tuple(range(8)), 1: tuple(range(8, 16))}
-    assert processes.fewest_parts(owned, 16) == 2
+    assert fewest_parts(owned, 16) == 2
 
 
 def test_rows_follow_the_mesh_and_not_the_number_of_a_process():
     """As where a mesh follows the wiring of the chips."""
     owned = _rows({"data": 8}, 8, lambda device: (device.id // 2) % 2)
     assert owned == {0: (0, 1, 4, 5), 1: (2, 3, 6, 7)}
-    assert processes.fewest_parts(owned, 8) == 4
+    assert fewest_parts(owned, 8) == 4
     owned = _rows({"data": 8}, 16, lambda device: device.id % 2)
     assert owned[1] == (2, 3, 6, 7, 10, 11, 14, 15)
-    assert processes.fewest_parts(owned, 16) == 8
+    assert fewest_parts(owned, 16) == 8
 
 
 def test_processes_that_split_the_model_hold_the_same_rows():
     owned = _rows({"data": 1, "model": 8}, 4, _of_two)
     assert owned == {0: (0, 1, 2, 3), 1: (0, 1, 2, 3)}
-    assert processes.fewest_parts(owned, 4) == 1
+    assert fewest_parts(owned, 4) == 1
     owned = _rows({"data": 2, "model": 4}, 4, lambda device: device.id // 2)
     assert owned == {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3)}
-    assert processes.fewest_parts(owned, 4) == 2
+    assert fewest_parts(owned, 4) == 2
 
 
 def test_one_process_decides_for_itself():

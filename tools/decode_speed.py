@@ -16,16 +16,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from moe_jax.configs import quickstart
 
+from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build
 from moe_jax.decoding import Sampling, generate
+from moe_jax.files import write_json
 from moe_jax.models import Decoder
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.mode import DECODE
-from moe_jax.run.workdir import write_json
 
 VOCAB, ROWS, PROMPT, ADDED = 2048, 4, 64, 64
 _PROMPTS = np.random.default_rng(0).integers(3, VOCAB, (ROWS, PROMPT)).tolist()
@@ -78,22 +79,27 @@ def measure(model: Decoder, rounds: int) -> dict[str, float]:
     }
 
 
-def main(_: list[str]) -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "output", "experiments/results/decoding.json", "The result.", flag_values=values
+    )
+    flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1, flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
     """Measures and writes."""
     config = build(Experiment, quickstart.get_config()).model
     sizes = Latent(query_rank=64, kv_rank=32, plain_dim=32, rotary_dim=16, value_dim=32)
     kinds = {"quickstart": config, "latent": dataclasses.replace(config, attention=sizes)}
     found = {
-        name: measure(Decoder(kind, VOCAB, jax.random.key(0)), _ROUNDS.value)
+        name: measure(Decoder(kind, VOCAB, jax.random.key(0)), given.rounds)
         for name, kind in kinds.items()
     }
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     shape = {"rows": ROWS, "prompt": PROMPT, "added": ADDED}
-    write_json(Path(_OUTPUT.value), {"device": device, **shape, **found})
+    write_json(Path(given.output), {"device": device, **shape, **found})
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _OUTPUT = flags.DEFINE_string("output", "experiments/results/decoding.json", "The result.")
-    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
-    app.run(main)
+    common.run(define, main)

@@ -28,7 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mutations import ROOT, Mutation, drawn, given
+from tools.mutations import ROOT, Mutation, drawn, given
 
 RESULT = ROOT / "tools" / "mutations.tsv"
 COPIED = ("moe_jax", "tests")

@@ -11,7 +11,6 @@ import base64
 import io
 import os
 import re
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -101,14 +100,20 @@ def _stacked(figures: list[bytes]) -> bytes:
     return file.getvalue()
 
 
-def main() -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("only", "", "Run those whose name has this in it.", flag_values=values)
+    flags.DEFINE_string("repository", None, "Write this address everywhere.", flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
     """Runs the notebooks and writes their pictures, or writes the address."""
-    if _REPOSITORY.value:
-        _write_address(_REPOSITORY.value)
+    if given.repository:
+        _write_address(given.repository)
         return
-    chosen = [path for path in paths() if _ONLY.value in path.name]
+    chosen = [path for path in paths() if given.only in path.name]
     if not chosen:
-        raise ConfigError(f"--only={_ONLY.value} is in no name of {FOLDER}")
+        raise ConfigError(f"--only={given.only} is in no name of {FOLDER}")
     for path in chosen:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +135,4 @@ def _write_address(address: str) -> None:
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _ONLY = flags.DEFINE_string("only", "", "Run those whose name has this in it.")
-    _REPOSITORY = flags.DEFINE_string("repository", None, "Write this address everywhere.")
-    sys.exit(common.run(main))
+    common.run(define, main)

@@ -222,21 +222,28 @@ def write_table(page: Path, text: str) -> None:
     page.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
 
 
-def main() -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("only", None, "Plan those whose name has this in it.", flag_values=values)
+    flags.DEFINE_string(
+        "folder", "experiments/results/plans", "Where plans are kept.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "page", "docs/plans.md", "The page whose table is written.", flag_values=values
+    )
+
+
+def main(given: flags.FlagValues) -> None:
     """Plans and writes."""
-    folder = Path(_FOLDER.value)
-    chosen = _ONLY.value
+    folder = Path(given.folder)
+    chosen = given.only
     for planned in PLANS:
         if chosen is None or (chosen and re.search(re.escape(chosen), planned.name)):
             signals.advise(f"plans before {planned.name} are written; --only=NAME goes on with one")
             print(f"{planned.name} ...", flush=True)
             print(row(planned.name, run(planned, folder)), end="", flush=True)
-    write_table(Path(_PAGE.value), table(folder))
+    write_table(Path(given.page), table(folder))
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _ONLY = flags.DEFINE_string("only", None, "Plan those whose name has this in it.")
-    _FOLDER = flags.DEFINE_string("folder", "experiments/results/plans", "Where plans are kept.")
-    _PAGE = flags.DEFINE_string("page", "docs/plans.md", "The page whose table is written.")
-    common.run(main)
+    common.run(define, main)

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from moe_jax.ablation.intervals import paired_difference
-from moe_jax.run.workdir import RESULT, write_json
+from moe_jax.cli import common
+from moe_jax.files import write_json
+from moe_jax.run.workdir import RESULT
 from moe_jax.training.metrics import read_metrics
 
 VARIANTS = ("dense", "switch", "gshard")
@@ -114,19 +116,30 @@ def report(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
     return "\n".join([*lines, "", f"GShard minus Switch: {both}.", ""])
 
 
-def main(_: list[str]) -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", "runs/variants", "Folder of the runs.", flag_values=values)
+    flags.DEFINE_string("quickstart", "runs/quickstart", "Run of `make train`.", flag_values=values)
+    flags.DEFINE_string(
+        "output", "experiments/results/quickstart", "Folder of the results.", flag_values=values
+    )
+    flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2, flag_values=values)
+    flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1, flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
     """Runs what is missing and writes the results."""
-    steps, output = _STEPS.value, Path(_OUTPUT.value)
+    steps, output = given.steps, Path(given.output)
     results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
-    for seed in range(_SEEDS.value):
+    for seed in range(given.seeds):
         for variant in VARIANTS:
-            results[variant].append(train(variant, seed, steps, Path(_WORKDIR.value)))
-    quickstart = json.loads((Path(_QUICKSTART.value) / RESULT).read_text())
+            results[variant].append(train(variant, seed, steps, Path(given.workdir)))
+    quickstart = json.loads((Path(given.quickstart) / RESULT).read_text())
     kept = ("bits_per_byte", "loss", "accuracy", "total_parameters", "flops_per_token")
     small = {
         name: [{key: run[key] for key in kept} for run in runs] for name, runs in results.items()
     }
-    curve = training_curve(read_metrics(Path(_QUICKSTART.value)))
+    curve = training_curve(read_metrics(Path(given.quickstart)))
     everything = {"quickstart": quickstart, "curve": curve, "steps": steps, "variants": small}
     write_json(output / "results.json", everything)
     parts = (quickstart_report(quickstart), curve_report(curve), report(results, steps))
@@ -136,12 +149,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _WORKDIR = flags.DEFINE_string("workdir", "runs/variants", "Folder of the runs.")
-    _QUICKSTART = flags.DEFINE_string("quickstart", "runs/quickstart", "Run of `make train`.")
-    _OUTPUT = flags.DEFINE_string(
-        "output", "experiments/results/quickstart", "Folder of the results."
-    )
-    _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2)
-    _STEPS = flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1)
-    app.run(main)
+    common.run(define, main)

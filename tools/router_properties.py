@@ -12,16 +12,24 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from moe_jax.cli import common
+from moe_jax.files import write_json
 from moe_jax.routing import PRESETS
-from moe_jax.run.workdir import write_json
 
 SUITE = ("tests/routing/test_properties.py", "tests/transport/test_transports.py")
 _COUNT = re.compile(r"(\d+) = (\d+) preset x transport x property - (\d+) declared")
 
 
-def main(_: list[str]) -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "output", "experiments/results/routers/properties.json", "The result.", flag_values=values
+    )
+
+
+def main(given: flags.FlagValues) -> None:
     """Runs the suite and writes what it says."""
     began = time.perf_counter()
     done = subprocess.run(
@@ -38,13 +46,9 @@ def main(_: list[str]) -> None:
         "run": ran,
         "seconds": seconds,
     }
-    write_json(Path(_OUTPUT.value), found)
+    write_json(Path(given.output), found)
     print(found)
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _OUTPUT = flags.DEFINE_string(
-        "output", "experiments/results/routers/properties.json", "The result."
-    )
-    app.run(main)
+    common.run(define, main)

@@ -16,15 +16,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from moe_jax import routing
+from moe_jax.cli import common
+from moe_jax.files import write_json
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
 from moe_jax.nn.moe import MoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import PRESETS, Capacity, Router
-from moe_jax.run.workdir import write_json
 
 TOKENS, WIDTH, HIDDEN, EXPERTS, SLOTS = 1024, 256, 512, 16, 128
 _CHOICES = {
@@ -85,12 +86,20 @@ def report(rows: dict[str, dict[str, float | str]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main(_: list[str]) -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "output", "experiments/results/routers", "Folder of the results.", flag_values=values
+    )
+    flags.DEFINE_integer("rounds", 15, "Times each layer runs.", lower_bound=1, flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
     """Compiles, runs in turn, and writes."""
     names = ["switch", *(f.__name__ for f in PRESETS if f.__name__ != "switch")]
     steps = {name: step(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(_ROUNDS.value + 1):
+    for turn in range(given.rounds + 1):
         for name, (_, run) in steps.items():
             began = time.perf_counter()
             run()
@@ -107,15 +116,12 @@ def main(_: list[str]) -> None:
             "low": round(low, 3),
             "high": round(high, 3),
         }
-    output = Path(_OUTPUT.value)
-    everything = {"rounds": _ROUNDS.value, "switch_seconds": float(np.median(switch))}
+    output = Path(given.output)
+    everything = {"rounds": given.rounds, "switch_seconds": float(np.median(switch))}
     write_json(output / "results.json", {**everything, "routers": rows})
     (output / "report.md").write_text(report(rows))
     print(report(rows))
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _OUTPUT = flags.DEFINE_string("output", "experiments/results/routers", "Folder of the results.")
-    _ROUNDS = flags.DEFINE_integer("rounds", 15, "Times each layer runs.", lower_bound=1)
-    app.run(main)
+    common.run(define, main)

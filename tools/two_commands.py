@@ -14,9 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from moe_jax.run.workdir import RESULT, write_json
+from moe_jax.cli import common
+from moe_jax.files import write_json
+from moe_jax.run.workdir import RESULT
 
 
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, str]:
@@ -28,7 +30,14 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tupl
     return round(time.perf_counter() - began, 1), done.stdout.strip().splitlines()[-1]
 
 
-def main(_: list[str]) -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "output", "experiments/results/two_commands.json", "The result.", flag_values=values
+    )
+
+
+def main(given: flags.FlagValues) -> None:
     """Clones, runs and writes."""
     with tempfile.TemporaryDirectory() as name:
         clone, cache = Path(name) / "moe_jax", Path(name) / "cache"
@@ -53,11 +62,9 @@ def main(_: list[str]) -> None:
             "tests": summary.strip("= "),
             "bits_per_byte": result["bits_per_byte"],
         }
-    write_json(Path(_OUTPUT.value), times)
+    write_json(Path(given.output), times)
     print(json.dumps(times, indent=2))
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _OUTPUT = flags.DEFINE_string("output", "experiments/results/two_commands.json", "The result.")
-    app.run(main)
+    common.run(define, main)

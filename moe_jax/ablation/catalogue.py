@@ -12,6 +12,7 @@ from typing import Any
 from moe_jax import experiments
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.runner import run_of
+from moe_jax.config.library import short_name
 from moe_jax.errors import ConfigError, fault_in
 
 HERE = Path(experiments.__file__).parent
@@ -133,9 +134,7 @@ def command_of(
     lines = list(records)
     arms = [arm for arm in ablation.arms if any(line["arm"] == arm for line in lines)]
     seeds = len({line["seed"] for line in lines})
-    words = [
-        f"python -m moe_jax.cli.ablate --ablation={file.as_posix()} --scale={lines[0]['scale']}"
-    ]
+    words = ["moe-jax ablate", f"--ablation={short_name(file)}", f"--scale={lines[0]['scale']}"]
     words += [f"--seeds={seeds}"] if seeds != ablation.seeds else []
     words += [f"--arms={','.join(arms)}"] if len(arms) < len(ablation.arms) else []
     first = lines[0]

@@ -1,4 +1,4 @@
-"""The index of all ablations: ``python -m moe_jax.ablation.index``.
+"""The index of all ablations: ``python -m tools.index``.
 
 Reads what is committed in ``experiments/results`` and writes the table between two comments of
 ``README.md``, the page ``experiments/results/index.html`` and every ``report.md`` anew (with
@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
-from absl import flags
 
 from moe_jax.ablation.ablation import Ablation, Claim
-from moe_jax.ablation.catalogue import RESULTS, Entry, Result, entries, results
+from moe_jax.ablation.catalogue import RESULTS, Entry, Result, results
 from moe_jax.ablation.figures import NAMES
-from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of, write_report
+from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of
 from moe_jax.ablation.verdicts import MISSING
-from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 
 README = RESULTS.parents[1] / "README.md"
@@ -145,7 +142,7 @@ def table(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
         lines += [""]
     if rest:
         lines += [
-            "Runnable, without a verdict yet (`python -m moe_jax.cli.ablate --ablation=FILE`):",
+            "Runnable, without a verdict yet (`moe-jax ablate --ablation=FILE`):",
             "",
         ]
         lines += [f"* `{entry.file.as_posix()}`: {entry.ablation.title}" for entry in rest]
@@ -212,28 +209,3 @@ def _report(result: Result) -> str:
 def outdated(files: dict[Path, str]) -> list[Path]:
     """Returns the files that do not have their text."""
     return [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-
-
-def main() -> None:
-    """Writes or checks the index."""
-    every = entries()
-    if _FIGURES.value and not _CHECK.value:
-        for result in results(every, RESULTS):
-            folder = RESULTS / result.folder
-            write_report(result.entry.ablation, result.records, result.command, folder)
-    files = made(every, RESULTS, README)
-    wrong = outdated(files)
-    if _CHECK.value and wrong:
-        names = ", ".join(str(path.relative_to(README.parent)) for path in wrong)
-        print(f"not what the results give: {names}; run python -m moe_jax.ablation.index")
-        sys.exit(1)
-    for path in wrong:
-        path.write_text(files[path])
-        print(f"written: {path.relative_to(README.parent)}")
-
-
-if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _CHECK = flags.DEFINE_bool("check", False, "Write nothing; fail if something is out of date.")
-    _FIGURES = flags.DEFINE_bool("figures", False, "Draw the figures anew too.")
-    common.run(main)

@@ -204,14 +204,3 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it") from error
-
-
-def _main() -> None:
-    from moe_jax.cli import common
-
-    workdir = common.define_workdir()
-    common.run(lambda: print(write_report(Path(workdir.value))))
-
-
-if __name__ == "__main__":
-    _main()

@@ -18,20 +18,23 @@ from moe_jax import data, files
 from moe_jax.cli import common
 from moe_jax.run.session import Session, open_session
 
-_CONFIG = common.define_config()
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the JSON to this file.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 5, "Training steps per turn.", lower_bound=1)
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    common.define_config(values)
+    flags.DEFINE_string("output", None, "Also write the JSON to this file.", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("steps", 5, "Training steps per turn.", lower_bound=1, flag_values=values)
 
 
-def main() -> None:
+def main(given: flags.FlagValues) -> None:
     """Measures and prints."""
-    if _OUTPUT.value:
-        files.check_file(Path(_OUTPUT.value), "--output")
-    experiment = common.experiment_of(_CONFIG)
+    if given.output:
+        files.check_file(Path(given.output), "--output")
+    experiment = common.experiment_of(given)
     experiment.check(jax.device_count())
     session = open_session(experiment, data.open_tokenizer(experiment.data))
-    loader, training = measure(session, rounds=_ROUNDS.value, steps=_STEPS.value)
+    loader, training = measure(session, rounds=given.rounds, steps=given.steps)
     result = {
         "name": experiment.name,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -40,8 +43,8 @@ def main() -> None:
         "ratio": statistics.median(a / b for a, b in zip(loader, training, strict=True)),
     }
     line = json.dumps(result)
-    if _OUTPUT.value:
-        with files.replaced(Path(_OUTPUT.value)) as temporary:
+    if given.output:
+        with files.replaced(Path(given.output)) as temporary:
             temporary.write_text(line + "\n")
     print(line)
 
@@ -69,4 +72,4 @@ def measure(session: Session, *, rounds: int, steps: int) -> tuple[list[float], 
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

@@ -2,84 +2,97 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moe_jax import files, processes, signals
+from moe_jax.config import library
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build, forget_other_types
 from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in
 
+Define = Callable[[flags.FlagValues], None]
+Main = Callable[[flags.FlagValues], None]
+_HOSTS = ("coordinator", "num_processes", "process_id")
 _USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)
 _LIBRARIES = ("jax", "flax", "optax", "numpy")
 _FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 
 
-def define_config() -> flags.FlagHolder:
-    """Defines ``--config=FILE[:ARGUMENT]`` with overrides ``--config.a.b=value``."""
-    return config_flags.DEFINE_config_file(
+def define_config(values: flags.FlagValues) -> None:
+    """Defines ``--config=NAME_OR_FILE[:ARGUMENT]`` with overrides ``--config.a.b=value``."""
+    config_flags.DEFINE_config_file(
         "config",
         None,
-        "Configuration file, with an argument after a colon.",
+        "Name or file of a configuration, with an argument after a colon.",
         lock_config=True,
-        flag_values=flags.FLAGS,
+        flag_values=values,
     )
 
 
-def define_workdir() -> flags.FlagHolder:
+def define_workdir(values: flags.FlagValues) -> None:
     """Defines ``--workdir``."""
-    return flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True, flag_values=values)
 
 
-def folder_of(flag: flags.FlagHolder) -> Path:
+def folder_of(given: flags.FlagValues) -> Path:
     """Returns the folder of the ``--workdir`` flag; raises ConfigError if it is empty."""
-    if not flag.value:
+    if not given.workdir:
         raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
-    return Path(flag.value)
+    return Path(given.workdir)
 
 
-def define_hosts() -> tuple[flags.FlagHolder, ...]:
-    """Defines ``--distributed`` and what says where the processes meet, for ``join_hosts``."""
-    return (
-        flags.DEFINE_boolean(
-            "distributed", False, "Join the other processes of this run (docs/multihost.md)."
-        ),
-        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if JAX cannot find it."),
-        flags.DEFINE_integer("num_processes", None, "Processes, if JAX cannot find their number."),
-        flags.DEFINE_integer("process_id", None, "This process, from 0, if JAX cannot find it."),
+def define_hosts(values: flags.FlagValues) -> None:
+    """Defines ``--distributed`` and where the processes of a run meet, for ``join_hosts``."""
+    flags.DEFINE_boolean(
+        "distributed",
+        False,
+        "Join the other processes of this run (docs/multihost.md).",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, if JAX cannot find it.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "Processes, if JAX cannot find their number.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "This process, from 0, if JAX cannot find it.", flag_values=values
     )
 
 
-def join_hosts(hosts: tuple[flags.FlagHolder, ...]) -> None:
+def join_hosts(given: flags.FlagValues) -> None:
     """Joins the other processes, if asked to, before anything looks at devices.
 
     Raises:
         ConfigError: if they cannot be found, or are named without ``--distributed``.
     """
-    distributed, *where = hosts
-    if distributed.value:
-        processes.join(processes.Hosts(*(flag.value for flag in where)))
+    where = {name: given[name].value for name in _HOSTS}
+    if given.distributed:
+        processes.join(processes.Hosts(*where.values()))
         return
-    for flag in where:
-        if flag.value is not None:
-            raise ConfigError(f"--{flag.name} says where other processes are: add --distributed")
+    for name, value in where.items():
+        if value is not None:
+            raise ConfigError(f"--{name} says where other processes are: add --distributed")
 
 
-def experiment_of(flag: flags.FlagHolder) -> Experiment:
+def experiment_of(given: flags.FlagValues) -> Experiment:
     """Returns the typed experiment of the ``--config`` flag, whose settings go together.
 
     Raises:
         ConfigError: if it is missing or says something that does not exist.
     """
-    file = flags.FLAGS[flag.name].config_filename if flags.FLAGS[flag.name].present else None
+    flag = given["config"]
+    file = flag.config_filename if flag.present else None
     if not file:
         raise ConfigError("--config is missing; try --config=configs/quickstart.py")
     try:
@@ -88,7 +101,7 @@ def experiment_of(flag: flags.FlagHolder) -> Experiment:
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__
             raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
-        overridden = config_flags.get_override_values(flags.FLAGS[flag.name])
+        overridden = config_flags.get_override_values(flag)
         forget_other_types(Experiment, config, overridden)
         experiment = build(Experiment, config)
     except OSError as error:
@@ -99,21 +112,61 @@ def experiment_of(flag: flags.FlagHolder) -> Experiment:
     return experiment
 
 
-def overrides_of(flag: flags.FlagHolder) -> dict[str, Any]:
+def overrides_of(given: flags.FlagValues) -> dict[str, Any]:
     """Returns the settings of the ``--config`` flag given on the command line, by dotted name."""
-    return dict(config_flags.get_override_values(flags.FLAGS[flag.name]))
+    return dict(config_flags.get_override_values(given["config"]))
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs ``main``; what a user can mend ends the program with one line.
+def run(define: Define, main: Main, argv: Sequence[str] | None = None) -> None:
+    """Parses the flags of a command and runs it; an error a user can act on ends with one line.
 
-    So do Ctrl-C and SIGTERM, with exit codes 130 and 143.
+    Ctrl-C and SIGTERM end with one line too, and with the exit codes 130 and 143.
+
+    Args:
+        define: defines the command's flags on the values that it is given.
+        main: the command, called with the values of the flags.
+        argv: name and arguments of the command; ``None`` for those of the process.
     """
-    with signals.listening(_stop):
+    arguments = _underscored(sys.argv if argv is None else argv)
+    with signals.listening(_stop), _command_line(arguments):
         try:
-            app.run(lambda _: _guarded(main), flags_parser=_parse)
+            values = flags.FlagValues()
+            define(values)
+            _help(define, values, arguments)
+            logging.use_absl_handler()
+            values.append_flag_values(flags.FLAGS)
+            _parse(values, arguments)
+            flags.FLAGS.mark_as_parsed()
+            _guarded(lambda: main(values))
         except signals.Interrupted as stop:
             _stop(stop.code, f"{stop}; {signals.advice()}")
+
+
+def _underscored(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with ``--dry-run`` as ``--dry_run``; settings stay as they are."""
+
+    def one(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        is_flag = name.startswith("--") and not name.startswith("--config.")
+        return "--" + name[2:].replace("-", "_") + equals + value if is_flag else argument
+
+    return [one(argument) for argument in arguments]
+
+
+@contextlib.contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """Libraries read the arguments of the process, also where a command is called as a function."""
+    before, sys.argv = sys.argv, arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _help(define: Define, values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    if {"--help", "-help", "-h"} & {*arguments}:
+        print(sys.modules[define.__module__].__doc__, values.get_help(), sep="\n")
+        sys.exit(0)
 
 
 def _stop(code: int, line: str) -> None:
@@ -124,14 +177,13 @@ def _stop(code: int, line: str) -> None:
     sys.exit(code)
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
-    # Loading a config file may log; what is wrong with it is said below.
+def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
+    # Loading a config file may log; the errors in it are reported below.
     logging.set_verbosity(logging.ERROR)
-    file = _config_file(arguments)
+    file = None
     try:
-        if file is not None and not Path(file).is_file():
-            raise ConfigError(f"--config={file} is not a file; try --config=configs/quickstart.py")
-        rest = flags.FLAGS(list(arguments))
+        file = _open_config(values, arguments)
+        rest = values(arguments)
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}; settings start with --config.")
     except (Exception, SystemExit) as error:
@@ -144,17 +196,24 @@ def _parse(arguments: Sequence[str]) -> list[str]:
             processes.fail(2, f"the config file {file} has no function get_config()")
         _fail(error)
     logging.set_verbosity(logging.WARNING)
-    return rest
 
 
-def _config_file(arguments: Sequence[str]) -> str | None:
-    """Returns the file of ``--config=FILE[:ARGUMENT]``, if this program reads one."""
-    if "config" not in flags.FLAGS:
+def _open_config(values: flags.FlagValues, arguments: list[str]) -> str | None:
+    """Returns the file of ``--config=NAME_OR_FILE[:ARGUMENT]``, which replaces the name."""
+    if "config" not in values:
         return None
-    for argument, after in zip(arguments, (*arguments[1:], ""), strict=True):
+    for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("-config", "--config"):
-            return _path_of(value if equals else after)
+        if name not in ("-config", "--config") or not (equals or arguments[index + 1 :]):
+            continue
+        chosen, colon, rest = (value if equals else arguments[index + 1]).partition(":")
+        file = str(library.config_file(chosen))
+        replacement = file + colon + rest
+        if equals:
+            arguments[index] = f"{name}={replacement}"
+        else:
+            arguments[index + 1] = replacement
+        return file
     return None
 
 

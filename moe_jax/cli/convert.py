@@ -18,50 +18,62 @@ from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import FAMILIES, Imported, load, save
 from moe_jax.run.exported import open_trained
 
-_FROM = flags.DEFINE_enum("from", "hf", ["hf", "moe_jax"], "What the input is.")
-_INPUT = flags.DEFINE_string("input", None, "Folder to read.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must be empty.", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters.")
-_FAMILY = flags.DEFINE_enum(
-    "family", None, sorted(FAMILIES), "Written with --from=moe_jax, if not that of the input."
-)
 _NAMES = {"hf": "a released model", "moe_jax": "a converted model", "run": "a run"}
 
 
-def main() -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_enum("from", "hf", ["hf", "moe_jax"], "What the input is.", flag_values=values)
+    flags.DEFINE_string("input", None, "Folder to read.", required=True, flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "Folder to write; it must be empty.", required=True, flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "Of the parameters.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "family",
+        None,
+        sorted(FAMILIES),
+        "Written with --from=moe_jax, if not that of the input.",
+        flag_values=values,
+    )
+
+
+def main(given: flags.FlagValues) -> None:
     """Converts and says what."""
-    signals.advise(f"nothing is left in {_OUTPUT.value}; run the same command to start again")
-    _convert(Path(_INPUT.value), Path(_OUTPUT.value))
+    signals.advise(f"nothing is left in {given.output}; run the same command to start again")
+    _convert(given, Path(given.input), Path(given.output))
 
 
-def _convert(source: Path, output: Path) -> None:
-    _check_input(source)
+def _convert(given: flags.FlagValues, source: Path, output: Path) -> None:
+    _check_input(given, source)
     native.require_empty(output)
-    if _FROM.value == "hf":
-        imported = load(source, dtype=_DTYPE.value, progress=True)
+    if given["from"].value == "hf":
+        imported = load(source, dtype=given.dtype, progress=True)
         native.save(imported, output, source)
     else:
-        imported = _opened(source)
+        imported = _opened(given, source)
         save(
             imported.model,
             output,
-            _FAMILY.value or imported.family,
+            given.family or imported.family,
             original=imported.original,
             companions=folders.companions_of(source),
-            dtype=_DTYPE.value,
+            dtype=given.dtype,
             progress=True,
         )
-    name = _FAMILY.value or imported.family
+    name = given.family or imported.family
     print(f"{name} with a vocabulary of {imported.vocab_size} is in {output}")
 
 
-def _opened(source: Path) -> Imported:
+def _opened(given: flags.FlagValues, source: Path) -> Imported:
     if folders.kind_of(source) == "run":
-        return open_trained(source, _FAMILY.value or "")
+        return open_trained(source, given.family or "")
     return native.load(source)
 
 
-def _check_input(source: Path) -> None:
+def _check_input(given: flags.FlagValues, source: Path) -> None:
     """Refuses a folder of another kind than ``--from`` says.
 
     Raises:
@@ -73,11 +85,11 @@ def _check_input(source: Path) -> None:
     if kind == "none":
         raise ConfigError(f"--input={source} holds no released model, no converted one and no run")
     other = "hf" if kind == "hf" else "moe_jax"
-    if other != _FROM.value:
+    if other != given["from"].value:
         raise ConfigError(f"--input={source} is {_NAMES[kind]}: use --from={other}")
-    if _FROM.value == "hf" and _FAMILY.value:
+    if given["from"].value == "hf" and given.family:
         raise ConfigError("--family is of what --from=moe_jax writes: leave it out")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

@@ -13,32 +13,43 @@ from absl import flags
 
 from moe_jax import files
 from moe_jax.cli import common
+from moe_jax.config import library
 from moe_jax.counting import record
 from moe_jax.counting.published import table
 
-_CONFIG = common.define_config()
-_ALL = flags.DEFINE_bool("all", False, "Print the table of all published models.")
-_FOLDER = flags.DEFINE_string("folder", "configs/published", "Where --all finds them.")
-_OUTPUT = flags.DEFINE_string("output", None, "Write to this file instead of printing.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    common.define_config(values)
+    flags.DEFINE_bool("all", False, "Print the table of all published models.", flag_values=values)
+    flags.DEFINE_string(
+        "folder",
+        str(library.PUBLISHED),
+        "Folder of the configs that --all counts.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output", None, "Write to this file instead of printing.", flag_values=values
+    )
 
 
-def main() -> None:
+def main(given: flags.FlagValues) -> None:
     """Prints total and active parameters, and FLOPs by part."""
-    if _OUTPUT.value:
-        files.check_file(Path(_OUTPUT.value), "--output")
-    text = table(Path(_FOLDER.value)) if _ALL.value else _line()
-    if _OUTPUT.value:
-        with files.replaced(Path(_OUTPUT.value)) as temporary:
+    if given.output:
+        files.check_file(Path(given.output), "--output")
+    text = table(Path(given.folder)) if given.all else _line(given)
+    if given.output:
+        with files.replaced(Path(given.output)) as temporary:
             temporary.write_text(text)
     else:
         print(text.rstrip("\n"))
 
 
-def _line() -> str:
-    experiment = common.experiment_of(_CONFIG)
+def _line(given: flags.FlagValues) -> str:
+    experiment = common.experiment_of(given)
     found = record(experiment.model, experiment.vocab_size, experiment.sequence)
     return json.dumps({"name": experiment.name, **found})
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

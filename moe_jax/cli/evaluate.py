@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 
 import jax
+from absl import flags
 
 from moe_jax import processes
 from moe_jax.cli import common
 from moe_jax.run.restored import open_restored
 
-_WORKDIR = common.define_workdir()
-_HOSTS = common.define_hosts()
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    common.define_workdir(values)
+    common.define_hosts(values)
 
 
-def main() -> None:
+def main(given: flags.FlagValues) -> None:
     """Restores the newest checkpoint and prints loss, bits per byte, accuracy and load."""
-    common.join_hosts(_HOSTS)
-    step, session, state = open_restored(common.folder_of(_WORKDIR))
+    common.join_hosts(given)
+    step, session, state = open_restored(common.folder_of(given))
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
     if processes.is_first():
@@ -25,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

@@ -17,24 +17,37 @@ from moe_jax.run import workdir
 from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
 
-_WORKDIR = common.define_workdir()
-_PROMPT = flags.DEFINE_string(
-    "prompt", "def ", "Text to continue, or with <extra_id_0>, ... to fill in."
-)
-_TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens to add at most.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the best token.", lower_bound=0.0)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k best; 0 for all.", lower_bound=0)
-_TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "Sample among the fewest tokens that are together so likely; 1 for all."
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
-_SAMPLES = flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1)
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    common.define_workdir(values)
+    flags.DEFINE_string(
+        "prompt",
+        "def ",
+        "Text to continue, or with <extra_id_0>, ... to fill in.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("tokens", 128, "Tokens to add at most.", lower_bound=1, flag_values=values)
+    flags.DEFINE_float(
+        "temperature", 0.8, "0 takes the best token.", lower_bound=0.0, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "top_k", 0, "Sample among the k best; 0 for all.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "top_p",
+        1.0,
+        "Sample among the fewest tokens that are together so likely; 1 for all.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=values)
+    flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1, flag_values=values)
 
 
-def main() -> None:
+def main(given: flags.FlagValues) -> None:
     """Restores the newest checkpoint and prints samples."""
-    sampling = Sampling(_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
-    folder = common.folder_of(_WORKDIR)
+    sampling = Sampling(given.tokens, given.temperature, given.top_k, given.top_p, given.seed)
+    folder = common.folder_of(given)
     layers = workdir.load(folder).model.sparse_layers()
     if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
         raise ConfigError(
@@ -43,9 +56,9 @@ def main() -> None:
         )
     _, session, state = open_restored(folder)
     with jax.set_mesh(session.mesh):
-        for text in generate(session, state, [_PROMPT.value] * _SAMPLES.value, sampling):
+        for text in generate(session, state, [given.prompt] * given.samples, sampling):
             print(text)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

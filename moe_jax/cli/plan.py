@@ -25,51 +25,63 @@ from moe_jax.errors import ConfigError
 from moe_jax.planning import page, topology
 from moe_jax.planning.plan import fitted, parse_mesh, plan, sweep
 
-_CONFIG = common.define_config()
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, f"CHIP:SHAPE, with a chip of {', '.join(topology.CHIPS)}."
-)
-_MESH = flags.DEFINE_string("mesh", None, "Mesh axes, such as data=16,expert=64.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "Try meshes and policies, and rank them.")
-_LIMIT = flags.DEFINE_integer("limit", 3, "Plans of a sweep that are compiled.", lower_bound=0)
-_OUTPUT = flags.DEFINE_string("output", None, "Write the JSON to this file, not to stdout.")
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    common.define_config(values)
+    flags.DEFINE_string(
+        "topology",
+        None,
+        f"CHIP:SHAPE, with a chip of {', '.join(topology.CHIPS)}.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("mesh", None, "Mesh axes, such as data=16,expert=64.", flag_values=values)
+    flags.DEFINE_bool("sweep", False, "Try meshes and policies, and rank them.", flag_values=values)
+    flags.DEFINE_integer(
+        "limit", 3, "Plans of a sweep that are compiled.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_string(
+        "output", None, "Write the JSON to this file, not to stdout.", flag_values=values
+    )
 
 
-def main() -> None:
+def main(given: flags.FlagValues) -> None:
     """Checks, plans and prints."""
-    if not _TOPOLOGY.value:
+    if not given.topology:
         raise ConfigError("--topology is missing; try --topology=v5p:4x4x4 or --topology=cpu:8")
-    if _OUTPUT.value:
-        files.check_file(Path(_OUTPUT.value), "--output")
-    target = topology.parse(_TOPOLOGY.value)
-    experiment = common.experiment_of(_CONFIG)
-    if _MESH.value:
-        mesh = parse_mesh(_MESH.value, target.num_devices, target.name)
+    if given.output:
+        files.check_file(Path(given.output), "--output")
+    target = topology.parse(given.topology)
+    experiment = common.experiment_of(given)
+    if given.mesh:
+        mesh = parse_mesh(given.mesh, target.num_devices, target.name)
     else:
         mesh = fitted(experiment.mesh, target.num_devices, target.name)
     experiment = dataclasses.replace(experiment, mesh=mesh)
-    if not _SWEEP.value:
+    if not given.sweep:
         experiment.check_program(target.num_devices)
     topology.prepare(target)
-    if _SWEEP.value:
-        _sweep(experiment, target)
+    if given.sweep:
+        _sweep(given, experiment, target)
     else:
-        _write(plan(experiment, target), page.plan)
+        _write(given, plan(experiment, target), page.plan)
 
 
-def _sweep(experiment: Experiment, target: topology.Topology) -> None:
+def _sweep(given: flags.FlagValues, experiment: Experiment, target: topology.Topology) -> None:
     """Ctrl-C ends it after the plan that is being compiled, and it keeps those that it has."""
     signals.advise("the plans so far are written; run the same command to compile the rest")
     with signals.holding() as hold:
         hold.begin()
-        plans = sweep(experiment, target, _LIMIT.value, lambda: bool(hold.came))
-        _write({"name": experiment.name, "plans": plans}, page.sweep)
+        plans = sweep(experiment, target, given.limit, lambda: bool(hold.came))
+        _write(given, {"name": experiment.name, "plans": plans}, page.sweep)
 
 
-def _write(found: dict[str, Any], summary: Callable[[dict[str, Any]], str]) -> None:
+def _write(
+    given: flags.FlagValues, found: dict[str, Any], summary: Callable[[dict[str, Any]], str]
+) -> None:
     text = json.dumps(found, indent=2)
-    if _OUTPUT.value:
-        with files.replaced(Path(_OUTPUT.value)) as temporary:
+    if given.output:
+        with files.replaced(Path(given.output)) as temporary:
             temporary.write_text(text + "\n")
     else:
         print(text, flush=True)
@@ -78,4 +90,4 @@ def _write(found: dict[str, Any], summary: Callable[[dict[str, Any]], str]) -> N
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+from absl import flags
 
 from moe_jax import data, processes, signals
 from moe_jax.cli import common
@@ -24,19 +25,23 @@ from moe_jax.run.released import adopted
 from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
 from moe_jax.training.routing_log import check_replay
 
-_CONFIG = common.define_config()
-_WORKDIR = common.define_workdir()
-_HOSTS = common.define_hosts()
 _GO_ON = "run the same command to go on"
 
 
-def main() -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    common.define_config(values)
+    common.define_workdir(values)
+    common.define_hosts(values)
+
+
+def main(given: flags.FlagValues) -> None:
     """Checks, prepares, trains, evaluates and reports."""
     signals.advise(_GO_ON)
-    common.join_hosts(_HOSTS)
-    experiment = common.experiment_of(_CONFIG)
-    folder = common.folder_of(_WORKDIR)
-    experiment = adopted(experiment, folder, common.overrides_of(_CONFIG))
+    common.join_hosts(given)
+    experiment = common.experiment_of(given)
+    folder = common.folder_of(given)
+    experiment = adopted(experiment, folder, common.overrides_of(given))
     experiment.check(jax.device_count())
     check_streams(experiment)
     check_replay(experiment.training.replay_routing, experiment.training.steps)
@@ -155,4 +160,4 @@ def _announce_start(sources: Sources, tokenizer: data.Tokenizer) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(define, main)

@@ -8,7 +8,7 @@ import numpy as np
 from moe_jax.data.config import DataConfig
 from moe_jax.data.mixture import make_mixture
 from moe_jax.data.sources import Source, open_source
-from moe_jax.data.tokenizers import Tokenizer
+from moe_jax.data.tokenizer import Tokenizer
 
 _TRAINING_BYTES = 64_000_000
 _BLOCK = 1 << 20

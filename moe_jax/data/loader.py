@@ -41,7 +41,8 @@ from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
 from moe_jax.data.sources import Source, open_source
 from moe_jax.data.span_corruption import SpanCorruption
 from moe_jax.data.spare import without_spare_ids
-from moe_jax.data.tokenizers import Tokenizer, open_tokenizer
+from moe_jax.data.tokenizer import Tokenizer
+from moe_jax.data.tokenizers import open_tokenizer
 
 Batch = dict[str, np.ndarray]
 

@@ -7,15 +7,12 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.errors import ConfigError, line_of
-
-if TYPE_CHECKING:
-    from moe_jax.data.tokenizers import Tokenizer
 
 FILE = "sentinels.json"
 _BLANK = re.compile(r"<extra_id_(\d+)>")

@@ -6,12 +6,10 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from moe_jax.data.tokenizers import Tokenizer
+from moe_jax.data.tokenizer import Tokenizer
 
 _FILE = "spare_ids.json"
 

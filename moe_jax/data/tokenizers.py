@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import sentencepiece as spm
@@ -23,6 +22,7 @@ from moe_jax.data.hf_tokenizer import HFTokenizer, check_hf, is_hf, load_hf, ope
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
 from moe_jax.data.sources import Source, open_source
 from moe_jax.data.spare import load_spare_ids, without_spare_ids
+from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.errors import ConfigError, line_of
 
 _MODEL_FILE = "tokenizer.model"
@@ -61,40 +61,6 @@ _TRAINER = {
     "num_threads": 1,
     "minloglevel": 2,
 }
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back.
-
-    Attributes:
-        vocab_size: Number of ids.
-        pad_id: Padding, always 0.
-        bos_id: Begins a document.
-        eos_id: Ends a document.
-        byte_lengths: (vocab_size,) int32, UTF-8 bytes that each id stands for; 0 for specials.
-    """
-
-    vocab_size: int
-    pad_id: int
-    bos_id: int
-    eos_id: int
-    byte_lengths: np.ndarray
-
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`, (tokens,) int32, without specials."""
-        ...
-
-    def decode(self, ids: np.ndarray) -> str:
-        """Inverse of `encode`; specials are skipped, broken UTF-8 shows as U+FFFD."""
-        ...
-
-    def piece(self, token: int) -> str:
-        """How to show one token to a person."""
-        ...
-
-    def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer into `directory`, for `load_tokenizer`."""
-        ...
 
 
 class Bytes:

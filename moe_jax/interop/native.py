@@ -14,11 +14,11 @@ from orbax.checkpoint import v1 as ocp
 from moe_jax import models
 from moe_jax.config.schema import build, describe
 from moe_jax.errors import ConfigError, line_of
+from moe_jax.files import write_json
 from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface import Imported
 from moe_jax.interop.staging import replaced, require_room
 from moe_jax.parallel import shardings_of_state
-from moe_jax.run.workdir import write_json
 
 DESCRIPTION, PARAMETERS, BESIDE = "model.json", "parameters", "released"
 _KINDS = {kind.__name__: kind for kind in (models.DecoderConfig, models.EncoderDecoderConfig)}

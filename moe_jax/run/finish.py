@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from moe_jax import data, processes
+from moe_jax import data, files, processes
 from moe_jax.analysis.report import REPORT, write_report
 from moe_jax.counting import Cost
 from moe_jax.run import workdir
@@ -52,7 +52,7 @@ def finish(
     baselines = {} if experiment.data.spans else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
         writer.write({"kind": "eval", "step": steps, **record})
-    workdir.write_json(folder / workdir.EXPERT_TOKENS, table)
+    files.write_json(folder / workdir.EXPERT_TOKENS, table)
     result = {
         **record,
         **truth,
@@ -68,7 +68,7 @@ def finish(
         "mesh": dict(session.mesh.shape),
         **({"lost_lines": lost_lines} if lost_lines else {}),
     }
-    workdir.write_json(folder / workdir.RESULT, result)
+    files.write_json(folder / workdir.RESULT, result)
     (folder / workdir.DIVERGED).unlink(missing_ok=True)
     write_report(folder)
     _announce(result, baselines, folder)
@@ -108,7 +108,7 @@ def note_divergence(folder: Path, end: Diverged, *, seconds: float) -> None:
     """
     found = {"step": end.step, "reason": str(end), "seconds": seconds, "device": _devices()}
     if processes.is_first():
-        workdir.write_json(folder / workdir.DIVERGED, found)
+        files.write_json(folder / workdir.DIVERGED, found)
 
 
 def _devices() -> str:

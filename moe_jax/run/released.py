@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from moe_jax import data
+from moe_jax import data, files
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build, settings
 from moe_jax.errors import ConfigError
@@ -164,7 +164,7 @@ def remember(
     beside = folder / native.BESIDE
     copy_companions(folders.companions_of(source), beside)
     found = {"family": family, "original": dict(original), "adopted": adopts}
-    workdir.write_json(beside / _FAMILY, found)
+    files.write_json(beside / _FAMILY, found)
 
 
 def remembered(folder: Path) -> dict[str, Any]:

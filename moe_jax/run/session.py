@@ -18,6 +18,7 @@ from moe_jax import data, processes
 from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import make_mesh
+from moe_jax.parallel.rows import fewest_parts, rows_by_process
 from moe_jax.parallel.rules import spec
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import load_statistics
@@ -64,7 +65,7 @@ class Session:
     @functools.cached_property
     def rows(self) -> np.ndarray:
         """Which rows of a batch this process feeds, in order: those that its devices hold."""
-        own = processes.rows_by_process(self.mesh, self.experiment.data.batch_size)
+        own = rows_by_process(self.mesh, self.experiment.data.batch_size)
         return np.array(own[jax.process_index()])
 
     def place(self, batch: Mapping[str, Any]) -> Batch:
@@ -135,8 +136,8 @@ def check_streams(experiment: Experiment) -> None:
         ConfigError: one line, naming the setting to change.
     """
     rows = experiment.data.batch_size
-    owned = processes.rows_by_process(make_mesh(experiment.mesh), rows)
-    needed = processes.fewest_parts(owned, rows)
+    owned = rows_by_process(make_mesh(experiment.mesh), rows)
+    needed = fewest_parts(owned, rows)
     if experiment.data.streams % needed:
         raise ConfigError(
             f"data.streams={experiment.data.streams} cannot be split over {len(owned)} processes: "

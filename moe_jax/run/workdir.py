@@ -109,7 +109,7 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
     named = {_SOURCES: found} if found else {}
     named |= {_CORPUS: corpus} if corpus else {}
     about = {"versions": _versions(), "git_commit": _git_commit(), **named}
-    write_json(path, {"config": describe(experiment), **about})
+    files.write_json(path, {"config": describe(experiment), **about})
 
 
 def check_owner(
@@ -158,7 +158,7 @@ def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
                 f"{workdir} holds a run on version {old} of {source}, and its text has changed "
                 "since: use another --workdir, or delete it"
             )
-        write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
+        files.write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
     elif before["sha256"] != corpus["sha256"]:
         raise ConfigError(
             f"the text of data.source={source!r} has changed since the run in {workdir} began "
@@ -195,17 +195,6 @@ def load(workdir: Path) -> Experiment:
         return build(Experiment, saved)
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes ``value`` so that the file is either old or new, never half.
-
-    Raises:
-        WriteError: if the disk refuses.
-    """
-    text = json.dumps(value, indent=1) + "\n"
-    with files.replaced(path) as temporary:
-        temporary.write_text(text)
 
 
 def _read(path: Path) -> dict[str, Any]:

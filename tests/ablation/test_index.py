@@ -1,12 +1,10 @@
 import dataclasses
 import json
 import re
-import types
 from pathlib import Path
 
 import pytest
 
-from moe_jax.ablation import index
 from moe_jax.ablation.catalogue import RESULTS, Entry, Result, command_of, entries, read, results
 from moe_jax.ablation.derived import DERIVED
 from moe_jax.ablation.index import BEGIN, END, README, made, outdated, put
@@ -47,7 +45,7 @@ def written(folder, every=(ENTRY, OTHER)):
 
 
 def test_the_repository_shows_what_its_results_give(every):
-    assert not outdated(made(every, RESULTS, README)), "run python -m moe_jax.ablation.index"
+    assert not outdated(made(every, RESULTS, README)), "run python -m tools.index"
 
 
 def test_every_claim_names_a_metric_and_every_ablation_another_folder(every):
@@ -68,7 +66,7 @@ def test_results_and_what_waits_for_them(folder):
     assert "old" not in readme
     claims = "4 claims: 2 reproduced, 1 contradicted, 1 no verdict."
     command = (
-        "python -m moe_jax.cli.ablate --ablation=experiments/paper/full.py --scale=cpu --seeds=3 "
+        "moe-jax ablate --ablation=paper/full --scale=cpu --seeds=3 "
         "--output=experiments/results/tiny"
     )
     for text in (readme, page):
@@ -121,7 +119,7 @@ def test_a_configuration_that_has_changed_is_said():
 
 def test_the_command_says_what_is_not_the_default():
     lines = records(seeds=2)
-    start = "python -m moe_jax.cli.ablate --ablation=experiments/paper/full.py --scale=cpu"
+    start = "moe-jax ablate --ablation=paper/full --scale=cpu"
     assert command_of(ENTRY.file, FULL, lines, None) == start
     only = [line for line in lines if line["arm"] == "switch" and line["seed"] == 0]
     expected = f"{start} --seeds=1 --arms=switch --output=there"
@@ -136,28 +134,6 @@ def test_results_are_read_in_the_order_of_the_ablations(folder):
     found = results((ENTRY, OTHER), folder)
     assert [result.folder.as_posix() for result in found] == ["tiny", "tiny/gpu", "other"]
     assert read(folder / "tiny" / "results.jsonl") == records()
-
-
-def test_the_command_writes_and_checks(folder, monkeypatch, capsys):
-    write(folder, "tiny", records())
-    monkeypatch.setattr(index, "RESULTS", folder)
-    monkeypatch.setattr(index, "README", folder / "README.md")
-    monkeypatch.setattr(index, "entries", lambda: [ENTRY])
-
-    def run(check=False, figures=False):
-        monkeypatch.setattr(index, "_CHECK", types.SimpleNamespace(value=check), raising=False)
-        monkeypatch.setattr(index, "_FIGURES", types.SimpleNamespace(value=figures), raising=False)
-        index.main()
-        return capsys.readouterr().out
-
-    with pytest.raises(SystemExit) as stopped:
-        run(check=True)
-    assert stopped.value.code == 1
-    assert "README.md, index.html, tiny/report.md; run python -m" in capsys.readouterr().out
-    assert not (folder / "index.html").exists()
-    assert "written: index.html" in run(figures=True)
-    assert (folder / "tiny" / "overlay.svg").exists()
-    assert run(check=True) == ""
 
 
 def test_nothing_yet(folder):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from absl import app, flags
+from absl import flags
 
 from moe_jax.cli import common
 from moe_jax.config.optimizer import Adafactor, Cosine, RSqrt
@@ -14,17 +14,20 @@ from moe_jax.nn.positions import Rotary, T5Relative, YarnScaling
 from moe_jax.routing import preset
 
 
+def _no_flags(_):
+    """A command without flags."""
+
+
 @pytest.fixture
-def line(monkeypatch, capsys):
+def line(capsys):
     """A function that runs a program through ``common.run`` and returns its one line on stderr."""
-    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(["program"]))
 
     def run(error):
-        def main():
+        def main(_):
             raise error
 
         with pytest.raises(SystemExit) as stop:
-            common.run(main)
+            common.run(_no_flags, main, ["program"])
         assert stop.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -51,14 +54,12 @@ def test_what_a_user_can_mend_is_one_line(line, error):
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), AssertionError("x")])
-def test_faults_of_the_program_keep_their_traceback(monkeypatch, error):
-    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(["program"]))
-
-    def main():
+def test_faults_of_the_program_keep_their_traceback(error):
+    def main(_):
         raise error
 
     with pytest.raises(type(error)):
-        common.run(main)
+        common.run(_no_flags, main, ["program"])
 
 
 @pytest.fixture
@@ -66,12 +67,12 @@ def experiment_of(monkeypatch):
     """A function from command-line arguments to the experiment."""
 
     def parse(*arguments):
-        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
         # The overrides are looked for in sys.argv.
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        flag = common.define_config()
-        flags.FLAGS(sys.argv)
-        return common.experiment_of(flag)
+        values = flags.FlagValues()
+        common.define_config(values)
+        values(sys.argv)
+        return common.experiment_of(values)
 
     return parse
 
@@ -153,18 +154,12 @@ def test_settings_of_another_type_are_refused(experiment_of, arguments, message)
 def program(monkeypatch, capsys):
     """A function from arguments to the one line that a program with ``--config`` ends with."""
 
-    def started(main, flags_parser):
-        main(flags_parser(sys.argv))
-
     def run(*arguments):
-        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-        monkeypatch.setattr(app, "run", started)
         # A module of this name that was loaded before would be loaded into.
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
-        flag = common.define_config()
+        argv = ["program", *map(str, arguments)]
         with pytest.raises(SystemExit) as stop:
-            common.run(lambda: common.experiment_of(flag))
+            common.run(common.define_config, common.experiment_of, argv)
         assert stop.value.code == 2
         (found,) = capsys.readouterr().err.splitlines()
         return found
@@ -221,7 +216,6 @@ def test_a_setting_that_cannot_be_read_is_named(program, arguments, said):
     assert said in program(QUICKSTART, *arguments)
 
 
-def test_a_value_error_of_jax_is_a_fault_of_the_program(monkeypatch):
-    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(["program"]))
+def test_a_value_error_of_jax_is_a_fault_of_the_program():
     with pytest.raises(ValueError, match="same shape"):
-        common.run(lambda: jnp.stack([jnp.zeros(2), jnp.zeros(3)]))
+        common.run(_no_flags, lambda _: jnp.stack([jnp.zeros(2), jnp.zeros(3)]), ["program"])

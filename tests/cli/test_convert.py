@@ -1,9 +1,9 @@
 """What the command that converts refuses, and how it ends."""
 
 import signal
-from types import SimpleNamespace
 
 import pytest
+from absl import flags
 
 from moe_jax import signals
 from moe_jax.cli import convert
@@ -14,14 +14,15 @@ from tests.parity.compare_models import recorded
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run():
     """A function that runs the command with these flags in this process."""
 
     def command(start, source, output, family=None):
-        values = {"FROM": start, "INPUT": source, "OUTPUT": output, "DTYPE": "float32"}
-        for name, value in (values | {"FAMILY": family}).items():
-            monkeypatch.setattr(convert, f"_{name}", SimpleNamespace(value=value))
-        convert.main()
+        values = flags.FlagValues()
+        convert.define(values)
+        named = {"from": start, "input": source, "output": output, "family": family}
+        values(["convert", *(f"--{name}={value}" for name, value in named.items() if value)])
+        convert.main(values)
 
     return command
 

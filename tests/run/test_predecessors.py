@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax import data
+from moe_jax import data, files
 from moe_jax.config.experiment import Experiment, TrainingConfig
 from moe_jax.data.tokenizers import Bytes, train_sentencepiece
 from moe_jax.errors import ConfigError
@@ -52,7 +52,7 @@ def write(folder, experiment=RUN, tokenizer=None, seed=0):
     } | {"key": state.key}
     with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
         checkpoints.save(3, leaves, {"position": 3})
-    workdir.write_json(folder / workdir.RESULT, {"loss": 1.0})
+    files.write_json(folder / workdir.RESULT, {"loss": 1.0})
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from moe_jax import files
 from moe_jax.config.experiment import Experiment, TrainingConfig
 from moe_jax.config.optimizer import Adafactor, OptimizerConfig
 from moe_jax.errors import ConfigError
@@ -177,9 +178,9 @@ def test_a_config_that_holds_none_is_named(tmp_path, content, message):
 
 def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "deep" / "x.json"
-    workdir.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        workdir.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
 
 

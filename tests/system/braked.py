@@ -19,4 +19,4 @@ def _write_and_hold(self, record):
 
 if __name__ == "__main__":
     MetricsWriter.write = _write_and_hold
-    common.run(train.main)
+    common.run(train.define, train.main)

@@ -20,7 +20,7 @@ def _forked(arguments):
             sys.argv = ["train", *arguments]
             code = 1
             try:
-                common.run(train.main)
+                common.run(train.define, train.main)
                 code = 0
             except SystemExit as stop:
                 code = stop.code or 0

@@ -86,7 +86,7 @@ def _child(case, bell):
     elif "bytes" in case:
         limit = lambda: _limit_files(folder, case["bytes"])  # noqa: E731
         _before(MetricsWriter, "write", limit, lambda: None, case["phase"])
-    common.run(train.main)
+    common.run(train.define, train.main)
 
 
 def _forked(case):

@@ -53,4 +53,4 @@ def _write_and_hold(self, record):
 if __name__ == "__main__":
     Checkpoints.save, Checkpoints.restore = _save_and_tell, _restore_and_tell
     MetricsWriter.write = _write_and_hold
-    common.run(train.main)
+    common.run(train.define, train.main)

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from moe_jax.counting import laws
 from moe_jax.counting.laws import DENSE, HASH, MOE, PUBLISHED, RL_R, S_BASE
 from moe_jax.errors import ConfigError
-from moe_jax.planning import laws, scaling_laws
+from tools import scaling_laws
 
 CLARK = {"S_BASE": S_BASE, "RL_R": RL_R, "HASH": HASH}
 
@@ -220,7 +221,7 @@ def test_whole_numbers_and_arrays_are_taken():
 
 def test_command_prints_the_tables_and_draws(tmp_path):
     folder = tmp_path / "new" / "folder"
-    command = [sys.executable, "-m", "moe_jax.counting.scaling_laws", f"--output={folder}"]
+    command = [sys.executable, "-m", "tools.scaling_laws", f"--output={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == scaling_laws.report() + "\n"
     assert "| S-BASE | 15M | 3.191 (15M) | 2.985 (34.7M) |" in done.stdout

@@ -1,6 +1,6 @@
 """What the published scaling laws predict, beside what their papers print.
 
-``python -m moe_jax.counting.scaling_laws --output=FOLDER`` prints it as Markdown and draws both
+``python -m tools.scaling_laws --output=FOLDER`` prints it as Markdown and draws both
 laws to ``scaling_laws.png`` and ``.svg``; the laws themselves are in ``moe_jax.counting.laws``.
 """
 
@@ -191,8 +191,14 @@ def _draw_budgets(axes: Axes) -> None:
     axes.legend()
 
 
-def main(output: Path) -> None:
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("output", None, "Folder of the figure.", required=True, flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
     """Prints the report and writes the figure to ``output``."""
+    output = Path(given.output)
     output.mkdir(parents=True, exist_ok=True)
     print(report())
     drawn = figure()
@@ -203,6 +209,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    # Here and not above: a module that is imported must not take the name of a flag.
-    _OUTPUT = flags.DEFINE_string("output", None, "Folder of the figure.", required=True)
-    common.run(lambda: main(Path(_OUTPUT.value)))
+    common.run(define, main)
