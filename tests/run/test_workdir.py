@@ -221,7 +221,7 @@ def test_a_path_that_cannot_be_a_folder_is_refused_before_anything_is_made(tmp_p
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir.disk.os, "access", lambda *_: False)
+    monkeypatch.setattr(workdir.files.os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match=f"as {tmp_path} is not writable"):
         workdir.check_folder(tmp_path / "run")
 
