@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax import cli, signals
+from moe_jax import cli, disk, signals
 from moe_jax.planning.page import human, mesh
 
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
@@ -175,8 +175,8 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
         "peak_bytes": used.ru_maxrss * 1024,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{planned.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    with disk.replaced(folder / f"{planned.name}.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -218,7 +218,8 @@ def write_table(page: Path, text: str) -> None:
     """Puts the table between its marks."""
     before, rest = page.read_text().split(_MARKS[0])
     _, after = rest.split(_MARKS[1])
-    page.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
+    with disk.replaced(page) as temporary:
+        temporary.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
 
 
 def main() -> None:
