@@ -30,11 +30,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "tools" / "damage.tsv"
-STEPS, CRASH, SAVED = 8, 6, 4
+STEPS, CRASH, SAVED = 8, 7, 6
 _SETTINGS = {
     "training.steps": STEPS,
-    "training.eval_every": SAVED,
-    "training.checkpoint_every": SAVED,
+    "training.eval_every": 4,
+    "training.checkpoint_every": 2,
     "data.source": "python_library/tiny",
 }
 _CLOCK = ("seconds", "lost_lines", "tokens_per_second")
@@ -43,11 +43,15 @@ _TIMES = re.compile(r"(?<![\w])[0-9a-f]{32}|\d+(?=\D|$)")
 
 def prepare(top: Path) -> None:
     """Imports what commands need, and prepares a corpus, an undamaged run and a crashed one."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(top / "programs")}
+    programs = tempfile.gettempdir() + "/damage_cache"
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": programs}
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
+    from tests.xla import QUICK
+
+    os.environ["XLA_FLAGS"] = " ".join(QUICK)
     from moe_jax.data.prepared import prepare as prepare_dataset
     from moe_jax.training import finish, metrics, restored  # noqa: F401
     from tests.data.corpora import tiny_builder, write_library
@@ -86,21 +90,20 @@ def command(top: Path, name: str, folder: Path, crash: bool = False) -> tuple[in
 
 def cases(top: Path, seed: int) -> list[tuple[str, Path, str, str]]:
     """Returns run, file, damage and command; one file of each kind, in an order that is drawn."""
-    draw = random.Random(seed)
     found: dict[tuple[str, str], list[Path]] = {}
     for run in ("half", "finished", "data"):
         for path in sorted(file for file in (top / run).rglob("*") if file.is_file()):
             found.setdefault((run, kind(path.relative_to(top))), []).append(path)
     chosen = [
-        (run, draw.choice(paths), damage, "train")
-        for (run, _), paths in found.items()
+        (run, paths[-1], damage, "evaluate" if _evaluated(run, paths[-1]) else "train")
+        for (run, _), paths in found.items()  # The last is of the newest checkpoint.
         for damage in ("cut", "deleted", "garbled")
     ]
-    chosen = [
-        (run, path, damage, "evaluate" if run == "finished" and "checkpoints" in path.parts else to)
-        for run, path, damage, to in chosen
-    ]
-    return draw.sample(chosen, len(chosen))
+    return random.Random(seed).sample(chosen, len(chosen))
+
+
+def _evaluated(run: str, path: Path) -> bool:
+    return run == "finished" and "checkpoints" in path.parts
 
 
 def kind(path: Path) -> str:
@@ -134,9 +137,12 @@ def outcome(top: Path, case: tuple[str, Path, str, str], expected: str, seed: in
         said = " ".join(err.split()).replace(str(top), "")
         if code == 0:
             same = result(folder, name, out) == expected
-            older = name == "evaluate" and "skipped checkpoint" in err and '"step": 4' in out
-            told = f", said: {said}" if said else ""
-            return f"{'same' if same else 'older' if older else 'FAULT: another result'}{told}"
+            older = name == "evaluate" and "skipped checkpoint" in err and f'"step": {SAVED}' in out
+            if not same and not older:
+                return f"FAULT: another result, {said}"
+            if name == "train" and lost(folder) and "has lost what was logged" not in err:
+                return f"FAULT: lost {lost(folder)}, {said}"
+            return f"{'same' if same else 'older'}{f', said: {said}' if said else ''}"
         if code != 2 or len(err.splitlines()) != 1 or not err.startswith("error: "):
             return f"FAULT: code {code}, {said[-300:]}"
         victim.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +157,18 @@ def outcome(top: Path, case: tuple[str, Path, str, str], expected: str, seed: in
 
 def result(folder: Path, name: str, out: str) -> str:
     """Returns the numbers of a run's last evaluation, all their bits, without times."""
-    found = json.loads(out if name == "evaluate" else (folder / "result.json").read_text())
-    return json.dumps({key: value for key, value in found.items() if key not in _CLOCK})
+    if name == "evaluate":
+        return out
+    found = json.loads((folder / "result.json").read_text())
+    kept = {key: value for key, value in found.items() if key not in _CLOCK}
+    return json.dumps([kept, json.loads((folder / "expert_tokens.json").read_text())])
+
+
+def lost(folder: Path) -> list[int]:
+    """Returns the steps of training that are not in the log."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    logged = [line["step"] for line in lines if line["kind"] == "train"]
+    return [step for step in range(1, STEPS + 1) if logged.count(step) != 1]
 
 
 def main() -> None:

@@ -77,21 +77,31 @@ def finish(
 def has_result(folder: Path) -> bool:
     """Returns whether a run is finished; its report is written anew where it is missing or cut.
 
-    A kill between ``result.json`` and the report leaves the one without the other. A damaged result
-    counts as none: the evaluation is repeated from the last checkpoint.
+    A kill between ``result.json`` and the report leaves the one without the other. Where the result
+    or ``expert_tokens.json`` is damaged, the evaluation is repeated from the last checkpoint.
     """
-    path = folder / workdir.RESULT
-    if not path.exists():
+    if not (folder / workdir.RESULT).exists():
         return False
-    try:
-        json.loads(path.read_text())
-    except ValueError as error:
-        if multihost.is_first():
-            logging.warning("%s is damaged (%s): the run is evaluated again", path, error)
-        return False
+    for name in (workdir.RESULT, workdir.EXPERT_TOKENS):
+        fault = _fault(folder / name)
+        if fault:
+            if multihost.is_first():
+                logging.warning("%s is %s: the run is evaluated again", folder / name, fault)
+            return False
     if multihost.is_first() and not _is_whole(folder / REPORT):
         logging.warning("%s is missing or cut: written again", write_report(folder))
     return True
+
+
+def _fault(path: Path) -> str:
+    """Returns what is wrong with a file of JSON, or ""."""
+    try:
+        json.loads(path.read_text())
+    except FileNotFoundError:
+        return "missing"
+    except ValueError as error:
+        return f"damaged ({error})"
+    return ""
 
 
 def _is_whole(report: Path) -> bool:
