@@ -38,7 +38,9 @@ _SETTINGS = {
     "data.source": "python_library/tiny",
 }
 _CLOCK = ("seconds", "lost_lines", "tokens_per_second")
-_TIMES = re.compile(r"(?<![\w])[0-9a-f]{32}|\d+(?=\D|$)")
+_NUMBERS = re.compile(r"\b[0-9a-f]{32}\b|\d+")
+# Of a line of the log: its level and its time.
+_PREFIX = re.compile(r"[IWE]\d{4} \S+ +\d+ \w+\.py:\d+\] ")
 
 
 def prepare(top: Path) -> None:
@@ -108,7 +110,7 @@ def _evaluated(run: str, path: Path) -> bool:
 
 def kind(path: Path) -> str:
     """Returns a path without hashes and numbers."""
-    return _TIMES.sub("N", str(path))
+    return _NUMBERS.sub("N", str(path))
 
 
 def harm(path: Path, damage: str, seed: int) -> None:
@@ -134,7 +136,7 @@ def outcome(top: Path, case: tuple[str, Path, str, str], expected: str, seed: in
     harm(victim, damage, seed)
     try:
         code, out, err = command(top, name, folder)
-        said = " ".join(err.split()).replace(str(top), "")
+        said = " ".join(_PREFIX.sub("", err).split()).replace(str(top), "")
         if code == 0:
             same = result(folder, name, out) == expected
             older = name == "evaluate" and "skipped checkpoint" in err and f'"step": {SAVED}' in out
