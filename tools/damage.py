@@ -38,7 +38,7 @@ _SETTINGS = {
     "data.source": "python_library/tiny",
 }
 _CLOCK = ("seconds", "lost_lines", "tokens_per_second")
-_NUMBERS = re.compile(r"\b[0-9a-f]{32}\b|\d+")
+_NUMBERS = re.compile(r"(?<=tfevents\.).*|\b[0-9a-f]{32}\b|\d+")
 # Of a line of the log: its level and its time.
 _PREFIX = re.compile(r"[IWE]\d{4} \S+ +\d+ \w+\.py:\d+\] ")
 
@@ -109,7 +109,7 @@ def _evaluated(run: str, path: Path) -> bool:
 
 
 def kind(path: Path) -> str:
-    """Returns a path without hashes and numbers."""
+    """Returns a path without hashes, numbers and the name of the machine."""
     return _NUMBERS.sub("N", str(path))
 
 
