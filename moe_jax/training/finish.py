@@ -11,10 +11,11 @@ from absl import logging
 
 from moe_jax import data, workdir
 from moe_jax.analysis.report import REPORT, write_report
+from moe_jax.errors import line_of
 from moe_jax.parallel import multihost
 from moe_jax.planning import Cost
 from moe_jax.training.loop import Diverged
-from moe_jax.training.metrics import MetricsWriter
+from moe_jax.training.metrics import METRICS, MetricsWriter, read_metrics
 from moe_jax.training.routed import ValidationRouting, against_truth, expert_tokens
 from moe_jax.training.session import Session
 from moe_jax.training.state import TrainState
@@ -88,9 +89,29 @@ def has_result(folder: Path) -> bool:
             if multihost.is_first():
                 logging.warning("%s is %s: the run is evaluated again", folder / name, fault)
             return False
-    if multihost.is_first() and not _is_whole(folder / REPORT):
-        logging.warning("%s is missing or cut: written again", write_report(folder))
+    if multihost.is_first():
+        _look_after(folder)
     return True
+
+
+def _look_after(folder: Path) -> None:
+    """Names a log that is not whole, and writes a report anew that is missing or cut."""
+    fault = _fault_of_log(folder)
+    if fault:
+        logging.warning("%s is %s: the results stand without it", folder / METRICS, fault)
+    if not _is_whole(folder / REPORT):
+        logging.warning("%s is missing or cut: written again", write_report(folder))
+
+
+def _fault_of_log(folder: Path) -> str:
+    """Returns what is wrong with the log of a finished run, or ""; the evaluation ends it."""
+    if not (folder / METRICS).exists():
+        return "missing"
+    try:
+        records = read_metrics(folder)
+    except ValueError as error:
+        return f"damaged ({line_of(error)})"
+    return "" if records and records[-1]["kind"] == "eval" else "cut"
 
 
 def _fault(path: Path) -> str:
