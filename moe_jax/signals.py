@@ -93,6 +93,24 @@ class _Listener:
 _active: _Listener | None = None
 
 
+def end_imports() -> None:
+    """Has Ctrl-C and SIGTERM end the process with one line, until ``listening`` begins.
+
+    A command is at its imports then, which take seconds and have nothing to put in order.
+    """
+
+    def end(number: int, _: object) -> None:
+        stop = Interrupted(number)
+        os.write(2, f"{stop}; {ADVICE}\n".encode())
+        os._exit(stop.code)
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in NAMES:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 @contextlib.contextmanager
 def listening(last_words: LastWords) -> Iterator[None]:
     """Turns Ctrl-C and SIGTERM into ``Interrupted``; a second one ends the process at once.

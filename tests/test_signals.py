@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -85,3 +87,20 @@ def test_ctrl_c_is_passed_on_as_the_signal_that_another_handler_waits_for():
             assert (own(), heard) == (signal.SIGINT, [signal.SIGTERM])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("module", ["moe_jax.train", "moe_jax.ablate"])
+@pytest.mark.parametrize(
+    ("number", "name", "code"), [("SIGINT", "Ctrl-C", 130), ("SIGTERM", "SIGTERM", 143)]
+)
+def test_a_signal_while_a_command_imports_is_one_line(tmp_path, module, number, name, code):
+    # A package of this name that is found first, and is hit as it is imported.
+    (tmp_path / "jax.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{number})")
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"stopped by {name}; run the same command to start again\n"

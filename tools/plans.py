@@ -20,8 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax import signals
-from moe_jax.cli import common
+from moe_jax import files, signals
+from moe_jax.cli.common import common
 from moe_jax.planning.page import human, mesh
 
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
@@ -176,8 +176,8 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
         "peak_bytes": used.ru_maxrss * 1024,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{planned.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    with files.replaced(folder / f"{planned.name}.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -219,7 +219,8 @@ def write_table(page: Path, text: str) -> None:
     """Puts the table between its marks."""
     before, rest = page.read_text().split(_MARKS[0])
     _, after = rest.split(_MARKS[1])
-    page.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
+    with files.replaced(page) as temporary:
+        temporary.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
 
 
 def define(values: flags.FlagValues) -> None:

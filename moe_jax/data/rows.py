@@ -51,6 +51,11 @@ class Corpus:
         """(documents,) int64, where each document begins."""
         return np.concatenate([[0], self.ends[:-1]])
 
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """(documents,) int64, tokens of each document."""
+        return self.ends - self.starts
+
     def columns(self, document: int, first: int, last: int) -> np.ndarray:
         """(last - first, 4) int32 of one document: inputs, targets, bytes, domains."""
         start = int(self.starts[document])
@@ -89,8 +94,7 @@ class PackedRows:
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
-        lengths = self.corpus.ends - self.corpus.starts
-        return np.cumsum(lengths[self.documents])
+        return np.cumsum(self.corpus.lengths[self.documents])
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -103,7 +107,7 @@ class PackedRows:
         pieces = []
         place = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
-            begin = int(self._ends[place - 1]) if place else 0
+            begin = _begin(self._ends, place)
             end = min(stop, int(self._ends[place]))
             document = int(self.documents[place])
             pieces.append(self.corpus.columns(document, start - begin, end - begin))
@@ -128,8 +132,7 @@ class SeparateRows:
     @functools.cached_property
     def _ends(self) -> np.ndarray:
         """How many rows end with each document."""
-        lengths = (self.corpus.ends - self.corpus.starts)[self.documents]
-        return np.cumsum(-(-lengths // self.length))
+        return np.cumsum(-(-self.corpus.lengths[self.documents] // self.length))
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -139,10 +142,15 @@ class SeparateRows:
         """Row `index`."""
         place = int(np.searchsorted(self._ends, index, side="right"))
         document = int(self.documents[place])
-        size = int(self.corpus.ends[document] - self.corpus.starts[document])
-        first = (index - (int(self._ends[place - 1]) if place else 0)) * self.length
-        columns = self.corpus.columns(document, first, min(first + self.length, size))
+        first = (index - _begin(self._ends, place)) * self.length
+        last = min(first + self.length, int(self.corpus.lengths[document]))
+        columns = self.corpus.columns(document, first, last)
         return joined_row([columns], self.length)
+
+
+def _begin(ends: np.ndarray, place: int) -> int:
+    """Where the part at `place` begins, the one before ending there."""
+    return int(ends[place - 1]) if place else 0
 
 
 def joined_row(pieces: list[np.ndarray], length: int) -> dict[str, np.ndarray]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 from pathlib import Path
 
 import numpy as np
 
 from moe_jax.data.tokenizer import Tokenizer
+from moe_jax.data.wrapped import NumberFile, Wrapped
 
-_FILE = "spare_ids.json"
+_FILE = NumberFile(
+    "spare_ids.json",
+    "vocab_size",
+    'it holds the rows of the model\'s embedding, as {"vocab_size": 32000}',
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WithSpareIds:
+class WithSpareIds(Wrapped):
     """Ids of `base`, and above them ids that stand for no text.
 
     Released models round the rows of their embedding up.
@@ -25,33 +28,7 @@ class WithSpareIds:
         vocab_size: Number of ids, spare ones included.
     """
 
-    base: Tokenizer
     vocab_size: int
-
-    @property
-    def pad_id(self) -> int:
-        """See `Tokenizer`."""
-        return self.base.pad_id
-
-    @property
-    def bos_id(self) -> int:
-        """See `Tokenizer`."""
-        return self.base.bos_id
-
-    @property
-    def eos_id(self) -> int:
-        """See `Tokenizer`."""
-        return self.base.eos_id
-
-    @functools.cached_property
-    def byte_lengths(self) -> np.ndarray:
-        """See `Tokenizer`; spare ids stand for no byte."""
-        spare = np.zeros(self.vocab_size - self.base.vocab_size, np.int32)
-        return np.append(self.base.byte_lengths, spare)
-
-    def encode(self, text: str) -> np.ndarray:
-        """See `Tokenizer`."""
-        return self.base.encode(text)
 
     def encode_blanks(self, text: str) -> np.ndarray:
         """See `WithSentinels`, which the base must be."""
@@ -62,15 +39,13 @@ class WithSpareIds:
         ids = np.asarray(ids, np.int64).ravel()
         return self.base.decode(ids[ids < self.base.vocab_size])
 
-    def piece(self, token: int) -> str:
-        """See `Tokenizer`."""
-        return self.base.piece(token) if token < self.base.vocab_size else f"<spare_{token}>"
+    def piece_above(self, token: int) -> str:
+        """See `Wrapped`."""
+        return f"<spare_{token}>"
 
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer`."""
-        # First: a process killed here leaves no tokenizer, rather than one without spare ids.
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / _FILE).write_text(json.dumps({"vocab_size": self.vocab_size}) + "\n")
+        _FILE.write(directory, self.vocab_size)
         self.base.save(directory)
 
 
@@ -80,11 +55,12 @@ def with_spare_ids(base: Tokenizer, rows: int) -> Tokenizer:
 
 
 def load_spare_ids(directory: str | Path, base: Tokenizer) -> Tokenizer:
-    """Returns `base` with the spare ids that `WithSpareIds.save` wrote, if it did."""
-    path = Path(directory) / _FILE
-    if not path.is_file():
-        return base
-    return with_spare_ids(base, json.loads(path.read_text())["vocab_size"])
+    """Returns `base` with the spare ids that `WithSpareIds.save` wrote, if it did.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    return with_spare_ids(base, _FILE.read(directory) or 0)
 
 
 def without_spare_ids(tokenizer: Tokenizer) -> Tokenizer:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +19,9 @@ def replaced(
 ) -> Iterator[Path]:
     """Yields an empty folder that takes the place of ``directory`` once the block has ended.
 
-    If the block fails, or Ctrl-C or SIGTERM stops the process, the new folder is removed and the
-    older one stays untouched. A process that is killed leaves a hidden folder beside it, which the
-    next writer on the same machine removes.
+    If the block raises, the new folder is removed and the older one stays untouched; a command
+    raises for Ctrl-C and SIGTERM too (``moe_jax.signals``). A process that is killed leaves a
+    hidden folder beside it, which the next writer on the same machine removes.
 
     Args:
         directory: the folder.
@@ -42,16 +40,15 @@ def replaced(
     parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(parent, directory.name)
     new = parent / f"{_prefix(directory.name)}{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    with _terminated_by_exception():
-        try:
-            new.mkdir()
-            yield new
-            if mounted:
-                _move_into(new, directory, stale)
-            else:
-                _swap(new, directory, stale)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        yield new
+        if mounted:
+            _move_into(new, directory, stale)
+        else:
+            _swap(new, directory, stale)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def require_room(directory: Path | str, size: int) -> None:
@@ -140,22 +137,3 @@ def _lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextlib.contextmanager
-def _terminated_by_exception() -> Iterator[None]:
-    """Lets SIGTERM raise ``SystemExit``, so that what is half written can be removed."""
-    alone = threading.current_thread() is threading.main_thread()
-    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        del frame
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

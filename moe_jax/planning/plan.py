@@ -242,11 +242,14 @@ def sweep(
         experiment: what is to run.
         topology: on what.
         limit: how many are compiled at most.
-        stop: says, before each compilation, whether the plans that are left stay by formula.
+        stop: says, after each plan, whether to leave out the rest of the formulas and of the
+            compilations.
     """
     tried = []
     for one in variants(experiment, topology.num_devices):
         tried.append((plan(one, topology, compiled=False), one))
+        if stop():
+            break
     if not tried:
         raise ConfigError(
             f"no mesh over the {topology.num_devices} devices of {topology.name} divides the batch"

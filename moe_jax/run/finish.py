@@ -12,11 +12,12 @@ from absl import logging
 from moe_jax import data, files, processes
 from moe_jax.analysis.report import REPORT, write_report
 from moe_jax.counting import Cost
+from moe_jax.errors import line_of
 from moe_jax.run import workdir
 from moe_jax.run.loop import Diverged
 from moe_jax.run.session import Session
 from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
-from moe_jax.training.metrics import MetricsWriter
+from moe_jax.training.metrics import METRICS, MetricsWriter, read_metrics
 from moe_jax.training.state import TrainState
 
 
@@ -77,21 +78,51 @@ def finish(
 def has_result(folder: Path) -> bool:
     """Returns whether a run is finished; its report is written anew where it is missing or cut.
 
-    A kill between ``result.json`` and the report leaves the one without the other. A damaged result
-    counts as none: the evaluation is repeated from the last checkpoint.
+    A kill between ``result.json`` and the report leaves the one without the other. Where the result
+    or ``expert_tokens.json`` is damaged, the evaluation is repeated from the last checkpoint.
     """
-    path = folder / workdir.RESULT
-    if not path.exists():
+    if not (folder / workdir.RESULT).exists():
         return False
+    for name in (workdir.RESULT, workdir.EXPERT_TOKENS):
+        fault = _fault(folder / name)
+        if fault:
+            if processes.is_first():
+                logging.warning("%s is %s: the run is evaluated again", folder / name, fault)
+            return False
+    if processes.is_first():
+        _look_after(folder)
+    return True
+
+
+def _look_after(folder: Path) -> None:
+    """Names a log that is not whole, and writes a report anew that is missing or cut."""
+    fault = _fault_of_log(folder)
+    if fault:
+        logging.warning("%s is %s: the results stand without it", folder / METRICS, fault)
+    if not _is_whole(folder / REPORT):
+        logging.warning("%s is missing or cut: written again", write_report(folder))
+
+
+def _fault_of_log(folder: Path) -> str:
+    """Returns what is wrong with the log of a finished run, or ""; the evaluation ends it."""
+    if not (folder / METRICS).exists():
+        return "missing"
+    try:
+        records = read_metrics(folder)
+    except ValueError as error:
+        return f"damaged ({line_of(error)})"
+    return "" if records and records[-1]["kind"] == "eval" else "cut"
+
+
+def _fault(path: Path) -> str:
+    """Returns what is wrong with a file of JSON, or ""."""
     try:
         json.loads(path.read_text())
+    except FileNotFoundError:
+        return "missing"
     except ValueError as error:
-        if processes.is_first():
-            logging.warning("%s is damaged (%s): the run is evaluated again", path, error)
-        return False
-    if processes.is_first() and not _is_whole(folder / REPORT):
-        logging.warning("%s is missing or cut: written again", write_report(folder))
-    return True
+        return f"damaged ({error})"
+    return ""
 
 
 def _is_whole(report: Path) -> bool:

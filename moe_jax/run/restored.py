@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 
-from moe_jax import data
+from moe_jax import data, processes
+from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.run import workdir
@@ -23,7 +24,8 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
     Uses the run's mesh if it fits the devices present, else one device per copy of the model.
 
     Raises:
-        ConfigError: if the folder holds no run, or no checkpoint yet.
+        ConfigError: if the folder holds no run, or no checkpoint yet, or if the text of the corpus
+            has changed since the run began.
         CheckpointError: if every checkpoint is damaged.
     """
     folder = Path(folder)
@@ -37,7 +39,12 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
     directory = folder / workdir.CHECKPOINTS
     if latest_step(directory) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
+    processes.first(lambda: _check_corpus(experiment, folder))
     session = open_session(experiment, data.load_tokenizer(folder))
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
         step, state, _ = Loop(session, checkpoints, folder).restore()
     return step, session, state
+
+
+def _check_corpus(experiment: Experiment, folder: Path) -> None:
+    workdir.check_corpus(folder, dataclasses.asdict(data.read_contents(experiment.data)))

@@ -148,6 +148,22 @@ def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: if the text has changed since the run began.
     """
+    check_corpus(workdir, corpus)
+    saved = _read(workdir / CONFIG)
+    if saved.get(_CORPUS) is None:
+        files.write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
+
+
+def check_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
+    """Checks that the text is the one that a run has read; nothing is written.
+
+    Args:
+        workdir: the folder of the run.
+        corpus: see ``claim_corpus``.
+
+    Raises:
+        ConfigError: if the text has changed since the run began.
+    """
     saved = _read(workdir / CONFIG)
     source = saved["config"]["data"]["source"]
     before = saved.get(_CORPUS)
@@ -158,7 +174,6 @@ def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
                 f"{workdir} holds a run on version {old} of {source}, and its text has changed "
                 "since: use another --workdir, or delete it"
             )
-        files.write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
     elif before["sha256"] != corpus["sha256"]:
         raise ConfigError(
             f"the text of data.source={source!r} has changed since the run in {workdir} began "

@@ -308,15 +308,15 @@ class Checkpoints:
             skipped.append(Skipped(step, str(self.directory / str(step)), reason))
         skipped = [entry for entry in skipped if entry.step > chosen]
         self._skipped = tuple(sorted(skipped, key=lambda entry: -entry.step))
-        for entry in self._skipped:
-            logging.warning("%s", entry)
         if chosen < 0 and self._damaged:
-            newest, reason = next(iter(self._damaged.items()))
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in self._damaged.items())
             raise CheckpointError(
                 f"no checkpoint in {self.directory} is intact: {len(self._damaged)} are damaged "
-                f"(step {newest}: {reason}); restore the files from a backup, "
-                "or choose another directory to start afresh"
+                f"({reasons}); restore the files from a backup, or choose another directory to "
+                "start afresh"
             )
+        for entry in self._skipped:
+            logging.warning("%s", entry)
         return chosen
 
     def _make_room(self, step: int) -> int:

@@ -16,6 +16,7 @@ from moe_jax.data import (
     open_source,
     open_tokenizer,
     train_sentencepiece,
+    with_spare_ids,
 )
 from moe_jax.errors import ConfigError
 
@@ -133,6 +134,20 @@ def test_damaged_sentinels_are_named(tmp_path):
     (tmp_path / "sentinels.json").write_text("{")
     with pytest.raises(ConfigError, match="sentinels.json is damaged"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"vocab_size": "many"}'])
+def test_a_damaged_file_of_spare_ids_is_one_line_with_its_name(tmp_path, content):
+    tokenizer = with_spare_ids(Bytes(), 270)
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.vocab_size == 270
+    assert loaded.byte_lengths.tolist() == [0] * 3 + [1] * 256 + [0] * 11
+    assert (loaded.piece(100), loaded.piece(269)) == ("a", "<spare_269>")
+    (tmp_path / "spare_ids.json").write_text(content)
+    with pytest.raises(ConfigError, match="spare_ids.json is damaged") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_data_directory_that_takes_no_files_is_named(tmp_path):

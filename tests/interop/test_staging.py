@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_jax import signals
 from moe_jax.errors import ConfigError
 from moe_jax.interop.staging import replaced, require_room
 
@@ -67,26 +68,17 @@ def test_a_failure_leaves_the_older_folder_and_nothing_else(older, error):
     assert content(older.parent) == {f"out/{name}": text for name, text in OLD.items()}
 
 
-def test_sigterm_ends_the_block_as_an_exception(older):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop, replaced(older, stale):
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
-    assert stop.value.code == 143
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_command_leaves_the_older_folder(older, number):
+    with (
+        pytest.raises(signals.Interrupted),
+        signals.listening(lambda *_: None),
+        replaced(older, stale) as new,
+    ):
+        (new / "half").write_text("half")
+        os.kill(os.getpid(), number)
+        raise AssertionError("the handler runs before this line")
     assert content(older.parent) == {f"out/{name}": text for name, text in OLD.items()}
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_handler_of_the_program_stays(older):
-    def mine(number, frame):
-        del number, frame
-
-    before = signal.signal(signal.SIGTERM, mine)
-    try:
-        with replaced(older, stale):
-            assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_a_killed_writer_left_is_cleared_away(older):

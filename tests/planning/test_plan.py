@@ -164,6 +164,28 @@ def test_a_tpu_program_is_compiled_without_a_tpu():
     assert 0 < found["roofline"]["mfu"] < 1
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the extra tpu is not installed")
+def test_a_float32_model_on_a_tpu_sends_three_quarters_of_its_slots():
+    # Rounded to bfloat16: the slots that experts read, forward, recomputed and backward. Whole:
+    # those that experts have computed, which the products of the transport read to the last bit.
+    settings = ("transport=einsum", "router.preset=gshard", "num_experts=4")
+    done = command(
+        "--topology=v4:2x2x1",
+        "--mesh=expert=4",
+        "--config.model.compute_dtype=float32",
+        "--config.model.remat=full",
+        *(f"--config.model.moe.{setting}" for setting in settings),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    def exchanged(records):
+        return sum(one["bytes"] for one in records if one["kind"] == "all-to-all")
+
+    formula = exchanged(found["expected_collectives"])
+    assert exchanged(found["collectives"]) == pytest.approx(0.75 * formula, rel=0.01)
+
+
 def test_a_wrong_topology_is_one_line():
     done = command("--topology=v7:2x2")
     assert done.returncode == 2

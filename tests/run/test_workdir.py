@@ -77,8 +77,22 @@ def test_a_run_on_an_older_library_is_refused_once_it_has_checkpoints(tmp_path):
     corpus = {"training": 40, "validation": 2, "sha256": "a" * 64}
     workdir.claim(tmp_path, _RUN)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match="version 1.0.0 of python_library"):
-        workdir.claim_corpus(tmp_path, corpus)
+    for check in (workdir.claim_corpus, workdir.check_corpus):
+        with pytest.raises(ConfigError, match="version 1.0.0 of python_library"):
+            check(tmp_path, corpus)
+
+
+def test_a_corpus_is_checked_without_being_written(tmp_path):
+    corpus = {"training": 40, "validation": 2, "sha256": "a" * 64}
+    workdir.claim(tmp_path, _RUN)
+    before = (tmp_path / "config.json").read_bytes()
+    # A run that has recorded no text, and has no checkpoint, may read any.
+    workdir.check_corpus(tmp_path, corpus)
+    assert (tmp_path / "config.json").read_bytes() == before
+    workdir.claim_corpus(tmp_path, corpus)
+    workdir.check_corpus(tmp_path, corpus)
+    with pytest.raises(ConfigError, match="'python_library' has changed"):
+        workdir.check_corpus(tmp_path, corpus | {"sha256": "b" * 64})
 
 
 def test_settings_that_are_newer_than_a_run_do_not_end_it(tmp_path):

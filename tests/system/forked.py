@@ -4,35 +4,17 @@ Reads a list of argument lists as JSON and prints, as JSON, each exit code, stdo
 """
 
 import json
-import os
 import sys
-import tempfile
 
-from moe_jax.cli import common, train
+from moe_jax.cli.common import common, train
+from tests.system.forks import forked
 
 
-def _forked(arguments):
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        child = os.fork()
-        if child == 0:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.argv = ["train", *arguments]
-            code = 1
-            try:
-                common.run(train.define, train.main)
-                code = 0
-            except SystemExit as stop:
-                code = stop.code or 0
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        out.seek(0)
-        err.seek(0)
-        return os.waitstatus_to_exitcode(status), out.read(), err.read()
+def _run(arguments):
+    sys.argv = ["train", *arguments]
+    common.run(train.define, train.main)
 
 
 if __name__ == "__main__":
-    print(json.dumps([_forked(arguments) for arguments in json.load(sys.stdin)]))
+    cases = json.load(sys.stdin)
+    print(json.dumps([forked(lambda case=case: _run(case)) for case in cases]))

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build
 from moe_jax.decoding import Sampling
+from moe_jax.errors import ConfigError
 from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
 from moe_jax.training.metrics import flatten, read_metrics
@@ -212,6 +213,18 @@ def test_generate_only_reads_and_continues_the_prompt_alike_for_a_seed(protected
     assert first.stdout.startswith("def ")
     assert first.stdout.count("def ") >= 2
     assert first.stdout == second.stdout
+
+
+def test_what_evaluates_and_generates_refuses_a_corpus_that_has_changed(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    saved = _read(folder / "config.json")
+    saved["corpus"]["sha256"] = "0" * 64
+    (folder / "config.json").write_text(json.dumps(saved))
+    # Both commands open a run this way.
+    with pytest.raises(ConfigError, match="has changed since the run in .* began") as error:
+        open_restored(folder)
+    assert "\n" not in str(error.value)
+    assert _read(folder / "config.json") == saved
 
 
 def test_generate_follows_seed_and_temperature(restored):

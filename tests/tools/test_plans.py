@@ -27,7 +27,8 @@ def test_a_plan_is_of_its_configuration_and_its_machine(planned):
 def test_the_formula_of_the_exchange_holds_for_tpu_programs(planned):
     found = json.loads((FOLDER / f"{planned.name}.json").read_text())
     experiment = load(Path(f"configs/published/{planned.config}.py")).experiment()
-    # A TPU's products read bfloat16, to which XLA rounds float32 slots before it sends them.
+    # Made when the transport's products were rounded to bfloat16 like those of the experts; a plan
+    # made anew has a share of 0.75 (docs/plans.md).
     share = 0.5 if experiment.model.compute_dtype == "float32" else 1
 
     def exchanged(records):

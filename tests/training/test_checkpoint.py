@@ -1,6 +1,7 @@
 """Checkpoints on real files: damaged, killed half-way, refused by the disk, moved to a mesh."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -237,7 +238,7 @@ def test_every_byte_of_the_integrity_record_counts(two_checkpoints):
     assert checkpoint.damage(path.parent) is None
 
 
-def test_all_damaged_is_an_error_never_a_fresh_start(tmp_path):
+def test_all_damaged_is_one_error_never_a_fresh_start(tmp_path, caplog):
     old, _ = save_two(tmp_path)
     for step in (10, 20):
         flip(tmp_path / str(step) / "state" / "_METADATA")
@@ -245,6 +246,9 @@ def test_all_damaged_is_an_error_never_a_fresh_start(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in .* is intact: 2 are damaged") as e:
         checkpoints.restore(like(old))
     assert "\n" not in str(e.value)
+    # The error names both, so no warning comes before it.
+    assert re.search(r"\(step 20: .*_METADATA.*; step 10: .*_METADATA.*\)", str(e.value))
+    assert "skipped checkpoint" not in caplog.text
     assert [skipped.step for skipped in checkpoints.skipped] == [20, 10]
 
 

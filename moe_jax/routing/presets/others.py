@@ -52,7 +52,10 @@ def noisy_top_k(
     load_weight: Weight = 0.1,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses."""
+    """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses.
+
+    Importance and load are of each group; the paper's are of the whole batch.
+    """
     return Router(
         score=Softmax(noise=LearnedNoise()),
         select=TopK(k, normalize=True),
@@ -69,7 +72,10 @@ def hierarchical(
     importance_weight: Weight = 0.1,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts."""
+    """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts.
+
+    Importance is of each group of tokens; the paper's is of the whole batch.
+    """
     return Router(
         score=TwoLevelSoftmax(groups),
         select=TopGroups(groups, k_groups, k),
@@ -121,7 +127,10 @@ def adaptive_top_p(
     entropy_weight: Weight = 1e-4,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``."""
+    """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``.
+
+    The balance loss is of each group; the entropy is a mean over tokens.
+    """
     return Router(
         score=Softmax(),
         select=TopP(p, k_max),
