@@ -16,9 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moe_jax.config.experiment import TrainingConfig
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
-from moe_jax.models.lookahead import ahead, known
+from moe_jax.models.lookahead import ahead, valid_ahead
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
+from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.training.loss import Scored, distil_tokens, score_tokens
@@ -177,7 +178,7 @@ class Objective:
             raise ConfigError("this command does not load training.teacher: unset it")
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, self.microbatches)
-        tokens = (batch["segments"] > 0).sum()
+        tokens = valid_tokens(batch["segments"]).sum()
         routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
         def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
@@ -214,7 +215,7 @@ class Objective:
         mode = dataclasses.replace(TRAIN, record=self.record)
         reading = model.read(part, mode=mode, rng=key)
         scored = self._scored(model, reading.hidden, part, teacher)
-        valid = part["segments"] > 0
+        valid = valid_tokens(part["segments"])
         count = jnp.maximum(tokens, 1)
         loss = (scored.nll * valid).sum() / count
         distillation_loss, mixed = None, loss
@@ -246,7 +247,7 @@ class Objective:
         for steps, hidden in enumerate(reading.ahead, start=1):
             targets = ahead(part["targets"], steps)
             scored = score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
-            sums.append((scored.nll * known(part["segments"], steps)).sum())
+            sums.append((scored.nll * valid_ahead(part["segments"], steps)).sum())
         return jnp.array(sums, jnp.float32)
 
 
@@ -268,7 +269,7 @@ def _per_target(losses: Losses, batch: Batch, tokens: Array) -> Losses:
     steps = range(1, losses.lookahead_loss.size + 1)
     if not steps:
         return losses
-    own = jnp.stack([known(batch["segments"], step).sum() for step in steps])
+    own = jnp.stack([valid_ahead(batch["segments"], step).sum() for step in steps])
     per_target = losses.lookahead_loss * jnp.maximum(tokens, 1) / jnp.maximum(own, 1)
     return dataclasses.replace(losses, lookahead_loss=per_target)
 
@@ -358,12 +359,12 @@ def eval_step(
     model = nnx.merge(graph, params, router_state)
     reading = model.read(batch, mode=EVAL)
     scored = score_tokens(model.embedding, reading.hidden, batch["targets"], chunk=loss_chunk)
-    mask = batch["segments"] > 0
+    valid = valid_tokens(batch["segments"])
     return EvalSums(
-        nll=(scored.nll * mask).sum(),
-        correct=(scored.correct & mask).sum(),
-        tokens=mask.sum(),
-        bytes=(batch["bytes"] * mask).sum(),
+        nll=(scored.nll * valid).sum(),
+        correct=(scored.correct & valid).sum(),
+        tokens=valid.sum(),
+        bytes=(batch["bytes"] * valid).sum(),
         layers=tuple(aux.counts for aux in reading.reports),
     )
 
