@@ -64,10 +64,11 @@ def halves(every):
     return run
 
 
-@pytest.mark.parametrize("name", ["random", "deepseek_v3"])
-def test_groups_draw_and_route_the_same_wherever_they_are(name: str):
+@pytest.mark.parametrize(
+    "router", [preset("random"), preset("loss_free", k=2)], ids=["key", "state"]
+)
+def test_groups_draw_and_route_the_same_wherever_they_are(router: Router):
     # The one draws by a key, the other chooses by a state that all groups share.
-    router = preset(name)
     logits, valid = normal(8, 4, S, E), np.ones((4, S), bool)
     state = {name: normal(9, *shape) for name, shape in router.state_shapes(E).items()}
     found, wanted = (
