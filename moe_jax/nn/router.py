@@ -79,17 +79,17 @@ class RouterLayer(nnx.Module):
             spread=over_groups,
         )
 
-    def _noisy(self, x: Array, key: Array) -> Array:
+    def _noisy(self, x: Array, noise_key: Array) -> Array:
         """Returns what the router reads in training: ``x`` with its jitter and dropout."""
         router = self.router
         if router.input_jitter:
             low, high = 1 - router.input_jitter, 1 + router.input_jitter
-            jitter = jax.random.uniform(key, x.shape, jnp.float32, low, high)
+            jitter = jax.random.uniform(noise_key, x.shape, jnp.float32, low, high)
             # A router in bfloat16 reads noisy inputs in bfloat16; the noise itself is finer.
             kept = x.dtype if router.precision == "input" else jnp.float32
             x = (x.astype(jnp.float32) * jitter).astype(kept)
         if router.input_dropout:
-            x = dropout(x, router.input_dropout, jax.random.fold_in(key, 1))
+            x = dropout(x, router.input_dropout, jax.random.fold_in(noise_key, 1))
         return x
 
     def _carried(self) -> dict[str, Array]:
