@@ -222,7 +222,7 @@ def training_products(config, *, distilled=False, loss_chunk=0):
     objective = Objective(loss_chunk=loss_chunk, teacher_weight=0.5 if distilled else None)
 
     def gradient(state, batch, teacher):
-        return objective.value_and_gradient(graph, state, batch, teacher)[0]
+        return objective.value_and_gradient(graph, state, batch, teacher)
 
     return products(gradient, state, batch(), teacher)
 

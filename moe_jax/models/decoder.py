@@ -13,13 +13,14 @@ from flax import nnx
 from moe_jax.models.cache import Cache, causal_view
 from moe_jax.models.config import ModelConfig, Reading, SparseLayer
 from moe_jax.models.embedding import Embedding, relative_bias
-from moe_jax.models.lookahead import Lookahead, ahead, known
+from moe_jax.models.lookahead import Lookahead, ahead, valid_ahead
 from moe_jax.models.stack import Stack
 from moe_jax.nn.block import BlockConfig, Context
 from moe_jax.nn.mode import DECODE, EVAL, Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
+from moe_jax.nn.padding import valid_tokens
 from moe_jax.ranges import LayerIndex, Layers
 
 Array = jax.Array
@@ -101,7 +102,7 @@ class Decoder(nnx.Module):
             ``(B, L, M)`` and one report per MoE layer.
         """
         view = causal_view(segments, positions, self.relative_bias, None)
-        context = Context(view, segments > 0, inputs)
+        context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
         x, reports, _ = self.layers(x, context, mode=mode, rng=rng, records=records)
         return self.final_norm(x), reports
@@ -125,7 +126,7 @@ class Decoder(nnx.Module):
         found, x = [], hidden
         for step, module in enumerate(self._further):
             tokens = ahead(batch["targets"], step)
-            context = Context(view, known(segments, step), tokens)
+            context = Context(view, valid_ahead(segments, step), tokens)
             x, for_head, more = module(
                 x,
                 self.embedding(tokens, positions),
@@ -139,11 +140,11 @@ class Decoder(nnx.Module):
         return Reading(hidden, reports, tuple(found))
 
     def routed(self, batch: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
-        """Returns the tokens of every MoE layer and which are real, each ``(B, L)``, in order."""
+        """Returns tokens and ``valid`` of every MoE layer, each ``(B, L)``, in order."""
         segments = batch["segments"]
-        found = ((batch["inputs"], segments > 0),) * self.layers.num_sparse
+        found = ((batch["inputs"], valid_tokens(segments)),) * self.layers.num_sparse
         for step, module in enumerate(self._further):
-            tokens = ahead(batch["targets"], step), known(segments, step)
+            tokens = ahead(batch["targets"], step), valid_ahead(segments, step)
             found += (tokens,) * module.layers.num_sparse
         return found
 
@@ -181,7 +182,7 @@ class Decoder(nnx.Module):
         """
         cache = cache.extended(segments, positions)
         view = causal_view(segments, positions, self.relative_bias, cache)
-        context = Context(view, segments > 0, inputs)
+        context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
         x, _, layers = self.layers(x, context, mode=mode, rng=None, cache=cache.layers)
         return self.final_norm(x), dataclasses.replace(cache, layers=layers)

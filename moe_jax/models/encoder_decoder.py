@@ -22,6 +22,7 @@ from moe_jax.nn.mode import DECODE, EVAL, Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
+from moe_jax.nn.padding import valid_tokens
 from moe_jax.nn.positions import Positions, Rotary, T5Relative
 from moe_jax.ranges import Layers
 
@@ -112,9 +113,9 @@ class EncoderDecoder(nnx.Module):
         return Reading(hidden, (*first, *second))
 
     def routed(self, batch: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
-        """Returns the tokens of every MoE layer and which are real, ``(B, T)`` or ``(B, L)``."""
-        sources = batch["encoder_inputs"], batch["encoder_segments"] > 0
-        targets = batch["inputs"], batch["segments"] > 0
+        """Returns tokens and ``valid`` of every MoE layer, ``(B, T)`` or ``(B, L)``, in order."""
+        sources = batch["encoder_inputs"], valid_tokens(batch["encoder_segments"])
+        targets = batch["inputs"], valid_tokens(batch["segments"])
         return (sources,) * self.encoder.num_sparse + (targets,) * self.decoder.num_sparse
 
     def update_routers(self, demands: Sequence[Array]) -> None:
@@ -148,7 +149,7 @@ class EncoderDecoder(nnx.Module):
         if self.encoder_bias is not None:
             place = jnp.arange(tokens.shape[1])
             bias = bias + self.encoder_bias(place, place)
-        context = Context(View(bias, positions), segments > 0, tokens)
+        context = Context(View(bias, positions), valid_tokens(segments), tokens)
         x = self.embedding(tokens, positions)
         x, reports, _ = self.encoder(x, context, mode=mode, rng=rng, records=records)
         return self.encoder_norm(x), reports
@@ -180,7 +181,7 @@ class EncoderDecoder(nnx.Module):
         positions = _columns(tokens) if positions is None else positions
         view = causal_view(segments, positions, self.decoder_bias, None)
         across = View(segment_bias(segments, memory_segments), positions)
-        context = Context(view, segments > 0, tokens, memory, across)
+        context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)
         x, reports, _ = self.decoder(x, context, mode=mode, rng=rng, records=records)
         return self.final_norm(x), reports
@@ -213,7 +214,7 @@ class EncoderDecoder(nnx.Module):
         cache = cache.extended(segments, positions)
         view = causal_view(segments, positions, self.decoder_bias, cache)
         across = View(segment_bias(segments, memory_segments), positions)
-        context = Context(view, segments > 0, tokens, memory, across)
+        context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)
         x, _, layers = self.decoder(x, context, mode=mode, rng=None, cache=cache.layers)
         return self.final_norm(x), dataclasses.replace(cache, layers=layers)

@@ -13,6 +13,7 @@ from moe_jax.nn.init import weight
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.norm import norm
+from moe_jax.nn.padding import valid_tokens
 
 Array = jax.Array
 
@@ -74,6 +75,6 @@ def ahead(values: Array, steps: int) -> Array:
     return jnp.pad(values, ((0, 0), (0, steps)))[:, steps : steps + length]
 
 
-def known(segments: Array, steps: int) -> Array:
+def valid_ahead(segments: Array, steps: int) -> Array:
     """Returns ``(B, L)`` bool: whether the token ``steps`` later is of the same segment."""
-    return (segments > 0) & (ahead(segments, steps) == segments)
+    return valid_tokens(segments) & (ahead(segments, steps) == segments)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_jax import routing
 from moe_jax.nn.dropout import dropout
 from moe_jax.nn.groups import out_of_groups
 from moe_jax.nn.init import described
@@ -65,35 +66,34 @@ class RouterLayer(nnx.Module):
             record: ``(G, S, K)`` experts to force, or ``None``.
             rng: key in training.
         """
-        router, groups = self.router, x.shape[0]
-        jitter_key, key = (None, None) if rng is None else jax.random.split(rng)
-        if jitter_key is not None and router.input_jitter:
+        noise_key, key = (None, None) if rng is None else jax.random.split(rng)
+        return routing.route(
+            self.router,
+            self.logits(x if noise_key is None else self._noisy(x, noise_key)),
+            capacity=capacity,
+            valid=valid,
+            token_ids=token_ids,
+            rng=key,
+            state=self._carried(),
+            record=record,
+            spread=over_groups,
+        )
+
+    def _noisy(self, x: Array, noise_key: Array) -> Array:
+        """Returns what the router reads in training: ``x`` with its jitter and dropout."""
+        router = self.router
+        if router.input_jitter:
             low, high = 1 - router.input_jitter, 1 + router.input_jitter
-            jitter = jax.random.uniform(jitter_key, x.shape, jnp.float32, low, high)
+            jitter = jax.random.uniform(noise_key, x.shape, jnp.float32, low, high)
             # A router in bfloat16 reads noisy inputs in bfloat16; the noise itself is finer.
             kept = x.dtype if router.precision == "input" else jnp.float32
             x = (x.astype(jnp.float32) * jitter).astype(kept)
-        if jitter_key is not None and router.input_dropout:
-            x = dropout(x, router.input_dropout, jax.random.fold_in(jitter_key, 1))
-        state = {
-            name: jnp.broadcast_to(value[...], (groups, *value[...].shape))
-            for name, value in self.state.items()
-        }
-        if record is not None:
-            state["experts"] = record
-        keys = None if key is None else jax.random.split(key, groups)
+        if router.input_dropout:
+            x = dropout(x, router.input_dropout, jax.random.fold_in(noise_key, 1))
+        return x
 
-        def one(logits: Array, valid: Array, token_ids, key, state) -> Plan:
-            return router(
-                logits,
-                capacity=capacity,
-                valid=valid,
-                token_ids=token_ids,
-                rng=key,
-                state=jax.lax.stop_gradient(state),
-            )
-
-        return over_groups(jax.vmap(one))(self.logits(x), valid, token_ids, keys, state)
+    def _carried(self) -> dict[str, Array]:
+        return {name: value[...] for name, value in self.state.items()}
 
     def sequence_losses(self, plan: Plan, valid: Array) -> dict[str, Array]:
         """Returns ``(B,)`` for each loss of sequences: the rows of the batch, whatever the groups.
@@ -104,7 +104,7 @@ class RouterLayer(nnx.Module):
         """
         if plan.evidence is None:
             return {}
-        state = {name: value[...] for name, value in self.state.items()}
+        state = self._carried()
 
         def rows(x: Array) -> Array:
             return constrain(out_of_groups(x, valid.shape), "batch", "length")
@@ -121,8 +121,7 @@ class RouterLayer(nnx.Module):
             demand: ``(..., E)`` assignments asked for in the step, with the leading axes of scanned
                 layers.
         """
-        state = {name: value[...] for name, value in self.state.items()}
-        for name, value in self.router.next_state(state, demand).items():
+        for name, value in self.router.next_state(self._carried(), demand).items():
             self.state[name][...] = value
 
 

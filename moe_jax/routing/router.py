@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -221,6 +221,7 @@ def route(
     rng: Array | None = None,
     state: Mapping[str, Array] | None = None,
     record: Array | None = None,
+    spread: Callable[[Callable[..., Plan]], Callable[..., Plan]] | None = None,
 ) -> Plan:
     """Routes all groups; the plan gains a leading ``G``.
 
@@ -231,14 +232,32 @@ def route(
         valid: ``(G, S)`` bool.
         token_ids: ``(G, S)`` int32.
         rng: key, split over the groups.
-        state: shared by all groups.
+        state: shared by all groups; it is not differentiated.
         record: ``(G, S, K)`` int32 recorded experts, for ``Forced``.
+        spread: maps a function of arrays that start with ``G`` to one that runs each device's
+            groups on that device, such as ``moe_jax.parallel.over_groups``; ``None`` for one
+            device.
     """
-    keys = None if rng is None else jax.random.split(rng, logits.shape[0])
-    state = {} if state is None else state
+    groups = logits.shape[0]
+    keys = None if rng is None else jax.random.split(rng, groups)
+    # Every array starts with the groups, so that ``spread`` can split it.
+    states = {
+        name: jnp.broadcast_to(value, (groups, *value.shape))
+        for name, value in (state or {}).items()
+    }
+    if record is not None:
+        states["experts"] = record
 
-    def one(logits: Array, valid: Array, ids, key, record) -> Plan:
-        given = state if record is None else {**state, "experts": record}
-        return router(logits, capacity=capacity, valid=valid, token_ids=ids, rng=key, state=given)
+    def one(logits: Array, valid: Array, token_ids, key, state) -> Plan:
+        return router(
+            logits,
+            capacity=capacity,
+            valid=valid,
+            token_ids=token_ids,
+            rng=key,
+            state=jax.lax.stop_gradient(state),
+        )
 
-    return jax.vmap(one)(logits, valid, token_ids, keys, record)
+    every = jax.vmap(one)
+    run = every if spread is None else spread(every)
+    return run(logits, valid, token_ids, keys, states)

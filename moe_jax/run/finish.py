@@ -17,7 +17,7 @@ from moe_jax.run import workdir
 from moe_jax.run.loop import Diverged
 from moe_jax.run.session import Session
 from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
-from moe_jax.training.metrics import METRICS, MetricsWriter, read_metrics
+from moe_jax.training.metrics import METRICS, MetricsWriter, eval_record, read_metrics
 from moe_jax.training.state import TrainState
 
 
@@ -52,7 +52,7 @@ def finish(
     # What is cut out of a text cannot be compared with models of whole texts.
     baselines = {} if experiment.data.spans else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
-        writer.write({"kind": "eval", "step": steps, **record})
+        writer.write(eval_record(steps, record))
     files.write_json(folder / workdir.EXPERT_TOKENS, table)
     result = {
         **record,

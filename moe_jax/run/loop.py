@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 
 from moe_jax import data, processes, signals
 from moe_jax.errors import CheckpointError, TrainingError
-from moe_jax.run.session import Batch, Session, train_record
+from moe_jax.run.session import Batch, Session
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
-from moe_jax.training.metrics import MetricsWriter, ProgressBar
+from moe_jax.training.metrics import MetricsWriter, ProgressBar, eval_record, train_record
 from moe_jax.training.optimizer import learning_rate
 from moe_jax.training.routing_log import ROUTING, RoutingRecord
 from moe_jax.training.state import (
@@ -244,23 +244,36 @@ class _Log:
         self._tokens += experiment.tokens_per_step
         if step % experiment.training.log_every and step != experiment.training.steps:
             return
-        record = train_record(step, report, experiment.moe_layers)
-        now = time.perf_counter()
-        rate = self._tokens / (now - self._time)
-        self._time, self._tokens = now, 0
-        # The schedule counts updates; a skipped batch is none.
-        updates = np.float32(step - 1 - record["skipped_updates"] + (not report.updated))
-        rule = learning_rate(experiment.optimizer, updates, experiment.training.steps)
-        self._writer.write({**record, "learning_rate": float(rule), "tokens_per_second": rate})
+        report = processes.fetch(report)
+        record = train_record(
+            step,
+            report,
+            experiment.moe_layers,
+            learning_rate=self._learning_rate(step, report),
+            tokens_per_second=self._rate(),
+        )
+        self._writer.write(record)
         self._bar.update(
             step,
             loss=record["loss"],
-            tokens_per_second=rate,
+            tokens_per_second=record["tokens_per_second"],
             dropped=record["dropped_fraction"],
         )
 
-    def evaluation(self, step: int, record: dict[str, Any]) -> None:
-        self._writer.write({"kind": "eval", "step": step, **record})
+    def _learning_rate(self, step: int, report: StepReport) -> float:
+        experiment = self._session.experiment
+        # The schedule counts updates; a skipped batch is none.
+        updates = np.float32(step - 1 - int(report.skipped) + (not report.updated))
+        return float(learning_rate(experiment.optimizer, updates, experiment.training.steps))
+
+    def _rate(self) -> float:
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._time)
+        self._time, self._tokens = now, 0
+        return rate
+
+    def evaluation(self, step: int, means: dict[str, Any]) -> None:
+        self._writer.write(eval_record(step, means))
 
 
 class _Guard:
@@ -306,7 +319,7 @@ class _Stopping:
 
 def _fault(report: StepReport) -> tuple[str, str]:
     """Returns which number of a skipped update is not finite, and which setting to look at."""
-    loss, norm = float(report.loss), float(report.grad_norm)
+    loss, norm = float(report.losses.loss), float(report.grad_norm)
     if np.isfinite(loss) and np.isfinite(norm):
         return (
             f"loss {loss} and gradient norm {norm} are finite, but the state after the update is "

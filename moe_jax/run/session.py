@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ from moe_jax.parallel import make_mesh
 from moe_jax.parallel.rows import fewest_parts, rows_by_process
 from moe_jax.parallel.rules import spec
 from moe_jax.training.checkpoint import Checkpoints
-from moe_jax.training.metrics import load_statistics
+from moe_jax.training.metrics import eval_means
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState
 from moe_jax.training.step import (
-    EvalSums,
     Objective,
-    StepReport,
     Teacher,
     eval_step,
     jit_train_step,
@@ -126,7 +124,7 @@ class Session:
             sums = self.eval_step(state.params, state.router_state, self.place(batch))
             sums = jax.tree.map(np.float64, processes.fetch(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
-        return eval_record(total, self.experiment.moe_layers)
+        return eval_means(total, self.experiment.moe_layers)
 
 
 def check_streams(experiment: Experiment) -> None:
@@ -167,62 +165,3 @@ def open_checkpoints(
         keep_every=training.keep_every or None,
         read_only=read_only,
     )
-
-
-def train_record(step: int, report: StepReport, moe_layers: Iterable[int]) -> dict[str, Any]:
-    """Returns the line of ``metrics.jsonl`` for the batch before update ``step``."""
-    report = processes.fetch(report)
-    layers = [
-        {"layer": layer, "losses": _floats(found.losses), **_load(found.counts)}
-        for layer, found in zip(moe_layers, report.layers, strict=True)
-    ]
-    return {
-        "kind": "train",
-        "step": step,
-        "loss": float(report.loss),
-        **({"lookahead_loss": report.lookahead.tolist()} if report.lookahead.size else {}),
-        **(
-            {} if report.distillation is None else {"distillation_loss": float(report.distillation)}
-        ),
-        "objective": float(report.objective),
-        "grad_norm": float(report.grad_norm),
-        "skipped_updates": int(report.skipped),
-        "dropped_fraction": _dropped(found.counts for found in report.layers),
-        "layers": layers,
-    }
-
-
-def eval_record(sums: EvalSums, moe_layers: Iterable[int]) -> dict[str, Any]:
-    """Returns means from sums over the validation set."""
-    layers = [
-        {"layer": layer, **_load(counts)}
-        for layer, counts in zip(moe_layers, sums.layers, strict=True)
-    ]
-    return {
-        "loss": float(sums.nll / sums.tokens),
-        "bits_per_byte": float(sums.nll / np.log(2) / sums.bytes),
-        "accuracy": float(sums.correct / sums.tokens),
-        "dropped_fraction": _dropped(sums.layers),
-        "layers": layers,
-    }
-
-
-def _load(counts: Any) -> dict[str, Any]:
-    load = counts.load / max(counts.load.sum(), 1)
-    return {
-        "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
-        "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
-        "load": [float(part) for part in load],
-        # Before capacity: what got a slot is even wherever it binds.
-        **load_statistics(counts.demand),
-    }
-
-
-def _dropped(layers: Iterable[Any]) -> float:
-    layers = list(layers)
-    demand = sum(counts.demand.sum() for counts in layers)
-    return float(sum(counts.dropped for counts in layers) / max(demand, 1)) if layers else 0.0
-
-
-def _floats(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}

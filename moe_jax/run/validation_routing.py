@@ -25,7 +25,7 @@ _TABLE_TOKENS = 12
 
 @dataclasses.dataclass(frozen=True)
 class RoutedLayer:
-    """The real tokens of a batch in one MoE layer.
+    """The valid tokens of a batch in one MoE layer.
 
     Attributes:
         tokens: ids ``(N,)``.
@@ -54,8 +54,8 @@ class ValidationRouting:
             found = self._step(state.params, state.router_state, session.place(batch))
             tokens, experts, domains = processes.fetch(found)
             yield [
-                RoutedLayer(ids[real], taken[real], domains[real] if spans is None else None)
-                for (ids, real), taken in zip(tokens, experts, strict=True)
+                RoutedLayer(ids[valid], taken[valid], domains[valid] if spans is None else None)
+                for (ids, valid), taken in zip(tokens, experts, strict=True)
             ]
 
     @functools.cached_property

@@ -32,11 +32,14 @@ class Scored:
         log_z: ``(B, L)`` log-partition.
         correct: ``(B, L)`` bool, greedy decoding takes the target: the likeliest token, and of
             equally likely ones the first.
+        distillation: ``(B, L)`` cross-entropy of the model's distribution against a teacher's,
+            nats; ``None`` without a teacher.
     """
 
     nll: Array
     log_z: Array
     correct: Array
+    distillation: Array | None = None
 
 
 def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
@@ -53,22 +56,22 @@ def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Sc
 
 
 def distil_tokens(
-    heads: tuple[Head, Head], hidden: Array, targets: Array, taught: Array, *, chunk: int
-) -> tuple[Scored, Array]:
+    heads: tuple[Head, Head], hidden: Array, targets: Array, teacher_hidden: Array, *, chunk: int
+) -> Scored:
     """Scores every token, and the student against the teacher's distribution of it.
 
     Args:
         heads: of student and teacher.
         hidden: ``(B, L, M)`` of the student.
         targets: ``(B, L)`` int32.
-        taught: ``(B, L, M')`` of the teacher; nothing is differentiated by it.
+        teacher_hidden: ``(B, L, M')`` of the teacher; nothing is differentiated by it.
         chunk: as in ``score_tokens``; logits of both models are held for as many positions.
 
     Returns:
-        The student's scores, and ``(B, L)`` cross-entropies in nats of its distribution against
-        the teacher's, at temperature 1 (Switch, 2101.03961, section 4.2).
+        The student's scores, ``distillation`` among them, at temperature 1 (Switch, 2101.03961,
+        section 4.2).
     """
-    return _chunked(_distil, heads, hidden, targets, taught, chunk=chunk)
+    return _chunked(_distil, heads, hidden, targets, teacher_hidden, chunk=chunk)
 
 
 def _chunked(score: Callable[..., Any], module: Any, *arrays: Array, chunk: int) -> Any:
@@ -89,13 +92,13 @@ def _in_chunks(score: Callable[..., Any], chunk: int, module: Any, *arrays: Arra
 
 
 def _distil(
-    heads: tuple[Head, Head], hidden: Array, targets: Array, taught: Array
-) -> tuple[Scored, Array]:
+    heads: tuple[Head, Head], hidden: Array, targets: Array, teacher_hidden: Array
+) -> Scored:
     student, teacher = heads
     logits = student.logits(hidden)
     scored = _score_logits(logits, targets)
-    wanted = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits(taught)), axis=-1)
-    return scored, scored.log_z - (wanted * logits).sum(-1)
+    wanted = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits(teacher_hidden)), axis=-1)
+    return dataclasses.replace(scored, distillation=scored.log_z - (wanted * logits).sum(-1))
 
 
 def _score(head: Head, hidden: Array, targets: Array) -> Scored:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from absl import logging
 from tqdm import tqdm
 
 from moe_jax.files import Appended, replaced
+from moe_jax.routing import Counts
 from moe_jax.training.events import Events, held
 from moe_jax.training.history import Logged, spans
+from moe_jax.training.step import EvalSums, Losses, StepReport
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -52,6 +55,91 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         return np.asarray(value).tolist()
     return value
+
+
+def train_record(
+    step: int,
+    report: StepReport,
+    moe_layers: Iterable[int],
+    *,
+    learning_rate: float,
+    tokens_per_second: float,
+) -> dict[str, Any]:
+    """Returns the line of ``metrics.jsonl`` for the batch before update ``step``.
+
+    Args:
+        step: the update, from 1.
+        report: of the step, as NumPy's arrays.
+        moe_layers: the index of each layer that the report describes.
+        learning_rate: of the update.
+        tokens_per_second: since the line before.
+    """
+    layers = [
+        {"layer": layer, "losses": _floats(found.losses), **_load(found.counts)}
+        for layer, found in zip(moe_layers, report.layers, strict=True)
+    ]
+    return {
+        "kind": "train",
+        "step": step,
+        **_losses(report.losses),
+        "grad_norm": float(report.grad_norm),
+        "skipped_updates": int(report.skipped),
+        "dropped_fraction": _dropped(found.counts for found in report.layers),
+        "layers": layers,
+        "learning_rate": learning_rate,
+        "tokens_per_second": tokens_per_second,
+    }
+
+
+def eval_record(step: int, means: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the line of ``metrics.jsonl`` for a validation after update ``step``."""
+    return {"kind": "eval", "step": step, **means}
+
+
+def eval_means(sums: EvalSums, moe_layers: Iterable[int]) -> dict[str, Any]:
+    """Returns means from sums over the validation set."""
+    layers = [
+        {"layer": layer, **_load(counts)}
+        for layer, counts in zip(moe_layers, sums.layers, strict=True)
+    ]
+    return {
+        "loss": float(sums.nll / sums.tokens),
+        "bits_per_byte": float(sums.nll / np.log(2) / sums.bytes),
+        "accuracy": float(sums.correct / sums.tokens),
+        "dropped_fraction": _dropped(sums.layers),
+        "layers": layers,
+    }
+
+
+def _losses(losses: Losses) -> dict[str, Any]:
+    """Returns the losses by name, without those that the objective does not have."""
+    values = {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
+    return {
+        name: np.asarray(value).tolist()
+        for name, value in values.items()
+        if value is not None and value.size
+    }
+
+
+def _load(counts: Counts) -> dict[str, Any]:
+    load = counts.load / max(counts.load.sum(), 1)
+    return {
+        "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
+        "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
+        "load": [float(part) for part in load],
+        # Before capacity: what got a slot is even wherever it binds.
+        **load_statistics(counts.demand),
+    }
+
+
+def _dropped(layers: Iterable[Counts]) -> float:
+    layers = list(layers)
+    demand = sum(counts.demand.sum() for counts in layers)
+    return float(sum(counts.dropped for counts in layers) / max(demand, 1)) if layers else 0.0
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
 
 
 def load_statistics(load: np.ndarray) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moe_jax.config.experiment import TrainingConfig
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
-from moe_jax.models.lookahead import ahead, known
+from moe_jax.models.lookahead import ahead, valid_ahead
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
+from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.training.loss import Scored, distil_tokens, score_tokens
@@ -26,7 +27,6 @@ from moe_jax.training.state import TrainState, all_finite
 
 Array = jax.Array
 Batch = Mapping[str, Array]
-Sums = tuple[nnx.State, Array, Array, Array, "tuple[LayerReport, ...]", Array | None]
 
 
 @jax.tree_util.register_dataclass
@@ -40,14 +40,36 @@ class LayerReport:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Losses:
+    """The losses of a batch, under their names in ``metrics.jsonl``.
+
+    Each is a mean over the batch's target tokens, so the losses of microbatches, divided by the
+    tokens of the whole batch, add up to those of the batch.
+
+    Attributes:
+        loss: cross-entropy against the targets, in nats.
+        lookahead_loss: ``(D,)`` cross-entropy of the tokens 2, 3, ... ahead, in nats, each per
+            token that has such a target. (The objective divides them by the number of all tokens,
+            as the paper does.)
+        distillation_loss: cross-entropy against the teacher's distribution, in nats; ``None``
+            without a teacher.
+        objective: the weighted sum of these, of the z-loss and of the routers' losses, which is
+            differentiated.
+    """
+
+    loss: Array
+    lookahead_loss: Array
+    distillation_loss: Array | None
+    objective: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class StepReport:
     """What a training step measured.
 
     Attributes:
-        loss: mean cross-entropy in nats per token.
-        lookahead: ``(D,)`` the same of 2, 3, ... tokens ahead, each per token that has such a
-            target. (The objective divides them by the number of all tokens, as the paper does.)
-        objective: what was differentiated: losses, z-loss and the routers' losses.
+        losses: of the batch, before the update.
         grad_norm: global norm before clipping.
         layers: one report per MoE layer.
         choices: ``(B, L, K)`` int16 per MoE layer, if the objective records them; see ``MoEAux``.
@@ -55,19 +77,15 @@ class StepReport:
             statistic after the update was not finite.
         skipped: updates skipped so far.
         skipped_in_row: updates skipped since the last good one.
-        distillation: mean cross-entropy against the teacher's distribution, if there is a teacher.
     """
 
-    loss: Array
-    lookahead: Array
-    objective: Array
+    losses: Losses
     grad_norm: Array
     layers: tuple[LayerReport, ...]
     choices: tuple[Array | None, ...]
     updated: Array
     skipped: Array
     skipped_in_row: Array
-    distillation: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -148,11 +166,10 @@ class Objective:
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None
-    ) -> tuple[Sums, tuple[Array | None, ...]]:
-        """Returns gradient, objective, losses and layer reports of the whole batch.
+    ) -> tuple[nnx.State, Losses, tuple[LayerReport, ...], tuple[Array | None, ...]]:
+        """Returns the gradient, the losses, the layers' reports and the tokens' choices of a batch.
 
-        The losses are the cross-entropy, those further ahead, and, after the layer reports, that
-        against the teacher. The tokens' choices, one array per MoE layer, come second.
+        There is one report and one array of choices per MoE layer.
 
         Raises:
             ConfigError: if there is no teacher where one is asked for.
@@ -161,32 +178,25 @@ class Objective:
             raise ConfigError("this command does not load training.teacher: unset it")
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, self.microbatches)
-        tokens = (batch["segments"] > 0).sum()
+        tokens = valid_tokens(batch["segments"]).sum()
         routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
-        def share(params: nnx.State, part: Batch, key: Array):
+        def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
             model = nnx.merge(graph, params, state.router_state)
-            return self._share(model, part, key, tokens, routed, teacher)
+            losses, *rest = self._share(model, part, key, tokens, routed, teacher)
+            return losses.objective, (losses, *rest)
 
         def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
-            (value, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
-            *sums, choices = report
-            return (constrain_parameters(gradient), value, *sums), choices
+            (_, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
+            losses, layers, choices = report
+            return (constrain_parameters(gradient), losses, layers), choices
 
         if self.microbatches == 1:
-            sums, choices = one((batch, keys[0]))
-            return _per_target(sums, batch, tokens), choices
-        steps = (_split(batch, self.microbatches), keys)
-        shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], steps))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def add(sums: Any, step: tuple[Batch, Array]) -> tuple[Any, Any]:
-            more, choices = one(step)
-            return jax.tree.map(jnp.add, sums, more), choices
-
-        sums, choices = jax.lax.scan(add, zeros, steps)
-        choices = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), choices)
-        return _per_target(sums, batch, tokens), choices
+            (gradient, losses, layers), choices = one((batch, keys[0]))
+        else:
+            steps = (_split(batch, self.microbatches), keys)
+            (gradient, losses, layers), choices = _add_up(one, steps)
+        return gradient, _per_target(losses, batch, tokens), layers, choices
 
     def _share(
         self,
@@ -196,69 +206,77 @@ class Objective:
         tokens: Array,
         routed: list[Array],
         teacher: Teacher | None,
-    ) -> tuple[Array, tuple[Any, ...]]:
-        """The part's share of the objective: shares of all parts add up to the batch's value.
+    ) -> tuple[Losses, tuple[LayerReport, ...], tuple[Array | None, ...]]:
+        """Returns the part's share of the losses: shares of all parts add up to the batch's.
 
-        ``tokens`` are the batch's targets and ``routed`` its real tokens in each MoE layer.
+        ``tokens`` is the number of the batch's targets, and ``routed`` the number of tokens that
+        each MoE layer routes.
         """
         mode = dataclasses.replace(TRAIN, record=self.record)
         reading = model.read(part, mode=mode, rng=key)
-        if teacher is None:
-            scored, against = self._scored(model, reading.hidden, part["targets"]), None
-        else:
-            scored, against = self._taught(model, reading.hidden, part, teacher)
-        mask = part["segments"] > 0
+        scored = self._scored(model, reading.hidden, part, teacher)
+        valid = valid_tokens(part["segments"])
         count = jnp.maximum(tokens, 1)
-        loss = (scored.nll * mask).sum() / count
-        soft, mixed = None, loss
-        if against is not None:
-            soft = (against * mask).sum() / count
-            mixed = (1 - self.teacher_weight) * loss + self.teacher_weight * soft
-        z_loss = self.z_loss * (scored.log_z**2 * mask).sum() / count
-        further = self._further(model, reading, part) / count
+        loss = (scored.nll * valid).sum() / count
+        distillation_loss, mixed = None, loss
+        if scored.distillation is not None:
+            distillation_loss = (scored.distillation * valid).sum() / count
+            mixed = (1 - self.teacher_weight) * loss + self.teacher_weight * distillation_loss
+        z_loss = self.z_loss * (scored.log_z**2 * valid).sum() / count
+        lookahead_loss = self._lookahead_nll(model, reading, part) / count
         here = _routed(model, part)
-        shares = [mine / jnp.maximum(all_, 1) for mine, all_ in zip(here, routed, strict=True)]
+        shares = [own / jnp.maximum(all_, 1) for own, all_ in zip(here, routed, strict=True)]
         weighted = list(zip(reading.reports, shares, strict=True))
         objective = mixed + z_loss + sum(share * aux.loss for aux, share in weighted)
-        if further.size:
-            objective += self.lookahead_weight * further.mean()
+        if lookahead_loss.size:
+            objective += self.lookahead_weight * lookahead_loss.mean()
+        losses = Losses(loss, lookahead_loss, distillation_loss, objective)
         layers = tuple(_layer(aux, share) for aux, share in weighted)
-        choices = tuple(aux.choices for aux in reading.reports)
-        return objective, (loss, further, layers, soft, choices)
+        return losses, layers, tuple(aux.choices for aux in reading.reports)
 
-    def _scored(self, model: Model, hidden: Array, targets: Array) -> Scored:
-        return score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
+    def _scored(self, model: Model, hidden: Array, part: Batch, teacher: Teacher | None) -> Scored:
+        head, targets, chunk = model.embedding, part["targets"], self.loss_chunk
+        if teacher is None:
+            return score_tokens(head, hidden, targets, chunk=chunk)
+        other, teacher_hidden = teacher.hidden(part)
+        return distil_tokens((head, other.embedding), hidden, targets, teacher_hidden, chunk=chunk)
 
-    def _taught(
-        self, model: Model, hidden: Array, part: Batch, teacher: Teacher
-    ) -> tuple[Scored, Array]:
-        other, taught = teacher.hidden(part)
-        heads = (model.embedding, other.embedding)
-        return distil_tokens(heads, hidden, part["targets"], taught, chunk=self.loss_chunk)
-
-    def _further(self, model: Model, reading: Reading, part: Batch) -> Array:
+    def _lookahead_nll(self, model: Model, reading: Reading, part: Batch) -> Array:
         """Returns summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead."""
-        losses = []
+        sums = []
         for steps, hidden in enumerate(reading.ahead, start=1):
             targets = ahead(part["targets"], steps)
-            scored = self._scored(model, hidden, targets)
-            losses.append((scored.nll * known(part["segments"], steps)).sum())
-        return jnp.array(losses, jnp.float32)
+            scored = score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
+            sums.append((scored.nll * valid_ahead(part["segments"], steps)).sum())
+        return jnp.array(sums, jnp.float32)
 
 
-def _per_target(sums: Sums, batch: Batch, tokens: Array) -> Sums:
-    """Returns the sums with each loss further ahead divided by its own number of targets."""
-    gradient, value, loss, further, layers, soft = sums
-    steps = range(1, further.size + 1)
-    own = [known(batch["segments"], step).sum() for step in steps]
-    if own:
-        further = further * jnp.maximum(tokens, 1) / jnp.maximum(jnp.stack(own), 1)
-    return gradient, value, loss, further, layers, soft
+def _add_up(one: Callable[[Any], tuple[Any, Any]], steps: Any) -> tuple[Any, Any]:
+    """Returns the sums of the first results of all microbatches, and the second joined by row."""
+    shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], steps))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(sums: Any, step: Any) -> tuple[Any, Any]:
+        more, rows = one(step)
+        return jax.tree.map(jnp.add, sums, more), rows
+
+    sums, rows = jax.lax.scan(add, zeros, steps)
+    return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def _per_target(losses: Losses, batch: Batch, tokens: Array) -> Losses:
+    """Returns the losses with each loss further ahead divided by its own number of targets."""
+    steps = range(1, losses.lookahead_loss.size + 1)
+    if not steps:
+        return losses
+    own = jnp.stack([valid_ahead(batch["segments"], step).sum() for step in steps])
+    per_target = losses.lookahead_loss * jnp.maximum(tokens, 1) / jnp.maximum(own, 1)
+    return dataclasses.replace(losses, lookahead_loss=per_target)
 
 
 def _routed(model: Model, batch: Batch) -> list[Array]:
-    """Returns the real tokens that each MoE layer routes."""
-    return [real.sum() for _, real in model.routed(batch)]
+    """Returns the number of tokens that each MoE layer routes."""
+    return [valid.sum() for _, valid in model.routed(batch)]
 
 
 def _layer(aux: MoEAux, share: Array) -> LayerReport:
@@ -294,9 +312,8 @@ def train_step(
         The next state and the report. If loss, gradient, or anything in the next state is not
         finite, parameters, router state and optimizer stay as they are and the skip is counted.
     """
-    sums, choices = objective.value_and_gradient(graph, state, batch, teacher)
-    gradient, value, loss, further, layers, soft = sums
-    norm = optax.global_norm(gradient)
+    gradient, losses, layers, choices = objective.value_and_gradient(graph, state, batch, teacher)
+    grad_norm = optax.global_norm(gradient)
     routers = _next_router_state(graph, state, layers)
 
     def update() -> tuple[nnx.State, nnx.State, Any]:
@@ -304,7 +321,7 @@ def train_step(
         return optax.apply_updates(state.params, updates), routers, opt_state
 
     # The update is computed twice, since a second copy of the state might not fit into memory.
-    finite = jnp.isfinite(norm) & jnp.isfinite(value) & all_finite(update())
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(losses.objective) & all_finite(update())
     params, routers, opt_state = jax.lax.cond(
         finite, update, lambda: (state.params, state.router_state, state.opt_state)
     )
@@ -312,7 +329,13 @@ def train_step(
     in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
     after = TrainState(state.step + 1, params, routers, opt_state, state.key, skipped, in_row)
     return after, StepReport(
-        loss, further, value, norm, layers, choices, finite, skipped, in_row, soft
+        losses=losses,
+        grad_norm=grad_norm,
+        layers=layers,
+        choices=choices,
+        updated=finite,
+        skipped=skipped,
+        skipped_in_row=in_row,
     )
 
 
@@ -336,12 +359,12 @@ def eval_step(
     model = nnx.merge(graph, params, router_state)
     reading = model.read(batch, mode=EVAL)
     scored = score_tokens(model.embedding, reading.hidden, batch["targets"], chunk=loss_chunk)
-    mask = batch["segments"] > 0
+    valid = valid_tokens(batch["segments"])
     return EvalSums(
-        nll=(scored.nll * mask).sum(),
-        correct=(scored.correct & mask).sum(),
-        tokens=mask.sum(),
-        bytes=(batch["bytes"] * mask).sum(),
+        nll=(scored.nll * valid).sum(),
+        correct=(scored.correct & valid).sum(),
+        tokens=valid.sum(),
+        bytes=(batch["bytes"] * valid).sum(),
         layers=tuple(aux.counts for aux in reading.reports),
     )
 

@@ -143,7 +143,7 @@ def _trained(
     assert len(report.layers) == len(experiment.moe_layers)
     placed, chunk = opened.place(held_out), objective.loss_chunk
     sums = eval_step(opened.graph, chunk, state.params, state.router_state, placed)
-    return float(report.loss), float(sums.nll / sums.tokens)
+    return float(report.losses.loss), float(sums.nll / sums.tokens)
 
 
 def _teacher(experiment: Experiment) -> Teacher:

@@ -11,7 +11,7 @@ from flax import nnx
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
-from moe_jax.models.lookahead import ahead, known
+from moe_jax.models.lookahead import ahead, valid_ahead
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.moe_config import MoEConfig
 
@@ -52,9 +52,9 @@ def test_what_comes_later():
     assert ahead(jnp.array([[4, 5, 6]]), 0).tolist() == [[4, 5, 6]]
     assert ahead(jnp.array([[4, 5, 6]]), 4).tolist() == [[0, 0, 0]]
     segments = jnp.array([[1, 1, 2, 2, 2, 0]])
-    assert known(segments, 0).tolist() == [[True, True, True, True, True, False]]
-    assert known(segments, 1).tolist() == [[True, False, True, True, False, False]]
-    assert known(segments, 2).tolist() == [[False, False, True, False, False, False]]
+    assert valid_ahead(segments, 0).tolist() == [[True, True, True, True, True, False]]
+    assert valid_ahead(segments, 1).tolist() == [[True, False, True, True, False, False]]
+    assert valid_ahead(segments, 2).tolist() == [[False, False, True, False, False, False]]
 
 
 def test_a_module_merges_the_next_token_with_what_is_known(model):
@@ -112,7 +112,7 @@ def test_its_experts_come_after_those_of_the_layers(model):
     assert len(reading.reports) == 3
     # All five tokens have a target; three have one after that in their own document.
     assert [int(aux.counts.valid) for aux in reading.reports] == [5, 5, 3]
-    assert [int(real.sum()) for _, real in model.routed(batch_of(INPUTS, TARGETS))] == [5, 5, 3]
+    assert [int(valid.sum()) for _, valid in model.routed(batch_of(INPUTS, TARGETS))] == [5, 5, 3]
     moved = nnx.clone(model)
     moved.update_routers([jnp.roll(jnp.array([8.0, 0.0, 0.0, 0.0]), i) for i in range(3)])
     biases = [

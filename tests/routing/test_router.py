@@ -34,6 +34,7 @@ from moe_jax.routing import (
     TopTokens,
     ZLoss,
     preset,
+    route,
 )
 from tests.routing.cases import KEY, TIGHT, Group, case
 from tests.routing.helpers import E, S, jitted, jitted_groups, normal, seats, weights
@@ -51,6 +52,32 @@ def test_faces_of_a_grouped_plan_are_those_of_its_groups():
     one = jax.tree.map(lambda leaf: leaf[1], plan)
     np.testing.assert_array_equal(plan.dispatch[1], one.dispatch)
     np.testing.assert_array_equal(plan.combine[1], one.combine)
+
+
+def halves(every):
+    """Runs a function of four groups on two and two, as on two devices."""
+
+    def run(*arrays):
+        parts = [every(*jax.tree.map(lambda x, p=p: x[p], arrays)) for p in (slice(2), slice(2, 4))]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "router", [preset("random"), preset("loss_free", k=2)], ids=["key", "state"]
+)
+def test_groups_draw_and_route_the_same_wherever_they_are(router: Router):
+    # The one draws by a key, the other chooses by a state that all groups share.
+    logits, valid = normal(8, 4, S, E), np.ones((4, S), bool)
+    state = {name: normal(9, *shape) for name, shape in router.state_shapes(E).items()}
+    found, wanted = (
+        route(
+            router, logits, capacity=TIGHT, valid=valid, rng=KEY, state=state, spread=spread
+        ).slots
+        for spread in (halves, None)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize("name", ["switch", "gshard", "expert_choice", "deepseek_v3", "vmoe"])

@@ -17,7 +17,7 @@ from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.rules import spec
 from moe_jax.routing.presets import gshard, switch
-from moe_jax.run.session import train_record
+from moe_jax.training.metrics import train_record
 from moe_jax.training.step import Objective, Teacher, train_step
 from tests.training.test_step import (
     LENGTH,
@@ -47,12 +47,12 @@ def teacher(mesh=None, scale=1.0):
 
 @functools.cache
 def measured(weight=WEIGHT, microbatches=1, loss_chunk=0, sizes=(1,)):
-    """Gradient, objective and losses of the student; without a teacher if it has no weight."""
+    """Gradient, losses and reports of the student; without a teacher if it has no weight."""
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     graph, state = made(recipe(STUDENT, mesh))
     objective = Objective(microbatches, loss_chunk, 1e-3, teacher_weight=weight)
     whole = jax.device_put(batch(), NamedSharding(mesh, spec("batch")))
-    step = compiled(lambda *given: objective.value_and_gradient(graph, *given)[0])
+    step = compiled(functools.partial(objective.value_and_gradient, graph))
     with jax.set_mesh(mesh):
         return step(state, whole, None if weight is None else teacher(mesh))
 
@@ -61,15 +61,16 @@ def test_the_loss_by_hand():
     whole, valid = batch(), np.arange(LENGTH)[None] < LENGTHS[:, None]
     probabilities = np.asarray(compiled(by_teacher)(teacher(), whole), np.float64)
     assert probabilities.max(-1).mean() > 0.1  # far from even, 1/64
-    _, objective, loss, _, _, soft = measured()
-    _, alone, same, _, _, none = measured(None)
-    assert none is None
-    np.testing.assert_allclose(loss, same, rtol=1e-6)
+    _, losses, *_ = measured()
+    _, alone, *_ = measured(None)
+    assert alone.distillation_loss is None
+    np.testing.assert_allclose(losses.loss, alone.loss, rtol=1e-6)
     log = by_student(whole)
     expected = -(probabilities * log).sum(-1)[valid].mean()
-    np.testing.assert_allclose(soft, expected, rtol=1e-5)
-    assert abs(soft - loss) > 0.01
-    np.testing.assert_allclose(objective - alone, WEIGHT * (soft - loss), rtol=1e-3)
+    np.testing.assert_allclose(losses.distillation_loss, expected, rtol=1e-5)
+    apart = losses.distillation_loss - losses.loss
+    assert abs(apart) > 0.01
+    np.testing.assert_allclose(losses.objective - alone.objective, WEIGHT * apart, rtol=1e-3)
 
 
 def by_teacher(teacher, whole):
@@ -92,10 +93,10 @@ def by_student(whole):
 
 
 def test_a_teacher_without_weight_changes_nothing():
-    gradient, objective, loss, *_ = measured(0.0)
-    wanted, wanted_objective, wanted_loss, *_ = measured(None)
+    gradient, losses, *_ = measured(0.0)
+    wanted, wanted_losses, *_ = measured(None)
     close(gradient, wanted)
-    close((objective, loss), (wanted_objective, wanted_loss))
+    close(dataclasses.replace(losses, distillation_loss=None), wanted_losses)
 
 
 # Parts and chunks draw other dropout, so without it.
@@ -127,13 +128,13 @@ def test_a_step_learns_takes_the_teacher_as_an_argument_and_says_both_losses():
     records = []
     for _ in range(10):
         state, report = step(state, batch(), teacher())
-        records.append(train_record(1, report, ()))
+        records.append(train_record(1, report, (), learning_rate=0.0, tokens_per_second=0.0))
     assert records[-1]["distillation_loss"] < records[0]["distillation_loss"]
     assert records[0]["loss"] != records[0]["distillation_loss"]
     programs = step._cache_size()
     _, other = step(state, batch(), teacher(scale=2.0))
     assert step._cache_size() == programs
-    assert other.distillation != report.distillation
+    assert other.losses.distillation_loss != report.losses.distillation_loss
 
 
 def test_a_teacher_routes_by_itself_where_a_routing_is_forced():

@@ -147,16 +147,14 @@ TAUGHT = jnp.array([[[0.0, 0.6931472], [0.0, 1.6094379]]])
 @pytest.mark.parametrize("chunk", [0, 1])
 def test_hand_made_distillation(chunk):
     def soft(student, taught):
-        scored, against = distil_tokens(
+        scored = distil_tokens(
             (Given(), Given()), student, jnp.array([[0, 1]]), taught, chunk=chunk
         )
-        return against.sum(), (scored, against)
+        return scored.distillation.sum(), scored
 
-    (by_student, by_taught), (scored, against) = jax.grad(soft, (0, 1), has_aux=True)(
-        STUDENT, TAUGHT
-    )
+    (by_student, by_taught), scored = jax.grad(soft, (0, 1), has_aux=True)(STUDENT, TAUGHT)
     # 1/3 log 4/3 + 2/3 log 4, and log 2 whatever is taught.
-    np.testing.assert_allclose(against, [[1.0200902, 0.6931472]], rtol=1e-6)
+    np.testing.assert_allclose(scored.distillation, [[1.0200902, 0.6931472]], rtol=1e-6)
     np.testing.assert_allclose(scored.nll, [[0.2876821, 0.6931472]], rtol=1e-6)
     # The student's probabilities less the teacher's; nothing reaches the teacher.
     expected = [[[0.4166667, -0.4166667], [0.3333333, -0.3333333]]]
@@ -172,8 +170,9 @@ def test_distillation_in_chunks_is_that_of_the_whole(sizes):
 
     def objective(kernel, hidden, chunk):
         heads = Linear(kernel), Linear(other)
-        scored, soft = distil_tokens(heads, hidden, targets, wide, chunk=chunk)
-        return (scored.nll + soft * jnp.arange(12.0)).sum(), (scored.nll, soft)
+        scored = distil_tokens(heads, hidden, targets, wide, chunk=chunk)
+        mixed = scored.nll + scored.distillation * jnp.arange(12.0)
+        return mixed.sum(), (scored.nll, scored.distillation)
 
     step = jax.jit(jax.value_and_grad(objective, (0, 1), has_aux=True), static_argnums=2)
     whole = step(KERNEL, hidden, 0)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from moe_jax.routing import Counts
 from moe_jax.training.history import Logged
 from moe_jax.training.metrics import (
     MetricsWriter,
     ProgressBar,
+    eval_record,
     flatten,
     load_statistics,
     read_metrics,
+    train_record,
 )
+from moe_jax.training.step import LayerReport, Losses, StepReport
 
 
 def _write(folder, steps, resume_step=None, kind="train", **numbers):
@@ -177,6 +182,64 @@ def test_load_statistics():
     assert half["load_entropy"] == pytest.approx(0.5)
     assert set(load_statistics(np.zeros(4)).values()) == {0}
     assert load_statistics(np.array([5]))["load_entropy"] == 1
+
+
+def test_a_training_line_by_hand():
+    # Of 8 assignments asked for, 5 and 3, the experts accepted 3 and 1.
+    counts = Counts(
+        demand=np.array([5.0, 3.0]),
+        load=np.array([3.0, 1.0]),
+        unrouted=np.float32(4),
+        valid=np.float32(8),
+    )
+    report = StepReport(
+        losses=Losses(np.float32(2), np.zeros(0), None, np.float32(2.5)),
+        grad_norm=np.float32(0.5),
+        layers=(LayerReport({"balance": np.float32(1.25)}, counts),),
+        choices=(None,),
+        updated=np.True_,
+        skipped=np.int32(1),
+        skipped_in_row=np.int32(0),
+    )
+    line = train_record(7, report, [3], learning_rate=0.1, tokens_per_second=9.0)
+    (layer,) = line.pop("layers")
+    assert (
+        layer.items()
+        >= {
+            "layer": 3,
+            "losses": {"balance": 1.25},
+            "dropped_fraction": 0.5,
+            "unrouted_fraction": 0.5,
+            "load": [0.75, 0.25],
+        }.items()
+    )
+    plain = {
+        "kind": "train",
+        "step": 7,
+        "loss": 2.0,
+        "objective": 2.5,
+        "grad_norm": 0.5,
+        "skipped_updates": 1,
+        "dropped_fraction": 0.5,
+        "learning_rate": 0.1,
+        "tokens_per_second": 9.0,
+    }
+    assert line == plain
+    # Losses that the objective has are there under their own names.
+    losses = Losses(np.float32(2), np.array([3.0, 4.0], "f"), np.float32(1), np.float32(2.5))
+    line = train_record(
+        7,
+        dataclasses.replace(report, losses=losses),
+        [3],
+        learning_rate=0.1,
+        tokens_per_second=9.0,
+    )
+    line.pop("layers")
+    assert line == plain | {"lookahead_loss": [3.0, 4.0], "distillation_loss": 1.0}
+
+
+def test_an_evaluation_line_is_the_means_with_kind_and_step():
+    assert eval_record(5, {"loss": 1.5}) == {"kind": "eval", "step": 5, "loss": 1.5}
 
 
 def test_plain_lines_are_sparse_and_the_last_step_always_shows(capsys):

@@ -80,8 +80,8 @@ def measure(router, batch, microbatches=1, record=False, scan=True, kind="decode
     objective = Objective(microbatches, record=record)
     with jax.set_mesh(made.mesh):
         run = jax.jit(functools.partial(objective.value_and_gradient, graph))
-        (gradient, _, loss, _, layers, _), choices = run(state, batch)
-    return gradient, loss, layers, tuple(map(np.asarray, choices)) if record else choices
+        gradient, losses, layers, choices = run(state, batch)
+    return gradient, losses.loss, layers, tuple(map(np.asarray, choices)) if record else choices
 
 
 @pytest.mark.parametrize("kind", ["looking ahead", "encoder-decoder"])

@@ -18,11 +18,12 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Counts
 from moe_jax.run import session as session_module
-from moe_jax.run.session import Session, eval_record
+from moe_jax.run.session import Session
 from moe_jax.training import step as step_module
+from moe_jax.training.metrics import eval_means, train_record
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
-from moe_jax.training.step import EvalSums, Objective, eval_step, train_step
+from moe_jax.training.step import EvalSums, Losses, Objective, eval_step, train_step
 
 VOCAB, ROWS, LENGTH = 64, 16, 16
 BALANCE, ROUTER_Z, HEAD_Z = 0.1, 0.01, 0.001
@@ -86,7 +87,7 @@ def made(recipe):
 
 @functools.cache
 def measured(microbatches=1, remat="none", loss_chunk=0):
-    """``LENGTHS`` under an objective: gradient, objective, cross-entropy and layer reports."""
+    """``LENGTHS`` under an objective: gradient, losses, layer reports and choices."""
     _, state = made(recipe(model(remat=remat)))
     return gradient_of(microbatches, remat, loss_chunk)(state, batch())
 
@@ -95,7 +96,7 @@ def measured(microbatches=1, remat="none", loss_chunk=0):
 def gradient_of(microbatches=1, remat="none", loss_chunk=0):
     graph, _ = recipe(model(remat=remat)).abstract()
     objective = Objective(microbatches, loss_chunk, HEAD_Z)
-    return compiled(lambda state, batch: objective.value_and_gradient(graph, state, batch)[0])
+    return compiled(functools.partial(objective.value_and_gradient, graph))
 
 
 def close(actual, expected, bound=2e-6):
@@ -121,10 +122,10 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
     # Groups are rows and the router draws nothing, so the parts route as the whole does. The last
     # 4 rows are padding alone: with 4 microbatches one is empty.
     # The cross-entropy in chunks adds up the same.
-    gradient, objective, loss, _, layers, _ = measured(microbatches, loss_chunk=loss_chunk)
-    wanted_gradient, wanted_objective, wanted_loss, _, wanted_layers, _ = measured()
+    gradient, losses, layers, _ = measured(microbatches, loss_chunk=loss_chunk)
+    wanted_gradient, wanted_losses, wanted_layers, _ = measured()
     close(gradient, wanted_gradient, 5e-6)
-    close((objective, loss), (wanted_objective, wanted_loss))
+    close(losses, wanted_losses)
     assert len(layers) == len(wanted_layers) == 2
     for layer, wanted in zip(layers, wanted_layers, strict=True):
         close(layer.losses, wanted.losses)
@@ -134,15 +135,15 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
 
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_the_objective_is_loss_and_weighted_means_of_the_layers_losses(microbatches):
-    _, objective, loss, _, layers, _ = measured(microbatches, loss_chunk=0)
+    _, losses, layers, _ = measured(microbatches, loss_chunk=0)
     nll, head_z = by_hand()
-    np.testing.assert_allclose(loss, nll, rtol=1e-5)
+    np.testing.assert_allclose(losses.loss, nll, rtol=1e-5)
     routers = sum(
         BALANCE * float(layer.losses["balance"]) + ROUTER_Z * float(layer.losses["z"])
         for layer in layers
     )
     assert routers > 0.2  # two balance losses of at least about 1, by 0.1
-    np.testing.assert_allclose(objective, nll + HEAD_Z * head_z + routers, rtol=1e-5)
+    np.testing.assert_allclose(losses.objective, nll + HEAD_Z * head_z + routers, rtol=1e-5)
     # A balance loss is about 1 whatever the number of microbatches: averaged, not summed.
     for layer in layers:
         assert 0.9 < layer.losses["balance"] < 3
@@ -180,8 +181,8 @@ def test_what_stands_in_padding_changes_nothing():
 
 def test_a_batch_of_padding_alone_is_finite():
     _, state = made(recipe(model()))
-    gradient, objective, loss, *_ = gradient_of()(state, batch(lengths=np.zeros(ROWS)))
-    assert float(objective) == float(loss) == 0.0
+    gradient, losses, *_ = gradient_of()(state, batch(lengths=np.zeros(ROWS)))
+    assert float(losses.objective) == float(losses.loss) == 0.0
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
@@ -192,13 +193,13 @@ def looking_ahead(microbatches=1, weight=0.3):
     config = dataclasses.replace(model(), lookahead=2)
     graph, state = made(recipe(config))
     objective = Objective(microbatches, z_loss=HEAD_Z, lookahead_weight=weight)
-    found = compiled(lambda s, b: objective.value_and_gradient(graph, s, b)[0])(state, batch())
+    found = compiled(functools.partial(objective.value_and_gradient, graph))(state, batch())
     return graph, state, found
 
 
 def test_losses_of_tokens_further_ahead_by_hand():
-    graph, state, (_, objective, loss, further, layers, _) = looking_ahead()
-    _, without, _, same, *_ = looking_ahead(weight=0.0)[2]
+    graph, state, (_, losses, layers, _) = looking_ahead()
+    _, unweighted, *_ = looking_ahead(weight=0.0)[2]
     whole, merged = batch(), nnx.merge(graph, state.params, state.router_state)
     reading = compiled(functools.partial(type(merged).read, mode=TRAIN))(merged, whole)
     totals, tokens = [], []
@@ -215,23 +216,27 @@ def test_losses_of_tokens_further_ahead_by_hand():
         totals.append(total)
         tokens.append(number)
     assert tokens[1] < tokens[0] < 123
-    np.testing.assert_allclose(further, np.divide(totals, tokens), rtol=1e-5)
-    np.testing.assert_array_equal(further, same)
+    np.testing.assert_allclose(losses.lookahead_loss, np.divide(totals, tokens), rtol=1e-5)
+    np.testing.assert_array_equal(losses.lookahead_loss, unweighted.lookahead_loss)
     # The objective divides by all 123 tokens, as the paper does.
-    np.testing.assert_allclose(objective - without, 0.3 * np.mean(totals) / 123, rtol=1e-4)
-    assert len(layers) == 4 and loss > 0
+    added = losses.objective - unweighted.objective
+    np.testing.assert_allclose(added, 0.3 * np.mean(totals) / 123, rtol=1e-4)
+    assert len(layers) == 4 and losses.loss > 0
 
 
 def test_a_single_target_further_ahead_is_its_own_mean():
     # Of two tokens one has a next but one: 1.5 per token is 3 per such target.
-    sums = (None, None, None, jnp.array([1.5]), (), None)
-    found = step_module._per_target(sums, {"segments": jnp.array([[1, 1, 0]])}, jnp.array(2))
-    assert found[3] == 3
+    losses = Losses(jnp.float32(1), jnp.array([1.5]), None, jnp.float32(2))
+    found = step_module._per_target(losses, {"segments": jnp.array([[1, 1, 0]])}, jnp.array(2))
+    assert found == Losses(losses.loss, 3, None, losses.objective)
 
 
 def test_microbatches_look_as_far_ahead_as_the_whole_batch():
-    close(looking_ahead(4)[2][3], looking_ahead()[2][3])
-    close(looking_ahead(4)[2][0], looking_ahead()[2][0], 5e-6)
+    (gradient, losses, *_), (wanted_gradient, wanted_losses, *_) = (
+        looking_ahead(microbatches)[2] for microbatches in (4, 1)
+    )
+    close(losses.lookahead_loss, wanted_losses.lookahead_loss)
+    close(gradient, wanted_gradient, 5e-6)
 
 
 def test_microbatches_weigh_each_stack_by_its_own_tokens():
@@ -254,9 +259,7 @@ def test_microbatches_weigh_each_stack_by_its_own_tokens():
     }
     whole["segments"] = np.minimum(whole["segments"], 1)
     found = [
-        compiled(lambda s, b, parts=parts: Objective(parts).value_and_gradient(graph, s, b)[0])(
-            state, whole
-        )
+        compiled(functools.partial(Objective(parts).value_and_gradient, graph))(state, whole)
         for parts in (1, 4)
     ]
     close(found[1][0], found[0][0], 5e-6)
@@ -268,7 +271,7 @@ def test_the_record_names_the_losses_further_ahead():
     graph, state = made(recipe(config))
     step = functools.partial(train_step, graph, make_optimizer(OptimizerConfig(), 20), OBJECTIVE)
     _, report = compiled(step)(state, batch())
-    found = session_module.train_record(1, report, [0, 1, 2])
+    found = train_record(1, report, [0, 1, 2], learning_rate=0.1, tokens_per_second=5.0)
     assert len(found["lookahead_loss"]) == 1 and found["lookahead_loss"][0] > 0
     assert [layer["layer"] for layer in found["layers"]] == [0, 1, 2]
 
@@ -282,7 +285,7 @@ class Given:
 
     def value_and_gradient(self, graph, state, batch, teacher):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
-        return (gradient, batch["value"], batch["value"], jnp.zeros(0), (), None), ()
+        return gradient, Losses(batch["value"], jnp.zeros(0), None, batch["value"]), (), ()
 
 
 def small(optimizer=None):
@@ -348,7 +351,7 @@ def test_an_update_that_makes_the_state_non_finite_is_skipped(fault):
     for _ in range(1 + (fault == "sum inf")):
         before = state
         state, report = step(state, **GOOD)
-    assert np.isfinite(report.loss) and np.isfinite(report.grad_norm)
+    assert np.isfinite(report.losses.loss) and np.isfinite(report.grad_norm)
     assert not bool(report.updated)
     for name in ("params", "opt_state", "router_state"):
         assert bits(getattr(state, name)) == bits(getattr(before, name)), name
@@ -541,7 +544,7 @@ def test_an_evaluation_by_hand():
     )
     # 16 bits of surprise over 8 tokens that stand for 32 bytes.
     sums = EvalSums(16 * math.log(2), np.float64(2), np.float64(8), np.float64(32), (counts,))
-    record = eval_record(sums, (1,))
+    record = eval_means(sums, (1,))
     (layer,) = record.pop("layers")
     assert record == {
         "loss": pytest.approx(2 * math.log(2)),
