@@ -145,7 +145,7 @@ def _overridden(
         try:
             override(Experiment, config, {name: value})
         except ConfigError as error:
-            raise ConfigError(f"{name}={value!r} is no setting of the model of {start}") from error
+            raise ConfigError(f"{_SETTING}={start}: {error}") from error
     found = build(Experiment, config)
     wanted, here = function_of(model), function_of(found.model)
     for name in {**wanted, **here}:
