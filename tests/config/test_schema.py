@@ -8,10 +8,11 @@ from moe_jax import routing
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig, RSqrt
 from moe_jax.config.schema import build, describe, from_text, override, settings
+from moe_jax.data import DataConfig
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.nn.positions import YarnScaling
+from moe_jax.nn.positions import Rotary, YarnScaling
 from moe_jax.routing.presets import PRESETS, choices_of, preset
 
 
@@ -219,3 +220,11 @@ def test_text_is_read_by_the_type_of_the_setting(hint, text, value):
 def test_text_of_another_type_is_refused(hint, text):
     with pytest.raises(ValueError, match="."):
         from_text(hint, text)
+
+
+def test_old_files_say_none_for_each_setting_of_a_part_that_is_left_out():
+    spans = {"sentinels": None, "noise_density": None}
+    scaling = {"type": None, "factor": None}
+    assert build(DataConfig, {"spans": spans}) == DataConfig()
+    assert build(Rotary, {"scaling": scaling}) == Rotary()
+    assert build(MoEConfig, {"router": {"preset": "switch", "k": None}}).router == preset("switch")
