@@ -1,25 +1,15 @@
-"""What every config starts from: each setting with its default, so that each can be overridden."""
+"""What every config starts from: the settings in force, each with its default."""
 
 from ml_collections import ConfigDict
 
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import settings, type_hints, unset
+from moe_jax.config.schema import settings
 from moe_jax.models import DecoderConfig, ModelConfig
-from moe_jax.routing import PRESETS
 
 
 def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
-    """Returns a published router; a choice left unset is the preset's own.
-
-    The choices of every preset are there, so that both preset and choices can be overridden.
-    """
-    config = ConfigDict({"preset": preset})
-    for function in PRESETS:
-        for name, hint in type_hints(function).items():
-            if name != "return":
-                config[name] = unset(hint)
-    config.update(choices)
-    return config
+    """Returns a published router; a choice that is not given is the preset's own."""
+    return ConfigDict({"preset": preset, **choices})
 
 
 def base(name: str, model: ModelConfig | None = None) -> ConfigDict:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import build
+from moe_jax.config.schema import build, override
 from moe_jax.errors import ConfigError, nearest
 
 Settings = Mapping[str, Any]
@@ -212,8 +212,8 @@ class Ablation:
         config.name = "ablation"  # one name, so that equal runs of two ablations are the same run
         for settings in (self.scales[scale], self.arms[arm]):
             made = {key: v(config) if callable(v) else v for key, v in settings.items()}
-            for name, value in made.items():
-                _put(config, name, str(value) if isinstance(value, Finished) else value)
+            values = {k: str(v) if isinstance(v, Finished) else v for k, v in made.items()}
+            override(Experiment, config, values)
         config.training.seed = config.data.seed = seed
         return config
 
@@ -225,13 +225,3 @@ class Ablation:
         """Returns the configuration for ``--config=FILE:ARM[,SCALE[,SEED]]`` of any command."""
         parts = (argument or next(iter(self.arms))).split(",")
         return self.config(*parts[:2], seed=int(parts[2]) if len(parts) > 2 else 0)
-
-
-def _put(config: ConfigDict, name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    for parent in parents:
-        config = config[parent]
-    if last not in config:
-        raise ConfigError(f"{name} is not a setting{nearest(last, config)}")
-    with config.ignore_type():
-        config[last] = value

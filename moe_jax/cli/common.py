@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from ml_collections import ConfigDict, config_flags
 from moe_jax import files, processes, signals
 from moe_jax.config import library
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import build, forget_other_types
-from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in
+from moe_jax.config.schema import build, from_text, override
+from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in, line_of
 
 Define = Callable[[flags.FlagValues], None]
 Main = Callable[[flags.FlagValues], None]
+_OVERRIDE = "override"
+_SETTING = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
 _HOSTS = ("coordinator", "num_processes", "process_id")
 _USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)
 _LIBRARIES = ("jax", "flax", "optax", "numpy")
@@ -34,7 +38,12 @@ def define_config(values: flags.FlagValues) -> None:
         "config",
         None,
         "Name or file of a configuration, with an argument after a colon.",
-        lock_config=True,
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        _OVERRIDE,
+        [],
+        "Setting of the configuration, as NAME=VALUE; --config.NAME=VALUE says the same.",
         flag_values=values,
     )
 
@@ -101,8 +110,7 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__
             raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
-        overridden = config_flags.get_override_values(flag)
-        forget_other_types(Experiment, config, overridden)
+        override(Experiment, config, _texts(given), _from_text)
         experiment = build(Experiment, config)
     except OSError as error:
         # An OSError of a config file comes out only when its values are read.
@@ -113,8 +121,48 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
 
 
 def overrides_of(given: flags.FlagValues) -> dict[str, Any]:
-    """Returns the settings of the ``--config`` flag given on the command line, by dotted name."""
-    return dict(config_flags.get_override_values(given["config"]))
+    """Returns the settings given on the command line by dotted name; after ``experiment_of``."""
+    return {name: _value(given["config"].value, name) for name in _texts(given)}
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    return functools.reduce(lambda group, key: group[key], name.split("."), config)
+
+
+def _texts(given: flags.FlagValues) -> dict[str, str | None]:
+    """Returns the settings given on the command line as text, ``None`` where a value is missing."""
+    pairs = (setting.partition("=") for setting in given[_OVERRIDE].value)
+    return {name: text if equals else None for name, equals, text in pairs}
+
+
+def _from_text(name: str, hint: Any, text: str | None) -> Any:
+    if text is None and bool not in (hint, *typing.get_args(hint)):
+        raise ConfigError(f"Missing value for flag --config.{name}")
+    try:
+        return from_text(hint, "true" if text is None else text)
+    except ValueError as error:
+        raise ConfigError(f"flag --config.{name}={text}: {line_of(error)}") from error
+
+
+def with_overrides(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with ``--config.NAME=VALUE`` as ``--override=NAME=VALUE``.
+
+    The value may be the next argument, and a switch may have none, or be ``--noconfig.NAME``.
+    """
+    rest, found = list(arguments), []
+    while rest:
+        argument = rest.pop(0)
+        setting = _SETTING.fullmatch(argument)
+        if setting is None:
+            found.append(argument)
+            continue
+        off, name, value = setting.groups()
+        if off:
+            value = "=false"
+        elif value is None and rest and not rest[0].startswith("--"):
+            value = f"={rest.pop(0)}"
+        found.append(f"--{_OVERRIDE}={name}{value or ''}")
+    return found
 
 
 def run(define: Define, main: Main, argv: Sequence[str] | None = None) -> None:
@@ -183,6 +231,9 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
     file = None
     try:
         file = _open_config(values, arguments)
+        if "config" in values:
+            # In place: ml_collections looks for overrides among the arguments of the process.
+            arguments[:] = with_overrides(arguments)
         rest = values(arguments)
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}; settings start with --config.")

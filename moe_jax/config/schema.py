@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import inspect
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_flags import tuple_parser
 
 from moe_jax import ranges, routing
 from moe_jax.errors import ConfigError, nearest
 
 # Evaluating annotations anew at every use would be most of the time that a config takes.
 type_hints = functools.cache(typing.get_type_hints)
+# ``bool`` comes first: text for it is not text for a number.
+_PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
 
 
 def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config") -> Any:
@@ -119,12 +123,21 @@ def _router(value: Any, path: str) -> routing.Router:
 
 
 def settings(value: Any) -> ConfigDict:
-    """Returns every setting of a dataclass, for overriding.
+    """Returns the settings of a dataclass that are in force.
 
-    Settings of the types that a part could be but is not are there too, unset. Lists are tuples,
-    which alone can be overridden on a command line.
+    A part that is left out is an empty group, which building takes for ``None``. Lists are tuples.
     """
-    return _with_unset(type(value), ConfigDict(_in_tuples(describe(value)), convert_dict=True))
+    hints, config = type_hints(type(value)), ConfigDict()
+    for field in dataclasses.fields(value):
+        hint, part = hints[field.name], getattr(value, field.name)
+        if dataclasses.is_dataclass(part):
+            name = {"type": type(part).__name__} if _chosen_by_type(hint) else {}
+            config[field.name] = ConfigDict({**name, **settings(part)})
+        elif part is None and _options(hint):
+            config[field.name] = ConfigDict()
+        else:
+            config[field.name] = _in_tuples(_described_field(hint, part))
+    return config
 
 
 def _in_tuples(described: Any) -> Any:
@@ -135,38 +148,119 @@ def _in_tuples(described: Any) -> Any:
     return described
 
 
-def _with_unset(cls: type, config: ConfigDict) -> ConfigDict:
-    for name, hint in type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            _with_unset(hint, config[name])
-        if config[name] is None:
-            config[name] = _unset_part(hint)
-        options = _options(hint) if isinstance(config[name], ConfigDict) else {}
-        if options and _chosen_by_type(hint) and config[name].type is not None:
-            _with_unset(options[config[name].type], config[name])
-        for option in options.values() if _chosen_by_type(hint) else ():
-            for key, setting in type_hints(option).items():
-                if key not in config[name]:
-                    config[name][key] = unset(setting)
-        if config[name] is None and not _options(hint):
-            config[name] = unset(hint)
-    return config
+def override(
+    cls: type,
+    config: ConfigDict,
+    changes: Mapping[str, Any],
+    read: Callable[[str, Any, Any], Any] = lambda name, hint, value: value,
+) -> None:
+    """Sets settings by their dotted names.
+
+    A part that gets another ``type`` or ``preset`` loses the settings that the new one lacks.
+
+    Args:
+        cls: the dataclass that ``config`` describes.
+        config: changed in place.
+        changes: the new values by dotted name, such as ``model.moe.num_experts``.
+        read: maps a name, the type of the setting and the given value to the value to set.
+
+    Raises:
+        ConfigError: naming the setting that does not exist.
+    """
+    with config.unlocked(), config.ignore_type():
+        # The type of a part decides which settings it has.
+        for name in sorted(changes, key=lambda name: (name.count("."), not _chooses(name))):
+            *parents, last = name.split(".")
+            group, hint, path = _group(cls, config, parents)
+            value = read(name, _setting(hint, group, last, path), changes[name])
+            if last == "preset" and group.get("preset") is None:
+                # The settings of a router's parts are no choices of a preset.
+                _keep(group, set())
+            group[last] = value
+            if _chooses(name):
+                _keep(group, {last, *_settings_of(hint, group, path)})
 
 
-def _unset_part(hint: Any) -> ConfigDict | None:
-    """The settings of a part that is left out, or ``None`` if it can have none."""
+def _group(cls: type, config: ConfigDict, keys: Sequence[str]) -> tuple[ConfigDict, Any, str]:
+    """Returns the group of settings below some keys, its type and its dotted name."""
+    group, hint, path = config, cls, "config"
+    for key in keys:
+        hint = _setting(hint, group, key, path)
+        if group.get(key) is None:
+            group[key] = ConfigDict()
+        group, path = group[key], f"{path}.{key}"
+    return group, hint, path
+
+
+def _keep(group: ConfigDict, keys: set[str]) -> None:
+    for key in set(group) - keys:
+        del group[key]
+
+
+def _chooses(name: str) -> bool:
+    return name.rpartition(".")[2] in ("type", "preset")
+
+
+def _choice_of(hint: Any) -> dict[str, Any]:
+    """The setting that decides which others a part has."""
+    if routing.Router in (hint, *typing.get_args(hint)):
+        return {"preset": str}
+    return {"type": str} if _chosen_by_type(hint) else {}
+
+
+def _setting(hint: Any, group: Any, key: str, path: str) -> Any:
+    """Returns the type of a setting of a group."""
+    if not isinstance(group, ConfigDict):
+        raise ConfigError(f"{path} is not a group of settings: it has no {key}")
+    choice = _choice_of(hint)
+    if key in choice:
+        return choice[key]
+    known = _settings_of(hint, group, path)
+    if key not in known:
+        raise ConfigError(f"{path}.{key} is not a setting{nearest(key, known)}")
+    return known[key]
+
+
+def _settings_of(hint: Any, group: ConfigDict, path: str) -> dict[str, Any]:
+    """Returns the settings that a group can have, with their types."""
+    options = _options(hint)
+    if "preset" in _choice_of(hint) and group.get("preset") is not None:
+        return routing.choices_of(group.preset)
     if _chosen_by_type(hint):
-        return ConfigDict({"type": placeholder(str)})
-    if not _options(hint) or routing.Router in typing.get_args(hint):
+        name = group.get("type")
+        if name not in options:
+            raise ConfigError(f"{path}.type={name!r} is unknown{nearest(str(name), options)}")
+        return type_hints(options[name])
+    return {key: kind for option in options.values() for key, kind in type_hints(option).items()}
+
+
+def from_text(hint: Any, text: str) -> Any:
+    """Returns the value of a setting of type ``hint`` that a command line gives as text.
+
+    Raises:
+        ValueError: if the text is not of this type.
+    """
+    options = [hint] if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)
+    if type(None) in options and text in ("None", "none"):
         return None
-    (option,) = _options(hint).values()
-    return ConfigDict({key: unset(kind) for key, kind in type_hints(option).items()})
+    if typing.get_origin(hint) is tuple:
+        return tuple_parser.TupleParser().parse(text)
+    if _options(hint):
+        return _group_from_text(text)
+    for kind, parser in _PARSERS.items():
+        if kind in (hint, *options):
+            return parser.parse(text)
+    return text
 
 
-def unset(hint: Any) -> Any:
-    """Returns a setting without a value that takes one of the type ``hint``."""
-    kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in (bool, int, float, str)]
-    return placeholder(kinds[0] if kinds else str)
+def _group_from_text(text: str) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(text)
+    except SyntaxError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("this is a group of settings: set them one by one")
+    return value
 
 
 def _options(hint: Any) -> dict[str, type]:
@@ -184,34 +278,6 @@ def _options(hint: Any) -> dict[str, type]:
 def _chosen_by_type(hint: Any) -> bool:
     interface = any(inspect.isabstract(option) for option in (hint, *typing.get_args(hint)))
     return interface or len(_options(hint)) > 1
-
-
-def forget_other_types(cls: type, config: ConfigDict, overridden: Collection[str]) -> None:
-    """Unsets what a config file chose for a part whose type or preset was overridden since.
-
-    Args:
-        cls: the dataclass that ``config`` describes.
-        config: changed in place.
-        overridden: dotted names of the settings given on the command line; they stay.
-    """
-    for path in overridden:
-        *parents, last = path.split(".")
-        group, hint = config, cls
-        for key in parents:
-            if _chosen_by_type(hint):
-                # Building refuses a type that does not exist, and names those that do.
-                hint = _options(hint).get(group.type, cls)
-            group, hint = group[key], type_hints(hint).get(key)
-        if last == "type":
-            kept = type_hints(_options(hint).get(group.type, cls))
-        elif last == "preset" and hint is routing.Router:
-            kept = routing.choices_of(group.preset)
-        else:
-            continue
-        for key in set(group) - {last, *kept}:
-            if ".".join((*parents, key)) not in overridden:
-                with group.ignore_type():
-                    group[key] = None
 
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any] | ConfigDict:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from moe_jax import data, files
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import build, settings
+from moe_jax.config.schema import build, override, settings
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.interop.companions import copy_companions
@@ -143,9 +143,9 @@ def _overridden(
         if not name.startswith("model."):
             continue
         try:
-            config.update_from_flattened_dict({name: value})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{name}={value!r} is no setting of the model of {start}") from error
+            override(Experiment, config, {name: value})
+        except ConfigError as error:
+            raise ConfigError(f"{_SETTING}={start}: {error}") from error
     found = build(Experiment, config)
     wanted, here = function_of(model), function_of(found.model)
     for name in {**wanted, **here}:

@@ -67,8 +67,8 @@ def experiment_of(monkeypatch):
     """A function from command-line arguments to the experiment."""
 
     def parse(*arguments):
-        # The overrides are looked for in sys.argv.
-        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        # ml_collections looks for overrides in sys.argv too.
+        monkeypatch.setattr(sys, "argv", common.with_overrides(["program", *arguments]))
         values = flags.FlagValues()
         common.define_config(values)
         values(sys.argv)
@@ -99,6 +99,39 @@ def test_tuples_and_what_is_in_them_can_be_overridden(experiment_of):
     moe = experiment_of(QUICKSTART, f"--config.model.moe.overrides={other}").model.moe
     assert moe.at(1).router == preset("gshard") and moe.at(1).num_experts == 4
     assert moe.at(3) == dataclasses.replace(moe, every=1, overrides=())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--config.a.b=1=2"], ["--override=a.b=1=2"]),
+        (["--config.a", "5", "--x"], ["--override=a=5", "--x"]),
+        (["-config.a=5"], ["--override=a=5"]),
+        (["--config.a", "--x"], ["--override=a", "--x"]),
+        (["--noconfig.a"], ["--override=a=false"]),
+        (["--config=f.py:z", "--workdir=w"], ["--config=f.py:z", "--workdir=w"]),
+    ],
+)
+def test_settings_are_overrides_in_whatever_form_they_are_given(given, expected):
+    assert common.with_overrides(given) == expected
+
+
+def test_a_switch_needs_no_value(experiment_of):
+    assert experiment_of(QUICKSTART, "--config.model.gated").model.gated
+    assert not experiment_of(QUICKSTART, "--noconfig.model.gated").model.gated
+
+
+def test_what_the_file_leaves_out_can_be_set(experiment_of):
+    experiment = experiment_of(
+        QUICKSTART,
+        "--config.data.eval_documents=4",
+        "--config.data.data_dir=/tmp/x",
+        f"{ROUTER}.z_weight=0.25",
+    )
+    assert experiment.data.eval_documents == 4
+    assert str(experiment.data.data_dir) == "/tmp/x"
+    expected = preset("switch", z_weight=0.25, capacity_factor=1.25, eval_capacity_factor=2.0)
+    assert experiment.model.moe.router == expected
 
 
 def test_another_type_forgets_what_the_file_chose_for_the_old_one(experiment_of):
@@ -142,7 +175,7 @@ def test_another_preset_forgets_choices_it_does_not_have(experiment_of):
     [
         ([f"{SCHEDULE}.type=RSqrt", f"{SCHEDULE}.final=0.5"], "final is not a setting"),
         ([f"{SCHEDULE}.type=RSqrtt"], "type='RSqrtt' is unknown; did you mean 'RSqrt'"),
-        ([f"{ROUTER}.second=all"], "no choice 'second'"),
+        ([f"{ROUTER}.second=all"], "router.second is not a setting"),
     ],
 )
 def test_settings_of_another_type_are_refused(experiment_of, arguments, message):
@@ -204,7 +237,7 @@ def test_a_config_that_is_no_file_is_named(program, tmp_path):
         (["--config.model.gated=perhaps"], "flag --config.model.gated=perhaps"),
         (["--config.model.moe=3"], "flag --config.model.moe=3"),
         (["--config.training.steps"], "Missing value for flag --config.training.steps"),
-        (["--config.model.wdith=3"], "no setting 'wdith'; did you mean 'width'?"),
+        (["--config.model.wdith=3"], "config.model.wdith is not a setting; did you mean 'width'?"),
         (["--confg.model.width=3"], "Unknown command line flag 'confg.model.width'"),
         (
             ["--config.model.type=Decodr", "--config.model.moe.every=1"],

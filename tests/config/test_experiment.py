@@ -1,15 +1,11 @@
 import dataclasses
 import json
-import sys
-from unittest import mock
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 from moe_jax.configs import common, quickstart, span_corruption
 
 from moe_jax.config.experiment import Experiment, TrainingConfig
-from moe_jax.config.schema import build, describe
+from moe_jax.config.schema import build, describe, from_text, override
 from moe_jax.counting import count
 from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
@@ -206,14 +202,10 @@ def test_unknown_variant_names_the_known_ones():
 
 
 def _overridden(overrides):
-    values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    line = ["test", f"--config={quickstart.__file__}"]
-    line += (f"--config.{key}={value}" for key, value in overrides.items())
-    # The flag looks for overrides on the command line itself.
-    with mock.patch.object(sys, "argv", line):
-        values(line)
-    return flag.value
+    """The quickstart with settings that are given as text."""
+    config = quickstart.get_config()
+    override(Experiment, config, overrides, lambda name, hint, text: from_text(hint, text))
+    return config
 
 
 def _other(value):
@@ -230,7 +222,7 @@ def test_every_default_can_be_overridden():
     names = {
         key: value
         for key, value in flat(quickstart.get_config().to_dict()).items()
-        if value is not None
+        if value is not None and key.rpartition(".")[2] not in ("type", "preset")
     }
     assert {"data.mixture.seed", "training.keep_every", "optimizer.schedule.final"} <= names.keys()
     expected = {key: _other(value) for key, value in names.items()}
@@ -240,16 +232,32 @@ def test_every_default_can_be_overridden():
 
 def test_every_field_of_an_experiment_is_in_the_config():
     described = flat(describe(Experiment("x")))
-    names = flat(common.base("x").to_dict()).keys()
-    # A part that is not there is there as the settings that it could have.
+    config = common.base("x")
+    names = flat(config.to_dict()).keys()
     missing = [
         key
         for key in described.keys() - names
-        if not any(n.startswith(f"{key}.") for n in names)
-        and not key.startswith("model.attention_experts.router.")  # there as a preset
+        if not key.startswith("model.attention_experts.router.")  # there as a preset
     ]
     assert "model.attention_experts.router.preset" in names
-    assert not missing
+    # A part that is left out is an empty group.
+    assert {"data.spans", "model.positions.scaling"} <= {*missing}
+    assert all(len(_at(config, key)) == 0 for key in missing)
+
+
+def _at(config, name):
+    for key in name.split("."):
+        config = config[key]
+    return config
+
+
+def test_a_config_prints_the_settings_in_force_alone():
+    # What may be unset by itself, and is.
+    unset = {"data.eval_documents", "data.data_dir", "model.moe.gated"}
+    found = flat(quickstart.get_config().to_dict())
+    assert {key for key, value in found.items() if value is None} == unset
+    assert found["model.moe.router.preset"] == "switch"
+    assert sum(key.startswith("model.moe.router.") for key in found) == 3
 
 
 @pytest.mark.parametrize(
