@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from moe_jax import files, signals
-from moe_jax.cli.common import common
+from moe_jax.cli import common
 from moe_jax.planning.page import human, mesh
 
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")

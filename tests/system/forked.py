@@ -6,7 +6,7 @@ Reads a list of argument lists as JSON and prints, as JSON, each exit code, stdo
 import json
 import sys
 
-from moe_jax.cli.common import common, train
+from moe_jax.cli import common, train
 from tests.system.forks import forked
 
 

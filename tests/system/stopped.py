@@ -13,7 +13,7 @@ import sys
 import time
 
 from moe_jax import data
-from moe_jax.cli.common import common, train
+from moe_jax.cli import common, train
 from moe_jax.run import finish
 from moe_jax.run.session import Session
 from moe_jax.training.checkpoint import Checkpoints
