@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from moe_jax import files, processes, signals
 from moe_jax.config import library
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import build, forget_other_types
+from moe_jax.config.loading import typed
 from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in
 
 Define = Callable[[flags.FlagValues], None]
@@ -94,22 +94,18 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
     flag = given["config"]
     file = flag.config_filename if flag.present else None
     if not file:
-        raise ConfigError("--config is missing; try --config=configs/quickstart.py")
+        raise ConfigError("--config is missing; try --config=quickstart")
     try:
         config = flag.value
         getattr(config, "items", None)  # raises what came up when the file was read
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__
             raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
-        overridden = config_flags.get_override_values(flag)
-        forget_other_types(Experiment, config, overridden)
-        experiment = build(Experiment, config)
+        return typed(config, config_flags.get_override_values(flag))
     except OSError as error:
         # An OSError of a config file comes out only when its values are read.
         fault = fault_in(_path_of(file), error) or _last_line(error)
         raise ConfigError(f"the config file cannot be loaded: {fault}") from error
-    experiment.check_settings()
-    return experiment
 
 
 def overrides_of(given: flags.FlagValues) -> dict[str, Any]:

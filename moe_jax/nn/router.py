@@ -84,7 +84,7 @@ class RouterLayer(nnx.Module):
         keys = None if key is None else jax.random.split(key, groups)
 
         def one(logits: Array, valid: Array, token_ids, key, state) -> Plan:
-            return router(
+            return router.plan_group(
                 logits,
                 capacity=capacity,
                 valid=valid,

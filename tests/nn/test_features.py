@@ -25,7 +25,7 @@ ROUTER = routing.preset("switch", input_jitter=0.0, balance_weight=0.0)
 
 
 def make(config=None, **settings):
-    settings = {"num_experts": 3, "group_size": 8, "router": ROUTER} | settings
+    settings = {"num_experts": 3, "expert_dim": HIDDEN, "group_size": 8, "router": ROUTER} | settings
     return MoE(config or MoEConfig(**settings), EXPERT, KEY)
 
 
