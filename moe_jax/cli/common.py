@@ -113,6 +113,16 @@ def overrides_of(given: flags.FlagValues) -> dict[str, Any]:
     return dict(config_flags.get_override_values(given["config"]))
 
 
+def say(text: str) -> None:
+    """Prints lines at once."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning on the standard error output."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def run(define: Define, main: Main, argv: Sequence[str] | None = None) -> None:
     """Parses the flags of a command and runs it; an error a user can act on ends with one line.
 

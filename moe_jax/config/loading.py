@@ -116,9 +116,7 @@ def _override(config: ConfigDict, name: str, value: Any) -> None:
     for part in (*parents, last):
         if not isinstance(group, ConfigDict) or part not in group:
             known = group.keys() if isinstance(group, ConfigDict) else ()
-            raise ConfigError(
-                f"the configuration has no setting {name!r}{nearest(part, known)}"
-            )
+            raise ConfigError(f"the configuration has no setting {name!r}{nearest(part, known)}")
         group, owner = group[part], group
     if isinstance(group, ConfigDict):
         raise ConfigError(f"{name} is a group of settings: override them one by one")

@@ -13,7 +13,6 @@ from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.ranges import Chance, Experts, LayerIndex, Natural, Positive, Ranged
 
-
 Transports = Literal["einsum", "gather", "ragged"]
 
 
