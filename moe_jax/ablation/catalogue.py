@@ -80,7 +80,9 @@ def load(file: Path) -> Ablation:
         raise ConfigError(f"--ablation={file} is not a file; try switch/capacity_factor")
     module = module_of(file, "--ablation")
     if not isinstance(getattr(module, "ABLATION", None), Ablation):
-        raise ConfigError(f"{file} defines no ABLATION: see experiments/switch/capacity_factor.py")
+        raise ConfigError(
+            f"{file} defines no ABLATION: moe_jax/experiments/switch/capacity_factor.py is an example"
+        )
     return module.ABLATION
 
 
