@@ -80,9 +80,7 @@ def load(file: Path) -> Ablation:
         raise ConfigError(f"--ablation={file} is not a file; try switch/capacity_factor")
     module = module_of(file, "--ablation")
     if not isinstance(getattr(module, "ABLATION", None), Ablation):
-        raise ConfigError(
-            f"{file} defines no ABLATION: moe_jax/experiments/switch/capacity_factor.py is an example"
-        )
+        raise ConfigError(f"{file} defines no ABLATION, as the files of moe_jax.experiments do")
     return module.ABLATION
 
 
