@@ -79,6 +79,14 @@ def test_examples_are_true(name, folder, monkeypatch, request):
     mj.router.__globals__["PRESETS"][:] = before
 
 
+def test_a_finished_run_is_opened_and_not_trained_again(folder, trained, monkeypatch):
+    monkeypatch.chdir(folder)
+    run, said = mj.open_run("runs/tiny"), []
+    again = mj.train(run.config, "runs/tiny", say=said.append)
+    assert said == ["runs/tiny is finished; its results are in runs/tiny/report.html"]
+    assert (again.step, again.result) == (run.step, run.result)
+
+
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_every_name_says_what_it_takes(name):
     found = getattr(mj, name)

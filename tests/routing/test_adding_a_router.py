@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from moe_jax import routing
+from moe_jax.cli.main import main
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.routing import Router
@@ -68,6 +71,13 @@ def test_it_is_a_name_for_configs():
     # The capacity factors of the file stay, as far as the router has such choices.
     experiment = experiment_of("quickstart", changes)
     assert experiment.model.moe.router == second_best(1.25, balance_weight=0.5)
+
+
+def test_a_command_of_the_same_process_knows_it(monkeypatch, capsys):
+    router = "--config.model.moe.router.preset=second_best"
+    monkeypatch.setattr(sys, "argv", ["moe-jax", "count", "quickstart", router])
+    main()
+    assert json.loads(capsys.readouterr().out)["name"] == "quickstart-switch"
 
 
 def test_registering_again_replaces_the_function():
