@@ -74,9 +74,7 @@ def load_all(folder: Path) -> Iterator[Published]:
     """
     paths = sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
     if not paths:
-        raise ConfigError(
-            f"{folder} has no config files: leave --folder out for those of the package"
-        )
+        raise ConfigError(f"{folder} has no config files: leave --folder out")
     yield from map(load, paths)
 
 

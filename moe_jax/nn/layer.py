@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,10 +14,11 @@ from moe_jax.nn import moe
 from moe_jax.nn.feed_forward import Activation, FeedForwardConfig
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
-from moe_jax.nn.moe_config import MoEConfig, Transports
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 
 Array = jax.Array
+Transports = Literal["einsum", "gather", "ragged"]
 
 
 class MoE(nnx.Module):

@@ -13,8 +13,6 @@ from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.ranges import Chance, Experts, LayerIndex, Natural, Positive, Ranged
 
-Transports = Literal["einsum", "gather", "ragged"]
-
 
 @dataclasses.dataclass(frozen=True)
 class LayerOverride(Ranged):
@@ -84,7 +82,7 @@ class MoEConfig(Ranged):
     gated: bool | None = None
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: Transports = "einsum"
+    transport: Literal["einsum", "gather", "ragged"] = "einsum"
     exchange: Literal["gspmd", "all_to_all", "ring"] = "gspmd"
     shared: SharedConfig = SharedConfig()
     extra_dense: Literal["none", "before", "after"] = "none"

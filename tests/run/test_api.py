@@ -1,4 +1,4 @@
-"""Training from Python raises and never exits; what it finds is the examples of ``test_face.py``."""
+"""Training from Python raises and never exits; the examples in ``train`` train."""
 
 import pytest
 
