@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -52,7 +53,7 @@ class MoE(nnx.Module):
     def __init__(
         self,
         width: int,
-        hidden: int | tuple[int, ...],
+        hidden: int | Sequence[int],
         num_experts: int = 8,
         router: str | routing.Router = "switch",
         *,
@@ -90,8 +91,8 @@ class MoE(nnx.Module):
             ConfigError: if the router does not exist, or settings do not go together.
         """
         router = routing.preset(router) if isinstance(router, str) else router
-        widths = hidden if isinstance(hidden, tuple) else ()
-        one = widths[0] if isinstance(hidden, tuple) else hidden
+        widths = () if isinstance(hidden, int) else tuple(hidden)
+        one = hidden if isinstance(hidden, int) else widths[0]
         usual: Transports = "gather" if router.select.slot_table else "einsum"
         config = MoEConfig(
             every=1,

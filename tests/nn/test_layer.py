@@ -81,7 +81,7 @@ def test_what_is_passed_is_what_is_built():
     assert shapes["mixture/experts/down_bias"] == (2, 1, WIDTH)
     assert shapes["mixture/shared/network/up"] == (WIDTH, 12)
     assert layer.mixture.experts.config.activation == "silu"
-    several = leaves(make(hidden=(2, 8)))
+    several = leaves(make(hidden=[2, 8]))
     assert several["mixture/experts/groups/0/up"].shape == (2, WIDTH, 2)
     assert several["mixture/experts/groups/1/up"].shape == (2, WIDTH, 8)
     scaled = make(init_scale=0.01).mixture
@@ -132,7 +132,7 @@ def test_it_splits_and_merges():
     ("settings", "said"),
     [
         ({"router": "swich"}, "unknown router 'swich'; did you mean 'switch'"),
-        ({"router": "soft_moe", "transport": "gather"}, "SoftSlots"),
+        ({"router": "soft_moe", "transport": "gather"}, "transport='gather'"),
         ({"hidden": (2, 4, 6)}, "expert_dims has 3 widths"),
         ({"expert_dropout": 1.5}, "expert_dropout=1.5"),
     ],
