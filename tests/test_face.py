@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import moe_jax as mj
-from moe_jax import models
+from moe_jax import models, routing
 from moe_jax.interop.huggingface import FAMILIES, save
 
 TINY_MIXTRAL = {
@@ -71,12 +71,12 @@ def trained(folder):
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_examples_are_true(name, folder, monkeypatch, request):
     monkeypatch.chdir(folder)
-    before = list(mj.router.__globals__["PRESETS"])
+    before = list(routing.PRESETS)
     if name == "train" or name in OF_A_RUN:
         assert request.getfixturevalue("trained") == ""
     if name != "train":
         assert examples(name) == ""
-    mj.router.__globals__["PRESETS"][:] = before
+    routing.PRESETS[:] = before
 
 
 def test_a_finished_run_is_opened_and_not_trained_again(folder, trained, monkeypatch):

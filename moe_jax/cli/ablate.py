@@ -7,11 +7,9 @@ folder of all runs. Run the same command after an interruption to go on.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
-from moe_jax import files, signals
+from moe_jax import signals
 from moe_jax.ablation.ablation import SCALES
 from moe_jax.ablation.intervals import MOST
 from moe_jax.ablation.reproduce import carried_out, study
@@ -53,9 +51,6 @@ def define(values: flags.FlagValues) -> None:
 def main(given: flags.FlagValues) -> None:
     """Trains what is missing and writes the report."""
     signals.advise("run the same command to go on")
-    for name, path in (("--workdir", given.workdir), ("--output", given.output)):
-        if path:
-            files.check_folder(Path(path), name)
     wanted = study(
         given.ablation,
         workdir=given.workdir,
