@@ -26,7 +26,7 @@ setup(
         *(f"moe_jax.{name}" for name in find_packages(include=["experiments*"])),
     ],
     package_dir={"moe_jax.configs": "configs", "moe_jax.experiments": "experiments"},
-    package_data={"moe_jax": ["**/*.txt", "**/*.md", "**/*.tsv", "**/*.j2"]},
+    package_data={"moe_jax": ["py.typed", "*/*.j2"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -1,4 +1,4 @@
-"""Tuning of a released model: ``--config=configs/from_hf.py:FOLDER``.
+"""Tuning of a released model: ``--config=from_hf:FOLDER``.
 
 The folder is of ``transformers`` (``config.json`` and safetensors), or one that
 ``moe_jax.convert`` wrote. Model, weights and tokenizer are those of the folder; every setting can
@@ -17,7 +17,7 @@ from moe_jax.models import EncoderDecoderConfig
 
 def get_config(folder: str = "") -> ConfigDict:
     if not folder:
-        raise ConfigError("name the folder: --config=configs/from_hf.py:FOLDER")
+        raise ConfigError("name the folder: --config=from_hf:FOLDER")
     found = folders.describe(folder)
     config = common.base(f"tuned-{found.family}", found.config)
     longest = found.original.get("max_position_embeddings") or 2048

@@ -1,6 +1,6 @@
 """A small language model on the Python standard library, trained in minutes on two CPU cores.
 
-Variants, chosen as ``--config=configs/quickstart.py:NAME``: ``switch`` (default), ``dense`` (no
+Variants, chosen as ``--config=quickstart:NAME``: ``switch`` (default), ``dense`` (no
 experts), ``gshard`` (two experts of half the width per token) and ``expert_choice`` (experts choose
 tokens; leaks the future in a causal model, so for looking at routing, not at the loss). All spend
 the same FLOPs per token.

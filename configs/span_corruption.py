@@ -1,7 +1,7 @@
 """T5's span corruption with a Switch encoder-decoder on the Python standard library.
 
 15 % of each text is cut out in spans of three tokens and written down again (Raffel et al. 2020,
-Fedus et al. 2021). Variants, as ``--config=configs/span_corruption.py:NAME``: ``switch`` (default),
+Fedus et al. 2021). Variants, as ``--config=span_corruption:NAME``: ``switch`` (default),
 ``dense`` (no experts) and ``expert_choice`` (experts choose in the encoder, where nothing leaks;
 the decoder stays a Switch). All spend the same FLOPs per token.
 """

@@ -1,9 +1,103 @@
-"""Mixture-of-Experts research in JAX."""
+"""Mixture-of-Experts research in JAX.
 
+``import moe_jax as mj`` gives the names below, each loaded when it is first used:
+
+* ``mj.MoE``: a mixture-of-experts layer for any Flax NNX model.
+* ``mj.router``, ``mj.register_router``: published routers, and one's own, by name.
+* ``mj.train``, ``mj.open_run``: a training run, and one that is there.
+* ``mj.load_config``, ``mj.experiment``: a config's settings, and all of it typed and checked.
+* ``mj.count``: parameters and FLOPs of a model.
+* ``mj.load_hf``, ``mj.save_hf``: models of Hugging Face ``transformers``.
+* ``mj.reproduce``: an ablation of a paper.
+* ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged``: errors, each
+  with one line that says what to change.
+"""
+
+from __future__ import annotations
+
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 from moe_jax import signals
+
+if TYPE_CHECKING:
+    from moe_jax.ablation.reproduce import reproduce
+    from moe_jax.config.experiment import Experiment
+    from moe_jax.config.loading import experiment_of as experiment
+    from moe_jax.config.loading import load_config
+    from moe_jax.counting.by_name import count
+    from moe_jax.errors import CheckpointError, ConfigError, TrainingError
+    from moe_jax.nn.layer import MoE
+    from moe_jax.routing.presets import preset as router
+    from moe_jax.routing.presets import register as register_router
+    from moe_jax.run.api import OpenRun, open_run, train
+    from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
+    from moe_jax.run.loop import Diverged
+
+    __version__: str
 
 # So it is while ``python -m moe_jax.train`` imports the packages of that module.
 if sys.argv[:1] == ["-m"]:
     signals.end_imports()
+
+# Where each public name is defined, and its name there.
+_HOMES = {
+    "MoE": "moe_jax.nn.layer:MoE",
+    "router": "moe_jax.routing.presets:preset",
+    "register_router": "moe_jax.routing.presets:register",
+    "load_config": "moe_jax.config.loading:load_config",
+    "experiment": "moe_jax.config.loading:experiment_of",
+    "Experiment": "moe_jax.config.experiment:Experiment",
+    "count": "moe_jax.counting.by_name:count",
+    "train": "moe_jax.run.api:train",
+    "open_run": "moe_jax.run.api:open_run",
+    "OpenRun": "moe_jax.run.api:OpenRun",
+    "load_hf": "moe_jax.run.loaded:load_hf",
+    "save_hf": "moe_jax.run.loaded:save_hf",
+    "LoadedModel": "moe_jax.run.loaded:LoadedModel",
+    "reproduce": "moe_jax.ablation.reproduce:reproduce",
+    "ConfigError": "moe_jax.errors:ConfigError",
+    "TrainingError": "moe_jax.errors:TrainingError",
+    "CheckpointError": "moe_jax.errors:CheckpointError",
+    "Diverged": "moe_jax.run.loop:Diverged",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Diverged",
+    "Experiment",
+    "LoadedModel",
+    "MoE",
+    "OpenRun",
+    "TrainingError",
+    "__version__",
+    "count",
+    "experiment",
+    "load_config",
+    "load_hf",
+    "open_run",
+    "register_router",
+    "reproduce",
+    "router",
+    "save_hf",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used."""
+    if name == "__version__":
+        found = importlib.import_module("importlib.metadata").version("moe_jax")
+    elif name in _HOMES:
+        module, _, attribute = _HOMES[name].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+    else:
+        raise AttributeError(f"module 'moe_jax' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,16 @@ from pathlib import Path
 
 
 class ConfigError(ValueError):
-    """The configuration cannot work; the message is one line and names the remedy."""
+    """The configuration cannot work; the message is one line and names the remedy.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> try:
+        ...     mj.experiment("quickstart", {"model.wdith": 64})
+        ... except mj.ConfigError as error:
+        ...     print(str(error).split(" known")[0])
+        config.model.wdith is not a setting; did you mean 'width'?
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -22,11 +31,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line and says what to change."""
+    """Training cannot go on; the message is one line and says what to change.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> issubclass(mj.Diverged, mj.TrainingError)
+        True
+    """
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message is one line and names the remedy."""
+    """A checkpoint cannot be written or read; the message is one line and names the remedy.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> issubclass(mj.CheckpointError, mj.TrainingError)
+        False
+    """
 
 
 def line_of(error: BaseException) -> str:

@@ -54,7 +54,8 @@ def step(name: str) -> tuple[str, Callable[[], None]]:
     """Returns the transport, and a function that runs the compiled gradient once."""
     chosen = router(name)
     transport = "gather" if chosen.select.slot_table else "einsum"
-    config = MoEConfig(num_experts=EXPERTS, group_size=TOKENS, router=chosen, transport=transport)
+    sizes = {"num_experts": EXPERTS, "expert_dim": HIDDEN, "group_size": TOKENS}
+    config = MoEConfig(router=chosen, transport=transport, **sizes)
     layer = MoE(config, FeedForwardConfig(WIDTH, HIDDEN, "relu"), jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
     ids = jax.random.randint(jax.random.key(2), (1, TOKENS), 0, 32000)

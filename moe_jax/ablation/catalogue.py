@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 from moe_jax import experiments
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.runner import run_of
-from moe_jax.config.library import short_name
-from moe_jax.errors import ConfigError, fault_in
+from moe_jax.config.library import module_of, short_name
+from moe_jax.errors import ConfigError
 
 HERE = Path(experiments.__file__).parent
 RESULTS = HERE / "results"
@@ -78,20 +77,10 @@ def load(file: Path) -> Ablation:
         ConfigError: if there is no such file, if it fails, or has nothing of this name in it.
     """
     if not file.is_file():
-        raise ConfigError(f"--ablation={file} is not a file; see experiments/*/*.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
-        raise ConfigError(f"--ablation={file} is not a Python file; see experiments/*/*.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        fault = fault_in(file, error)
-        if fault is None:
-            raise
-        raise ConfigError(f"--ablation cannot be loaded: {fault}") from error
+        raise ConfigError(f"--ablation={file} is not a file; try switch/capacity_factor")
+    module = module_of(file, "--ablation")
     if not isinstance(getattr(module, "ABLATION", None), Ablation):
-        raise ConfigError(f"{file} defines no ABLATION: see experiments/switch/capacity_factor.py")
+        raise ConfigError(f"{file} defines no ABLATION, as the files of moe_jax.experiments do")
     return module.ABLATION
 
 

@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that needs no network.
 
-``python -m moe_jax.analysis.report --workdir=runs/quickstart`` writes it anew.
+``moe-jax report --workdir=runs/quickstart`` writes it anew.
 """
 
 from __future__ import annotations

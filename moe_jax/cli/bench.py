@@ -1,4 +1,4 @@
-"""Loader against training: ``python -m moe_jax.bench --config=configs/quickstart.py``.
+"""Loader against training: ``moe-jax bench --config=quickstart``.
 
 Prints one JSON line: tokens per second of the data loader alone and of training steps on one batch,
 measured in turns in one process, and their ratio.

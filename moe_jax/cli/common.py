@@ -103,7 +103,7 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
     flag = given["config"]
     file = flag.config_filename if flag.present else None
     if not file:
-        raise ConfigError("--config is missing; try --config=configs/quickstart.py")
+        raise ConfigError("--config is missing; try --config=quickstart")
     try:
         config = flag.value
         getattr(config, "items", None)  # raises what came up when the file was read
@@ -163,6 +163,16 @@ def with_overrides(arguments: Sequence[str]) -> list[str]:
             value = f"={rest.pop(0)}"
         found.append(f"--{_OVERRIDE}={name}{value or ''}")
     return found
+
+
+def say(text: str) -> None:
+    """Prints lines at once."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning on the standard error output."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def run(define: Define, main: Main, argv: Sequence[str] | None = None) -> None:

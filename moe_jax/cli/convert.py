@@ -1,4 +1,4 @@
-"""Converts weights: ``python -m moe_jax.convert --from=hf --input=DIR --output=DIR``, and back.
+"""Converts weights: ``moe-jax convert --from=hf --input=DIR --output=DIR``, and back.
 
 ``--from=moe_jax`` writes a folder that ``transformers`` loads, from one that was converted before
 or from the workdir of a run. Tokenizer, chat template, generation settings and licences of the

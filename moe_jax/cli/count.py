@@ -1,4 +1,4 @@
-"""Counts a model: ``python -m moe_jax.count --config=configs/published/mixtral_8x7b.py``.
+"""Counts a model: ``moe-jax count mixtral_8x7b``.
 
 Prints one JSON line; needs no memory for parameters. ``--all`` prints the table of every published
 model beside what is printed of it.

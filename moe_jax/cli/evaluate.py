@@ -1,4 +1,4 @@
-"""Evaluates a run: ``python -m moe_jax.evaluate --workdir=runs/quickstart``; one JSON line."""
+"""Evaluates a run: ``moe-jax evaluate --workdir=runs/quickstart``; one JSON line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples text: ``python -m moe_jax.generate --workdir=runs/quickstart --prompt="def "``.
+"""Samples text: ``moe-jax generate --workdir=runs/quickstart --prompt="def "``.
 
 An encoder-decoder fills in blanks: ``--prompt="for i <extra_id_0> range(n):"``.
 
@@ -12,10 +12,9 @@ from absl import flags
 
 from moe_jax.cli import common
 from moe_jax.decoding import Sampling
-from moe_jax.errors import ConfigError
 from moe_jax.run import workdir
 from moe_jax.run.restored import open_restored
-from moe_jax.run.sampling import generate
+from moe_jax.run.sampling import check_can_generate, generate
 
 
 def define(values: flags.FlagValues) -> None:
@@ -48,12 +47,7 @@ def main(given: flags.FlagValues) -> None:
     """Restores the newest checkpoint and prints samples."""
     sampling = Sampling(given.tokens, given.temperature, given.top_k, given.top_p, given.seed)
     folder = common.folder_of(given)
-    layers = workdir.load(folder).model.sparse_layers()
-    if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
-        raise ConfigError(
-            "in this model experts choose among tokens, later ones included, so it cannot "
-            "generate text; train a variant in which tokens choose experts"
-        )
+    check_can_generate(workdir.load(folder).model)
     _, session, state = open_restored(folder)
     with jax.set_mesh(session.mesh):
         for text in generate(session, state, [given.prompt] * given.samples, sampling):

@@ -1,10 +1,9 @@
 """Plans a run on machines that are not here.
 
-``python -m moe_jax.plan --config=configs/published/glam_64b_64e.py --topology=v5p:8x8x16
---mesh=data=16,expert=64`` compiles the real training step ahead of time with ``libtpu`` (the extra
-``tpu``) and prints one JSON object: whether it fits, what it sends, how fast it can be. ``cpu:8``
-simulates devices; a GPU cluster such as ``h100:64`` is planned by formula alone. ``--sweep`` tries
-meshes and rematerialisation policies.
+``moe-jax plan glam_64b_64e --topology=v5p:8x8x16 --mesh=data=16,expert=64`` compiles the real
+training step ahead of time with ``libtpu`` (the extra ``tpu``) and prints one JSON object: whether
+it fits, what it sends, how fast it can be. ``cpu:8`` simulates devices; a GPU cluster such as
+``h100:64`` is planned by formula alone. ``--sweep`` tries meshes and rematerialisation policies.
 """
 
 from __future__ import annotations

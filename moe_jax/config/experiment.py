@@ -79,6 +79,14 @@ class Experiment:
         optimizer: the optimizer.
         training: length and rhythm.
         mesh: the devices.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> experiment = mj.experiment("quickstart")
+        >>> experiment.moe_layers, experiment.tokens_per_step
+        ((1, 3), 2048)
+        >>> isinstance(experiment, mj.Experiment)
+        True
     """
 
     name: str

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 from moe_jax import configs, experiments
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, fault_in
 
 CONFIGS = Path(configs.__file__).parent
 PUBLISHED = CONFIGS / "published"
@@ -34,6 +36,30 @@ def ablation_file(name: str) -> Path:
         ConfigError: if there is neither.
     """
     return _found(name, [EXPERIMENTS], "ablation", "--ablation=switch/capacity_factor")
+
+
+def module_of(file: Path, what: str) -> ModuleType:
+    """Returns the module that a Python file makes, which is run.
+
+    Args:
+        file: the file.
+        what: it is, for the message.
+
+    Raises:
+        ConfigError: with the line of the file, if it fails.
+    """
+    spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{what} {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        fault = fault_in(file, error)
+        if fault is None:
+            raise
+        raise ConfigError(f"{what} cannot be loaded: {fault}") from error
+    return module
 
 
 def short_name(file: Path) -> str:

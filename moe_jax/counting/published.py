@@ -18,9 +18,9 @@ from moe_jax.errors import ConfigError
 _HEADER = """# Published models, counted
 
 Every file of `configs/published`, counted on its real modules by
-`python -m moe_jax.count --all --output=docs/published.md`, beside what is printed of it. `active`
-counts the embedding and the head, or all but the input embedding; FLOPs per sequence are `kaplan`
-(Switch, ST-MoE) or `full` (DeepSeekMoE); see `moe_jax.counting.count`.
+`moe-jax count --all --output=docs/published.md`, beside what is printed of it. `active` counts the
+embedding and the head, or all but the input embedding; FLOPs per sequence are `kaplan` (Switch,
+ST-MoE) or `full` (DeepSeekMoE); see `moe_jax.counting.count`.
 
 | config | quantity | printed | counted | deviation | source |
 |---|---|---|---|---|---|
@@ -74,7 +74,7 @@ def load_all(folder: Path) -> Iterator[Published]:
     """
     paths = sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
     if not paths:
-        raise ConfigError(f"{folder} has no config files: run where configs/published is")
+        raise ConfigError(f"{folder} has no config files: leave --folder out")
     yield from map(load, paths)
 
 

@@ -55,6 +55,11 @@ class MoEAux:
     experts: Array | None
     choices: Array | None
 
+    @property
+    def dropped_fraction(self) -> Array:
+        """Share of the assignments that found their expert full, over all experts."""
+        return self.counts.dropped / jnp.maximum(self.counts.demand.sum(-1), 1)
+
 
 class Expert(Protocol):
     """What an expert is: a feed-forward network, or projections of attention.
@@ -75,7 +80,11 @@ class MoE(nnx.Module):
     """Mixture-of-experts layer, in place of a feed-forward network or of another map of tokens."""
 
     def __init__(self, config: MoEConfig, expert: Expert, key: Array):
-        """Makes router, experts and the shared network."""
+        """Makes router, experts and the shared network; raises ConfigError if these differ.
+
+        A layer by itself is ``moe_jax.MoE``.
+        """
+        config.check_expert(expert)
         router_key, experts_key = jax.random.split(key)
         self.router = RouterLayer(
             config.router, expert.width, config.num_experts, router_key, expert.init_scale

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.ranges import Chance, Experts, LayerIndex, Natural, Positive, Ranged
 
@@ -193,6 +194,30 @@ class MoEConfig(Ranged):
             if layer in other.layers:
                 mine = other.applied(mine)
         return mine
+
+    def check_expert(self, expert: object) -> None:
+        """Refuses one expert that is not what this configuration says.
+
+        Args:
+            expert: a feed-forward network, or projections of attention, which have no ``F``.
+
+        Raises:
+            ConfigError: naming the setting, or that this configuration is of several layers.
+        """
+        if self.layers or self.last or self.overrides:
+            raise ConfigError("this MoEConfig says where layers are: use config.at(layer) for one")
+        if not isinstance(expert, FeedForwardConfig):
+            return
+        if not self.expert_dims and expert.hidden != self.expert_dim:
+            raise ConfigError(
+                f"MoEConfig(expert_dim={self.expert_dim}) and FeedForwardConfig(hidden="
+                f"{expert.hidden}) are of experts of two widths: make them equal"
+            )
+        if self.gated is not None and expert.gated != self.gated:
+            raise ConfigError(
+                f"MoEConfig(gated={self.gated}) and FeedForwardConfig(gated={expert.gated}) are of "
+                "two kinds of experts: make them equal"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:

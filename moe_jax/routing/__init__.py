@@ -16,7 +16,7 @@ from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Cosine, Head, Linear, NoHead, UnitSlots
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
-from moe_jax.routing.presets import PRESETS, choices_of, preset
+from moe_jax.routing.presets import PRESETS, choices_of, preset, register
 from moe_jax.routing.router import Router, route
 from moe_jax.routing.score import (
     GaussianNoise,
@@ -100,5 +100,6 @@ __all__ = [
     "ZLoss",
     "choices_of",
     "preset",
+    "register",
     "route",
 ]

@@ -145,13 +145,74 @@ class Router(Ranged):
         self,
         logits: Array,
         *,
+        capacity: int | None = None,
+        valid: Array | None = None,
+        token_ids: Array | None = None,
+        rng: Array | None = None,
+        state: Mapping[str, Array] | None = None,
+    ) -> Plan:
+        """Routes one group of tokens, or several; what is not given has a default.
+
+        Args:
+            logits: ``(S, E)`` for one group, ``(G, S, E)`` for several. A router that reads ``P``
+                logits per token and expert also takes ``(S, E, P)`` and ``(G, S, E, P)``; without
+                the axis ``P``, the further logits are zeros.
+            capacity: ``C``, slots per expert; by default what the router's capacity factor gives,
+                for training with ``rng`` and for evaluation without.
+            valid: ``(S,)`` or ``(G, S)`` bool, False for padding; all True by default.
+            token_ids: ``(S,)`` or ``(G, S)`` int32, for routers that hash them.
+            rng: key in training; without it the router is deterministic, as at test time.
+            state: what the router carries between steps, or a recorded routing; what is missing is
+                zeros, as before the first step.
+
+        Returns:
+            The plan; with several groups, each of its arrays has a leading axis ``G``.
+
+        Raises:
+            ConfigError: if a part needs what is not given and has no default, by name.
+
+        Examples:
+            Two tokens ask for expert 0, which has one slot, and the second one is dropped:
+
+            >>> import jax.numpy as jnp
+            >>> from moe_jax import routing
+            >>> plan = routing.preset("switch")(jnp.array([[2.0, 0.0], [1.0, 0.0]]), capacity=1)
+            >>> plan.counts.demand.tolist(), float(plan.counts.dropped)
+            ([2.0, 0.0], 1.0)
+        """
+        planes = self._with_planes(jnp.asarray(logits))
+        tokens, experts = planes.shape[-3:-1]
+        if capacity is None:
+            capacity = self.slots(tokens, experts, train=rng is not None)
+        start = {
+            name: jnp.zeros(shape, jnp.float32)
+            for name, shape in self.state_shapes(experts).items()
+        }
+        given = {"capacity": capacity, "rng": rng, "token_ids": token_ids}
+        given["state"] = {**start, **(state or {})}
+        if planes.ndim == 3:
+            return self.plan_group(planes, valid=valid, **given)
+        valid = jnp.ones(planes.shape[:2], bool) if valid is None else jnp.asarray(valid)
+        return route(self, planes, valid=valid, **given)
+
+    def _with_planes(self, logits: Array) -> Array:
+        """Returns ``(S, E, P)`` or ``(G, S, E, P)``, with zeros for planes that are not given."""
+        of_one_group = logits.ndim == 3 and self.planes > 1 and logits.shape[-1] == self.planes
+        if logits.ndim == 4 or of_one_group:
+            return logits
+        return jnp.pad(logits[..., None], [(0, 0)] * logits.ndim + [(0, self.planes - 1)])
+
+    def plan_group(
+        self,
+        logits: Array,
+        *,
         capacity: int,
         valid: Array | None = None,
         token_ids: Array | None = None,
         rng: Array | None = None,
         state: Mapping[str, Array] | None = None,
     ) -> Plan:
-        """Routes one group.
+        """Routes one group; nothing but ``valid`` has a default.
 
         Args:
             logits: ``(S, E)``, or ``(S, E, P)`` where ``planes`` is more; computed on in float32 at
@@ -249,7 +310,7 @@ def route(
         states["experts"] = record
 
     def one(logits: Array, valid: Array, token_ids, key, state) -> Plan:
-        return router(
+        return router.plan_group(
             logits,
             capacity=capacity,
             valid=valid,

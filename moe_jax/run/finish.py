@@ -29,8 +29,8 @@ def finish(
     *,
     seconds: float,
     lost_lines: str = "",
-) -> None:
-    """Evaluates, writes ``result.json``, ``expert_tokens.json`` and ``report.html``, and prints.
+) -> str:
+    """Evaluates, and writes ``result.json``, ``expert_tokens.json`` and ``report.html``.
 
     Args:
         session: the run.
@@ -39,6 +39,9 @@ def finish(
         folder: the workdir.
         seconds: how long the run took in this process.
         lost_lines: says which lines of the log are missing, or "".
+
+    Returns:
+        What was found, in lines; none in other processes than the first.
     """
     experiment = session.experiment
     steps = experiment.training.steps
@@ -48,7 +51,7 @@ def finish(
         table, truth = expert_tokens(routing), against_truth(routing)
     skipped = int(state.skipped)
     if not processes.is_first():
-        return
+        return ""
     # What is cut out of a text cannot be compared with models of whole texts.
     baselines = {} if experiment.data.spans else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
@@ -72,7 +75,7 @@ def finish(
     files.write_json(folder / workdir.RESULT, result)
     (folder / workdir.DIVERGED).unlink(missing_ok=True)
     write_report(folder)
-    _announce(result, baselines, folder)
+    return _in_lines(result, baselines, folder)
 
 
 def has_result(folder: Path) -> bool:
@@ -146,13 +149,13 @@ def _devices() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-def _announce(result: dict[str, Any], baselines: dict[str, float], folder: Path) -> None:
-    bits = result["bits_per_byte"]
-    print(f"\nvalidation bits per byte: {bits:.3f}, loss per target: {result['loss']:.3f} nats")
+def _in_lines(result: dict[str, Any], baselines: dict[str, float], folder: Path) -> str:
+    bits, loss = result["bits_per_byte"], result["loss"]
+    lines = [f"\nvalidation bits per byte: {bits:.3f}, loss per target: {loss:.3f} nats"]
     if "best_possible_loss" in result:
-        print(f"  best possible loss     {result['best_possible_loss']:.3f} nats")
+        lines.append(f"  best possible loss     {result['best_possible_loss']:.3f} nats")
     names = {"uniform": "uniform", "order2": "order-2 byte model", "zlib": "zlib -9, file by file"}
     for name, value in baselines.items():
         verdict = "beaten" if bits < value else "NOT beaten"
-        print(f"  {names[name]:22s} {value:.3f}  {verdict}")
-    print(f"report: {folder}/report.html", flush=True)
+        lines.append(f"  {names[name]:22s} {value:.3f}  {verdict}")
+    return "\n".join([*lines, f"report: {folder}/report.html"])

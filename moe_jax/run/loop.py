@@ -20,7 +20,13 @@ from moe_jax.errors import CheckpointError, TrainingError
 from moe_jax.run.session import Batch, Session
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
-from moe_jax.training.metrics import MetricsWriter, ProgressBar, eval_record, train_record
+from moe_jax.training.metrics import (
+    MetricsWriter,
+    ProgressBar,
+    eval_record,
+    printed,
+    train_record,
+)
 from moe_jax.training.optimizer import learning_rate
 from moe_jax.training.routing_log import ROUTING, RoutingRecord
 from moe_jax.training.state import (
@@ -39,6 +45,14 @@ class Diverged(TrainingError):
 
     Attributes:
         step: the last one before that; its parameters are what the run is left with.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> try:
+        ...     raise mj.Diverged("10 non-finite updates in a row", step=120)
+        ... except mj.Diverged as end:
+        ...     print(end.step)
+        120
     """
 
     def __init__(self, message: str, step: int):
@@ -68,12 +82,14 @@ class Loop:
         checkpoints: where the state is saved.
         workdir: where the metrics go.
         lost: says which lines of the log are missing, or "".
+        say: takes the lines of progress, where there is no terminal for a bar.
     """
 
     session: Session
     checkpoints: Checkpoints
     workdir: Path
     lost: str = ""
+    say: Callable[[str], None] = printed
     _saved: int | None = dataclasses.field(default=None, init=False)
 
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
@@ -112,7 +128,7 @@ class Loop:
         steps = experiment.training.steps
         with (
             MetricsWriter(self.workdir, start, logged) as writer,
-            ProgressBar(start, steps) as bar,
+            ProgressBar(start, steps, say=self.say) as bar,
             _stopping() as stopping,
             jax.set_mesh(self.session.mesh),
         ):

@@ -1,4 +1,4 @@
-"""Text from a trained run, continued by a decoder or with its blanks filled by both stacks."""
+"""Text from a trained model, continued by a decoder or with its blanks filled by both stacks."""
 
 from __future__ import annotations
 
@@ -7,35 +7,77 @@ import dataclasses
 import numpy as np
 from flax import nnx
 
-from moe_jax import decoding
+from moe_jax import data, decoding
 from moe_jax.decoding import Sampling
-from moe_jax.models import Decoder, EncoderDecoder
+from moe_jax.errors import ConfigError
+from moe_jax.models import Decoder, EncoderDecoder, Model, ModelConfig
 from moe_jax.run.session import Session
 from moe_jax.training.state import TrainState
+
+
+def check_can_generate(config: ModelConfig) -> None:
+    """Refuses models in which experts choose among the tokens of a text, later ones included.
+
+    Raises:
+        ConfigError: saying why.
+    """
+    layers = config.sparse_layers()
+    if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
+        raise ConfigError(
+            "in this model experts choose among tokens, later ones included, so it cannot "
+            "generate text; train a variant in which tokens choose experts"
+        )
 
 
 def generate(
     session: Session, state: TrainState, prompts: list[str], sampling: Sampling
 ) -> list[str]:
-    """Returns what the model makes of each prompt.
-
-    A decoder continues it; the last ``seq_length`` tokens are read. An encoder-decoder fills in
-    what ``<extra_id_0>``, ``<extra_id_1>``, ... stand for in it, as it was trained to.
-    """
+    """Returns what the model of a run makes of each prompt; see ``texts``."""
     model = nnx.merge(session.graph, state.params, state.router_state)
-    sampling = dataclasses.replace(sampling, eos_id=session.tokenizer.eos_id)
+    window = session.experiment.data.seq_length
+    return texts(model, session.tokenizer, prompts, sampling, window)
+
+
+def texts(
+    model: Model,
+    tokenizer: data.Tokenizer,
+    prompts: list[str],
+    sampling: Sampling,
+    window: int | None = None,
+) -> list[str]:
+    """Returns what a model makes of each prompt.
+
+    A decoder continues it. An encoder-decoder fills in what ``<extra_id_0>``, ``<extra_id_1>``,
+    ... stand for in it, as it was trained to.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        prompts: texts.
+        sampling: how to sample; a text ends with the end token of the tokenizer.
+        window: tokens of a prompt that are read: the last ones by a decoder, the first ones by an
+            encoder; ``None`` for all.
+
+    Raises:
+        ConfigError: if the model cannot generate text.
+    """
+    check_can_generate(model.config)
+    sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
     if isinstance(model, EncoderDecoder):
-        return _filled(session, model, prompts, sampling)
-    return _continued(session, model, prompts, sampling)
+        return _filled(model, tokenizer, prompts, sampling, window)
+    return _continued(model, tokenizer, prompts, sampling, window)
 
 
 def _continued(
-    session: Session, model: Decoder, prompts: list[str], sampling: Sampling
+    model: Decoder,
+    tokenizer: data.Tokenizer,
+    prompts: list[str],
+    sampling: Sampling,
+    window: int | None,
 ) -> list[str]:
-    tokenizer, window = session.tokenizer, session.experiment.data.seq_length
-    texts = [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
-    added = decoding.generate(model, [text[-window:] for text in texts], sampling)
-    whole = [(*text[1:], *more) for text, more in zip(texts, added, strict=True)]
+    rows = [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
+    added = decoding.generate(model, [row[-(window or 0) :] for row in rows], sampling)
+    whole = [(*row[1:], *more) for row, more in zip(rows, added, strict=True)]
     return [
         tokenizer.decode(np.array([t for t in row if t != tokenizer.eos_id], np.int32))
         for row in whole
@@ -43,10 +85,14 @@ def _continued(
 
 
 def _filled(
-    session: Session, model: EncoderDecoder, prompts: list[str], sampling: Sampling
+    model: EncoderDecoder,
+    tokenizer: data.Tokenizer,
+    prompts: list[str],
+    sampling: Sampling,
+    window: int | None,
 ) -> list[str]:
-    tokenizer, window = session.tokenizer, session.experiment.data.seq_length - 1
-    texts = [tokenizer.encode_blanks(prompt).tolist()[:window] for prompt in prompts]
-    sources = [[*text, tokenizer.eos_id] for text in texts]
+    most = None if window is None else window - 1
+    rows = [tokenizer.encode_blanks(prompt).tolist()[:most] for prompt in prompts]
+    sources = [[*row, tokenizer.eos_id] for row in rows]
     found = decoding.translate(model, sources, sampling, start_id=tokenizer.pad_id)
     return [tokenizer.decode(np.array(row, np.int32)) for row in found]

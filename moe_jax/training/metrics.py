@@ -308,6 +308,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def printed(text: str) -> None:
+    """Prints a line at once."""
+    print(text, flush=True)
+
+
 class ProgressBar:
     """Step, loss, tokens/s, dropped fraction and remaining time; plain lines off a terminal."""
 
@@ -318,6 +323,7 @@ class ProgressBar:
         *,
         seconds_between_lines: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = printed,
     ):
         """Shows ``start`` of ``steps``.
 
@@ -326,7 +332,9 @@ class ProgressBar:
             steps: steps in all.
             seconds_between_lines: at least so long between plain lines.
             clock: current time in seconds.
+            say: takes the plain lines.
         """
+        self._say = say
         self._steps, self._pause, self._clock = steps, seconds_between_lines, clock
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
@@ -354,7 +362,7 @@ class ProgressBar:
         if step > first_step:
             seconds = (now - began) / (step - first_step) * (self._steps - step)
             left = tqdm.format_interval(seconds)
-        print(f"step {step}/{self._steps}: {numbers}, {left} left", flush=True)
+        self._say(f"step {step}/{self._steps}: {numbers}, {left} left")
 
     def close(self) -> None:
         """Leaves the bar as it is."""

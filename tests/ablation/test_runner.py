@@ -10,6 +10,7 @@ import time
 import jax
 import pytest
 
+from moe_jax.ablation.reproduce import reproduce
 from moe_jax.ablation.runner import runs_of, to_train
 from moe_jax.run.workdir import locked
 from moe_jax.training.metrics import read_metrics
@@ -145,6 +146,16 @@ def test_results_are_what_the_runs_logged(folder):
         assert line["step_seconds"] * line["tokens_per_second"] * line["steps"] == pytest.approx(
             line["tokens"]
         )
+
+
+def test_python_returns_records_and_verdicts(folder):
+    if not (folder / "tiny").exists():
+        assert run(folder).returncode == 0
+    said = []
+    done = reproduce(ROOT / "tests/ablation/tiny_ablation.py", workdir=folder, say=said.append)
+    assert done.records == results(folder)
+    assert [verdict.claim.text for verdict in done.verdicts] == ["Switch is better"]
+    assert said == [f"report: {done.report}"] and done.report.exists()
 
 
 def test_what_an_arm_needs_is_trained_first_and_all_of_it_can_be_moved(tmp_path):

@@ -29,7 +29,7 @@ def with_picture(notebook):
 
 def imported(source):
     """The packages that a cell imports; lines of IPython are no Python."""
-    lines = [line for line in source.splitlines() if not line.startswith(("%", "!"))]
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     for node in ast.walk(ast.parse("\n".join(lines))):
         if isinstance(node, ast.Import):
             yield from (name.name.split(".")[0] for name in node.names)

@@ -25,8 +25,8 @@ ROUTER = routing.preset("switch", input_jitter=0.0, balance_weight=0.0)
 
 
 def make(config=None, **settings):
-    settings = {"num_experts": 3, "group_size": 8, "router": ROUTER} | settings
-    return MoE(config or MoEConfig(**settings), EXPERT, KEY)
+    usual = {"num_experts": 3, "expert_dim": HIDDEN, "group_size": 8, "router": ROUTER}
+    return MoE(config or MoEConfig(**(usual | settings)), EXPERT, KEY)
 
 
 def tokens(rows=2, length=8):

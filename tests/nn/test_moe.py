@@ -30,6 +30,7 @@ ROUTERS = {
 
 
 def make(config: MoEConfig, expert: FeedForwardConfig = EXPERT, seed: int = 0) -> MoE:
+    config = dataclasses.replace(config, expert_dim=expert.hidden)
     return MoE(config, expert, jax.random.key(seed))
 
 

@@ -30,7 +30,8 @@ ROUTERS = {
 def gradients(router, transport, what, mode=TRAIN, **settings):
     """Output, report and gradients by every weight and input of a layer of 4 gated experts."""
     expert = FeedForwardConfig(WIDTH, 6, "gelu", gated=True, bias=True)
-    config = MoEConfig(num_experts=4, group_size=16, router=router, transport=transport, **settings)
+    settings = {"expert_dim": 6, "group_size": 16, "transport": transport, **settings}
+    config = MoEConfig(num_experts=4, router=router, **settings)
     moe = MoE(config, expert, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, 16, WIDTH))
     if what != "even" and hasattr(moe.router, "kernel"):

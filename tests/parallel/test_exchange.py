@@ -95,6 +95,7 @@ def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(sizes, name, t
     mesh = make_mesh(MeshConfig(*sizes))
     config = MoEConfig(
         num_experts=8,
+        expert_dim=32,
         group_size=32,
         router=dataclasses.replace(routing.preset(name), input_jitter=0.1),
         transport=transport,

@@ -67,6 +67,7 @@ VALID = jnp.arange(40).reshape(5, 8) % 7 > 0
 def layer(name: str, **settings) -> MoE:
     config = MoEConfig(
         num_experts=8,
+        expert_dim=16,
         group_size=8,
         router=dataclasses.replace(routing.preset(name), input_jitter=0.1),
         expert_dropout=0.2,

@@ -57,6 +57,7 @@ def test_values_and_gradients_on_four_by_two_devices_are_those_of_one(name):
     transport = "gather" if router.select.slot_table else "einsum"
     config = MoEConfig(
         num_experts=E,
+        expert_dim=EXPERT.hidden,
         group_size=S,
         router=router,
         transport=transport,

@@ -1,4 +1,5 @@
-"""A new router in one file: a selection and a preset. The line in ``PRESETS`` is all that is left.
+"""A new router in one file: a selection and a preset. The decorator
+``moe_jax.register_router`` above the preset is all that is left.
 
 Everybody goes to the second best expert, which is nobody's idea of a good router.
 """

@@ -311,11 +311,13 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "capacity.devices=3 does not divide 8 experts",
     ),
     "one plane for learned noise": (
-        lambda: Router(Softmax(noise=LearnedNoise()), TopK(1))(np.zeros((2, 4)), capacity=1),
+        lambda: Router(Softmax(noise=LearnedNoise()), TopK(1)).plan_group(
+            np.zeros((2, 4)), capacity=1
+        ),
         "reads 2 logits per token and expert and was given 1",
     ),
     "two planes for none": (
-        lambda: Router(Softmax(), TopK(1))(np.zeros((2, 4, 2)), capacity=1),
+        lambda: Router(Softmax(), TopK(1)).plan_group(np.zeros((2, 4, 2)), capacity=1),
         "reads 1 logits per token and expert and was given 2",
     ),
     "hash without ids": (
@@ -323,7 +325,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "pass token_ids",
     ),
     "bias without state": (
-        lambda: preset("loss_free", k=1)(np.zeros((2, 4)), capacity=1),
+        lambda: preset("loss_free", k=1).plan_group(np.zeros((2, 4)), capacity=1),
         "needs state=.'bias'",
     ),
 }
@@ -342,3 +344,36 @@ def test_unusual_compositions_are_not_nonsense():
         router = Router(Softmax(), select, (LoadBalance(), ZLoss()), Capacity(1.0, minimum=1))
         plan = router(normal(60, S, E), capacity=TIGHT, rng=KEY)
         assert np.isfinite(weights(plan)).all()
+
+
+# Defaults of a call
+
+
+def _same_plan(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_capacity_is_that_of_evaluation_and_with_a_key_that_of_training():
+    # 8 tokens and 4 experts: 2 tokens per expert, times 2 in training and 4 in evaluation.
+    router = preset("switch", capacity_factor=2.0, eval_capacity_factor=4.0)
+    logits = normal(70, S, E)
+    assert router(logits).combine.shape == (S, E, 8)
+    assert router(logits, rng=KEY).combine.shape == (S, E, 4)
+
+
+def test_state_and_further_logits_start_as_zeros():
+    bias = preset("loss_free", k=1)
+    logits, zeros = normal(71, S, E), {"bias": np.zeros(E)}
+    _same_plan(bias(logits, capacity=S), bias(logits, capacity=S, state=zeros))
+    noisy = Router(Softmax(noise=LearnedNoise()), TopK(1))
+    further = np.stack([logits, np.zeros_like(logits)], -1)
+    _same_plan(noisy(logits, capacity=2, rng=KEY), noisy(further, capacity=2, rng=KEY))
+
+
+def test_groups_are_routed_one_by_one():
+    router, logits = preset("gshard", second="always"), normal(72, 3, S, E)
+    plan = router(logits)
+    assert plan.combine.shape[:3] == (3, S, E)
+    _same_plan(jax.tree.map(lambda x: x[1], plan), router(logits[1]))
+    valid = np.arange(S) < np.array([[0], [3], [S]])
+    assert router(logits, valid=valid).counts.valid.tolist() == [0, 3, S]

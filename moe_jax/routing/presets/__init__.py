@@ -1,11 +1,14 @@
-"""Published routers, each a choice of the four parts. Adding one is one function and one line."""
+"""Published routers, each a choice of the four parts. Adding one is one function and one line.
+
+A router of one's own is added outside the package by the decorator ``register``.
+"""
 
 from __future__ import annotations
 
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from moe_jax import ranges
 from moe_jax.errors import ConfigError, nearest
@@ -58,7 +61,8 @@ from moe_jax.routing.presets.top2 import (
 )
 from moe_jax.routing.router import Router
 
-PRESETS: tuple[Callable[..., Router], ...] = (
+# Published routers first, then those that ``register`` adds.
+PRESETS: list[Callable[..., Router]] = [
     jacobs_1991,
     noisy_top_k,
     hierarchical,
@@ -96,7 +100,52 @@ PRESETS: tuple[Callable[..., Router], ...] = (
     gpt_oss,
     random,
     forced,
-)
+]
+_PUBLISHED = frozenset(function.__name__ for function in PRESETS)
+_Preset = TypeVar("_Preset", bound=Callable[..., Router])
+
+
+def register(function: _Preset) -> _Preset:
+    """Makes a function a router by name, for ``preset`` and for configs of this process.
+
+    Its parameters are the choices of the router: each needs a type and a default. Registering a
+    name again replaces the function, as when a cell of a notebook runs twice.
+
+    Args:
+        function: returns a ``Router``; its name is the name of the router.
+
+    Returns:
+        The function.
+
+    Raises:
+        ConfigError: if a published router has the name, or a parameter has no type or no default.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> from moe_jax.routing import Capacity, Router, Softmax, TopK
+        >>> @mj.register_router
+        ... def plain_top_k(k: int = 2, capacity_factor: float = 1.25) -> Router:
+        ...     return Router(Softmax(), TopK(k), capacity=Capacity(capacity_factor))
+        >>> mj.router("plain_top_k", k=1).select.k
+        1
+
+        It is a name for configs, too:
+
+        >>> own = mj.experiment("quickstart", {"model.moe.router.preset": "plain_top_k"})
+        >>> own.model.moe.router.select.k
+        2
+    """
+    name = function.__name__
+    if name in _PUBLISHED:
+        raise ConfigError(f"{name!r} is a published router: give the function another name")
+    for parameter in inspect.signature(function).parameters.values():
+        if inspect.Parameter.empty in (parameter.annotation, parameter.default):
+            raise ConfigError(
+                f"parameter {parameter.name!r} of router {name!r} needs a type and a default, such "
+                f"as {parameter.name}: float = 1.0"
+            )
+    PRESETS[:] = [*(other for other in PRESETS if other.__name__ != name), function]
+    return function
 
 
 def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
@@ -111,10 +160,27 @@ def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
 
 
 def preset(name: str, **choices: float | int | str | bool) -> Router:
-    """Returns the published router ``name`` with the named ``choices`` changed.
+    """Returns a router by name, published or registered, with the named choices changed.
+
+    Args:
+        name: of the router, such as ``switch``; ``moe_jax.routing.PRESETS`` lists them.
+        **choices: of this router, such as ``k`` or ``capacity_factor``; the others stay as
+            published.
 
     Raises:
-        ConfigError: if the preset or a choice does not exist, or a number is out of its range.
+        ConfigError: if the router or a choice does not exist, or a number is out of its range.
+
+    Examples:
+        A router maps the logits ``(S, E)`` of a group of tokens to a plan:
+
+        >>> import jax
+        >>> import moe_jax as mj
+        >>> logits = jax.random.normal(jax.random.key(0), (16, 8))
+        >>> plan = mj.router("deepseek_v3", k=4, groups=4, keep_groups=2)(logits)
+        >>> plan.counts.load.sum().item()  # 16 tokens, 4 experts each
+        64.0
+        >>> plan.combine.shape == (*logits.shape, 16)  # dropless: a slot for every token
+        True
     """
     known = {function.__name__: function for function in PRESETS}
     if name not in known:

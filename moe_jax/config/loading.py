@@ -1,0 +1,95 @@
+"""Configs from Python: a name, a file or settings, with overrides by dotted names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.library import config_file, module_of
+from moe_jax.config.schema import build, override, settings
+from moe_jax.errors import ConfigError, fault_in
+
+Config = str | Path | ConfigDict | Experiment
+
+
+def load_config(config: Config, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Returns the settings of a config, to look at and to change.
+
+    Args:
+        config: the name of a config of the package, with a variant after a colon
+            (``quickstart:gshard``), a file, settings, or an experiment.
+        overrides: settings to change, by dotted name.
+
+    Raises:
+        ConfigError: if there is no such config or setting.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> config = mj.load_config("quickstart", {"model.width": 64})
+        >>> config.model.width, config.training.steps
+        (64, 600)
+        >>> config.training.steps = 100  # the same as an override
+    """
+    found = _settings_of(config)
+    override(Experiment, found, overrides or {})
+    return found
+
+
+def experiment_of(config: Config, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Returns a whole run's configuration, typed and checked.
+
+    Args:
+        config: see ``load_config``.
+        overrides: settings to change, by dotted name; the same rules hold as on a command line.
+
+    Raises:
+        ConfigError: if there is no such config or setting, a value is wrong, or settings do not go
+            together.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> experiment = mj.experiment("quickstart:gshard", {"training.steps": 100})
+        >>> experiment.training.steps, experiment.model.moe.num_experts
+        (100, 16)
+    """
+    if isinstance(config, Experiment) and not overrides:
+        config.check_settings()
+        return config
+    experiment = build(Experiment, load_config(config, overrides))
+    experiment.check_settings()
+    return experiment
+
+
+def _settings_of(config: Config) -> ConfigDict:
+    if isinstance(config, Experiment):
+        return settings(config)
+    if isinstance(config, ConfigDict):
+        return copy.deepcopy(config)
+    name, colon, argument = str(config).partition(":")
+    file = config_file(name)
+    found = _made_by(file, [argument] if colon else [])
+    if not isinstance(found, ConfigDict):
+        kind = type(found).__name__
+        raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
+    return found
+
+
+def _made_by(file: Path, arguments: list[str]) -> Any:
+    """Returns what ``get_config`` of a file returns."""
+    module = module_of(file, "the config file")
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"the config file {file} has no function get_config()")
+    try:
+        return module.get_config(*arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        fault = fault_in(file, error)
+        if fault is None:
+            raise
+        raise ConfigError(f"the config file cannot be loaded: {fault}") from error

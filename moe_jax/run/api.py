@@ -1,0 +1,201 @@
+"""Runs from Python: train one, or open one that is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from moe_jax import models
+from moe_jax.analysis.report import REPORT
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.loading import Config, experiment_of
+from moe_jax.decoding import Sampling
+from moe_jax.run import workdir as folders
+from moe_jax.run.restored import open_restored
+from moe_jax.run.sampling import generate
+from moe_jax.run.session import Session
+from moe_jax.run.train import Say, Voice, train_in
+from moe_jax.training.metrics import read_metrics
+from moe_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
+    """A run at one of its steps, with its weights on the devices.
+
+    Attributes:
+        workdir: its folder.
+        step: of the state.
+        session: the experiment on its devices.
+        state: parameters, optimizer and routers' state.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> run = mj.open_run("runs/tiny")  # trained in the example of ``train``
+        >>> run.config.model.num_layers, type(run.model).__name__, run.report.name
+        (1, 'Decoder', 'report.html')
+        >>> run.metrics[-1]["kind"], run.result["steps"]
+        ('eval', 2)
+    """
+
+    workdir: Path
+    step: int
+    session: Session
+    state: TrainState
+
+    @property
+    def config(self) -> Experiment:
+        """The configuration."""
+        return self.session.experiment
+
+    @property
+    def model(self) -> models.Model:
+        """The Flax NNX module with the weights of the state."""
+        return nnx.merge(self.session.graph, self.state.params, self.state.router_state)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What the run has logged, line by line: ``kind`` is ``train`` or ``eval``."""
+        return read_metrics(self.workdir)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the end of the run has found; empty before."""
+        path = self.workdir / folders.RESULT
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def report(self) -> Path:
+        """The page ``report.html``, which the end of the run writes."""
+        return self.workdir / REPORT
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns loss, bits per byte, accuracy and the experts' load on the validation set."""
+        with jax.set_mesh(self.session.mesh):
+            return self.session.evaluate(self.state)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Returns the prompt continued, or what fills its blanks for an encoder-decoder.
+
+        Args:
+            prompt: a text.
+            tokens: to add at most.
+            temperature: 0 takes the best token.
+            top_k: sample among the k best; 0 for all.
+            top_p: sample among the fewest tokens that are together so likely; 1 for all.
+            seed: of the sample.
+
+        Raises:
+            ConfigError: if experts choose tokens in this model, which cannot generate text.
+        """
+        sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+        with jax.set_mesh(self.session.mesh):
+            return generate(self.session, self.state, [prompt], sampling)[0]
+
+
+def train(
+    config: Config,
+    workdir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    say: Say | None = None,
+) -> OpenRun:
+    """Trains a model, or goes on with the run that ``workdir`` holds, to its last step.
+
+    Args:
+        config: the name of a config, with a variant after a colon (``quickstart:gshard``), a file,
+            settings, or an experiment.
+        workdir: folder of the run; checkpoints, metrics and the report go there.
+        overrides: settings to change, by dotted name.
+        say: takes what the run finds and does, such as ``print``; by default nothing is said.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: if the configuration cannot run here, or the folder is of another one.
+        Diverged: after too many non-finite updates in a row.
+        TrainingError: if training cannot go on.
+        CheckpointError: if no checkpoint can be read or written.
+        Terminated: after SIGTERM or Ctrl-C, once the state is saved.
+
+    Examples:
+        A model of a synthetic mixture of languages, small enough for a few seconds:
+
+        >>> import moe_jax as mj
+        >>> small = {
+        ...     "data.source": "mixture",
+        ...     "data.tokenizer": "bytes",
+        ...     "data.seq_length": 32,
+        ...     "data.batch_size": 8,
+        ...     "data.eval_documents": 4,
+        ...     "data.mixture.document_length": 64,
+        ...     "data.mixture.num_documents": 64,
+        ...     "model.num_layers": 1,
+        ...     "model.width": 16,
+        ...     "model.num_heads": 2,
+        ...     "model.head_dim": 8,
+        ...     "model.mlp_dim": 32,
+        ...     "model.moe.every": 1,
+        ...     "model.moe.expert_dim": 32,
+        ...     "model.moe.group_size": 32,
+        ...     "optimizer.warmup_steps": 1,
+        ...     "training.loss_chunk": 0,
+        ...     "training.log_every": 1,
+        ...     "training.steps": 2,
+        ... }
+        >>> run = mj.train("quickstart", workdir="runs/tiny", overrides=small)
+        >>> run.step, [round(line["step"]) for line in run.metrics if line["kind"] == "train"]
+        (2, [1, 2])
+        >>> run.result["loss"] == run.evaluate()["loss"]
+        True
+        >>> run.generate("abc", tokens=4).startswith("abc")
+        True
+    """
+    folder = Path(workdir)
+    found = train_in(folder, experiment_of(config, overrides), overrides, Voice(say or _silent))
+    if found is None:
+        return open_run(folder)
+    session, state = found
+    return OpenRun(folder, session.experiment.training.steps, session, state)
+
+
+def open_run(workdir: str | Path) -> OpenRun:
+    """Opens a run at its newest good checkpoint, finished or not; nothing is written.
+
+    Args:
+        workdir: folder of the run.
+
+    Raises:
+        ConfigError: if the folder holds no run, or no checkpoint yet.
+        CheckpointError: if every checkpoint is damaged.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> run = mj.open_run("runs/tiny")  # trained in the example of ``train``
+        >>> run.step, run.config.model.width
+        (2, 16)
+        >>> sorted(run.evaluate())
+        ['accuracy', 'bits_per_byte', 'dropped_fraction', 'layers', 'loss']
+    """
+    step, session, state = open_restored(workdir)
+    return OpenRun(Path(workdir), step, session, state)
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,205 @@
+"""Models of Hugging Face ``transformers``, loaded for use and saved for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moe_jax import data, decoding, models
+from moe_jax.decoding import Sampling, positions_of
+from moe_jax.errors import ConfigError
+from moe_jax.interop import folders, huggingface
+from moe_jax.nn.mode import DECODE
+from moe_jax.run.api import OpenRun
+from moe_jax.run.exported import open_trained
+from moe_jax.run.sampling import texts
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A released model with its weights.
+
+    Attributes:
+        model: the Flax NNX module.
+        vocab_size: ``V``.
+        family: its ``model_type``.
+        original: the ``config.json`` that it came with.
+        folder: where it came from, with its tokenizer.
+        mesh: the devices; ``None`` for the default one.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> model = mj.load_hf("tiny-mixtral")
+        >>> model.config.width, model.vocab_size
+        (16, 96)
+        >>> model.generate([[5, 7], [3]], tokens=2, temperature=0.0) == [
+        ...     *model.generate([[5, 7]], tokens=2, temperature=0.0),
+        ...     *model.generate([[3]], tokens=2, temperature=0.0),
+        ... ]  # no text depends on the others
+        True
+    """
+
+    model: models.Model
+    vocab_size: int
+    family: str
+    original: dict[str, Any]
+    folder: Path
+    mesh: Mesh | None = None
+
+    @property
+    def config(self) -> models.ModelConfig:
+        """The configuration of the model."""
+        return self.model.config
+
+    @functools.cached_property
+    def tokenizer(self) -> data.Tokenizer:
+        """The tokenizer of the folder.
+
+        Raises:
+            ConfigError: if the folder has none.
+        """
+        name = folders.tokenizer_of(self.folder)
+        if not name:
+            raise ConfigError(f"{self.folder} has no tokenizer: pass token ids instead of texts")
+        return data.open_tokenizer(data.DataConfig(tokenizer=name))
+
+    def logits(self, tokens: Any, valid: Any = None) -> Array:
+        """Returns float32 logits ``(B, L, V)`` of the token after each; no token is dropped.
+
+        Args:
+            tokens: ``(B, L)`` token ids.
+            valid: ``(B, L)`` bool, False for padding; all True by default.
+
+        Raises:
+            ConfigError: if the model is an encoder-decoder, which reads two texts.
+        """
+        if not isinstance(self.model, models.Decoder):
+            raise ConfigError("an encoder-decoder reads two texts: use model.encode and .decode")
+        tokens = jnp.asarray(tokens, jnp.int32)
+        valid = jnp.ones(tokens.shape, bool) if valid is None else jnp.asarray(valid, bool)
+        with self._on_mesh():
+            return _logits(self.model, tokens, valid)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Any:
+        """Samples from the model.
+
+        Args:
+            prompts: a text, several texts, or several lists of token ids.
+            tokens: to add at most.
+            temperature: 0 takes the best token.
+            top_k: sample among the k best; 0 for all.
+            top_p: sample among the fewest tokens that are together so likely; 1 for all.
+            seed: of the samples.
+
+        Returns:
+            A text for a text, a list of texts for several. For token ids, a list of the ids that
+            were added to each.
+        """
+        sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+        with self._on_mesh():
+            if isinstance(prompts, str):
+                return texts(self.model, self.tokenizer, [prompts], sampling)[0]
+            if prompts and isinstance(prompts[0], str):
+                return texts(self.model, self.tokenizer, list(prompts), sampling)
+            return self._added(prompts, sampling)
+
+    def _added(self, prompts: Any, sampling: Sampling) -> list[list[int]]:
+        if isinstance(self.model, models.EncoderDecoder):
+            start = self.original.get("decoder_start_token_id") or 0
+            return decoding.translate(self.model, prompts, sampling, start)
+        return decoding.generate(self.model, prompts, sampling)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+def load_hf(
+    folder: str | Path, dtype: str = "float32", mesh: Mesh | None = None, **changes: Any
+) -> LoadedModel:
+    """Loads a model of Hugging Face ``transformers``.
+
+    Args:
+        folder: with ``config.json`` and safetensors.
+        dtype: of parameters and activations, ``float32`` or ``bfloat16``; routers compute in
+            float32 either way.
+        mesh: the devices, see ``moe_jax.parallel.make_mesh``; ``None`` for the default device.
+        **changes: of the configuration, such as ``remat="full"``.
+
+    Raises:
+        ConfigError: if the family is not known or the files are not whole; nothing is loaded then.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> model = mj.load_hf("tiny-mixtral")
+        >>> model.family, model.logits([[1, 2, 3]]).shape
+        ('mixtral', (1, 3, 96))
+        >>> len(model.generate([[1, 2, 3]], tokens=4)[0])
+        4
+    """
+    found = huggingface.load(folder, dtype, mesh, **changes)
+    return LoadedModel(
+        found.model, found.vocab_size, found.family, found.original, Path(folder), mesh
+    )
+
+
+def save_hf(
+    source: LoadedModel | OpenRun,
+    folder: str | Path,
+    *,
+    family: str = "",
+    dtype: str = "float32",
+) -> None:
+    """Writes a folder that Hugging Face ``transformers`` loads.
+
+    Args:
+        source: a loaded model, or a run, of which the newest checkpoint is written.
+        folder: where; it must be empty.
+        family: the ``model_type``; by default that of the released model that it came from.
+        dtype: of the parameters in the files.
+
+    Raises:
+        ConfigError: if the family cannot say this model.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> mj.save_hf(mj.load_hf("tiny-mixtral"), "tiny-copy", dtype="bfloat16")
+        >>> mj.load_hf("tiny-copy").model.config == mj.load_hf("tiny-mixtral").model.config
+        True
+    """
+    place = source.workdir if isinstance(source, OpenRun) else source.folder
+    found = open_trained(place, family) if isinstance(source, OpenRun) else source
+    huggingface.save(
+        found.model,
+        folder,
+        family or found.family,
+        original=found.original,
+        companions=folders.companions_of(place),
+        dtype=dtype,
+    )
+
+
+@jax.jit
+def _logits(model: models.Decoder, tokens: Array, valid: Array) -> Array:
+    segments = valid.astype(np.int32)
+    hidden, _ = model.hidden(tokens, segments, positions_of(segments), mode=DECODE)
+    return model.logits(hidden)

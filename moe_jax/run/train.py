@@ -1,0 +1,193 @@
+"""Trains a run in its folder: checks, prepares, trains, evaluates and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moe_jax import data, processes
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.unread import unread
+from moe_jax.counting import Cost, count
+from moe_jax.run import workdir
+from moe_jax.run.finish import finish, has_result, note_divergence
+from moe_jax.run.loop import Diverged, Loop
+from moe_jax.run.memory import check_memory
+from moe_jax.run.predecessors import Sources, open_sources
+from moe_jax.run.released import adopted
+from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
+from moe_jax.training.routing_log import check_replay
+from moe_jax.training.state import TrainState
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """Where the lines of a run go; the first of several processes speaks for all.
+
+    Attributes:
+        say: takes what is found and done, a line or several.
+        warn: takes what is wrong with a setting and does not stop the run.
+    """
+
+    say: Say = lambda text: None
+    warn: Say = warnings.warn
+
+    def of_first(self) -> Voice:
+        """Returns a voice that is silent on all processes but the first."""
+        return self if processes.is_first() else Voice(warn=lambda text: None)
+
+
+def train_in(
+    folder: Path,
+    experiment: Experiment,
+    overrides: Mapping[str, Any] | None = None,
+    voice: Voice | None = None,
+) -> tuple[Session, TrainState] | None:
+    """Trains an experiment to its end, from its newest checkpoint if there is one.
+
+    Args:
+        folder: the workdir.
+        experiment: the configuration.
+        overrides: settings of it that were given by name; they hold against those of a released
+            model that the run starts from.
+        voice: where the lines of the run go.
+
+    Returns:
+        The run and its last state, or ``None`` if the run was finished before.
+
+    Raises:
+        ConfigError: if the configuration cannot run here, or the folder is of another one.
+        Terminated: after SIGTERM or Ctrl-C, once the state is saved.
+        Diverged: after too many non-finite updates in a row.
+        TrainingError: if training cannot go on.
+        CheckpointError: if no checkpoint can be read or written.
+    """
+    voice = (voice or Voice()).of_first()
+    experiment = adopted(experiment, folder, overrides or {})
+    sources = _checked(experiment, folder, voice)
+    with contextlib.ExitStack() as held:
+        processes.first(lambda: held.enter_context(workdir.locked(folder)))
+        return _train(experiment, folder, sources, voice)
+
+
+def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
+    """Makes every check that needs no parameters and no folder, and returns what the run needs."""
+    experiment.check(jax.device_count())
+    check_streams(experiment)
+    check_replay(experiment.training.replay_routing, experiment.training.steps)
+    workdir.check_folder(folder)
+    sources = open_sources(experiment, folder)
+    processes.first(lambda: workdir.check_owner(folder, experiment, sources.identities))
+    found = sources.tokenizer
+    vocab_size = found.vocab_size if found else experiment.vocab_size
+    experiment.check_vocabulary(vocab_size)
+    if not (folder / workdir.RESULT).exists():
+        check_memory(experiment, vocab_size)
+        for line in unread(experiment):
+            voice.warn(line)
+    return sources
+
+
+def _train(
+    experiment: Experiment, folder: Path, sources: Sources, voice: Voice
+) -> tuple[Session, TrainState] | None:
+    processes.first(lambda: workdir.claim(folder, experiment, sources.identities))
+    workdir.check_shared(folder)
+    if has_result(folder):
+        voice.say(f"{folder} is finished; its results are in {folder}/report.html")
+        return None
+    processes.first(lambda: sources.keep(folder))
+    began = time.perf_counter()
+    session = _prepared(experiment, folder, sources, voice)
+    cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
+    _announce(session, cost, voice)
+    _announce_start(sources, session.tokenizer, voice)
+    with (
+        open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints,
+        # Inside: closing the checkpoints would wait for the process that is gone.
+        processes.together(lambda: _how_to_go_on(checkpoints.latest_step())),
+    ):
+        loop = Loop(session, checkpoints, folder, say=voice.say)
+        step, state, position = loop.restore()
+        if step:
+            voice.say(f"resuming at step {step} of {experiment.training.steps}")
+        try:
+            state = loop.run(step, state, position)
+        except Diverged as end:
+            note_divergence(folder, end, seconds=time.perf_counter() - began)
+            raise
+        seconds = time.perf_counter() - began
+        lines = finish(session, state, cost, folder, seconds=seconds, lost_lines=loop.lost)
+        voice.say(lines)
+    return session, state
+
+
+def _prepared(experiment: Experiment, folder: Path, sources: Sources, voice: Voice) -> Session:
+    """Reads the corpus, makes tokenizer and rows where they are missing, and opens the session."""
+    processes.first(lambda: _claim_corpus(experiment, folder, voice))
+    tokenizer = _tokenizer(experiment, folder, sources)
+    experiment.check_vocabulary(tokenizer.vocab_size)
+    processes.first(lambda: data.prepare_rows(experiment.data, tokenizer))
+    return sources.joined(open_session(experiment, tokenizer))
+
+
+def _claim_corpus(experiment: Experiment, folder: Path, voice: Voice) -> None:
+    """Reads the corpus once, so that damage is found before anything is compiled."""
+    contents = data.read_contents(experiment.data)
+    workdir.claim_corpus(folder, dataclasses.asdict(contents))
+    voice.say(
+        f"data        {experiment.data.source}: {contents.training:,} documents for training, "
+        f"{contents.validation:,} for validation, SHA-256 {contents.sha256[:12]}"
+    )
+
+
+def _tokenizer(experiment: Experiment, folder: Path, sources: Sources) -> data.Tokenizer:
+    """The tokenizer of the run, made or taken over at its first start and kept in its folder."""
+
+    def make() -> None:
+        try:
+            data.load_tokenizer(folder)
+        except FileNotFoundError:
+            tokenizer = sources.tokenizer or data.open_tokenizer(experiment.data)
+            data.with_spare_ids(tokenizer, sources.rows).save(folder)
+
+    processes.first(make)
+    return data.load_tokenizer(folder)
+
+
+def _how_to_go_on(saved: int | None) -> str:
+    where = "from the start" if saved is None else f"from checkpoint {saved}"
+    return f"start all processes again with the same command to go on {where}"
+
+
+def _announce(session: Session, cost: Cost, voice: Voice) -> None:
+    device = jax.devices()[0]
+    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    mesh = " x ".join(f"{axis}={size}" for axis, size in session.mesh.shape.items())
+    kind = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+    training = cost.training_flops_per_token
+    voice.say(f"devices     {kind}{hosts}, mesh {mesh}")
+    further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
+    voice.say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
+    voice.say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
+
+
+def _announce_start(sources: Sources, tokenizer: data.Tokenizer, voice: Voice) -> None:
+    if not sources.rows:
+        return
+    start = sources.start
+    own = "its own tokenizer" if start.tokenizer else "the tokenizer of the config"
+    voice.say(f"start       {start.found.family} of {start.folder}, with {own}")
+    if tokenizer.vocab_size > sources.rows:
+        added = tokenizer.vocab_size - sources.rows
+        rows = f"{sources.rows:,} rows of the start, {added:,} drawn ones after them"
+        voice.say(f"embedding   {rows}")
