@@ -92,23 +92,25 @@ def losses(
 
 
 @nnx.jit
-def step(model: Transformer, optimizer: nnx.Optimizer, ids: jax.Array, rngs: nnx.Rngs) -> jax.Array:
-    """Trains on a batch and returns its cross-entropy."""
-    (_, error), grads = nnx.value_and_grad(losses, has_aux=True)(model, ids, True, rngs)
+def step(
+    model: Transformer, optimizer: nnx.Optimizer, ids: jax.Array, rngs: nnx.Rngs
+) -> tuple[jax.Array, jax.Array]:
+    """Trains on a batch and returns its objective, and the cross-entropy in it."""
+    found, grads = nnx.value_and_grad(losses, has_aux=True)(model, ids, True, rngs)
     optimizer.update(model, grads)
-    return error
+    return found
 
 
-def train(steps: int) -> list[float]:
-    """Returns the cross-entropy of every step, in nats per token."""
+def train(steps: int) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns the objective and the cross-entropy of every step, in nats per token."""
     rngs = nnx.Rngs(params=0, dropout=1)
     model = Transformer(rngs)
     optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
     keys = jax.random.split(jax.random.key(2), steps)
-    return [float(step(model, optimizer, batch_of(key), rngs)) for key in keys]
+    return [step(model, optimizer, batch_of(key), rngs) for key in keys]
 
 
 if __name__ == "__main__":
-    for number, error in enumerate(train(100), 1):
+    for number, (_, error) in enumerate(train(100), 1):
         if number % 20 == 0:
             print(f"step {number}: {error:.3f} nats per token")

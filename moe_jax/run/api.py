@@ -39,7 +39,7 @@ class OpenRun:
         >>> import moe_jax as mj
         >>> run = mj.open_run("runs/tiny")  # trained in the example of ``train``
         >>> run.config.model.num_layers, type(run.model).__name__, run.report.name
-        (2, 'Decoder', 'report.html')
+        (1, 'Decoder', 'report.html')
         >>> run.metrics[-1]["kind"], run.result["steps"]
         ('eval', 2)
     """
@@ -146,11 +146,12 @@ def train(
         ...     "data.eval_documents": 4,
         ...     "data.mixture.document_length": 64,
         ...     "data.mixture.num_documents": 64,
-        ...     "model.num_layers": 2,
+        ...     "model.num_layers": 1,
         ...     "model.width": 16,
         ...     "model.num_heads": 2,
         ...     "model.head_dim": 8,
         ...     "model.mlp_dim": 32,
+        ...     "model.moe.every": 1,
         ...     "model.moe.expert_dim": 32,
         ...     "model.moe.group_size": 32,
         ...     "optimizer.warmup_steps": 1,

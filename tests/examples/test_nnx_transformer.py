@@ -4,9 +4,7 @@ import math
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
 from examples import nnx_transformer as example
 
@@ -19,11 +17,9 @@ def test_three_lines_make_it_sparse():
 
 
 def test_it_learns_and_the_balance_loss_is_in_the_objective():
-    errors = example.train(40)
+    objectives, errors = np.array(example.train(40)).T
     assert errors[0] > 0.8 * math.log(example.VOCAB)
-    assert np.mean(errors[-5:]) < 0.5 * errors[0]
-    rngs = nnx.Rngs(params=0, dropout=1)
-    ids = example.batch_of(jax.random.key(0))
-    objective, error = example.losses(example.Transformer(rngs), ids, True, rngs)
-    # Switch's balance loss is about its weight, 0.01, where the load is about even.
-    assert 0.005 < objective - error < 0.04
+    assert errors[-5:].mean() < 0.5 * errors[0]
+    # Switch's balance loss is its weight, 0.01, where the load is even, and more elsewhere.
+    balance = objectives - errors
+    assert (balance > 0.0099).all() and (balance < 0.04).all()
