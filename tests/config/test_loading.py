@@ -65,7 +65,7 @@ def test_another_type_forgets_what_the_file_chose_for_the_old_one():
         ("quickstart", {"model.width": 0}, "config.model.width=0"),
         ("quickstart", {"model.moe": 3}, "model.moe is a group of settings"),
         ("quickstart", {"model.num_heads": 3, "model.num_kv_heads": 2}, "model.num_heads=3"),
-        ("quickstart", X,
+        ("quickstart", {"model.moe.router.second": "all"}, "second'"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(config, changes, said):
