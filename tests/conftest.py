@@ -1,6 +1,10 @@
 """Every test process sees 8 simulated devices, so multi-device tests are never skipped."""
 
+import dataclasses
+import math
 import os
+import zlib
+from collections import defaultdict
 
 from tests.xla import EIGHT_DEVICES, QUICK
 
@@ -22,23 +26,48 @@ def pytest_sessionstart(session):
         pytest.exit(f"tests need 8 simulated devices, found {jax.device_count()}", returncode=3)
 
 
-def left_to_exhaustive() -> tuple[str, ...]:
-    """Returns the names in ``exhaustive.txt``: a folder, a file, a test or a case of one."""
+@dataclasses.dataclass(frozen=True)
+class Left:
+    """Tests that ``make test`` leaves to ``make exhaustive``.
+
+    Attributes:
+        name: A folder, a file, a test or a case of one.
+        part: Of so many cases of each test one stays; 0 for none.
+    """
+
+    name: str
+    part: int = 0
+
+    def of(self, tests):
+        """Those of ``tests`` that are left out: by a hash, so that rows and columns both stay."""
+        by_function = defaultdict(list)
+        for test in filter(self._names, tests):
+            by_function[test.split("[")[0]].append(test)
+        left = set()
+        for cases in by_function.values():
+            staying = math.ceil(len(cases) / self.part) if self.part else 0
+            left.update(sorted(cases, key=lambda case: zlib.crc32(case.encode()))[staying:])
+        return left
+
+    def _names(self, test):
+        name = self.name
+        return test == name or (test.startswith(name) and test[len(name)] in "[:/")
+
+
+def left_to_exhaustive():
+    """Returns the lines of ``exhaustive.txt``: ``NAME``, or ``NAME but 1/PART``."""
     lines = EXHAUSTIVE.read_text().splitlines()
-    return tuple(line for line in lines if line and not line.startswith("#"))
-
-
-def is_within(test: str, name: str) -> bool:
-    """Whether a test is that of the name, a case of it, or in the file or folder of the name."""
-    return test == name or (test.startswith(name) and test[len(name)] in "[:/")
+    pairs = (line.partition(" but 1/") for line in lines if line and not line.startswith("#"))
+    return [Left(name.strip(), int(part or 0)) for name, _, part in pairs]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks the tests that ``make exhaustive`` runs and ``make test`` leaves out, by name."""
-    names = left_to_exhaustive()
+    names = {item.nodeid for item in items}
+    left = set().union(*(one.of(names) for one in left_to_exhaustive()))
     for item in items:
-        if any(is_within(item.nodeid, name) for name in names):
+        if item.nodeid in left:
             item.add_marker(pytest.mark.exhaustive)
 
 
