@@ -104,7 +104,7 @@ def test_a_dtype_that_cannot_be_written_is_refused(mixtral, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_that_cannot_say_a_model_names_the_setting(family):
-    with pytest.raises(ConfigError, match=f"{family} cannot say ") as error:
+    with pytest.raises(ConfigError, match=f"{family} cannot express ") as error:
         description(FAMILIES[family], PLAIN, 43, "float32")
     assert "\n" not in str(error.value)
 
