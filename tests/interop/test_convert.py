@@ -60,7 +60,7 @@ def test_another_shape_is_refused(mixtral):
     [
         ({"model_type": "mixtrall"}, "did you mean 'mixtral'"),
         ({"hidden_act": "tanhh"}, "hidden_act='tanhh' is not one of silu"),
-        ({"sliding_window": 0}, "sliding_window in config.json is 0, and it must be at least 1"),
+        ({"sliding_window": 0}, "sliding_window in config.json is 0, but it must be at least 1"),
         ({"rope_parameters": {"rope_type": "odd"}}, "rope_type='odd'; known: linear"),
     ],
 )

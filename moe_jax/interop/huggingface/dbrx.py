@@ -1,4 +1,4 @@
-"""DBRX: one tensor holds the three projections of a layer, and one each matrix of all experts."""
+"""DBRX: queries, keys and values share a tensor, and so does each matrix of all experts."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _setting(config: ModelConfig, culprit: Any) -> str:
         if value is culprit or (isinstance(culprit, str) and value == culprit):
             shown = value if isinstance(value, str) else type(value).__name__
             return f"{name}={shown}"
-    return f"a {type(config).__name__} with these settings"
+    return f"this {type(config).__name__}"
 
 
 def _settings(value: Any, path: str) -> Iterator[tuple[str, Any]]:

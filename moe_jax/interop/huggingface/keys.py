@@ -125,7 +125,7 @@ def require(value: Any, kind: type, what: str) -> Any:
     if right and kind is float and not math.isfinite(value):
         right = False
     if not right:
-        raise ConfigError(f"{what} is {_shown(value)}, and it must be {_WORDS[kind]}")
+        raise ConfigError(f"{what} is {_shown(value)}, but it must be {_WORDS[kind]}")
     return value
 
 
@@ -133,18 +133,18 @@ def _value(name: str, key: Key, given: Json, where: str) -> Any:
     value = given.get(name, key.default)
     if value is None:
         if not key.null:
-            lacks = f"says {name}=null" if name in given else f"lacks {name}"
-            raise ConfigError(f"{where} {lacks}, and it must be {_WORDS[key.kind]}")
+            lack = f"says {name}=null, but it" if name in given else f"lacks {name}, which"
+            raise ConfigError(f"{where} {lack} must be {_WORDS[key.kind]}")
         return None
     require(value, key.kind, f"{name} in {where}")
     if key.items is not None:
         for item in value:
             require(item, key.items, f"an element of {name} in {where}")
     if key.least is not None and value < key.least:
-        raise ConfigError(f"{name} in {where} is {value!r}, and it must be at least {key.least}")
+        raise ConfigError(f"{name} in {where} is {value!r}, but it must be at least {key.least}")
     if key.only and value not in key.only:
         allowed = " or ".join(map(repr, key.only))
-        raise ConfigError(f"{where} says {name}={value!r}, which is only supported as {allowed}")
+        raise ConfigError(f"{where} says {name}={value!r}, but only {allowed} is supported")
     return value
 
 

@@ -146,9 +146,9 @@ DBRX = Keys(
         "tie_word_embeddings": _FLAG,
     },
     EVERYWHERE
-    | {"num_key_value_heads": "attn_config holds kv_n_heads"}
+    | {"num_key_value_heads": "attn_config has the key kv_n_heads"}
     | dict.fromkeys(("resid_pdrop", "emb_pdrop"), TRAINING)
-    | {"router_aux_loss_coef": "ffn_config holds moe_loss_weight"},
+    | {"router_aux_loss_coef": "ffn_config has the key moe_loss_weight"},
     {
         "max_seq_len": "max_position_embeddings",
         "num_attention_heads": "n_heads",
@@ -284,7 +284,7 @@ LLAMA4_OUTER = Keys(
         ),
         "the key belongs to the vision tower",
     )
-    | {"tie_word_embeddings": "text_config holds the key"},
+    | {"tie_word_embeddings": "text_config has the key"},
 )
 GPT_OSS = Keys(
     {

@@ -81,13 +81,13 @@ def _tile(config: dict[str, Any]) -> tuple[int, int]:
     method = given.get("quant_method", "fp8")
     if method not in _PACKED:
         raise ConfigError(
-            f"config.json says quant_method={method!r}, which is only supported as "
-            f"{' or '.join(map(repr, _PACKED))}: store the weights unpacked"
+            f"config.json says quant_method={method!r}, but only "
+            f"{' or '.join(map(repr, _PACKED))} is supported: store the weights unpacked"
         )
     tile = given.get("weight_block_size") or (128, 128)
     if not isinstance(tile, (list, tuple)) or len(tile) != 2:
         raise ConfigError(
-            f"config.json says weight_block_size={tile!r}, and it must be two numbers"
+            f"config.json says weight_block_size={tile!r}, but it must be two numbers"
         )
     for side in tile:
         if require(side, int, "a side of weight_block_size in config.json") < 1:

@@ -49,7 +49,7 @@ def parameters(config: Json) -> Json:
             )
         require(value, _KEYS[key], f"{key} in {name}")
     if given.get(_ONE, 1.0) != 1.0:
-        raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, which is only supported as 1.0")
+        raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, but only 1.0 is supported")
     length = config["original_max_position_embeddings"]
     given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     if config["rope_theta"] is not None:
@@ -95,7 +95,7 @@ def _positive(given: Json, name: str) -> float:
     if name not in given:
         raise ConfigError(f"config.json lacks {name}, which rope_type={kind!r} needs")
     if given[name] <= 0:
-        raise ConfigError(f"config.json says {name}={given[name]!r}, and it must be more than 0")
+        raise ConfigError(f"config.json says {name}={given[name]!r}, but it must be more than 0")
     return float(given[name])
 
 
