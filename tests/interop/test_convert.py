@@ -60,7 +60,7 @@ def test_another_shape_is_refused(mixtral):
     [
         ({"model_type": "mixtrall"}, "did you mean 'mixtral'"),
         ({"hidden_act": "tanhh"}, "hidden_act='tanhh' is not one of silu"),
-        ({"sliding_window": 0}, "sliding_window in config.json is 0, and it must be at least 1"),
+        ({"sliding_window": 0}, "sliding_window in config.json is 0, but it must be at least 1"),
         ({"rope_parameters": {"rope_type": "odd"}}, "rope_type='odd'; known: linear"),
     ],
 )
@@ -70,7 +70,7 @@ def test_settings_that_are_not_supported_are_refused(mixtral, changes, match):
 
 
 def test_folders_that_hold_no_model_are_refused(mixtral, tmp_path):
-    refused(tmp_path / "nowhere", "is not there")
+    refused(tmp_path / "nowhere", "does not exist")
     refused(mixtral, "dtype='int8' is not one of float32, bfloat16", dtype="int8")
     (mixtral / "model.safetensors").write_bytes(b"nonsense")
     refused(mixtral, "is not a safetensors file")
@@ -83,7 +83,7 @@ def test_folders_that_hold_no_model_are_refused(mixtral, tmp_path):
 
 def test_a_family_that_cannot_say_the_model_is_refused(mixtral, tmp_path):
     model = load(mixtral).model
-    with pytest.raises(ConfigError, match="qwen3_moe cannot say layers.0.attention"):
+    with pytest.raises(ConfigError, match="qwen3_moe cannot express layers.0.attention"):
         save(model, tmp_path / "out", "qwen3_moe")
     assert not (tmp_path / "out").exists()
 

@@ -216,7 +216,7 @@ def test_a_run_of_our_own_asks_for_a_family(released, tmp_path):
     assert imported.original["eos_token_id"] == data.Bytes.eos_id
     with pytest.raises(ConfigError, match="no family can say its model"):
         open_trained(tmp_path / "cannot")
-    with pytest.raises(ConfigError, match="mixtral cannot say "):
+    with pytest.raises(ConfigError, match="mixtral cannot express "):
         open_trained(tmp_path / "cannot", "mixtral")
 
 

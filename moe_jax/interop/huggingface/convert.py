@@ -34,22 +34,20 @@ from moe_jax.interop.staging import replaced, require_room
 from moe_jax.models.stack import Stack
 from moe_jax.parallel.rules import sharding_of
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        MIXTRAL,
-        QWEN2_MOE,
-        QWEN3_MOE,
-        OLMOE,
-        DBRX,
-        DEEPSEEK_V2,
-        DEEPSEEK_V3,
-        LLAMA4,
-        GPT_OSS,
-        SWITCH,
-        NLLB_MOE,
-    )
-}
+_FAMILIES: tuple[Family[Any], ...] = (
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    DBRX,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    LLAMA4,
+    GPT_OSS,
+    SWITCH,
+    NLLB_MOE,
+)
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILIES}
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -181,7 +179,7 @@ def _check_dtype(dtype: str) -> None:
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_BYTES)}")
 
 
-def _family(name: Any) -> Family:
+def _family(name: Any) -> Family[Any]:
     require(name, str, "model_type in config.json")
     name = {OUTER: "llama4_text"}.get(name, name)
     if name not in FAMILIES:
@@ -228,7 +226,7 @@ class _Places:
         held = {self._find(name)[0] for entry in entries for name in entry.ours}
         for path in [*self._flat.keys() - held, *held - self._flat.keys()]:
             name = ".".join(map(str, path))
-            raise ConfigError(f"{family} cannot say {name}: its tensors and the model's differ")
+            raise ConfigError(f"{family} cannot express {name}: its tensors and the model's differ")
 
     def put(self, entry: Entry, tensor: np.ndarray) -> None:
         """Puts one tensor of theirs where it belongs."""
