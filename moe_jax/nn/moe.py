@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -120,7 +120,7 @@ class MoE(nnx.Module):
             tokens,
             plan,
             gate_on=self.config.router.gate_on,
-            on_outputs=self._on_outputs(keys[1], keys[2]),
+            on_outputs=self._on_outputs(keys),
         )
         y = out_of_groups(constrain(y, "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
@@ -137,17 +137,15 @@ class MoE(nnx.Module):
             return size
         return router.slots(size, experts, train=mode.capacity == "train")
 
-    def _on_outputs(
-        self, dropout_key: Array | None, mask_key: Array | None
-    ) -> Callable[[Array], Array] | None:
+    def _on_outputs(self, keys: Sequence[Array | None]) -> Callable[[Array], Array] | None:
         """Returns the dropout of the experts' outputs ``(G, E, C, N)``, or ``None`` for none."""
         config = self.config
         if not config.expert_dropout and not config.expert_mask:
             return None
 
         def dropped(y: Array) -> Array:
-            y = dropout(y, config.expert_dropout, dropout_key)
-            return masked(y, config.expert_mask, mask_key, axes=1)
+            y = dropout(y, config.expert_dropout, keys[1])
+            return masked(y, config.expert_mask, keys[2], axes=1)
 
         return dropped
 

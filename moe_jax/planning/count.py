@@ -232,7 +232,7 @@ def _met(moe: MoEConfig) -> float:
 
 def _computing(moe: MoEConfig, convention: Convention) -> float:
     """Experts that compute for a token on average."""
-    if convention != "computed" or implementation(moe).cost.experts_compute == "choices":
+    if convention != "computed" or implementation(moe).cost.computes == "choices":
         return _met(moe)
     slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
     return slots * moe.num_experts / moe.group_size

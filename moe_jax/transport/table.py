@@ -38,14 +38,14 @@ class Cost:
     """What an implementation computes and sends.
 
     Attributes:
-        experts_compute: rows that experts compute: all ``slots``, filled or not, or the ``choices``
+        computes: rows that experts compute: all ``slots``, filled or not, or the ``choices``
             that got a slot.
         products: tokens travel by matrix products with ``(S, E C)`` tensors.
         sends: rows that cross the expert axis of the mesh, each way: ``slots`` by an all-to-all,
             ``tokens`` by permutations round the ring, or ``nothing``.
     """
 
-    experts_compute: Literal["slots", "choices"] = "slots"
+    computes: Literal["slots", "choices"] = "slots"
     products: bool = False
     sends: Literal["slots", "tokens", "nothing"] = "slots"
 
@@ -79,7 +79,7 @@ _VISITS = (SLOT_TABLE, SAME_WIDTH, *_NO_OUTPUTS_BY_SLOT)
 
 # In order of preference: the first line that fits is suggested in place of one that does not.
 TABLE: tuple[Implementation, ...] = (
-    Implementation("ragged", "gspmd", Ragged(), _BLOCKS, Cost("choices", sends="nothing")),
+    Implementation("ragged", "gspmd", Ragged(), _BLOCKS, Cost(computes="choices", sends="nothing")),
     Implementation("gather", "ring", Ring(), _VISITS, Cost(sends="tokens")),
     Implementation("gather", "gspmd", InSlots(Gather(), GSPMD), (SLOT_TABLE,)),
     Implementation("gather", "all_to_all", InSlots(Gather(), ALL_TO_ALL), (SLOT_TABLE,)),
@@ -98,28 +98,13 @@ else:
     ]
 
 
-def implementation(settings: Settings, setting: str = "model.moe") -> Implementation:
+def implementation(settings: Settings) -> Implementation:
     """Returns the implementation that a layer's transport and exchange select.
-
-    Args:
-        settings: the settings of the layer.
-        setting: the path of these settings in the configuration, for messages.
 
     Raises:
         ConfigError: if no implementation has this transport and this exchange.
     """
-    transport, exchange = settings.transport, settings.exchange
-    for row in TABLE:
-        if (row.transport, row.exchange) == (transport, exchange):
-            return row
-    instead = _changes(settings, _suggested(Facts(settings), transport))
-    transports = [row.transport for row in TABLE if row.exchange == exchange]
-    if transports:
-        chosen, needed = f"{setting}.exchange={exchange!r}", _one_of("transport", transports)
-        raise refusal(chosen, needed, "transport", repr(transport), instead)
-    exchanges = [row.exchange for row in TABLE if row.transport == transport]
-    chosen, needed = f"{setting}.transport={transport!r}", _one_of("exchange", exchanges)
-    raise refusal(chosen, needed, "exchange", repr(exchange), instead)
+    return _selected(Facts(settings), "model.moe")
 
 
 def check(
@@ -139,7 +124,8 @@ def check(
     Raises:
         ConfigError: one line that names the setting to change and an implementation that fits.
     """
-    row, facts = implementation(settings, setting), Facts(settings, expert_shards, same_width)
+    facts = Facts(settings, expert_shards, same_width)
+    row = _selected(facts, setting)
     unmet = row.unmet(facts)
     if unmet is None:
         return
@@ -150,8 +136,25 @@ def check(
     raise refusal(chosen, unmet.needed, unmet.name, unmet.value(facts), instead)
 
 
-def _suggested(facts: Facts, transport: str | None = None) -> Implementation:
-    """Returns the first line that fits, if possible one of this transport.
+def _selected(facts: Facts, setting: str) -> Implementation:
+    """Returns the line of a layer's transport and exchange; raises ``ConfigError`` without one."""
+    transport, exchange = facts.settings.transport, facts.settings.exchange
+    for row in TABLE:
+        if (row.transport, row.exchange) == (transport, exchange):
+            return row
+    suggested = _suggested(facts)
+    instead = _changes(facts.settings, suggested)
+    transports = [row.transport for row in TABLE if row.exchange == exchange]
+    if transports:
+        chosen, needed = f"{setting}.exchange={exchange!r}", _one_of("transport", transports)
+        raise refusal(chosen, needed, "transport", repr(transport), instead)
+    exchanges = [row.exchange for row in TABLE if row.transport == suggested.transport]
+    chosen, needed = f"{setting}.transport={transport!r}", _one_of("exchange", exchanges)
+    raise refusal(chosen, needed, "exchange", repr(exchange), instead)
+
+
+def _suggested(facts: Facts) -> Implementation:
+    """Returns the first line that fits, if possible one of the layer's transport.
 
     On one shard of experts all exchanges do the same, so that none but the default is suggested.
     """
@@ -160,7 +163,8 @@ def _suggested(facts: Facts, transport: str | None = None) -> Implementation:
         for row in TABLE
         if row.unmet(facts) is None and (facts.expert_shards > 1 or row.exchange == "gspmd")
     ]
-    return next((row for row in fitting if row.transport == transport), fitting[0])
+    same = (row for row in fitting if row.transport == facts.settings.transport)
+    return next(same, fitting[0])
 
 
 def _changes(settings: Settings, row: Implementation) -> str:
