@@ -27,9 +27,8 @@ def one_line(monkeypatch):
     monkeypatch.setattr("moe_jax.transport.table.TABLE", (*TABLE, LINE))
 
 
-@pytest.mark.parametrize("router", [presets.gshard(capacity_factor=0.5), presets.llama4()])
-def test_the_layer_has_the_values_and_gradients_of_the_others(router):
-    # Gates on the outputs, with dropped tokens, and gates on the inputs.
+def test_the_layer_has_the_values_and_gradients_of_the_others():
+    router = presets.gshard(capacity_factor=0.5)
     x = jax.random.normal(jax.random.key(1), (2, 8, 4))
     valid = jnp.arange(16).reshape(2, 8) % 5 > 0
 

@@ -16,6 +16,7 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import presets, route
 from moe_jax.transport import TABLE, check
 from moe_jax.transport.requirements import NO_DROPOUT
+from tests.transport.example_transport import LINE
 
 PAIRS = sorted({(row.transport, row.exchange) for row in TABLE})
 NAMES = sorted(itertools.product(*map(set, zip(*PAIRS, strict=True))))
@@ -156,7 +157,7 @@ def test_every_line_gives_a_token_the_weighted_outputs_of_its_experts(gate_on):
         "out": [one * np.tanh(x[0, 0]), np.zeros(4), two * np.tanh(2 * x[0, 2])],
         "in": [np.tanh(one * x[0, 0]), np.zeros(4), np.tanh(2 * two * x[0, 2])],
     }
-    for row in TABLE:
+    for row in (*TABLE, LINE):
         y = row.dispatch(Tanh(kernel), x, plan, gate_on=gate_on)
         np.testing.assert_allclose(y[0], expected[gate_on], rtol=1e-5, atol=1e-6, err_msg=str(row))
 
