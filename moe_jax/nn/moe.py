@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -137,7 +137,7 @@ class MoE(nnx.Module):
             return size
         return router.slots(size, experts, train=mode.capacity == "train")
 
-    def _on_outputs(self, keys: Sequence[Array | None]) -> Callable[[Array], Array] | None:
+    def _on_outputs(self, keys: Array | tuple[None, ...]) -> Callable[[Array], Array] | None:
         """Returns the dropout of the experts' outputs ``(G, E, C, N)``, or ``None`` for none."""
         config = self.config
         if not config.expert_dropout and not config.expert_mask:

@@ -9,6 +9,7 @@ import jax
 from moe_jax.parallel import Exchange
 from moe_jax.routing.plan import Plan
 from moe_jax.transport.dispatch import Experts, OnOutputs, Transport
+from moe_jax.transport.gather import slot_table
 
 Array = jax.Array
 
@@ -52,5 +53,6 @@ def dispatched(transport: Transport, tokens: Array, plan: Plan, gate_on: str) ->
     sent = transport.dispatch(tokens, plan)
     if gate_on == "out":
         return sent, plan
-    sent *= plan.slots.weight[..., None].astype(sent.dtype)
-    return sent, dataclasses.replace(plan, slots=plan.slots.with_unit_weights())
+    slots = slot_table(plan)
+    sent *= slots.weight[..., None].astype(sent.dtype)
+    return sent, dataclasses.replace(plan, slots=slots.with_unit_weights())

@@ -88,7 +88,9 @@ TABLE: tuple[Implementation, ...] = (
 )
 
 if TYPE_CHECKING:
-    TransportName = ExchangeName = AnyWidthExchangeName = str
+    TransportName = str
+    ExchangeName = str
+    AnyWidthExchangeName = str
 else:
     TransportName = Literal[tuple(sorted({row.transport for row in TABLE}))]
     ExchangeName = Literal[tuple(sorted({row.exchange for row in TABLE}))]
