@@ -54,6 +54,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/plan.py": (("tests/routing/test_plan.py", *_ROUTE), _ROUTER),
     "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
+    "moe_jax/transport/ring.py": (("tests/transport/test_table.py",), _EXCHANGE[1:]),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),
     "moe_jax/parallel/exchange.py": (_EXCHANGE[:1], _EXCHANGE[1:], ("tests/parallel",)),
     "moe_jax/nn/moe.py": (_LAYER[:1], ("tests/nn", "tests/training/test_step.py")),

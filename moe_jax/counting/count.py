@@ -19,6 +19,7 @@ from moe_jax.nn.block import Block
 from moe_jax.nn.latent import LatentConfig
 from moe_jax.nn.moe import MoE
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.transport import implementation
 
 Convention = Literal["exact", "kaplan", "full", "computed"]
 PARTS = ("attention", "dense", "experts", "router", "head")
@@ -219,7 +220,7 @@ def _met(moe: MoEConfig) -> float:
 
 def _computing(moe: MoEConfig, convention: Convention) -> float:
     """Experts that compute for a token on average."""
-    if convention != "computed" or moe.transport not in ("einsum", "gather"):
+    if convention != "computed" or implementation(moe).cost.computes == "choices":
         return _met(moe)
     slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
     return slots * moe.num_experts / moe.group_size
