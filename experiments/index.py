@@ -1,9 +1,9 @@
 """The index of all ablations: ``python -m experiments.index``.
 
-Reads what is committed in ``experiments/results`` and writes the table between two comments of
-``README.md``, the page ``experiments/results/index.html`` and every ``report.md`` anew (with
-``--figures`` its figures too). ``--check`` writes nothing, and fails if any of them is not what the
-results give.
+Reads the committed ``experiments/results`` and writes all claims into ``docs/results.md``, chosen
+ones into ``README.md``, the page ``experiments/results/index.html`` and every ``report.md`` (with
+``--figures`` its figures too). Pages keep their text outside two comments. ``--check`` writes
+nothing and fails if a file differs from the one that the results give.
 """
 
 from __future__ import annotations
@@ -25,10 +25,29 @@ from experiments.verdicts import MISSING
 from moe_jax import cli
 from moe_jax.errors import ConfigError
 
-README = RESULTS.parents[1] / "README.md"
+ROOT = RESULTS.parents[1]
+README, CLAIMS = Path("README.md"), Path("docs/results.md")
 BEGIN, END = "<!-- ablations -->", "<!-- /ablations -->"
 INDEX = "index.html"
 _REPORT = "report.md"
+# The rows of README.md: the folder of a result and the words of one of its claims.
+CHOSEN = (
+    ("switch_expert_scaling", "16 experts are better than dense"),
+    ("st_moe_capacity", "Trained at 0.75, evaluation at 2.0 is better"),
+    ("dropless_capacity", "Dropless is better than factor 1"),
+    ("deepseek_loss_free", "The bias balances better"),
+    ("deepseek_bake_off", "Learned is better than hash"),
+    (
+        "switch_attention_experts",
+        "Experts in attention beat experts in feed-forward layers (.024)",
+    ),
+    ("switch_precision", "A router in bfloat16 is worse"),
+    ("expert_choice_capacity", "Capacity 2 is better than top-2"),
+)
+_HEADER = (
+    "| claim | effect | published | measured, 95 % interval | verdict |",
+    "|---|---|---|---|---|",
+)
 _OUTDATED = "Outdated: the configuration has changed since; the command trains another one."
 
 
@@ -102,7 +121,7 @@ def _section(result: Result, folder: Path) -> Section:
         rows=_rows(ablation, records),
         warnings=tuple(warnings),
         notes=ablation.notes,
-        figures=tuple(f"{name}.svg" for name in NAMES if (there / f"{name}.svg").exists()),
+        figures=tuple(f"{name}.png" for name in NAMES if (there / f"{name}.png").exists()),
     )
 
 
@@ -133,39 +152,47 @@ def waiting(every: Iterable[Entry], found: Iterable[Result]) -> list[Entry]:
     return [entry for entry in every if entry.file not in done]
 
 
-def table(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
-    """Returns what stands between the two comments of README.md."""
+def claims(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
+    """Returns every claim by ablation, for ``docs/results.md``."""
     lines = [summary(shown), ""]
-    if shown:
-        lines += [
-            "| claim | effect | published | measured, 95 % interval | verdict |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [line for section in shown for line in _table_rows(section)]
-        lines += [""]
+    lines += [line for section in shown for line in _section_lines(section)]
     if rest:
-        lines += [
-            "Runnable, without a verdict yet (`python -m experiments.run --ablation=FILE`):",
-            "",
-        ]
+        lines += ["### Ablations without a result", ""]
         lines += [f"* `{entry.file.as_posix()}`: {entry.ablation.title}" for entry in rest]
         lines += [""]
     return "\n".join(lines)
 
 
-def _table_rows(section: Section) -> list[str]:
-    link = f"experiments/results/{section.folder}/{_REPORT}"
-    about = (
-        f"**[{section.title}]({link})**, {section.seeds} seeds, {section.minutes:.0f} min of runs: "
-        f"`{section.command}`"
-    )
-    extra = " ".join([*section.warnings, *section.notes])
-    head = f"| {about}{' ' + extra if extra else ''} | | | | |"
-    rows = [
-        f"| {row.claim} | `{row.effect}` | {row.published} | {row.measured} | {row.verdict} |"
-        for row in section.rows
+def _section_lines(section: Section) -> list[str]:
+    link = f"../experiments/results/{section.folder}/{_REPORT}"
+    about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of runs:"
+    remarks = [line for text in (*section.warnings, *section.notes) for line in (text, "")]
+    rows = [*_HEADER, *map(_line, section.rows), ""] if section.rows else []
+    return [
+        f"### {section.title}",
+        "",
+        f"{about} `{section.command}`",
+        "",
+        *remarks,
+        *rows,
     ]
-    return [head, *rows]
+
+
+def chosen(shown: Sequence[Section]) -> str:
+    """Returns the claims of ``CHOSEN`` that have a result, for ``README.md``."""
+    rows = {(section.folder, row.claim): (section, row) for section in shown for row in section.rows}
+    found = [rows[key] for key in CHOSEN if key in rows]
+    lines = [_linked(section, row) for section, row in found]
+    return "\n".join([summary(shown), "", *([*_HEADER, *lines, ""] if lines else [])])
+
+
+def _linked(section: Section, row: Row) -> str:
+    link = f"experiments/results/{section.folder}/{_REPORT}"
+    return _line(dataclasses.replace(row, claim=f"[{row.claim}]({link})"))
+
+
+def _line(row: Row) -> str:
+    return f"| {row.claim} | `{row.effect}` | {row.published} | {row.measured} | {row.verdict} |"
 
 
 def page(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
@@ -180,25 +207,37 @@ def page(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
     return template.render(sections=shown, waiting=rest, summary=summary(shown)) + "\n"
 
 
-def put(readme: str, text: str) -> str:
-    """Returns README.md with its table replaced.
+def put(page: str, text: str, name: Path) -> str:
+    """Returns a page with the text between its two comments replaced.
+
+    Args:
+        page: the whole page.
+        text: its new table.
+        name: of the page, for the message.
 
     Raises:
         ConfigError: if the two comments are not there.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ConfigError(f"README.md has no {BEGIN} and {END}: put them where the table belongs")
+        raise ConfigError(f"{name} has no {BEGIN} and {END}: put them where the table belongs")
     return f"{before}{begin}\n{text}{end}{after}"
 
 
-def made(every: Sequence[Entry], folder: Path, readme: Path) -> dict[Path, str]:
-    """Returns every file that the results give, and its text."""
+def made(every: Sequence[Entry], folder: Path, root: Path) -> dict[Path, str]:
+    """Returns every file that the results give, and its text.
+
+    Args:
+        every: the ablations.
+        folder: of all results.
+        root: folder of ``README.md`` and ``docs/results.md``.
+    """
     found = results(every, folder)
     shown, rest = sections(found, folder), waiting(every, found)
+    tables = {README: chosen(shown), CLAIMS: claims(shown, rest)}
     return {
-        readme: put(readme.read_text(), table(shown, rest)),
+        **{root / name: put((root / name).read_text(), tables[name], name) for name in tables},
         folder / INDEX: page(shown, rest),
         **{folder / result.folder / _REPORT: _report(result) for result in found},
     }
@@ -221,15 +260,15 @@ def main() -> None:
         for result in results(every, RESULTS):
             folder = RESULTS / result.folder
             write_report(result.entry.ablation, result.records, result.command, folder)
-    files = made(every, RESULTS, README)
+    files = made(every, RESULTS, ROOT)
     wrong = outdated(files)
     if _CHECK.value and wrong:
-        names = ", ".join(str(path.relative_to(README.parent)) for path in wrong)
+        names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
         print(f"not what the results give: {names}; run python -m experiments.index")
         sys.exit(1)
     for path in wrong:
         path.write_text(files[path])
-        print(f"written: {path.relative_to(README.parent)}")
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
