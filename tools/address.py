@@ -33,7 +33,7 @@ def project(root: Path = ROOT) -> dict:
 
 
 def repository(root: Path = ROOT) -> str:
-    """Returns the address of the repository, such as ``https://github.com/account/moe_jax``."""
+    """Returns the address of the repository, such as ``https://github.com/ACCOUNT/moe_jax``."""
     return project(root)["urls"]["Repository"]
 
 

@@ -7,14 +7,15 @@ import pytest
 
 from tools import address
 
-OLD, NEW = "https://github.com/old_account/moe_jax", "https://github.com/new-account/moe_jax"
+GITHUB = "https://github.com/"
+OLD, NEW = f"{GITHUB}old_account/moe_jax", f"{GITHUB}new-account/moe_jax"
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A repository with two tracked files, and one that is not tracked."""
     (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{OLD}"\n')
-    colab = "https://colab.research.google.com/github/old_account/moe_jax/blob/main/a.ipynb"
+    colab = OLD.replace(GITHUB, "https://colab.research.google.com/github/") + "/blob/main/a.ipynb"
     (tmp_path / "page.md").write_text(f"{OLD}/issues {colab} https://github.com/google/flax")
     (tmp_path / "notes.txt").write_text(OLD)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
@@ -34,7 +35,7 @@ def test_the_citation_has_the_version_and_the_address_of_the_project():
 
 def test_only_the_account_of_this_project_is_replaced():
     # Another project and another repository of the account stay as they are.
-    text = f"{OLD}.git https://github.com/google/flax https://github.com/old_account/moe_jax_data"
+    text = f"{OLD}.git {GITHUB}google/flax {OLD}_data"
     assert address.written(text, NEW) == text.replace(OLD + ".git", NEW + ".git")
     usage = "--set=https://github.com/ACCOUNT/moe_jax"
     assert address.written(usage, NEW) == usage
