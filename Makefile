@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: train test exhaustive parity planner lint clean
+.PHONY: train test exhaustive parity planner lint docs clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -30,6 +30,12 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# The documentation site, into site/.
+docs: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[docs]
+	$(RUN) -m tools.config_reference --check
+	$(RUN) -m mkdocs build --strict
+
 $(STAMP): setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python found: install 3.11 or newer" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -37,4 +43,4 @@ $(STAMP): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
