@@ -60,9 +60,7 @@ def draw(ablation: Ablation, records: Records, verdicts: Sequence[Verdict], fold
         _save(figure, folder / f"{name}.png")
 
 
-def drawn(
-    ablation: Ablation, records: Records, verdicts: Sequence[Verdict]
-) -> dict[str, Figure]:
+def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> dict[str, Figure]:
     """Returns every figure of the ablation by its name."""
     drawings: dict[str, Callable[[], Figure]] = {
         CURVES: lambda: _curves(ablation, records),

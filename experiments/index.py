@@ -180,7 +180,9 @@ def _section_lines(section: Section) -> list[str]:
 
 def chosen(shown: Sequence[Section]) -> str:
     """Returns the claims of ``CHOSEN`` that have a result, for ``README.md``."""
-    rows = {(section.folder, row.claim): (section, row) for section in shown for row in section.rows}
+    rows = {
+        (section.folder, row.claim): (section, row) for section in shown for row in section.rows
+    }
     found = [rows[key] for key in CHOSEN if key in rows]
     lines = [_linked(section, row) for section, row in found]
     return "\n".join([summary(shown), "", *([*_HEADER, *lines, ""] if lines else [])])

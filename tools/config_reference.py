@@ -87,7 +87,7 @@ def _walk(
 
 
 def classes(hint: Any) -> list[type]:
-    """Returns the dataclasses that a setting may hold: one, those of a union, or of an interface."""
+    """Returns the dataclasses that a setting may hold: one, or all of a union or interface."""
     if inspect.isabstract(hint):
         return [option for part in hint.__subclasses__() for option in classes(part)]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):

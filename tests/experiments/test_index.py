@@ -174,7 +174,8 @@ def test_the_command_writes_and_checks(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(check=True)
     assert stopped.value.code == 1
-    assert "README.md, docs/results.md, index.html, tiny/report.md; run python" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "README.md, docs/results.md, index.html, tiny/report.md; run python -m" in said
     assert not (folder / "index.html").exists()
     assert "written: index.html" in run(figures=True)
     assert (folder / "tiny" / "overlay.png").exists()
