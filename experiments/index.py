@@ -30,19 +30,49 @@ README, CLAIMS = Path("README.md"), Path("docs/results.md")
 BEGIN, END = "<!-- ablations -->", "<!-- /ablations -->"
 INDEX = "index.html"
 _REPORT = "report.md"
-# The rows of README.md: the folder of a result and the words of one of its claims.
+# The rows of README.md: the folder of a result, the words of one of its claims, and the claim in a
+# sentence that can be read alone.
 CHOSEN = (
-    ("switch_expert_scaling", "16 experts are better than dense"),
-    ("st_moe_capacity", "Trained at 0.75, evaluation at 2.0 is better"),
-    ("dropless_capacity", "Dropless is better than factor 1"),
-    ("deepseek_loss_free", "The bias balances better"),
-    ("deepseek_bake_off", "Learned is better than hash"),
+    (
+        "switch_expert_scaling",
+        "16 experts are better than dense",
+        "A model with 16 experts has a lower loss than the dense model of equal FLOPs.",
+    ),
+    (
+        "st_moe_capacity",
+        "Trained at 0.75, evaluation at 2.0 is better",
+        "A model trained with capacity factor 0.75 has a lower loss when evaluated with 2.0.",
+    ),
+    (
+        "dropless_capacity",
+        "Dropless is better than factor 1",
+        "Dropless routing has a lower loss than capacity factor 1.",
+    ),
+    (
+        "deepseek_loss_free",
+        "The bias balances better",
+        "A bias on the selection gives a lower MaxVio, a more even load, than a balance loss.",
+    ),
+    (
+        "deepseek_bake_off",
+        "Learned is better than hash",
+        "A learned router has a lower loss than a hash router.",
+    ),
     (
         "switch_attention_experts",
         "Experts in attention beat experts in feed-forward layers (.024)",
+        "Experts in attention give a lower loss than experts in feed-forward layers.",
     ),
-    ("switch_precision", "A router in bfloat16 is worse"),
-    ("expert_choice_capacity", "Capacity 2 is better than top-2"),
+    (
+        "switch_precision",
+        "A router in bfloat16 is worse",
+        "A router in bfloat16 has a higher loss than a router in float32.",
+    ),
+    (
+        "expert_choice_capacity",
+        "Capacity 2 is better than top-2",
+        "Expert Choice with capacity factor 2 has a lower loss than top-2 routing.",
+    ),
 )
 _HEADER = (
     "| claim | effect | published | measured, 95 % interval | verdict |",
@@ -183,14 +213,18 @@ def chosen(shown: Sequence[Section]) -> str:
     rows = {
         (section.folder, row.claim): (section, row) for section in shown for row in section.rows
     }
-    found = [rows[key] for key in CHOSEN if key in rows]
-    lines = [_linked(section, row) for section, row in found]
-    return "\n".join([summary(shown), "", *([*_HEADER, *lines, ""] if lines else [])])
+    lines = [
+        _chosen_line(sentence, *rows[folder, claim])
+        for folder, claim, sentence in CHOSEN
+        if (folder, claim) in rows
+    ]
+    header = ["| claim | published | measured | verdict |", "|---|---|---|---|"]
+    return "\n".join([summary(shown), "", *([*header, *lines, ""] if lines else [])])
 
 
-def _linked(section: Section, row: Row) -> str:
+def _chosen_line(sentence: str, section: Section, row: Row) -> str:
     link = f"experiments/results/{section.folder}/{_REPORT}"
-    return _line(dataclasses.replace(row, claim=f"[{row.claim}]({link})"))
+    return f"| [{sentence}]({link}) | {row.published} | {row.measured} | {row.verdict} |"
 
 
 def _line(row: Row) -> str:

@@ -108,12 +108,13 @@ def test_a_changed_result_is_noticed(folder):
 
 def test_the_readme_shows_the_chosen_claims_alone(folder, monkeypatch):
     write(folder, "tiny", records())
-    monkeypatch.setattr(index, "CHOSEN", (("tiny", "Switch is better"), ("tiny", "No such claim")))
+    chosen = (("tiny", "Switch is better", "A sentence."), ("tiny", "No such claim", "Another."))
+    monkeypatch.setattr(index, "CHOSEN", chosen)
     written(folder)
     text = (folder / README).read_text()
     assert "4 claims: 2 reproduced" in text  # the summary counts all of them
     (line,) = [line for line in text.splitlines() if line.startswith("| [")]
-    assert line.startswith("| [Switch is better](experiments/results/tiny/report.md) | `loss:")
+    assert line.startswith("| [A sentence.](experiments/results/tiny/report.md) | +0.2, A paper")
 
 
 def test_other_scales_stand_beside(folder):
