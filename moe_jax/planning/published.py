@@ -18,11 +18,14 @@ from moe_jax.planning.claims import Claim, record
 _HEADER = """# Published models, counted
 
 This page compares the numbers that papers and release notes print with numbers counted on the real
-modules of each config in `configs/published`. `python -m moe_jax.count --all --output=docs/published.md`
-writes it. `active.embedding_and_head` counts the parameters that one token uses, with the embedding
-and the head; `active.no_input_embedding` leaves the input embedding out, as some papers do. FLOPs per
-sequence are counted as Switch and ST-MoE do (`kaplan`) or as DeepSeekMoE does (`full`). A row that
-says "not reproduced" gives the reason for which the printed value cannot be right.
+modules of each config in `configs/published`. The command
+`python -m moe_jax.count --all --output=docs/published.md` writes it.
+
+* `total` counts all parameters.
+* `active.embedding_and_head` counts the parameters that one token uses, with the embedding and the
+  head. `active.no_input_embedding` leaves the input embedding out, as some papers do.
+* FLOPs per sequence are counted as Switch and ST-MoE do (`kaplan`) or as DeepSeekMoE does (`full`).
+* A row with "not reproduced" gives the reason why the printed value cannot be right.
 
 | config | quantity | printed | counted | deviation | source |
 |---|---|---|---|---|---|

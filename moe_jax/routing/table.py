@@ -23,8 +23,8 @@ preset is one published combination with the settings of its source. A cell show
 that differ from the defaults of the part.
 
 `--config.model.moe.router.preset=NAME` selects a preset, and
-`--config.model.moe.router.CHOICE=VALUE` changes one of its choices. A config may also state the four
-parts.
+`--config.model.moe.router.CHOICE=VALUE` changes one of its choices. A config may also state the
+four parts.
 
 `python -m moe_jax.routing.table > docs/routers.md` writes this page from the presets.
 
