@@ -35,42 +35,42 @@ _REPORT = "report.md"
 CHOSEN = (
     (
         "switch_expert_scaling",
-        "16 experts are better than dense",
+        "16 experts have a lower loss than a dense model",
         "A model with 16 experts has a lower loss than the dense model of equal FLOPs.",
     ),
     (
         "st_moe_capacity",
-        "Trained at 0.75, evaluation at 2.0 is better",
+        "A model trained at 0.75 has a lower loss when evaluated at 2.0",
         "A model trained with capacity factor 0.75 has a lower loss when evaluated with 2.0.",
     ),
     (
         "dropless_capacity",
-        "Dropless is better than factor 1",
+        "Dropless routing has a lower loss than capacity factor 1",
         "Dropless routing has a lower loss than capacity factor 1.",
     ),
     (
         "deepseek_loss_free",
-        "The bias balances better",
+        "A bias gives a more even load over validation than a balance loss",
         "A bias on the selection gives a lower MaxVio, a more even load, than a balance loss.",
     ),
     (
         "deepseek_bake_off",
-        "Learned is better than hash",
-        "A learned router has a lower loss than a hash router.",
+        "Switch has a lower loss than a hash router",
+        "Switch has a lower loss than a hash router.",
     ),
     (
         "switch_attention_experts",
-        "Experts in attention beat experts in feed-forward layers (.024)",
+        "Experts in attention have a lower loss than in feed-forward layers (.024)",
         "Experts in attention give a lower loss than experts in feed-forward layers.",
     ),
     (
         "switch_precision",
-        "A router in bfloat16 is worse",
+        "A router in bfloat16 has a higher loss than one in float32",
         "A router in bfloat16 has a higher loss than a router in float32.",
     ),
     (
         "expert_choice_capacity",
-        "Capacity 2 is better than top-2",
+        "Capacity factor 2 has a lower loss than top-2 token choice",
         "Expert Choice with capacity factor 2 has a lower loss than top-2 routing.",
     ),
 )
