@@ -12,7 +12,7 @@ SMOKE := tests/routing/test_references.py tests/routing/test_select_tokens_choos
 	tests/parallel/test_exchange.py tests/training/test_checkpoint.py \
 	tests/training/test_step.py tests/config tests/system/test_resume.py
 
-.PHONY: train test exhaustive smoke parity planner lint clean
+.PHONY: train test exhaustive smoke parity planner lint docs clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -41,6 +41,12 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# The documentation site, into site/.
+docs: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[docs]
+	$(RUN) -m tools.config_reference --check
+	$(RUN) -m mkdocs build --strict
+
 $(STAMP): setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python found: install 3.11 or newer" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -48,4 +54,4 @@ $(STAMP): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-smoke runs
+	rm -rf $(VENV) .venv-smoke runs site

@@ -32,7 +32,7 @@ from tools.mutations import ROOT, Mutation, drawn, given
 
 RESULT = ROOT / "tools" / "mutations.tsv"
 COPIED = ("moe_jax", "tests")
-LINKED = ("configs", "experiments", "docs", "examples", "colab", "pyproject.toml")
+LINKED = ("configs", "experiments", "docs", "examples", "colab", "tools", "pyproject.toml")
 IMPORTED = ("jax", "jax.numpy", "flax.nnx", "optax", "numpy", "pytest", "hypothesis.strategies")
 _SPREAD = ("tests/routing/test_balance_spread.py", "tests/routing/test_balance_load.py")
 _SELECT = tuple(
