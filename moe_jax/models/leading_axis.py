@@ -30,10 +30,15 @@ def as_saved(wanted: jax.ShapeDtypeStruct, saved: Sequence[int] | None) -> jax.S
 
 
 def as_wanted(restored: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns what ``as_saved`` restored, in the wanted shape and sharding."""
+    """Returns what ``as_saved`` restored, in the wanted shape and sharding.
+
+    An array that loses its axis is freed, so that a large state is never in memory twice.
+    """
     if np.shape(restored) == wanted.shape:
         return restored
-    return jax.jit(_first, out_shardings=wanted.sharding)(restored)
+    found = jax.jit(_first, out_shardings=wanted.sharding)(restored)
+    restored.delete()
+    return found
 
 
 def _first(array: jax.Array) -> jax.Array:

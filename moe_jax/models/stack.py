@@ -132,15 +132,16 @@ class Stack(nnx.Module):
         caches = [(None,) * len(blocks) for blocks in self.parts] if cache is None else cache
         reports: list[MoEAux] = []
         new_caches: StackCache = []
-        for i, (blocks, repeats) in enumerate(zip(self.parts, self.repeats, strict=True)):
-            part = (tuple(blocks), inputs[i], caches[i])
+        parts = zip(self.parts, inputs, caches, self.repeats, strict=True)
+        for blocks, part_inputs, old_caches, repeats in parts:
+            part = (tuple(blocks), part_inputs, old_caches)
             x, part_reports, part_caches = self._run(part, repeats, x, context, mode)
             reports += part_reports
             new_caches.append(part_caches)
         return x, tuple(reports), None if cache is None else new_caches
 
     def layers(self) -> Iterator[LayerView]:
-        """Yields every layer in order; nothing else knows how layers are stacked."""
+        """Yields every layer in order: the one place that says where a layer is."""
         index = 0
         for i, (blocks, repeats) in enumerate(zip(self.parts, self.repeats, strict=True)):
             for repeat in range(repeats):
@@ -188,13 +189,13 @@ class Stack(nnx.Module):
 
     def _by_part(self, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Arranges one tree per layer as the blocks are, ``[part][block]``, stacked for scans."""
-        found, first = [], 0
-        for blocks, repeats in zip(self.parts, self.repeats, strict=True):
-            size = len(blocks)
-            end = first + size * repeats
-            found.append(tuple(_stacked(values[i:end:size]) for i in range(first, first + size)))
-            first = end
-        return found
+        found: dict[tuple[str | int, ...], list[Any]] = {}
+        for layer, value in zip(self.layers(), values, strict=True):
+            found.setdefault(layer.path, []).append(value)
+        return [
+            tuple(_stacked(found["parts", i, j]) for j in range(len(blocks)))
+            for i, blocks in enumerate(self.parts)
+        ]
 
     def _run(
         self, part: Any, repeats: int, x: Array, context: Context, mode: Mode
