@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from moe_jax.config.experiment import Experiment
@@ -124,6 +125,19 @@ def test_our_own_format_keeps_everything(mixtral, tmp_path):
         np.testing.assert_array_equal(mine, theirs)
     with pytest.raises(ConfigError, match="holds no converted model"):
         native.load(tmp_path)
+
+
+def test_a_converted_folder_with_the_old_leading_axes_is_read(mixtral, tmp_path):
+    # Layers outside a scan were once saved behind an axis of length 1.
+    loaded = load(mixtral, scan_layers=False)
+    old = load(mixtral, scan_layers=False)
+    for layer in old.model.layers.layers():
+        nnx.update(layer.block, jax.tree.map(lambda x: x[None], nnx.state(layer.block)))
+    native.save(old, tmp_path / "old")
+    for mesh in (None, make_mesh(MeshConfig(data=4, model=2))):
+        again = native.load(tmp_path / "old", mesh).model
+        assert jax.tree.structure(again) == jax.tree.structure(loaded.model)
+        jax.tree.map(np.testing.assert_array_equal, again, loaded.model)
 
 
 def test_the_command_line_there_and_back(mixtral, tmp_path):

@@ -108,7 +108,7 @@ def test_weights_are_those_of_the_folder_in_the_type_of_the_run(
         np.dtype("float32")
     }
     tensors = load_file(released / "model.safetensors")
-    kernel = leaves["params/layers/parts/1/0/feed_forward/router/kernel"][0]
+    kernel = leaves["params/layers/parts/1/0/feed_forward/router/kernel"]
     theirs = tensors["model.layers.1.block_sparse_moe.gate.weight"].T
     if kind == "converted":
         theirs = theirs.astype(jax.numpy.bfloat16).astype(np.float32)

@@ -31,7 +31,6 @@ from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.opened import opened
 from moe_jax.interop.staging import replaced, require_room
-from moe_jax.models.stack import Stack
 from moe_jax.parallel.rules import sharding_of
 
 _FAMILIES: tuple[Family[Any], ...] = (
@@ -195,9 +194,9 @@ class _Places:
     """The parameters of a model by name, as if no layer were scanned."""
 
     def __init__(self, model: models.Model, dtype: str | None, mesh: Mesh | None):
-        self._model, self._dtype, self._mesh = model, dtype, mesh
-        self._state = nnx.state(model)
-        self._flat = dict(nnx.to_flat_state(self._state))
+        self._dtype, self._mesh = dtype, mesh
+        self._stored = models.stored(model)
+        self._flat = dict(nnx.to_flat_state(nnx.state(model)))
 
     def get(self, name: str) -> np.ndarray:
         """Returns one parameter of one layer."""
@@ -277,17 +276,10 @@ class _Places:
     def _find(self, name: str) -> tuple[tuple, tuple[int, ...]]:
         """Returns the path of a parameter and where in its array the layer's part is."""
         name, _, part = name.partition("|")
-        keys = [int(key) if key.isdigit() else key for key in name.split(".")]
-        index: tuple[int, ...] = ()
-        module: Any = self._model
-        for at, key in enumerate(keys):
-            if isinstance(module, Stack):
-                place, block, step = module.place(key)
-                keys[at : at + 1] = ["parts", place, block]
-                index = (step,)
-                break
-            module = module[key] if isinstance(key, int) else getattr(module, key, None)
-        return tuple(keys), (*index, int(part)) if part else index
+        keys = tuple(int(key) if key.isdigit() else key for key in name.split("."))
+        stored = self._stored.get(keys, models.Stored(keys))
+        index = () if stored.entry is None else (stored.entry,)
+        return stored.path, (*index, int(part)) if part else index
 
 
 @functools.partial(jax.jit, donate_argnums=0)
