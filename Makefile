@@ -1,12 +1,18 @@
 # `make train` and `make test` do all set-up on a fresh machine.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The newest Python that starts: a name on the PATH may belong to a version that is not active.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	$$name -c 'import ssl, venv' 2>/dev/null && command -v $$name && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 STAMP := $(VENV)/.installed
+SMOKE := tests/routing/test_references.py tests/routing/test_select_tokens_choose.py \
+	tests/routing/test_capacity.py tests/transport tests/nn/test_moe.py \
+	tests/parallel/test_exchange.py tests/training/test_checkpoint.py \
+	tests/training/test_step.py tests/config tests/system/test_resume.py
 
-.PHONY: train test exhaustive parity planner lint clean
+.PHONY: train test exhaustive smoke parity planner lint docs clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -17,6 +23,11 @@ test: $(STAMP) lint
 # What `make test` leaves out: the rest of matrices, and the tests of tests/exhaustive.txt.
 exhaustive: $(STAMP)
 	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile -m exhaustive
+
+# A part of the suite: routing, transport, collectives, checkpoints and a run. For another Python,
+# `make smoke VENV=.venv-smoke PYTHON=python3.13`.
+smoke: $(STAMP)
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile $(SMOKE)
 
 # The reference implementations, for the tests that compare with them live.
 parity: $(STAMP)
@@ -30,6 +41,12 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# The documentation site, into site/.
+docs: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[docs]
+	$(RUN) -m tools.config_reference --check
+	$(RUN) -m mkdocs build --strict
+
 $(STAMP): setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python found: install 3.11 or newer" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -37,4 +54,4 @@ $(STAMP): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-smoke runs site

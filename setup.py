@@ -1,12 +1,14 @@
-"""Packaging of moe_jax: ``pip install -e .[test]`` on any machine with Python 3.11 or newer."""
+"""Packages and dependencies of moe_jax; name, version and address are in ``pyproject.toml``."""
 
 from setuptools import find_namespace_packages, find_packages, setup
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", *NOTEBOOKS, *HF]
 EXTRAS = {
     "test": TEST,
+    "docs": DOCS,
     "hf": HF,  # tokenizers of released models
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
@@ -16,9 +18,6 @@ EXTRAS = {
 }
 
 setup(
-    name="moe_jax",
-    version="0.1.0",
-    description="Mixture-of-Experts research in JAX: routers, transports, models and ablations.",
     # Configs and ablations stand at the top of the repository and are installed inside the package.
     packages=[
         *find_packages(include=["moe_jax", "moe_jax.*"]),
@@ -27,7 +26,6 @@ setup(
     ],
     package_dir={"moe_jax.configs": "configs", "moe_jax.experiments": "experiments"},
     package_data={"moe_jax": ["py.typed", "*/*.j2"]},
-    python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.5",

@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from moe_jax.ablation.catalogue import RESULTS, entries, results
-from moe_jax.ablation.index import README, made, outdated
+from moe_jax.ablation.index import ROOT, made, outdated
 from moe_jax.ablation.report import write_report
 from moe_jax.cli import common
 
@@ -27,15 +27,15 @@ def main(given: flags.FlagValues) -> None:
         for result in results(every, RESULTS):
             folder = RESULTS / result.folder
             write_report(result.entry.ablation, result.records, result.command, folder)
-    files = made(every, RESULTS, README)
+    files = made(every, RESULTS, ROOT)
     wrong = outdated(files)
     if given.check and wrong:
-        names = ", ".join(str(path.relative_to(README.parent)) for path in wrong)
+        names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
         print(f"not what the results give: {names}; run python -m tools.index")
         sys.exit(1)
     for path in wrong:
         path.write_text(files[path])
-        print(f"written: {path.relative_to(README.parent)}")
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

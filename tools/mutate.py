@@ -32,7 +32,7 @@ from tools.mutations import ROOT, Mutation, drawn, given
 
 RESULT = ROOT / "tools" / "mutations.tsv"
 COPIED = ("moe_jax", "tests")
-LINKED = ("configs", "experiments", "docs", "examples", "colab", "pyproject.toml")
+LINKED = ("configs", "experiments", "docs", "examples", "colab", "tools", "pyproject.toml")
 IMPORTED = ("jax", "jax.numpy", "flax.nnx", "optax", "numpy", "pytest", "hypothesis.strategies")
 _SPREAD = ("tests/routing/test_balance_spread.py", "tests/routing/test_balance_load.py")
 _SELECT = tuple(
@@ -54,6 +54,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/plan.py": (("tests/routing/test_plan.py", *_ROUTE), _ROUTER),
     "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
+    "moe_jax/transport/ring.py": (("tests/transport/test_table.py",), _EXCHANGE[1:]),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),
     "moe_jax/parallel/exchange.py": (_EXCHANGE[:1], _EXCHANGE[1:], ("tests/parallel",)),
     "moe_jax/nn/moe.py": (_LAYER[:1], ("tests/nn", "tests/training/test_step.py")),

@@ -1,8 +1,6 @@
 """Runs the notebooks of ``colab/`` from a clean kernel and draws the pictures of ``docs/``.
 
 ``python -m tools.notebooks`` runs all of them, ``--only=02`` those with this in their name.
-``--repository=https://github.com/NAME/moe_jax`` writes this address into every notebook, the page
-and README instead of running anything.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -21,14 +18,12 @@ from PIL import Image
 
 from moe_jax.cli import common
 from moe_jax.errors import ConfigError
+from tools.address import repository
 
 ROOT = Path(__file__).parents[1]
 FOLDER, PICTURES = ROOT / "colab", ROOT / "docs" / "pictures"
-# No account can have an underscore, so that nobody can stand in for a project without a home.
-REPOSITORY = "https://github.com/your_account/moe_jax"
+REPOSITORY = repository()
 TIMEOUT = 600  # seconds that a notebook may take
-_PAGES = (ROOT / "README.md", ROOT / "docs" / "notebooks.md", Path(__file__))
-_ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
 
 
 def paths() -> list[Path]:
@@ -103,14 +98,10 @@ def _stacked(figures: list[bytes]) -> bytes:
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("only", "", "Run those whose name has this in it.", flag_values=values)
-    flags.DEFINE_string("repository", None, "Write this address everywhere.", flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Runs the notebooks and writes their pictures, or writes the address."""
-    if given.repository:
-        _write_address(given.repository)
-        return
+    """Runs the notebooks and writes their pictures."""
     chosen = [path for path in paths() if given.only in path.name]
     if not chosen:
         raise ConfigError(f"--only={given.only} is in no name of {FOLDER}")
@@ -121,17 +112,6 @@ def main(given: flags.FlagValues) -> None:
         for name, png in pictures(notebook).items():
             (PICTURES / f"{name}.png").write_bytes(png)
         print(f"{path.name}: {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def _write_address(address: str) -> None:
-    if not _ADDRESS.fullmatch(address):
-        raise ConfigError(f"--repository={address} is not https://github.com/ACCOUNT/NAME")
-    before, after = (a.removeprefix("https://github.com") for a in (REPOSITORY, address))
-    for path in (*paths(), *_PAGES):
-        text = path.read_text()
-        for start in ("https://github.com", "https://colab.research.google.com/github"):
-            text = text.replace(start + before, start + after)
-        path.write_text(text)
 
 
 if __name__ == "__main__":

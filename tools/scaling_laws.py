@@ -1,7 +1,7 @@
 """What the published scaling laws predict, beside what their papers print.
 
 ``python -m tools.scaling_laws --output=FOLDER`` prints it as Markdown and draws both
-laws to ``scaling_laws.png`` and ``.svg``; the laws themselves are in ``moe_jax.counting.laws``.
+laws to ``scaling_laws.png``; the laws themselves are in ``moe_jax.counting.laws``.
 """
 
 from __future__ import annotations
@@ -137,7 +137,6 @@ def _savings_table() -> str:
 # From Okabe and Ito's palette, told apart by colour-blind readers.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _STYLE = {
-    "svg.hashsalt": "moe_jax",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -204,8 +203,6 @@ def main(given: flags.FlagValues) -> None:
     drawn = figure()
     with matplotlib.rc_context(_STYLE):
         drawn.savefig(output / "scaling_laws.png", dpi=150)
-        # Without its date the same figure is the same file.
-        drawn.savefig(output / "scaling_laws.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

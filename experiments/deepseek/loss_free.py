@@ -36,11 +36,34 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("The bias balances better", "eval_violation", "bias", "loss"),
-        Claim("and so it does in each batch (ours)", "max_violation", "bias", "loss"),
-        Claim("A faster bias balances better (ours)", "eval_violation", "fast_bias", "bias"),
-        Claim("and the loss is lower", "loss", "bias", "loss", published=0.006, paper=_PERPLEXITY),
-        Claim("by little", "loss", "bias", "loss", 0.02, True, published=0.006, paper=_PERPLEXITY),
+        Claim(
+            "A bias gives a more even load over validation than a balance loss",
+            "eval_violation",
+            "bias",
+            "loss",
+        ),
+        Claim(
+            "A bias gives a more even load in each batch (ours)", "max_violation", "bias", "loss"
+        ),
+        Claim("A faster bias gives a more even load (ours)", "eval_violation", "fast_bias", "bias"),
+        Claim(
+            "A bias gives a lower loss than a balance loss",
+            "loss",
+            "bias",
+            "loss",
+            published=0.006,
+            paper=_PERPLEXITY,
+        ),
+        Claim(
+            "The losses of bias and balance loss are close",
+            "loss",
+            "bias",
+            "loss",
+            0.02,
+            True,
+            published=0.006,
+            paper=_PERPLEXITY,
+        ),
     ),
 )
 

@@ -49,25 +49,43 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("Capacity 1 is better than 0.5", "loss", "choice_1", "choice_0.5", paper=_FIGURE),
-        Claim("Capacity 2 is better than 1", "loss", "choice_2", "choice_1", paper=_FIGURE),
-        Claim("Even 0.5 is better than top-1", "loss", "choice_0.5", "top1", paper=_FIGURE),
         Claim(
-            "Capacity 2 is better than top-2",
+            "Capacity factor 1 has a lower loss than 0.5",
+            "loss",
+            "choice_1",
+            "choice_0.5",
+            paper=_FIGURE,
+        ),
+        Claim(
+            "Capacity factor 2 has a lower loss than 1",
+            "loss",
+            "choice_2",
+            "choice_1",
+            paper=_FIGURE,
+        ),
+        Claim(
+            "Capacity factor 0.5 has a lower loss than top-1 token choice",
+            "loss",
+            "choice_0.5",
+            "top1",
+            paper=_FIGURE,
+        ),
+        Claim(
+            "Capacity factor 2 has a lower loss than top-2 token choice",
             "loss",
             "choice_2",
             "top2",
             paper=f"{_ACCURACY}, 84.0 against 82.2",
         ),
         Claim(
-            "A cap of 2 costs quality",
+            "A cap of 2 experts per token raises the loss",
             "loss",
             "choice_2",
             "capped_2",
             paper=f"{_ACCURACY}, 84.0 against 83.2",
         ),
         Claim(
-            "A cap of 3 costs none",
+            "A cap of 3 experts per token does not raise the loss",
             "loss",
             "capped_3",
             "choice_2",
@@ -75,7 +93,7 @@ ABLATION = Ablation(
             paper=f"{_ACCURACY}, 84.0 for both",
         ),
         Claim(
-            "Learned is better than hash",
+            "Expert Choice has a lower loss than a hash router",
             "loss",
             "choice_2",
             "hash",
@@ -83,10 +101,10 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "All arms lie within 0.01 nats: one layer of experts in an encoder of two hardly moves the "
-        "loss of a decoder that learns for 1000 steps, whoever routes it.",
-        "`dropped` is of encoder and decoder together; where experts choose in the encoder, all of "
-        "it is the decoder's.",
+        "All arms lie within 0.01 nats. One MoE layer in an encoder of two layers hardly "
+        "changes the loss of a decoder after 1000 steps, whatever the router.",
+        "`dropped` counts encoder and decoder together. Where experts choose in the encoder, "
+        "all drops are in the decoder.",
     ),
 )
 

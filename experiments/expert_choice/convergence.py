@@ -25,20 +25,20 @@ ABLATION = Ablation(
     scales=SPANS,
     claims=(
         Claim(
-            "Experts that choose are ahead of top-2 at equal steps (2202.09368, figure 2a)",
+            "Expert Choice has a lower loss than top-2 at equal steps (2202.09368, figure 2a)",
             "loss",
             "choice_2",
             "top2",
         ),
         Claim(
-            "A step of top-2 is slower",
+            "A step of top-2 takes longer than a step of Expert Choice",
             "tokens_per_second",
             "top2",
             "choice_2",
             paper="Expert Choice (2202.09368): by 20 %",
         ),
         Claim(
-            "Experts that choose reach the last loss of top-2 in fewer steps",
+            "Expert Choice reaches the last loss of top-2 in fewer steps",
             "steps_to",
             "choice_2",
             "top2",
@@ -46,8 +46,8 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "One layer of experts in an encoder of two hardly moves the loss at 1000 steps: see "
-        "`expert_choice_capacity`, whose arms lie within 0.01 nats of each other.",
+        "One MoE layer in an encoder of two layers hardly changes the loss after 1000 steps: "
+        "all arms of `expert_choice_capacity` lie within 0.01 nats.",
     ),
     threshold_arm="top2",
 )

@@ -62,23 +62,33 @@ ABLATION = Ablation(
     ),
     claims=(
         Claim(
-            "A sequence leaks more than the batch",
+            "Expert Choice within a sequence has a lower loss (more leak) than over the batch",
             "loss",
             "choice_sequence",
             "choice_whole",
             paper="Wang et al. 2024 section 5.2: about 10 % of the loss, 512 tokens against 8192",
         ),
-        Claim("64 tokens leak more than the batch", "loss", "choice_64", "choice_whole"),
-        Claim("16 tokens leak more than 64", "loss", "choice_16", "choice_64"),
         Claim(
-            "With experts in every layer a sequence leaks more than the batch",
+            "Expert Choice within 64 tokens has a lower loss than over the batch",
+            "loss",
+            "choice_64",
+            "choice_whole",
+        ),
+        Claim(
+            "Expert Choice within 16 tokens has a lower loss than within 64",
+            "loss",
+            "choice_16",
+            "choice_64",
+        ),
+        Claim(
+            "With experts in every layer, a sequence has a lower loss than the batch",
             "loss",
             "every_sequence",
             "every_whole",
             paper="Wang et al. 2024 section 5.2: about 10 % of the loss, of 9 such layers",
         ),
         Claim(
-            "Tokens that choose do not leak: control",
+            "Control: with token choice, the size of the group does not change the loss",
             "loss",
             "token_16",
             "token_whole",
@@ -87,11 +97,13 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "Earlier runs validated in the order of files, where 2048 neighbouring tokens are of one "
-        "file, unlike any group in training, and smaller chunks then looked better. With rows of "
-        "all files mixed, validation and training agree: smaller chunks are worse.",
-        "Tried: chunks down to 16 tokens, and experts in both layers, so that attention can read "
-        "what a choice tells. The published model has nine such layers and learns for longer.",
+        "Earlier runs validated in the order of the files. A group of 2048 tokens was then "
+        "from one file, unlike any group in training, and smaller chunks had a lower loss. "
+        "With the rows of all files mixed, validation and training agree: smaller chunks have "
+        "a higher loss.",
+        "Chunks down to 16 tokens were tried, and experts in both layers, so that attention "
+        "can read the leaked information. The published model has nine such layers and trains "
+        "for longer.",
     ),
 )
 

@@ -46,29 +46,34 @@ ABLATION = Ablation(
     ),
     claims=(
         Claim(
-            "At equal tokens and FLOPs the mixture is better",
+            "At equal tokens and FLOPs, the MoE model has a lower loss than the dense model",
             "loss",
             "moe",
             "dense",
             paper="GLaM (2112.06905), scores alone",
         ),
         Claim(
-            "Half the tokens and FLOPs are enough for it (ours)",
+            "The MoE model with half the tokens has a lower loss than the dense model (ours)",
             "loss",
             "moe_half",
             "dense",
         ),
         Claim(
-            "A dense model with twice the tokens and FLOPs is behind it (ours)",
+            "The MoE model has a lower loss than a dense model with twice the tokens (ours)",
             "loss",
             "moe",
             "dense_double",
         ),
-        Claim("Twice the tokens help a dense model (ours)", "loss", "dense_double", "dense"),
+        Claim(
+            "Twice the tokens lower the loss of a dense model (ours)",
+            "loss",
+            "dense_double",
+            "dense",
+        ),
     ),
     notes=(
-        "At 1000 steps the loss still falls steeply with every step, so that tokens are worth more "
-        "than experts; the paper's models are past that.",
+        "At 1000 steps the loss still falls steeply with every step, so more tokens lower it "
+        "more than experts do. The models of the paper are trained far beyond this phase.",
     ),
     threshold_arm="dense",
     against=("tokens", "flops", "energy"),

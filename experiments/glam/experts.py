@@ -23,14 +23,14 @@ ABLATION = Ablation(
     scales=SCALES,
     claims=(
         Claim(
-            "16 experts are better than dense at equal FLOPs",
+            "16 experts have a lower loss than a dense model of equal FLOPs",
             "loss",
             "e16",
             "dense",
             paper="GLaM (2112.06905), scores alone",
         ),
         Claim(
-            "64 experts are better than 4",
+            "64 experts have a lower loss than 4",
             "loss",
             "e64",
             "e4",

@@ -60,32 +60,67 @@ ABLATION = Ablation(
     scales={scale: _sizes(scale) for scale in SCALES},
     metric="mutual_information",
     claims=(
-        Claim("Top-1 knows the domain better than hash (ours)", _INFORMATION, "hash", "top1"),
-        Claim("and so does top-2 (ours)", _INFORMATION, "hash", "top2"),
-        Claim("and so does a bias without a loss (ours)", _INFORMATION, "hash", "bias"),
         Claim(
-            "A bias lets experts specialise more than a balance loss",
+            "Experts of top-1 tell more about the domain than those of hash (ours)",
+            _INFORMATION,
+            "hash",
+            "top1",
+        ),
+        Claim(
+            "Experts of top-2 tell more about the domain than those of hash (ours)",
+            _INFORMATION,
+            "hash",
+            "top2",
+        ),
+        Claim(
+            "Experts of bias balancing tell more about the domain than those of hash (ours)",
+            _INFORMATION,
+            "hash",
+            "bias",
+        ),
+        Claim(
+            "Experts of bias balancing specialise more than those of a balance loss",
             _INFORMATION,
             "sigmoid",
             "bias",
             paper="DeepSeek-V3 (2412.19437) section 4.5.3, figure only",
         ),
         Claim(
-            "Balance over many texts lets them specialise more than within each",
+            "Experts balanced over many texts specialise more than within each text",
             _INFORMATION,
             "sequence",
             "top1",
             paper="Qiu et al. 2025 (2501.11873), in words",
         ),
-        Claim("Without balance they know less (ours)", _INFORMATION, "unbalanced", "top1"),
-        Claim("Experts of top-1 are purer than of hash (ours)", "purity", "hash", "top1"),
-        Claim("Top-1 is nearer the best loss than hash (ours)", "excess_loss", "top1", "hash"),
-        Claim("and than dense (ours)", "excess_loss", "top1", "dense"),
+        Claim(
+            "Experts without balancing tell less about the domain (ours)",
+            _INFORMATION,
+            "unbalanced",
+            "top1",
+        ),
+        Claim(
+            "Experts of top-1 have a higher purity than those of hash (ours)",
+            "purity",
+            "hash",
+            "top1",
+        ),
+        Claim(
+            "Top-1 is nearer to the best possible loss than hash (ours)",
+            "excess_loss",
+            "top1",
+            "hash",
+        ),
+        Claim(
+            "Top-1 is nearer to the best possible loss than a dense model (ours)",
+            "excess_loss",
+            "top1",
+            "dense",
+        ),
     ),
     notes=(
-        "In these languages the next symbol depends on the last one alone, so a hash of the symbol "
-        "gives each expert a few rows of every language's table: here it is a strong router, and "
-        "what it tells of the language is what the symbol tells.",
+        "In these languages the next symbol depends on the last symbol alone. A hash of the "
+        "symbol gives each expert a few rows of the table of every language, which makes hash "
+        "a strong router here. Its experts tell about the language only what the symbol tells.",
     ),
 )
 

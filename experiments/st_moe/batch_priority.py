@@ -59,11 +59,33 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("By score is better at 0.75 (.019)", "loss", "score_0.75", "order_0.75"),
-        Claim("By score is better at 1.0 (.011)", "loss", "score_1.0", "order_1.0"),
-        Claim("At 1.25 it hardly matters (.002)", "loss", "score_1.25", "order_1.25", 0.02, True),
-        Claim("1.25 is better than 0.75 by order (.050)", "loss", "order_1.25", "order_0.75"),
-        Claim("1.25 drops less than 0.75", "dropped", "order_1.25", "order_0.75"),
+        Claim(
+            "At factor 0.75, priority by score has a lower loss than by position (.019)",
+            "loss",
+            "score_0.75",
+            "order_0.75",
+        ),
+        Claim(
+            "At factor 1.0, priority by score has a lower loss than by position (.011)",
+            "loss",
+            "score_1.0",
+            "order_1.0",
+        ),
+        Claim(
+            "At factor 1.25, both priorities have about the same loss (.002)",
+            "loss",
+            "score_1.25",
+            "order_1.25",
+            0.02,
+            True,
+        ),
+        Claim(
+            "By position, factor 1.25 has a lower loss than 0.75 (.050)",
+            "loss",
+            "order_1.25",
+            "order_0.75",
+        ),
+        Claim("Factor 1.25 drops fewer tokens than 0.75", "dropped", "order_1.25", "order_0.75"),
     ),
 )
 

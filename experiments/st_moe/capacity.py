@@ -56,13 +56,41 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("1.0 is better than 0.75", "loss", "1.0", "0.75"),
-        Claim("2.0 is better than 1.0", "loss", "2.0", "1.0"),
-        Claim("Trained at 0.75, evaluation at 2.0 is better", "loss", "0.75_at_2.0", "0.75"),
-        Claim("and drops less", "eval_dropped", "0.75_at_2.0", "0.75", paper="ST-MoE table 8"),
-        Claim("Trained at 1.0 as well", "loss", "1.0_at_2.0", "1.0"),
-        Claim("but training at 2.0 is better still", "loss", "2.0", "1.0_at_2.0"),
-        Claim("Above 2.0 evaluation gains nothing", "loss", "2.0_at_3.0", "2.0", 0.02, True),
+        Claim("Factor 1.0 has a lower loss than 0.75", "loss", "1.0", "0.75"),
+        Claim("Factor 2.0 has a lower loss than 1.0", "loss", "2.0", "1.0"),
+        Claim(
+            "A model trained at 0.75 has a lower loss when evaluated at 2.0",
+            "loss",
+            "0.75_at_2.0",
+            "0.75",
+        ),
+        Claim(
+            "A model trained at 0.75 drops fewer tokens when evaluated at 2.0",
+            "eval_dropped",
+            "0.75_at_2.0",
+            "0.75",
+            paper="ST-MoE table 8",
+        ),
+        Claim(
+            "A model trained at 1.0 has a lower loss when evaluated at 2.0",
+            "loss",
+            "1.0_at_2.0",
+            "1.0",
+        ),
+        Claim(
+            "Training at 2.0 has a lower loss than training at 1.0, both evaluated at 2.0",
+            "loss",
+            "2.0",
+            "1.0_at_2.0",
+        ),
+        Claim(
+            "A model trained at 2.0 gains nothing when evaluated at 3.0",
+            "loss",
+            "2.0_at_3.0",
+            "2.0",
+            0.02,
+            True,
+        ),
     ),
 )
 

@@ -49,11 +49,35 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("Sparse is better than dense (.091)", "loss", "sparse", "dense"),
-        Claim("A dense sub-layer after helps (.014)", "loss", "sparse_after", "sparse"),
-        Claim("Before helps as well (.014)", "loss", "sparse_before", "sparse"),
-        Claim("Before and after are equal", "loss", "sparse_before", "sparse_after", 0.02, True),
-        Claim("A dense model gains too (.022)", "loss", "dense_extra", "dense"),
+        Claim(
+            "A sparse model has a lower loss than a dense model (.091)", "loss", "sparse", "dense"
+        ),
+        Claim(
+            "A dense sub-layer after the experts lowers the loss (.014)",
+            "loss",
+            "sparse_after",
+            "sparse",
+        ),
+        Claim(
+            "A dense sub-layer before the experts lowers the loss (.014)",
+            "loss",
+            "sparse_before",
+            "sparse",
+        ),
+        Claim(
+            "A dense sub-layer before and one after have about the same loss",
+            "loss",
+            "sparse_before",
+            "sparse_after",
+            0.02,
+            True,
+        ),
+        Claim(
+            "An extra dense sub-layer lowers the loss of a dense model (.022)",
+            "loss",
+            "dense_extra",
+            "dense",
+        ),
     ),
 )
 

@@ -24,7 +24,11 @@ ABLATION = Ablation(
             negated=True,
         ),
     ),
-    claims=(Claim("1e-3 does not hurt quality", "loss", "1e-3", "none", margin=-0.02),),
+    claims=(
+        Claim(
+            "A z-loss of weight 1e-3 does not raise the loss", "loss", "1e-3", "none", margin=-0.02
+        ),
+    ),
 )
 
 get_config = ABLATION.get_config

@@ -25,24 +25,36 @@ ABLATION = Ablation(
     },
     scales=SCALES,
     claims=(
-        Claim("1e-2 balances", "max_violation", "1e-2", "none", paper="Switch section 2.2"),
         Claim(
-            "Without it load gathers on few experts (collapse)",
+            "A weight of 1e-2 gives a more even load than no balance loss",
+            "max_violation",
+            "1e-2",
+            "none",
+            paper="Switch section 2.2",
+        ),
+        Claim(
+            "Without a balance loss, the load gathers on few experts (collapse)",
             "load_entropy",
             "none",
             "1e-2",
             paper="OLMoE (2409.02060): the first layer falls to 1 or 2 experts",
         ),
-        Claim("and loss is worse", "loss", "1e-2", "none", paper="OLMoE, figure only"),
         Claim(
-            "1e-2 is small enough not to hurt the loss",
+            "Without a balance loss, the loss is higher",
+            "loss",
+            "1e-2",
+            "none",
+            paper="OLMoE, figure only",
+        ),
+        Claim(
+            "A weight of 1e-2 does not raise the loss, compared with 1e-3",
             "loss",
             "1e-2",
             "1e-3",
             margin=-0.02,
             paper="Switch section 2.2",
         ),
-        Claim("A weight of 1 hurts it (ours)", "loss", "1e-2", "1"),
+        Claim("A weight of 1 raises the loss (ours)", "loss", "1e-2", "1"),
     ),
 )
 

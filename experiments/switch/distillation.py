@@ -44,38 +44,52 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("The teacher is better than the student alone", "loss", "teacher", "student"),
+        Claim("The teacher has a lower loss than the student alone", "loss", "teacher", "student"),
         Claim(
-            "A quarter of soft targets, with the teacher's weights, beats the student alone",
+            "A quarter of soft targets and the teacher's weights lower the student's loss",
             "loss",
             "initialised_mixed",
             "student",
         ),
-        Claim("Soft targets alone gain a little", "loss", "distilled", "student"),
+        Claim("Soft targets alone lower the student's loss", "loss", "distilled", "student"),
         Claim(
-            "The teacher's weights help distillation", "loss", "initialised_distilled", "distilled"
+            "The teacher's weights lower the loss of distillation",
+            "loss",
+            "initialised_distilled",
+            "distilled",
         ),
         Claim(
-            "A quarter of soft targets is better than soft targets alone",
+            "A quarter of soft targets has a lower loss than soft targets alone",
             "loss",
             "initialised_mixed",
             "initialised_distilled",
         ),
         Claim(
-            "The teacher's weights alone gain nothing", "loss", "student", "initialised", 0.02, True
+            "The teacher's weights alone do not lower the student's loss",
+            "loss",
+            "student",
+            "initialised",
+            0.02,
+            True,
         ),
         Claim(
-            "They are worth less than as many steps of the student's own (ours)",
+            "The teacher's weights gain less than as many steps of the student (ours)",
             "loss",
             "student_twice",
             "initialised",
         ),
-        Claim("which beat distillation too (ours)", "loss", "student_twice", "initialised_mixed"),
+        Claim(
+            "As many steps of the student gain more than distillation (ours)",
+            "loss",
+            "student_twice",
+            "initialised_mixed",
+        ),
     ),
     notes=(
-        "Training ends here long before it converges, so the teacher's weights may be no more than "
-        "more training: `student_twice` is the student alone for as many steps as the teacher and "
-        "a student together. Three seeds do not tell the two apart.",
+        "Training ends here long before it converges, so the teacher's weights may only have "
+        "the effect of more training steps. The arm `student_twice` trains the student alone "
+        "for as many steps as the teacher and a student together. Three seeds do not separate "
+        "the two explanations.",
     ),
 )
 

@@ -33,13 +33,17 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("2 experts are better than dense", "loss", "e2", "dense", paper=_FIGURE),
-        Claim("8 experts are better than dense", "loss", "e8", "dense", paper=_FIGURE),
-        Claim("16 experts are better than dense", "loss", "e16", "dense"),
-        Claim("16 experts are better than 4", "loss", "e16", "e4", paper="Switch figure 4"),
-        Claim("64 experts are better than 16", "loss", "e64", "e16"),
         Claim(
-            "64 experts reach the dense model's last loss in fewer steps",
+            "2 experts have a lower loss than a dense model", "loss", "e2", "dense", paper=_FIGURE
+        ),
+        Claim(
+            "8 experts have a lower loss than a dense model", "loss", "e8", "dense", paper=_FIGURE
+        ),
+        Claim("16 experts have a lower loss than a dense model", "loss", "e16", "dense"),
+        Claim("16 experts have a lower loss than 4", "loss", "e16", "e4", paper="Switch figure 4"),
+        Claim("64 experts have a lower loss than 16", "loss", "e64", "e16"),
+        Claim(
+            "64 experts reach the last loss of the dense model in fewer steps",
             "steps_to",
             "e64",
             "dense",
@@ -47,8 +51,9 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "A batch has 2048 tokens, 32 for each of 64 experts: loads differ more by chance, and an "
-        "eighth of all assignments is dropped in training, against a seventeenth with 16.",
+        "A batch has 2048 tokens, which is 32 per expert with 64 experts. Loads then differ "
+        "more by chance: an eighth of all assignments is dropped in training, and a "
+        "seventeenth with 16 experts.",
     ),
     threshold_arm="dense",
     overlay=Overlay(

@@ -33,10 +33,21 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("Sampling is worse than argmax (.099)", "loss", "argmax", "sample"),
-        Claim("Sampling is worse than jitter (.102)", "loss", "input_jitter", "sample"),
-        Claim("Input dropout is worse than argmax (.009)", "loss", "argmax", "input_dropout"),
-        Claim("Jitter equals argmax (.003)", "loss", "input_jitter", "argmax", 0.02, True),
+        Claim("Sampling has a higher loss than argmax (.099)", "loss", "argmax", "sample"),
+        Claim(
+            "Sampling has a higher loss than input jitter (.102)", "loss", "input_jitter", "sample"
+        ),
+        Claim(
+            "Input dropout has a higher loss than argmax (.009)", "loss", "argmax", "input_dropout"
+        ),
+        Claim(
+            "Input jitter and argmax have about the same loss (.003)",
+            "loss",
+            "input_jitter",
+            "argmax",
+            0.02,
+            True,
+        ),
     ),
 )
 

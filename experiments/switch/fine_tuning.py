@@ -66,37 +66,37 @@ ABLATION = Ablation(
     ),
     claims=(
         Claim(
-            "Switch fine-tunes better than its dense twin (GLUE, SQuAD and SuperGLUE)",
+            "Switch reaches a lower loss in tuning than a dense model (GLUE, SQuAD, SuperGLUE)",
             "best_loss",
             "switch_0.1",
             "dense_0.1",
             paper="Switch table 4: GLUE 84.7 against 82.9",
         ),
         Claim(
-            "More dropout in the experts alone helps (GLUE and CNN/Daily Mail)",
+            "More dropout in the experts alone lowers the loss (GLUE and CNN/Daily Mail)",
             "best_loss",
             "switch_0.1_experts_0.4",
             "switch_0.1",
             paper="Switch table 4: GLUE 85.2 against 84.7",
         ),
         Claim(
-            "More dropout everywhere hurts (GLUE, SQuAD and SuperGLUE)",
+            "More dropout everywhere raises the loss (GLUE, SQuAD and SuperGLUE)",
             "best_loss",
             "switch_0.1",
             "switch_0.3",
             paper="Switch table 4: GLUE 84.7 against 83.9",
         ),
         Claim(
-            "No dropout is better than 0.1 (ours)",
+            "No dropout has a lower loss than 0.1 (ours)",
             "best_loss",
             "switch_0.0",
             "switch_0.1",
         ),
     ),
     notes=(
-        "The paper tunes models of 223 million parameters and more on little data, and dropout "
-        "keeps them from overfitting. Models of this size still underfit when tuning ends: the "
-        "best loss is the last one, and without any dropout it is lower still.",
+        "The paper tunes models of 223 million parameters and more on little data, where "
+        "dropout prevents overfitting. Models of this size still underfit at the end of "
+        "tuning: their best loss is the last one, and it is lower without dropout.",
     ),
 )
 

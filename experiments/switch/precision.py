@@ -41,8 +41,20 @@ ABLATION = Ablation(
         ),
     ),
     claims=(
-        Claim("A router in bfloat16 is worse", "loss", "selective", "bfloat16"),
-        Claim("Selective precision equals float32", "loss", "selective", "float32", 0.02, True),
+        Claim(
+            "A router in bfloat16 has a higher loss than one in float32",
+            "loss",
+            "selective",
+            "bfloat16",
+        ),
+        Claim(
+            "Selective precision has about the loss of float32",
+            "loss",
+            "selective",
+            "float32",
+            0.02,
+            True,
+        ),
     ),
 )
 

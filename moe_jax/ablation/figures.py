@@ -1,4 +1,4 @@
-"""The figures of an ablation, as PNG and as SVG that follows the reader's light or dark theme."""
+"""The figures of an ablation, as PNG files with a palette of 128 colours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
+from PIL import Image
 
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.derived import Record, Records, axis_of, by_arm, diverged, paired
@@ -19,11 +20,8 @@ from moe_jax.ablation.verdicts import Verdict
 
 CURVES, AGAINST, OVERLAY, EFFECTS = "curves", "against", "overlay", "effects"
 NAMES = (CURVES, AGAINST, OVERLAY, EFFECTS)
-_INK, _PAPER = "#1f2328", "#fffffe"
-_DARK = {_INK: "#e4e7ea", _PAPER: "#1e2226"}
+_INK, _PAPER = "#1f2328", "#ffffff"
 _STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "moe_jax",
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,7 +55,13 @@ def names(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def draw(ablation: Ablation, records: Records, verdicts: Sequence[Verdict], folder: Path) -> None:
-    """Draws each of them to ``folder``, as PNG and SVG."""
+    """Writes every figure of the ablation to ``folder`` as a PNG file."""
+    for name, figure in drawn(ablation, records, verdicts).items():
+        _save(figure, folder / f"{name}.png")
+
+
+def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> dict[str, Figure]:
+    """Returns every figure of the ablation by its name."""
     drawings: dict[str, Callable[[], Figure]] = {
         CURVES: lambda: _curves(ablation, records),
         AGAINST: lambda: _against(ablation, records),
@@ -65,8 +69,7 @@ def draw(ablation: Ablation, records: Records, verdicts: Sequence[Verdict], fold
         EFFECTS: lambda: _effects(verdicts),
     }
     with matplotlib.rc_context(_STYLE):
-        for name in names(ablation, verdicts):
-            _save(drawings[name](), folder / name)
+        return {name: drawings[name]() for name in names(ablation, verdicts)}
 
 
 def _curves(ablation: Ablation, records: Records) -> Figure:
@@ -184,20 +187,9 @@ def _effects(verdicts: Sequence[Verdict]) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    path.with_suffix(".svg").write_text(_themed(file.getvalue()))
-
-
-def _themed(svg: str) -> str:
-    """Lets the reader's theme choose ink and paper, also where the figure is an ``<img>``."""
-    light, dark = (
-        "".join(f"--c{i}: {colours[key]};" for i, key in enumerate(_DARK))
-        for colours in ({key: key for key in _DARK}, _DARK)
-    )
-    for i, colour in enumerate(_DARK):
-        svg = svg.replace(colour, f"var(--c{i}, {colour})")
-    style = f":root {{{light}}} @media (prefers-color-scheme: dark) {{:root {{{dark}}}}}"
-    start = svg.index(">", svg.index("<svg")) + 1
-    return f"{svg[:start]}<style>{style}</style>{svg[start:]}"
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format="png", dpi=110)
+    image = Image.open(file).convert("RGB")
+    # A palette of 128 colours is enough for plots and takes a third of the bytes.
+    image.quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)

@@ -1,9 +1,9 @@
 """The index of all ablations: ``python -m tools.index``.
 
-Reads what is committed in ``experiments/results`` and writes the table between two comments of
-``README.md``, the page ``experiments/results/index.html`` and every ``report.md`` anew (with
-``--figures`` its figures too). ``--check`` writes nothing, and fails if any of them is not what the
-results give.
+Reads the committed ``experiments/results`` and writes all claims into ``docs/results.md``, chosen
+ones into ``README.md``, the page ``experiments/results/index.html`` and every ``report.md`` (with
+``--figures`` its figures too). Pages keep their text outside two comments. ``--check`` writes
+nothing and fails if a file differs from the one that the results give.
 """
 
 from __future__ import annotations
@@ -22,10 +22,59 @@ from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of
 from moe_jax.ablation.verdicts import MISSING
 from moe_jax.errors import ConfigError
 
-README = RESULTS.parents[1] / "README.md"
+ROOT = RESULTS.parents[1]
+README, CLAIMS = Path("README.md"), Path("docs/results.md")
 BEGIN, END = "<!-- ablations -->", "<!-- /ablations -->"
 INDEX = "index.html"
 _REPORT = "report.md"
+# The rows of README.md: the folder of a result, the words of one of its claims, and the claim in a
+# sentence that can be read alone.
+CHOSEN = (
+    (
+        "switch_expert_scaling",
+        "16 experts have a lower loss than a dense model",
+        "A model with 16 experts has a lower loss than the dense model of equal FLOPs.",
+    ),
+    (
+        "st_moe_capacity",
+        "A model trained at 0.75 has a lower loss when evaluated at 2.0",
+        "A model trained with capacity factor 0.75 has a lower loss when evaluated with 2.0.",
+    ),
+    (
+        "dropless_capacity",
+        "Dropless routing has a lower loss than capacity factor 1",
+        "Dropless routing has a lower loss than capacity factor 1.",
+    ),
+    (
+        "deepseek_loss_free",
+        "A bias gives a more even load over validation than a balance loss",
+        "A bias on the selection gives a lower MaxVio, a more even load, than a balance loss.",
+    ),
+    (
+        "deepseek_bake_off",
+        "Switch has a lower loss than a hash router",
+        "Switch has a lower loss than a hash router.",
+    ),
+    (
+        "switch_attention_experts",
+        "Experts in attention have a lower loss than in feed-forward layers (.024)",
+        "Experts in attention give a lower loss than experts in feed-forward layers.",
+    ),
+    (
+        "switch_precision",
+        "A router in bfloat16 has a higher loss than one in float32",
+        "A router in bfloat16 has a higher loss than a router in float32.",
+    ),
+    (
+        "expert_choice_capacity",
+        "Capacity factor 2 has a lower loss than top-2 token choice",
+        "Expert Choice with capacity factor 2 has a lower loss than top-2 routing.",
+    ),
+)
+_HEADER = (
+    "| claim | effect | published | measured, 95 % interval | verdict |",
+    "|---|---|---|---|---|",
+)
 _OUTDATED = "Outdated: the configuration has changed since; the command trains another one."
 
 
@@ -99,7 +148,7 @@ def _section(result: Result, folder: Path) -> Section:
         rows=_rows(ablation, records),
         warnings=tuple(warnings),
         notes=ablation.notes,
-        figures=tuple(f"{name}.svg" for name in NAMES if (there / f"{name}.svg").exists()),
+        figures=tuple(f"{name}.png" for name in NAMES if (there / f"{name}.png").exists()),
     )
 
 
@@ -130,39 +179,53 @@ def waiting(every: Iterable[Entry], found: Iterable[Result]) -> list[Entry]:
     return [entry for entry in every if entry.file not in done]
 
 
-def table(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
-    """Returns what stands between the two comments of README.md."""
+def claims(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
+    """Returns every claim by ablation, for ``docs/results.md``."""
     lines = [summary(shown), ""]
-    if shown:
-        lines += [
-            "| claim | effect | published | measured, 95 % interval | verdict |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [line for section in shown for line in _table_rows(section)]
-        lines += [""]
+    lines += [line for section in shown for line in _section_lines(section)]
     if rest:
-        lines += [
-            "Runnable, without a verdict yet (`moe-jax ablate --ablation=FILE`):",
-            "",
-        ]
+        lines += ["### Ablations without a result", ""]
         lines += [f"* `{entry.file.as_posix()}`: {entry.ablation.title}" for entry in rest]
         lines += [""]
     return "\n".join(lines)
 
 
-def _table_rows(section: Section) -> list[str]:
-    link = f"experiments/results/{section.folder}/{_REPORT}"
-    about = (
-        f"**[{section.title}]({link})**, {section.seeds} seeds, {section.minutes:.0f} min of runs: "
-        f"`{section.command}`"
-    )
-    extra = " ".join([*section.warnings, *section.notes])
-    head = f"| {about}{' ' + extra if extra else ''} | | | | |"
-    rows = [
-        f"| {row.claim} | `{row.effect}` | {row.published} | {row.measured} | {row.verdict} |"
-        for row in section.rows
+def _section_lines(section: Section) -> list[str]:
+    link = f"../experiments/results/{section.folder}/{_REPORT}"
+    about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of runs:"
+    remarks = [line for text in (*section.warnings, *section.notes) for line in (text, "")]
+    rows = [*_HEADER, *map(_line, section.rows), ""] if section.rows else []
+    return [
+        f"### {section.title}",
+        "",
+        f"{about} `{section.command}`",
+        "",
+        *remarks,
+        *rows,
     ]
-    return [head, *rows]
+
+
+def chosen(shown: Sequence[Section]) -> str:
+    """Returns the claims of ``CHOSEN`` that have a result, for ``README.md``."""
+    rows = {
+        (section.folder, row.claim): (section, row) for section in shown for row in section.rows
+    }
+    lines = [
+        _chosen_line(sentence, *rows[folder, claim])
+        for folder, claim, sentence in CHOSEN
+        if (folder, claim) in rows
+    ]
+    header = ["| claim | published | measured | verdict |", "|---|---|---|---|"]
+    return "\n".join([summary(shown), "", *([*header, *lines, ""] if lines else [])])
+
+
+def _chosen_line(sentence: str, section: Section, row: Row) -> str:
+    link = f"experiments/results/{section.folder}/{_REPORT}"
+    return f"| [{sentence}]({link}) | {row.published} | {row.measured} | {row.verdict} |"
+
+
+def _line(row: Row) -> str:
+    return f"| {row.claim} | `{row.effect}` | {row.published} | {row.measured} | {row.verdict} |"
 
 
 def page(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
@@ -177,25 +240,37 @@ def page(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
     return template.render(sections=shown, waiting=rest, summary=summary(shown)) + "\n"
 
 
-def put(readme: str, text: str) -> str:
-    """Returns README.md with its table replaced.
+def put(page: str, text: str, name: Path) -> str:
+    """Returns a page with the text between its two comments replaced.
+
+    Args:
+        page: the whole page.
+        text: its new table.
+        name: of the page, for the message.
 
     Raises:
         ConfigError: if the two comments are not there.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ConfigError(f"README.md has no {BEGIN} and {END}: put them where the table belongs")
+        raise ConfigError(f"{name} has no {BEGIN} and {END}: put them where the table belongs")
     return f"{before}{begin}\n{text}{end}{after}"
 
 
-def made(every: Sequence[Entry], folder: Path, readme: Path) -> dict[Path, str]:
-    """Returns every file that the results give, and its text."""
+def made(every: Sequence[Entry], folder: Path, root: Path) -> dict[Path, str]:
+    """Returns every file that the results give, and its text.
+
+    Args:
+        every: the ablations.
+        folder: of all results.
+        root: folder of ``README.md`` and ``docs/results.md``.
+    """
     found = results(every, folder)
     shown, rest = sections(found, folder), waiting(every, found)
+    tables = {README: chosen(shown), CLAIMS: claims(shown, rest)}
     return {
-        readme: put(readme.read_text(), table(shown, rest)),
+        **{root / name: put((root / name).read_text(), tables[name], name) for name in tables},
         folder / INDEX: page(shown, rest),
         **{folder / result.folder / _REPORT: _report(result) for result in found},
     }

@@ -57,7 +57,7 @@ _ALT = {
 
 
 def write_report(ablation: Ablation, records: Records, command: str, folder: Path) -> None:
-    """Writes ``report.md`` and its figures as PNG and SVG.
+    """Writes ``report.md`` and its figures as PNG.
 
     Args:
         ablation: the ablation.
@@ -93,7 +93,7 @@ def markdown(
         _overlay(ablation, ablation.overlay, lines) if ablation.overlay else [],
         _verdicts(ablation, records, verdicts),
         [ENERGY] if "energy" in ablation.against else [],
-        *([f"![{_ALT[name]}]({name}.svg)"] for name in figures.names(ablation, verdicts)),
+        *([f"![{_ALT[name]}]({name}.png)"] for name in figures.names(ablation, verdicts)),
         _notes(ablation),
     ]
     return "\n".join(line for part in parts if part for line in (*part, ""))

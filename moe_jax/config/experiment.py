@@ -15,6 +15,7 @@ from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import batch_shards
 from moe_jax.ranges import Natural, Positive, Ranged, Seed, Share, Weight
 from moe_jax.routing import Forced
+from moe_jax.transport import check as check_transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +245,8 @@ class Experiment:
                     f"model.{layer.setting}.num_experts={experts} is not divisible by "
                     f"mesh.expert={mesh.expert}"
                 )
-            if layer.moe.transport == "ragged" and mesh.expert > 1:
-                raise ConfigError(
-                    f"model.{layer.setting}.transport='ragged' keeps all experts on each device: "
-                    f"with mesh.expert={mesh.expert} use transport='gather', and for dropless "
-                    "routing exchange='ring'"
-                )
+            setting = f"model.{layer.setting}"
+            check_transport(layer.moe, setting, mesh.expert, same_width=not layer.in_attention)
         split = {
             "num_heads": model.num_heads,
             "num_kv_heads": model.num_kv_heads or model.num_heads,

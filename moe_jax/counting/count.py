@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -19,6 +20,7 @@ from moe_jax.nn.block import Block
 from moe_jax.nn.latent import LatentConfig
 from moe_jax.nn.moe import MoE
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.transport import implementation
 
 Convention = Literal["exact", "kaplan", "full", "computed"]
 PARTS = ("attention", "dense", "experts", "router", "head")
@@ -107,10 +109,10 @@ def count(
     for stack, own, memory, causal in _stacks(model, tokens):
         for block, repeats in _blocks(stack):
             for part, size in _sizes(block).items():
-                parameters[part] += size
+                parameters[part] += size * repeats
             for part, spent in _flops(block, own, memory, causal, convention).items():
                 flops[part] += spent * own * repeats
-            idle += _idle(block)
+            idle += _idle(block) * repeats
             experts += sum(moe.num_experts for moe in block.config.mixtures) * repeats
     head = config.width * vocab_size
     embedding = _size(model.embedding)
@@ -157,10 +159,11 @@ def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, i
 
 
 def _blocks(stack: Stack) -> Iterator[tuple[Block, int]]:
-    """Yields each stacked block and how many layers it stands for."""
-    for blocks, repeats in zip(stack.parts, stack.counts, strict=True):
-        for block in blocks:
-            yield block, repeats
+    """Yields a block of every kind, as one layer, and how many layers are like it."""
+    layers = list(stack.layers())
+    repeats = collections.Counter(layer.path for layer in layers)
+    for layer in {layer.path: layer for layer in layers}.values():
+        yield jax.eval_shape(layer.take, layer.block), repeats[layer.path]
 
 
 def _leaves(module: nnx.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -219,7 +222,7 @@ def _met(moe: MoEConfig) -> float:
 
 def _computing(moe: MoEConfig, convention: Convention) -> float:
     """Experts that compute for a token on average."""
-    if convention != "computed" or moe.transport not in ("einsum", "gather"):
+    if convention != "computed" or implementation(moe).cost.computes == "choices":
         return _met(moe)
     slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
     return slots * moe.num_experts / moe.group_size
@@ -228,30 +231,29 @@ def _computing(moe: MoEConfig, convention: Convention) -> float:
 def _flops(
     block: Block, own: int, memory: int, causal: bool, convention: Convention
 ) -> dict[str, float]:
-    """FLOPs of one of the layers that ``block`` stands for, per own token."""
-    layers = jax.tree.leaves(nnx.state(block.attention_norm))[0].shape[0]
+    """FLOPs of one layer per own token."""
     config, inner = block.config, block.feed_forward
     seen = _seen(config.attention, own, causal, convention)
-    attention = 2 * _products(block.attention) / layers + 2 * config.attention.score_dims * seen
+    attention = 2 * _products(block.attention) + 2 * config.attention.score_dims * seen
     if memory:
-        attention += _cross_flops(block, layers, own, memory, convention)
-    dense = 2 * _products(block.extra) / layers if hasattr(block, "extra") else 0.0
+        attention += _cross_flops(block, own, memory, convention)
+    dense = 2 * _products(block.extra) if hasattr(block, "extra") else 0.0
     if not isinstance(inner, MoE):
-        dense += 2 * _products(inner) / layers
+        dense += 2 * _products(inner)
     experts = router = 0.0
     for mixture in _mixtures(block):
         if hasattr(mixture, "shared"):
-            dense += 2 * _products(mixture.shared) / layers
+            dense += 2 * _products(mixture.shared)
         share = _computing(mixture.config, convention) / mixture.config.num_experts
-        experts += 2 * _products(mixture.experts) / layers * share
-        router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router) / layers
+        experts += 2 * _products(mixture.experts) * share
+        router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router)
     return {"attention": attention, "dense": dense, "experts": experts, "router": router}
 
 
-def _cross_flops(block: Block, layers: int, own: int, memory: int, convention: Convention) -> float:
+def _cross_flops(block: Block, own: int, memory: int, convention: Convention) -> float:
     cross = block.config.cross_attention
     seen = memory / 2 if convention == "kaplan" else memory
-    spent = 2 * _products(block.cross) / layers + 2 * cross.score_dims * seen
+    spent = 2 * _products(block.cross) + 2 * cross.score_dims * seen
     if convention == "kaplan":
         return spent
     keys_and_values = 2 * 2 * cross.width * cross.num_kv_heads * cross.head_dim

@@ -17,10 +17,15 @@ from moe_jax.errors import ConfigError
 
 _HEADER = """# Published models, counted
 
-Every file of `configs/published`, counted on its real modules by
-`moe-jax count --all --output=docs/published.md`, beside what is printed of it. `active` counts the
-embedding and the head, or all but the input embedding; FLOPs per sequence are `kaplan` (Switch,
-ST-MoE) or `full` (DeepSeekMoE); see `moe_jax.counting.count`.
+This page compares the numbers that papers and release notes print with numbers counted on the real
+modules of each config in `configs/published`. The command
+`moe-jax count --all --output=docs/published.md` writes it.
+
+* `total` counts all parameters.
+* `active.embedding_and_head` counts the parameters that one token uses, with the embedding and the
+  head. `active.no_input_embedding` leaves the input embedding out, as some papers do.
+* FLOPs per sequence are counted as Switch and ST-MoE do (`kaplan`) or as DeepSeekMoE does (`full`).
+* A row with "not reproduced" gives the reason why the printed value cannot be right.
 
 | config | quantity | printed | counted | deviation | source |
 |---|---|---|---|---|---|

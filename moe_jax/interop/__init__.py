@@ -1,1 +1,1 @@
-"""Weights of other codebases, read and written."""
+"""Reads and writes the weights of other codebases."""

@@ -1,4 +1,4 @@
-"""The files that lie beside the weights of a released model and travel with them."""
+"""The tokenizer, licences and other files that are copied along with the weights of a model."""
 
 from __future__ import annotations
 
@@ -26,23 +26,29 @@ _NAMES = (
     "NOTICE*",
     "USE_POLICY*",
 )
-"""A README stays behind: it describes the released weights, and not those after training."""
+"""Patterns of the file names that are copied.
+
+A README is not copied, because it describes the released weights and not the trained ones.
+"""
 
 
 def companions(directory: Path) -> list[Path]:
-    """Returns tokenizer, chat template, generation settings and licences of a folder."""
+    """Returns the tokenizer, chat template, generation settings and licences in a folder."""
     if not directory.is_dir():
         return []
-    found = (
+    matching = (
         path
         for path in sorted(directory.iterdir())
         if any(fnmatch.fnmatchcase(path.name, name) for name in _NAMES)
     )
-    return [path for path in found if path.exists()]
+    return [path for path in matching if path.exists()]
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copies them into ``target``, which is made if there are any."""
+    """Copies the companions of ``source`` into ``target``.
+
+    The function creates ``target`` if ``source`` has companions.
+    """
     for path in companions(source):
         target.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

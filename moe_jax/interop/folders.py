@@ -1,4 +1,4 @@
-"""What a folder with a model is: a released model, a converted one or a run."""
+"""Tells a folder with a released model from a converted model and from a run."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ Kind = Literal["hf", "moe_jax", "run", "none"]
 
 
 def kind_of(folder: Path | str) -> Kind:
-    """Returns whether a folder is of ``transformers``, converted (``moe_jax``) or a run."""
+    """Returns the kind of a folder.
+
+    The kinds are a model of ``transformers`` (``hf``), a converted model (``moe_jax``), a run
+    (``run``) and any other folder (``none``).
+    """
     folder = Path(folder)
     if (folder / native.DESCRIPTION).exists() or (folder / native.PARAMETERS).exists():
         return "moe_jax"
     if not (folder / "config.json").is_file():
         return "none"
     try:
-        found = json.loads((folder / "config.json").read_text())
+        content = json.loads((folder / "config.json").read_text())
     except ValueError:
         return "none"
-    return "run" if isinstance(found, dict) and "config" in found else "hf"
+    return "run" if isinstance(content, dict) and "config" in content else "hf"
 
 
 def describe(folder: Path | str) -> huggingface.Described:
     """Describes a released or a converted model without reading its weights.
 
     Raises:
-        ConfigError: if the folder holds neither, or only a part of one.
+        ConfigError: If the folder holds no model, or an incomplete one.
     """
     if kind_of(folder) != "moe_jax":
         return huggingface.describe(folder)
-    found = native.describes(folder)
-    config = native.config_of(found)
-    return huggingface.Described(config, found["vocab_size"], found["family"], found["original"])
+    saved = native.describes(folder)
+    config = native.config_of(saved)
+    return huggingface.Described(config, saved["vocab_size"], saved["family"], saved["original"])
 
 
 def companions_of(folder: Path | str) -> Path:
-    """Returns the folder in which tokenizer and licences of a model or run lie."""
+    """Returns the folder that holds the tokenizer and the licences of a model or run."""
     folder = Path(folder)
     beside = folder / native.BESIDE
     return beside if kind_of(folder) in ("moe_jax", "run") else folder
@@ -48,7 +52,7 @@ def companions_of(folder: Path | str) -> Path:
 
 def tokenizer_of(folder: Path | str) -> str:
     """Returns ``hf:FOLDER`` for the tokenizer of a released or converted model, or ``""``."""
-    place = companions_of(folder)
-    names = {path.name for path in companions(place)}
+    directory = companions_of(folder)
+    names = {path.name for path in companions(directory)}
     vocabularies = ("tokenizer.json", "tokenizer.model", "spiece.model")
-    return f"hf:{place}" if names.intersection(vocabularies) else ""
+    return f"hf:{directory}" if names.intersection(vocabularies) else ""

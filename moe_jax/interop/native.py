@@ -18,6 +18,7 @@ from moe_jax.files import write_json
 from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface import Imported
 from moe_jax.interop.staging import replaced, require_room
+from moe_jax.models.leading_axis import as_saved, as_wanted
 from moe_jax.parallel import shardings_of_state
 
 DESCRIPTION, PARAMETERS, BESIDE = "model.json", "parameters", "released"
@@ -114,15 +115,20 @@ def load(directory: Path | str, mesh: Mesh | None = None) -> Imported:
 def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
     saved = ocp.pytree_metadata(path.absolute()).metadata
 
-    def place(path: tuple, leaf: jax.Array, old: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    def wanted(leaf: jax.Array, old: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=sharding)
+
+    def target(path: tuple, leaf: jax.ShapeDtypeStruct, old: Any) -> jax.ShapeDtypeStruct:
+        leaf = as_saved(leaf, old.shape)
         if tuple(old.shape) != leaf.shape:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(f"{name} has shape {tuple(old.shape)}, not {leaf.shape}")
-        return jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=sharding)
+        return leaf
 
     named, shardings = _named(nnx.to_pure_dict(state)), _shardings(state, mesh)
-    like = jax.tree_util.tree_map_with_path(place, named, saved, shardings)
-    return ocp.load_pytree(path.absolute(), like)
+    like = jax.tree.map(wanted, named, saved, shardings)
+    targets = jax.tree_util.tree_map_with_path(target, like, saved)
+    return jax.tree.map(as_wanted, ocp.load_pytree(path.absolute(), targets), like)
 
 
 def require_empty(directory: Path) -> None:

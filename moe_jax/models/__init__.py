@@ -5,6 +5,7 @@ import jax
 from moe_jax.models.config import AttentionOverride, ModelConfig, Reading, SparseLayer
 from moe_jax.models.decoder import Decoder, DecoderConfig
 from moe_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from moe_jax.models.stored import Stored, stored
 
 Model = Decoder | EncoderDecoder
 
@@ -25,5 +26,7 @@ __all__ = [
     "ModelConfig",
     "Reading",
     "SparseLayer",
+    "Stored",
     "make",
+    "stored",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -53,21 +55,50 @@ def _repeats(layers: Sequence[Any], period: int) -> int:
     return count
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerView:
+    """Where one layer of a stack is.
+
+    Attributes:
+        index: the layer's, from 0.
+        path: the attributes and indices that lead from the stack to ``block``.
+        block: the layer alone, or its stacked form: equal layers that a scan runs, with a leading
+            axis on every array.
+        entry: the layer's index on that axis; ``None`` if ``block`` is the layer alone.
+    """
+
+    index: int
+    path: tuple[str | int, ...]
+    block: Block
+    entry: int | None
+
+    def take(self, tree: Any) -> Any:
+        """Returns the layer's own part of arrays that are stacked as ``block`` is."""
+        if self.entry is None:
+            return tree
+        return jax.tree.map(lambda leaf: leaf[self.entry], tree)
+
+
 class Stack(nnx.Module):
-    """Layers in order; equal neighbours are stacked and scanned, or unrolled on request."""
+    """Layers in order; equal neighbours are stacked and scanned, or unrolled on request.
+
+    ``parts[P][B]`` is block ``B`` of the pattern that part ``P`` repeats ``repeats[P]`` times. The
+    arrays of a pattern that runs once have the shapes of one layer; those of a pattern that a scan
+    repeats have a leading axis of ``repeats[P]``.
+    """
 
     def __init__(self, layers: Sequence[BlockConfig], key: Array, *, scan: bool, remat: Remat):
         """Makes layer ``i`` from the ``i``-th key, so scanning changes no parameter."""
         keys = jax.random.split(key, len(layers))
-        parts, counts, start = [], [], 0
-        for pattern, count in runs(layers) if scan else [((layer,), 1) for layer in layers]:
+        patterns = runs(layers) if scan else [((layer,), 1) for layer in layers]
+        self.repeats = tuple(repeats for _, repeats in patterns)
+        parts, first = [], 0
+        for pattern, repeats in patterns:
             size = len(pattern)
-            block_keys = keys[start : start + size * count].reshape(count, size)
-            parts.append(nnx.List(_stacked(c, block_keys[:, i]) for i, c in enumerate(pattern)))
-            counts.append(count)
-            start += size * count
+            part_keys = keys[first : first + size * repeats].reshape(repeats, size)
+            parts.append(nnx.List(_made(c, part_keys[:, i]) for i, c in enumerate(pattern)))
+            first += size * repeats
         self.parts = nnx.List(parts)
-        self.counts = tuple(counts)
         self.num_layers = len(layers)
         self.num_sparse = sum(len(layer.mixtures) for layer in layers)
         self.remat = remat
@@ -96,50 +127,45 @@ class Stack(nnx.Module):
             The output, one report per MoE layer in order, and the cache with these tokens' keys and
             values, ``None`` if none was given.
         """
-        keys = None if rng is None else jax.random.split(rng, self.num_layers)
-        by_part = self._by_part(records)
+        keys = [None] * self.num_layers if rng is None else jax.random.split(rng, self.num_layers)
+        inputs = self._by_part(list(zip(keys, self._by_layer(records), strict=True)))
         caches = [(None,) * len(blocks) for blocks in self.parts] if cache is None else cache
         reports: list[MoEAux] = []
-        grown: StackCache = []
-        start = 0
-        for blocks, count, part, kept in zip(self.parts, self.counts, by_part, caches, strict=True):
-            size = len(blocks) * count
-            part_keys = None
-            if keys is not None:
-                part_keys = keys[start : start + size].reshape(count, len(blocks))
-            steps = (tuple(blocks), part_keys, part, kept)
-            x, (aux, kept) = self._run(steps, count, x, context, mode)
-            grown.append(kept)
-            for step in range(count):
-                found = (report for block in aux for report in block)
-                reports += [jax.tree.map(lambda a, i=step: a[i], report) for report in found]
-            start += size
-        return x, tuple(reports), None if cache is None else grown
+        new_caches: StackCache = []
+        parts = zip(self.parts, inputs, caches, self.repeats, strict=True)
+        for blocks, part_inputs, old_caches, repeats in parts:
+            part = (tuple(blocks), part_inputs, old_caches)
+            x, part_reports, part_caches = self._run(part, repeats, x, context, mode)
+            reports += part_reports
+            new_caches.append(part_caches)
+        return x, tuple(reports), None if cache is None else new_caches
+
+    def layers(self) -> Iterator[LayerView]:
+        """Yields every layer in order: the one place that says where a layer is."""
+        index = 0
+        for i, (blocks, repeats) in enumerate(zip(self.parts, self.repeats, strict=True)):
+            for repeat in range(repeats):
+                for j, block in enumerate(blocks):
+                    yield LayerView(index, ("parts", i, j), block, repeat if repeats > 1 else None)
+                    index += 1
 
     def empty_cache(self, batch: int, slots: int, dtype: jnp.dtype) -> StackCache:
         """Returns zeros for the keys and values of ``slots`` tokens in ``batch`` rows."""
 
-        def of(block: Block) -> LayerCache:
+        def projected(block: Block) -> LayerCache:
             x = jnp.zeros((batch, slots, block.source_width), dtype)
             positions = jnp.zeros((batch, slots), int)
             return {"self": block.attention.project(x, positions)}
 
-        def zeros(block: Block, count: int) -> LayerCache:
-            shapes = jax.eval_shape(lambda: of(jax.tree.map(lambda leaf: leaf[0], block)))
-            return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
+        def zeros(block: Block, repeats: int) -> LayerCache:
+            made = projected if repeats == 1 else jax.vmap(projected)
+            shapes = jax.eval_shape(made, block)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         return [
-            tuple(zeros(block, count) for block in blocks)
-            for blocks, count in zip(self.parts, self.counts, strict=True)
+            tuple(zeros(block, repeats) for block in blocks)
+            for blocks, repeats in zip(self.parts, self.repeats, strict=True)
         ]
-
-    def place(self, layer: int) -> tuple[int, int, int]:
-        """Returns where layer ``layer`` is: its part, its block in that, and its step in a scan."""
-        for part, (blocks, count) in enumerate(zip(self.parts, self.counts, strict=True)):
-            if layer < len(blocks) * count:
-                return part, layer % len(blocks), layer // len(blocks)
-            layer -= len(blocks) * count
-        raise IndexError(f"there are {self.num_layers} layers")
 
     def update_routers(self, demands: Sequence[Array]) -> None:
         """Moves the state of all routers on by one optimizer step.
@@ -147,54 +173,84 @@ class Stack(nnx.Module):
         Args:
             demands: ``(E,)`` per MoE layer in order: assignments asked for in the whole step.
         """
-        for blocks, part in zip(self.parts, self._by_part(demands), strict=True):
-            for block, mine in zip(blocks, part, strict=True):
-                for router, demand in zip(block.routers, mine, strict=True):
+        by_part = self._by_part(self._by_layer(demands))
+        for blocks, part_demands in zip(self.parts, by_part, strict=True):
+            for block, block_demands in zip(blocks, part_demands, strict=True):
+                for router, demand in zip(block.routers, block_demands, strict=True):
                     router.update(demand)
 
-    def _by_part(
-        self, values: Sequence[Array] | None
-    ) -> list[tuple[tuple[Array, ...] | None, ...]]:
-        """Stacks one array per MoE layer as the layers are: ``(count, ...)``, by block."""
-        found, start = [], 0
-        for blocks, count in zip(self.parts, self.counts, strict=True):
-            sizes = [len(block.config.mixtures) for block in blocks]
-            end, period = start + sum(sizes) * count, sum(sizes)
-            stacked: list[tuple[Array, ...] | None] = []
-            for size in sizes:
-                places = range(start, start + size)
-                mine = () if values is None else (jnp.stack(values[i:end:period]) for i in places)
-                stacked.append(None if values is None else tuple(mine))
-                start += size
-            start = end
-            found.append(tuple(stacked))
-        return found
+    def _by_layer(self, values: Sequence[Array] | None) -> list[tuple[Array, ...] | None]:
+        """Hands one array per MoE layer in order to the layers; a dense layer gets ``()``."""
+        if values is None:
+            return [None] * self.num_layers
+        rest = iter(values)
+        sizes = [len(layer.block.config.mixtures) for layer in self.layers()]
+        return [tuple(itertools.islice(rest, size)) for size in sizes]
+
+    def _by_part(self, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Arranges one tree per layer as the blocks are, ``[part][block]``, stacked for scans."""
+        found: dict[tuple[str | int, ...], list[Any]] = {}
+        for layer, value in zip(self.layers(), values, strict=True):
+            found.setdefault(layer.path, []).append(value)
+        return [
+            tuple(_stacked(found["parts", i, j]) for j in range(len(blocks)))
+            for i, blocks in enumerate(self.parts)
+        ]
 
     def _run(
-        self, steps: Any, count: int, x: Array, context: Context, mode: Mode
-    ) -> tuple[Array, tuple[tuple[tuple[MoEAux, ...], ...], tuple[LayerCache | None, ...]]]:
-        """Runs ``steps = (blocks, keys, records, caches)``, each stacked ``count`` times."""
+        self, part: Any, repeats: int, x: Array, context: Context, mode: Mode
+    ) -> tuple[Array, tuple[MoEAux, ...], tuple[LayerCache | None, ...]]:
+        """Runs the layers of one part.
 
-        def body(x: Array, step: tuple[tuple[Block, ...], Array | None, tuple, tuple]):
-            layers, layer_keys, records, caches = step
-            layers = constrain_parameters(layers)
-            reports, grown = [], []
-            for i, (layer, mine, cache) in enumerate(zip(layers, records, caches, strict=True)):
-                key = None if layer_keys is None else layer_keys[i]
-                x, found, cache = layer(x, context, mode=mode, rng=key, records=mine, cache=cache)
-                reports.append(found)
-                grown.append(cache)
-            return x, (tuple(reports), tuple(grown))
+        Args:
+            part: blocks, their keys and records, and their caches; a scan has them stacked.
+            repeats: how often the blocks run, one after the other.
+            x: ``(B, L, M)``.
+            context: what all layers share.
+            mode: see ``Mode``.
+
+        Returns:
+            The output, the reports in the order of the layers, and the caches, stacked as given.
+        """
+
+        def body(x: Array, part: Any) -> tuple[Array, tuple[tuple[MoEAux, ...], tuple]]:
+            blocks, inputs, caches = part
+            blocks = constrain_parameters(blocks)
+            reports: tuple[MoEAux, ...] = ()
+            new_caches = []
+            for block, (key, records), cache in zip(blocks, inputs, caches, strict=True):
+                x, found, cache = block(
+                    x, context, mode=mode, rng=key, records=records, cache=cache
+                )
+                reports += found
+                new_caches.append(cache)
+            return x, (reports, tuple(new_caches))
 
         body = _rematerialised(body, self.remat)
-        if count == 1:
-            x, found = body(x, jax.tree.map(lambda leaf: leaf[0], steps))
-            return x, jax.tree.map(lambda leaf: leaf[None], found)
-        return jax.lax.scan(body, x, steps)
+        if repeats == 1:
+            x, (reports, caches) = body(x, part)
+            return x, reports, caches
+        x, (stacked, caches) = jax.lax.scan(body, x, part)
+        reports = [
+            jax.tree.map(lambda leaf, i=i: leaf[i], report)
+            for i in range(repeats)
+            for report in stacked
+        ]
+        return x, tuple(reports), caches
 
 
-def _stacked(config: BlockConfig, keys: Array) -> Block:
+def _made(config: BlockConfig, keys: Array) -> Block:
+    """Makes one block per key ``(R,)``, stacked unless there is one."""
+    if len(keys) == 1:
+        return Block(config, keys[0])
     return jax.vmap(lambda key: Block(config, key))(keys)
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Stacks the arrays of equal trees along a new leading axis, unless there is one tree."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _rematerialised(body: Callable, remat: Remat) -> Callable:

@@ -8,7 +8,6 @@ A token without a slot has zeros: it attends evenly, and is attended to as a zer
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from moe_jax.nn.init import weight
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import constrain
 from moe_jax.ranges import Experts, LayerIndex, Natural, Positive, Ranged
+from moe_jax.transport import AnyWidthExchangeName, TransportName
 
 Array = jax.Array
 
@@ -45,8 +45,8 @@ class AttentionExpertsConfig(Ranged):
     num_experts: Experts = 8
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: Literal["einsum", "gather", "ragged"] = "einsum"
-    exchange: Literal["gspmd", "all_to_all"] = "gspmd"
+    transport: TransportName = "einsum"
+    exchange: AnyWidthExchangeName = "gspmd"
     allow_future_leak: bool = False
 
     def __post_init__(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -11,27 +12,16 @@ from flax import nnx
 
 from moe_jax import routing
 from moe_jax.nn.dropout import dropout, masked
-from moe_jax.nn.feed_forward import Experts, MixedExperts
+from moe_jax.nn.feed_forward import MixedExperts
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared
-from moe_jax.parallel import (
-    ALL_TO_ALL,
-    GSPMD,
-    Exchange,
-    around_the_ring,
-    axis_size,
-    constrain,
-    on_each_device,
-)
-from moe_jax.transport import Einsum, Gather, Transport, in_blocks
+from moe_jax.parallel import constrain
+from moe_jax.transport import implementation
 
 Array = jax.Array
-_GATHER = Gather()
-_TRANSPORTS: dict[str, Transport] = {"einsum": Einsum(), "gather": _GATHER}
-_EXCHANGES: dict[str, Exchange] = {"gspmd": GSPMD, "all_to_all": ALL_TO_ALL, "ring": GSPMD}
 
 
 @jax.tree_util.register_dataclass
@@ -133,7 +123,15 @@ class MoE(nnx.Module):
                 record=None if record is None else into_groups(record, size, -1),
                 rng=keys[0],
             )
-        y = out_of_groups(constrain(self._experts(tokens, plan, keys), "group"), x.shape)
+        dispatch = implementation(self.config).dispatch
+        y = dispatch(
+            self.experts,
+            tokens,
+            plan,
+            gate_on=self.config.router.gate_on,
+            on_outputs=self._on_outputs(keys),
+        )
+        y = out_of_groups(constrain(y, "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
         losses = _mean(self.router.sequence_losses(plan, valid), valid.sum(1))
         if self.config.shared.hidden:
@@ -148,56 +146,17 @@ class MoE(nnx.Module):
             return size
         return router.slots(size, experts, train=mode.capacity == "train")
 
-    def _experts(self, tokens: Array, plan: routing.Plan, keys: tuple[Array | None, ...]) -> Array:
-        """Returns ``(G, S, M)`` for tokens ``(G, S, M)``: dispatch, experts, combine."""
+    def _on_outputs(self, keys: Array | tuple[None, ...]) -> Callable[[Array], Array] | None:
+        """Returns the dropout of the experts' outputs ``(G, E, C, N)``, or ``None`` for none."""
         config = self.config
-        if config.transport == "ragged":
-            return self._in_blocks(tokens, plan)
-        transport, exchange = _TRANSPORTS[config.transport], _EXCHANGES[config.exchange]
-        if config.exchange == "ring" and axis_size("expert") > 1:
-            return self._around(tokens, plan)
-        with jax.named_scope("dispatch"):
-            sent, plan = _dispatched(transport, tokens, plan, config.router.gate_on)
-            sent = exchange.to_experts(sent)
-        with jax.named_scope("experts"):
-            done = self.experts(sent)
-        with jax.named_scope("combine"):
-            # By groups, so that the draw does not depend on how many the mesh pads with.
-            done = exchange.to_groups(done, tokens.shape[0])
-            done = dropout(done, config.expert_dropout, keys[1])
-            done = masked(done, config.expert_mask, keys[2], axes=1)
-            return transport.combine(done, plan)
+        if not config.expert_dropout and not config.expert_mask:
+            return None
 
-    def _around(self, tokens: Array, plan: routing.Plan) -> Array:
-        """Returns what ``_experts`` does, of tokens that visit one device's experts at a time."""
-        gate_on = self.config.router.gate_on
+        def dropped(y: Array) -> Array:
+            y = dropout(y, config.expert_dropout, keys[1])
+            return masked(y, config.expert_mask, keys[2], axes=1)
 
-        def work(experts: Experts, x: Array, table: tuple[Array, Array]) -> Array:
-            slots = routing.Slots(*table, None, None, None, x.shape[1])
-            sent, part = _dispatched(_GATHER, x, dataclasses.replace(plan, slots=slots), gate_on)
-            done = GSPMD.to_groups(experts(GSPMD.to_experts(sent)), x.shape[0])
-            return _GATHER.combine(done, part)
-
-        table = plan.slots.token, plan.slots.weight
-        return around_the_ring(work, self.experts, tokens, table)
-
-    def _in_blocks(self, tokens: Array, plan: routing.Plan) -> Array:
-        """Returns what ``_experts`` does, of each device's choices sorted into blocks."""
-        gate_on = self.config.router.gate_on
-
-        def work(experts: nnx.Module, x: Array, slots: routing.Slots) -> Array:
-            with jax.named_scope("dispatch"):
-                slots, owner = in_blocks(slots)
-                part = dataclasses.replace(plan, slots=slots)
-                tokens_in_line = x.reshape(1, -1, x.shape[-1])
-                sent, part = _dispatched(_GATHER, tokens_in_line, part, gate_on)
-            with jax.named_scope("experts"):
-                of_blocks = jax.tree.map(lambda weights: weights[owner], experts)
-                done = of_blocks(sent[0])
-            with jax.named_scope("combine"):
-                return _GATHER.combine(done[None], part).reshape(*x.shape[:2], -1)
-
-        return on_each_device(work, self.experts, tokens, plan.slots)
+        return dropped
 
     def _report(
         self, plan: routing.Plan, extra: dict[str, Array], valid: Array, mode: Mode
@@ -223,17 +182,6 @@ def _mean(losses: dict[str, Array], valid: Array) -> dict[str, Array]:
     """Returns the means of losses ``(N,)`` of groups or sequences of ``valid (N,)`` tokens."""
     share = valid / jnp.maximum(valid.sum(), 1)
     return {name: (value * share).sum() for name, value in losses.items()}
-
-
-def _dispatched(
-    transport: Transport, tokens: Array, plan: routing.Plan, gate_on: str
-) -> tuple[Array, routing.Plan]:
-    """Returns tokens by slot, times their gates if these go in, and the plan to combine them by."""
-    sent = transport.dispatch(tokens, plan)
-    if gate_on == "out":
-        return sent, plan
-    sent *= plan.slots.weight[..., None].astype(sent.dtype)
-    return sent, dataclasses.replace(plan, slots=plan.slots.with_unit_weights())
 
 
 def taken_by(plan: routing.Plan) -> Array:

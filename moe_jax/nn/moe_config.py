@@ -12,6 +12,8 @@ from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.ranges import Chance, Experts, LayerIndex, Natural, Positive, Ranged
+from moe_jax.transport import ExchangeName, TransportName
+from moe_jax.transport import check as check_transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,8 @@ class MoEConfig(Ranged):
     gated: bool | None = None
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: Literal["einsum", "gather", "ragged"] = "einsum"
-    exchange: Literal["gspmd", "all_to_all", "ring"] = "gspmd"
+    transport: TransportName = "einsum"
+    exchange: ExchangeName = "gspmd"
     shared: SharedConfig = SharedConfig()
     extra_dense: Literal["none", "before", "after"] = "none"
     expert_dropout: Chance = 0.0
@@ -98,42 +100,11 @@ class MoEConfig(Ranged):
                 f"model.moe.expert_dims has {len(self.expert_dims)} widths, which do not divide "
                 f"num_experts={self.num_experts}: change one of them"
             )
-        if not self.router.select.slot_table and self.transport != "einsum":
-            raise ConfigError(
-                f"{type(self.router.select).__name__} mixes tokens and has no slot table, which "
-                f"transport={self.transport!r} reads: set model.moe.transport='einsum'"
-            )
-        if self.exchange == "ring":
-            self._check_companions("exchange='ring'", "transport='gather'", "exchange='all_to_all'")
-        if self.transport == "ragged":
-            self._check_ragged()
+        check_transport(self)
         try:
             self.router.check(self.num_experts)
         except ConfigError as error:
             raise ConfigError(f"model.moe.router: {error}") from error
-
-    def _check_ragged(self) -> None:
-        if self.router.select.experts_choose:
-            raise ConfigError(
-                f"model.moe.transport='ragged' sorts tokens by the experts that they choose, and "
-                f"in {type(self.router.select).__name__} experts choose: use transport='gather'"
-            )
-        self._check_companions("transport='ragged'", "exchange='gspmd'", "transport='gather'")
-
-    def _check_companions(self, chosen: str, needed: str, instead: str) -> None:
-        """Refuses what ``chosen`` does not go with: it keeps no outputs of experts by slot."""
-        name, _, value = needed.partition("=")
-        unfit = {
-            name: getattr(self, name) != value.strip("'"),
-            "expert_dims": bool(self.expert_dims),
-            "expert_dropout": self.expert_dropout > 0,
-            "expert_mask": self.expert_mask > 0,
-        }
-        for name in (name for name, refused in unfit.items() if refused):
-            raise ConfigError(
-                f"model.moe.{chosen} goes with {needed}, experts of one width and no dropout of "
-                f"slots, not with {name}={getattr(self, name)!r}: change it, or use {instead}"
-            )
 
     def moe_layers(self, num_layers: int) -> tuple[int, ...]:
         """Returns the indices, from 0, of the layers that have experts.

@@ -23,6 +23,10 @@ from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import RULES
 from moe_jax.planning.collectives import Collective
 from moe_jax.planning.compile import Step, batch_shapes
+from moe_jax.transport import implementation
+
+# The collectives by which rows cross the expert axis; see ``moe_jax.transport.Cost.sends``.
+EXCHANGES = {"slots": "all-to-all", "tokens": "collective-permute"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +92,8 @@ def recomputes(experiment: Experiment) -> bool:
 def expected_collectives(experiment: Experiment, step: Step) -> list[Collective]:
     """Returns what the step has to send; the compiler may send more, never these less.
 
-    * Slots go to their experts and back: forward, backward, and again where the forward pass is
-      recomputed.
+    * Slots go to their experts and back, or tokens and their sums go round a ring: forward,
+      backward, and again where the forward pass is recomputed.
     * Parameters that ``fsdp`` splits are gathered in the type of activations, for the forward and
       for the backward pass, and their float32 gradients are reduced and scattered.
     * The gradients of what the batch's axes do not split are reduced over these.
@@ -105,17 +109,19 @@ def expected_collectives(experiment: Experiment, step: Step) -> list[Collective]
 
 def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collective]:
     devices = sizes["expert"]
-    passes = 6 if recomputes(experiment) else 4
+    passes = (6 if recomputes(experiment) else 4) * experiment.training.microbatches
     for layer in moe_layers(experiment, sizes):
-        size = layer.slots * layer.width * itemsize(experiment)
-        yield Collective(
-            "all-to-all",
-            ("expert",),
-            devices,
-            f"{layer.slots} slots",
-            size * (devices - 1) // devices,
-            passes * experiment.training.microbatches,
-        )
+        sends = implementation(layer.moe).cost.sends
+        size = layer.width * itemsize(experiment)
+        if sends == "slots":
+            sent, times = layer.slots * size * (devices - 1) // devices, passes
+        elif sends == "tokens":
+            # In every step of the ring a device sends all its tokens.
+            sent, times = layer.tokens * size, passes * devices
+        else:
+            continue
+        what = f"{getattr(layer, sends)} {sends}"
+        yield Collective(EXCHANGES[sends], ("expert",), devices, what, sent, times)
 
 
 def _gradients(experiment: Experiment, step: Step, sizes: dict[str, int]) -> Iterator[Collective]:

@@ -27,8 +27,7 @@ from moe_jax.planning import expected
 from moe_jax.planning.collectives import Collective
 from moe_jax.planning.compile import Step
 from moe_jax.planning.links import Wires
-
-_EXCHANGES = ("all-to-all", "ragged-all-to-all", "collective-permute")
+from moe_jax.transport import implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Work:
         model: forward and backward of what the model needs: unmasked scores, filled slots. The
             numerator of MFU.
         padding: slots of experts beyond the choices of tokens, and scores that are masked.
-        transport: dispatch and combine as matrix products, if the transport is ``einsum``.
+        transport: dispatch and combine, of transports that are matrix products.
         recomputed: the forward pass again, by rematerialisation and by ``loss_chunk``.
     """
 
@@ -132,7 +131,7 @@ def _transport(experiment: Experiment) -> float:
     data, total = experiment.data, 0.0
     for layer in experiment.model.sparse_layers():
         moe = layer.moe
-        if moe.transport == "einsum":
+        if implementation(moe).cost.products:
             slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
             length = data.seq_length if layer.of_inputs else data.target_length
             each = 2 * moe.num_experts * slots * sum(layer.widths)
@@ -180,7 +179,8 @@ def roofline(
     chip, done = topology.chip, work(experiment)
     beside = in_the_way = 0.0
     for one in sent:
-        if "model" in one.axes or ("expert" in one.axes and one.kind in _EXCHANGES):
+        exchanged = "expert" in one.axes and one.kind in expected.EXCHANGES.values()
+        if exchanged or "model" in one.axes:
             in_the_way += wires.seconds(one)
         else:
             beside += wires.seconds(one)

@@ -18,12 +18,15 @@ COLUMNS = ("router", "score", "select", "balance", "capacity", "combine weight",
 _INTRODUCTION = """\
 # Routers
 
-Every router is `score x select x balance x capacity`: four parts, chosen independently. A preset is
-one published choice of them, with the settings that its source gives; what a cell leaves out is the
-part's default. Choose one by `--config.model.moe.router.preset=NAME`, change its choices by
-`--config.model.moe.router.CHOICE=VALUE`, or spell out the four parts in a config.
+A router has four parts: score, select, balance and capacity. Each part is chosen independently. A
+preset is one published combination with the settings of its source. A cell shows only the settings
+that differ from the defaults of the part.
 
-This page is written by `python -m moe_jax.routing.table`, from the presets.
+`--config.model.moe.router.preset=NAME` selects a preset, and
+`--config.model.moe.router.CHOICE=VALUE` changes one of its choices. A config may also state the
+four parts.
+
+`python -m moe_jax.routing.table > docs/routers.md` writes this page from the presets.
 
 """
 

@@ -219,9 +219,10 @@ def _teacher(run: Finished, mesh: Mesh) -> Teacher:
 
 def _first_state(session: Session, run: Finished | Released) -> TrainState:
     if isinstance(run, Released):
-        source = run.weights(session.mesh)
+        model, source = run.found.config, run.weights(session.mesh)
     else:
-        _, state = run.weights(session.mesh)
+        model, (_, state) = run.experiment.model, run.weights(session.mesh)
         source = {n: x for n, x in named_leaves(state).items() if n.startswith(WEIGHTS)}
     only = session.experiment.training.start_with == "shared"
-    return session.recipe.create_from(Transplant(only), source)
+    change = Transplant(only, session.experiment.model, model)
+    return session.recipe.create_from(change, source)

@@ -35,6 +35,7 @@ from orbax.checkpoint import v1 as ocp
 
 from moe_jax import processes
 from moe_jax.errors import CheckpointError, ConfigError, line_of
+from moe_jax.models.leading_axis import as_saved, as_wanted
 from moe_jax.training.data_state import DataState, read_data_state
 from moe_jax.training.integrity import INTEGRITY_FILE, damage, write_integrity
 
@@ -183,10 +184,13 @@ class Checkpoints:
             return None
         path = self.directory / str(step)
         try:
-            _require_same_parameters(path, like, partial)
+            saved = _named(ocp.metadata(path, checkpointable_name=_STATE).metadata)
+            target = _as_saved(like, saved)
+            _require_same_parameters(path, saved, target, partial)
             data_state = read_data_state(path / _DATA)
             with _loading(partial):
-                state = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
+                state = ocp.load_checkpointables(path, {_STATE: target})[_STATE]
+            state = jax.tree.map(as_wanted, state, like)
         except CheckpointError:
             raise
         except Exception as error:
@@ -421,10 +425,22 @@ def _loading(partial: bool) -> contextlib.AbstractContextManager:
     return context
 
 
-def _require_same_parameters(path: epath.Path, like: PyTree, partial: bool) -> None:
+def _as_saved(like: PyTree, saved: Mapping[str, Any]) -> PyTree:
+    """Returns ``like`` with the leading axis where a layer was saved with one."""
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        found = saved.get(_name(path))
+        return as_saved(leaf, None if found is None else np.shape(found))
+
+    return jax.tree_util.tree_map_with_path(one, like)
+
+
+def _require_same_parameters(
+    path: epath.Path, saved: Mapping[str, Any], like: PyTree, partial: bool
+) -> None:
     """Raises CheckpointError naming the first parameter that differs from ``like``."""
-    found = _parameters(ocp.metadata(path, checkpointable_name=_STATE).metadata)
-    expected = _parameters(like)
+    found = _types(saved)
+    expected = _types(_named(like))
     remedy = "use the configuration it was trained with, or another directory"
     for name in expected if partial else (*expected, *found):
         if expected.get(name) != found.get(name):
@@ -434,10 +450,18 @@ def _require_same_parameters(path: epath.Path, like: PyTree, partial: bool) -> N
             )
 
 
-def _parameters(tree: PyTree) -> dict[str, str]:
-    """Returns the name of each array in ``tree`` with its type, such as ``float32[8,4]``."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(ocp_tree.str_keypath(path)): _array_type(leaf) for path, leaf in leaves}
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Returns each array in ``tree`` by name."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    return "/".join(ocp_tree.str_keypath(path))
+
+
+def _types(named: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the type of each array, such as ``float32[8,4]``."""
+    return {name: _array_type(leaf) for name, leaf in named.items()}
 
 
 def _array_type(leaf: Any) -> str:

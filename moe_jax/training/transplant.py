@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,10 +18,6 @@ from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
 
 Array = jax.Array
 _PARAMS, WEIGHTS = "params/", ("params/", "router_state/")
-# ``parts/P/B`` of a stack is block B of its P-th part, whose leaves hold one entry per repeat.
-_STACKED = re.compile(
-    r"^(?P<tree>\w+)/(?P<stack>.*?)/parts/(?P<part>\d+)/(?P<block>\d+)/(?P<rest>.*)$"
-)
 _SPARSE = re.compile(r"/feed_forward/(experts|router)/")
 
 
@@ -32,47 +29,52 @@ class Place:
     entry: int | None = None
 
 
-def layers_apart(leaves: Mapping[str, Any]) -> dict[str, Place]:
-    """Returns where each layer's arrays are, under names that do not depend on scanning.
+@functools.lru_cache
+def places(model: models.ModelConfig) -> Mapping[str, Place]:
+    """Returns where each layer's weights are, under names that do not depend on scanning.
 
     ``params/layers/parts/0/1/attention/query``, stacked twice in a part of two blocks, holds
     ``params/layers/1/attention/query`` and ``params/layers/3/attention/query``.
-
-    Args:
-        leaves: arrays or shapes by name, as from ``named_leaves``: all parameters, and whatever
-            else has their layers.
     """
-    stacked = {name: match for name in leaves if (match := _STACKED.match(name))}
-    sizes: dict[tuple[str, int], tuple[int, int]] = {}
-    for name, match in stacked.items():
-        part = match["stack"], int(match["part"])
-        blocks, _ = sizes.get(part, (0, 0))
-        sizes[part] = max(blocks, int(match["block"]) + 1), leaves[name].shape[0]
+    made = jax.eval_shape(lambda: models.make(model, 1, jax.random.key(0)))
+    learnt = dict(nnx.to_flat_state(nnx.state(made, nnx.Param)))
     found = {}
-    for name in leaves:
-        match = stacked.get(name)
-        if match is None:
-            found[name] = Place(name)
-            continue
-        stack, part = match["stack"], int(match["part"])
-        first = sum(b * n for (s, p), (b, n) in sizes.items() if s == stack and p < part)
-        blocks, repeats = sizes[stack, part]
-        for entry in range(repeats):
-            layer = first + entry * blocks + int(match["block"])
-            found[f"{match['tree']}/{stack}/{layer}/{match['rest']}"] = Place(name, entry)
+    for path, stored in models.stored(made).items():
+        tree = "params" if stored.path in learnt else "router_state"
+        leaf, name = ("/".join(map(str, (tree, *keys))) for keys in (stored.path, path))
+        found[name] = Place(leaf, stored.entry)
     return found
 
 
-def weight_shapes(model: models.ModelConfig, vocab_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes of parameters and routers' state, by the names of ``named_leaves``."""
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters and routers' state of a model.
+
+    Attributes:
+        leaves: arrays or shapes, by the names of ``named_leaves``.
+        places: where each layer's are, as from ``places``.
+    """
+
+    leaves: Mapping[str, Any]
+    places: Mapping[str, Place]
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The type of every layer's arrays, such as ``float32[16,64]``."""
+        return {name: _type(self.leaves[p.leaf], p.entry) for name, p in self.places.items()}
+
+    def take(self, name: str) -> Array:
+        """Returns one array of one layer."""
+        place = self.places[name]
+        leaf = self.leaves[place.leaf]
+        return leaf if place.entry is None else leaf[place.entry]
+
+
+def weight_shapes(model: models.ModelConfig, vocab_size: int) -> Weights:
+    """Returns the shapes of a model's weights."""
     made = jax.eval_shape(lambda: models.make(model, vocab_size, jax.random.key(0)))
     _, params, rest = nnx.split(made, nnx.Param, ...)
-    return named_leaves({"params": params, "router_state": rest})
-
-
-def types_apart(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the type of every layer's arrays, such as ``float32[16,64]``."""
-    return {name: _type(leaves[p.leaf], p.entry) for name, p in layers_apart(leaves).items()}
+    return Weights(named_leaves({"params": params, "router_state": rest}), places(model))
 
 
 def _type(leaf: Any, entry: int | None) -> str:
@@ -80,18 +82,18 @@ def _type(leaf: Any, entry: int | None) -> str:
     return f"{leaf.dtype}[{','.join(map(str, shape))}]"
 
 
-def check_all(new: Mapping[str, Any], old: Mapping[str, Any], source: str) -> None:
+def check_all(new: Weights, old: Weights, source: str) -> None:
     """Refuses two models that differ in an array.
 
     Args:
-        new: weights of the new run, arrays or shapes by name.
+        new: weights of the new run.
         old: those of the run it starts from.
         source: names that run, for the message.
 
     Raises:
         ConfigError: naming the first array that differs.
     """
-    here, there = types_apart(new), types_apart(old)
+    here, there = new.types, old.types
     names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     if names:
         name = names[0]
@@ -102,9 +104,9 @@ def check_all(new: Mapping[str, Any], old: Mapping[str, Any], source: str) -> No
         )
 
 
-def shared(new: Mapping[str, Any], old: Mapping[str, Any]) -> set[str]:
+def shared(new: Weights, old: Weights) -> set[str]:
     """Returns the parameters of equal name and shape that are no experts' and no routers'."""
-    here, there = types_apart(new), types_apart(old)
+    here, there = new.types, old.types
     return {
         name
         for name, kind in here.items()
@@ -118,42 +120,41 @@ class Transplant:
 
     Attributes:
         only_shared: those of ``shared`` alone; otherwise all parameters and routers' state.
+        model: the new model.
+        source: the other model.
     """
 
     only_shared: bool
+    model: models.ModelConfig
+    source: models.ModelConfig
 
     def __call__(self, state: TrainState, source: Mapping[str, Array]) -> TrainState:
         """Returns ``state`` with the weights of ``source``, by the names of ``named_leaves``."""
         leaves = named_leaves(state)
-        drawn = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
-        chosen = shared(drawn, source) if self.only_shared else set(types_apart(drawn))
-        return from_named_leaves(state, leaves | _moved(drawn, source, chosen))
+        drawn, taken = Weights(leaves, places(self.model)), Weights(source, places(self.source))
+        chosen = shared(drawn, taken) if self.only_shared else drawn.places
+        return from_named_leaves(state, leaves | _moved(drawn, taken, chosen))
 
 
-def _moved(
-    drawn: Mapping[str, Array], source: Mapping[str, Array], chosen: Collection[str]
-) -> dict[str, Array]:
-    """Returns ``drawn`` with what is ``chosen`` taken from ``source``.
+def _moved(drawn: Weights, source: Weights, chosen: Collection[str]) -> dict[str, Array]:
+    """Returns the leaves of ``drawn`` with what is ``chosen`` taken from ``source``.
 
     Args:
         drawn: the new model's.
         source: the other model's.
-        chosen: by the names of ``layers_apart``.
+        chosen: by the names of ``places``.
     """
-    here, there = layers_apart(drawn), layers_apart(source)
     moved: dict[str, Any] = {}
-    for name, place in here.items():
-        value = _taken(drawn, place)
+    for name, place in drawn.places.items():
+        value = drawn.take(name)
         if name in chosen:
-            value = _over(value, _taken(source, there[name]))
+            value = _over(value, source.take(name))
         if place.entry is None:
             moved[place.leaf] = value
         else:
-            moved.setdefault(place.leaf, []).append((place.entry, value))
+            moved.setdefault(place.leaf, []).append(value)  # ``places`` has layers in order
     return {
-        leaf: jnp.stack([value for _, value in sorted(found, key=lambda item: item[0])])
-        if isinstance(found, list)
-        else found
+        leaf: jnp.stack(found) if isinstance(found, list) else found
         for leaf, found in moved.items()
     }
 
@@ -164,8 +165,3 @@ def _over(drawn: Array, source: Array) -> Array:
     if source.shape == drawn.shape:
         return source
     return jax.lax.dynamic_update_slice(drawn, source, (0,) * drawn.ndim)
-
-
-def _taken(leaves: Mapping[str, Array], place: Place) -> Array:
-    leaf = leaves[place.leaf]
-    return leaf if place.entry is None else leaf[place.entry]

@@ -7,8 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe_jax.errors import ConfigError
 from moe_jax.routing.plan import Plan, Slots
+from moe_jax.transport.requirements import SLOT_TABLE, refusal
 
 Array = jax.Array
 
@@ -19,7 +19,7 @@ class Gather:
 
     def dispatch(self, x: Array, plan: Plan) -> Array:
         """Returns the expert inputs ``(G, E, C, M)`` for tokens ``x (G, S, M)``."""
-        slots = _table(plan)
+        slots = slot_table(plan)
         groups, experts, capacity = slots.token.shape
         token = slots.token.reshape(groups, -1)
         if slots.place is None:
@@ -32,19 +32,18 @@ class Gather:
         """Returns the weighted sums ``(G, S, M)`` of expert outputs ``y (G, E, C, M)``."""
         groups, experts, capacity, width = y.shape
         rows = y.reshape(groups, experts * capacity, width)
-        slots = _table(plan)
+        slots = slot_table(plan)
         if slots.place is None:
             weight = slots.weight.reshape(groups, -1).astype(y.dtype)
             return _scatter_add(rows * weight[..., None], slots.token, slots.num_tokens)
         return _gather_weighted(rows, slots.gate.astype(y.dtype), slots)
 
 
-def _table(plan: Plan) -> Slots:
+def slot_table(plan: Plan) -> Slots:
+    """Returns the slots of a plan; raises ``ConfigError`` if they are mixtures of tokens."""
     if not isinstance(plan.slots, Slots):
-        raise ConfigError(
-            "transport 'gather' moves one token per slot, and the slots of this router (Soft MoE) "
-            "are mixtures of all tokens: use transport 'einsum'"
-        )
+        kind, instead = type(plan.slots).__name__, "transport='einsum'"
+        raise refusal("transport='gather'", SLOT_TABLE.needed, "plan.slots", kind, instead)
     return plan.slots
 
 

@@ -1,15 +1,53 @@
-"""Choices sorted by expert and laid into blocks, where slots for the worst case would be many."""
+"""Dispatch by blocks: choices sorted by expert, where slots for the worst case would be many."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from moe_jax.errors import ConfigError
-from moe_jax.routing.plan import Slots
+from moe_jax.parallel import on_each_device
+from moe_jax.routing.plan import Plan, Slots
+from moe_jax.transport.dispatch import Experts, OnOutputs
+from moe_jax.transport.gather import Gather, slot_table
+from moe_jax.transport.requirements import TOKENS_CHOOSE, check_no_outputs_by_slot, refusal
+from moe_jax.transport.slots import dispatched
 
 Array = jax.Array
+_GATHER = Gather()
 _SMALLEST, _LARGEST = 8, 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Each device sorts the choices of its groups into blocks of one expert, for all experts."""
+
+    def __call__(
+        self,
+        experts: Experts,
+        tokens: Array,
+        plan: Plan,
+        *,
+        gate_on: str = "out",
+        on_outputs: OnOutputs | None = None,
+    ) -> Array:
+        """See ``Dispatch``."""
+        check_no_outputs_by_slot("transport='ragged'", on_outputs)
+
+        def here(experts: Experts, x: Array, slots: Slots) -> Array:
+            with jax.named_scope("dispatch"):
+                slots, owner = in_blocks(slots)
+                part = dataclasses.replace(plan, slots=slots)
+                tokens_in_line = x.reshape(1, -1, x.shape[-1])
+                sent, part = dispatched(_GATHER, tokens_in_line, part, gate_on)
+            with jax.named_scope("experts"):
+                of_blocks = jax.tree.map(lambda weights: weights[owner], experts)
+                done = of_blocks(sent[0])
+            with jax.named_scope("combine"):
+                return _GATHER.combine(done[None], part).reshape(*x.shape[:2], -1)
+
+        return on_each_device(here, experts, tokens, slot_table(plan))
 
 
 def block_size(choices: int, experts: int) -> int:
@@ -40,7 +78,8 @@ def in_blocks(slots: Slots) -> tuple[Slots, Array]:
         ConfigError: if the experts chose.
     """
     if slots.expert is None:
-        raise ConfigError("transport 'ragged' sorts the choices of tokens: here the experts chose")
+        needed, instead = TOKENS_CHOOSE.needed, "transport='gather'"
+        raise refusal("transport='ragged'", needed, "slots.expert", None, instead)
     experts, (groups, size, k) = slots.token.shape[1], slots.expert.shape
     choices, block = slots.expert.size, block_size(slots.expert.size, experts)
     number = choices // block + experts

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from moe_jax.ablation import index
 from moe_jax.ablation.catalogue import RESULTS, Entry, Result, command_of, entries, read, results
 from moe_jax.ablation.derived import DERIVED
-from moe_jax.ablation.index import BEGIN, END, README, made, outdated, put
+from moe_jax.ablation.index import BEGIN, CHOSEN, CLAIMS, END, README, ROOT, made, outdated, put
 from moe_jax.ablation.records import METRICS
 from moe_jax.errors import ConfigError
 from tests.ablation.records import FULL, records
@@ -25,7 +26,9 @@ def every():
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    for name in (README, CLAIMS):
+        (tmp_path / name).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     return tmp_path
 
 
@@ -33,19 +36,28 @@ def write(folder, name, lines):
     there = folder / name
     there.mkdir(parents=True, exist_ok=True)
     (there / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (there / "curves.svg").write_text("<svg/>")
+    (there / "curves.png").write_bytes(b"")
 
 
 def written(folder, every=(ENTRY, OTHER)):
-    files = made(every, folder, folder / "README.md")
+    files = made(every, folder, folder)
     for path, text in files.items():
         path.write_text(text)
-    assert not outdated(made(every, folder, folder / "README.md"))
-    return (folder / "README.md").read_text(), (folder / "index.html").read_text()
+    assert not outdated(made(every, folder, folder))
+    return (folder / CLAIMS).read_text(), (folder / "index.html").read_text()
 
 
 def test_the_repository_shows_what_its_results_give(every):
-    assert not outdated(made(every, RESULTS, README)), "run python -m tools.index"
+    assert not outdated(made(every, RESULTS, ROOT)), "run python -m tools.index"
+
+
+def test_the_readme_has_eight_claims_of_three_verdicts():
+    text = (ROOT / README).read_text()
+    rows = text.partition(BEGIN)[2].partition(END)[0].splitlines()
+    lines = [line for line in rows if line.startswith("| [")]
+    assert len(lines) == len(CHOSEN) == 8
+    verdicts = {line.split("|")[-2].strip() for line in lines}
+    assert verdicts == {"reproduced", "contradicted", "not resolved at this scale"}
 
 
 def test_every_claim_names_a_metric_and_every_ablation_another_folder(every):
@@ -61,15 +73,15 @@ def test_every_claim_names_a_metric_and_every_ablation_another_folder(every):
 
 def test_results_and_what_waits_for_them(folder):
     write(folder, "tiny", records())
-    readme, page = written(folder)
-    assert readme.startswith("before\n") and readme.endswith("after\n")
-    assert "old" not in readme
+    claims_page, page = written(folder)
+    assert claims_page.startswith("before\n") and claims_page.endswith("after\n")
+    assert "old" not in claims_page
     claims = "4 claims: 2 reproduced, 1 contradicted, 1 no verdict."
     command = (
         "moe-jax ablate --ablation=paper/full --scale=cpu --seeds=3 "
         "--output=experiments/results/tiny"
     )
-    for text in (readme, page):
+    for text in (claims_page, page):
         assert claims in text
         assert command in text
         assert "+1.0033 ± 0.0143" in text
@@ -77,10 +89,10 @@ def test_results_and_what_waits_for_them(folder):
         assert "9 min of runs" in text
         assert "A longer run says the same." in text
         assert "experiments/paper/other.py" in text
-    assert "| Switch is better | `loss: dense - switch` |" in readme
-    assert "(experiments/results/tiny/report.md)" in readme
-    assert '<img src="tiny/curves.svg"' in page
-    assert "effects.svg" not in page  # it is not there
+    assert "| Switch is better | `loss: dense - switch` |" in claims_page
+    assert "(../experiments/results/tiny/report.md)" in claims_page
+    assert '<img src="tiny/curves.png"' in page
+    assert "effects.png" not in page  # it is not there
     assert "| switch | -1.5 |" in (folder / "tiny" / "report.md").read_text()
 
 
@@ -89,24 +101,35 @@ def test_a_changed_result_is_noticed(folder):
     written(folder)
     path = folder / "tiny" / "results.jsonl"
     path.write_text(path.read_text().replace('"loss": 2.0', '"loss": 2.5'))
-    wrong = outdated(made((ENTRY, OTHER), folder, folder / "README.md"))
-    assert {path.name for path in wrong} == {"README.md", "index.html", "report.md"}
+    wrong = outdated(made((ENTRY, OTHER), folder, folder))
+    assert {path.name for path in wrong} == {"results.md", "index.html", "report.md"}
+
+
+def test_the_readme_shows_the_chosen_claims_alone(folder, monkeypatch):
+    write(folder, "tiny", records())
+    chosen = (("tiny", "Switch is better", "A sentence."), ("tiny", "No such claim", "Another."))
+    monkeypatch.setattr(index, "CHOSEN", chosen)
+    written(folder)
+    text = (folder / README).read_text()
+    assert "4 claims: 2 reproduced" in text  # the summary counts all of them
+    (line,) = [line for line in text.splitlines() if line.startswith("| [")]
+    assert line.startswith("| [A sentence.](experiments/results/tiny/report.md) | +0.2, A paper")
 
 
 def test_other_scales_stand_beside(folder):
     write(folder, "tiny", records())
     write(folder, "tiny/gpu", [{**line, "scale": "gpu"} for line in records()])
-    readme, _ = written(folder)
-    assert "--scale=gpu --seeds=3 --output=experiments/results/tiny/gpu`" in readme
-    assert "8 claims: 4 reproduced" in readme
+    claims_page, _ = written(folder)
+    assert "--scale=gpu --seeds=3 --output=experiments/results/tiny/gpu`" in claims_page
+    assert "8 claims: 4 reproduced" in claims_page
     # Batches are larger at that scale than in these records.
-    assert readme.count("Outdated: ") == 1
+    assert claims_page.count("Outdated: ") == 1
 
 
 def test_too_few_seeds_are_said(folder):
     write(folder, "tiny", records(seeds=1))
-    readme, page = written(folder)
-    assert "Too few seeds: 1 of 2" in readme
+    claims_page, page = written(folder)
+    assert "Too few seeds: 1 of 2" in claims_page
     assert "Too few seeds: 1 of 2" in page
 
 
@@ -137,9 +160,9 @@ def test_results_are_read_in_the_order_of_the_ablations(folder):
 
 
 def test_nothing_yet(folder):
-    readme, page = written(folder)
-    assert "No result is committed yet." in readme
-    assert "| claim |" not in readme
+    claims_page, page = written(folder)
+    assert "No result is committed yet." in claims_page
+    assert "| claim |" not in claims_page
     assert "<table>" not in page
 
 
@@ -151,6 +174,6 @@ def test_the_page_asks_nobody_for_anything(folder):
     assert "prefers-color-scheme: dark" in page
 
 
-def test_a_readme_without_the_place_is_refused():
+def test_a_page_without_the_comments_is_rejected():
     with pytest.raises(ConfigError, match="README.md has no <!-- ablations -->"):
-        put("text", "table")
+        put("text", "table", README)

@@ -74,7 +74,7 @@ def test_the_output_is_looked_at_before_the_input_is_read(run, sources, tmp_path
 
 
 def test_a_family_that_does_not_fit_is_one_line(run, sources, tmp_path):
-    with pytest.raises(ConfigError, match="qwen3_moe cannot say layers.0.attention"):
+    with pytest.raises(ConfigError, match="qwen3_moe cannot express layers.0.attention"):
         run("moe_jax", sources / "native", tmp_path / "out", "qwen3_moe")
     with pytest.raises(ConfigError, match="--family is of what --from=moe_jax writes"):
         run("hf", sources / "hf", tmp_path / "out", "mixtral")

@@ -28,16 +28,16 @@ def refused(folder, match):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[1, 2]", r"config.json is \[1, 2\], and it must be an object"),
-        ('"mixtral"', "config.json is 'mixtral', and it must be an object"),
-        ("3", "config.json is 3, and it must be an object"),
-        ("null", "config.json is null, and it must be an object"),
+        ("[1, 2]", r"config.json is \[1, 2\], but it must be an object"),
+        ('"mixtral"', "config.json is 'mixtral', but it must be an object"),
+        ("3", "config.json is 3, but it must be an object"),
+        ("null", "config.json is null, but it must be an object"),
         ("{", "config.json is not JSON"),
         ("", "config.json is not JSON"),
         ("[" * 100_000, "config.json is not JSON"),
         ("{}", "model_type='' is unknown"),
-        ('{"model_type": ["mixtral"]}', "model_type in config.json is .'mixtral'., and it must"),
-        ('{"model_type": null}', "model_type in config.json is null, and it must be a string"),
+        ('{"model_type": ["mixtral"]}', "model_type in config.json is .'mixtral'., but it must"),
+        ('{"model_type": null}', "model_type in config.json is null, but it must be a string"),
     ],
 )
 def test_a_configuration_that_is_no_object_is_refused(folder, text, match):
@@ -56,9 +56,9 @@ def test_a_configuration_in_another_encoding_is_refused(folder):
 @pytest.mark.parametrize(
     ("quantized", "match"),
     [
-        ("fp8", "quantization_config in config.json is 'fp8', and it must be an object"),
-        ({"quant_method": "gptq"}, "says quant_method='gptq', which is only supported as 'fp8' or"),
-        ({"weight_block_size": 128}, "weight_block_size=128, and it must be two numbers"),
+        ("fp8", "quantization_config in config.json is 'fp8', but it must be an object"),
+        ({"quant_method": "gptq"}, "says quant_method='gptq', but only 'fp8' or"),
+        ({"weight_block_size": 128}, "weight_block_size=128, but it must be two numbers"),
         ({"weight_block_size": [0, 1]}, "a side is at least 1"),
         ({"weight_block_size": ["a", 1]}, "must be a whole number"),
     ],
@@ -104,7 +104,7 @@ def test_a_shard_that_is_missing_cut_off_or_lacks_a_tensor_is_refused(folder):
 @pytest.mark.parametrize(
     ("tensor", "match"),
     [
-        (np.ones(24, np.int32), f"{NORM} in .* has dtype int32, which is not of weights"),
+        (np.ones(24, np.int32), f"{NORM} in .* has dtype int32, but weights must be"),
         (np.ones(24, bool), "has dtype bool"),
         (np.ones((), np.float32), f"{NORM} has shape \\(\\), which is not what config.json says"),
         (np.ones((3, 5), np.float32), f"{NORM} has shape \\(3, 5\\)"),

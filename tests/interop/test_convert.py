@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from moe_jax.config.experiment import Experiment
@@ -60,7 +61,7 @@ def test_another_shape_is_refused(mixtral):
     [
         ({"model_type": "mixtrall"}, "did you mean 'mixtral'"),
         ({"hidden_act": "tanhh"}, "hidden_act='tanhh' is not one of silu"),
-        ({"sliding_window": 0}, "sliding_window in config.json is 0, and it must be at least 1"),
+        ({"sliding_window": 0}, "sliding_window in config.json is 0, but it must be at least 1"),
         ({"rope_parameters": {"rope_type": "odd"}}, "rope_type='odd'; known: linear"),
     ],
 )
@@ -70,7 +71,7 @@ def test_settings_that_are_not_supported_are_refused(mixtral, changes, match):
 
 
 def test_folders_that_hold_no_model_are_refused(mixtral, tmp_path):
-    refused(tmp_path / "nowhere", "is not there")
+    refused(tmp_path / "nowhere", "does not exist")
     refused(mixtral, "dtype='int8' is not one of float32, bfloat16", dtype="int8")
     (mixtral / "model.safetensors").write_bytes(b"nonsense")
     refused(mixtral, "is not a safetensors file")
@@ -83,7 +84,7 @@ def test_folders_that_hold_no_model_are_refused(mixtral, tmp_path):
 
 def test_a_family_that_cannot_say_the_model_is_refused(mixtral, tmp_path):
     model = load(mixtral).model
-    with pytest.raises(ConfigError, match="qwen3_moe cannot say layers.0.attention"):
+    with pytest.raises(ConfigError, match="qwen3_moe cannot express layers.0.attention"):
         save(model, tmp_path / "out", "qwen3_moe")
     assert not (tmp_path / "out").exists()
 
@@ -124,6 +125,19 @@ def test_our_own_format_keeps_everything(mixtral, tmp_path):
         np.testing.assert_array_equal(mine, theirs)
     with pytest.raises(ConfigError, match="holds no converted model"):
         native.load(tmp_path)
+
+
+def test_a_converted_folder_with_the_old_leading_axes_is_read(mixtral, tmp_path):
+    # Layers outside a scan were once saved behind an axis of length 1.
+    loaded = load(mixtral, scan_layers=False)
+    old = load(mixtral, scan_layers=False)
+    for layer in old.model.layers.layers():
+        nnx.update(layer.block, jax.tree.map(lambda x: x[None], nnx.state(layer.block)))
+    native.save(old, tmp_path / "old")
+    for mesh in (None, make_mesh(MeshConfig(data=4, model=2))):
+        again = native.load(tmp_path / "old", mesh).model
+        assert jax.tree.structure(again) == jax.tree.structure(loaded.model)
+        jax.tree.map(np.testing.assert_array_equal, again, loaded.model)
 
 
 def test_the_command_line_there_and_back(mixtral, tmp_path):

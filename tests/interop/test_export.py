@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from moe_jax import models
+from moe_jax import models, routing
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import FAMILIES, load, save
 from moe_jax.interop.huggingface.description import description, families_of
+from moe_jax.nn.latent import Latent
+from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.positions import NoPositions
 from tests.parity.compare_models import recorded
 
 PLAIN = models.DecoderConfig(num_layers=2)
@@ -104,9 +107,29 @@ def test_a_dtype_that_cannot_be_written_is_refused(mixtral, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_that_cannot_say_a_model_names_the_setting(family):
-    with pytest.raises(ConfigError, match=f"{family} cannot say ") as error:
+    with pytest.raises(ConfigError, match=f"{family} cannot express ") as error:
         description(FAMILIES[family], PLAIN, 43, "float32")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "setting"),
+    [
+        ("mixtral", models.DecoderConfig(positions=NoPositions()), "model.positions=NoPositions"),
+        ("qwen3_moe", models.DecoderConfig(attention=Latent()), "model.attention=Latent"),
+        (
+            "olmoe",
+            models.DecoderConfig(moe=MoEConfig(router=routing.preset("fairseq_top2"))),
+            "model.moe.router.select=Top2",
+        ),
+        ("deepseek_v3", PLAIN, "model.attention=Details"),
+        ("mixtral", models.EncoderDecoderConfig(), "this EncoderDecoderConfig"),
+        ("switch_transformers", PLAIN, "this DecoderConfig"),
+    ],
+)
+def test_a_part_of_another_type_is_rejected_by_its_setting(family, config, setting):
+    with pytest.raises(ConfigError, match=f"{family} cannot express {setting}$"):
+        description(FAMILIES[family], config, 43, "float32")
 
 
 def test_families_that_can_say_a_model_are_found(mixtral):

@@ -61,14 +61,14 @@ def test_defaults_fill_what_is_absent_and_null_means_none_where_it_may():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ([1], "config.json is [1], and it must be an object"),
-        ({"a": None}, "config.json says a=null, and it must be a whole number"),
-        ({"a": 2.5}, "a in config.json is 2.5, and it must be a whole number"),
-        ({"a": True}, "a in config.json is True, and it must be a whole number"),
-        ({"a": 0}, "a in config.json is 0, and it must be at least 1"),
-        ({"e": "z"}, "config.json says e='z', which is only supported as 'x' or 'y'"),
+        ([1], "config.json is [1], but it must be an object"),
+        ({"a": None}, "config.json says a=null, but it must be a whole number"),
+        ({"a": 2.5}, "a in config.json is 2.5, but it must be a whole number"),
+        ({"a": True}, "a in config.json is True, but it must be a whole number"),
+        ({"a": 0}, "a in config.json is 0, but it must be at least 1"),
+        ({"e": "z"}, "config.json says e='z', but only 'x' or 'y' is supported"),
         ({"a": 2, "d": 3}, "config.json says a=2 and d=3, which are two names of one setting"),
-        ({"f": [1, "2"]}, "an element of f in config.json is '2', and it must be a whole number"),
+        ({"f": [1, "2"]}, "an element of f in config.json is '2', but it must be a whole number"),
         ({"ab": 1}, "config.json has the key 'ab', which this family does not have; the nearest"),
     ],
 )

@@ -123,8 +123,8 @@ def test_the_text_model_is_read_from_within_and_must_be_there(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(outer))
         assert load(tmp_path).config == wanted
     for odd, message in (
-        ({}, "config.json lacks text_config, and it must be an object"),
-        ({"text_config": 3}, "text_config in config.json is 3, and it must be an object"),
+        ({}, "config.json lacks text_config, which must be an object"),
+        ({"text_config": 3}, "text_config in config.json is 3, but it must be an object"),
         ({"text_config": text | {"hiddn_size": 3}}, "text_config in config.json has the key"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama4"} | odd))

@@ -66,12 +66,15 @@ def test_the_same_rotation_in_every_form(given, wanted):
     ("rope", "message"),
     [
         ({"rope_type": "yarn"}, "config.json lacks factor, which rope_type='yarn' needs"),
-        ({"rope_type": "yarn", "factor": 0}, "says factor=0, and it must be more than 0"),
+        ({"rope_type": "yarn", "factor": 0}, "says factor=0, but it must be more than 0"),
         ({"rope_type": "llama3", "factor": 8.0}, "config.json lacks low_freq_factor"),
         ({"rope_type": "odd"}, "rope_type='odd'; known: linear, llama3, yarn"),
-        ({"rope_type": "linear", "factr": 2}, "has the key 'factr'; the nearest that it may have"),
-        ({"rope_type": 3}, "rope_type in rope_parameters is 3, and it must be a string"),
-        ({"partial_rotary_factor": 0.5}, "which is only supported as 1.0"),
+        (
+            {"rope_type": "linear", "factr": 2},
+            "has the unknown key 'factr'; the nearest known key is",
+        ),
+        ({"rope_type": 3}, "rope_type in rope_parameters is 3, but it must be a string"),
+        ({"partial_rotary_factor": 0.5}, "but only 1.0 is supported"),
     ],
 )
 def test_a_rotation_that_cannot_be_is_refused(rope, message):

@@ -67,10 +67,7 @@ def close(actual, expected, rtol=1e-5):
 
 def per_layer(model: Decoder, config: DecoderConfig) -> list:
     """The blocks' arrays in layer order, however they are stacked."""
-    layers = []
-    for blocks, count in zip(model.layers.parts, model.layers.counts, strict=True):
-        for step in range(count):
-            layers += [jax.tree.leaves(jax.tree.map(lambda a, i=step: a[i], b)) for b in blocks]
+    layers = [jax.tree.leaves(layer.take(layer.block)) for layer in model.layers.layers()]
     assert len(layers) == config.num_layers
     return layers
 
@@ -289,9 +286,9 @@ def test_relative_positions_ignore_the_given_ones_and_rotary_reads_them():
 
 def test_gated_layers_have_gates_everywhere():
     model = make(dataclasses.replace(SMALL, gated=True))
-    dense, mixture = (part[0].feed_forward for part in model.layers.parts)
-    assert dense.gate[...].shape == (1, 16, 32)
-    assert mixture.experts.gate[...].shape == (1, 4, 16, 16)
+    dense, mixture = (layer.block.feed_forward for layer in model.layers.layers())
+    assert dense.gate[...].shape == (16, 32)
+    assert mixture.experts.gate[...].shape == (4, 16, 16)
 
 
 def test_parameters_and_gradients_are_float32_under_bfloat16():

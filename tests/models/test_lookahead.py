@@ -115,13 +115,11 @@ def test_its_experts_come_after_those_of_the_layers(model):
     assert [int(valid.sum()) for _, valid in model.routed(batch_of(INPUTS, TARGETS))] == [5, 5, 3]
     moved = nnx.clone(model)
     moved.update_routers([jnp.roll(jnp.array([8.0, 0.0, 0.0, 0.0]), i) for i in range(3)])
-    biases = [
-        moved.layers.parts[1][0].feed_forward.router,
-        *(module.layers.parts[0][0].feed_forward.router for module in moved.lookahead),
-    ]
-    for place, router in enumerate(biases):
+    stacks = [moved.layers, *(module.layers for module in moved.lookahead)]
+    routers = [list(stack.layers())[-1].block.feed_forward.router for stack in stacks]
+    for place, router in enumerate(routers):
         (bias,) = jax.tree.leaves(nnx.state(router, nnx.Not(nnx.Param)))
-        assert np.argmin(np.reshape(bias, (4,))) == place
+        assert bias.shape == (4,) and np.argmin(bias) == place
 
 
 def test_dense_last_layers_and_wrong_numbers():

@@ -89,10 +89,11 @@ def test_each_device_sorts_its_own_groups(mesh):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"router": presets.expert_choice()}, "in TopTokens experts choose: use.*gather"),
-        ({"exchange": "all_to_all"}, "not with exchange='all_to_all'"),
-        ({"expert_dropout": 0.4}, "not with expert_dropout=0.4"),
-        ({"expert_dims": (4, 8)}, r"not with expert_dims=\(4, 8\)"),
+        ({"router": presets.expert_choice()}, "router.select=TopTokens.* use transport='gather'"),
+        ({"exchange": "all_to_all"}, "exchange='all_to_all' requires transport='gather' or"),
+        ({"expert_dropout": 0.4}, "but expert_dropout=0.4"),
+        ({"expert_mask": 0.3}, "but expert_mask=0.3"),
+        ({"expert_dims": (4, 8)}, r"but expert_dims=\(4, 8\)"),
     ],
 )
 def test_what_needs_slots_is_refused(settings, message):
@@ -102,5 +103,5 @@ def test_what_needs_slots_is_refused(settings, message):
 
 def test_projections_of_attention_are_experts_like_others():
     assert AttentionExpertsConfig(transport="ragged").layer.transport == "ragged"
-    with pytest.raises(ConfigError, match="attention_experts.*experts choose"):
+    with pytest.raises(ConfigError, match="attention_experts.*tokens that choose"):
         AttentionExpertsConfig(transport="ragged", router=presets.expert_choice())

@@ -5,8 +5,12 @@ import json
 import jax
 import pytest
 
+from moe_jax.parallel import make_mesh
+from moe_jax.planning.collectives import summary
+from moe_jax.planning.compile import make_step
+from moe_jax.planning.expected import expected_collectives
 from tests.matrix import sample
-from tools.collectives import CASES, RESULT, measure
+from tools.collectives import CASES, PLAIN, RESULT, measure
 
 RECORD = json.loads(RESULT.read_text())
 
@@ -40,3 +44,21 @@ def test_a_step_sends_what_is_recorded(case):
     found = changes(RECORD["cases"][case.title], measure(case))
     remedy = "python -m tools.collectives writes the record anew"
     assert not found, "\n".join([case.title, *found, remedy])
+
+
+EXCHANGED = {
+    case.exchange: case
+    for case in CASES
+    if (case.name, case.variant, case.mesh) == ("quickstart", "switch", PLAIN)
+}
+
+
+@pytest.mark.parametrize("exchange", ["gspmd", "all_to_all", "ring"])
+def test_the_formula_of_an_exchange_is_what_is_recorded(exchange):
+    # A ring also sends its slot tables by an all-to-all, a thousandth of its bytes.
+    case, kind = EXCHANGED[exchange], {"ring": "collective-permute"}.get(exchange, "all-to-all")
+    step = make_step(case.experiment, make_mesh(case.mesh))
+    formula = [one for one in expected_collectives(case.experiment, step) if one.kind == kind]
+    (found,), recorded = summary(formula), RECORD["cases"][case.title][f"{kind} over expert"]
+    assert found["axes"] == ["expert"]
+    assert (found["executed"], found["bytes"]) == (recorded["executed"], recorded["bytes"])

@@ -86,7 +86,7 @@ def specs(num_experts: int, mesh: MeshConfig) -> dict[str, PartitionSpec]:
 
 def test_every_parameter_of_a_decoder_has_its_sharding():
     # Layers d m d m d: two scanned repeats of (d, m), stacked along a first axis that stays whole,
-    # and an odd dense layer, stacked once.
+    # and an odd dense layer, which has no such axis.
     attention = {
         "query": P(None, "fsdp", "model", None),
         "key": P(None, "fsdp", "model", None),
@@ -112,7 +112,8 @@ def test_every_parameter_of_a_decoder_has_its_sharding():
         "final_norm.scale": P("fsdp"),
         "relative_bias.table": P(None, "model"),
     }
-    for prefix, parts in (("0.0", dense), ("0.1", mixture), ("1.0", dense)):
+    alone = {name: P(*part[1:]) for name, part in dense.items()}
+    for prefix, parts in (("0.0", dense), ("0.1", mixture), ("1.0", alone)):
         expected |= {f"layers.parts.{prefix}.{name}": part for name, part in parts.items()}
     assert specs(4, MeshConfig(2, 2, 2)) == expected
 

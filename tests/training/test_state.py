@@ -120,7 +120,7 @@ def test_the_first_state(created):
             spread = 0.0 if name.endswith("scale") else 0.05
             assert np.asarray(leaf).std() >= spread, name
     # Experts start different from one another.
-    up = np.asarray(leaves[f"params/{EXPERTS}/up"])[0]
+    up = np.asarray(leaves[f"params/{EXPERTS}/up"])
     assert len({expert.tobytes() for expert in up}) == 8
     # fold_in(key(seed), 1) is the run's key; fold_in(key(seed), 0) made the parameters.
     wanted = jax.random.key_data(jax.random.fold_in(jax.random.key(0), 1))
@@ -132,11 +132,11 @@ def test_experts_live_on_the_expert_axis_and_the_rest_everywhere(created, sizes)
     _, expert_shards = sizes
     for name, leaf in named_leaves(created[sizes]).items():
         if "/experts/" in name:
-            # (layers, E, ..., ...)
-            assert leaf.sharding.spec == P(None, "expert", "fsdp", "model") or (
-                leaf.sharding.spec == P(None, "expert", "model", "fsdp")
+            # (E, ..., ...)
+            assert leaf.sharding.spec == P("expert", "fsdp", "model") or (
+                leaf.sharding.spec == P("expert", "model", "fsdp")
             ), name
-            shard = (1, 8 // expert_shards, *leaf.shape[2:])
+            shard = (8 // expert_shards, *leaf.shape[1:])
             assert {part.data.shape for part in leaf.addressable_shards} == {shard}
         else:
             assert leaf.sharding.is_fully_replicated, name

@@ -66,7 +66,7 @@ def test_gather_refuses_mixtures_by_name(part: str):
     soft = case("soft_moe")
     plan = planned(soft, normal(0, G, S, 4, TIGHT), mask("plain"), TIGHT)
     given = normal(1, G, S, M) if part == "dispatch" else normal(1, G, 4, TIGHT, M)
-    with pytest.raises(ConfigError, match="'gather'.*Soft MoE.*use transport 'einsum'"):
+    with pytest.raises(ConfigError, match="'gather'.*Mixture.*use transport='einsum'"):
         getattr(Gather(), part)(given, plan)
 
 

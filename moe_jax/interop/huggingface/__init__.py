@@ -1,4 +1,4 @@
-"""Models of ``transformers``: ``load`` a folder of theirs, ``save`` one that they load."""
+"""Models of ``transformers``: ``load`` reads a folder of ``transformers``, ``save`` writes one."""
 
 from moe_jax.interop.huggingface.convert import (
     FAMILIES,

@@ -31,25 +31,22 @@ from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.opened import opened
 from moe_jax.interop.staging import replaced, require_room
-from moe_jax.models.stack import Stack
 from moe_jax.parallel.rules import sharding_of
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        MIXTRAL,
-        QWEN2_MOE,
-        QWEN3_MOE,
-        OLMOE,
-        DBRX,
-        DEEPSEEK_V2,
-        DEEPSEEK_V3,
-        LLAMA4,
-        GPT_OSS,
-        SWITCH,
-        NLLB_MOE,
-    )
-}
+_FAMILIES: tuple[Family[Any], ...] = (
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    DBRX,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    LLAMA4,
+    GPT_OSS,
+    SWITCH,
+    NLLB_MOE,
+)
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILIES}
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -181,7 +178,7 @@ def _check_dtype(dtype: str) -> None:
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_BYTES)}")
 
 
-def _family(name: Any) -> Family:
+def _family(name: Any) -> Family[Any]:
     require(name, str, "model_type in config.json")
     name = {OUTER: "llama4_text"}.get(name, name)
     if name not in FAMILIES:
@@ -197,9 +194,9 @@ class _Places:
     """The parameters of a model by name, as if no layer were scanned."""
 
     def __init__(self, model: models.Model, dtype: str | None, mesh: Mesh | None):
-        self._model, self._dtype, self._mesh = model, dtype, mesh
-        self._state = nnx.state(model)
-        self._flat = dict(nnx.to_flat_state(self._state))
+        self._dtype, self._mesh = dtype, mesh
+        self._stored = models.stored(model)
+        self._flat = dict(nnx.to_flat_state(nnx.state(model)))
 
     def get(self, name: str) -> np.ndarray:
         """Returns one parameter of one layer."""
@@ -228,7 +225,7 @@ class _Places:
         held = {self._find(name)[0] for entry in entries for name in entry.ours}
         for path in [*self._flat.keys() - held, *held - self._flat.keys()]:
             name = ".".join(map(str, path))
-            raise ConfigError(f"{family} cannot say {name}: its tensors and the model's differ")
+            raise ConfigError(f"{family} cannot express {name}: its tensors and the model's differ")
 
     def put(self, entry: Entry, tensor: np.ndarray) -> None:
         """Puts one tensor of theirs where it belongs."""
@@ -279,17 +276,10 @@ class _Places:
     def _find(self, name: str) -> tuple[tuple, tuple[int, ...]]:
         """Returns the path of a parameter and where in its array the layer's part is."""
         name, _, part = name.partition("|")
-        keys = [int(key) if key.isdigit() else key for key in name.split(".")]
-        index: tuple[int, ...] = ()
-        module: Any = self._model
-        for at, key in enumerate(keys):
-            if isinstance(module, Stack):
-                place, block, step = module.place(key)
-                keys[at : at + 1] = ["parts", place, block]
-                index = (step,)
-                break
-            module = module[key] if isinstance(key, int) else getattr(module, key, None)
-        return tuple(keys), (*index, int(part)) if part else index
+        keys = tuple(int(key) if key.isdigit() else key for key in name.split("."))
+        stored = self._stored.get(keys, models.Stored(keys))
+        index = () if stored.entry is None else (stored.entry,)
+        return stored.path, (*index, int(part)) if part else index
 
 
 @functools.partial(jax.jit, donate_argnums=0)

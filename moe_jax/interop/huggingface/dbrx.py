@@ -1,4 +1,4 @@
-"""DBRX: projections and experts each in one tensor."""
+"""DBRX: queries, keys and values share a tensor, and so does each matrix of all experts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from moe_jax.interop.huggingface.entries import Entry, ExpertRows, Matrix, Rows,
 from moe_jax.interop.huggingface.family import (
     ACTIVATIONS,
     Family,
+    Heads,
     Json,
     activation,
     ends,
+    expect,
     heads_of,
 )
+from moe_jax.interop.huggingface.llama_like import top_k
 from moe_jax.interop.huggingface.rotary import rotary
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.attention import Details
+from moe_jax.nn.feed_forward import Activation
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
+from moe_jax.nn.positions import Rotary
 
 
 def _read(config: Json) -> DecoderConfig:
@@ -51,7 +56,7 @@ def _read(config: Json) -> DecoderConfig:
     )
 
 
-def _heads(config: Json) -> dict[str, int]:
+def _heads(config: Json) -> Heads:
     return heads_of(
         {
             "num_attention_heads": config["n_heads"],
@@ -62,34 +67,36 @@ def _heads(config: Json) -> dict[str, int]:
     )
 
 
-def _activation(given: Json | None) -> str:
+def _activation(given: Json | None) -> Activation:
     name = (given or {}).get("name", "silu")
     if (given or {}).keys() - {"name"} or not isinstance(name, str):
         raise ConfigError(
-            f"ffn_act_fn in config.json is {given!r}, which is only supported with a name alone"
+            f"ffn_act_fn in config.json is {given!r}, but only an object with the key name is "
+            "supported"
         )
     return activation(name)
 
 
 def _write(config: DecoderConfig) -> Json:
     act = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    positions = expect(config.positions, Rotary)
     return {
         "n_layers": config.num_layers,
         "d_model": config.width,
         "n_heads": config.num_heads,
-        "rope_theta": config.positions.base,
+        "rope_theta": positions.base,
         "tie_word_embeddings": config.tie_embeddings,
         "attn_config": {
             "kv_n_heads": config.num_kv_heads or config.num_heads,
-            "clip_qkv": config.attention.clip or None,
-            "rope_theta": config.positions.base,
+            "clip_qkv": expect(config.attention, Details).clip or None,
+            "rope_theta": positions.base,
         },
         "ffn_config": {
             "hidden_size": config.width,
             "ffn_hidden_size": config.moe.expert_dim,
             "ffn_act_fn": {"name": act[config.activation]},
             "moe_num_experts": config.moe.num_experts,
-            "moe_top_k": config.moe.router.select.k,
+            "moe_top_k": top_k(config).k,
             "moe_normalize_expert_weights": 1.0,
             "moe_loss_weight": config.moe.router.loss_weights.get("balance", 0.0),
             "moe_jitter_eps": config.moe.router.input_jitter or None,
@@ -126,6 +133,7 @@ DBRX = Family(
     _write,
     _entries,
     known.DBRX,
+    DecoderConfig,
     tied=("lm_head.weight", "transformer.wte.weight"),
     base="transformer.",
 )

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: latent attention, shared experts, dense first layers."""
+"""DeepSeek-V2 and V3: latent attention, shared experts and dense first layers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from moe_jax.interop.huggingface.family import (
     GATED,
     Family,
     Json,
+    expect,
     network,
 )
-from moe_jax.interop.huggingface.llama_like import experts, model_ends, norms, trunk, written
+from moe_jax.interop.huggingface.llama_like import (
+    experts,
+    model_ends,
+    norms,
+    top_k,
+    trunk,
+    written,
+)
 from moe_jax.interop.huggingface.rotary import parameters, rotary, yarn_scale
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.positions import Rotary
 from moe_jax.nn.shared import SharedConfig
+from moe_jax.routing.select import TopK
 
 
 def _latent(config: Json) -> Latent:
@@ -58,10 +68,12 @@ def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> 
 
 
 def _groups(config: Json) -> tuple[int, int]:
-    """Returns the groups of experts and how many of them a token keeps; null is one group.
+    """Returns the number of groups of experts and the number of groups that a token may use.
+
+    A null ``n_group`` means one group, and a null ``topk_group`` means all groups.
 
     Raises:
-        ConfigError: if the groups do not divide the experts, or are fewer than are kept.
+        ConfigError: If the groups do not divide the experts, or ``topk_group`` exceeds them.
     """
     groups = config["n_group"] or 1
     keep, experts = config["topk_group"] or groups, config["n_routed_experts"]
@@ -92,7 +104,7 @@ def _read_v2(config: Json) -> DecoderConfig:
 
 
 def _losses(config: Json, **others: float) -> dict[str, float]:
-    """Returns the weights of losses: the one that DeepSeek's own files say, else the paper's."""
+    """Returns the weights of losses that replace the paper's if ``aux_loss_alpha`` is set."""
     alpha = config["aux_loss_alpha"]
     return {} if alpha is None else {"balance_weight": float(alpha), **others}
 
@@ -107,16 +119,19 @@ def _read_v3(config: Json) -> DecoderConfig:
         scale=float(config["routed_scaling_factor"]),
         **_losses(config),
     )
-    select = dataclasses.replace(router.select, normalize=bool(config["norm_topk_prob"]))
+    select = dataclasses.replace(
+        expect(router.select, TopK), normalize=bool(config["norm_topk_prob"])
+    )
     router = dataclasses.replace(router, select=select)
-    found = _read(config, router, interleaved=bool(config["rope_interleave"]))
-    return dataclasses.replace(found, lookahead=config["num_nextn_predict_layers"] or 0)
+    decoder = _read(config, router, interleaved=bool(config["rope_interleave"]))
+    return dataclasses.replace(decoder, lookahead=config["num_nextn_predict_layers"] or 0)
 
 
 def _write(config: DecoderConfig) -> Json:
-    latent, moe = config.attention, config.moe
-    sparse, select = moe.moe_layers(config.num_layers), moe.router.select
-    found = written(config) | {
+    latent, moe = expect(config.attention, Latent), config.moe
+    sparse, select = moe.moe_layers(config.num_layers), top_k(config)
+    scaling = expect(config.positions, Rotary).scaling
+    keys = written(config) | {
         "q_lora_rank": latent.query_rank or None,
         "kv_lora_rank": latent.kv_rank,
         "qk_nope_head_dim": latent.plain_dim,
@@ -131,26 +146,24 @@ def _write(config: DecoderConfig) -> Json:
         "norm_topk_prob": select.normalize,
     }
     if select.limit is not None:
-        found |= {"n_group": select.limit.groups, "topk_group": select.limit.keep}
-    if latent.scale and config.positions.scaling is not None:
+        keys |= {"n_group": select.limit.groups, "topk_group": select.limit.keep}
+    if latent.scale and scaling is not None:
         plain = math.sqrt(latent.plain_dim + latent.rotary_dim)
-        weight = (math.sqrt(latent.scale * plain) - 1) / (
-            0.1 * math.log(config.positions.scaling.factor)
-        )
-        found["rope_parameters"] |= {"mscale": weight, "mscale_all_dim": weight}
-    # As transformers has it; its rotary positions are of this width.
-    return found | {"head_dim": latent.rotary_dim}
+        weight = (math.sqrt(latent.scale * plain) - 1) / (0.1 * math.log(scaling.factor))
+        keys["rope_parameters"] |= {"mscale": weight, "mscale_all_dim": weight}
+    # In transformers, head_dim is the width of the rotated features.
+    return keys | {"head_dim": latent.rotary_dim}
 
 
 def _write_v2(config: DecoderConfig) -> Json:
-    limit = config.moe.router.select.limit
+    limit = top_k(config).limit
     grouped = limit is not None and limit.groups > 1
     return _write(config) | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
 def _write_v3(config: DecoderConfig) -> Json:
     return _write(config) | {
-        "rope_interleave": config.positions.interleaved,
+        "rope_interleave": expect(config.positions, Rotary).interleaved,
         "num_nextn_predict_layers": config.lookahead,
     }
 
@@ -167,7 +180,7 @@ def _entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"{layer}.hnorm.weight", (f"{ours}.hidden_norm.scale",), Same())
         yield Entry(f"{layer}.eh_proj.weight", (f"{ours}.merge",), Matrix())
         yield Entry(f"{layer}.shared_head.norm.weight", (f"{ours}.final_norm.scale",), Same())
-        # Shared with the model, and stored once more.
+        # The module shares the embedding and the head of the model; files store them again.
         yield Entry(f"{layer}.embed_tokens.weight", ("embedding.table",), Whole())
         head, layout = ("table", Whole()) if config.tie_embeddings else ("head", Matrix())
         yield Entry(f"{layer}.shared_head.head.weight", (f"embedding.{head}",), layout)
@@ -176,7 +189,8 @@ def _entries(config: DecoderConfig) -> Iterator[Entry]:
 def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterator[Entry]:
     moe = config.moe
     yield from norms(layer, ours)
-    yield from _attention(config.attention, f"{layer}.self_attn", f"{ours}.attention")
+    latent = expect(config.attention, Latent)
+    yield from _attention(latent, f"{layer}.self_attn", f"{ours}.attention")
     if not sparse:
         yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
         return
@@ -204,9 +218,10 @@ def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
 
 
 def _without_lookahead(settings: Json, names: Collection[str]) -> Json:
-    """Returns the settings less the modules that look ahead if no tensor holds them.
+    """Returns the settings without the lookahead modules if no tensor of them is stored.
 
-    They are stored as layers after the last; ``transformers`` stores none.
+    DeepSeek's files store these modules as layers after the last one; ``transformers`` does not
+    store them.
     """
     first = f"model.layers.{settings['num_hidden_layers']}."
     stored = any(name.startswith(first) for name in names)
@@ -220,6 +235,7 @@ DEEPSEEK_V2 = Family(
     _write_v2,
     _entries,
     known.DEEPSEEK_V2,
+    DecoderConfig,
     exact=(".mlp.gate.weight",),
 )
 DEEPSEEK_V3 = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The ``config.json`` of an exported model."""
+"""Writes the ``config.json`` of an exported model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe_jax.errors import ConfigError
-from moe_jax.interop.huggingface.family import OUTER, Family, Json
+from moe_jax.interop.huggingface.family import OUTER, Family, Json, UnsupportedPart
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.models import ModelConfig
 
 CARRIED = frozenset(
     {
-        # Tokens and texts.
+        # Special tokens and lengths of texts.
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
@@ -42,7 +42,7 @@ CARRIED = frozenset(
         "router_jitter_noise",
         "aux_loss_alpha",
         "seq_aux",
-        # Serving in transformers; experts here have as many slots as tokens.
+        # Serving in transformers; an expert here has a slot for every token.
         "expert_capacity",
         "moe_eval_capacity_token_fraction",
         "router_dtype",
@@ -51,31 +51,36 @@ CARRIED = frozenset(
         "use_cache",
     }
 )
-"""Settings of an older ``config.json`` that say nothing of the function of the model."""
+"""Settings of the original ``config.json`` that an export keeps; they do not change the model."""
 
 
 def description(
-    family: Family, config: ModelConfig, vocab_size: int, dtype: str, original: Json | None = None
+    family: Family[Any],
+    config: ModelConfig,
+    vocab_size: int,
+    dtype: str,
+    original: Json | None = None,
 ) -> Json:
-    """Returns what ``config.json`` says of a model.
+    """Returns the ``config.json`` of a model.
 
     Args:
-        family: the ``model_type``.
-        config: the model.
-        vocab_size: rows of its embedding.
-        dtype: of its tensors.
-        original: the ``config.json`` that it came with; of it only those of ``CARRIED`` are kept
-            that the family has, so that no setting is said twice, in an older and a newer spelling.
+        family: Family to write.
+        config: Configuration of the model.
+        vocab_size: Number of rows of the embedding.
+        dtype: Data type of the tensors.
+        original: The ``config.json`` that the model was loaded with. The export keeps its settings
+            that are in ``CARRIED`` and that the family has, so that no setting appears in both an
+            older and a newer spelling.
 
     Raises:
-        ConfigError: naming the setting of the model that the family cannot say.
+        ConfigError: If the family cannot express the model; the message names the setting.
     """
     outer = original or {}
     inner = outer.get("text_config") or {}
     given = {**outer, **inner}
     same = given.get("model_type", family.name) in (family.name, OUTER)
     known = {*family.keys.read, *family.keys.unread}
-    # Another family has other settings; ids of tokens are of the tokenizer.
+    # Another family has other settings, but token ids belong to the tokenizer and stay valid.
     kept = {
         key: value
         for key, value in given.items()
@@ -87,39 +92,41 @@ def description(
     return written
 
 
-def families_of(families: dict[str, Family], config: ModelConfig) -> list[str]:
-    """Returns the names of the families that can say a model."""
-    found = []
+def families_of(families: dict[str, Family[Any]], config: ModelConfig) -> list[str]:
+    """Returns the names of the families that can express a model."""
+    names = []
     for name, family in families.items():
         try:
             description(family, config, 1, "float32")
         except ConfigError:
             continue
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
-def _written(family: Family, config: ModelConfig) -> Json:
-    try:
-        return family.write(config)
-    except ConfigError:
-        raise
-    except AttributeError as error:
-        culprit = error.obj
-    except KeyError as error:
-        culprit = error.args[0]
-    except (TypeError, ValueError, IndexError):
-        culprit = config
-    raise ConfigError(f"{family.name} cannot say {_setting(config, culprit)}")
+def _written(family: Family[Any], config: ModelConfig) -> Json:
+    culprit: Any = config
+    if isinstance(config, family.kind):
+        try:
+            return family.write(config)
+        except UnsupportedPart as error:
+            culprit = error.part
+        except ConfigError:
+            raise
+        except KeyError as error:
+            culprit = error.args[0]
+        except (TypeError, ValueError, IndexError):
+            pass
+    raise ConfigError(f"{family.name} cannot express {_setting(config, culprit)}")
 
 
 def _setting(config: ModelConfig, culprit: Any) -> str:
-    """Returns the name and the value of the setting that ``culprit`` is."""
+    """Returns the name and the value of the setting whose value is ``culprit``."""
     for name, value in _settings(config, "model"):
         if value is culprit or (isinstance(culprit, str) and value == culprit):
             shown = value if isinstance(value, str) else type(value).__name__
             return f"{name}={shown}"
-    return f"a {type(config).__name__} with these settings"
+    return f"this {type(config).__name__}"
 
 
 def _settings(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -130,18 +137,21 @@ def _settings(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _settings(inner, f"{path}.{field.name}")
 
 
-def _check_same_model(family: Family, written: Json, config: ModelConfig) -> None:
-    """Refuses a model that ``config.json`` cannot describe: a reader must get the same function."""
+def _check_same_model(family: Family[Any], written: Json, config: ModelConfig) -> None:
+    """Rejects a model that differs from the model which ``config.json`` describes."""
     try:
         back = function_of(family.read(written))
     except KeyError as error:
-        raise ConfigError(f"{family.name} cannot say a model without {error.args[0]}") from error
+        raise ConfigError(
+            f"{family.name} cannot express a model without {error.args[0]}"
+        ) from error
     except ConfigError as error:
-        raise ConfigError(f"{family.name} cannot say this model: {error}") from error
+        raise ConfigError(f"{family.name} cannot express this model: {error}") from error
     wanted = function_of(config)
     different = [name for name in wanted if wanted[name] != back.get(name)]
     if different:
         name = different[0]
         raise ConfigError(
-            f"{family.name} cannot say {name}={wanted[name]!r}, it would be {back.get(name)!r}"
+            f"{family.name} cannot express {name}={wanted[name]!r}; a reader would get "
+            f"{back.get(name)!r}"
         )

@@ -1,4 +1,4 @@
-"""Switch Transformers and NLLB-MoE."""
+"""Switch Transformers and NLLB-MoE: models with an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from moe_jax.interop.huggingface.family import (
     Family,
     Json,
     activation,
+    expect,
     network,
 )
 from moe_jax.models import EncoderDecoderConfig
@@ -22,6 +23,7 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.positions import Sinusoidal, T5Relative
 from moe_jax.routing.balance import LoadBalance
+from moe_jax.routing.select import Top2
 
 _T5 = {"up": "wi", "down": "wo"}
 _FAIRSEQ = {"up": "fc1", "down": "fc2"}
@@ -39,7 +41,11 @@ def _moe(layers: tuple[int, ...], experts: int, width: int, router: routing.Rout
 
 
 def _switch_layers(config: Json, stack: str, layers: int) -> tuple[int, ...]:
-    """Returns the sparse layers; without any, ``transformers`` has a step of all layers."""
+    """Returns the layers with experts.
+
+    Without a step, ``transformers`` spreads the sparse layers evenly over the stack. If there are
+    none, the step is the number of layers.
+    """
     sparse, step = config[f"num_sparse_{stack}_layers"], config[f"{stack}_sparse_step"]
     if step is None:
         step = layers // sparse if sparse else layers
@@ -86,6 +92,7 @@ def _write_switch(config: EncoderDecoderConfig) -> Json:
     act = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     encoder = config.encoder_moe.moe_layers(config.encoder_layers)
     decoder = config.decoder_moe.moe_layers(config.decoder_layers)
+    positions = expect(config.positions, T5Relative)
     return {
         "num_layers": config.encoder_layers,
         "num_decoder_layers": config.decoder_layers,
@@ -95,8 +102,8 @@ def _write_switch(config: EncoderDecoderConfig) -> Json:
         "d_ff": config.mlp_dim,
         "dense_act_fn": act[config.activation],
         "feed_forward_proj": act[config.activation],
-        "relative_attention_num_buckets": config.positions.buckets,
-        "relative_attention_max_distance": config.positions.max_distance,
+        "relative_attention_num_buckets": positions.buckets,
+        "relative_attention_max_distance": positions.max_distance,
         "layer_norm_epsilon": config.norm.eps,
         "tie_word_embeddings": config.tie_embeddings,
         "num_experts": config.encoder_moe.num_experts,
@@ -145,13 +152,13 @@ def _switch_stack(
 
 
 def _same_in_both(config: Json) -> None:
-    """Refuses stacks of different shapes, which one configuration cannot hold."""
+    """Rejects an encoder and a decoder of different widths, which the model does not support."""
     for name in ("attention_heads", "ffn_dim"):
         encoder, decoder = (config[f"{stack}_{name}"] for stack in ("encoder", "decoder"))
         if encoder != decoder:
             raise ConfigError(
-                f"config.json says encoder_{name}={encoder} and decoder_{name}={decoder}, which is "
-                "only supported with equal numbers"
+                f"config.json says encoder_{name}={encoder} and decoder_{name}={decoder}, but "
+                "only equal numbers are supported"
             )
     if config["d_model"] % config["encoder_attention_heads"]:
         raise ConfigError(
@@ -181,8 +188,8 @@ def _read_nllb(config: Json) -> EncoderDecoderConfig:
     def moe(stack: str) -> MoEConfig:
         step, layers = config[f"{stack}_sparse_step"], config[f"{stack}_layers"]
         chosen = tuple(i for i in range(layers) if step and (i + 1) % step == 0)
-        found = _moe(chosen, config["num_experts"], config[f"{stack}_ffn_dim"], router)
-        return dataclasses.replace(found, expert_mask=float(config["moe_token_dropout"]))
+        experts = _moe(chosen, config["num_experts"], config[f"{stack}_ffn_dim"], router)
+        return dataclasses.replace(experts, expert_mask=float(config["moe_token_dropout"]))
 
     return EncoderDecoderConfig(
         encoder_layers=config["encoder_layers"],
@@ -206,31 +213,32 @@ def _read_nllb(config: Json) -> EncoderDecoderConfig:
 def _write_nllb(config: EncoderDecoderConfig) -> Json:
     act = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     router = config.encoder_moe.router
-    found = {
+    select = expect(router.select, Top2)
+    keys = {
         "d_model": config.width,
         "activation_function": act[config.activation],
         "scale_embedding": config.scale_embedding,
-        "pad_token_id": config.positions.offset - 1,
+        "pad_token_id": expect(config.positions, Sinusoidal).offset - 1,
         "num_experts": config.encoder_moe.num_experts,
         "moe_token_dropout": config.encoder_moe.expert_mask,
-        "second_expert_policy": router.select.second,
-        "normalize_router_prob_before_dropping": router.select.normalize,
+        "second_expert_policy": select.second,
+        "normalize_router_prob_before_dropping": select.normalize,
         "batch_prioritized_routing": router.capacity.priority == "score",
     }
     for stack in ("encoder", "decoder"):
         moe, layers = getattr(config, f"{stack}_moe"), getattr(config, f"{stack}_layers")
         sparse = moe.moe_layers(layers)
-        found |= {
+        keys |= {
             f"{stack}_layers": layers,
             f"{stack}_attention_heads": config.num_heads,
             f"{stack}_ffn_dim": config.mlp_dim,
             f"{stack}_sparse_step": sparse[0] + 1 if sparse else 0,
         }
-    return found
+    return keys
 
 
 def _with_biases(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """Yields matrices and, after each, its bias."""
+    """Yields the entries of matrices, each followed by the entry of its bias."""
     for entry in entries:
         yield entry
         name, _, index = entry.ours[0].partition("|")
@@ -284,6 +292,7 @@ SWITCH = Family(
     _write_switch,
     _switch_entries,
     known.SWITCH,
+    EncoderDecoderConfig,
     ignored=("EncDecAttention.relative_attention_bias.weight",),
     copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
     tied=("lm_head.weight", "shared.weight"),
@@ -297,6 +306,7 @@ NLLB_MOE = Family(
     _write_nllb,
     _nllb_entries,
     known.NLLB_MOE,
+    EncoderDecoderConfig,
     ignored=("embed_positions.weights",),
     copies={
         _NLLB_EMBEDDING: ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")

@@ -1,47 +1,80 @@
-"""What a family of ``transformers`` must say, and what many of them share."""
+"""Defines the interface of a family of ``transformers``, and helpers that families share."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Generic, TypedDict, TypeVar
 
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface.entries import Entry, Matrix, Same, Whole
 from moe_jax.interop.huggingface.keys import Json, Keys, require
 from moe_jax.models import ModelConfig
+from moe_jax.nn.feed_forward import Activation
 from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
+
+Config = TypeVar("Config", bound=ModelConfig)
+Part = TypeVar("Part")
+
+
+class UnsupportedPart(ConfigError):
+    """A model has a part that the family does not have.
+
+    Attributes:
+        part: The part of the model's configuration, or its value.
+    """
+
+    def __init__(self, part: object):
+        """Creates the error for one part."""
+        super().__init__(f"the family does not support {type(part).__name__}")
+        self.part = part
+
+
+def expect(part: object, kind: type[Part]) -> Part:
+    """Returns ``part`` if it has the type that the family supports.
+
+    Raises:
+        UnsupportedPart: If ``part`` has another type.
+    """
+    if not isinstance(part, kind):
+        raise UnsupportedPart(part)
+    return part
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """One ``model_type``.
+class Family(Generic[Config]):
+    """One ``model_type`` of ``transformers``.
 
     Attributes:
-        name: the ``model_type``.
-        architecture: the class of ``transformers`` that loads it.
-        build: all keys of ``keys.read`` to our configuration.
-        write: our configuration to ``config.json``, without the vocabulary.
-        entries: all tensors of a model.
-        keys: the keys of ``config.json``.
-        vocab: the key of the vocabulary's size.
-        ignored: ends of names of tensors that hold nothing of the model.
-        prefix: before all names in a checkpoint of the model with other towers.
-        beside: given ``config.json`` and a name, whether the tensor is of another tower.
-        exact: ends of names of tensors that are float32 whatever the others are.
-        without: the settings less what they announce but no tensor of these names holds.
-        copies: other names that files store a tensor under once more, by its name.
-        tied: the name of the head, and of the embedding that it is where they are tied.
-        base: before all names but the head's; ``transformers`` leaves it out for a bare model.
-        renamed: parts of names that some files spell otherwise, and as they are here.
-        outer: the keys of a file that holds the configuration as its ``text_config``.
+        name: Name of the family, the ``model_type``.
+        architecture: Class of ``transformers`` that loads the model.
+        build: Function from the settings in ``keys.read`` to the model's configuration.
+        write: Function from the model's configuration to ``config.json`` without the vocabulary.
+        entries: Function that yields all tensors of a model.
+        keys: Keys of ``config.json``.
+        kind: Class of the model's configuration.
+        vocab: Key of the vocabulary size.
+        ignored: Suffixes of the names of tensors that are no parameters.
+        prefix: Prefix of all names in a checkpoint that also holds other towers.
+        beside: Function of ``config.json`` and a name that tells whether another tower owns the
+            tensor.
+        exact: Suffixes of the names of tensors that are always stored in float32.
+        without: Function that removes settings whose tensors a file does not store, given the
+            settings and the names of the stored tensors.
+        copies: Names under which a file may store a second copy of a tensor, by the tensor's name.
+        tied: Names of the head and of the embedding, which are one tensor if they are tied.
+        base: Prefix of all names except the head's; ``transformers`` omits it for a bare model.
+        renamed: Alternative spellings of parts of names, with the spelling used here.
+        outer: Keys of a file that nests the configuration as ``text_config``.
     """
 
     name: str
     architecture: str
-    build: Callable[[Json], ModelConfig]
-    write: Callable[[ModelConfig], Json]
-    entries: Callable[[ModelConfig], Iterator[Entry]]
+    build: Callable[[Json], Config]
+    write: Callable[[Config], Json]
+    entries: Callable[[Config], Iterator[Entry]]
     keys: Keys
+    kind: type[Config]
     vocab: str = "vocab_size"
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     prefix: str = ""
@@ -55,10 +88,10 @@ class Family:
     outer: Keys | None = None
 
     def settings(self, config: Json) -> Json:
-        """Returns all settings of a ``config.json``, with the defaults that it leaves out.
+        """Returns all settings of a ``config.json``, with defaults for absent keys.
 
         Raises:
-            ConfigError: if a key is unknown, or has a value that is not supported.
+            ConfigError: If a key is unknown, or has a value that is not supported.
         """
         where = "config.json"
         require(config, dict, where)
@@ -69,41 +102,56 @@ class Family:
             where = "text_config in config.json"
         return self.keys.filled(config, where)
 
-    def read(self, config: Json) -> ModelConfig:
-        """Returns the configuration of a ``config.json``.
+    def read(self, config: Json) -> Config:
+        """Returns the model's configuration that a ``config.json`` describes.
 
         Raises:
-            ConfigError: see ``settings``.
+            ConfigError: If a setting is not supported, see ``settings``.
         """
         return self.build(self.settings(config))
 
 
 OUTER = "llama4"
+"""The ``model_type`` of a file that nests the configuration as ``text_config``."""
 
-ACTIVATIONS = {"silu": "silu", "relu": "relu", "gelu": "gelu_exact", "gelu_new": "gelu"}
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "relu": "relu",
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+}
+"""Activation of this package by its name in ``transformers``."""
 
 
-def activation(name: str) -> str:
-    """Returns our name of an activation.
+class Heads(TypedDict):
+    """The attention heads of a model: fields of ``ModelConfig``."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+def activation(name: str) -> Activation:
+    """Returns the activation that ``transformers`` calls ``name``.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: If the activation is not supported.
     """
     if name not in ACTIVATIONS:
         raise ConfigError(f"hidden_act={name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def heads_of(config: Json) -> dict[str, int]:
-    """Returns the attention's heads: theirs, those of keys and values, and their width.
+def heads_of(config: Json) -> Heads:
+    """Returns the number of query heads, the number of key and value heads, and the head width.
 
     Raises:
-        ConfigError: if one does not divide another.
+        ConfigError: If the key heads do not divide the query heads, or the heads the model width.
     """
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    of_keys = config["num_key_value_heads"] or heads
+    kv_heads = config["num_key_value_heads"] or heads
     for name, number, parts in (
-        ("num_attention_heads", heads, of_keys),
+        ("num_attention_heads", heads, kv_heads),
         *([] if config["head_dim"] else [("hidden_size", width, heads)]),
     ):
         if number % parts:
@@ -111,17 +159,17 @@ def heads_of(config: Json) -> dict[str, int]:
                 f"config.json says {name}={number}, which is not a multiple of {parts}"
             )
     dim = config["head_dim"] or width // heads
-    return {"num_heads": heads, "num_kv_heads": of_keys, "head_dim": dim}
+    return {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
 
 
 def rope_parameters(positions: Rotary) -> Json:
-    """Writes rotary positions."""
-    found: Json = {"rope_theta": positions.base, "rope_type": "default"}
+    """Returns the ``rope_parameters`` of a ``config.json``."""
+    written: Json = {"rope_theta": positions.base, "rope_type": "default"}
     match positions.scaling:
         case LinearScaling(factor):
-            found |= {"rope_type": "linear", "factor": factor}
+            written |= {"rope_type": "linear", "factor": factor}
         case Llama3Scaling(factor, low, high, length):
-            found |= {
+            written |= {
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": low,
@@ -129,7 +177,7 @@ def rope_parameters(positions: Rotary) -> Json:
                 "original_max_position_embeddings": length,
             }
         case YarnScaling() as yarn:
-            found |= {
+            written |= {
                 "rope_type": "yarn",
                 "factor": yarn.factor,
                 "original_max_position_embeddings": yarn.original_length,
@@ -138,12 +186,12 @@ def rope_parameters(positions: Rotary) -> Json:
                 "truncate": yarn.truncate,
             }
             if yarn.attention_factor:
-                found["attention_factor"] = yarn.attention_factor
-    return found
+                written["attention_factor"] = yarn.attention_factor
+    return written
 
 
 def ends(config: ModelConfig, *, embedding: str, norm: str, head: str) -> Iterator[Entry]:
-    """Yields the embedding, the last norm and the head of a decoder."""
+    """Yields the embedding, the final norm and the head of a decoder."""
     yield Entry(embedding, ("embedding.table",), Whole())
     yield Entry(norm, ("final_norm.scale",), Same())
     if not config.tie_embeddings:
@@ -151,7 +199,14 @@ def ends(config: ModelConfig, *, embedding: str, norm: str, head: str) -> Iterat
 
 
 def projections(theirs: str, ours: str, *, bias: bool, output_bias: bool) -> Iterator[Entry]:
-    """Yields ``q_proj`` to ``o_proj``."""
+    """Yields the projections of an attention layer, ``q_proj`` to ``o_proj``.
+
+    Args:
+        theirs: Name of the attention layer in ``transformers``.
+        ours: Name of the attention layer here.
+        bias: Whether queries, keys and values have biases.
+        output_bias: Whether the output has a bias.
+    """
     for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
         yield Entry(f"{theirs}.{letter}_proj.weight", (f"{ours}.{name}",), Matrix())
         if bias:
@@ -168,9 +223,18 @@ def network(
     index: str = "",
     suffix: str = ".weight",
 ) -> Iterator[Entry]:
-    """Yields the matrices of a feed-forward network; ``names`` maps ours to theirs."""
-    for mine, name in names.items():
-        yield Entry(f"{theirs}.{name}{suffix}", (f"{ours}.{mine}{index}",), Matrix())
+    """Yields the matrices of a feed-forward network.
+
+    Args:
+        theirs: Name of the network in ``transformers``.
+        ours: Name of the network here.
+        names: Name of each matrix in ``transformers``, by its name here.
+        index: Index that selects an expert, such as ``|5``.
+        suffix: Suffix of the names in ``transformers``.
+    """
+    for parameter, name in names.items():
+        yield Entry(f"{theirs}.{name}{suffix}", (f"{ours}.{parameter}{index}",), Matrix())
 
 
 GATED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+"""Names of the matrices of Llama's gated feed-forward network, by their names here."""

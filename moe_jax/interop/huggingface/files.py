@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, one at a time; no pickle."""
+"""Reads and writes tensors in safetensors files, one at a time."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class TensorFiles:
-    """The tensors of a folder by name, each read when asked for.
+    """The tensors of a folder, each of which is read on request.
 
-    One that is stored in few bits with scales is a single tensor of float32.
+    A tensor that is stored in eight or four bits with scales appears as one tensor of float32.
+
+    Attributes:
+        names: Names of the tensors.
     """
 
     def __init__(self, directory: Path, tile: tuple[int, int] = (128, 128)):
-        """Opens the folder.
+        """Opens a folder.
 
         Args:
-            directory: the folder.
-            tile: weights of eight bits have a scale for so many rows and columns.
+            directory: The folder.
+            tile: Rows and columns of an eight-bit weight that share a scale.
 
         Raises:
-            ConfigError: if it holds no weights, or an index names files that are not there.
+            ConfigError: If the folder holds no weights, or the index names a missing file.
         """
         index = directory / _INDEX
         if index.exists():
@@ -62,7 +65,8 @@ class TensorFiles:
         """Returns one tensor.
 
         Raises:
-            ConfigError: if a file lacks it or is cut off, or its numbers are no weights.
+            ConfigError: If the file lacks the tensor or is truncated, or if the dtype of the
+                tensor is not a floating-point type.
         """
         try:
             if name in self._packed:
@@ -74,8 +78,8 @@ class TensorFiles:
             raise ConfigError(f"{name}: {line_of(error)}") from error
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise ConfigError(
-                f"{name} in {self._files[name]} has dtype {tensor.dtype}, which is not of weights: "
-                "store it as float32, bfloat16 or float16"
+                f"{name} in {self._files[name]} has dtype {tensor.dtype}, but weights must be "
+                "floating-point numbers: store it as float32, bfloat16 or float16"
             )
         return tensor
 
@@ -83,7 +87,7 @@ class TensorFiles:
         path = self._files[name]
         try:
             with self._open(path) as file:
-                # numpy has no eight-bit floats, so safetensors cannot give them to it.
+                # NumPy has no eight-bit floats, so safetensors cannot return them as NumPy arrays.
                 if file.get_slice(name).get_dtype() != "F8_E4M3":
                     return file.get_tensor(name)
         except SafetensorError as error:
@@ -102,15 +106,17 @@ class TensorFiles:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a file of JSON holds.
+    """Returns the content of a JSON file.
 
     Raises:
-        ConfigError: if the file cannot be read or is no JSON.
+        ConfigError: If the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is not there: give a folder of transformers") from error
+        raise ConfigError(
+            f"{path} does not exist: give the folder of a transformers model"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -118,15 +124,18 @@ def read_json(path: Path) -> Any:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index)
-    files = found.get("weight_map") if isinstance(found, dict) else None
+    content = read_json(index)
+    files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
-        raise ConfigError(f"{index} has no weight_map from names of tensors to names of files")
+        raise ConfigError(f"{index} has no weight_map from tensor names to file names")
     return files
 
 
 def _eight_bit(path: Path, name: str) -> np.ndarray:
-    """Reads a tensor of float8_e4m3fn: eight bytes of length, a header of JSON, the data."""
+    """Reads a tensor of float8_e4m3fn.
+
+    The file holds the length of the header in eight bytes, the header as JSON, and the data.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
@@ -136,14 +145,23 @@ def _eight_bit(path: Path, name: str) -> np.ndarray:
 
 
 def is_export(name: str) -> bool:
-    """Whether a file of this name belongs to an export: weights, their index or the config."""
+    """Returns whether a file of this name is part of an export (weights, index or config)."""
     return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def write(
     tensors: Iterable[tuple[str, np.ndarray]], directory: Path, shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes tensors in files of about ``shard_bytes``, holding one file in memory at a time."""
+    """Writes tensors into safetensors files, holding one file at a time in memory.
+
+    Args:
+        tensors: Name and value of each tensor.
+        directory: The folder, which exists.
+        shard_bytes: Largest size of a file in bytes, unless one tensor is larger.
+
+    Raises:
+        OSError: If the disk is full.
+    """
     shards: list[tuple[Path, list[str]]] = []
     held: dict[str, np.ndarray] = {}
     total = size = 0
@@ -168,7 +186,7 @@ def write(
     if len(shards) == 1:
         shards[0][0].rename(directory / _ONE)
         return
-    where = {}
+    where: dict[str, str] = {}
     for i, (path, names) in enumerate(shards, 1):
         final = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         path.rename(directory / final)

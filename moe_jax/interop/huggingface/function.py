@@ -1,4 +1,4 @@
-"""What a configuration computes, without how it is trained or run."""
+"""Reduces a configuration to the settings that determine the logits of the model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ _TRAINING = frozenset(
 
 
 def function_of(config: ModelConfig) -> dict[str, Any]:
-    """Returns settings by dotted name: equal ones give equal logits where nothing is dropped."""
-    found = {
+    """Returns the settings that determine the logits, by dotted name.
+
+    Two models with equal settings and parameters have equal logits as long as no token is dropped.
+    """
+    parts = {
         "positions": config.positions,
         "norm": config.norm,
         "tie_embeddings": config.tie_embeddings,
@@ -41,8 +44,8 @@ def function_of(config: ModelConfig) -> dict[str, Any]:
         "scale_head": config.scale_head,
         **_stacks(config),
     }
-    flat = {}
-    for name, value in found.items():
+    flat: dict[str, Any] = {}
+    for name, value in parts.items():
         flat |= dict(_flat(describe(value), name))
     return flat
 

@@ -1,4 +1,4 @@
-"""gpt-oss and Llama 4: all experts of a layer in one tensor, gate and up together."""
+"""gpt-oss and Llama 4: a tensor holds all experts of a layer, and gate and up share a tensor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from moe_jax.interop.huggingface.family import (
     GATED,
     Family,
     Json,
+    expect,
     network,
 )
 from moe_jax.interop.huggingface.llama_like import (
@@ -20,6 +21,8 @@ from moe_jax.interop.huggingface.llama_like import (
     layer_kinds,
     model_ends,
     norms,
+    plain_attention,
+    top_k,
     trunk,
     window,
     written,
@@ -72,17 +75,16 @@ def _read_gpt_oss(config: Json) -> DecoderConfig:
 
 
 def _write_gpt_oss(config: DecoderConfig) -> Json:
-    windows = [config.attention_at(i).details.window for i in range(config.num_layers)]
-    found = written(dataclasses.replace(config, activation="silu")) | {
+    windows = [layer.details.window for layer in plain_attention(config)]
+    return written(dataclasses.replace(config, activation="silu")) | {
         "intermediate_size": config.moe.expert_dim,
         "num_local_experts": config.moe.num_experts,
-        "num_experts_per_tok": config.moe.router.select.k,
-        "attention_bias": config.attention.qkv_bias,
+        "num_experts_per_tok": top_k(config).k,
+        "attention_bias": expect(config.attention, Details).qkv_bias,
         "swiglu_limit": config.mlp_limit,
         "sliding_window": max(windows),
         "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
     }
-    return found
 
 
 def _gpt_oss_entries(config: DecoderConfig) -> Iterator[Entry]:
@@ -104,10 +106,12 @@ def _gpt_oss_entries(config: DecoderConfig) -> Iterator[Entry]:
 
 
 def _rotates(config: Json) -> list[int]:
-    """Returns for every layer whether it rotates; an empty ``no_rope_layers`` is none.
+    """Returns 1 for every layer with rotary positions and 0 for the others.
+
+    An empty ``no_rope_layers`` counts as absent, as in ``transformers``.
 
     Raises:
-        ConfigError: if ``no_rope_layers`` names too few or too many layers.
+        ConfigError: If ``no_rope_layers`` has another length than ``num_hidden_layers``.
     """
     layers, step = range(config["num_hidden_layers"]), config["no_rope_layer_interval"]
     rotates = config["no_rope_layers"] or [int((i + 1) % step != 0) for i in layers]
@@ -123,14 +127,14 @@ def _llama4_attention(config: Json) -> tuple[AttentionOverride, ...]:
     rotates, chunk = _rotates(config), config["attention_chunk_size"]
     chunked = ["chunked_attention" if r and chunk else "full_attention" for r in rotates]
     kinds = layer_kinds(config, chunked, "chunked_attention" if chunk else None)
-    norm, bias = "unit" if config["use_qk_norm"] else "none", config["attention_bias"]
+    normalized, bias = config["use_qk_norm"], config["attention_bias"]
 
     def override(i: int) -> AttentionOverride:
         heated = config["attn_temperature_tuning"] and not rotates[i]
         details = Details(
             qkv_bias=bias,
             output_bias=bias,
-            qk_norm=norm if rotates[i] else "none",
+            qk_norm="unit" if normalized and rotates[i] else "none",
             chunk=chunk or 0 if kinds[i] == "chunked_attention" else 0,
             temperature=float(config["attn_scale"]) if heated else 0.0,
             temperature_length=config["floor_scale"],
@@ -164,22 +168,22 @@ def _read_llama4(config: Json) -> DecoderConfig:
 
 
 def _write_llama4(config: DecoderConfig) -> Json:
-    layers = [config.attention_at(i) for i in range(config.num_layers)]
+    layers = plain_attention(config)
     unrotated = [layer.details for layer in layers if layer.rotary is None]
-    heat = max((details.temperature for details in unrotated), default=0.0)
+    temperature = max((details.temperature for details in unrotated), default=0.0)
     chunks = [layer.details.chunk for layer in layers]
     return written(config) | {
         "intermediate_size": config.moe.expert_dim,
         "intermediate_size_mlp": config.mlp_dim,
         "num_local_experts": config.moe.num_experts,
-        "num_experts_per_tok": config.moe.router.select.k,
+        "num_experts_per_tok": top_k(config).k,
         "moe_layers": list(config.moe.moe_layers(config.num_layers)),
         "no_rope_layers": [int(layer.rotary is not None) for layer in layers],
         "attention_chunk_size": max(chunks) or None,
         "layer_types": ["chunked_attention" if c else "full_attention" for c in chunks],
         "use_qk_norm": any(layer.details.qk_norm == "unit" for layer in layers),
-        "attn_temperature_tuning": bool(heat),
-        "attn_scale": heat,
+        "attn_temperature_tuning": bool(temperature),
+        "attn_scale": temperature,
         "floor_scale": unrotated[0].temperature_length if unrotated else 8192,
         "attention_bias": layers[0].details.qkv_bias,
     }
@@ -210,6 +214,7 @@ GPT_OSS = Family(
     _write_gpt_oss,
     _gpt_oss_entries,
     known.GPT_OSS,
+    DecoderConfig,
 )
 LLAMA4 = Family(
     "llama4_text",
@@ -218,6 +223,7 @@ LLAMA4 = Family(
     _write_llama4,
     _llama4_entries,
     known.LLAMA4,
+    DecoderConfig,
     prefix="language_model.",
     beside=lambda config, name: name.startswith(("vision_model.", "multi_modal_projector.")),
     outer=known.LLAMA4_OUTER,

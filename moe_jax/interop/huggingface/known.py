@@ -1,4 +1,4 @@
-"""The keys of every family, with the defaults of ``transformers`` 5: data, and nothing else."""
+"""The keys of every family, with the defaults of ``transformers`` 5. The module is pure data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = Key(list, None, null=True, items=str)
 _OBJECT = Key(dict, None, null=True)
 _NO_WINDOW = Key(int, None, null=True, only=(None,))
 
-# Rotary positions, under the names of files of transformers 5 and of older ones.
+# Keys of rotary positions, in the spelling of transformers 5 and in older ones.
 _ROTARY = {
     "max_position_embeddings": size(None),
     "original_max_position_embeddings": size(None, null=True),
@@ -146,9 +146,9 @@ DBRX = Keys(
         "tie_word_embeddings": _FLAG,
     },
     EVERYWHERE
-    | {"num_key_value_heads": "attn_config holds kv_n_heads"}
+    | {"num_key_value_heads": "attn_config has the key kv_n_heads"}
     | dict.fromkeys(("resid_pdrop", "emb_pdrop"), TRAINING)
-    | {"router_aux_loss_coef": "ffn_config holds moe_loss_weight"},
+    | {"router_aux_loss_coef": "ffn_config has the key moe_loss_weight"},
     {
         "max_seq_len": "max_position_embeddings",
         "num_attention_heads": "n_heads",
@@ -268,7 +268,7 @@ LLAMA4 = Keys(
     EVERYWHERE | {"router_jitter_noise": NOBODY},
     {"num_experts": "num_local_experts"},
 )
-# The file of Llama 4 with its vision tower, around the text model.
+# Llama 4 with its vision tower: the configuration of the text model is one of the keys.
 LLAMA4_OUTER = Keys(
     {"text_config": Key(dict, None)},
     EVERYWHERE
@@ -282,9 +282,9 @@ LLAMA4_OUTER = Keys(
             "image_token_index",
             "vision_config",
         ),
-        "it is of the vision tower",
+        "the key belongs to the vision tower",
     )
-    | {"tie_word_embeddings": "text_config holds it"},
+    | {"tie_word_embeddings": "text_config has the key"},
 )
 GPT_OSS = Keys(
     {
@@ -311,7 +311,7 @@ GPT_OSS = Keys(
     EVERYWHERE | dict.fromkeys(("experts_per_token", "initial_context_length"), NOBODY),
     {"num_experts": "num_local_experts"},
 )
-_CAPACITY = "the router's capacity holds the slots of an expert; without drops both are the same"
+_CAPACITY = "the capacity of the router sets the slots; without drops the result is the same"
 _ENCODER_DECODER = EVERYWHERE | {
     "router_dtype": "routers compute in float32",
     "expert_capacity": _CAPACITY,
@@ -346,7 +346,7 @@ SWITCH = Keys(
     | {
         "dropout_rate": TRAINING,
         "initializer_factor": TRAINING,
-        "feed_forward_proj": "dense_act_fn is read",
+        "feed_forward_proj": "the key dense_act_fn is read instead",
         "router_ignore_padding_tokens": NOBODY,
         "router_type": NOBODY,
         "batch_prioritized_routing": NOBODY,
@@ -391,7 +391,7 @@ NLLB_MOE = Keys(
         TRAINING,
     )
     | {
-        "max_position_embeddings": "sines are computed for every position",
+        "max_position_embeddings": "sinusoids are computed for every position",
         "router_z_loss_coef": NOBODY,
         "router_type": NOBODY,
         "router_jitter_noise": NOBODY,

@@ -1,9 +1,10 @@
-"""Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE: Llama's decoder with experts one by one."""
+"""Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE: Llama's decoder; each expert has tensors of its own."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
@@ -16,6 +17,7 @@ from moe_jax.interop.huggingface.family import (
     Json,
     activation,
     ends,
+    expect,
     heads_of,
     network,
     projections,
@@ -23,14 +25,21 @@ from moe_jax.interop.huggingface.family import (
 )
 from moe_jax.interop.huggingface.rotary import rotary
 from moe_jax.models import AttentionOverride, DecoderConfig
-from moe_jax.nn.attention import Details
+from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
+from moe_jax.nn.positions import Rotary
 from moe_jax.nn.shared import SharedConfig
+from moe_jax.routing.select import TopK
 
 
-def trunk(config: Json, **more) -> dict:
-    """Returns what the decoders of Llama's form share."""
+def trunk(config: Json, **more: Any) -> dict[str, Any]:
+    """Returns the settings of a decoder like Llama's, apart from its experts.
+
+    Args:
+        config: All settings of the family.
+        **more: Fields of ``DecoderConfig`` to add or replace.
+    """
     return {
         "num_layers": config["num_hidden_layers"],
         "width": config["hidden_size"],
@@ -47,7 +56,7 @@ def trunk(config: Json, **more) -> dict:
 
 
 def written(config: DecoderConfig) -> Json:
-    """Writes what they share."""
+    """Returns the keys of ``config.json`` that ``trunk`` reads."""
     act = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     return {
         "num_hidden_layers": config.num_layers,
@@ -57,10 +66,29 @@ def written(config: DecoderConfig) -> Json:
         "head_dim": config.head_dim,
         "intermediate_size": config.mlp_dim,
         "hidden_act": act[config.activation],
-        "rope_parameters": rope_parameters(config.positions),
+        "rope_parameters": rope_parameters(expect(config.positions, Rotary)),
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tie_embeddings,
     }
+
+
+def top_k(config: DecoderConfig) -> TopK:
+    """Returns the settings by which tokens choose their ``k`` best experts.
+
+    Raises:
+        UnsupportedPart: If the router selects in another way.
+    """
+    return expect(config.moe.router.select, TopK)
+
+
+def plain_attention(config: DecoderConfig) -> list[AttentionConfig]:
+    """Returns the attention of every layer.
+
+    Raises:
+        UnsupportedPart: If the attention is latent.
+    """
+    expect(config.attention, Details)
+    return [expect(config.attention_at(i), AttentionConfig) for i in range(config.num_layers)]
 
 
 def norms(layer: str, ours: str) -> Iterator[Entry]:
@@ -71,7 +99,7 @@ def norms(layer: str, ours: str) -> Iterator[Entry]:
 
 
 def model_ends(config: DecoderConfig) -> Iterator[Entry]:
-    """Yields the embedding, the last norm and the head."""
+    """Yields the embedding, the final norm and the head."""
     yield from ends(
         config,
         embedding="model.embed_tokens.weight",
@@ -82,7 +110,7 @@ def model_ends(config: DecoderConfig) -> Iterator[Entry]:
 
 def attention(config: DecoderConfig, layer: str, ours: str) -> Iterator[Entry]:
     """Yields the attention of a layer."""
-    details = config.attention
+    details = expect(config.attention, Details)
     theirs, ours = f"{layer}.self_attn", f"{ours}.attention"
     yield from projections(theirs, ours, bias=details.qkv_bias, output_bias=details.output_bias)
     if details.qk_norm in ("head", "width"):
@@ -93,7 +121,14 @@ def attention(config: DecoderConfig, layer: str, ours: str) -> Iterator[Entry]:
 
 
 def experts(layer: str, ours: str, number: int, names: dict[str, str]) -> Iterator[Entry]:
-    """Yields experts that are each a network of their own, and the router."""
+    """Yields the router and the experts, each with tensors of its own.
+
+    Args:
+        layer: Name of the mixture-of-experts layer in ``transformers``.
+        ours: Name of the transformer layer here.
+        number: Number of experts.
+        names: Name of each matrix in ``transformers``, by its name here.
+    """
     inner = f"{ours}.feed_forward"
     yield Entry(f"{layer}.gate.weight", (f"{inner}.router.kernel",), Matrix())
     for e in range(number):
@@ -119,15 +154,16 @@ def _entries(config: DecoderConfig, block: str, names: dict[str, str]) -> Iterat
 
 
 def layer_kinds(config: Json, otherwise: list[str], local: str | None) -> list[str]:
-    """Returns the kind of attention of every layer, by ``layer_types`` where a file has it.
+    """Returns the kind of attention of every layer.
 
     Args:
-        config: all settings.
-        otherwise: the kinds where ``layer_types`` is not given.
-        local: the kind, beside full attention, that layers may have; ``None`` for none.
+        config: All settings of the family.
+        otherwise: Kinds of attention for a file without ``layer_types``.
+        local: Kind that layers may have instead of full attention; ``None`` for no other kind.
 
     Raises:
-        ConfigError: if it names too few or too many layers, or another kind.
+        ConfigError: If ``layer_types`` has another length than ``num_hidden_layers``, or another
+            kind.
     """
     kinds, layers = config["layer_types"] or otherwise, config["num_hidden_layers"]
     allowed = ["full_attention", *([local] if local else [])]
@@ -139,13 +175,13 @@ def layer_kinds(config: Json, otherwise: list[str], local: str | None) -> list[s
     for kind in kinds:
         if kind not in allowed:
             raise ConfigError(
-                f"layer_types in config.json says {kind!r}, and by the other keys a layer may have "
+                f"layer_types in config.json has {kind!r}, but the other keys allow only "
                 f"{' or '.join(allowed)}"
             )
     return kinds
 
 
-def _moe(config: Json, number: str, width: str, **more) -> MoEConfig:
+def _moe(config: Json, number: str, width: str, **more: Any) -> MoEConfig:
     return MoEConfig(
         every=1, num_experts=config[number], expert_dim=config[width], transport="gather", **more
     )
@@ -165,8 +201,8 @@ def _write_mixtral(config: DecoderConfig) -> Json:
     return written(config) | {
         "intermediate_size": config.moe.expert_dim,
         "num_local_experts": config.moe.num_experts,
-        "num_experts_per_tok": config.moe.router.select.k,
-        "sliding_window": config.attention.window or None,
+        "num_experts_per_tok": top_k(config).k,
+        "sliding_window": expect(config.attention, Details).window or None,
     }
 
 
@@ -182,13 +218,13 @@ def _sparse(config: Json) -> tuple[int, ...]:
     return tuple(i for i in layers if (i + 1) % step == 0 and i not in dense)
 
 
-def _qwen_moe(config: Json, **more) -> MoEConfig:
+def _qwen_moe(config: Json, **more: Any) -> MoEConfig:
     moe = _moe(config, "num_experts", "moe_intermediate_size", router=_top_k(config), **more)
     return dataclasses.replace(moe, every=0, layers=_sparse(config))
 
 
 def _qwen2_windows(config: Json) -> list[str]:
-    """Returns the kinds of layers: every second one of the first ones has a window."""
+    """Returns the kinds of layers: even layers below ``max_window_layers`` have a window."""
     used, last = config["use_sliding_window"], config["max_window_layers"]
     return [
         "sliding_attention" if used and i % 2 == 0 and i < last else "full_attention"
@@ -201,7 +237,8 @@ def _read_qwen2(config: Json) -> DecoderConfig:
     kinds = layer_kinds(config, _qwen2_windows(config), local_kind)
     full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
     details = Details(qkv_bias=config["qkv_bias"])
-    local, overrides = details, ()
+    local = details
+    overrides: tuple[AttentionOverride, ...] = ()
     if len(full) < len(kinds):
         local = dataclasses.replace(details, window=window(config))
         overrides = (AttentionOverride(layers=full, details=details),) if full else ()
@@ -211,53 +248,53 @@ def _read_qwen2(config: Json) -> DecoderConfig:
 
 
 def window(config: Json) -> int:
-    """Returns the tokens that a layer with a window sees.
+    """Returns the number of tokens that a layer with a sliding window sees.
 
     Raises:
-        ConfigError: if there is no such number.
+        ConfigError: If ``config.json`` lacks ``sliding_window``.
     """
     if not config["sliding_window"]:
         raise ConfigError(
-            "config.json has layers of sliding_attention and no sliding_window: add it"
+            "config.json has layers with sliding_attention but no sliding_window: add that key"
         )
     return config["sliding_window"]
 
 
 def _read_qwen3(config: Json) -> DecoderConfig:
-    bias, seen = config["attention_bias"], config["sliding_window"]
+    bias, width = config["attention_bias"], config["sliding_window"]
     details = Details(
         qk_norm="head",
         qkv_bias=bias,
         output_bias=bias,
-        window=seen or 0 if config["use_sliding_window"] else 0,
+        window=width or 0 if config["use_sliding_window"] else 0,
     )
     return DecoderConfig(**trunk(config, attention=details), moe=_qwen_moe(config))
 
 
 def _write_qwen(config: DecoderConfig) -> Json:
     sparse = config.moe.moe_layers(config.num_layers)
-    found = written(config) | {
+    details, select = expect(config.attention, Details), top_k(config)
+    keys = written(config) | {
         "num_experts": config.moe.num_experts,
         "moe_intermediate_size": config.moe.expert_dim,
-        "num_experts_per_tok": config.moe.router.select.k,
-        "norm_topk_prob": config.moe.router.select.normalize,
+        "num_experts_per_tok": select.k,
+        "norm_topk_prob": select.normalize,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i in range(config.num_layers) if i not in sparse],
     }
     if config.moe.shared.hidden:
-        found["shared_expert_intermediate_size"] = config.moe.shared.hidden
-        windows = [config.attention_at(i).details.window for i in range(config.num_layers)]
-        return found | {
-            "qkv_bias": config.attention.qkv_bias,
+        keys["shared_expert_intermediate_size"] = config.moe.shared.hidden
+        windows = [layer.details.window for layer in plain_attention(config)]
+        return keys | {
+            "qkv_bias": details.qkv_bias,
             "use_sliding_window": any(windows),
             "sliding_window": max(windows) or None,
             "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
         }
-    seen = config.attention.window
-    return found | {
-        "attention_bias": config.attention.qkv_bias,
-        "use_sliding_window": bool(seen),
-        "sliding_window": seen or None,
+    return keys | {
+        "attention_bias": details.qkv_bias,
+        "use_sliding_window": bool(details.window),
+        "sliding_window": details.window or None,
     }
 
 
@@ -275,17 +312,21 @@ def _read_olmoe(config: Json) -> DecoderConfig:
 
 def _write_olmoe(config: DecoderConfig) -> Json:
     if config.head_dim * config.num_heads != config.width:
-        raise ConfigError("OLMoE's heads fill its width: head_dim x num_heads is not width")
-    found = written(config) | {
+        raise ConfigError(
+            f"OLMoE needs model.head_dim x model.num_heads={config.head_dim * config.num_heads} "
+            f"equal to model.width={config.width}: change one of them"
+        )
+    details, select = expect(config.attention, Details), top_k(config)
+    keys = written(config) | {
         "intermediate_size": config.moe.expert_dim,
         "num_experts": config.moe.num_experts,
-        "num_experts_per_tok": config.moe.router.select.k,
-        "norm_topk_prob": config.moe.router.select.normalize,
-        "clip_qkv": config.attention.clip or None,
-        "attention_bias": config.attention.qkv_bias,
+        "num_experts_per_tok": select.k,
+        "norm_topk_prob": select.normalize,
+        "clip_qkv": details.clip or None,
+        "attention_bias": details.qkv_bias,
     }
-    del found["head_dim"]
-    return found
+    del keys["head_dim"]
+    return keys
 
 
 MIXTRAL = Family(
@@ -295,6 +336,7 @@ MIXTRAL = Family(
     _write_mixtral,
     lambda config: _entries(config, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
     known.MIXTRAL,
+    DecoderConfig,
     renamed={".mlp.": ".block_sparse_moe."},
 )
 QWEN2_MOE = Family(
@@ -304,6 +346,7 @@ QWEN2_MOE = Family(
     _write_qwen,
     lambda config: _entries(config, "mlp", GATED),
     known.QWEN2_MOE,
+    DecoderConfig,
 )
 QWEN3_MOE = Family(
     "qwen3_moe",
@@ -312,6 +355,7 @@ QWEN3_MOE = Family(
     _write_qwen,
     lambda config: _entries(config, "mlp", GATED),
     known.QWEN3_MOE,
+    DecoderConfig,
 )
 OLMOE = Family(
     "olmoe",
@@ -320,4 +364,5 @@ OLMOE = Family(
     _write_olmoe,
     lambda config: _entries(config, "mlp", GATED),
     known.OLMOE,
+    DecoderConfig,
 )

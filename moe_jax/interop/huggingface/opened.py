@@ -1,4 +1,4 @@
-"""A folder of ``transformers`` whose names are checked and whose weights are not yet read."""
+"""Opens a folder of ``transformers``: checks the names of its tensors before reading any."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PACKED = ("fp8", "mxfp4")
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A folder that holds every tensor of its model, and no other.
+    """A folder that holds exactly the tensors of its model.
 
     Attributes:
-        family: the family.
-        config: the configuration of the model.
-        vocab_size: ``V``.
-        original: what ``config.json`` holds.
-        entries: the tensors of the model, as the files join them.
-        read: reads a tensor by its name in the family.
+        family: Family of the model.
+        config: Configuration of the model.
+        vocab_size: Size ``V`` of the vocabulary.
+        original: Content of ``config.json``.
+        entries: Tensors of the model as the files store them.
+        read: Function that reads a tensor by its name in the family.
     """
 
-    family: Family
+    family: Family[Any]
     config: ModelConfig
     vocab_size: int
     original: Json
@@ -41,17 +41,17 @@ class Opened:
     read: Callable[[str], np.ndarray]
 
 
-def opened(directory: Path, family_of: Callable[[Any], Family], **changes: Any) -> Opened:
-    """Opens a folder.
+def opened(directory: Path, family_of: Callable[[Any], Family[Any]], **changes: Any) -> Opened:
+    """Opens a folder and checks its configuration and the names of its tensors.
 
     Args:
-        directory: the folder.
-        family_of: returns the family of a ``model_type``.
-        **changes: of the configuration.
+        directory: The folder.
+        family_of: Function that returns the family of a ``model_type``.
+        **changes: Fields of the model's configuration to replace.
 
     Raises:
-        ConfigError: if ``config.json`` says something that is not supported, or tensors are
-            missing or unknown.
+        ConfigError: If ``config.json`` has an unsupported setting, or tensors are missing or
+            unknown.
     """
     path = directory / "config.json"
     given = require(read_json(path), dict, str(path))
@@ -75,24 +75,25 @@ def opened(directory: Path, family_of: Callable[[Any], Family], **changes: Any) 
 
 
 def _tile(config: dict[str, Any]) -> tuple[int, int]:
-    """Returns how many rows and columns of a weight of eight bits share a scale."""
+    """Returns the rows and columns of an eight-bit weight that share a scale."""
     given = config.get("quantization_config") or {}
     require(given, dict, "quantization_config in config.json")
     method = given.get("quant_method", "fp8")
     if method not in _PACKED:
         raise ConfigError(
-            f"config.json says quant_method={method!r}, which is only supported as "
-            f"{' or '.join(map(repr, _PACKED))}: store the weights unpacked"
+            f"config.json says quant_method={method!r}, but only "
+            f"{' or '.join(map(repr, _PACKED))} is supported: store the weights unpacked"
         )
     tile = given.get("weight_block_size") or (128, 128)
     if not isinstance(tile, (list, tuple)) or len(tile) != 2:
         raise ConfigError(
-            f"config.json says weight_block_size={tile!r}, and it must be two numbers"
+            f"config.json says weight_block_size={tile!r}, but it must be two numbers"
         )
     for side in tile:
         if require(side, int, "a side of weight_block_size in config.json") < 1:
             raise ConfigError(f"config.json says weight_block_size={tile!r}: a side is at least 1")
-    return tuple(tile)
+    rows, columns = tile
+    return rows, columns
 
 
 def _check_names(names: Set[str], entries: tuple[Entry, ...], directory: Path) -> None:

@@ -1,8 +1,8 @@
-"""Weights that are stored in eight or four bits with scales, read as float32.
+"""Unpacks weights that are stored in eight or four bits with scales to float32.
 
-DeepSeek-V3 (2412.19437, section 3.3): float8 with one float32 scale per tile of 128 x 128.
-gpt-oss: MXFP4 (OCP Microscaling specification 1.0), two numbers in a byte and one power of two for
-32 of them.
+DeepSeek-V3 (2412.19437, section 3.3) stores float8 with one float32 scale per tile of 128 x 128.
+gpt-oss stores MXFP4 (OCP Microscaling specification 1.0): a byte holds two numbers, and 32 numbers
+share a power of two as their scale.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ Array = np.ndarray
 
 FP8_SCALE = "_scale_inv"
 MXFP4 = ("_blocks", "_scales")
-# Sign, two bits of exponent, one of mantissa.
-_FP4 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
-_FP4 = np.concatenate([_FP4, -_FP4])
+# A number has a sign bit, two bits of exponent and one bit of mantissa.
+_MAGNITUDES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
+_FP4 = np.concatenate([_MAGNITUDES, -_MAGNITUDES])
 _EXPONENT_BIAS = 127
 
 
 def from_fp8(weight: Array, scale: Array, tile: tuple[int, int] = (128, 128)) -> Array:
-    """Returns ``weight (R, C)`` times the scale of its tile.
+    """Returns the weight ``(R, C)``, each tile multiplied by its scale, in float32.
 
     Args:
-        weight: ``(R, C)`` float8.
-        scale: ``(ceil(R / tile), ceil(C / tile))`` float32.
-        tile: rows and columns of a tile.
+        weight: The packed weight ``(R, C)``, float8.
+        scale: The scale of each tile, ``(ceil(R / tile[0]), ceil(C / tile[1]))``, float32.
+        tile: Rows and columns of a tile.
 
     Raises:
-        ValueError: if there is not one scale per tile.
+        ValueError: If the number of scales is not one per tile.
     """
     rows, columns = weight.shape
     expected = (-(-rows // tile[0]), -(-columns // tile[1]))
@@ -43,11 +43,12 @@ def from_fp8(weight: Array, scale: Array, tile: tuple[int, int] = (128, 128)) ->
 
 
 def from_mxfp4(blocks: Array, scales: Array) -> Array:
-    """Returns the weights ``(E, inputs, outputs)`` of experts.
+    """Returns the weights ``(E, inputs, outputs)`` of experts in float32.
 
     Args:
-        blocks: ``(E, outputs, inputs / 32, 16)`` uint8; the lower four bits come first.
-        scales: ``(E, outputs, inputs / 32)`` uint8, exponents of two above -127.
+        blocks: Pairs of numbers, ``(E, outputs, inputs / 32, 16)`` uint8; the lower four bits are
+            the first number.
+        scales: Exponents of two plus 127, ``(E, outputs, inputs / 32)`` uint8.
     """
     pairs = np.stack([_FP4[blocks & 0xF], _FP4[blocks >> 4]], axis=-1)
     numbers = pairs.reshape(*scales.shape, -1)

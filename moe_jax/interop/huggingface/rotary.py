@@ -1,4 +1,4 @@
-"""Rotary positions of ``config.json``, in the form of today's files and of older ones."""
+"""Reads the rotary positions of a ``config.json``, in the current form and in older ones."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ _ONE = "partial_rotary_factor"
 
 
 def parameters(config: Json) -> Json:
-    """Returns what a configuration says of rotation, each key that is not null.
+    """Returns the parameters of rotation that are not null.
 
-    As in ``transformers``, ``rope_scaling`` holds before ``rope_parameters``, and what they leave
-    out is a key of the configuration: ``rope_theta``, and the first length.
+    As in ``transformers``, ``rope_scaling`` takes precedence over ``rope_parameters``. If these
+    lack ``rope_theta`` or ``original_max_position_embeddings``, the keys of the configuration
+    itself apply.
 
     Raises:
-        ConfigError: if a key is unknown or has an impossible value.
+        ConfigError: If a key is unknown or has an impossible value.
     """
     name = "rope_scaling" if config["rope_scaling"] else "rope_parameters"
     given = {key: value for key, value in (config[name] or {}).items() if value is not None}
@@ -44,11 +45,11 @@ def parameters(config: Json) -> Json:
         if key not in _KEYS:
             close = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)[0]
             raise ConfigError(
-                f"{name} has the key {key!r}; the nearest that it may have is {close!r}"
+                f"{name} has the unknown key {key!r}; the nearest known key is {close!r}"
             )
         require(value, _KEYS[key], f"{key} in {name}")
     if given.get(_ONE, 1.0) != 1.0:
-        raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, which is only supported as 1.0")
+        raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, but only 1.0 is supported")
     length = config["original_max_position_embeddings"]
     given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     if config["rope_theta"] is not None:
@@ -58,13 +59,18 @@ def parameters(config: Json) -> Json:
 
 
 def rotary(config: Json, *, interleaved: bool = False) -> Rotary:
-    """Reads rotary positions.
+    """Returns the rotary positions that ``config`` describes.
+
+    Args:
+        config: All settings of the family.
+        interleaved: Whether neighbouring features form the pairs that are rotated.
 
     Raises:
-        ConfigError: if the kind is not supported, or lacks one of its numbers.
+        ConfigError: If the ``rope_type`` is not supported, or one of its parameters is missing.
     """
     given = parameters(config)
     base = _positive(given, "rope_theta")
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None
     match given["rope_type"]:
         case "default":
             scaling = None
@@ -89,7 +95,7 @@ def _positive(given: Json, name: str) -> float:
     if name not in given:
         raise ConfigError(f"config.json lacks {name}, which rope_type={kind!r} needs")
     if given[name] <= 0:
-        raise ConfigError(f"config.json says {name}={given[name]!r}, and it must be more than 0")
+        raise ConfigError(f"config.json says {name}={given[name]!r}, but it must be more than 0")
     return float(given[name])
 
 
@@ -110,5 +116,5 @@ def _yarn(given: Json) -> YarnScaling:
 
 
 def yarn_scale(factor: float, weight: float) -> float:
-    """Returns what YaRN multiplies queries and keys by."""
+    """Returns the factor by which YaRN multiplies queries and keys (2309.00071, section 3.4)."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

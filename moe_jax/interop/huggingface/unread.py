@@ -1,22 +1,22 @@
-"""Keys that change nothing in any family, each with the reason: data, and nothing else."""
+"""Keys of ``config.json`` that no family reads, each with the reason. The module is pure data."""
 
 from __future__ import annotations
 
-FILE = "it describes the file and not the model"
-TOKENS = "it is a token of the tokenizer, which is read on its own"
-GENERATION = "it is a default of generation, which takes its own settings"
-TRAINING = "it is a setting of training, which the configuration of a run holds"
-REPORT = "it chooses what transformers returns"
-PLATFORM = "it chooses how transformers computes, with the same result"
-DERIVED = "transformers derives it from other keys"
-NOBODY = "no code of transformers reads it in this family"
+FILE = "the key describes the file, not the model"
+TOKENS = "the key belongs to the tokenizer, which is loaded separately"
+GENERATION = "the key is a default of generation, which has settings of its own"
+TRAINING = "the key is a setting of training, which the configuration of a run holds"
+REPORT = "the key selects the outputs that transformers returns"
+PLATFORM = "the key selects an implementation in transformers, with the same result"
+DERIVED = "transformers derives the key from other keys"
+NOBODY = "no code of transformers reads the key in this family"
 
 EVERYWHERE = {
     **dict.fromkeys(
         ("architectures", "auto_map", "model_type", "name_or_path", "transformers_version"), FILE
     ),
     **dict.fromkeys(("dtype", "torch_dtype", "for_llm_compressor", "task_specific_params"), FILE),
-    "quantization_config": "it is read with the tensors",
+    "quantization_config": "the key is read together with the tensors",
     **dict.fromkeys(
         (
             "bos_token_id",
@@ -88,7 +88,7 @@ EVERYWHERE = {
     ),
     **dict.fromkeys(
         ("finetuning_task", "id2label", "label2id", "num_labels", "problem_type"),
-        "it is of classifiers",
+        "the key belongs to classifiers",
     ),
     **dict.fromkeys(
         (
@@ -100,7 +100,7 @@ EVERYWHERE = {
             "tf_legacy_loss",
             "tie_encoder_decoder",
         ),
-        "a model of this family is one or the other by its architecture",
+        "the architecture of the family determines the key",
     ),
     **dict.fromkeys(
         ("attention_dropout", "initializer_range", "unsloth_fixed", "unsloth_version"), TRAINING

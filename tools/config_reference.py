@@ -1,0 +1,218 @@
+"""Writes ``docs/config_reference.md``: every setting, its type, range, default and meaning.
+
+``python -m tools.config_reference`` reads the dataclasses of the settings and the ``Attributes:``
+sections of their docstrings. ``--check`` writes nothing and fails if the page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from moe_jax import ranges, routing
+from moe_jax.config.experiment import Experiment
+
+PAGE = Path(__file__).parents[1] / "docs" / "config_reference.md"
+_INTRODUCTION = """\
+# Config reference
+
+Every setting of a run. A setting is overridden on the command line by its full name:
+`--config.model.moe.num_experts=16`. Where a setting has several possible classes, the key `type`
+selects one (`--config.optimizer.rule.type=Adafactor`), and the settings of that class stand beside
+`type`. An unknown name, a value of the wrong type and a number outside its range are errors, raised
+before anything is compiled.
+
+This page is written by `python -m tools.config_reference` from the dataclasses that hold the
+settings and from their docstrings.
+"""
+_PRESETS = """\
+## Choices of the router presets
+
+`model.moe.router.preset` names a published router ([the table](routers.md)); the choices below
+stand beside it, such as `--config.model.moe.router.capacity_factor=2.0`. A choice left at `None`
+has the value of the preset.
+
+| preset | choices and their defaults |
+| --- | --- |
+"""
+_NAMES = {int: "integer", float: "number", str: "text", bool: "`True` or `False`"}
+# A larger upper end only keeps numbers inside the types of the program.
+_UNBOUNDED = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One class of settings.
+
+    Attributes:
+        cls: the dataclass.
+        paths: dotted names of the settings that hold it, the shortest one first.
+        alternative: True if the key ``type`` selects it among several classes.
+    """
+
+    cls: type
+    paths: tuple[str, ...]
+    alternative: bool
+
+
+def sections(root: type = Experiment) -> list[Section]:
+    """Returns every class of settings that ``root`` reaches, each one once; routers come last."""
+    found: dict[type, Section] = {}
+    for path, cls, alternative in _walk(root, "", False, ()):
+        paths = {path, *(found[cls].paths if cls in found else ())}
+        found[cls] = Section(cls, tuple(sorted(paths, key=lambda p: (len(p), p))), alternative)
+    return sorted(found.values(), key=lambda section: ".router" in section.paths[0])
+
+
+def _walk(
+    cls: type, path: str, alternative: bool, parents: tuple[type, ...]
+) -> Iterator[tuple[str, type, bool]]:
+    yield path, cls, alternative
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        options = classes(hints[field.name])
+        name = f"{path}.{field.name}" if path else field.name
+        several = len(options) > 1 or _is_interface(hints[field.name])
+        for option in options:
+            if option not in (cls, *parents):
+                yield from _walk(option, name, several, (cls, *parents))
+
+
+def classes(hint: Any) -> list[type]:
+    """Returns the dataclasses that a setting may hold: one, or all of a union or interface."""
+    if inspect.isabstract(hint):
+        return [option for part in hint.__subclasses__() for option in classes(part)]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [option for part in typing.get_args(hint) for option in classes(part)]
+
+
+def _is_interface(hint: Any) -> bool:
+    return any(inspect.isabstract(part) for part in (hint, *typing.get_args(hint)))
+
+
+def attributes(cls: type) -> dict[str, str]:
+    """Returns the meaning of every field, from the ``Attributes:`` of a class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        entries = re.split(r"^    (\w+): ", text.split("\n\n")[0], flags=re.MULTILINE)[1:]
+        pairs = zip(entries[::2], entries[1::2], strict=True)
+        found |= {name: _in_markdown(" ".join(words.split())) for name, words in pairs}
+    return found
+
+
+def summary(cls: type) -> str:
+    """Returns the first paragraph of a class's docstring."""
+    return _in_markdown(" ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split()))
+
+
+def _in_markdown(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def kind(hint: Any) -> str:
+    """Returns the type of a setting in words, with its range."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        limits = [mark for mark in hint.__metadata__ if isinstance(mark, ranges.Range)]
+        return " ".join(filter(None, [kind(parts[0]), *map(_limits, limits)]))
+    if origin is Literal:
+        return ", ".join(f"`{option}`" for option in parts)
+    if hint is type(None):
+        return "`None`"
+    if origin is tuple:
+        return f"list of {kind(parts[0])}"
+    if classes(hint):
+        links = [f"[{option.__name__}](#{_anchor(option)})" for option in classes(hint)]
+        return ", ".join(links) + (" or `None`" if type(None) in parts else "")
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(kind, parts))
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _limits(limits: ranges.Range) -> str:
+    low = f"{'>' if limits.above else '≥'} {limits.low:g}"
+    high = f"{'<' if limits.below else '≤'} {limits.high:g}"
+    shown = low if limits.high >= _UNBOUNDED else f"{low} and {high}"
+    shown = "" if limits.low <= -_UNBOUNDED else shown
+    return shown + "".join(f", or {value:g}" for value in limits.also)
+
+
+def _anchor(cls: type) -> str:
+    return cls.__name__.lower()
+
+
+def default(field: dataclasses.Field) -> str:
+    """Returns the default of a setting as it would be written."""
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__
+    return f"`{list(value) if isinstance(value, tuple) else value!r}`"
+
+
+def rendered(section: Section) -> str:
+    """Returns the heading, the summary and the table of one class."""
+    cls = section.cls
+    first, *others = section.paths
+    title = first or "The run"
+    title += f": {cls.__name__}" if section.alternative else ""
+    also = f"\nAlso at {', '.join(f'`{path}`' for path in others)}.\n" if others else ""
+    lines = [f"## {title} {{ #{_anchor(cls)} }}", "", summary(cls), also]
+    meanings, hints = attributes(cls), typing.get_type_hints(cls, include_extras=True)
+    rows = [
+        f"| `{f.name}` | {kind(hints[f.name])} | {default(f)} | {meanings.get(f.name, '')} |"
+        for f in dataclasses.fields(cls)
+    ]
+    table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]
+    return "\n".join(lines + (table if rows else ["It has no settings.", ""]))
+
+
+def presets() -> str:
+    """Returns the choices of every router preset."""
+    return _PRESETS + "".join(
+        f"| `{function.__name__}` | {_choices(function)} |\n" for function in routing.PRESETS
+    )
+
+
+def _choices(function: Any) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    return ", ".join(f"`{p.name}={p.default!r}`" for p in parameters) or "none"
+
+
+def page() -> str:
+    """Returns the whole page."""
+    return "\n".join([_INTRODUCTION, *map(rendered, sections()), presets()])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes or checks the page, and returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    check = parser.parse_args(arguments).check
+    text = page()
+    current = PAGE.exists() and PAGE.read_text() == text
+    if check:
+        if not current:
+            print(f"{PAGE.name} is out of date: run python -m tools.config_reference")
+        return 0 if current else 1
+    PAGE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
