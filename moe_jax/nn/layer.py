@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,9 @@ from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
+from moe_jax.transport import TransportName
 
 Array = jax.Array
-Transports = Literal["einsum", "gather", "ragged"]
 
 
 class MoE(nnx.Module):
@@ -64,7 +63,7 @@ class MoE(nnx.Module):
         shared: int | SharedConfig = 0,
         expert_dropout: float = 0.0,
         group_size: int = 1024,
-        transport: Transports | None = None,
+        transport: TransportName | None = None,
         init_scale: float = 1.0,
     ):
         """Makes the parameters.
@@ -93,7 +92,7 @@ class MoE(nnx.Module):
         router = routing.preset(router) if isinstance(router, str) else router
         widths = () if isinstance(hidden, int) else tuple(hidden)
         one = hidden if isinstance(hidden, int) else widths[0]
-        usual: Transports = "gather" if router.select.slot_table else "einsum"
+        usual: TransportName = "gather" if router.select.slot_table else "einsum"
         config = MoEConfig(
             every=1,
             num_experts=num_experts,

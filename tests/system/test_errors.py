@@ -10,8 +10,11 @@ from tests.system.runs import CONFIG, ROOT, TIMEOUT, command, environment, error
 
 # Flags beside --config and the corpus, and what the line must say; 8 devices are there.
 _CASES = {
-    "misspelt group": (["--config.modle.width=8"], ["'modle'", "'model'"]),
-    "misspelt key": (["--config.training.step=8"], ["'step'", "'steps'"]),
+    "misspelt group": (["--config.modle.width=8"], ["config.modle is not a setting", "'model'"]),
+    "misspelt key": (
+        ["--config.training.step=8"],
+        ["config.training.step is not a setting", "'steps'"],
+    ),
     "no such router": (["--config.model.moe.router.preset=swich"], ["'swich'", "'switch'"]),
     "bad type": (["--config.training.steps=many"], ["steps", "many"]),
     "fraction of a step": (["--config.training.steps=1.5"], ["steps", "1.5"]),
