@@ -285,11 +285,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "one plane for learned noise": (
         lambda: Router(Softmax(noise=LearnedNoise()), TopK(1))(np.zeros((2, 4)), capacity=1),
-        "reads 2 logits per token and expert and was given 1",
+        "reads 2 logits per token and expert, but the input has 1",
     ),
     "two planes for none": (
         lambda: Router(Softmax(), TopK(1))(np.zeros((2, 4, 2)), capacity=1),
-        "reads 1 logits per token and expert and was given 2",
+        "reads 1 logits per token and expert, but the input has 2",
     ),
     "hash without ids": (
         lambda: Router(Softmax(), Hash())(np.zeros((2, 4)), capacity=1),
