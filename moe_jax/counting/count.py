@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, counted on the real module without allocating it."""
+"""Counts the parameters and FLOPs of a model on the real module, without allocating it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ _NO_PRODUCT = ("scale", "sinks", "places", "query_norm", "key_norm")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The parameters and FLOPs of a model.
 
     Attributes:
-        total: parameters, without modules that look ahead: papers count those apart.
-        lookahead: parameters of those modules, which training alone needs.
-        experts: experts in all layers together.
-        active: parameters that one token meets, embedding and head included.
-        input_embedding: parameters of the embedding that are not the head's as well.
-        parameters: the total by part; norms belong to the part that they stand before.
-        flops_by_part: forward, per token; two per multiply-add.
-        lookahead_flops: likewise, of the modules that look ahead.
-        tokens: the sequence that FLOPs are of.
+        total: Number of parameters without lookahead modules, which papers count separately.
+        lookahead: Number of parameters of the lookahead modules, which only training needs.
+        experts: Number of experts, summed over all layers.
+        active: Number of parameters that process one token, embedding and head included.
+        input_embedding: Number of parameters of the embedding that the head does not share.
+        parameters: Number of parameters by part, summing to ``total``; a norm belongs to the part
+            that follows it.
+        flops_by_part: FLOPs of the forward pass per token by part; a multiply-add is two FLOPs.
+        lookahead_flops: FLOPs of the lookahead modules in the forward pass per token.
+        tokens: Length of the sequence for which FLOPs are counted.
     """
 
     total: int
@@ -53,25 +54,26 @@ class Cost:
 
     @property
     def flops_per_token(self) -> int:
-        """Forward, on average over the sequence."""
+        """FLOPs of the forward pass per token, averaged over the sequence."""
         return sum(self.flops_by_part.values())
 
     @property
     def training_flops_per_token(self) -> int:
-        """Forward and backward: three times forward, looking ahead included."""
+        """FLOPs of forward and backward pass per token: three times forward, with lookahead."""
         return 3 * (self.flops_per_token + self.lookahead_flops)
 
     @property
     def flops_per_sequence(self) -> int:
-        """Forward."""
+        """FLOPs of the forward pass of the whole sequence."""
         return self.flops_per_token * (self.tokens.inputs + self.tokens.targets)
 
     @property
     def active_by_convention(self) -> dict[str, int]:
-        """Active parameters as the field counts them.
+        """Active parameters by the conventions of published models.
 
-        ``embedding_and_head`` (Mixtral, DBRX, OLMoE, Qwen), ``no_input_embedding`` (DeepSeek-V3,
-        gpt-oss) and ``one_matrix`` (GLaM: the vocabulary counts once, tied or not).
+        ``embedding_and_head`` counts both (Mixtral, DBRX, OLMoE, Qwen), ``no_input_embedding``
+        excludes the input embedding (DeepSeek-V3, gpt-oss), and ``one_matrix`` counts one matrix of
+        the vocabulary, tied or not (GLaM).
         """
         alone = self.active - self.input_embedding
         return {
@@ -88,16 +90,17 @@ def count(
     tokens: int | Tokens,
     convention: Convention = "exact",
 ) -> Cost:
-    """Counts a model.
+    """Returns the parameters and FLOPs of a model.
 
     Args:
-        config: the model.
+        config: Configuration of the model.
         vocab_size: ``V``.
-        tokens: the sequence; a number for a decoder alone.
-        convention: of FLOPs. ``exact``: what is not masked. ``kaplan``: half of attention wherever
-            it is, keys and values of a memory once per target, no router (Kaplan et al. 2020,
-            2001.08361; Switch table 9). ``full``: masked scores are computed too (DeepSeekMoE).
-            ``computed``: and every slot of every expert, filled or not, as the program does.
+        tokens: Length of the sequence; a number suffices for a decoder.
+        convention: Convention for FLOPs. ``exact`` counts unmasked attention scores. ``kaplan``
+            counts half of all attention scores, the keys and values of a memory once per target
+            token, and no router (Kaplan et al. 2020, 2001.08361; Switch table 9). ``full`` also
+            counts masked scores (DeepSeekMoE). ``computed`` also counts every slot of every expert,
+            filled or empty, as the program computes them.
     """
     tokens = Tokens(tokens) if isinstance(tokens, int) else tokens
     model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
@@ -136,7 +139,7 @@ def count(
 
 
 def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> tuple[int, float]:
-    """Parameters and FLOPs per token of the modules that look ahead; the head is shared."""
+    """Returns parameters and FLOPs per token of the lookahead modules, which share the head."""
     if not isinstance(model, models.Decoder) or not model.config.lookahead:
         return 0, 0.0
     flops = 2.0 * len(model.lookahead) * math.prod(model.embedding.table.shape)
@@ -148,7 +151,7 @@ def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> t
 
 
 def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, int, bool]]:
-    """Yields each stack, its tokens, those of the memory it attends to, and if it is causal."""
+    """Yields each stack, its tokens, the tokens of its memory, and whether it is causal."""
     if isinstance(model, models.Decoder):
         yield model.layers, tokens.inputs, 0, True
     else:
@@ -157,7 +160,7 @@ def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, i
 
 
 def _blocks(stack: Stack) -> Iterator[tuple[Block, int]]:
-    """Yields each stacked block and how many layers it stands for."""
+    """Yields each stacked block and the number of its layers."""
     for blocks, repeats in zip(stack.parts, stack.counts, strict=True):
         for block in blocks:
             yield block, repeats
@@ -173,7 +176,7 @@ def _size(module: nnx.Module) -> int:
 
 
 def _products(module: nnx.Module) -> int:
-    """Multiply-adds per token: the parameters of linear maps."""
+    """Returns the multiply-adds per token, which are the parameters of linear maps."""
     return sum(
         math.prod(shape)
         for name, shape in _leaves(module)
@@ -205,7 +208,7 @@ def _attributes(module: nnx.Module, names: list[str]) -> int:
 
 
 def _idle(block: Block) -> float:
-    """Parameters of experts that a token does not meet on average."""
+    """Returns the mean number of expert parameters that do not process a token."""
     return sum(
         _size(mixture.experts) * (1 - _met(mixture.config) / mixture.config.num_experts)
         for mixture in _mixtures(block)
@@ -213,12 +216,12 @@ def _idle(block: Block) -> float:
 
 
 def _met(moe: MoEConfig) -> float:
-    """Experts a token meets on average; the capacity decides where experts choose."""
+    """Returns the mean number of experts per token; the capacity sets it if experts choose."""
     return moe.router.experts_per_token(moe.group_size, moe.num_experts)
 
 
 def _computing(moe: MoEConfig, convention: Convention) -> float:
-    """Experts that compute for a token on average."""
+    """Returns the mean number of experts whose slots are computed per token."""
     if convention != "computed" or moe.transport not in ("einsum", "gather"):
         return _met(moe)
     slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
@@ -228,7 +231,7 @@ def _computing(moe: MoEConfig, convention: Convention) -> float:
 def _flops(
     block: Block, own: int, memory: int, causal: bool, convention: Convention
 ) -> dict[str, float]:
-    """FLOPs of one of the layers that ``block`` stands for, per own token."""
+    """Returns the FLOPs by part of one layer of a stacked block, per token of its stack."""
     layers = jax.tree.leaves(nnx.state(block.attention_norm))[0].shape[0]
     config, inner = block.config, block.feed_forward
     seen = _seen(config.attention, own, causal, convention)
@@ -250,6 +253,7 @@ def _flops(
 
 def _cross_flops(block: Block, layers: int, own: int, memory: int, convention: Convention) -> float:
     cross = block.config.cross_attention
+    assert cross is not None, "a stack with a memory has cross-attention"
     seen = memory / 2 if convention == "kaplan" else memory
     spent = 2 * _products(block.cross) / layers + 2 * cross.score_dims * seen
     if convention == "kaplan":
@@ -261,7 +265,7 @@ def _cross_flops(block: Block, layers: int, own: int, memory: int, convention: C
 def _seen(
     attention: AttentionConfig | LatentConfig, own: int, causal: bool, convention: Convention
 ) -> float:
-    """Keys that a query meets on average."""
+    """Returns the mean number of keys per query."""
     if convention in ("full", "computed") or (convention == "exact" and not causal):
         return own
     details = attention.details if isinstance(attention, AttentionConfig) else Details()

@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "SecondBalance, one choice": (
         with_balance(SecondBalance()),
-        "SecondBalance needs second choices, and select=TopK.*use Top2",
+        "SecondBalance needs second choices, but select=TopK.*use Top2",
     ),
     "SecondBalance, BASE": (with_balance(SecondBalance(), name="base"), "select=Balanced"),
     "two losses of one name": (
