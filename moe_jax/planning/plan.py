@@ -250,8 +250,8 @@ def sweep(
         experiment: The experiment.
         topology: The machine.
         limit: Largest number of compiled plans.
-        stop: Function called before each compilation; if it returns True, the remaining plans are
-            not compiled.
+        stop: Function called after each plan by formula and before each compilation; if it returns
+            True, the remaining formulas or compilations are omitted.
 
     Raises:
         ConfigError: If no mesh divides the batch and the model.
@@ -259,6 +259,8 @@ def sweep(
     tried = []
     for one in variants(experiment, topology.num_devices):
         tried.append((plan(one, topology, compiled=False), one))
+        if stop():
+            break
     if not tried:
         raise ConfigError(
             f"no mesh over the {topology.num_devices} devices of {topology.name} divides the batch"

@@ -143,9 +143,9 @@ class Capacity(Ranged):
         none = num_experts * capacity
         place = jnp.where(seated, choice.expert * capacity + position, none).astype(jnp.int32)
         k = choice.expert.shape[1]
-        wish = jnp.arange(num_tokens * k, dtype=jnp.int32)
+        index = jnp.arange(num_tokens * k, dtype=jnp.int32)
         occupant = jnp.full((none,), num_tokens * k, jnp.int32)
-        occupant = occupant.at[place.reshape(-1)].set(wish, mode="drop", unique_indices=False)
+        occupant = occupant.at[place.reshape(-1)].set(index, mode="drop", unique_indices=False)
         weight = jnp.take(gate.reshape(-1), occupant, mode="fill", fill_value=0)
         shape = (num_experts, capacity)
         slots = Slots(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -229,6 +229,7 @@ def route(
     rng: PRNGKeyArray | None = None,
     state: Mapping[str, Array] | None = None,
     record: Int[Array, "G S K"] | None = None,
+    spread: Callable[[Callable[..., Plan]], Callable[..., Plan]] | None = None,
 ) -> Plan:
     """Routes all groups; the arrays of the plan have a leading ``G``.
 
@@ -239,14 +240,33 @@ def route(
         valid: Mask ``(G, S)``, False for padding.
         token_ids: Ids ``(G, S)`` of the tokens.
         rng: Random key, split over the groups.
-        state: Arrays that the router carries between steps, shared by all groups.
+        state: Arrays that the router carries between steps, shared by all groups; they have no
+            gradient.
         record: Recorded experts ``(G, S, K)``, for ``Forced``.
+        spread: Function that maps a function of arrays ``(G, ...)`` to one that runs the groups of
+            each device on that device, such as ``moe_jax.parallel.over_groups``; ``None`` for one
+            device.
     """
-    keys = None if rng is None else jax.random.split(rng, logits.shape[0])
-    state = {} if state is None else state
+    groups = logits.shape[0]
+    keys = None if rng is None else jax.random.split(rng, groups)
+    # Every array has a leading group axis, so that ``spread`` can split it.
+    states = {
+        name: jnp.broadcast_to(value, (groups, *value.shape))
+        for name, value in (state or {}).items()
+    }
+    if record is not None:
+        states["experts"] = record
 
-    def one(logits: Array, valid: Array, ids, key, record) -> Plan:
-        given = state if record is None else {**state, "experts": record}
-        return router(logits, capacity=capacity, valid=valid, token_ids=ids, rng=key, state=given)
+    def one(logits: Array, valid: Array, token_ids, key, state) -> Plan:
+        return router(
+            logits,
+            capacity=capacity,
+            valid=valid,
+            token_ids=token_ids,
+            rng=key,
+            state=jax.lax.stop_gradient(state),
+        )
 
-    return jax.vmap(one)(logits, valid, token_ids, keys, record)
+    every = jax.vmap(one)
+    run = every if spread is None else spread(every)
+    return run(logits, valid, token_ids, keys, states)

@@ -50,7 +50,7 @@ def combine_weight(router: Router) -> str:
     """Returns a description of the combine weights."""
     gate = router.select.gate()
     if router.capacity.renormalize:
-        gate += " / sum over the seated"
+        gate += " / sum over choices with a slot"
     return f"1; {gate} on the input" if router.gate_on == "in" else gate
 
 

@@ -7,6 +7,10 @@ tracing, so nothing is compiled. The import hook works on modules that are not i
 
 from __future__ import annotations
 
+import inspect
+import sys
+import typing
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -59,7 +63,9 @@ def route_one_group(router: routing.Router, key: jax.Array | None) -> jax.Array:
 def route_groups(router: routing.Router, key: jax.Array) -> jax.Array:
     """Returns a value that depends on the plans of all groups."""
     logits, valid = logits_of(router, G, S), jnp.ones((G, S), bool)
-    plan = routing.route(router, logits, capacity=2, valid=valid, rng=key)
+    state = {name: jnp.zeros(shape) for name, shape in router.state_shapes(E).items()}
+    capacity = router.slots(S, E, train=True)
+    plan = routing.route(router, logits, capacity=capacity, valid=valid, rng=key, state=state)
     return plan.dispatch.sum()
 
 
@@ -72,6 +78,23 @@ def rejects_an_untrue_shape(router: routing.Router) -> bool:
     return False
 
 
+def evaluate_annotations() -> int:
+    """Returns the number of functions and classes whose annotations are names that exist.
+
+    Beartype accepts every value for an annotation that it cannot evaluate.
+    """
+    count = 0
+    modules = [name for name in sys.modules if name.startswith("moe_jax.routing.")]
+    for module in modules:
+        members = [each for each in vars(sys.modules[module]).values() if callable(each)]
+        local = [each for each in members if getattr(each, "__module__", "") == module]
+        methods = [each for part in local for each in vars(part).values() if callable(each)]
+        for each in (*local, *filter(inspect.isfunction, methods)):
+            typing.get_type_hints(each)
+            count += 1
+    return count
+
+
 def main() -> None:
     """Raises ``jaxtyping.TypeCheckError`` if an annotation is untrue."""
     key = jax.random.key(0)
@@ -82,9 +105,13 @@ def main() -> None:
     for router in routers:
         for rng in (key, None):
             jax.eval_shape(lambda router=router, rng=rng: route_one_group(router, rng))
-    jax.eval_shape(lambda: route_groups(routing.preset("switch"), key))
+    of_groups = ("switch", "deepseek_v3", "expert_choice", "soft_moe")
+    for router in map(routing.preset, of_groups):
+        jax.eval_shape(lambda router=router: route_groups(router, key))
     assert rejects_an_untrue_shape(routing.preset("switch")), "the hook checks nothing"
-    print(f"{len(routers)} routers have true annotations")
+    count = evaluate_annotations()
+    assert count > 100, count
+    print(f"{len(routers)} routers and {count} functions and classes have true annotations")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def check_devices(num_experts: int, devices: int, name: str) -> None:
         )
 
 
-def mean_over(values: Float[Array, "S ..."], mask: Bool[Array, " S"]) -> Float[Array, ...]:
+def mean_over(values: Float[Array, "S ..."], mask: Bool[Array, " S"]) -> Float[Array, "*E"]:
     """Returns the mean of ``values (S, ...)`` over tokens with ``mask (S,)``, 0 if none has it."""
     weight = mask.reshape(-1, *(1,) * (values.ndim - 1))
     return jnp.where(weight, values, 0).sum(0) / jnp.maximum(mask.sum(), 1)

@@ -1,4 +1,4 @@
-"""Published routers, each a choice of the four parts. Adding one is one function and one line."""
+"""Published routers. A new preset needs a function that composes the parts, and a line below."""
 
 from __future__ import annotations
 
@@ -100,7 +100,12 @@ PRESETS: tuple[Callable[..., Router], ...] = (
 
 
 def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
-    """Returns the choices of a preset with their types; none if there is no such preset."""
+    """Returns the arguments of a preset with their types.
+
+    Args:
+        name: Name of the preset; an unknown name has no arguments.
+        with_ranges: True returns the types with their ranges.
+    """
     known = {function.__name__: function for function in PRESETS}
     if name not in known:
         return {}
@@ -111,10 +116,14 @@ def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
 
 
 def preset(name: str, **choices: float | int | str | bool) -> Router:
-    """Returns the published router ``name`` with the named ``choices`` changed.
+    """Returns the published router ``name`` with some arguments changed.
+
+    Args:
+        name: Name of the preset.
+        **choices: Arguments of the preset that differ from its defaults.
 
     Raises:
-        ConfigError: if the preset or a choice does not exist, or a number is out of its range.
+        ConfigError: If the preset or an argument does not exist, or a number is out of its range.
     """
     known = {function.__name__: function for function in PRESETS}
     if name not in known:

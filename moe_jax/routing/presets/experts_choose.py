@@ -1,4 +1,4 @@
-"""Experts choose tokens, or mix them."""
+"""Routers in which experts choose tokens, or mixtures of tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def expert_choice_mtf(
     z_weight: Weight = 0.0,
     input_jitter: Chance = 1e-2,
 ) -> Router:
-    """Mesh-TensorFlow's expert selection: softmax over tokens, a token averages its experts."""
+    """Mesh-TensorFlow's expert selection: softmax over tokens, a token averages its experts.
+
+    The balance loss is computed per group, as in the source.
+    """
     return Router(
         score=Softmax("tokens"),
         select=TopTokens(average=True),

@@ -52,7 +52,10 @@ def noisy_top_k(
     load_weight: Weight = 0.1,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses."""
+    """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses.
+
+    The preset computes both losses per group, the paper over the whole batch.
+    """
     return Router(
         score=Softmax(noise=LearnedNoise()),
         select=TopK(k, normalize=True),
@@ -69,7 +72,10 @@ def hierarchical(
     importance_weight: Weight = 0.1,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts."""
+    """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts.
+
+    The preset computes the importance loss per group of tokens, the paper over the whole batch.
+    """
     return Router(
         score=TwoLevelSoftmax(groups),
         select=TopGroups(groups, k_groups, k),
@@ -121,7 +127,10 @@ def adaptive_top_p(
     entropy_weight: Weight = 1e-4,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``."""
+    """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``.
+
+    The balance loss is computed per group; the entropy is a mean over tokens.
+    """
     return Router(
         score=Softmax(),
         select=TopP(p, k_max),
@@ -131,7 +140,7 @@ def adaptive_top_p(
 
 
 def random(k: Positive = 1, capacity_factor: CapacityFactor | None = None) -> Router:
-    """Chance, for benchmarks; at test time in turn, which is perfectly even."""
+    """Random experts, for benchmarks; in evaluation tokens take turns, so that the load is even."""
     return Router(Uniform(), Random(k), capacity=slots_or_dropless(capacity_factor), head=NoHead())
 
 
@@ -147,7 +156,8 @@ def forced(
 ) -> Router:
     """The experts of a recorded routing, with this model's own gates; for replay.
 
-    The choices are those of the recorded router; where experts chose, ``k`` is their number.
+    The arguments equal the settings of the recorded router; if experts chose tokens there, ``k`` is
+    the number of experts.
     """
     noise = GaussianNoise(noise_std) if noise_std else None
     return Router(
