@@ -249,7 +249,7 @@ def out_of_memory(message: str, text: str = "") -> Compiled:
     """Returns the numbers in XLA's message that a program exceeds the memory.
 
     Args:
-        message: The message. It has one of two forms, of which one only counts temporaries.
+        message: The message, in one of two forms; the second form counts only temporaries.
         text: The program, if the compiler wrote it.
     """
     used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
