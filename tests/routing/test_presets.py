@@ -342,6 +342,14 @@ def test_presets_have_names_sources_and_hashes(name: str):
     assert set(choices_of(name)) == set(inspect.signature(function).parameters)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_say_over_which_tokens_a_balance_loss_is_taken(name: str):
+    # Z-loss and entropy are means over tokens, whichever tokens lie together.
+    spread = [loss for loss in preset(name).balance if not isinstance(loss, ZLoss | Entropy)]
+    said = " ".join(functions()[name].__doc__.split())
+    assert all(f"per {loss.span}" in said for loss in spread)
+
+
 # A choice that a preset's default makes void, and what gives it something to choose.
 VOID = {
     ("deepseek_moe", "devices"): {"device_weight": 0.05},

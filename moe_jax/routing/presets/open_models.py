@@ -28,8 +28,8 @@ def mixtral(
 ) -> Router:
     """Mixtral (Jiang et al. 2024, 2401.04088): softmax over the logits of the top 2.
 
-    The preset computes the balance loss per layer and group; ``transformers`` computes one over all
-    tokens of the batch in all layers together.
+    The preset computes the balance loss per group of each layer; ``transformers`` computes one over
+    all tokens of the batch in all layers together.
     """
     return Router(
         score=Softmax(),
