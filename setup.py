@@ -5,7 +5,15 @@ from setuptools import find_namespace_packages, find_packages, setup
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
-TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", *NOTEBOOKS, *HF]
+TEST = [
+    "beartype>=0.22",  # checks the shapes in annotations
+    "hypothesis>=6.100",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.8",
+    *NOTEBOOKS,
+    *HF,
+]
 EXTRAS = {
     "test": TEST,
     "docs": DOCS,
@@ -34,6 +42,7 @@ setup(
         "grain>=0.2.18",
         "importlib_resources>=6",
         "jax>=0.10.2",
+        "jaxtyping>=0.3",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml-collections>=1.1.0",

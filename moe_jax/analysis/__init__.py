@@ -1,1 +1,1 @@
-"""What a trained model does: load, specialisation, and the report of a run."""
+"""Analysis of trained models: load, specialisation of experts, figures, and the report of a run."""

@@ -1,4 +1,4 @@
-"""How well the experts of a model match the domains that its text is known to be of."""
+"""Measures how well the experts of a model match the known domains of its texts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from moe_jax.analysis.tokens import mutual_information, purity
 
 
 class DomainTable:
-    """Counts which expert of each layer took tokens of which domain, and the tokens themselves."""
+    """Counts of the tokens of each domain, by expert of each layer and by token id."""
 
     def __init__(self, num_layers: int, num_experts: int, num_domains: int, vocab_size: int):
-        """Starts with zeros: experts ``(layers, E, D)``, tokens ``(V, D)``."""
+        """Initialises the counts ``(layers, E, D)`` of experts and ``(V, D)`` of ids with zeros."""
         self._experts = np.zeros((num_layers, num_experts, num_domains), np.int64)
         self._tokens = np.zeros((vocab_size, num_domains), np.int64)
 
     def add_tokens(self, tokens: np.ndarray, domains: np.ndarray) -> None:
-        """Counts tokens ``(N,)`` of domains ``(N,)``."""
+        """Counts the token ids ``(N,)`` of the domains ``(N,)``."""
         np.add.at(self._tokens, (tokens, domains), 1)
 
     def add(self, layer: int, domains: np.ndarray, experts: np.ndarray) -> None:
         """Counts a batch in one layer.
 
         Args:
-            layer: index among the table's layers.
-            domains: of each token ``(N,)``.
-            experts: ``(N, E)``, not zero where the expert took the token.
+            layer: Index among the layers of the table.
+            domains: Domain ``(N,)`` of each token.
+            experts: Array ``(N, E)``, nonzero if the expert processed the token.
 
         Raises:
-            ValueError: if shapes do not fit or a domain is not one of ``D``.
+            ValueError: If the shapes do not fit, or a domain is not below ``D``.
         """
         domains, experts = np.asarray(domains), np.asarray(experts)
         _, num_experts, num_domains = self._experts.shape
@@ -47,22 +47,22 @@ class DomainTable:
 
     @property
     def token_information(self) -> float:
-        """Mutual information in nats of token and domain.
+        """Mutual information of token id and domain in nats.
 
-        No router that reads the token alone can have more.
+        It bounds the mutual information of any router that reads only the token id.
         """
         return mutual_information(self._tokens)
 
     def layer(self, index: int, num_experts: int) -> dict[str, Any]:
-        """Returns one layer's scores.
+        """Returns the scores of one layer.
 
         Args:
-            index: of the layer.
-            num_experts: that it has; the table may have room for more.
+            index: Index among the layers of the table.
+            num_experts: Number of experts of the layer, at most the table's number.
 
         Returns:
-            ``mutual_information`` of expert and domain in nats, the same over ``log D`` as
-            ``share_of_domain``, ``purity``, and the counts ``(E, D)``.
+            The ``mutual_information`` of expert and domain in nats, this number divided by
+            ``log D`` as ``share_of_domain``, the ``purity``, and the ``counts (E, D)``.
         """
         counts = self._experts[index, :num_experts]
         information = mutual_information(counts)

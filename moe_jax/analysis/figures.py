@@ -1,8 +1,9 @@
-"""Figures of a run as inline SVG that takes its text colour and font from the page around it."""
+"""Draws figures of a run as inline SVG with the text colour and font of the surrounding page."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 Records = Sequence[Mapping[str, Any]]
 P = ParamSpec("P")
 
-# From Okabe and Ito's palette: told apart by colour-blind readers, and seen on dark paper too.
+# Okabe and Ito's palette: colour-blind readers can distinguish it, also on a dark background.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _INK = "#010203"
-# What the page around a figure may choose, for light and dark paper.
+# The page can choose these colours for a light or dark background.
 _OF_PAGE = {_INK: "currentColor", _COLOURS[0]: f"var(--accent, {_COLOURS[0]})"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moe_jax",
     "font.size": 10,
@@ -48,7 +49,7 @@ _POINTS, _COLUMNS, _COLUMNS_OF_ALL = 600, 200, 2000
 
 
 def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
-    """Makes of a function that returns a figure one that returns its ``<svg>`` element."""
+    """Wraps a function that returns a figure, so that it returns the ``<svg>`` element."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -59,9 +60,9 @@ def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
 
 
 def figure_of(draw: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> Figure:
-    """Returns what one of the functions below draws as a figure, for a notebook or a PNG."""
+    """Returns the figure of one of the functions below, for a notebook or a PNG."""
     with matplotlib.rc_context(_STYLE):
-        return draw.__wrapped__(*args, **kwargs)
+        return inspect.unwrap(draw)(*args, **kwargs)
 
 
 def _svg(figure: Figure) -> str:
@@ -72,18 +73,18 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     for colour, chosen in _OF_PAGE.items():
         text = text.replace(colour, chosen)
-    # Hundredths of a point are enough, and half the size.
-    text = re.sub(r"[ML] [-.\d ]+", lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+    # Coordinates with two decimals suffice and halve the size of the file.
+    text = re.sub(r"[ML] [-.\d ]+", lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
 
 
 @_drawn
 def loss_curve(train: Records, evaluations: Records) -> Figure:
-    """Training loss, its moving mean over a twentieth of the run, and validation loss in nats."""
+    """Draws training loss, its moving mean over a twentieth of the run, and validation loss."""
     figure, axes = _axes("step", "loss (nats per token)", _WIDE)
     steps, losses = _series(train, "loss")
     width = len(losses) // 20
-    style = {"alpha": 0.4, "linewidth": 0.8} if width > 1 else {}
+    style: dict[str, Any] = {"alpha": 0.4, "linewidth": 0.8} if width > 1 else {}
     axes.plot(*_thinned(steps, losses), _dash(steps), color=_COLOURS[0], label="training", **style)
     if width > 1:
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
@@ -100,7 +101,7 @@ def loss_curve(train: Records, evaluations: Records) -> Figure:
 
 @_drawn
 def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
-    """One number of the records over steps."""
+    """Draws one number of the records over steps."""
     figure, axes = _axes("step", label)
     steps, values = _series(train, key)
     axes.plot(*_thinned(steps, values), _dash(steps), color=_COLOURS[0], linewidth=1.0)
@@ -114,12 +115,12 @@ def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
 
 @_drawn
 def layer_lines(train: Records, label: str, *path: str) -> Figure:
-    """One number of every MoE layer over steps, mean of bins.
+    """Draws one number of every MoE layer over steps, averaged over bins of steps.
 
     Args:
-        train: records of at least one layer.
-        label: of the number.
-        *path: leads to it inside a layer's record.
+        train: Training records with at least one layer.
+        label: Label of the number.
+        *path: Keys of the number in the record of a layer.
     """
     figure, axes = _axes("step", label)
     layers = train[0]["layers"]
@@ -142,7 +143,7 @@ def layer_lines(train: Records, label: str, *path: str) -> Figure:
 
 @_drawn
 def load_map(train: Records, index: int) -> Figure:
-    """Load of every expert of the ``index``-th MoE layer over steps; 1 is an even share."""
+    """Draws the load of every expert of the ``index``-th MoE layer over steps; 1 is even."""
     figure, axes = _axes("step", "expert")
     figure.subplots_adjust(right=0.99)
     steps = np.array([record["step"] for record in train])
@@ -181,7 +182,7 @@ def _axes(x: str, y: str, size: tuple[float, float] = _NARROW) -> tuple[Figure, 
 
 
 def _dash(steps: np.ndarray) -> str:
-    """Returns matplotlib's format of a line, or of a dot where a line would not show."""
+    """Returns matplotlib's format for a line, or for a dot if there is only one step."""
     return "-" if len(steps) > 1 else "o"
 
 
@@ -192,26 +193,27 @@ def _layer_colour(index: int, layers: int) -> Any:
 
 
 def _series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps and finite values ``(T,)`` of the records that have them."""
-    found = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-    steps, values = zip(*found, strict=True) if found else ((), ())
+    """Returns steps and values ``(T,)`` of the records that have a value."""
+    pairs = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps), np.array(values, np.float64)
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most ``_POINTS`` of the points: the least and greatest of every bin."""
+    """Returns at most ``_POINTS`` of the points: the least and the greatest of each bin."""
     if len(values) <= _POINTS:
         return steps, values
     bins = np.array_split(np.arange(len(values)), _POINTS // 2)
-    kept = [{part[values[part].argmin()], part[values[part].argmax()]} for part in bins]
-    index = np.array([i for part in kept for i in sorted(part)])
+    ends = [{part[values[part].argmin()], part[values[part].argmax()]} for part in bins]
+    index = np.array([i for pair in ends for i in sorted(pair)])
     return steps[index], values[index]
 
 
 def _binned(steps: np.ndarray, values: np.ndarray, layers: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns edges ``(B + 1,)`` of even bins over steps ``(T,)`` and means ``(B, ...)``.
 
-    A bin without a record takes the next one. Many layers get fewer bins each.
+    A bin without a record has the value of the next record. The number of bins falls with the
+    number of layers, to bound the size of the page.
     """
     count = min(len(steps), _COLUMNS, max(_COLUMNS_OF_ALL // layers, 1))
     edges = np.linspace(steps[0], steps[-1] if count > 1 else steps[0] + 1, count + 1)

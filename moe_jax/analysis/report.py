@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file that needs no network.
+"""Writes the report of a run: one HTML file that needs no network.
 
-``moe-jax report --workdir=runs/quickstart`` writes it anew.
+The command ``moe-jax report --workdir=runs/quickstart`` writes the file again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ REPORT = "report.html"
 Record = Mapping[str, Any]
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _BYTES = {f"<0x{ord(character):02X}>": shown for character, shown in _VISIBLE.items()}
-# Keeps the file of a model with thousands of experts small.
+# The limit keeps the file of a model with thousands of experts small.
 _TOKENS_OF_ALL = 4000
 _BASELINES = {
     "uniform": "uniform bytes",
     "order2": "order-2 byte model",
     "zlib": "zlib -9, file by file",
 }
-# Key of result.json, name of the row, format.
+# Each row has a key of result.json, a name and a format.
 _ROWS = (
     ("loss", "validation loss", "{:.4f} nats per token"),
     ("best_possible_loss", "best possible loss", "{:.4f} nats per token"),
@@ -48,16 +48,16 @@ _ROWS = (
 def write_report(workdir: Path) -> Path:
     """Writes ``report.html`` from the files of a workdir and returns its path.
 
-    Reads ``metrics.jsonl``, ``config.json``, ``result.json`` and ``expert_tokens.json``; what is
-    not there yet is left out.
+    The report reads ``metrics.jsonl``, ``config.json``, ``result.json`` and ``expert_tokens.json``,
+    and omits the sections of files that do not exist yet.
 
     Raises:
-        FileNotFoundError: if the folder holds no run.
-        ValueError: if one of the files is damaged.
+        FileNotFoundError: If the folder contains no run.
+        ValueError: If a file is corrupt.
     """
     workdir = Path(workdir)
     if not any((workdir / name).exists() for name in (METRICS, "config.json", "result.json")):
-        raise FileNotFoundError(f"{workdir} holds no run: train one there first")
+        raise FileNotFoundError(f"{workdir} holds no run: train a model there first")
     records = read_metrics(workdir)
     result, config, tokens = (
         _json(workdir / name) for name in ("result.json", "config.json", "expert_tokens.json")
@@ -87,7 +87,7 @@ def write_report(workdir: Path) -> Path:
 
 
 def summary(records: Sequence[Record], result: Record, config: Record) -> dict[str, str]:
-    """Returns names and values of the summary table; what is not known yet is left out."""
+    """Returns the names and values of the summary table; values that are unknown are omitted."""
     rows = {}
     if not result:
         rows["state"] = f"not finished: step {records[-1]['step']:,}" if records else "not started"
@@ -112,7 +112,7 @@ def summary(records: Sequence[Record], result: Record, config: Record) -> dict[s
 
 
 def visible(piece: str) -> str:
-    """Returns a token's text with white space and unprintable characters made visible."""
+    """Returns a token's text with visible symbols for white space and unprintable characters."""
     if piece in _BYTES:
         return _BYTES[piece]
     shown = [_VISIBLE.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in piece]
@@ -120,7 +120,7 @@ def visible(piece: str) -> str:
 
 
 def _scores(result: Record) -> list[dict[str, Any]]:
-    """Returns rows of name, bits per byte and length of the bar (1 the longest); ours first."""
+    """Returns name, bits per byte and bar length (1 for the longest) of the model and baselines."""
     if result.get("bits_per_byte") is None:
         return []
     rows = {"this model": result["bits_per_byte"]}
@@ -143,7 +143,7 @@ def _curves(records: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def _router_curves(train: Sequence[Record]) -> list[tuple[str, str]]:
-    """Returns titles and charts with one line per MoE layer; none for a dense model."""
+    """Returns titles and charts with one line per MoE layer; a dense model has no charts."""
     layers = train[0]["layers"] if train else []
     if not layers:
         return []
@@ -173,8 +173,8 @@ def _loads(train: Sequence[Record]) -> list[tuple[str, str]]:
 
 def _layer_rows(records: Sequence[Record]) -> list[Record]:
     """Returns the layers of the last evaluation, or else of the last training record."""
-    found = [r for r in records if r.get("layers")]
-    return (_of_kind(found, "eval") or found or [{"layers": []}])[-1]["layers"]
+    routed = [r for r in records if r.get("layers")]
+    return (_of_kind(routed, "eval") or routed or [{"layers": []}])[-1]["layers"]
 
 
 def _visible_table(table: Record) -> list[dict[str, Any]]:
@@ -203,4 +203,4 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+        raise ValueError(f"{path} is corrupt ({error}): delete it") from error

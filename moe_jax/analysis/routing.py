@@ -1,4 +1,4 @@
-"""Pictures of routing: the dispatch tensor of a plan, and a text coloured by its experts."""
+"""Draws routing: the combine tensor of a plan, and a text in the colours of its experts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _LOAD, _LOST, _EDGE = "#0072b2", "#d55e00", "#888888"
 
 
 def draw_plan(plan: Plan, title: str = "") -> Figure:
-    """Draws the answer of a router for one group.
+    """Draws the plan of a router for one group.
 
-    On the left the combine tensor ``(S, E, C)`` of GShard (Lepikhin et al. 2020, 2006.16668), its
-    slots side by side: a row is a token, a column a slot, a line parts two experts, and darker is a
-    larger weight. On the right what each expert was asked for: filled what got a slot, open what
-    found it full.
+    The left panel shows the combine tensor ``(S, E, C)`` of GShard (Lepikhin et al. 2020,
+    2006.16668): a row is a token, a column a slot, a line separates two experts, and a darker cell
+    has a larger weight. The right panel shows the choices of each expert: filled bars have slots,
+    open bars are dropped.
 
     Args:
-        plan: of one group, without a leading axis.
-        title: above it; how many assignments were dropped and tokens left out follows.
+        plan: Plan of one group, without a leading axis.
+        title: Title of the figure; the numbers of dropped choices and unrouted tokens follow it.
     """
     figure = Figure((11.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
@@ -39,9 +39,13 @@ def draw_plan(plan: Plan, title: str = "") -> Figure:
 
 
 def draw_plans(plans: Mapping[str, Plan], columns: int = 6) -> Figure:
-    """Draws the combine weights of several plans, each under its name, in rows of ``columns``.
+    """Draws the combine weights ``(S, E)`` of several plans, summed over the slots of an expert.
 
-    They are ``(S, E)``, summed over the slots of an expert: a row is a token, a column an expert.
+    A row is a token, and a column an expert.
+
+    Args:
+        plans: Plans of one group by name.
+        columns: Number of plans side by side.
     """
     rows = -(-len(plans) // columns)
     figure = Figure((12.0, 12.0 / columns * rows), layout="constrained")
@@ -60,13 +64,13 @@ def draw_text(pieces: Sequence[str], experts: np.ndarray, columns: int = 64) -> 
     """Draws a text with every token in the colour of its expert.
 
     Args:
-        pieces: the text of each token, ``N`` of them.
-        experts: ``(N, E)``, not zero where the expert took the token; of several the first is
-            shown, and a token that none took is white.
-        columns: tokens in a row.
+        pieces: Texts of the ``N`` tokens.
+        experts: Array ``(N, E)``, nonzero if the expert processed the token. The colour is that
+            of the first such expert; an unrouted token is white.
+        columns: Number of tokens per row.
 
     Raises:
-        ValueError: if there are not as many tokens as rows of experts.
+        ValueError: If ``pieces`` and ``experts`` have different numbers of tokens.
     """
     taken = np.asarray(experts) != 0
     if len(taken) != len(pieces):
@@ -78,12 +82,12 @@ def draw_text(pieces: Sequence[str], experts: np.ndarray, columns: int = 64) -> 
     cells[: len(first)] = first
     figure = Figure((12.0, 0.32 * rows + 0.6), layout="constrained")
     axes = figure.subplots()
-    colours = ListedColormap(["white", *_pastels(number)])
+    colours = ListedColormap([(1.0, 1.0, 1.0), *_pastels(number)])
     norm = BoundaryNorm(np.arange(-1.5, number), number + 1)
     image = axes.imshow(cells.reshape(rows, columns), cmap=colours, norm=norm, aspect="auto")
     for index, piece in enumerate(pieces):
-        place = index % columns, index // columns
-        axes.text(*place, visible(piece), ha="center", va="center", fontsize=9, family="monospace")
+        x, y = index % columns, index // columns
+        axes.text(x, y, visible(piece), ha="center", va="center", fontsize=9, family="monospace")
     axes.axis("off")
     bar = figure.colorbar(image, ax=axes, pad=0.01)
     bar.ax.set_ylim(-0.5, number - 0.5)
@@ -92,24 +96,24 @@ def draw_text(pieces: Sequence[str], experts: np.ndarray, columns: int = 64) -> 
     return figure
 
 
-def _pastels(number: int) -> list[tuple[float, ...]]:
-    palette = matplotlib.colormaps["tab20"].colors
-    colours = np.array([palette[(2 * i + i // 10) % 20] for i in range(number)])
+def _pastels(number: int) -> list[tuple[float, float, float]]:
+    palette = matplotlib.colormaps["tab20"]
+    colours = np.array([palette((2 * i + i // 10) % 20)[:3] for i in range(number)])
     return [tuple(0.45 * colour + 0.55) for colour in colours]
 
 
 def _tensor(axes: Axes, combine: np.ndarray) -> None:
     tokens, experts, slots = combine.shape
     shown = combine.reshape(tokens, experts * slots)
-    style = {"cmap": "Blues", "vmin": 0.0, "vmax": _darkest(shown), "interpolation": "none"}
-    axes.imshow(shown, aspect="auto", **style)
+    largest = _darkest(shown)
+    axes.imshow(shown, aspect="auto", cmap="Blues", vmin=0.0, vmax=largest, interpolation="none")
     for edge in range(1, experts):
         axes.axvline(edge * slots - 0.5, color=_EDGE, linewidth=0.6)
     axes.set_xticks((np.arange(experts) + 0.5) * slots - 0.5, [f"e{e}" for e in range(experts)])
 
 
 def _darkest(shown: np.ndarray) -> float:
-    # Gates of experts that choose, or mix everything, are small: seen all the same.
+    # The scale ends at the largest weight, because gates of experts that choose are small.
     return max(float(shown.max()), 1e-6)
 
 
@@ -128,8 +132,8 @@ def _bars(axes: Axes, plan: Plan) -> None:
 
 def _in_words(plan: Plan) -> str:
     dropped, unrouted = float(plan.counts.dropped), float(plan.counts.unrouted)
-    asked = float(plan.counts.demand.sum())
+    demand = float(plan.counts.demand.sum())
     return (
-        f"{dropped:.0f} of {asked:.0f} assignments dropped, "
+        f"{dropped:.0f} of {demand:.0f} assignments dropped, "
         f"{unrouted:.0f} of {float(plan.counts.valid):.0f} tokens without an expert"
     )

@@ -1,4 +1,4 @@
-"""Which tokens each expert takes, and how well experts match known domains."""
+"""Counts the tokens of each expert, and measures how well experts match known domains."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TokenShare:
-    """One row of the table.
+    """One row of the table: a token of an expert.
 
     Attributes:
-        token: its id.
-        count: how often the expert took it.
-        share: of all the times this token was routed in the layer.
-        lift: ``share`` over the expert's share of all tokens; 1 if it has no preference.
+        token: Id of the token.
+        count: Number of times that the expert processed the token.
+        share: ``count`` divided by the number of times that any expert of the layer processed it.
+        lift: ``share`` divided by the expert's share of all tokens; 1 without preference.
     """
 
     token: int
@@ -26,23 +26,22 @@ class TokenShare:
 
 
 class TokenExpertTable:
-    """Counts how often each expert of each layer took each token."""
+    """Counts of each token id, by expert of each layer."""
 
     def __init__(self, num_layers: int, num_experts: int, vocab_size: int):
-        """Starts with zeros ``(layers, E, V)``."""
+        """Initialises the counts ``(layers, E, V)`` with zeros."""
         self._counts = np.zeros((num_layers, num_experts, vocab_size), np.int32)
 
     def add(self, layer: int, tokens: np.ndarray, experts: np.ndarray) -> None:
         """Counts a batch in one layer.
 
         Args:
-            layer: index among the table's layers.
-            tokens: ids ``(N,)``.
-            experts: ``(N, E)``; not zero (true, or a gate's weight) where the expert took the
-                token.
+            layer: Index among the layers of the table.
+            tokens: Ids ``(N,)`` of the tokens.
+            experts: Array ``(N, E)``, nonzero (True, or a gate) if the expert processed the token.
 
         Raises:
-            ValueError: if shapes do not fit or an id is outside the vocabulary.
+            ValueError: If the shapes do not fit, or an id is outside the vocabulary.
         """
         tokens, experts = np.asarray(tokens), np.asarray(experts)
         _, num_experts, vocab_size = self._counts.shape
@@ -59,12 +58,12 @@ class TokenExpertTable:
     def top_tokens(
         self, k: int, *, rank: Literal["count", "lift"] = "count", min_count: int = 1
     ) -> list[list[list[TokenShare]]]:
-        """Returns per layer and expert its first ``k`` tokens.
+        """Returns the first ``k`` tokens of each expert of each layer.
 
         Args:
-            k: rows per expert at most.
-            rank: largest first; equal ones in the order of count, then of id.
-            min_count: tokens that the expert took less often are left out.
+            k: Largest number of rows per expert.
+            rank: Value to sort by, largest first; ties are sorted by count, then by id.
+            min_count: Least count of a token in the table.
         """
         return [
             [_top(counts, layer, k, rank, max(min_count, 1)) for counts in layer]
@@ -87,9 +86,10 @@ def _top(
 
 
 def mutual_information(counts: np.ndarray) -> float:
-    """Returns the mutual information in nats of expert and domain for counts ``(E, D)``.
+    """Returns the mutual information of expert and domain in nats for counts ``(E, D)``.
 
-    0 when every expert takes every domain alike, at most ``log min(E, D)``; 0 for no counts.
+    The value is 0 if all experts have the same distribution of domains, or if all counts are 0. It
+    is at most ``log min(E, D)``.
     """
     joint = np.asarray(counts, np.float64) / (np.sum(counts) or 1.0)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
@@ -98,8 +98,8 @@ def mutual_information(counts: np.ndarray) -> float:
 
 
 def purity(counts: np.ndarray) -> float:
-    """Returns the fraction of assignments ``(E, D)`` that are of their expert's main domain.
+    """Returns the share of the counts ``(E, D)`` that belong to their expert's main domain.
 
-    At most 1; never below the share of the most frequent domain; 0 for no counts.
+    The value is between the share of the most frequent domain and 1, and 0 if all counts are 0.
     """
     return float(np.max(counts, axis=1).sum() / (np.sum(counts) or 1.0))

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, published numbers, and scaling laws; nothing is allocated."""
+"""Counts of parameters and FLOPs without allocation, published numbers, and scaling laws."""
 
 from moe_jax.counting.claims import Claim, record
 from moe_jax.counting.count import Cost, count

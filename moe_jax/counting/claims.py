@@ -1,4 +1,4 @@
-"""What is published of a model, beside what is counted."""
+"""Published numbers of a model, beside the counted ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Claim:
     """One published number.
 
     Attributes:
-        quantity: its name in ``record``, with dots.
-        value: as printed.
-        within: the relative deviation that rounding and convention explain.
-        source: where it is printed.
-        wrong: why it cannot be reproduced; "" where it is.
+        quantity: Path of the number in ``record``, with dots between keys.
+        value: Printed number.
+        within: Relative deviation that rounding and conventions explain.
+        source: Publication that prints the number.
+        wrong: Reason why the count does not reproduce the number; "" if it does.
     """
 
     quantity: str
@@ -27,19 +27,26 @@ class Claim:
     source: str
     wrong: str = ""
 
-    def counted(self, found: dict[str, Any]) -> float:
-        """Returns the same quantity of a ``record``."""
+    def counted(self, record: dict[str, Any]) -> float:
+        """Returns the counted number from a ``record``."""
+        value: Any = record
         for key in self.quantity.split("."):
-            found = found[key]
-        return found
+            value = value[key]
+        return value
 
-    def deviation(self, found: dict[str, Any]) -> float:
-        """Returns how far the count is above the printed number, relative to it."""
-        return self.counted(found) / self.value - 1
+    def deviation(self, record: dict[str, Any]) -> float:
+        """Returns the counted number minus the printed one, relative to the printed one."""
+        return self.counted(record) / self.value - 1
 
 
 def record(model: Any, vocab_size: int, tokens: Tokens) -> dict[str, Any]:
-    """Returns everything that is counted of a model, as plain data."""
+    """Returns all counts of a model as plain data.
+
+    Args:
+        model: Configuration of the model.
+        vocab_size: ``V``.
+        tokens: Length of the sequence.
+    """
     cost = count(model, vocab_size, tokens)
     others = {kind: count(model, vocab_size, tokens, kind) for kind in ("kaplan", "full")}
     sequence = {"exact": cost, **others}

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, counted on the real module without allocating it."""
+"""Counts the parameters and FLOPs of a model on the real module, without allocating it."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ _NO_PRODUCT = ("scale", "sinks", "places", "query_norm", "key_norm")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The parameters and FLOPs of a model.
 
     Attributes:
-        total: parameters, without modules that look ahead: papers count those apart.
-        lookahead: parameters of those modules, which training alone needs.
-        experts: experts in all layers together.
-        active: parameters that one token meets, embedding and head included.
-        input_embedding: parameters of the embedding that are not the head's as well.
-        parameters: the total by part; norms belong to the part that they stand before.
-        flops_by_part: forward, per token; two per multiply-add.
-        lookahead_flops: likewise, of the modules that look ahead.
-        tokens: the sequence that FLOPs are of.
+        total: Number of parameters without lookahead modules, which papers count separately.
+        lookahead: Number of parameters of the lookahead modules, which only training needs.
+        experts: Number of experts, summed over all layers.
+        active: Number of parameters that process one token, embedding and head included.
+        input_embedding: Number of parameters of the embedding that the head does not share.
+        parameters: Number of parameters by part, summing to ``total``; a norm belongs to the part
+            that follows it.
+        flops_by_part: FLOPs of the forward pass per token by part; a multiply-add is two FLOPs.
+        lookahead_flops: FLOPs of the lookahead modules in the forward pass per token.
+        tokens: Length of the sequence for which FLOPs are counted.
     """
 
     total: int
@@ -55,25 +56,26 @@ class Cost:
 
     @property
     def flops_per_token(self) -> int:
-        """Forward, on average over the sequence."""
+        """FLOPs of the forward pass per token, averaged over the sequence."""
         return sum(self.flops_by_part.values())
 
     @property
     def training_flops_per_token(self) -> int:
-        """Forward and backward: three times forward, looking ahead included."""
+        """FLOPs of forward and backward pass per token: three times forward, with lookahead."""
         return 3 * (self.flops_per_token + self.lookahead_flops)
 
     @property
     def flops_per_sequence(self) -> int:
-        """Forward."""
+        """FLOPs of the forward pass of the whole sequence."""
         return self.flops_per_token * (self.tokens.inputs + self.tokens.targets)
 
     @property
     def active_by_convention(self) -> dict[str, int]:
-        """Active parameters as the field counts them.
+        """Active parameters by the conventions of published models.
 
-        ``embedding_and_head`` (Mixtral, DBRX, OLMoE, Qwen), ``no_input_embedding`` (DeepSeek-V3,
-        gpt-oss) and ``one_matrix`` (GLaM: the vocabulary counts once, tied or not).
+        ``embedding_and_head`` counts both (Mixtral, DBRX, OLMoE, Qwen), ``no_input_embedding``
+        excludes the input embedding (DeepSeek-V3, gpt-oss), and ``one_matrix`` counts one matrix of
+        the vocabulary, tied or not (GLaM).
         """
         alone = self.active - self.input_embedding
         return {
@@ -90,16 +92,17 @@ def count(
     tokens: int | Tokens,
     convention: Convention = "exact",
 ) -> Cost:
-    """Counts a model.
+    """Returns the parameters and FLOPs of a model.
 
     Args:
-        config: the model.
+        config: Configuration of the model.
         vocab_size: ``V``.
-        tokens: the sequence; a number for a decoder alone.
-        convention: of FLOPs. ``exact``: what is not masked. ``kaplan``: half of attention wherever
-            it is, keys and values of a memory once per target, no router (Kaplan et al. 2020,
-            2001.08361; Switch table 9). ``full``: masked scores are computed too (DeepSeekMoE).
-            ``computed``: and every slot of every expert, filled or not, as the program does.
+        tokens: Length of the sequence; a number suffices for a decoder.
+        convention: Convention for FLOPs. ``exact`` counts unmasked attention scores. ``kaplan``
+            counts half of all attention scores, the keys and values of a memory once per target
+            token, and no router (Kaplan et al. 2020, 2001.08361; Switch table 9). ``full`` also
+            counts masked scores (DeepSeekMoE). ``computed`` also counts every slot of every expert,
+            filled or empty, as the program computes them.
     """
     tokens = Tokens(tokens) if isinstance(tokens, int) else tokens
     model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
@@ -138,7 +141,7 @@ def count(
 
 
 def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> tuple[int, float]:
-    """Parameters and FLOPs per token of the modules that look ahead; the head is shared."""
+    """Returns parameters and FLOPs per token of the lookahead modules, which share the head."""
     if not isinstance(model, models.Decoder) or not model.config.lookahead:
         return 0, 0.0
     flops = 2.0 * len(model.lookahead) * math.prod(model.embedding.table.shape)
@@ -150,7 +153,7 @@ def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> t
 
 
 def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, int, bool]]:
-    """Yields each stack, its tokens, those of the memory it attends to, and if it is causal."""
+    """Yields each stack, its tokens, the tokens of its memory, and whether it is causal."""
     if isinstance(model, models.Decoder):
         yield model.layers, tokens.inputs, 0, True
     else:
@@ -159,7 +162,7 @@ def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, i
 
 
 def _blocks(stack: Stack) -> Iterator[tuple[Block, int]]:
-    """Yields a block of every kind, as one layer, and how many layers are like it."""
+    """Yields one layer of every kind of block, and the number of layers of the kind."""
     layers = list(stack.layers())
     repeats = collections.Counter(layer.path for layer in layers)
     for layer in {layer.path: layer for layer in layers}.values():
@@ -176,7 +179,7 @@ def _size(module: nnx.Module) -> int:
 
 
 def _products(module: nnx.Module) -> int:
-    """Multiply-adds per token: the parameters of linear maps."""
+    """Returns the multiply-adds per token, which are the parameters of linear maps."""
     return sum(
         math.prod(shape)
         for name, shape in _leaves(module)
@@ -208,7 +211,7 @@ def _attributes(module: nnx.Module, names: list[str]) -> int:
 
 
 def _idle(block: Block) -> float:
-    """Parameters of experts that a token does not meet on average."""
+    """Returns the mean number of expert parameters that do not process a token."""
     return sum(
         _size(mixture.experts) * (1 - _met(mixture.config) / mixture.config.num_experts)
         for mixture in _mixtures(block)
@@ -216,12 +219,12 @@ def _idle(block: Block) -> float:
 
 
 def _met(moe: MoEConfig) -> float:
-    """Experts a token meets on average; the capacity decides where experts choose."""
+    """Returns the mean number of experts per token; the capacity sets it if experts choose."""
     return moe.router.experts_per_token(moe.group_size, moe.num_experts)
 
 
 def _computing(moe: MoEConfig, convention: Convention) -> float:
-    """Experts that compute for a token on average."""
+    """Returns the mean number of experts that compute for a token."""
     if convention != "computed" or implementation(moe).cost.computes == "choices":
         return _met(moe)
     slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
@@ -231,7 +234,7 @@ def _computing(moe: MoEConfig, convention: Convention) -> float:
 def _flops(
     block: Block, own: int, memory: int, causal: bool, convention: Convention
 ) -> dict[str, float]:
-    """FLOPs of one layer per own token."""
+    """Returns the FLOPs by part of one layer, per token of its stack."""
     config, inner = block.config, block.feed_forward
     seen = _seen(config.attention, own, causal, convention)
     attention = 2 * _products(block.attention) + 2 * config.attention.score_dims * seen
@@ -252,6 +255,7 @@ def _flops(
 
 def _cross_flops(block: Block, own: int, memory: int, convention: Convention) -> float:
     cross = block.config.cross_attention
+    assert cross is not None, "a stack with a memory has cross-attention"
     seen = memory / 2 if convention == "kaplan" else memory
     spent = 2 * _products(block.cross) + 2 * cross.score_dims * seen
     if convention == "kaplan":
@@ -263,7 +267,7 @@ def _cross_flops(block: Block, own: int, memory: int, convention: Convention) ->
 def _seen(
     attention: AttentionConfig | LatentConfig, own: int, causal: bool, convention: Convention
 ) -> float:
-    """Keys that a query meets on average."""
+    """Returns the mean number of keys per query."""
     if convention in ("full", "computed") or (convention == "exact" and not causal):
         return own
     details = attention.details if isinstance(attention, AttentionConfig) else Details()

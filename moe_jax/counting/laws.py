@@ -1,8 +1,8 @@
-"""Published scaling laws of MoE models: the loss to expect, and the model to train on a budget.
+"""Published scaling laws of MoE models: the expected loss, and the best model for a budget.
 
 Clark et al. 2022 (2202.01169) vary parameters and experts at a fixed 130B tokens; Krajewski et al.
 2024 (2402.07871) vary parameters, tokens and granularity at a fixed 64 experts. Losses are in nats
-per token of each paper's own data and tokenizer, so one paper's do not compare with the other's.
+per token of each paper's own data and tokenizer, so losses of different papers do not compare.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,18 @@ from moe_jax.errors import ConfigError
 
 Number = float | np.ndarray
 
-# Krajewski et al.: width per block (d = 64 n_blocks), FLOPs per parameter and of the router.
+# Krajewski et al.: width per block (d = 64 n_blocks), FLOPs per parameter, FLOPs of the router.
 WIDTH_PER_BLOCK, FLOPS_PER_PARAMETER, FLOPS_OF_ROUTING = 64, 6, 14
 GRANULARITIES = (1, 2, 4, 8, 16, 32, 64, 128)
 _MOST_BLOCKS = 4096
 
 
-def _checked(name: str, value: Number, minimum: float | None = None) -> Number:
-    """Returns ``value`` as float; refuses it unless finite, and above 0 or from ``minimum`` up."""
+def _checked(name: str, value: Number, minimum: float | None = None) -> Any:
+    """Returns ``value`` as a float or as an array of floats, the same form as the argument.
+
+    Raises:
+        ConfigError: If a number is not finite, or not above 0, or below ``minimum`` if it is given.
+    """
     if isinstance(value, numbers.Real | np.ndarray):
         values = np.asarray(value, float)
         enough = values > 0 if minimum is None else values >= minimum
@@ -37,18 +42,19 @@ def _checked(name: str, value: Number, minimum: float | None = None) -> Number:
 
 @dataclasses.dataclass(frozen=True)
 class Clark:
-    """Loss against parameters and experts (Clark et al. 2022, equation 1 and table 3).
+    """The loss by parameters and experts (Clark et al. 2022, equation 1 and table 3).
 
-    Measured on 15M to 1.3B parameters and up to 512 experts, all trained on 130B tokens.
+    The law was fitted to models of 15M to 1.3B parameters and up to 512 experts, all trained on
+    130B tokens.
 
     Attributes:
-        a: slope of log10 loss in log10 parameters.
-        b: slope of log10 loss in log10 effective experts.
-        c: how much of the experts' gain each tenfold of parameters takes away.
-        d: log10 loss of one parameter and one effective expert.
-        e_start: effective experts of the dense model.
-        e_max: effective experts that no number of experts exceeds.
-        n_cutoff: parameters of the base model from which routing no longer helps.
+        a: Slope of log10 loss in log10 parameters.
+        b: Slope of log10 loss in log10 effective experts.
+        c: Interaction: loss of slope ``b`` per tenfold of parameters.
+        d: Log10 loss at one parameter and one effective expert.
+        e_start: Effective experts of the dense model.
+        e_max: Upper bound of the effective experts.
+        n_cutoff: Parameters of the base model above which routing does not reduce the loss.
     """
 
     a: float
@@ -66,9 +72,10 @@ class Clark:
             raise ConfigError(f"e_max={self.e_max!r} must be above e_start={self.e_start!r}")
 
     def effective_experts(self, experts: Number) -> Number:
-        """Returns the experts as the law counts them: from ``e_start`` at 1 to ``e_max``.
+        """Returns the effective experts: ``e_start`` for one expert, at most ``e_max``.
 
-        Equation 1's saturating transform: ``1/Ê = 1/(E - 1 + 1/(1/e_start - 1/e_max)) + 1/e_max``.
+        The saturating transform of equation 1 is
+        ``1/Ê = 1/(E - 1 + 1/(1/e_start - 1/e_max)) + 1/e_max``.
         """
         experts = _checked("experts", experts, 1)
         start = 1 / (1 / self.e_start - 1 / self.e_max)
@@ -78,8 +85,8 @@ class Clark:
         """Returns the loss in nats per token after 130B tokens (equation 1).
 
         Args:
-            params: parameters of the dense base model, the experts beyond the first not counted.
-            experts: experts per routed layer; 1 is the dense model.
+            params: Parameters of the dense base model, which has one expert per layer.
+            experts: Experts per routed layer; 1 is the dense model.
         """
         params = _checked("params", params)
         n, e = np.log10(params), np.log10(self.effective_experts(experts))
@@ -87,10 +94,11 @@ class Clark:
 
     @property
     def no_gain(self) -> float:
-        """Parameters from which more experts do not lower the loss.
+        """Parameters above which more experts do not reduce the loss.
 
-        The lesser of the published cutoff and ``10^(-b/c)``, where equation 8's slope in experts
-        is 0: coefficients of three decimals put that elsewhere (RL-R 31.6B, published 85B).
+        The number is the lesser of the published cutoff and ``10^(-b/c)``, where the slope in
+        experts of equation 8 is 0. The two differ because coefficients are printed with three
+        decimals (RL-R: 31.6B, published 85B).
         """
         return min(self.n_cutoff, 10 ** (-self.b / self.c)) if self.c > 0 else self.n_cutoff
 
@@ -98,16 +106,19 @@ class Clark:
         """Returns the parameters of the dense model of equal loss (equation 11).
 
         Args:
-            params: parameters of the base model, below ``no_gain``.
-            experts: experts per routed layer; 1 returns ``params``.
+            params: Parameters of the base model, below ``no_gain``.
+            experts: Experts per routed layer; 1 returns ``params``.
+
+        Raises:
+            ConfigError: If ``params`` is not below ``no_gain``.
         """
         params = _checked("params", params)
         if params >= self.no_gain:
             raise ConfigError(
-                f"params={params:.4g} is beyond the cutoff of {self.no_gain:.4g}, from which more "
-                "experts do not help; train a dense model or a smaller one"
+                f"params={params:.4g} is beyond the cutoff of {self.no_gain:.4g}, above which more "
+                "experts do not reduce the loss; train a dense model or a smaller one"
             )
-        effective = self.effective_experts(experts)
+        effective: Any = self.effective_experts(experts)
         dense_slope = self.a + self.c * math.log10(self.e_start)
         slope = self.a + self.c * math.log10(effective)
         gain = (effective / self.e_start) ** (self.b / dense_slope)
@@ -121,21 +132,22 @@ HASH = Clark(-0.087, -0.136, 0.012, 1.157, 4.175, 477.741, 83e9)
 
 @dataclasses.dataclass(frozen=True)
 class Krajewski:
-    """Loss against parameters, tokens and granularity (Krajewski et al. 2024, equation 9, table 1).
+    """The loss by parameters, tokens and granularity (Krajewski et al. 2024, equation 9, table 1).
 
-    Measured on 129M to 3.7B total parameters, 16B to 130B tokens and granularity 1 to 16; the fit's
-    RMSE is .015, and .019 on held-out runs. The printed coefficients put the paper's own optima up
-    to .023 too low: within their last digit (alpha .1145, beta .1467) all come out within .001.
+    The law was fitted to 129M to 3.7B total parameters, 16B to 130B tokens and granularity 1 to 16;
+    the RMSE of the fit is .015, and .019 on held-out runs. The printed coefficients give the
+    paper's own optima a loss up to .023 too low; coefficients that differ in the last digit
+    (alpha .1145, beta .1467) give all of them within .001.
 
     Attributes:
-        a: scale of the parameters' term.
-        alpha: exponent of the parameters.
-        b: scale of the tokens' term.
-        beta: exponent of the tokens.
-        g: what granularity can save of ``a + g``.
-        gamma: exponent of granularity.
-        c: loss of an unlimited model, in nats per token.
-        experts: experts of granularity 1 that the law was fitted for; 1 is a dense model.
+        a: Scale of the term in parameters.
+        alpha: Exponent of the parameters.
+        b: Scale of the term in tokens.
+        beta: Exponent of the tokens.
+        g: Part of the scale ``a + g`` that granularity reduces.
+        gamma: Exponent of the granularity.
+        c: Loss in the limit of infinite parameters and tokens, in nats per token.
+        experts: Experts at granularity 1 for which the law was fitted; 1 is a dense model.
     """
 
     a: float
@@ -154,11 +166,12 @@ class Krajewski:
         """Returns the loss in nats per token (equation 9).
 
         Args:
-            params: total parameters without embeddings, every expert counted. The paper names its
-                models by active parameters and experts ("64 x 100M"); neither those nor their
-                product give its losses.
-            tokens: tokens of the training.
-            granularity: how many experts each feed-forward layer's worth is split into, from 1 up.
+            params: Total parameters of all experts, without embeddings. The paper names its models
+                by active parameters and experts ("64 x 100M"); neither number nor their product
+                reproduces its losses.
+            tokens: Training tokens.
+            granularity: Number of experts, at least 1, that have the size of one feed-forward
+                layer together.
         """
         params = _checked("params", params)
         tokens = _checked("tokens", tokens)
@@ -172,22 +185,22 @@ DENSE = Krajewski(16.3, 0.126, 26.7, 0.127, 0.0, 0.0, 0.47, experts=1)
 
 
 def active_parameters(blocks: Number) -> Number:
-    """Returns a token's parameters, ``12 d^2`` a block, without embeddings (Krajewski et al.)."""
+    """Returns active parameters, ``12 d^2`` per block, without embeddings (Krajewski et al.)."""
     blocks = _checked("blocks", blocks)
     return 12 * WIDTH_PER_BLOCK**2 * blocks**3
 
 
 def blocks_of(active_params: float) -> float:
-    """Returns the blocks, in general no whole number, of a model of so many active parameters."""
+    """Returns the number of blocks, in general fractional, of a model by active parameters."""
     active_params = _checked("active_params", active_params)
     return (active_params / (12 * WIDTH_PER_BLOCK**2)) ** (1 / 3)
 
 
 def total_parameters(blocks: Number, experts: Number = MOE.experts) -> Number:
-    """Returns total parameters without embeddings, ``(4 + 8 experts) d^2`` a block.
+    """Returns total parameters without embeddings, ``(4 + 8 experts) d^2`` per block.
 
-    Attention has ``4 d^2`` and every expert ``8 d^2``, whatever the granularity; routers are left
-    out. This is the ``N`` with which the law gives Krajewski et al.'s table 2.
+    Attention has ``4 d^2`` and every expert ``8 d^2`` parameters at any granularity; routers do not
+    count. With this ``N`` the law reproduces table 2 of Krajewski et al.
     """
     blocks = _checked("blocks", blocks)
     experts = _checked("experts", experts, 1)
@@ -197,13 +210,13 @@ def total_parameters(blocks: Number, experts: Number = MOE.experts) -> Number:
 def flops(
     blocks: Number, tokens: Number, granularity: Number = 1, experts: int = MOE.experts
 ) -> Number:
-    """Returns FLOPs of a training: ``(12 d^2 c_f + d E G c_r) D n_blocks`` (Krajewski et al.).
+    """Returns the FLOPs of training: ``(12 d^2 c_f + d E G c_r) D n_blocks`` (Krajewski et al.).
 
     Args:
-        blocks: transformer blocks, of width ``d = 64 blocks``.
-        tokens: tokens of the training, ``D``.
+        blocks: Number of transformer blocks, each of width ``d = 64 blocks``.
+        tokens: Training tokens, ``D``.
         granularity: ``G``.
-        experts: ``E``; 1 is a dense model, which has no router to pay for.
+        experts: ``E``; 1 is a dense model, which has no router.
     """
     blocks = _checked("blocks", blocks)
     tokens = _checked("tokens", tokens)
@@ -216,16 +229,16 @@ def flops(
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """The training of least loss on a budget.
+    """The model and the number of tokens of least loss for a budget.
 
     Attributes:
-        blocks: transformer blocks, of width ``64 blocks``.
-        tokens: tokens of the training.
-        granularity: granularity of the experts.
-        flops: the budget, all of it used.
-        loss: in nats per token.
-        active_params: parameters that a token meets, without embeddings.
-        total_params: all parameters, without embeddings.
+        blocks: Number of transformer blocks, each of width ``64 blocks``.
+        tokens: Training tokens.
+        granularity: Granularity of the experts.
+        flops: Training FLOPs, equal to the budget.
+        loss: Loss in nats per token.
+        active_params: Active parameters per token, without embeddings.
+        total_params: Total parameters, without embeddings.
     """
 
     blocks: int
@@ -240,44 +253,48 @@ class Optimum:
 def compute_optimal(
     budget: float, law: Krajewski = MOE, granularities: Iterable[float] = GRANULARITIES
 ) -> Optimum:
-    """Returns the least loss that ``budget`` FLOPs buy (Krajewski et al. 2024, table 2).
+    """Returns the model of least loss for ``budget`` FLOPs (Krajewski et al. 2024, table 2).
 
-    Every whole number of blocks is tried at every granularity; the tokens are what is left to pay.
+    The search covers every whole number of blocks at every granularity; the budget then determines
+    the number of tokens.
 
     Args:
-        budget: FLOPs of the training.
-        law: the loss, and the experts to count FLOPs and parameters with.
-        granularities: what to choose from; of equal ones the first is taken.
+        budget: Training FLOPs.
+        law: Scaling law, which also gives the number of experts for FLOPs and parameters.
+        granularities: Granularities to search; the first of several best ones is returned.
+
+    Raises:
+        ConfigError: If there is no granularity, or the budget is too small or large for the search.
     """
     budget = _checked("budget", budget)
     choices = np.array([_checked("granularity", choice, 1) for choice in granularities])
     if not choices.size:
-        raise ConfigError("granularities is empty; name one at least")
+        raise ConfigError("granularities is empty; name at least one")
     blocks = np.arange(1.0, _MOST_BLOCKS + 1)
     tokens = budget / flops(blocks, 1, choices[:, None], law.experts)
     tokens = np.broadcast_to(tokens, (choices.size, blocks.size))
-    losses = law.loss(total_parameters(blocks, law.experts), tokens, choices[:, None])
-    choice, place = np.unravel_index(np.argmin(losses), losses.shape)
-    best = int(blocks[place])
-    # At either end of the search the true optimum lies outside it.
+    losses = np.asarray(law.loss(total_parameters(blocks, law.experts), tokens, choices[:, None]))
+    choice, column = np.unravel_index(np.argmin(losses), losses.shape)
+    best = int(blocks[column])
+    # An optimum at either end of the search means that the true optimum is outside.
     if best in (1, _MOST_BLOCKS):
         size = "small" if best == 1 else "large"
         raise ConfigError(f"budget={budget:.4g} FLOPs is too {size} for the search")
     return Optimum(
         best,
-        float(tokens[choice, place]),
+        float(tokens[choice, column]),
         float(choices[choice]),
         float(budget),
-        float(losses[choice, place]),
+        float(losses[choice, column]),
         float(active_parameters(best)),
         float(total_parameters(best, law.experts)),
     )
 
 
 def saving(budget: float) -> float:
-    """Returns how many times ``budget`` FLOPs the dense model of equal loss costs.
+    """Returns the FLOPs of the dense model of equal loss, as a multiple of ``budget``.
 
-    Both are compute-optimal, by ``MOE`` and ``DENSE`` (Krajewski et al. 2024).
+    Both models are compute-optimal by the laws ``MOE`` and ``DENSE`` (Krajewski et al. 2024).
     """
     target = compute_optimal(budget).loss
     low, high = 0.0, 4.0
@@ -292,14 +309,14 @@ def saving(budget: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A row of Krajewski et al. 2024, table 2: compute-optimal models of 64 experts.
+    """A row of table 2 of Krajewski et al. 2024: a compute-optimal model of 64 experts.
 
     Attributes:
-        active_params: parameters that a token meets; the table prints ``64 x`` this.
-        tokens: tokens of the training.
-        granularity: granularity of the experts.
-        flops: FLOPs of the training.
-        loss: in nats per token.
+        active_params: Active parameters per token; the table prints ``64 x`` this number.
+        tokens: Training tokens.
+        granularity: Granularity of the experts.
+        flops: Training FLOPs.
+        loss: Loss in nats per token.
     """
 
     active_params: float
@@ -309,13 +326,13 @@ class Published:
     loss: float
 
     def predicted_flops(self) -> float:
-        """Returns the FLOPs that the formula gives for this row."""
-        return flops(blocks_of(self.active_params), self.tokens, self.granularity)
+        """Returns the FLOPs of this row by the formula ``flops``."""
+        return float(flops(blocks_of(self.active_params), self.tokens, self.granularity))
 
     def predicted_loss(self, law: Krajewski = MOE) -> float:
-        """Returns the loss in nats per token that ``law`` gives for this row."""
+        """Returns the loss of this row by ``law``, in nats per token."""
         total = total_parameters(blocks_of(self.active_params), law.experts)
-        return law.loss(total, self.tokens, self.granularity)
+        return float(law.loss(total, self.tokens, self.granularity))
 
 
 PUBLISHED = (

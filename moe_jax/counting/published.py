@@ -1,4 +1,4 @@
-"""All published models in a folder of configs, counted and held to what is printed of them."""
+"""Counts all published models in a folder of configs, and compares them with printed numbers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ modules of each config in `configs/published`. The command
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One config file.
+    """A config file of a published model.
 
     Attributes:
-        name: of the file, without ``.py``.
-        config: what it returns.
-        claims: the printed numbers.
+        name: Name of the file without ``.py``.
+        config: Configuration that the file's ``get_config`` returns.
+        claims: Printed numbers of the model.
     """
 
     name: str
@@ -51,31 +51,35 @@ class Published:
         return build(Experiment, self.config)
 
     def record(self) -> dict[str, Any]:
-        """Counts the model."""
+        """Returns the counts of the model."""
         experiment = self.experiment()
         return record(experiment.model, experiment.vocab_size, experiment.sequence)
 
 
 def load(path: Path) -> Published:
-    """Returns one config file.
+    """Returns the published model of one config file.
 
     Raises:
-        ConfigError: if it has no ``get_config`` or no ``PUBLISHED``.
+        ConfigError: If the file is no Python file, or lacks ``get_config`` or ``PUBLISHED``.
     """
     spec = importlib.util.spec_from_file_location(path.stem.replace(".", "_"), path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name in ("get_config", "PUBLISHED"):
         if not hasattr(module, name):
-            raise ConfigError(f"{path} has no {name}: a published model needs both")
+            raise ConfigError(
+                f"{path} has no {name}: a published model needs get_config and PUBLISHED"
+            )
     return Published(path.stem, module.get_config(), module.PUBLISHED)
 
 
 def load_all(folder: Path) -> Iterator[Published]:
-    """Yields every config file of a folder in order.
+    """Yields the published model of every config file in a folder, in the order of the names.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: If the folder has no config files.
     """
     paths = sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
     if not paths:
@@ -84,7 +88,7 @@ def load_all(folder: Path) -> Iterator[Published]:
 
 
 def table(folder: Path) -> str:
-    """Returns the table of all models, as Markdown."""
+    """Returns the table of all models in a folder as Markdown."""
     rows = [row for published in load_all(folder) for row in _rows(published)]
     return _HEADER + "\n".join(rows) + "\n"
 
@@ -107,7 +111,7 @@ def _rows(published: Published) -> Iterator[str]:
 
 
 def _short(value: float) -> str:
-    """Four digits and a unit: M, G (10^9) or T."""
+    """Returns a number with four digits and a unit: M, G (10^9) or T."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if value >= size:
             return f"{value / size:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, and over which axes of the mesh."""
+"""Lists the collectives of a compiled program, with their bytes and mesh axes."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Collective:
     """One collective instruction.
 
     Attributes:
-        kind: one of ``KINDS``; its asynchronous form counts as the same.
-        axes: the mesh axes along which the members of a group differ, in the mesh's order.
-        devices: members of a group.
-        shape: the arrays of its result, ``+`` between those of a tuple.
-        bytes: what one device sends when it runs once, by the algorithm that sends least: of ``n``
-            devices, ``(n - 1) / n`` of the whole array for all-gather, reduce-scatter and
-            all-to-all, twice that for all-reduce, all of it for a permutation
-            (https://jax-ml.github.io/scaling-book/sharding).
-        times: how often it runs in one execution of the program.
+        kind: One of ``KINDS``; an asynchronous instruction has the kind of the synchronous one.
+        axes: Mesh axes along which the devices of a group differ, in the order of the mesh.
+        devices: Number of devices in a group.
+        shape: Arrays of the result, joined by ``+`` if there are several.
+        bytes: Bytes that one device sends per execution of the instruction, by the algorithm that
+            sends least: for ``n`` devices, ``(n - 1) / n`` of the whole array for all-gather,
+            reduce-scatter and all-to-all, twice this for all-reduce, and the whole array for a
+            permutation (https://jax-ml.github.io/scaling-book/sharding).
+        times: Executions of the instruction per execution of the program.
     """
 
     kind: str
@@ -57,20 +57,20 @@ class Collective:
 
     @property
     def total_bytes(self) -> int:
-        """What one device sends in one execution of the program."""
+        """Bytes that one device sends per execution of the program."""
         return self.bytes * self.times
 
 
 def collectives(hlo_text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
     """Returns the collectives of a compiled program, in the order of its text.
 
-    Args:
-        hlo_text: ``compiled.as_text()`` of a program that ``jax.jit`` partitioned over ``mesh``:
-            its partition ``i`` is the ``i``-th device of the flattened mesh.
-        mesh: the mesh.
+    Collectives within one device (groups of one) are omitted. A collective that the compiler has
+    split into steps that overlap with computation (fusions with the same ``chain_id``) counts once.
 
-    Those within one device (groups of one) are left out. One that the compiler has cut into steps
-    which run beside other work (fusions with one ``chain_id``) counts once.
+    Args:
+        hlo_text: ``compiled.as_text()`` of a program that ``jax.jit`` partitioned over ``mesh``;
+            partition ``i`` is device ``i`` of the flattened mesh.
+        mesh: The mesh.
     """
     program = hlo.parse(hlo_text)
     found: list[Collective] = []
@@ -93,10 +93,10 @@ def collectives(hlo_text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
 
 
 def summary(found: Iterable[Collective]) -> list[dict[str, Any]]:
-    """Returns plain records by kind and axes, the most bytes first.
+    """Returns the collectives grouped by kind and axes, as plain data, most bytes first.
 
-    ``count`` is instructions in the program, ``executed`` how often they run in a step, ``bytes``
-    what one device sends in a step.
+    In each group ``count`` is the number of instructions in the program, ``executed`` the number of
+    their executions per step, and ``bytes`` the bytes that one device sends per step.
     """
     groups: dict[tuple[str, tuple[str, ...]], list[Collective]] = collections.defaultdict(list)
     for one in found:
@@ -129,7 +129,10 @@ def _chain(instruction: hlo.Instruction) -> tuple[str, str] | None:
 def _with_type(
     instruction: hlo.Instruction, program: hlo.Program, computation: str
 ) -> hlo.Instruction:
-    """On TPU a reduce-scatter is an all-reduce and a slice, fused: its type is the slice's."""
+    """Returns the all-reduce of a fusion with the type of the fusion's result.
+
+    A TPU fuses an all-reduce and a slice into a reduce-scatter, which has the type of the slice.
+    """
     root = next(x for x in program.computations[computation] if x.root)
     return dataclasses.replace(instruction, type=root.type)
 
@@ -140,7 +143,7 @@ def _collective(
     groups = _groups(instruction.line, math.prod(mesh.shape.values()))
     type_ = instruction.type
     if instruction.operation.endswith("-start") and kind != "all-reduce":
-        # The result of a start is (operands, result, ...).
+        # A start instruction returns the tuple (operands, result, ...).
         parts = hlo.elements(type_)
         type_ = parts[1] if len(parts) > 1 else type_
     devices = groups.shape[1] if kind != "collective-permute" else 2
@@ -167,7 +170,7 @@ def _sent(kind: str, size: int, devices: int) -> int:
 
 
 def _groups(line: str, total: int) -> np.ndarray:
-    """Returns ``(groups, members)`` device positions; for a permutation, its pairs."""
+    """Returns device positions ``(groups, members)``; for a permutation, its pairs."""
     pairs = _PAIRS.search(line)
     if pairs:
         return _numbers(pairs[1])
@@ -177,10 +180,9 @@ def _groups(line: str, total: int) -> np.ndarray:
     lists = _LISTS.search(line)
     if lists and lists[1]:
         return _numbers(lists[1])
-    iota = re.search(r"replica_groups=(\S+)", line)
-    if iota and _IOTA.match(iota[1]):
-        return _iota(iota[1])
-    return np.arange(total)[None]
+    text = re.search(r"replica_groups=(\S+)", line)
+    iota = _IOTA.match(text[1]) if text else None
+    return _iota(*iota.groups()) if iota else np.arange(total)[None]
 
 
 def _numbers(text: str) -> np.ndarray:
@@ -191,21 +193,20 @@ def _ints(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
 
 
-def _iota(text: str) -> np.ndarray:
-    """``[2,4]<=[4,2]T(1,0)``: count up, shape to ``[4,2]``, transpose, shape to ``[2,4]``."""
-    shape, source, order = _IOTA.match(text).groups()
+def _iota(shape: str, source: str, order: str | None) -> np.ndarray:
+    """Returns the groups ``[2,4]<=[4,2]T(1,0)``: a range of shape (4, 2), transposed to (2, 4)."""
     return _count_up(source, order).reshape(_ints(shape))
 
 
 def _count_up(shape: str, order: str | None) -> np.ndarray:
-    found = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
-    return found.transpose(_ints(order)) if order else found
+    numbers = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
+    return numbers.transpose(_ints(order)) if order else numbers
 
 
 def _named_groups(mesh: str, chosen: str) -> np.ndarray:
-    """``mesh['a'=2,'b'=4] {'b':(1)2}``: groups along axes, or along a part of one.
+    """Returns the groups ``mesh['a'=2,'b'=4] {'b':(1)2}`` along axes or along a part of an axis.
 
-    ``(p)s`` is the part of size ``s`` that has ``p`` positions of the axis outside it.
+    ``(p)s`` is the part of size ``s`` of an axis that has ``p`` more significant positions.
     """
     sizes = {name: int(size) for name, size, _, _ in _AXIS.findall(mesh.split("]")[0])}
     devices = np.arange(math.prod(sizes.values()))
@@ -234,5 +235,12 @@ def _axes(groups: np.ndarray, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
 
 
 def of_compiled(compiled: jax.stages.Compiled, mesh: Mesh | AbstractMesh) -> list[Collective]:
-    """Returns the collectives of what ``jax.jit(...).lower(...).compile()`` gave."""
-    return collectives(compiled.as_text(), mesh)
+    """Returns the collectives of the result of ``jax.jit(...).lower(...).compile()``.
+
+    Raises:
+        ValueError: If the backend does not print compiled programs.
+    """
+    text = compiled.as_text()
+    if text is None:
+        raise ValueError("this backend does not print compiled programs")
+    return collectives(text, mesh)

@@ -1,4 +1,4 @@
-"""Compiles the real training step for devices that need not be there, and reads what it takes."""
+"""Compiles the real training step for devices that need not exist, and reads its memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from moe_jax.config.experiment import Experiment
 from moe_jax.models import EncoderDecoderConfig, ModelConfig
@@ -28,7 +28,7 @@ _TEMPORARIES = re.compile(
     r"HLO temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)"
 )
 _ROW = re.compile(r"^ *[\d.]+[KMGT]?i?B\( *\d+%\); +([\d.]+)([KMGT]?)i?B; +\d+; +\d+; (.*)$", re.M)
-# What only names or groups other values, or is the caller's.
+# Operations that name or group other values, or whose buffer belongs to the caller.
 _NO_BUFFER = {
     "bitcast",
     "conditional",
@@ -46,9 +46,9 @@ class Buffer:
     """One value that a program holds on a device.
 
     Attributes:
-        bytes: its size.
-        shape: such as ``f32[64,1024]``.
-        operation: what made it, in the terms of the model's code, where that is known.
+        bytes: Size of the value.
+        shape: Type and shape, such as ``f32[64,1024]``.
+        operation: Operation that computes the value, by its name in the model's code if known.
     """
 
     bytes: int
@@ -58,13 +58,13 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Bytes per device of what a step starts from.
+    """Bytes per device of a step's inputs.
 
     Attributes:
-        parameters: the trained ones.
-        optimizer: the optimizer's statistics.
-        other: routers' state, counters and keys.
-        batch: the rows of the batch.
+        parameters: Bytes of the trained parameters.
+        optimizer: Bytes of the optimizer's statistics.
+        other: Bytes of the routers' state, counters and keys.
+        batch: Bytes of the batch.
     """
 
     parameters: int
@@ -78,16 +78,16 @@ class Step:
     """A training step that can be compiled.
 
     Attributes:
-        function: the jitted step.
-        state: shapes and shardings of the state.
-        batch: shapes and shardings of the batch.
-        mesh: the devices.
+        function: The jitted step.
+        state: Shapes and shardings of the state.
+        batch: Shapes and shardings of the batch.
+        mesh: Mesh of the devices; an ``AbstractMesh`` cannot be compiled for.
     """
 
     function: Any
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
 
     @property
     def bytes(self) -> State:
@@ -110,19 +110,21 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step; bytes are of one device.
+    """The compiler's numbers for a step; all bytes are per device.
 
     Attributes:
-        seconds: of lowering and compiling.
-        text: the compiled program.
-        arguments: state and batch with the padding of layouts; 0 if it did not fit.
-        temporaries: everything that lives only within the step: activations, gradients, buffers
-            of collectives.
-        outputs: what it returns beside the donated state.
-        peak: the most that is held at any time; 0 if it did not fit and the message does not say.
-        limit: what the compiler had, if it did not fit.
-        error: its own message, if it did not fit.
-        largest: the largest buffers, at most three.
+        seconds: Time to lower and compile the step.
+        text: The compiled program.
+        arguments: Bytes of state and batch, with the padding of layouts; 0 if the program did not
+            fit.
+        temporaries: Bytes of all values that exist only within the step: activations, gradients,
+            buffers of collectives.
+        outputs: Bytes of the outputs, without the donated state.
+        peak: Largest number of bytes at any time; 0 if the program did not fit and the compiler's
+            message lacks the number.
+        limit: Bytes of memory, if the program did not fit.
+        error: Message of the compiler, if the program did not fit.
+        largest: The largest buffers, at most three.
     """
 
     seconds: float = 0.0
@@ -136,23 +138,27 @@ class Compiled:
     largest: tuple[Buffer, ...] = ()
 
 
-def make_step(experiment: Experiment, mesh: Mesh) -> Step:
-    """Returns the step of ``moe_jax.train`` for this experiment; no memory is used.
+def make_step(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Step:
+    """Returns the training step of an experiment, without allocating memory.
 
-    Tokens are as many as the configuration asks for; what the data would make of them does not
-    matter.
+    The batch has the number of tokens in the configuration, because the step does not depend on
+    the data.
     """
     optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    # The shapes and shardings of a recipe need axis sizes only, which an abstract mesh has too.
+    sizes = cast(Mesh, mesh)
     recipe = Recipe(
-        experiment.model, experiment.vocab_size, optimizer, experiment.training.seed, mesh
+        experiment.model, experiment.vocab_size, optimizer, experiment.training.seed, sizes
     )
     graph, state = recipe.abstract()
     function = jit_train_step(graph, optimizer, Objective.of(experiment.training), state)
     return Step(function, state, abstract_batch(experiment, mesh), mesh)
 
 
-def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and shardings of a batch; see ``moe_jax.data.loader``."""
+def abstract_batch(
+    experiment: Experiment, mesh: Mesh | AbstractMesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and shardings of a batch of ``moe_jax.data.loader``."""
     data = experiment.data
     sharding = NamedSharding(mesh, spec("batch"))
     shapes = batch_shapes(experiment.model, data.batch_size, data.seq_length, data.target_length)
@@ -165,7 +171,14 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
 def batch_shapes(
     model: ModelConfig, rows: int, length: int, targets: int
 ) -> dict[str, tuple[int, int]]:
-    """Returns the shapes of a batch of ``rows`` texts of ``length`` tokens, all int32."""
+    """Returns the shapes of the int32 arrays of a batch.
+
+    Args:
+        model: Configuration of the model.
+        rows: Number of texts.
+        length: Number of (encoder) input tokens per text.
+        targets: Number of target tokens per text; 0 for a decoder.
+    """
     names = ("inputs", "targets", "segments", "positions", "bytes", "domains")
     batch = dict.fromkeys(names, (rows, targets or length))
     if isinstance(model, EncoderDecoderConfig):
@@ -174,7 +187,7 @@ def batch_shapes(
 
 
 def device_bytes(tree: Any) -> int:
-    """Returns the bytes that one device holds of shapes with shardings."""
+    """Returns the bytes per device of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -184,30 +197,33 @@ def device_bytes(tree: Any) -> int:
 def compile_step(step: Step) -> Compiled:
     """Compiles the whole step.
 
-    A program that does not fit into the memory of its devices is an answer, not an error.
+    A program that exceeds the memory of its devices gives a result with an ``error``.
 
     Raises:
-        jax.errors.JaxRuntimeError: if the compiler fails otherwise.
+        TypeError: If the mesh of the step has no devices.
+        jax.errors.JaxRuntimeError: If the compiler fails for another reason than memory.
     """
+    if not isinstance(step.mesh, Mesh):
+        raise TypeError("the step has an abstract mesh, which cannot be compiled for")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(step.mesh):
         lowered = step.function.lower(step.state, step.batch)
         tpu = step.mesh.devices.flat[0].platform == "tpu"
-        # The dump alone names the buffers, and is there even if the program does not fit.
+        # Only the dump names the buffers. It exists even if the program does not fit.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if tpu else None
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            found = out_of_memory(str(error), _dumped(folder, "oom_intermediate_module"))
+            result = out_of_memory(str(error), _dumped(folder, "oom_intermediate_module"))
         else:
-            found = _fitting(compiled)
+            result = _fitting(compiled)
         report = _dumped(folder, "after_optimizations-memory-usage-report")
     seconds = time.perf_counter() - began
-    largest = largest_allocations(report) or largest_values(found.text)
-    temporaries = found.temporaries if not found.error else total_bytes(report)
-    return dataclasses.replace(found, seconds=seconds, largest=largest, temporaries=temporaries)
+    largest = largest_allocations(report) or largest_values(result.text)
+    temporaries = result.temporaries if not result.error else total_bytes(report)
+    return dataclasses.replace(result, seconds=seconds, largest=largest, temporaries=temporaries)
 
 
 def _dumped(folder: str, name: str) -> str:
@@ -216,11 +232,12 @@ def _dumped(folder: str, name: str) -> str:
 
 
 def _fitting(compiled: jax.stages.Compiled) -> Compiled:
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None, "CPU and TPU report memory and text"
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
     return Compiled(
-        text=compiled.as_text(),
+        text=text,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         outputs=outputs,
@@ -229,14 +246,15 @@ def _fitting(compiled: jax.stages.Compiled) -> Compiled:
 
 
 def out_of_memory(message: str, text: str = "") -> Compiled:
-    """Reads XLA's message that a program does not fit.
+    """Returns the numbers in XLA's message that a program exceeds the memory.
 
     Args:
-        message: it has one of two forms, of which one counts the temporaries alone.
-        text: the program, if the compiler left it.
+        message: The message, in one of two forms; the second form counts only temporaries.
+        text: The program, if the compiler wrote it.
     """
     used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
-    sizes = (used or temporaries).groups() if used or temporaries else ()
+    match = used or temporaries
+    sizes = match.groups() if match else ()
     return Compiled(
         text=text,
         temporaries=_size(*sizes[:2]) if temporaries else 0,
@@ -251,15 +269,16 @@ def _size(number: str, unit: str) -> int:
 
 
 def total_bytes(report: str) -> int:
-    """Returns the bytes of all temporaries in main memory, of XLA's memory usage report."""
+    """Returns the bytes of all temporaries in main memory from XLA's memory usage report."""
     found = re.search(r"Memory Space: default.*?\nTotal bytes: (\d+)", report)
     return int(found[1]) if found else 0
 
 
 def largest_allocations(report: str, count: int = 3) -> tuple[Buffer, ...]:
-    """Returns the largest buffers of XLA's memory usage report, which lists them by size.
+    """Returns the largest buffers from XLA's memory usage report, which lists them by size.
 
-    Values that are never needed at once share a buffer; the shapes named are its largest.
+    Values that are never needed at the same time share a buffer, which has the shape of the
+    largest ones.
     """
     found = []
     for number, unit, shapes in _ROW.findall(report.partition("\nMemory Space: vmem")[0])[:count]:
@@ -271,10 +290,10 @@ def largest_allocations(report: str, count: int = 3) -> tuple[Buffer, ...]:
 
 
 def largest_values(text: str, count: int = 3) -> tuple[Buffer, ...]:
-    """Returns the largest arrays that a compiled program makes, without layouts' padding.
+    """Returns the largest arrays that a compiled program computes, without padding of layouts.
 
-    Those that share one buffer, such as a loop's state before and after, have one shape and
-    operation and are listed once. What happens inside of a fusion has no buffer.
+    Arrays that share a buffer, such as the state of a loop before and after a step, have the same
+    shape and operation, and are listed once. Values inside a fusion have no buffer.
     """
     program = hlo.parse(text)
     fused = set(re.findall(r" fusion\(.*?calls=%?([\w.\-]+)", text))

@@ -1,4 +1,4 @@
-"""What a training step holds and sends, by formula: for machines that nothing is compiled for."""
+"""Estimates the memory and collectives of a training step by formula, without a compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from moe_jax.planning.collectives import Collective
 from moe_jax.planning.compile import Step, batch_shapes
 from moe_jax.transport import implementation
 
-# The collectives by which rows cross the expert axis; see ``moe_jax.transport.Cost.sends``.
+# Kinds of the collectives over the expert axis; see ``moe_jax.transport.Cost.sends``.
 EXCHANGES = {"slots": "all-to-all", "tokens": "collective-permute"}
 
 
@@ -34,11 +34,11 @@ class Layer:
     """The slots of one MoE layer on one device in one microbatch.
 
     Attributes:
-        moe: the layer.
-        tokens: that the device routes.
-        slots: of all experts together that hold them, filled or not.
-        width: mean of the features that go to the experts and come back.
-        in_attention: whether the experts project for attention.
+        moe: Configuration of the layer.
+        tokens: Number of tokens that the device routes.
+        slots: Number of slots of all experts for these tokens, filled or empty.
+        width: Mean of the widths of the experts' inputs and outputs.
+        in_attention: True if the experts are projections of attention.
     """
 
     moe: MoEConfig
@@ -55,12 +55,12 @@ def token_axes() -> tuple[str, ...]:
 
 
 def shards(sizes: dict[str, int]) -> int:
-    """Returns over how many shards the tokens are split on a mesh of these sizes."""
+    """Returns the number of shards of the tokens on a mesh with these axis sizes."""
     return math.prod(sizes[axis] for axis in token_axes())
 
 
 def moe_layers(experiment: Experiment, sizes: dict[str, int]) -> list[Layer]:
-    """Returns every MoE layer with its slots on a device."""
+    """Returns the slots of every MoE layer on a device."""
     return [_layer(experiment, sizes, layer) for layer in experiment.model.sparse_layers()]
 
 
@@ -77,34 +77,36 @@ def _layer(experiment: Experiment, sizes: dict[str, int], layer: SparseLayer) ->
 
 
 def itemsize(experiment: Experiment) -> int:
-    """Returns the bytes of one activation."""
+    """Returns the bytes of one element of an activation."""
     return jnp.dtype(experiment.model.compute_dtype).itemsize
 
 
 def recomputes(experiment: Experiment) -> bool:
-    """Whether the backward pass runs the experts' forward pass again.
+    """Returns True if the backward pass recomputes the experts' forward pass.
 
-    ``dots_no_batch`` keeps products with weights, but the experts' have a batch axis, the expert.
+    ``dots_no_batch`` keeps products with weights, but not the products of experts, because these
+    have the expert as a batch axis.
     """
     return experiment.model.remat in ("full", "dots_no_batch")
 
 
 def expected_collectives(experiment: Experiment, step: Step) -> list[Collective]:
-    """Returns what the step has to send; the compiler may send more, never these less.
+    """Returns the collectives that a step needs; the compiler may add others.
 
-    * Slots go to their experts and back, or tokens and their sums go round a ring: forward,
-      backward, and again where the forward pass is recomputed.
-    * Parameters that ``fsdp`` splits are gathered in the type of activations, for the forward and
-      for the backward pass, and their float32 gradients are reduced and scattered.
-    * The gradients of what the batch's axes do not split are reduced over these.
-    * What ``model`` splits is summed: the output of attention and of the feed-forward part of each
-      layer in the forward pass, and their inputs' gradients in the backward pass.
+    Every microbatch has these collectives:
 
-    All of it once per microbatch.
+    * All-to-alls send slots to their experts and back, or permutations send tokens and their sums
+      around a ring, in the forward and the backward pass, and once more if the forward pass is
+      recomputed.
+    * All-gathers collect parameters split over ``fsdp`` in the type of activations, for the forward
+      and the backward pass, and reduce-scatters sum their float32 gradients.
+    * All-reduces sum gradients over the axes of the batch that do not split the parameter.
+    * All-reduces over ``model`` sum the outputs of attention and of the feed-forward part of each
+      layer in the forward pass, and the gradients of their inputs in the backward pass.
     """
     sizes = dict(step.mesh.shape)
-    found = [*_exchanges(experiment, sizes), *_gradients(experiment, step, sizes)]
-    return [one for one in (*found, *_partial_sums(experiment, sizes)) if one.devices > 1]
+    needed = [*_exchanges(experiment, sizes), *_gradients(experiment, step, sizes)]
+    return [one for one in (*needed, *_partial_sums(experiment, sizes)) if one.devices > 1]
 
 
 def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collective]:
@@ -116,7 +118,7 @@ def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collec
         if sends == "slots":
             sent, times = layer.slots * size * (devices - 1) // devices, passes
         elif sends == "tokens":
-            # In every step of the ring a device sends all its tokens.
+            # A device sends all its tokens in every step of the ring.
             sent, times = layer.tokens * size, passes * devices
         else:
             continue
@@ -160,7 +162,7 @@ def _partial_sums(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Col
 
 
 def _stacks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[tuple[int, int]]:
-    """Tokens on a device in a microbatch, and layers, of each stack."""
+    """Yields the tokens per device and microbatch, and the number of layers, of each stack."""
     data, over = experiment.data, shards(sizes) * experiment.training.microbatches
     model = experiment.model
     if isinstance(model, EncoderDecoderConfig):
@@ -177,14 +179,14 @@ def _named(params: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
 
 
 def _axes_of(leaf: jax.ShapeDtypeStruct) -> set[str]:
-    found: set[str] = set()
+    axes: set[str] = set()
     for part in leaf.sharding.spec:
-        found |= {part} if isinstance(part, str) else set(part or ())
-    return found
+        axes |= {part} if isinstance(part, str) else set(part or ())
+    return axes
 
 
 def gathered_bytes(experiment: Experiment, step: Step) -> int:
-    """Returns the bytes of all parameters that a device computes with, in activations' type."""
+    """Returns the bytes of the gathered parameters of a device, in the type of activations."""
     sizes = dict(step.mesh.shape)
     total = 0
     for _, leaf in _named(step.state.params):
@@ -195,7 +197,7 @@ def gathered_bytes(experiment: Experiment, step: Step) -> int:
 
 
 def logits_bytes(experiment: Experiment, sizes: dict[str, int]) -> int:
-    """Returns the bytes of the float32 logits that a device holds at once."""
+    """Returns the bytes of the float32 logits in a device's memory at one time."""
     data = experiment.data
     length = data.target_length or data.seq_length
     chunk = experiment.training.loss_chunk or length
@@ -206,18 +208,18 @@ def logits_bytes(experiment: Experiment, sizes: dict[str, int]) -> int:
 def kept_activations(experiment: Experiment, step: Step) -> int:
     """Returns the bytes that a device keeps between the forward and the backward pass.
 
-    Traced, not estimated: what ``jax.vjp`` of the model saves beside the parameters, under the
-    configuration's rematerialisation, for one microbatch, evenly over the shards of the tokens.
-    The head, whose logits ``logits_bytes`` counts, is not in it.
+    The number is traced: it is the size of the values that ``jax.vjp`` of the model saves for one
+    microbatch, without parameters and under the configuration's rematerialisation, divided by the
+    shards of the tokens. It excludes the logits, which ``logits_bytes`` counts.
     """
     return _kept(experiment, experiment.model.remat) // shards(dict(step.mesh.shape))
 
 
 def working_set(experiment: Experiment, step: Step) -> int:
-    """Returns the bytes that the backward pass of one layer holds while it recomputes the layer.
+    """Returns the bytes of values that the backward pass of one layer recomputes.
 
-    What the model would keep without rematerialisation, shared evenly among its layers; 0 if
-    nothing is recomputed.
+    The number is the size of the values that the model keeps without rematerialisation, divided by
+    its layers, and 0 if nothing is recomputed.
     """
     if experiment.model.remat == "none":
         return 0
@@ -226,9 +228,9 @@ def working_set(experiment: Experiment, step: Step) -> int:
 
 
 def needed_activations(experiment: Experiment, step: Step) -> int:
-    """Returns the bytes of a device's share of all values that the backward pass reads.
+    """Returns the bytes per device of all values that the backward pass of a microbatch reads.
 
-    Of one microbatch, whether they are kept for it or computed again.
+    The values count whether they are kept or recomputed.
     """
     return _kept(experiment, "none") // shards(dict(step.mesh.shape))
 
@@ -242,13 +244,13 @@ def _kept(experiment: Experiment, remat: Remat) -> int:
 
 @functools.lru_cache
 def _saved_bytes(config: ModelConfig, vocab: int, rows: int, length: int, targets: int) -> int:
-    """Bytes on all devices together of what the backward pass of the layers needs."""
+    """Returns the bytes on all devices of the values that the layers' backward pass reads."""
     model = jax.eval_shape(lambda: models.make(config, vocab, jax.random.key(0)))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
 
     def saved(params: Any, rest: Any, batch: Any) -> list[jax.Array]:
         def hidden(params: Any) -> Any:
-            model = nnx.merge(graph, params, rest)
+            model = nnx.merge(graph, params, *rest)
             reading = model.read(batch, mode=TRAIN, rng=jax.random.key(0))
             return reading.hidden, reading.ahead, [aux.loss for aux in reading.reports]
 
@@ -259,11 +261,11 @@ def _saved_bytes(config: ModelConfig, vocab: int, rows: int, length: int, target
         for name, shape in batch_shapes(config, rows, length, targets).items()
     }
     jaxpr = jax.make_jaxpr(saved)(params, rest, batch).jaxpr
-    given = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
-    kept = {id(var): var.aval for var in jaxpr.outvars if id(var) not in given}
-    return sum(math.prod(aval.shape) * _itemsize(aval.dtype) for aval in kept.values())
+    inputs = {id(var) for var in (*jaxpr.invars, *jaxpr.constvars)}
+    avals = {id(var): var.aval for var in jaxpr.outvars if id(var) not in inputs}
+    return sum(math.prod(aval.shape) * _itemsize(aval.dtype) for aval in avals.values())
 
 
 def _itemsize(dtype: Any) -> int:
-    """Bytes of an element; a random key has two words."""
+    """Returns the bytes of an element; a random key has two words of 4 bytes."""
     return getattr(dtype, "itemsize", 8)

@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program: computations, instructions, and how often each runs.
+"""Parses the text of a compiled program: computations, instructions, and their executions.
 
-Only what the planner needs, and only of the stable parts of the format: one instruction a line,
-``name = type operation(operands), attributes``, in blocks that name a computation
+The parser reads only the stable parts of the format: each line is an instruction
+``name = type operation(operands), attributes``, in a block with the name of a computation
 (https://openxla.org/xla/operation_semantics).
 """
 
@@ -29,11 +29,11 @@ class Instruction:
     """One instruction.
 
     Attributes:
-        name: without ``%``.
-        type: of its result, with layouts.
-        operation: such as ``all-gather-start``.
-        line: the whole text.
-        root: whether it is the result of its computation.
+        name: Name without ``%``.
+        type: Type of the result, with layouts.
+        operation: Name of the operation, such as ``all-gather-start``.
+        line: Text of the whole line.
+        root: True if the instruction is the result of its computation.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Program:
     """A compiled module.
 
     Attributes:
-        computations: the instructions of each, by name.
-        entry: the name of the first.
+        computations: Instructions of each computation, by its name.
+        entry: Name of the computation that runs first.
     """
 
     computations: dict[str, list[Instruction]]
@@ -57,20 +57,20 @@ class Program:
 
     @functools.cached_property
     def times(self) -> dict[str, int]:
-        """How often each computation runs: loops by their trips, every branch of a condition."""
-        found: collections.Counter[str] = collections.Counter({self.entry: 1})
+        """Executions of each computation per run; every branch of a condition counts."""
+        counts: collections.Counter[str] = collections.Counter({self.entry: 1})
         for name in self._callers_first():
             for instruction in self.computations[name]:
                 trips = self.trips(instruction) if instruction.operation == "while" else 1
                 for called in self._called(instruction):
-                    found[called] += found[name] * trips
-        return dict(found)
+                    counts[called] += counts[name] * trips
+        return dict(counts)
 
     def trips(self, loop: Instruction) -> int:
-        """Returns how often the body of a ``while`` runs.
+        """Returns the number of executions of the body of a ``while``.
 
-        From ``known_trip_count`` or else the one constant that its condition compares with, which
-        is the length of a ``jax.lax.scan``; 1 if there is none, such as in a search.
+        The number is ``known_trip_count``, or else the only constant in the loop's condition, which
+        is the length of a ``jax.lax.scan``. It is 1 if the length is unknown, as in a search.
         """
         known = _TRIPS.search(loop.line)
         if known:
@@ -107,7 +107,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Returns the module that ``text`` prints."""
+    """Returns the compiled module with this text."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -116,29 +116,29 @@ def parse(text: str) -> Program:
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
             continue
-        found = _INSTRUCTION.match(line)
-        if found and current is not None:
-            current.append(Instruction(found[2], found[3], found[4], line, bool(found[1])))
+        match = _INSTRUCTION.match(line)
+        if match and current is not None:
+            current.append(Instruction(match[2], match[3], match[4], line, bool(match[1])))
     return Program(computations, entry or next(iter(computations), ""))
 
 
 def arrays(type_: str) -> list[str]:
-    """Returns the arrays in a type, as ``bf16[8,128]``, without layouts."""
+    """Returns the arrays in a type, such as ``bf16[8,128]``, without layouts."""
     return [f"{dtype}[{sizes}]" for dtype, sizes in _ARRAY.findall(type_) if _bits(dtype)]
 
 
 def elements(type_: str) -> list[str]:
-    """Returns the parts of a tuple type, or the type alone."""
+    """Returns the elements of a tuple type, or any other type as the only element."""
     inner = re.sub(r"/\*.*?\*/", "", type_.strip())
     if not inner.startswith("("):
         return [inner]
     parts, depth, start = [], 0, 1
-    for place, letter in enumerate(inner):
+    for index, letter in enumerate(inner):
         depth += letter in "([{"
         depth -= letter in ")]}"
         if (letter == "," and depth == 1) or depth == 0:
-            parts.append(inner[start:place].strip())
-            start = place + 1
+            parts.append(inner[start:index].strip())
+            start = index + 1
     return parts
 
 
@@ -153,5 +153,5 @@ def size(type_: str) -> int:
 def _bits(dtype: str) -> int:
     if dtype == "pred":
         return 8
-    found = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)
-    return int(found[1]) if found else 0
+    bits = re.match(r"(?:bf|f|s|u|c)(\d+)", dtype)
+    return int(bits[1]) if bits else 0

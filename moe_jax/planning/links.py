@@ -1,14 +1,15 @@
-"""How long collectives take on the wires of a machine, if nothing else is on them.
+"""Estimates the time of collectives on the links of a machine without other traffic.
 
-The model is that of "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/sharding):
-bandwidth alone, no latency, and the algorithm that sends least.
+The model follows "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/sharding): only
+bandwidth counts, latency is zero, and each collective uses the algorithm that sends least.
 
-* TPU: chips form a torus, and a group of devices lies along some of its sides. Gathers, reductions
-  and permutations use the links of all these sides at once, in both directions where the side is a
-  ring; groups that interleave share the links. An all-to-all over a side of ``n`` chips takes
-  ``n / 8`` of what a device sends over one link in one direction, twice that without a ring.
-* GPU: within a domain, all links of a GPU; beyond it, the network adapters of those members of the
-  group that sit in one domain.
+* TPU: chips form a torus, and a group of devices spans some sides of it. Gathers, reductions and
+  permutations use the links of all these sides at the same time, in both directions if the side is
+  a ring; interleaved groups share the links. An all-to-all over a side of ``n`` chips takes
+  ``n / 8`` of the time in which one link sends the bytes of a device in one direction, and twice
+  that without a ring.
+* GPU: a group within one domain uses all links of a GPU; a larger group uses the network adapters
+  of its members in one domain.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from moe_jax.planning.topology import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Wires:
-    """A machine under a mesh.
+    """The positions of a mesh's devices in a machine.
 
     Attributes:
-        topology: the machine.
-        axes: names of the mesh axes.
-        places: of every device: its coordinates in the torus, or its number, over the mesh:
-            ``(*mesh shape, dimensions)``.
+        topology: The machine.
+        axes: Names of the mesh axes.
+        places: Position ``(*mesh shape, dimensions)`` of every device: its coordinates in the
+            torus, or its number.
     """
 
     topology: Topology
@@ -39,7 +40,7 @@ class Wires:
     places: np.ndarray
 
     def seconds(self, collective: Collective) -> float:
-        """Returns the time of all executions of a collective in a step."""
+        """Returns the seconds of all executions of a collective in a step."""
         if self.topology.chip.kind == "gpu":
             one = self._gpu_seconds(collective)
         else:
@@ -47,7 +48,7 @@ class Wires:
         return one * collective.times
 
     def _group(self, axes: tuple[str, ...]) -> np.ndarray:
-        """Places of the group of the first device, ``(members, dimensions)``."""
+        """Returns the positions ``(members, dimensions)`` in the group of the first device."""
         index = tuple(slice(None) if name in axes else 0 for name in self.axes)
         return self.places[index].reshape(-1, self.places.shape[-1])
 
@@ -69,7 +70,10 @@ class Wires:
         return collective.bytes / (link * width)
 
     def _is_ring(self, side: int, places: np.ndarray) -> bool:
-        """Whole sides of 4, 8, ... chips close in a 3D torus, those of 16 in a 2D one."""
+        """Returns True if the side closes to a ring.
+
+        A whole side closes if it has 4, 8, 12, ... chips in a 3D torus, or 16 chips in a 2D torus.
+        """
         shape = self.topology.shape
         length = shape[side] if side < len(shape) else 1
         closes = length % 4 == 0 if self.topology.chip.links == 6 else length == 16
@@ -89,13 +93,13 @@ class Wires:
 
 
 def wires(topology: Topology, sizes: dict[str, int], devices: np.ndarray | None = None) -> Wires:
-    """Returns the wires under a mesh.
+    """Returns the positions of a mesh's devices in a machine.
 
     Args:
-        topology: the machine.
-        sizes: of the mesh axes, in order.
-        devices: the mesh's devices, ``(*sizes,)``; ``None`` numbers them in order, which for a
-            TPU lays the last axis along the last side.
+        topology: The machine.
+        sizes: Sizes of the mesh axes by name, in order.
+        devices: Devices ``(*sizes,)`` of the mesh; ``None`` numbers them in order, so that on a
+            TPU the last axis lies along the last side.
     """
     shape = tuple(sizes.values())
     if devices is not None and hasattr(devices.flat[0], "coords"):

@@ -1,18 +1,18 @@
-"""A plan as a page for a terminal."""
+"""Formats plans for a terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def plan(found: dict[str, Any]) -> str:
-    """Returns the readable form of one plan."""
-    memory, compiled = found["bytes_per_device"], found["compiled"]
+def plan(record: dict[str, Any]) -> str:
+    """Returns one plan as text."""
+    memory, compiled = record["bytes_per_device"], record["compiled"]
     lines = [
-        f"{found['name']}: {found['parameters'] / 1e9:,.1f}B parameters on {found['topology']} "
-        f"({found['chips']:,} chips), mesh {mesh(found)}",
-        f"batch       {found['batch']['tokens']:,} tokens in {found['microbatches']} microbatches, "
-        f"remat {found['remat']}",
+        f"{record['name']}: {record['parameters'] / 1e9:,.1f}B parameters on {record['topology']} "
+        f"({record['chips']:,} chips), mesh {mesh(record)}",
+        f"batch       {record['batch']['tokens']:,} tokens in {record['microbatches']} "
+        f"microbatches, remat {record['remat']}",
         f"program     {_program(compiled)}",
         "per device  "
         + ", ".join(
@@ -21,18 +21,18 @@ def plan(found: dict[str, Any]) -> str:
         )
         + (f" of {human(memory['hbm'])}" if memory["hbm"] else ""),
     ]
-    if not found["fits"]:
+    if not record["fits"]:
         lines.append(f"            DOES NOT FIT: {human(memory['missing'])} too much")
     for buffer in compiled["largest_buffers"] if compiled else ():
         lines.append(
             f"largest     {human(buffer['bytes'])} {buffer['shape']} {buffer['operation']}"
         )
-    for one in found["collectives"]:
+    for one in record["collectives"]:
         lines.append(
             f"sent        {human(one['bytes'])} {one['kind']} over {' x '.join(one['axes'])}, "
             f"{one['count']} in the program, {one['executed']} times a step"
         )
-    return "\n".join(lines + _speed(found))
+    return "\n".join(lines + _speed(record))
 
 
 def _program(compiled: dict[str, Any] | None) -> str:
@@ -43,8 +43,8 @@ def _program(compiled: dict[str, Any] | None) -> str:
     return compiled["error"].splitlines()[0]
 
 
-def _speed(found: dict[str, Any]) -> list[str]:
-    flops, bound = found["flops_per_step"], found["roofline"]
+def _speed(record: dict[str, Any]) -> list[str]:
+    flops, bound = record["flops_per_step"], record["roofline"]
     line = (
         f"FLOPs       {flops['model']:.3g} of the model, {flops['hardware']:.3g} computed, a step"
     )
@@ -61,10 +61,10 @@ def _speed(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def sweep(found: dict[str, Any]) -> str:
-    """Returns the readable form of a sweep, best first."""
-    lines = [f"{found['name']}: mesh, remat, fits, peak per device, seconds a step, MFU"]
-    for one in found["plans"]:
+def sweep(record: dict[str, Any]) -> str:
+    """Returns a sweep as text, best plan first."""
+    lines = [f"{record['name']}: mesh, remat, fits, peak per device, seconds a step, MFU"]
+    for one in record["plans"]:
         bound = one["roofline"]
         speed = f"{bound['step_seconds']:.3g} s, {100 * bound['mfu']:.1f} %" if bound else ""
         how = "compiled" if one["compiled"] else "by formula"
@@ -76,14 +76,14 @@ def sweep(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def mesh(found: dict[str, Any]) -> str:
-    """Returns the axes that have more than one device."""
-    axes = [f"{axis}={size}" for axis, size in found["mesh"].items() if size > 1]
+def mesh(record: dict[str, Any]) -> str:
+    """Returns the mesh axes that have more than one device, with their sizes."""
+    axes = [f"{axis}={size}" for axis, size in record["mesh"].items() if size > 1]
     return " x ".join(axes) or "of one device"
 
 
 def human(size: float) -> str:
-    """Returns bytes to three digits, as B, KiB, MiB, GiB or TiB."""
+    """Returns a number of bytes with three digits, in B, KiB, MiB, GiB or TiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

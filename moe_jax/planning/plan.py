@@ -1,4 +1,4 @@
-"""A plan: what one experiment needs of one machine, compiled or by formula, as plain data."""
+"""Plans an experiment on a machine: memory, collectives and time, compiled or by formula."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _POLICIES: tuple[Remat, ...] = ("none", "dots_no_batch", "full")
 
 
 def parse_mesh(text: str, num_devices: int, name: str) -> MeshConfig:
-    """Returns the mesh that ``text`` such as ``data=16,expert=64`` names.
+    """Returns the mesh of a text such as ``data=16,expert=64``.
 
-    An axis left out is 1; ``data`` takes what is left over.
+    An axis that is missing has size 1, except ``data``, which takes the remaining devices.
 
     Args:
-        text: axes and sizes.
-        num_devices: of the machine.
-        name: of the machine, for messages.
+        text: Axes and sizes.
+        num_devices: Number of devices of the machine.
+        name: Name of the machine, for messages.
 
     Raises:
-        ConfigError: if an axis is unknown or the product is wrong.
+        ConfigError: If an axis is unknown, or the sizes do not fit the number of devices.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -51,10 +51,15 @@ def parse_mesh(text: str, num_devices: int, name: str) -> MeshConfig:
 
 
 def fitted(mesh: MeshConfig, num_devices: int, name: str) -> MeshConfig:
-    """Returns the mesh with ``data`` filled in.
+    """Returns the mesh with the remaining devices on ``data`` if its size is -1.
+
+    Args:
+        mesh: The mesh.
+        num_devices: Number of devices of the machine.
+        name: Name of the machine, for messages.
 
     Raises:
-        ConfigError: if its product is not the number of devices, saying both.
+        ConfigError: If the product of the sizes is not the number of devices.
     """
     product = math.prod(size for size in mesh.sizes if size > 0)
     if mesh.data == -1 and num_devices % product == 0:
@@ -72,15 +77,15 @@ def fitted(mesh: MeshConfig, num_devices: int, name: str) -> MeshConfig:
 
 
 def plan(experiment: Experiment, topology: Topology, *, compiled: bool = True) -> dict[str, Any]:
-    """Returns the plan of an experiment whose mesh is resolved.
+    """Returns the plan of an experiment with a resolved mesh, as plain data.
 
     Args:
-        experiment: what is to run.
-        topology: on what.
-        compiled: whether to compile; a GPU's plan never does.
+        experiment: The experiment.
+        topology: The machine.
+        compiled: True compiles the step; a plan for GPUs is never compiled.
 
     Raises:
-        ConfigError: if mesh, batch and model do not go together, before anything expensive.
+        ConfigError: If mesh, batch and model do not fit together; the check precedes compilation.
     """
     experiment.check_program(topology.num_devices)
     compiled = compiled and topology.chip.kind != "gpu"
@@ -103,8 +108,8 @@ def plan(experiment: Experiment, topology: Topology, *, compiled: bool = True) -
     }
 
 
-def _mesh(config: MeshConfig, topology: Topology, *, real: bool) -> Mesh:
-    """The mesh of devices, or without any: shapes and shardings need none."""
+def _mesh(config: MeshConfig, topology: Topology, *, real: bool) -> Mesh | AbstractMesh:
+    """Returns a mesh of devices, or an abstract one, which suffices for shapes and shardings."""
     if real:
         return make_mesh(config, topology.devices())
     return AbstractMesh(config.sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -148,11 +153,12 @@ def _compiled(program: Compiled | None) -> dict[str, Any] | None:
 def _memory(
     experiment: Experiment, step: Step, program: Compiled | None, topology: Topology
 ) -> dict[str, Any]:
-    """Bytes per device; ``temporaries`` hold activations and gradients too.
+    """Returns the bytes per device by use; ``temporaries`` include activations and gradients.
 
-    ``activations`` is traced, ``temporaries`` the compiler's, and ``peak`` is these and the state.
-    Without a compiler, temporaries are gradients (twice if microbatches add them up), kept
-    activations, what one layer recomputes, and logits with their gradient.
+    The tracer gives ``activations`` and the compiler ``temporaries``; ``peak`` is the sum of
+    temporaries and state. Without a compiler, temporaries are the sum of gradients (twice if
+    microbatches accumulate them), kept activations, recomputed values of one layer, and logits with
+    their gradient.
     """
     state = step.bytes
     activations = expected.kept_activations(experiment, step)
@@ -167,7 +173,7 @@ def _memory(
         temporaries = program.temporaries
         peak = program.peak or held + temporaries
         limit = program.limit or int(topology.chip.device_hbm)
-    # The compiler refuses temporaries that exceed the memory, but leaves the state out of the sum.
+    # The compiler rejects temporaries that exceed the memory, but does not add the state to them.
     fits = not (program and program.error) and (not limit or peak <= limit)
     return {
         **dataclasses.asdict(state),
@@ -196,10 +202,11 @@ def _roofline(
 
 
 def variants(experiment: Experiment, num_devices: int) -> Iterator[Experiment]:
-    """Yields the meshes and policies of a sweep that the batch and the model divide into.
+    """Yields the experiment with every mesh and rematerialisation policy of a sweep.
 
-    ``fsdp`` and ``expert`` take powers of two and the experts' largest shard, ``model`` 1 to 8,
-    ``data`` what is left; each with every policy of rematerialisation.
+    The axis ``fsdp`` takes all powers of two, ``expert`` 1 and the three largest powers of two that
+    divide the experts, ``model`` 1 to 8, and ``data`` the remaining devices. Meshes that do not
+    divide the batch or the model are omitted.
     """
     for mesh in _meshes(experiment, num_devices):
         for remat in _POLICIES:
@@ -234,16 +241,20 @@ def sweep(
     limit: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """Returns plans of other meshes and policies, ranked: those that fit, by predicted time.
+    """Returns the plans of all meshes and policies; plans that fit come first, by predicted time.
 
-    All are ranked by formula first; the best ``limit`` are compiled and ranked again in front.
+    All plans are first ranked by formula. The best ``limit`` plans are then compiled, ranked again,
+    and returned before the others.
 
     Args:
-        experiment: what is to run.
-        topology: on what.
-        limit: how many are compiled at most.
-        stop: says, after each plan, whether to leave out the rest of the formulas and of the
-            compilations.
+        experiment: The experiment.
+        topology: The machine.
+        limit: Largest number of compiled plans.
+        stop: Function called after each plan by formula and before each compilation; if it returns
+            True, the remaining formulas or compilations are omitted.
+
+    Raises:
+        ConfigError: If no mesh divides the batch and the model.
     """
     tried = []
     for one in variants(experiment, topology.num_devices):
@@ -262,9 +273,9 @@ def sweep(
         if stop():
             break
         plans.append(plan(one, topology))
-    return sorted(plans, key=_rank) + [found for found, _ in tried[len(plans) :]]
+    return sorted(plans, key=_rank) + [record for record, _ in tried[len(plans) :]]
 
 
-def _rank(found: dict[str, Any]) -> tuple[bool, float, int]:
-    time = found["roofline"]["step_seconds"] if found["roofline"] else 0.0
-    return (not found["fits"], time, found["bytes_per_device"]["peak"])
+def _rank(record: dict[str, Any]) -> tuple[bool, float, int]:
+    time = record["roofline"]["step_seconds"] if record["roofline"] else 0.0
+    return (not record["fits"], time, record["bytes_per_device"]["peak"])

@@ -1,15 +1,15 @@
-"""How fast a step can be: published peaks against what it computes, moves and sends.
+"""Computes a lower bound on the time of a step from published peaks of the chip.
 
-A bound, not a forecast: every product runs at the chip's peak, memory is read and written at its
-full bandwidth, wires are never shared by two collectives. A run is slower; how much slower is the
-quality of kernels and scheduling that the bound leaves out.
+The bound is not a forecast: it assumes that every product runs at the peak of the chip, that memory
+has its full bandwidth, and that two collectives never share a link. A run is slower, because
+kernels and scheduling are not perfect.
 
-The rule of overlap is stated and simple. The exchange of slots over ``expert`` (all-to-alls, or the
-permutations of its ring) and the sums of tensor parallelism over ``model`` stand in the way of the
-next operation and are exposed whole. Gathers of parameters and reductions of gradients, which XLA
-also writes as permutations beside parts of a product, are exposed by what exceeds the computation:
+The rule of overlap is simple. The exchange of slots over ``expert`` (all-to-alls, or the
+permutations of a ring) and the sums of tensor parallelism over ``model`` block the next operation,
+so that their full time counts. Gathers of parameters and reductions of gradients, which XLA also
+writes as permutations, overlap with computation, so that only the excess counts:
 
-    step = max(compute, memory, beside) + in the way
+    step = max(compute, memory, beside) + in_the_way
 
 (https://jax-ml.github.io/scaling-book/roofline).
 """
@@ -35,11 +35,11 @@ class Work:
     """Floating-point operations of one step on all devices together.
 
     Attributes:
-        model: forward and backward of what the model needs: unmasked scores, filled slots. The
-            numerator of MFU.
-        padding: slots of experts beyond the choices of tokens, and scores that are masked.
-        transport: dispatch and combine, of transports that are matrix products.
-        recomputed: the forward pass again, by rematerialisation and by ``loss_chunk``.
+        model: FLOPs of the forward and backward pass for unmasked scores and filled slots, which
+            are the numerator of MFU.
+        padding: FLOPs of empty slots and of masked scores.
+        transport: FLOPs of dispatch and combine in transports that use matrix products.
+        recomputed: FLOPs of the recomputed forward pass, by rematerialisation and ``loss_chunk``.
     """
 
     model: float
@@ -49,21 +49,21 @@ class Work:
 
     @property
     def hardware(self) -> float:
-        """All that devices compute."""
+        """FLOPs of all computations of the devices."""
         return self.model + self.padding + self.transport + self.recomputed
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step, by what bounds it.
+    """Lower bounds on the seconds of one step.
 
     Attributes:
-        compute: all FLOPs at peak.
-        memory: all bytes of memory at full bandwidth.
-        beside: collectives that may run beside the computation.
-        in_the_way: collectives that may not.
-        tokens: of one step.
-        mfu: model FLOPs per second over the peak of all chips.
+        compute: Seconds of all FLOPs at the peak of the chips.
+        memory: Seconds of all bytes read and written at full bandwidth.
+        beside: Seconds of the collectives that overlap with computation.
+        in_the_way: Seconds of the collectives that block computation.
+        tokens: Tokens per step.
+        mfu: FLOPs of the model per second, relative to the peak of all chips.
     """
 
     compute: float
@@ -80,12 +80,12 @@ class Roofline:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second, padding included."""
+        """Tokens per second, with padding."""
         return self.tokens / self.step
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """Name of the resource that takes longest."""
         sides = {
             "compute": self.compute,
             "memory": self.memory,
@@ -97,10 +97,11 @@ class Roofline:
 
 @functools.lru_cache
 def work(experiment: Experiment) -> Work:
-    """Counts the FLOPs of a step; the optimizer's few per parameter are left out.
+    """Returns the FLOPs of a step without the optimizer's, which are few per parameter.
 
-    The backward pass is twice the forward pass. ``full`` rematerialisation computes all layers
-    again, ``dots_no_batch`` what has a batch axis: experts, transport and attention scores.
+    The backward pass has twice the FLOPs of the forward pass. Rematerialisation ``full`` recomputes
+    all layers, ``dots_no_batch`` the products with a batch axis: experts, transport and attention
+    scores.
     """
     sequence = experiment.sequence
     costs = {
@@ -127,7 +128,7 @@ def work(experiment: Experiment) -> Work:
 
 
 def _transport(experiment: Experiment) -> float:
-    """FLOPs of dispatch and combine, forward: each multiplies ``(S, E C)`` with ``(S, M)``."""
+    """Returns the forward FLOPs of dispatch and combine: ``(S, E C)`` times ``(S, M)`` each."""
     data, total = experiment.data, 0.0
     for layer in experiment.model.sparse_layers():
         moe = layer.moe
@@ -142,10 +143,10 @@ def _transport(experiment: Experiment) -> float:
 def memory_bytes(experiment: Experiment, step: Step) -> int:
     """Returns the bytes that a device reads and writes in a step.
 
-    Per microbatch: gathered parameters in the type of activations for the forward and backward
-    pass and the recomputed one, local gradients added up, every value that the backward pass needs
-    written and read once, and logits written and read forward and backward. Once: parameters and
-    statistics updated. All else is taken to stay on the chip.
+    Each microbatch reads gathered parameters in the type of activations in every pass, accumulates
+    local gradients, writes and reads every value that the backward pass needs, and writes and reads
+    logits in the forward and the backward pass. Each step updates parameters and statistics once.
+    All other values are assumed to stay on the chip.
     """
     state, training = step.bytes, experiment.training
     passes = 3 if expected.recomputes(experiment) else 2
@@ -167,13 +168,13 @@ def _chunks(experiment: Experiment) -> int:
 def roofline(
     experiment: Experiment, step: Step, sent: Iterable[Collective], wires: Wires
 ) -> Roofline:
-    """Returns the bound on a step.
+    """Returns the bounds on the time of a step.
 
     Args:
-        experiment: what runs.
-        step: the step.
-        sent: its collectives, from the compiled program or by formula.
-        wires: the machine under the mesh.
+        experiment: The experiment.
+        step: The training step.
+        sent: Collectives of the step, from the compiled program or by formula.
+        wires: Positions of the mesh's devices in the machine.
     """
     topology = wires.topology
     chip, done = topology.chip, work(experiment)
@@ -197,7 +198,7 @@ def roofline(
 
 
 def record(found: Roofline) -> dict[str, Any]:
-    """Returns plain data; ``step_seconds`` is a lower and ``mfu`` an upper bound."""
+    """Returns the bounds as plain data; ``step_seconds`` is a lower, ``mfu`` an upper bound."""
     return {
         "compute_seconds": found.compute,
         "memory_seconds": found.memory,

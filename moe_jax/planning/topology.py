@@ -1,7 +1,7 @@
-"""The machines that a plan can be for: published peaks of their chips, and devices to compile for.
+"""Machines for plans: the published peaks of their chips, and devices to compile for.
 
-A topology is written ``CHIP:SHAPE``: ``v5p:8x8x16`` and ``v5e:16x16`` are TPU slices by the chips
-along each side, ``h100:64`` is so many GPUs, and ``cpu:8`` simulates devices on this machine.
+The name of a topology is ``CHIP:SHAPE``: ``v5p:8x8x16`` and ``v5e:16x16`` are TPU slices with the
+number of chips along each side, ``h100:64`` has 64 GPUs, and ``cpu:8`` has 8 simulated devices.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ TERA = 1e12
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What is published of a chip.
+    """The published numbers of a chip.
 
     Attributes:
-        name: as in ``--topology``.
-        kind: how a program for it is compiled: by ``libtpu``, not at all, or for this machine.
-        flops: dense bfloat16 FLOP/s; 0 where nothing is published.
-        hbm: bytes of memory that programs can have.
-        hbm_bandwidth: bytes/s.
-        link_bandwidth: bytes/s of one link in one direction.
-        links: links of a chip: to its neighbours in the torus, or, for a GPU, all to one switch.
-        domain: GPUs that their links join; a TPU's join the whole slice.
-        network: bytes/s in one direction of a GPU to those outside of its domain.
-        devices: JAX devices of one chip, which share all of this equally.
-        sources: where the numbers are from.
+        name: Name in ``--topology``.
+        kind: Kind of compilation: ``tpu`` compiles with ``libtpu``, ``gpu`` is not compiled, and
+            ``cpu`` compiles for simulated devices of this machine.
+        flops: Dense bfloat16 FLOP/s; 0 if no number is published.
+        hbm: Bytes of memory for programs.
+        hbm_bandwidth: Bandwidth of the memory in bytes/s.
+        link_bandwidth: Bandwidth of one link in one direction in bytes/s.
+        links: Number of links of a chip, to its neighbours in the torus (TPU) or to a switch (GPU).
+        domain: Number of GPUs that links connect; the links of TPUs connect the whole slice.
+        network: Bandwidth of a GPU to other domains in one direction in bytes/s.
+        devices: Number of JAX devices per chip, which share all resources equally.
+        sources: Sources of the numbers.
     """
 
     name: str
@@ -64,14 +65,14 @@ class Chip:
 
     @property
     def device_bandwidth(self) -> float:
-        """Bytes/s of one JAX device to its memory."""
+        """Bandwidth of the memory of one JAX device in bytes/s."""
         return self.hbm_bandwidth / self.devices
 
 
 _TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
 
-# The pages print the interconnect of a chip in both directions, which its links share equally: 4 in
-# a 2D and 6 in a 3D torus.
+# The pages print the bandwidth of all links of a chip in both directions together. A chip has 4
+# links in a 2D torus and 6 in a 3D torus.
 _CHIPS = (
     Chip(
         "v4",
@@ -206,11 +207,11 @@ _EXAMPLES = "v5p:8x8x16, v5e:16x16, h100:64 or cpu:8"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many chips of one kind.
+    """A machine of equal chips.
 
     Attributes:
-        chip: the chip.
-        shape: chips along each side of a TPU slice; their number otherwise.
+        chip: The chip.
+        shape: Number of chips along each side of a TPU slice, or the number of all chips.
     """
 
     chip: Chip
@@ -218,35 +219,38 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As it is written, such as ``v5p:8x8x16``."""
+        """Name of the topology, such as ``v5p:8x8x16``."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def num_chips(self) -> int:
-        """All chips."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
-        """All JAX devices."""
+        """Number of JAX devices."""
         return self.num_chips * self.chip.devices
 
     def devices(self) -> list[Any]:
-        """Returns devices to compile for, none of which need be present.
+        """Returns devices to compile for, which need not exist.
 
-        For simulated devices, call ``prepare`` before anything touches a device.
+        Simulated devices need a call of ``prepare`` before JAX initialises its devices.
 
         Raises:
-            ConfigError: if there are no such devices, or ``libtpu`` is not installed.
+            ConfigError: If the devices are GPUs, JAX has too few simulated devices, ``libtpu`` does
+                not know the slice, or ``libtpu`` is not installed.
         """
         if self.chip.kind == "gpu":
-            raise ConfigError(f"{self.name} cannot be compiled for here; its plan is analytic")
+            raise ConfigError(
+                f"{self.name} has GPUs, which need no compilation: the plan is analytic"
+            )
         if self.chip.kind == "cpu":
             found = jax.devices("cpu")
             if len(found) < self.num_devices:
                 raise ConfigError(
-                    f"{self.name} needs {self.num_devices} simulated devices, and JAX started with "
-                    f"{len(found)}: run it in a process of its own"
+                    f"{self.name} needs {self.num_devices} simulated devices, but JAX started with "
+                    f"{len(found)}: run the plan in a process of its own"
                 )
             return found[: self.num_devices]
         return self._tpu_devices()
@@ -256,7 +260,7 @@ class Topology:
 
         options: dict[str, Any] = {}
         if self.chip.name == "v4":
-            # Its two cores work as one device, as on the real machines.
+            # The two cores of a v4 chip are one JAX device, as on real machines.
             options["chip_config_name"] = "megacore"
         if math.prod(self.shape) < 4:
             options["chips_per_host_bounds"] = (*self.shape, 1, 1)[:3]
@@ -268,8 +272,8 @@ class Topology:
             raise ConfigError(_refused(self, error)) from error
         if len(found) != self.num_devices:
             raise ConfigError(
-                f"{self.name} gave {len(found)} devices, not {self.num_devices}: this libtpu counts"
-                " its chips differently"
+                f"libtpu returned {len(found)} devices for {self.name}, not {self.num_devices}: "
+                "this version counts chips differently"
             )
         return list(found)
 
@@ -284,10 +288,10 @@ def _refused(topology: Topology, error: Exception) -> str:
 
 
 def parse(text: str) -> Topology:
-    """Returns the topology that ``text`` names.
+    """Returns the topology with the name ``text``.
 
     Raises:
-        ConfigError: if the chip is unknown or the shape is none.
+        ConfigError: If the chip is unknown, or the shape is invalid for the chip.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
@@ -305,12 +309,12 @@ def parse(text: str) -> Topology:
 
 
 def prepare(topology: Topology) -> None:
-    """Makes JAX use this machine's CPU alone, with as many simulated devices as are planned for.
+    """Restricts JAX to this machine's CPU, with one simulated device per device of a CPU topology.
 
-    Call it before anything touches a device.
+    The call must precede the initialisation of JAX's devices.
     """
-    # libtpu looks for a TPU's metadata server and logs its search, unless told there is none.
-    # Nor does it have a TPU to guard from a second process.
+    # Without these variables libtpu searches for the metadata server of a TPU, logs the search, and
+    # rejects a second process.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

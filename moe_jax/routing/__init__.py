@@ -1,4 +1,4 @@
-"""Who goes where: routers on one group of tokens, and the plans they make."""
+"""Routers: pure functions that assign the tokens of a group to experts, and return a plan."""
 
 from moe_jax.routing.balance import (
     Balance,

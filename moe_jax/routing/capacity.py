@@ -1,13 +1,19 @@
-"""How many slots an expert has, and which wishes get one."""
+"""The capacity rule: the number of slots per expert, and the choices that get a slot.
+
+The choices of an expert form a queue. A choice gets a slot if its position in the queue is below
+the capacity ``C``, and is dropped otherwise.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import CapacityFactor, Natural, Positive, Ranged, Share
@@ -15,11 +21,13 @@ from moe_jax.routing.inputs import Inputs
 from moe_jax.routing.plan import Counts, Mixture, Slots
 from moe_jax.routing.select import ExpertChoice, Selection, SoftChoice, TokenChoice
 
-Array = jax.Array
-
 _BLOCK = 64
-# 1.1 * 50 / 5 is 11.000000000000002, which is 11.
-_ROUND = {"floor": math.floor, "round": round, "ceil": lambda share: math.ceil(round(share, 9))}
+_ROUND: dict[str, Callable[[float], int]] = {
+    "floor": math.floor,
+    "round": round,
+    # 1.1 * 50 / 5 is 11.000000000000002 in floating point, and means 11 slots.
+    "ceil": lambda share: math.ceil(round(share, 9)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +35,29 @@ class Capacity(Ranged):
     """The capacity rule.
 
     Attributes:
-        factor: slots per expert in training, relative to an even share of ``S / E``.
-        eval_factor: the same without dropout, jitter and gradients.
-        dropless: as many slots as tokens, whatever the factors: ``never``, in ``eval`` or
-            ``always``.
-        eval_fraction: slots per expert in evaluation as a share of ``S``; 0 for ``eval_factor``
-            (fairseq's ``moe_eval_capacity_token_fraction``).
-        minimum: an expert has at least so many slots (never more than ``S``).
-        multiple: round up to a multiple of this (never more than ``S``).
-        rounding: of ``factor * S / E``; ``share`` rounds up ``S / E`` before the factor, and then
-            down (fairseq).
-        per_choice: multiply by ``K``: V-MoE counts the factor per assignment, not per token.
-        priority: who is seated first. ``choice``: all first choices before any second, tokens in
-            order; ``token``: token by token, all its choices; ``score``: as ``choice``, tokens in
-            order of their best score (batch-prioritised routing, V-MoE).
-        reroute: a token asks for its next choice only if the last one was full, and sits in one
-            slot at most (No-Token-Left-Behind, Switch appendix B).
-        devices: groups of neighbouring experts that share their slots: beyond ``factor * S * K``
-            over this, a device gives up the choices of lowest gate (DeepSeek-V2 section 2.2.4).
-            Slots are then as many as tokens. 0 for none.
-        renormalize: divide a token's gates by the sum over those that got a slot (fairseq, whose
-            sum is at least the machine epsilon; here gates of any size sum to 1).
+        factor: Slots per expert in training, relative to an even share ``S / E`` of the tokens.
+        eval_factor: Slots per expert in evaluation, relative to ``S / E``.
+        dropless: Phases in which every expert has ``S`` slots, so that no choice is dropped:
+            ``never``, ``eval`` or ``always``.
+        eval_fraction: Slots per expert in evaluation as a share of ``S`` (fairseq's
+            ``moe_eval_capacity_token_fraction``); 0 selects ``eval_factor``.
+        minimum: Least number of slots per expert (never more than ``S``).
+        multiple: Slots are rounded up to a multiple of this number (never more than ``S``).
+        rounding: Rounding of ``factor * S / E``. ``share`` rounds ``S / E`` up, multiplies by the
+            factor and rounds down (fairseq).
+        per_choice: True multiplies the slots by ``K``: V-MoE's factor counts choices, not tokens.
+        priority: Order of the choices in the queues. ``choice``: all first choices before all
+            second choices, each in the order of the tokens; ``token``: all choices of a token
+            before the next token; ``score``: as ``choice``, with tokens in the order of their best
+            score (batch-prioritised routing, V-MoE).
+        reroute: True tries a token's next choice only if its previous choice was dropped, so that
+            a token has at most one slot (No-Token-Left-Behind, Switch appendix B).
+        devices: Number of groups of neighbouring experts that share a budget of
+            ``factor * S * K / devices`` choices; beyond the budget a device drops the choices of
+            lowest gate (DeepSeek-V2 section 2.2.4). Each expert then has ``S`` slots. 0 disables
+            the budgets.
+        renormalize: True divides a token's gates by the sum over its choices with a slot (fairseq,
+            where the sum is at least the machine epsilon; here gates of any size sum to 1).
     """
 
     factor: CapacityFactor = 1.25
@@ -64,14 +74,21 @@ class Capacity(Ranged):
     renormalize: bool = False
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if the devices do not divide the experts."""
+        """Raises ``ConfigError`` if ``devices`` does not divide the number of experts."""
         if self.devices and num_experts % self.devices:
             raise ConfigError(
                 f"capacity.devices={self.devices} does not divide {num_experts} experts: change it"
             )
 
     def slots(self, num_tokens: int, num_experts: int, choices: int, *, train: bool) -> int:
-        """Returns ``C`` for a group of ``num_tokens`` and ``choices`` experts per token."""
+        """Returns ``C``, the slots per expert, of a group.
+
+        Args:
+            num_tokens: ``S``.
+            num_experts: ``E``.
+            choices: ``K``.
+            train: True in training, False in evaluation.
+        """
         dropless = self.dropless == "always" or (self.dropless == "eval" and not train)
         if dropless or self.devices:
             return num_tokens
@@ -86,16 +103,18 @@ class Capacity(Ranged):
         slots = max(self.minimum, slots)
         return min(num_tokens, -(-slots // self.multiple) * self.multiple)
 
-    def seat(self, selection: Selection, scores: Array, inputs: Inputs) -> tuple[Slots, Counts]:
-        """Gives slots to the wishes of one group.
+    def seat(
+        self, selection: Selection, scores: Float[Array, "S E"], inputs: Inputs
+    ) -> tuple[Slots | Mixture, Counts]:
+        """Assigns the choices of one group to slots.
 
         Args:
-            selection: the wishes.
-            scores: ``(S, E)`` scores or their logarithms, read by ``priority="score"`` alone.
-            inputs: the group; ``inputs.capacity`` is ``C``.
+            selection: The choices.
+            scores: Scores ``(S, E)`` or their logarithms, which only ``priority="score"`` reads.
+            inputs: The group; ``inputs.capacity`` is ``C``.
 
         Returns:
-            The slots, and the counts of who got one.
+            The slots, and the counts of choices with and without a slot.
         """
         if isinstance(selection, SoftChoice):
             return _mixed(selection, inputs)
@@ -104,7 +123,7 @@ class Capacity(Ranged):
         return self._token_slots(selection, scores, inputs)
 
     def _token_slots(
-        self, choice: TokenChoice, scores: Array, inputs: Inputs
+        self, choice: TokenChoice, scores: Float[Array, "S E"], inputs: Inputs
     ) -> tuple[Slots, Counts]:
         valid, capacity = inputs.valid, inputs.capacity
         num_tokens, num_experts = scores.shape
@@ -124,9 +143,9 @@ class Capacity(Ranged):
         none = num_experts * capacity
         place = jnp.where(seated, choice.expert * capacity + position, none).astype(jnp.int32)
         k = choice.expert.shape[1]
-        wish = jnp.arange(num_tokens * k, dtype=jnp.int32)
+        index = jnp.arange(num_tokens * k, dtype=jnp.int32)
         occupant = jnp.full((none,), num_tokens * k, jnp.int32)
-        occupant = occupant.at[place.reshape(-1)].set(wish, mode="drop", unique_indices=False)
+        occupant = occupant.at[place.reshape(-1)].set(index, mode="drop", unique_indices=False)
         weight = jnp.take(gate.reshape(-1), occupant, mode="fill", fill_value=0)
         shape = (num_experts, capacity)
         slots = Slots(
@@ -145,8 +164,8 @@ class Capacity(Ranged):
         )
         return slots, counts
 
-    def _positions(self, choice: TokenChoice, scores: Array) -> Array:
-        """Returns ``(S, K)``: how many wishes stand before each one in its expert's queue."""
+    def _positions(self, choice: TokenChoice, scores: Float[Array, "S E"]) -> Int[Array, "S K"]:
+        """Returns the position ``(S, K)`` of each choice in the queue of its expert."""
         expert, queued = choice.expert, choice.queued
         order = None
         if self.priority == "score":
@@ -162,7 +181,7 @@ class Capacity(Ranged):
         return jnp.zeros_like(position).at[order].set(position, unique_indices=True)
 
     def _within_devices(self, choice: TokenChoice, num_experts: int, *, train: bool) -> TokenChoice:
-        """Gives up the choices of lowest gate beyond each device's budget."""
+        """Drops the choices of lowest gate beyond the budget of each device."""
         if self.dropless == "always" or (self.dropless == "eval" and not train):
             return choice
         tokens, k = choice.expert.shape
@@ -171,40 +190,45 @@ class Capacity(Ranged):
         device = choice.expert.reshape(-1) // (num_experts // self.devices)
         order = jnp.argsort(-jax.lax.stop_gradient(choice.log_gate).reshape(-1), stable=True)
         before = _queue(device[order], choice.wanted.reshape(-1)[order], self.devices)
-        kept = jnp.zeros((tokens * k,), bool).at[order].set(before < budget).reshape(tokens, k)
-        return dataclasses.replace(choice, wanted=choice.wanted & kept, queued=choice.queued & kept)
+        within = jnp.zeros((tokens * k,), bool).at[order].set(before < budget).reshape(tokens, k)
+        wanted, queued = choice.wanted & within, choice.queued & within
+        return dataclasses.replace(choice, wanted=wanted, queued=queued)
 
 
-def _queue(expert: Array, queued: Array, num_experts: int) -> Array:
-    """Returns how many ``queued`` entries of the same expert stand before each, row by row."""
+def _queue(
+    expert: Int[Array, "*N"], queued: Bool[Array, "*N"], num_experts: int
+) -> Int[Array, "*N"]:
+    """Returns the number of earlier ``queued`` choices of the same expert, in row-major order."""
     flat = expert.reshape(-1)
-    wishes = (flat[:, None] == jnp.arange(num_experts)) & queued.reshape(-1, 1)
-    before = exclusive_cumsum(wishes.astype(jnp.float32))
+    choices = (flat[:, None] == jnp.arange(num_experts)) & queued.reshape(-1, 1)
+    before = exclusive_cumsum(choices.astype(jnp.float32))
     position = jnp.take_along_axis(before, flat[:, None], axis=1).astype(jnp.int32)
     return position.reshape(expert.shape)
 
 
-def _rerouted(choice: TokenChoice, num_experts: int, capacity: int) -> tuple[Array, Array]:
-    """Returns ``(S, K)`` positions, and which choices were asked for in the end."""
+def _rerouted(
+    choice: TokenChoice, num_experts: int, capacity: int
+) -> tuple[Int[Array, "S K"], Bool[Array, "S K"]]:
+    """Returns the positions ``(S, K)``, and the mask ``(S, K)`` of the choices that were tried."""
     used = jnp.zeros((num_experts,), jnp.int32)
-    standing = jnp.ones(choice.wanted.shape[:1], bool)
-    positions, asked = [], []
+    waiting = jnp.ones(choice.wanted.shape[:1], bool)
+    positions, tried = [], []
     for k in range(choice.expert.shape[1]):
-        expert, wanted = choice.expert[:, k], choice.wanted[:, k] & standing
+        expert, wanted = choice.expert[:, k], choice.wanted[:, k] & waiting
         position = _queue(expert, wanted, num_experts) + used[expert]
         seated = wanted & (position < capacity)
         used += ((expert[:, None] == jnp.arange(num_experts)) & seated[:, None]).sum(0)
-        standing &= ~seated
+        waiting &= ~seated
         positions.append(position)
-        asked.append(wanted)
-    return jnp.stack(positions, axis=1), jnp.stack(asked, axis=1)
+        tried.append(wanted)
+    return jnp.stack(positions, axis=1), jnp.stack(tried, axis=1)
 
 
-def exclusive_cumsum(x: Array) -> Array:
-    """Returns the sum of the earlier rows for each row of ``x (N, E)``.
+def exclusive_cumsum(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    """Returns the sum of all earlier rows for each row of ``x (N, E)``.
 
-    Triangular matrix products over blocks of rows: exact for counts below 2**24, and several times
-    faster than a scan on every backend, the matrix units being what they are.
+    The sums are triangular matrix products over blocks of rows. They are exact for counts below
+    2**24, and several times faster than a scan on every backend, because matrix units compute them.
     """
     rows, columns = x.shape
     blocks = -(-rows // _BLOCK)
@@ -217,7 +241,9 @@ def exclusive_cumsum(x: Array) -> Array:
     return (within + before[:, None, :]).reshape(-1, columns)[:rows]
 
 
-def _expert_slots(choice: ExpertChoice, valid: Array, num_experts: int) -> tuple[Slots, Counts]:
+def _expert_slots(
+    choice: ExpertChoice, valid: Bool[Array, " S"], num_experts: int
+) -> tuple[Slots, Counts]:
     num_tokens = valid.shape[0]
     token = jnp.where(choice.filled, choice.token, num_tokens)
     weight = jnp.where(choice.filled, choice.gate, 0.0)
@@ -230,15 +256,17 @@ def _expert_slots(choice: ExpertChoice, valid: Array, num_experts: int) -> tuple
 def _mixed(choice: SoftChoice, inputs: Inputs) -> tuple[Mixture, Counts]:
     tokens, experts, slots = choice.dispatch.shape
     load = jnp.full((experts,), slots, jnp.float32) * inputs.valid.any()
-    nobody = jnp.zeros((), jnp.float32)
-    counts = Counts(load, load, nobody, _total(inputs.valid))
+    unrouted = jnp.zeros((), jnp.float32)
+    counts = Counts(load, load, unrouted, _total(inputs.valid))
     return Mixture(choice.dispatch, choice.combine, tokens), counts
 
 
-def _histogram(expert: Array, mask: Array, num_experts: int) -> Array:
+def _histogram(
+    expert: Int[Array, "S K"], mask: Bool[Array, "S K"], num_experts: int
+) -> Float[Array, " E"]:
     hits = (expert[..., None] == jnp.arange(num_experts)) & mask[..., None]
     return hits.sum((0, 1)).astype(jnp.float32)
 
 
-def _total(mask: Array) -> Array:
+def _total(mask: Bool[Array, " S"]) -> Float[Array, ""]:
     return mask.sum().astype(jnp.float32)

@@ -1,6 +1,6 @@
-"""From tokens to router logits: the learned part of a router, as pure functions.
+"""Maps tokens to router logits: the learned part of a router, as pure functions.
 
-The layer makes the parameters that ``parameters`` describes and hands them back to ``logits``.
+The layer creates the parameters that ``parameters`` describes and passes them to ``logits``.
 """
 
 from __future__ import annotations
@@ -12,47 +12,62 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Positive, Ranged
 
-Array = jax.Array
+Init = Literal["fan_in", "normal", "zeros", "orthogonal"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter to make.
+    """The description of a parameter that the layer creates.
 
     Attributes:
-        shape: its shape.
-        axes: its logical axes.
-        init: ``fan_in`` is the truncated normal of all other layers, scaled by ``size`` inputs;
-            ``normal`` has standard deviation ``size``; ``orthogonal`` has gain ``size``.
-        size: of the initial values.
+        shape: Shape of the array.
+        axes: Logical axis names, one per axis.
+        init: Initialiser. ``fan_in`` is the truncated normal of all other layers, scaled by
+            ``size`` inputs; ``normal`` has standard deviation ``size``; ``orthogonal`` has gain
+            ``size``.
+        size: Size of the initial values, as ``init`` defines it.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    init: Literal["fan_in", "normal", "zeros", "orthogonal"]
+    init: Init
     size: float = 0.0
 
 
 class Head(Ranged, abc.ABC):
-    """Tokens to logits. A subclass is a frozen dataclass.
+    """The map from tokens to logits. A subclass is a frozen dataclass.
 
-    The products of a head are ``moe_jax.precision.wide_einsum``: plain products of float32 tensors
-    are rounded to bfloat16 on a TPU, and some tokens then choose other experts.
+    A head multiplies with ``moe_jax.precision.wide_einsum``: a TPU rounds plain products of float32
+    tensors to bfloat16, and some tokens then choose other experts.
     """
 
     @abc.abstractmethod
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
-        """Returns what ``logits`` needs for tokens of ``width`` ``M``."""
+        """Returns the parameters that ``logits`` needs, by name.
+
+        Args:
+            width: ``M``, the width of a token.
+            experts: ``E``.
+            planes: ``P``, the number of logits per token and expert.
+        """
 
     @abc.abstractmethod
-    def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
-        """Returns ``(..., E)``, or ``(..., E, P)`` for more planes, for tokens ``(..., M)``.
+    def logits(
+        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array], experts: int
+    ) -> Float[Array, "*B E"] | Float[Array, "*B E P"]:
+        """Returns the logits ``(..., E)``, or ``(..., E, P)`` for several planes, in float32.
 
-        The tokens' type says what is multiplied, and the logits are float32 whatever it is.
+        The product is computed on factors of the tokens' type.
+
+        Args:
+            x: Tokens ``(..., M)``.
+            parameters: The arrays that ``parameters`` describes.
+            experts: ``E``.
         """
 
 
@@ -61,30 +76,33 @@ class Linear(Head):
     """A linear map.
 
     Attributes:
-        bias: add a learned bias (gpt-oss).
-        init: ``scaled`` as all layers; ``normal`` with deviation 0.02 (flaxformer); ``zeros``
-            (Shazeer 2017, appendix A).
+        bias: True adds a learned bias (gpt-oss).
+        init: Initialiser of the kernel: ``scaled`` by fan-in, as in all layers; ``normal`` with
+            standard deviation 0.02 (flaxformer); ``zeros`` (Shazeer 2017, appendix A).
     """
 
     bias: bool = False
     init: Literal["scaled", "normal", "zeros"] = "scaled"
 
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
-        """Returns ``kernel (M, E)`` or ``(M, E, P)``, and ``bias (E,)``."""
-        shape, axes = (width, experts), ("embed", "router")
+        """Returns ``kernel (M, E)`` or ``(M, E, P)``, and ``bias (E,)`` or ``(E, P)``."""
+        shape: tuple[int, ...] = (width, experts)
+        axes: tuple[str, ...] = ("embed", "router")
         if planes > 1:
             shape, axes = (*shape, planes), (*axes, "router")
-        init, size = {
-            "scaled": ("fan_in", width),
+        inits: dict[str, tuple[Init, float]] = {
+            "scaled": ("fan_in", float(width)),
             "normal": ("normal", 0.02),
             "zeros": ("zeros", 0.0),
-        }[self.init]
-        made = {"kernel": Parameter(shape, axes, init, size)}
+        }
+        parameters = {"kernel": Parameter(shape, axes, *inits[self.init])}
         if self.bias:
-            made["bias"] = Parameter(shape[1:], axes[1:], "zeros")
-        return made
+            parameters["bias"] = Parameter(shape[1:], axes[1:], "zeros")
+        return parameters
 
-    def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
+    def logits(
+        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array], experts: int
+    ) -> Float[Array, "*B E"] | Float[Array, "*B E P"]:
         """Returns ``x kernel + bias``."""
         del experts
         kernel = parameters["kernel"].astype(x.dtype)
@@ -95,12 +113,12 @@ class Linear(Head):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Head):
-    """Low-dimensional token against unit expert embeddings (X-MoE, 2204.09179, section 3).
+    """Products of projected tokens and unit expert embeddings (X-MoE, 2204.09179, section 3).
 
     Attributes:
-        dim: of the embeddings.
-        unit_tokens: divide the projected token by its norm too, as the paper's cosine does;
-            torchscale's code divides the embeddings alone.
+        dim: Dimension ``D`` of the embeddings.
+        unit_tokens: True also divides the projected token by its norm, as the paper's cosine does;
+            torchscale's code divides only the embeddings.
     """
 
     dim: Positive = 16
@@ -110,12 +128,14 @@ class Cosine(Head):
         """Returns ``projection (M, D)`` and ``embedding (E, D)``."""
         del planes
         return {
-            "projection": Parameter((width, self.dim), ("embed", "router"), "fan_in", width),
+            "projection": Parameter((width, self.dim), ("embed", "router"), "fan_in", float(width)),
             "embedding": Parameter((experts, self.dim), ("router", "router"), "orthogonal", 0.32),
         }
 
-    def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
-        """Returns the products of the token with every unit embedding."""
+    def logits(
+        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array], experts: int
+    ) -> Float[Array, "*B E"]:
+        """Returns the product of each token and each unit embedding."""
         del experts
         token = wide_einsum("...m,md->...d", x, parameters["projection"].astype(x.dtype))
         token = (_unit(token) if self.unit_tokens else token).astype(x.dtype)
@@ -125,18 +145,20 @@ class Cosine(Head):
 
 @dataclasses.dataclass(frozen=True)
 class UnitSlots(Head):
-    """Unit tokens against learned unit slots with one learned scale (Soft MoE, 2308.00951)."""
+    """Products of unit tokens and learned unit slots, times a learned scale (2308.00951)."""
 
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
-        """Returns ``slots (M, E, P)`` and ``scale ()``, from 1."""
+        """Returns ``slots (M, E, P)`` and ``log_scale ()``; the scale is 1 at the start."""
         axes = ("embed", "router", "router")
         return {
-            "slots": Parameter((width, experts, planes), axes, "fan_in", width),
+            "slots": Parameter((width, experts, planes), axes, "fan_in", float(width)),
             "log_scale": Parameter((), (), "zeros"),
         }
 
-    def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
-        """Returns ``(..., E, P)``."""
+    def logits(
+        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array], experts: int
+    ) -> Float[Array, "*B E P"]:
+        """Returns the product of each token and each slot, ``(..., E, P)``."""
         del experts
         slots = parameters["slots"]
         slots = jnp.exp(parameters["log_scale"]) * _unit(slots, axis=0)
@@ -145,22 +167,24 @@ class UnitSlots(Head):
 
 @dataclasses.dataclass(frozen=True)
 class NoHead(Head):
-    """No parameters and logits of zero, for routers that read no token."""
+    """A head without parameters and with logits of zero, for routers that read no token."""
 
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
-        """Returns nothing."""
+        """Returns no parameters."""
         del width, experts, planes
         return {}
 
-    def logits(self, x: Array, parameters: Mapping[str, Array], experts: int) -> Array:
+    def logits(
+        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array], experts: int
+    ) -> Float[Array, "*B E"]:
         """Returns zeros."""
         del parameters
         return jnp.zeros((*x.shape[:-1], experts), jnp.float32)
 
 
-def _unit(x: Array, axis: int = -1) -> Array:
-    """Returns ``x`` over its norm, and zeros where it is zero, such as in padding."""
-    # Over its largest entry first, so that no square is too small or too large for its type.
+def _unit(x: Float[Array, "*D"], axis: int = -1) -> Float[Array, "*D"]:
+    """Returns ``x`` divided by its norm, and zeros where ``x`` is zero, such as in padding."""
+    # Dividing by the largest entry first keeps every square within the range of its type.
     largest = jax.lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
     x = x / jnp.where(largest > 0, largest, 1)
     square = (x * x).sum(axis, keepdims=True)

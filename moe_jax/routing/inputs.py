@@ -1,4 +1,4 @@
-"""What a router is given for one group of tokens, and what the score makes of it."""
+"""The inputs of a router for one group of tokens, and the scores computed from them."""
 
 from __future__ import annotations
 
@@ -6,49 +6,57 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """One group, as every part of a router sees it.
+    """One group of tokens, as every part of a router reads it.
 
     Attributes:
-        logits: ``(S, E)``, the first plane.
-        planes: ``(S, E, P)``: further planes carry learned noise, a primary gate or further slots.
-        valid: ``(S,)`` bool, False for padding.
-        capacity: ``C``.
-        token_ids: ``(S,)`` int32, or ``None``.
-        rng: key in training; ``None`` asks for the router as it is at test time.
-        state: what the router carries between steps, or a recorded routing, by name.
+        logits: Logits ``(S, E)``, the first plane of ``planes``.
+        planes: Logits ``(S, E, P)``; further planes hold learned noise, a primary gate or further
+            slots.
+        valid: Mask ``(S,)``, False for padding.
+        capacity: ``C``, slots per expert.
+        token_ids: Ids ``(S,)`` of the tokens, or ``None``.
+        rng: Random key in training; ``None`` selects the deterministic router of evaluation.
+        state: Arrays that the router carries between steps, or a recorded routing, by name.
     """
 
-    logits: Array
-    planes: Array
-    valid: Array
+    logits: Float[Array, "S E"]
+    planes: Float[Array, "S E P"]
+    valid: Bool[Array, " S"]
     capacity: int
-    token_ids: Array | None = None
-    rng: Array | None = None
+    token_ids: Int[Array, " S"] | None = None
+    rng: PRNGKeyArray | None = None
     state: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
-    def needs_token_ids(self, who: str) -> Array:
+    def needs_token_ids(self, who: str) -> Int[Array, " S"]:
         """Returns the token ids.
 
+        Args:
+            who: Name of the part that reads them, for the message.
+
         Raises:
-            ConfigError: if there are none.
+            ConfigError: If the group has no token ids.
         """
         if self.token_ids is None:
             raise ConfigError(f"{who} routes by token id: pass token_ids (S,) to the router")
         return self.token_ids
 
     def needs_state(self, name: str, who: str, what: str) -> Array:
-        """Returns one entry of the state.
+        """Returns one array of the state.
+
+        Args:
+            name: Name of the array.
+            who: Name of the part that reads it, for the message.
+            what: Shape and content of the array, for the message.
 
         Raises:
-            ConfigError: if it is not there.
+            ConfigError: If the state has no such array.
         """
         if name not in self.state:
             raise ConfigError(f"{who} needs state={{{name!r}: {what}}}: pass it to the router")
@@ -58,23 +66,23 @@ class Inputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """How much each token and expert want each other.
+    """The scores of tokens and experts; a leading ``...`` stands for the group axis.
 
-    A score can be too small for its type; its logarithm never is. Parts that divide scores by
+    A score can be too small for its type, but its logarithm cannot. Parts that divide scores by
     their sum subtract logarithms instead.
 
     Attributes:
-        scores: ``(S, E)``: gates are read here; made from noisy logits where there is noise.
-        clean: ``(S, E)`` scores without noise, for the losses.
-        noisy: ``(S, E)`` the logits behind ``scores``: experts are ranked by them within a token.
-        noise_std: ``(S, E)`` standard deviation of the noise, or ``None``.
-        log_scores: ``(S, E)`` logarithm of ``scores``, finite.
-        log_clean: ``(S, E)`` logarithm of ``clean``, finite.
+        scores: Scores ``(..., S, E)``, with noise if the score adds any; gates are read from them.
+        clean: Scores ``(..., S, E)`` without noise, for the losses.
+        noisy: Logits ``(..., S, E)`` behind ``scores``, which rank the experts of a token.
+        noise_std: Standard deviation ``(..., S, E)`` of the noise, or ``None``.
+        log_scores: Finite logarithm ``(..., S, E)`` of ``scores``.
+        log_clean: Finite logarithm ``(..., S, E)`` of ``clean``.
     """
 
-    scores: Array
-    clean: Array
-    noisy: Array
-    noise_std: Array | None
-    log_scores: Array
-    log_clean: Array
+    scores: Float[Array, "*G S E"]
+    clean: Float[Array, "*G S E"]
+    noisy: Float[Array, "*G S E"]
+    noise_std: Float[Array, "*G S E"] | None
+    log_scores: Float[Array, "*G S E"]
+    log_clean: Float[Array, "*G S E"]

@@ -1,27 +1,32 @@
-"""What the parts of a router have in common: checks, and state between steps."""
+"""The common interface of a router's parts: checks, and state between steps."""
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Float
 
 from moe_jax.ranges import Ranged
 
-Array = jax.Array
-
 
 class Part(Ranged):
-    """A part of a router. Most check nothing and carry nothing."""
+    """A part of a router. By default a part checks nothing and has no state."""
 
     def check(self, num_experts: int) -> None:
         """Raises ``ConfigError`` if the part cannot work with ``num_experts``."""
         del num_experts
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of what is carried between steps; it starts as zeros."""
+        """Returns the shapes of the part's state, which is zero before the first step."""
         del num_experts
         return {}
 
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the state after a step in which ``demand (E,)`` tokens asked for each expert."""
+    def next_state(
+        self, state: dict[str, Array], demand: Float[Array, "... E"]
+    ) -> dict[str, Array]:
+        """Returns the state after an optimizer step.
+
+        Args:
+            state: Arrays of the router's state by name, each ``(..., *shape)``.
+            demand: Number ``(..., E)`` of tokens that chose each expert in the whole step.
+        """
         del demand
         return state

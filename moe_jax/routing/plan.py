@@ -1,4 +1,4 @@
-"""The router's answer for one group of tokens, and the faces the transports read it by.
+"""The routing plan of one group of tokens, in the forms that the transports read.
 
 Letters, used in every module of the package: ``G`` groups, ``S`` tokens per group, ``E`` experts,
 ``C`` capacity (slots per expert and group), ``K`` experts per token, ``M`` model width, ``F``
@@ -12,84 +12,88 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
 
 from moe_jax.routing.balance import Evidence
-
-Array = jax.Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What happened to the tokens of a group. All counts are float32 and exclude padding.
+    """Counts of tokens and choices in a group. All counts are float32 and exclude padding.
 
     Attributes:
-        demand: ``(..., E)`` assignments asked for, before capacity.
-        load: ``(..., E)`` assignments that got a slot.
-        unrouted: ``(...,)`` tokens that sit in no slot of any expert.
-        valid: ``(...,)`` tokens that are not padding.
+        demand: Choices ``(..., E)`` of each expert, before capacity.
+        load: Choices ``(..., E)`` of each expert that got a slot.
+        unrouted: Number ``(...,)`` of tokens without a slot in any expert.
+        valid: Number ``(...,)`` of tokens that are not padding.
     """
 
-    demand: Array
-    load: Array
-    unrouted: Array
-    valid: Array
+    demand: Float[Array, "*G E"]
+    load: Float[Array, "*G E"]
+    unrouted: Float[Array, "*G"]
+    valid: Float[Array, "*G"]
 
     @property
-    def overflow(self) -> Array:
-        """``(..., E)`` assignments that found their expert full."""
+    def overflow(self) -> Float[Array, "*G E"]:
+        """Choices ``(..., E)`` of each expert that were dropped because it was full."""
         return self.demand - self.load
 
     @property
-    def dropped(self) -> Array:
-        """``(...,)`` assignments that found their expert full, over all experts."""
+    def dropped(self) -> Float[Array, "*G"]:
+        """Number ``(...,)`` of dropped choices, over all experts."""
         return self.overflow.sum(-1)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Which token sits in which slot of which expert, and with what combine weight.
+    """The token and the combine weight of every slot of every expert.
+
+    The fields ``place``, ``gate`` and ``expert`` are ``None`` if the experts chose, because a token
+    may then have any number of slots.
 
     Attributes:
-        token: ``(..., E, C)`` int32 index of the token in the slot, ``S`` where it is empty.
-        weight: ``(..., E, C)`` combine weight, 0 where the slot is empty.
-        place: ``(..., S, K)`` int32 flat slot ``e * C + c`` of each choice, ``E * C`` where it
-            got none; ``None`` if the experts chose, since a token may then sit in any number.
-        gate: ``(..., S, K)`` combine weight per choice, 0 where it got no slot; ``None`` likewise.
-        expert: ``(..., S, K)`` int32 expert of each choice, ``-1 - expert`` where it got no slot;
-            ``None`` likewise.
+        token: Index ``(..., E, C)`` of the token in the slot, ``S`` where the slot is empty.
+        weight: Combine weight ``(..., E, C)``, 0 where the slot is empty.
+        place: Flat slot ``e * C + c`` of each choice, ``(..., S, K)``; ``E * C`` where the choice
+            was dropped; or ``None``.
+        gate: Combine weight ``(..., S, K)`` of each choice, 0 where it was dropped; or ``None``.
+        expert: Expert ``(..., S, K)`` of each choice, ``-1 - expert`` where it was dropped; or
+            ``None``.
         num_tokens: ``S``.
     """
 
-    token: Array
-    weight: Array
-    place: Array | None
-    gate: Array | None
-    expert: Array | None
+    token: Int32[Array, "*G E C"]
+    weight: Float[Array, "*G E C"]
+    place: Int32[Array, "*G S K"] | None
+    gate: Float[Array, "*G S K"] | None
+    expert: Int32[Array, "*G S K"] | None
     num_tokens: int = dataclasses.field(metadata={"static": True})
 
     @property
-    def filled(self) -> Array:
-        """``(..., E, C)`` bool, True where a token sits in the slot."""
+    def filled(self) -> Bool[Array, "*G E C"]:
+        """Mask ``(..., E, C)``, True where the slot holds a token."""
         return self.token < self.num_tokens
 
     @property
-    def dispatch(self) -> Array:
-        """``(..., S, E, C)`` float32 0/1 tensor of GShard: token s sits in slot c of expert e."""
+    def dispatch(self) -> Float[Array, "*G S E C"]:
+        """GShard's 0/1 tensor ``(..., S, E, C)``: 1 if token s is in slot c of expert e."""
         tokens = jnp.arange(self.num_tokens, dtype=jnp.int32)
         hit = tokens[:, None, None] == self.token[..., None, :, :]
         return hit.astype(jnp.float32)
 
     @property
-    def combine(self) -> Array:
-        """``(..., S, E, C)`` combine weights: ``dispatch`` times the weight of the slot."""
+    def combine(self) -> Float[Array, "*G S E C"]:
+        """Combine weights ``(..., S, E, C)``: ``dispatch`` times the weight of the slot."""
         return self.dispatch * self.weight[..., None, :, :]
 
     def with_unit_weights(self) -> Slots:
-        """Returns the slots with weight 1 wherever a token sits."""
+        """Returns the slots with weight 1 in every slot that holds a token."""
         weight = self.filled.astype(self.weight.dtype)
-        gate = None if self.gate is None else (self.expert >= 0).astype(self.gate.dtype)
+        gate = None
+        if self.gate is not None and self.expert is not None:
+            gate = (self.expert >= 0).astype(self.gate.dtype)
         return dataclasses.replace(self, weight=weight, gate=gate)
 
 
@@ -99,39 +103,39 @@ class Mixture:
     """Slots that each hold a weighted mean of all tokens (Soft MoE).
 
     Attributes:
-        dispatch: ``(..., S, E, C)`` weights going in.
-        combine: ``(..., S, E, C)`` weights coming out.
+        dispatch: Weights ``(..., S, E, C)`` of the tokens in each slot.
+        combine: Weights ``(..., S, E, C)`` of the slots in each token.
         num_tokens: ``S``.
     """
 
-    dispatch: Array
-    combine: Array
+    dispatch: Float[Array, "*G S E C"]
+    combine: Float[Array, "*G S E C"]
     num_tokens: int = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A router's whole answer for one group.
+    """The complete output of a router for one group.
 
     Attributes:
-        slots: who sits where.
-        losses: the named losses, unweighted, of the tokens of the group.
-        counts: what happened to the tokens.
-        evidence: what losses read of each token, if some of them are to be of sequences.
+        slots: The tokens and combine weights of all slots.
+        losses: The losses ``(...,)`` of the group by name, unweighted.
+        counts: Counts of tokens and choices.
+        evidence: The arrays that losses over sequences read, if the router has such losses.
     """
 
     slots: Slots | Mixture
-    losses: dict[str, Array]
+    losses: dict[str, Float[Array, "*G"]]
     counts: Counts
     evidence: Evidence | None = None
 
     @property
-    def dispatch(self) -> Array:
-        """``(..., S, E, C)`` float32: how much of token s goes into slot c of expert e."""
+    def dispatch(self) -> Float[Array, "*G S E C"]:
+        """Weight ``(..., S, E, C)`` of token s in slot c of expert e."""
         return self.slots.dispatch
 
     @property
-    def combine(self) -> Array:
-        """``(..., S, E, C)``: how much of slot c of expert e comes out in token s."""
+    def combine(self) -> Float[Array, "*G S E C"]:
+        """Weight ``(..., S, E, C)`` of slot c of expert e in token s."""
         return self.slots.combine

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Chance, Ranged
 from moe_jax.routing.balance import Balance, Evidence
+from moe_jax.routing.balance.base import token_choice
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs
@@ -19,7 +23,7 @@ from moe_jax.routing.plan import Plan
 from moe_jax.routing.score import Score
 from moe_jax.routing.select import Select
 
-Array = jax.Array
+AnyArray = Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +31,22 @@ class Router(Ranged):
     """Four parts that vary independently; a published router is one choice of each.
 
     Attributes:
-        score: logits to scores.
-        select: scores to wishes.
-        balance: the auxiliary losses.
-        capacity: the seating.
-        head: tokens to logits, with the router's parameters.
-        input_jitter: half-width of the multiplicative uniform noise that the layer puts on the
-            router's inputs in training (Mesh-TensorFlow's ``switch_jitter``), 0 for none.
-        gate_on: whether gates scale what experts put ``out`` or what goes ``in`` (Llama 4).
-        precision: ``float32`` on every device, product included (Switch table 2's selective
-            precision); that of the layer's ``input`` (its bfloat16 router); or
-            ``bfloat16_product``, float32 but for a product of tokens and weights rounded to
-            bfloat16, as a TPU computes Mesh-TensorFlow's router.
+        score: Map from logits to scores.
+        select: Choice of experts, or of tokens, by score.
+        balance: Auxiliary losses.
+        capacity: Assignment of choices to slots.
+        head: Map from tokens to logits, with the router's parameters.
+        input_jitter: Half-width of the multiplicative uniform noise that the layer applies to the
+            router's inputs in training (Mesh-TensorFlow's ``switch_jitter``); 0 disables it.
+        gate_on: Side of the experts that gates scale: their outputs (``out``) or their inputs
+            (``in``, Llama 4).
+        precision: Precision of the router. ``float32`` holds on every device, product included
+            (Switch table 2's selective precision); ``input`` is the precision of the layer's input
+            (Switch's bfloat16 router); ``bfloat16_product`` is float32 except that the factors of
+            the product are rounded to bfloat16, as a TPU computes Mesh-TensorFlow's router.
         mask_padding: False routes padding like any token (fairseq without ``use_moe_pad_mask``).
-        input_dropout: dropout of the router's inputs in training (Mesh-TensorFlow's
-            ``switch_dropout``), 0 for none.
+        input_dropout: Dropout rate of the router's inputs in training (Mesh-TensorFlow's
+            ``switch_dropout``); 0 disables it.
     """
 
     score: Score
@@ -61,13 +66,13 @@ class Router(Ranged):
             name, select = type(part).__name__, type(self.select).__name__
             if part.needs_token_choice and self.select.experts_choose:
                 raise ConfigError(
-                    f"{name} needs tokens that choose experts, and with select={select} experts "
+                    f"{name} needs tokens that choose experts, but with select={select} experts "
                     f"choose and the load is even by construction: remove {name} from balance"
                 )
             if part.needs_second_choice and self.select.choices(2) < 2:
                 raise ConfigError(
-                    f"{name} needs second choices, and select={select} makes none: use Top2 or "
-                    f"TopK(2), or remove {name} from balance"
+                    f"{name} needs second choices, but select={select} makes one choice: use Top2 "
+                    f"or TopK(2), or remove {name} from balance"
                 )
         names = [part.name for part in self.balance]
         if len(set(names)) < len(names):
@@ -82,34 +87,37 @@ class Router(Ranged):
 
     @property
     def experts_choose(self) -> bool:
-        """True if experts rank the tokens of a group, so that a gate depends on later tokens.
+        """True if experts choose among the tokens of a group, so that gates depend on later tokens.
 
-        Where tokens choose, later tokens can still take a full expert's slots: first choices before
-        second ones, or best scores first.
+        If tokens choose, only the slots depend on later tokens: a later token can precede an
+        earlier one in a queue, by its first choice or by its score.
         """
         return self.select.experts_choose
 
     @property
     def planes(self) -> int:
-        """``P``, logits per token and expert."""
+        """``P``, the number of logits per token and expert."""
         return max(self.score.planes, self.select.planes())
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The factor of each named loss in the objective."""
+        """The factor of each loss in the objective, by name."""
         return {part.name: part.weight for part in self.balance}
 
     def check(self, num_experts: int) -> None:
-        """Refuses a number of experts that a part cannot work with.
+        """Rejects a number of experts that a part cannot work with.
 
         Raises:
-            ConfigError: naming the setting to change.
+            ConfigError: If a part rejects the number; the message names the setting to change.
         """
-        for part in (self.score, self.select, self.capacity, *self.balance):
+        self.score.check(num_experts)
+        self.select.check(num_experts)
+        self.capacity.check(num_experts)
+        for part in self.balance:
             part.check(num_experts)
 
     def slots(self, num_tokens: int, num_experts: int, *, train: bool) -> int:
-        """Returns the capacity ``C`` of a group of ``num_tokens``."""
+        """Returns the capacity ``C`` of a group of ``num_tokens`` tokens."""
         choices = self.select.choices(num_experts)
         fixed = self.select.slots()
         if fixed is not None:
@@ -117,24 +125,26 @@ class Router(Ranged):
         return self.capacity.slots(num_tokens, num_experts, choices, train=train)
 
     def experts_per_token(self, num_tokens: int, num_experts: int) -> float:
-        """Returns how many experts compute for a token on average, in training, at most."""
+        """Returns the largest mean number of experts that compute for a token in training."""
         if self.experts_choose:
             return self.slots(num_tokens, num_experts, train=True) * num_experts / num_tokens
         return self.select.choices(num_experts)
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of what the router carries between steps; it starts as zeros."""
+        """Returns the shapes of the router's state, which is zero before the first step."""
         shapes = self.select.state_shapes(num_experts)
         for part in self.balance:
             shapes = shapes | part.state_shapes(num_experts)
         return shapes
 
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
+    def next_state(
+        self, state: dict[str, Array], demand: Float[Array, "... E"]
+    ) -> dict[str, Array]:
         """Returns the state after an optimizer step.
 
         Args:
-            state: the state of ``state_shapes``.
-            demand: ``(..., E)`` assignments asked for in the whole step.
+            state: Arrays by name, each ``(..., *shape)`` with the shapes of ``state_shapes``.
+            demand: Number ``(..., E)`` of tokens that chose each expert in the whole step.
         """
         state = self.select.next_state(state, demand)
         for part in self.balance:
@@ -143,36 +153,37 @@ class Router(Ranged):
 
     def __call__(
         self,
-        logits: Array,
+        logits: Float[AnyArray, "*shape"],
         *,
         capacity: int | None = None,
-        valid: Array | None = None,
-        token_ids: Array | None = None,
-        rng: Array | None = None,
+        valid: Bool[AnyArray, "*G S"] | None = None,
+        token_ids: Int[AnyArray, "*G S"] | None = None,
+        rng: PRNGKeyArray | None = None,
         state: Mapping[str, Array] | None = None,
     ) -> Plan:
-        """Routes one group of tokens, or several; what is not given has a default.
+        """Routes one group of tokens, or several groups; all arguments but logits have defaults.
 
         Args:
-            logits: ``(S, E)`` for one group, ``(G, S, E)`` for several. A router that reads ``P``
-                logits per token and expert also takes ``(S, E, P)`` and ``(G, S, E, P)``; without
-                the axis ``P``, the further logits are zeros.
-            capacity: ``C``, slots per expert; by default what the router's capacity factor gives,
-                for training with ``rng`` and for evaluation without.
-            valid: ``(S,)`` or ``(G, S)`` bool, False for padding; all True by default.
-            token_ids: ``(S,)`` or ``(G, S)`` int32, for routers that hash them.
-            rng: key in training; without it the router is deterministic, as at test time.
-            state: what the router carries between steps, or a recorded routing; what is missing is
-                zeros, as before the first step.
+            logits: Logits ``(S, E)`` of one group or ``(G, S, E)`` of several. A router that reads
+                ``P`` logits per token and expert also takes ``(S, E, P)`` and ``(G, S, E, P)``;
+                without the axis ``P``, the further logits are zeros.
+            capacity: ``C``, slots per expert. ``None`` computes it from the router's capacity
+                factor, for training if there is a key and for evaluation otherwise.
+            valid: Mask ``(S,)`` or ``(G, S)``, False for padding; ``None`` means that no token is
+                padding.
+            token_ids: Ids ``(S,)`` or ``(G, S)`` of the tokens, for routers that hash them.
+            rng: Random key in training; ``None`` selects the deterministic router of evaluation.
+            state: Arrays that the router carries between steps, or a recorded routing. Missing
+                arrays are zeros, as before the first step.
 
         Returns:
             The plan; with several groups, each of its arrays has a leading axis ``G``.
 
         Raises:
-            ConfigError: if a part needs what is not given and has no default, by name.
+            ConfigError: If a part needs an argument that is missing; the message names it.
 
         Examples:
-            Two tokens ask for expert 0, which has one slot, and the second one is dropped:
+            Two tokens choose expert 0, which has one slot, and the second choice is dropped:
 
             >>> import jax.numpy as jnp
             >>> from moe_jax import routing
@@ -188,15 +199,22 @@ class Router(Ranged):
             name: jnp.zeros(shape, jnp.float32)
             for name, shape in self.state_shapes(experts).items()
         }
-        given = {"capacity": capacity, "rng": rng, "token_ids": token_ids}
-        given["state"] = {**start, **(state or {})}
-        if planes.ndim == 3:
-            return self.plan_group(planes, valid=valid, **given)
-        valid = jnp.ones(planes.shape[:2], bool) if valid is None else jnp.asarray(valid)
-        return route(self, planes, valid=valid, **given)
+        valid = jnp.ones(planes.shape[:-2], bool) if valid is None else jnp.asarray(valid)
+        token_ids = None if token_ids is None else jnp.asarray(token_ids)
+        run = self.plan_group if planes.ndim == 3 else functools.partial(route, self)
+        return run(
+            planes,
+            capacity=capacity,
+            valid=valid,
+            token_ids=token_ids,
+            rng=rng,
+            state={**start, **(state or {})},
+        )
 
-    def _with_planes(self, logits: Array) -> Array:
-        """Returns ``(S, E, P)`` or ``(G, S, E, P)``, with zeros for planes that are not given."""
+    def _with_planes(
+        self, logits: Float[Array, "*shape"]
+    ) -> Float[Array, "S E P"] | Float[Array, "G S E P"]:
+        """Returns ``(S, E, P)`` or ``(G, S, E, P)``, with zeros for missing planes."""
         of_one_group = logits.ndim == 3 and self.planes > 1 and logits.shape[-1] == self.planes
         if logits.ndim == 4 or of_one_group:
             return logits
@@ -204,30 +222,30 @@ class Router(Ranged):
 
     def plan_group(
         self,
-        logits: Array,
+        logits: Float[Array, "S E *P"],
         *,
         capacity: int,
-        valid: Array | None = None,
-        token_ids: Array | None = None,
-        rng: Array | None = None,
+        valid: Bool[Array, " S"] | None = None,
+        token_ids: Int[Array, " S"] | None = None,
+        rng: PRNGKeyArray | None = None,
         state: Mapping[str, Array] | None = None,
     ) -> Plan:
-        """Routes one group; nothing but ``valid`` has a default.
+        """Routes one group with an explicit capacity and state.
 
         Args:
-            logits: ``(S, E)``, or ``(S, E, P)`` where ``planes`` is more; computed on in float32 at
-                least unless ``precision`` is ``input``.
+            logits: Logits ``(S, E)``, or ``(S, E, P)`` if the router has several planes. The router
+                computes in float32 or wider unless ``precision`` is ``input``.
             capacity: ``C``, slots per expert.
-            valid: ``(S,)`` bool, False for padding; all True if not given.
-            token_ids: ``(S,)`` int32, for routers that hash them.
-            rng: key in training; without it the router is deterministic, as at test time.
-            state: what the router carries between steps, or a recorded routing.
+            valid: Mask ``(S,)``, False for padding; ``None`` means that no token is padding.
+            token_ids: Ids ``(S,)`` of the tokens, for routers that hash them.
+            rng: Random key in training; ``None`` selects the deterministic router of evaluation.
+            state: Arrays that the router carries between steps, or a recorded routing.
 
         Returns:
             The plan.
 
         Raises:
-            ConfigError: if a part needs what is not given, by name.
+            ConfigError: If a part needs an argument that is missing; the message names it.
         """
         if self.precision != "input":
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -236,7 +254,7 @@ class Router(Ranged):
         planes = logits.reshape(tokens, experts, -1)
         if planes.shape[-1] != self.planes:
             raise ConfigError(
-                f"the router reads {self.planes} logits per token and expert and was given "
+                f"the router reads {self.planes} logits per token and expert, but the input has "
                 f"{planes.shape[-1]}: pass logits (S, E{f', {self.planes}' * (self.planes > 1)})"
             )
         if valid is None or not self.mask_padding:
@@ -248,23 +266,25 @@ class Router(Ranged):
         selection = self.select(scored, inputs)
         slots, counts = self.capacity.seat(selection, scored.log_scores, inputs)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
-        evidence = Evidence(inputs.logits, scored, selection) if self.of_sequences else None
+        evidence = None
+        if self.of_sequences:
+            evidence = Evidence(inputs.logits, scored, token_choice(selection))
         return Plan(slots, losses, jax.lax.stop_gradient(counts), evidence)
 
     @property
     def of_sequences(self) -> tuple[Balance, ...]:
-        """The losses whose span is a sequence, whatever the groups are."""
+        """The losses with a sequence as their span, whatever the groups of the layer are."""
         return tuple(part for part in self.balance if part.span == "sequence")
 
     def sequence_losses(
-        self, evidence: Evidence, valid: Array, state: Mapping[str, Array]
-    ) -> dict[str, Array]:
-        """Returns the losses of one sequence, from what the plans say of its tokens.
+        self, evidence: Evidence, valid: Bool[Array, " L"], state: Mapping[str, Array]
+    ) -> dict[str, Float[Array, ""]]:
+        """Returns the losses of one sequence by name.
 
         Args:
-            evidence: of the ``L`` tokens of the sequence.
-            valid: ``(L,)`` bool.
-            state: what the router carries between steps.
+            evidence: Arrays that the losses read, of the ``L`` tokens of the sequence.
+            valid: Mask ``(L,)``, False for padding.
+            state: Arrays that the router carries between steps.
         """
         valid = valid if self.mask_padding else jnp.ones_like(valid)
         inputs = Inputs(evidence.logits, evidence.logits[..., None], valid, 0, state=state)
@@ -274,34 +294,35 @@ class Router(Ranged):
 
 def route(
     router: Router,
-    logits: Array,
+    logits: Float[Array, "G S E *P"],
     *,
     capacity: int,
-    valid: Array,
-    token_ids: Array | None = None,
-    rng: Array | None = None,
+    valid: Bool[Array, "G S"],
+    token_ids: Int[Array, "G S"] | None = None,
+    rng: PRNGKeyArray | None = None,
     state: Mapping[str, Array] | None = None,
-    record: Array | None = None,
+    record: Int[Array, "G S K"] | None = None,
     spread: Callable[[Callable[..., Plan]], Callable[..., Plan]] | None = None,
 ) -> Plan:
-    """Routes all groups; the plan gains a leading ``G``.
+    """Routes all groups; the arrays of the plan have a leading ``G``.
 
     Args:
-        router: the router.
-        logits: ``(G, S, E)`` or ``(G, S, E, P)``.
-        capacity: ``C``.
-        valid: ``(G, S)`` bool.
-        token_ids: ``(G, S)`` int32.
-        rng: key, split over the groups.
-        state: shared by all groups; it is not differentiated.
-        record: ``(G, S, K)`` int32 recorded experts, for ``Forced``.
-        spread: maps a function of arrays that start with ``G`` to one that runs each device's
-            groups on that device, such as ``moe_jax.parallel.over_groups``; ``None`` for one
+        router: The router.
+        logits: Logits ``(G, S, E)`` or ``(G, S, E, P)``.
+        capacity: ``C``, slots per expert and group.
+        valid: Mask ``(G, S)``, False for padding.
+        token_ids: Ids ``(G, S)`` of the tokens.
+        rng: Random key, split over the groups.
+        state: Arrays that the router carries between steps, shared by all groups; they have no
+            gradient.
+        record: Recorded experts ``(G, S, K)``, for ``Forced``.
+        spread: Function that maps a function of arrays ``(G, ...)`` to one that runs the groups of
+            each device on that device, such as ``moe_jax.parallel.over_groups``; ``None`` for one
             device.
     """
     groups = logits.shape[0]
     keys = None if rng is None else jax.random.split(rng, groups)
-    # Every array starts with the groups, so that ``spread`` can split it.
+    # Every array has a leading group axis, so that ``spread`` can split it.
     states = {
         name: jnp.broadcast_to(value, (groups, *value.shape))
         for name, value in (state or {}).items()

@@ -1,6 +1,6 @@
-"""From router logits to scores: how much each token and expert want each other.
+"""Maps router logits to scores of tokens and experts.
 
-Padded tokens have scores too, which Mesh-TensorFlow's losses read; all others mask them.
+Padding has scores too, because Mesh-TensorFlow's losses read them; all other losses mask them.
 """
 
 from __future__ import annotations
@@ -11,57 +11,61 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import NonNegative, Positive, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(Ranged):
-    """Normal noise on the logits in training, of standard deviation ``std / E`` (V-MoE)."""
+    """Normal noise on the logits in training, of standard deviation ``std / E`` (V-MoE).
+
+    Attributes:
+        std: Standard deviation times ``E``.
+    """
 
     std: NonNegative = 1.0
 
     @property
     def planes(self) -> int:
-        """Logits per token and expert."""
+        """The number of logits per token and expert."""
         return 1
 
-    def deviation(self, inputs: Inputs) -> Array:
-        """Returns the standard deviation ``(S, E)``."""
+    def deviation(self, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the standard deviation ``(S, E)`` of the noise."""
         return jnp.full_like(inputs.logits, self.std / inputs.logits.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedNoise(Ranged):
-    """Normal noise in training with a learned deviation per token and expert (Shazeer 2017, eq 4).
+    """Normal noise in training with a learned deviation (Shazeer et al. 2017, equation 4).
 
-    The second plane of the logits is ``x W_noise``; its softplus is the standard deviation.
+    The second plane of the logits is ``x W_noise``; its softplus is the standard deviation per
+    token and expert.
     """
 
     @property
     def planes(self) -> int:
-        """Logits per token and expert."""
+        """The number of logits per token and expert."""
         return 2
 
-    def deviation(self, inputs: Inputs) -> Array:
-        """Returns the standard deviation ``(S, E)``."""
+    def deviation(self, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the standard deviation ``(S, E)`` of the noise."""
         return jax.nn.softplus(inputs.planes[..., 1])
 
 
 class Score(Ranged, abc.ABC):
-    """Logits to scores. A subclass is a frozen dataclass."""
+    """The map from logits to scores. A subclass is a frozen dataclass."""
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if the score cannot work with ``num_experts``."""
+        """Raises ``ConfigError`` if the score cannot work with ``num_experts`` experts."""
         del num_experts
 
     @property
     def planes(self) -> int:
-        """Logits per token and expert that it reads."""
+        """The number of logits per token and expert."""
         return 1
 
     @abc.abstractmethod
@@ -71,12 +75,12 @@ class Score(Ranged, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Softmax(Score):
-    """Softmax of the logits.
+    """The softmax of the logits.
 
     Attributes:
-        over: ``experts`` (every paper on token choice, and Expert Choice's equation 1) or
-            ``tokens`` (Mesh-TensorFlow's and praxis' expert selection): the axis that sums to 1.
-        noise: on the logits in training.
+        over: Axis over which scores sum to 1: ``experts`` (every paper on token choice, and Expert
+            Choice's equation 1) or ``tokens`` (expert choice in Mesh-TensorFlow and praxis).
+        noise: Noise on the logits in training, or ``None``.
     """
 
     over: Literal["experts", "tokens"] = "experts"
@@ -84,7 +88,7 @@ class Softmax(Score):
 
     @property
     def planes(self) -> int:
-        """Logits per token and expert that it reads."""
+        """The number of logits per token and expert."""
         return 1 if self.noise is None else self.noise.planes
 
     def __call__(self, inputs: Inputs) -> Scored:
@@ -98,8 +102,13 @@ class Softmax(Score):
         scores, log_scores = self._of(noisy, inputs.valid)
         return Scored(scores, clean, noisy, deviation, log_scores, log_clean)
 
-    def _of(self, logits: Array, valid: Array) -> tuple[Array, Array]:
-        """Returns the softmax and its logarithm, which for padding is the least number."""
+    def _of(
+        self, logits: Float[Array, "S E"], valid: Bool[Array, " S"]
+    ) -> tuple[Float[Array, "S E"], Float[Array, "S E"]]:
+        """Returns the softmax and its logarithm.
+
+        In a softmax over tokens, the logarithm of padding is the least finite number.
+        """
         if self.over == "experts":
             return jax.nn.softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=1)
         present, least = valid[:, None], jnp.finfo(logits.dtype).min
@@ -110,7 +119,7 @@ class Softmax(Score):
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Score):
-    """Independent sigmoid of each logit (BASE, DeepSeek-V3 equation 15, Llama 4)."""
+    """The sigmoid of each logit (BASE, DeepSeek-V3 equation 15, Llama 4)."""
 
     def __call__(self, inputs: Inputs) -> Scored:
         """Returns the scores of one group."""
@@ -120,19 +129,19 @@ class Sigmoid(Score):
 
 @dataclasses.dataclass(frozen=True)
 class TwoLevelSoftmax(Score):
-    """Softmax over groups of experts, times a softmax within each (Shazeer 2017, appendix B).
+    """A softmax over groups of experts times a softmax in each group (Shazeer 2017, appendix B).
 
-    The primary logit of a group is the mean over its experts of the second plane, which is any
-    linear map of the token. Groups are neighbouring experts.
+    A group consists of neighbouring experts. The primary logit of a group is the mean of the second
+    plane over its experts, so it can be any linear map of the token.
 
     Attributes:
-        groups: their number; it divides ``E``.
+        groups: Number of groups, a divisor of ``E``.
     """
 
     groups: Positive = 4
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if the groups do not divide the experts."""
+        """Raises ``ConfigError`` if ``groups`` does not divide the number of experts."""
         if num_experts % self.groups:
             raise ConfigError(
                 f"score.groups={self.groups} does not divide {num_experts} experts: change it"
@@ -140,7 +149,7 @@ class TwoLevelSoftmax(Score):
 
     @property
     def planes(self) -> int:
-        """Logits per token and expert that it reads."""
+        """The number of logits per token and expert."""
         return 2
 
     def __call__(self, inputs: Inputs) -> Scored:
@@ -156,7 +165,7 @@ class TwoLevelSoftmax(Score):
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Score):
-    """``1 / E`` everywhere, for routers that learn nothing."""
+    """The score ``1 / E`` for every token and expert, for routers without parameters."""
 
     def __call__(self, inputs: Inputs) -> Scored:
         """Returns the scores of one group."""

@@ -1,6 +1,6 @@
-"""The table of presets, read off the presets themselves.
+"""Writes the table of presets from the presets themselves.
 
-``python -m moe_jax.routing.table > docs/routers.md`` writes the page.
+The command ``python -m moe_jax.routing.table > docs/routers.md`` writes the page.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ four parts.
 
 
 def in_words(part: Any) -> str:
-    """Returns a part as it would be written in code, without what is default."""
+    """Returns a part as its constructor call in code, without arguments that have their default."""
     if dataclasses.is_dataclass(part):
         shown = [
             f"{field.name}={in_words(getattr(part, field.name))}"
@@ -50,15 +50,15 @@ def _differs(value: Any, field: dataclasses.Field) -> bool:
 
 
 def combine_weight(router: Router) -> str:
-    """Returns in words what the combine weights are."""
+    """Returns a description of the combine weights."""
     gate = router.select.gate()
     if router.capacity.renormalize:
-        gate += " / sum over the seated"
+        gate += " / sum over choices with a slot"
     return f"1; {gate} on the input" if router.gate_on == "in" else gate
 
 
 def row(function: Callable[..., Router]) -> tuple[str, ...]:
-    """Returns the cells of one preset."""
+    """Returns the cells of one preset, one per column of ``COLUMNS``."""
     router = function()
     extra = [in_words(router.head)] if _differs(router.head, _field("head")) else []
     if router.input_jitter:

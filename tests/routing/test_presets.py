@@ -347,7 +347,7 @@ def test_presets_say_over_which_tokens_a_balance_loss_is_taken(name: str):
     # Z-loss and entropy are means over tokens, whichever tokens lie together.
     spread = [loss for loss in preset(name).balance if not isinstance(loss, ZLoss | Entropy)]
     said = " ".join(functions()[name].__doc__.split())
-    assert all(f"of each {loss.span}" in said for loss in spread)
+    assert all(f"per {loss.span}" in said for loss in spread)
 
 
 # A choice that a preset's default makes void, and what gives it something to choose.

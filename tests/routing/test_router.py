@@ -258,7 +258,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "SecondBalance, one choice": (
         with_balance(SecondBalance()),
-        "SecondBalance needs second choices, and select=TopK.*use Top2",
+        "SecondBalance needs second choices, but select=TopK.*use Top2",
     ),
     "SecondBalance, BASE": (with_balance(SecondBalance(), name="base"), "select=Balanced"),
     "two losses of one name": (
@@ -314,11 +314,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Router(Softmax(noise=LearnedNoise()), TopK(1)).plan_group(
             np.zeros((2, 4)), capacity=1
         ),
-        "reads 2 logits per token and expert and was given 1",
+        "reads 2 logits per token and expert, but the input has 1",
     ),
     "two planes for none": (
         lambda: Router(Softmax(), TopK(1)).plan_group(np.zeros((2, 4, 2)), capacity=1),
-        "reads 1 logits per token and expert and was given 2",
+        "reads 1 logits per token and expert, but the input has 2",
     ),
     "hash without ids": (
         lambda: Router(Softmax(), Hash())(np.zeros((2, 4)), capacity=1),

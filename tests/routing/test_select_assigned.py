@@ -181,7 +181,7 @@ def test_forced_without_a_record_is_greedy_at_test_time_and_refused_in_training(
 
 
 def test_forced_refuses_a_record_of_another_width():
-    with pytest.raises(ConfigError, match="record has 3 choices per token, and Forced k=2"):
+    with pytest.raises(ConfigError, match="record has 3 choices per token, but Forced has k=2"):
         select(Forced(2), [[0.5, 0.5]], experts=[[0, 1, 0]])
 
 

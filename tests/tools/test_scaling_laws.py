@@ -199,7 +199,7 @@ BAD = [
     (lambda: laws.compute_optimal(math.inf), "budget=inf must be a finite number above 0"),
     (lambda: laws.compute_optimal(1e3), "budget=1000 FLOPs is too small for the search"),
     (lambda: laws.compute_optimal(1e40), "budget=1e+40 FLOPs is too large for the search"),
-    (lambda: laws.compute_optimal(1e20, MOE, ()), "granularities is empty; name one at least"),
+    (lambda: laws.compute_optimal(1e20, MOE, ()), "granularities is empty; name at least one"),
     (
         lambda: laws.compute_optimal(1e20, MOE, (0,)),
         "granularity=0 must be a finite number of at least 1",

@@ -175,7 +175,7 @@ def test_a_folder_without_every_step_is_refused_before_a_run_starts(tmp_path):
 
 def test_a_record_of_other_width_is_refused():
     ones = np.ones((ROWS, LENGTH, 2), np.int32)
-    with pytest.raises(ConfigError, match="2 choices per token, and Forced k=1"):
+    with pytest.raises(ConfigError, match="2 choices per token, but Forced has k=1"):
         measure(routing.preset("forced", k=1), {**batch(), "routing": (ones, ones)})
 
 

@@ -1,4 +1,4 @@
-"""Losses that keep the load even and the logits small. Each is unweighted and for one group."""
+"""Auxiliary losses that balance the load and bound the logits; each is unweighted, of one group."""
 
 from moe_jax.routing.balance.base import Balance, Evidence
 from moe_jax.routing.balance.importance import Importance, Load

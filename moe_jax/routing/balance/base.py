@@ -1,4 +1,4 @@
-"""The interface of the routers' losses."""
+"""The interface of the auxiliary losses of routers, and their common sums and means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Weight
@@ -14,20 +15,18 @@ from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 from moe_jax.routing.select import Selection, TokenChoice
 
-Array = jax.Array
-
 
 class Balance(Part, abc.ABC):
-    """A loss of one group, unweighted. A subclass is a frozen dataclass with a weight and a name.
+    """An unweighted loss of one group. A subclass is a frozen dataclass with a weight and a name.
 
     Attributes:
-        weight: factor in the objective.
-        name: under which it is logged.
-        span: the tokens that one value of the loss is about: a ``group`` of the layer, or a
-            ``sequence``, which is a row of the batch, with all documents packed into it. A router
-            called on its own takes the tokens that it is given for either.
-        needs_token_choice: reads the experts each token chose.
-        needs_second_choice: reads second choices.
+        weight: Factor in the objective.
+        name: Name of the logged metric.
+        span: Tokens of one value of the loss: a ``group`` of the layer, or a ``sequence``, which
+            is a row of the batch with all documents packed into it. A router that is called on its
+            own treats its input tokens as either.
+        needs_token_choice: True if the loss reads the experts that each token chose.
+        needs_second_choice: True if the loss reads second choices.
     """
 
     weight: Weight
@@ -37,50 +36,64 @@ class Balance(Part, abc.ABC):
     needs_second_choice = False
 
     @abc.abstractmethod
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What losses of tokens that chose experts read of each token, to be gathered by another span.
+    """The arrays per token that losses read, to be gathered over sequences instead of groups.
 
     Attributes:
-        logits: ``(..., S, E)``, the first plane.
-        scored: the scores.
-        choice: the choices.
+        logits: Logits ``(..., S, E)``, the first plane.
+        scored: Scores of the tokens.
+        choice: Experts that the tokens chose.
     """
 
-    logits: Array
+    logits: Float[Array, "*G S E"]
     scored: Scored
     choice: TokenChoice
 
 
-def sent(choice: TokenChoice, num_experts: int, valid: Array, choices: int | None = None) -> Array:
-    """Returns ``(S, E)``: which experts each token chose, among its first ``choices``.
+def token_choice(selection: Selection) -> TokenChoice:
+    """Returns the selection as the choices of tokens.
 
-    Choices that a policy gave up do not count; those of padding do, for losses that do not mask it.
+    Raises:
+        TypeError: If experts chose; ``Router`` rejects such a composition before.
+    """
+    if not isinstance(selection, TokenChoice):
+        raise TypeError(f"the loss reads choices of tokens, not a {type(selection).__name__}")
+    return selection
+
+
+def sent(
+    choice: TokenChoice, num_experts: int, valid: Bool[Array, " S"], choices: int | None = None
+) -> Float[Array, "S E"]:
+    """Returns 1 for each expert that a token chose among its first ``choices``, else 0.
+
+    A choice that a random policy cancelled does not count. Choices of padding count, because some
+    losses do not mask padding.
     """
     hits = choice.expert[..., None] == jnp.arange(num_experts)
     hits &= (choice.wanted | ~valid[:, None])[..., None]
     return hits[:, :choices].sum(1).astype(choice.gate.dtype)
 
 
-def by_device(per_expert: Array, devices: int) -> Array:
-    """Returns the sum over neighbouring experts ``(..., D)`` of ``(..., E)``."""
+def by_device(per_expert: Float[Array, "*S E"], devices: int) -> Float[Array, "*S D"]:
+    """Returns the sums ``(..., D)`` of ``(..., E)`` over the neighbouring experts of a device."""
     return per_expert.reshape(*per_expert.shape[:-1], devices, -1).sum(-1)
 
 
 def check_devices(num_experts: int, devices: int, name: str) -> None:
-    """Raises ``ConfigError`` if the devices do not divide the experts."""
+    """Raises ``ConfigError`` if ``devices`` does not divide the number of experts."""
     if num_experts % devices:
         raise ConfigError(
             f"{name}: {num_experts} experts do not divide over devices={devices}: change devices"
         )
 
 
-def mean_over(values: Array, mask: Array) -> Array:
-    """Returns the mean of ``values (S, ...)`` over tokens with ``mask (S,)``, 0 without any."""
+def mean_over(values: Float[Array, "S ..."], mask: Bool[Array, " S"]) -> Float[Array, "*E"]:
+    """Returns the mean of ``values (S, ...)`` over tokens with ``mask (S,)``, 0 if none has it."""
     weight = mask.reshape(-1, *(1,) * (values.ndim - 1))
     return jnp.where(weight, values, 0).sum(0) / jnp.maximum(mask.sum(), 1)

@@ -1,4 +1,4 @@
-"""Losses on the spread of a quantity over experts: its squared coefficient of variation."""
+"""Losses on the spread of a quantity over experts: the squared coefficient of variation."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moe_jax.ranges import Weight
-from moe_jax.routing.balance.base import Balance, mean_over, sent
+from moe_jax.routing.balance.base import Balance, mean_over, sent, token_choice
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select import Selection
 
-Array = jax.Array
 
-
-def squared_variation(per_expert: Array) -> Array:
-    """Returns variance over squared mean of ``(E,)``, 0 if the mean is."""
+def squared_variation(per_expert: Float[Array, " E"]) -> Float[Array, ""]:
+    """Returns the variance divided by the squared mean of ``(E,)``, and 0 if the mean is 0."""
     mean = per_expert.mean()
-    # The mean itself, since the square of a small one is zero.
+    # The values are divided before the variance is taken: the square of a small mean is zero.
     share = per_expert / jnp.where(mean > 0, mean, 1)
     return jnp.where(mean > 0, share.var(), 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Importance(Balance):
-    """Spread of the gates summed over tokens (Shazeer et al. 2017, 1701.06538, section 4).
+    """The spread of the gates summed over tokens (Shazeer et al. 2017, 1701.06538, section 4).
 
     Attributes:
-        weight: ``w_importance``.
-        of: the ``gates`` of the chosen experts (Shazeer) or the noiseless ``scores`` of all
-            (V-MoE).
+        weight: Factor ``w_importance`` in the objective.
+        of: Summed quantity: the ``gates`` of the chosen experts (Shazeer) or the noiseless
+            ``scores`` of all experts (V-MoE).
+        name: Name of the logged metric.
     """
 
     weight: Weight = 0.1
@@ -40,27 +40,28 @@ class Importance(Balance):
 
     needs_token_choice = True
 
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
         if self.of == "scores":
             return squared_variation(mean_over(scored.clean, inputs.valid))
-        experts = scored.clean.shape[1]
-        chosen = selection.expert[..., None] == jnp.arange(experts)
-        gates = (selection.gate[..., None] * chosen).sum(1)
+        choice, experts = token_choice(selection), scored.clean.shape[1]
+        chosen = choice.expert[..., None] == jnp.arange(experts)
+        gates = (choice.gate[..., None] * chosen).sum(1)
         return squared_variation(mean_over(gates, inputs.valid))
 
 
 @dataclasses.dataclass(frozen=True)
 class Load(Balance):
-    """Spread of the smooth number of tokens per expert (Shazeer et al. 2017, appendix A).
+    """The spread of the smooth number of tokens per expert (Shazeer et al. 2017, appendix A).
 
-    A token counts for an expert with the probability that a new draw of that expert's noise alone
-    would have it chosen. Without noise it counts the choices, which has no gradient.
+    A token counts for an expert with the probability that the token chooses the expert after a new
+    draw of that expert's noise alone. Without noise the loss counts choices and has no gradient.
 
     Attributes:
-        weight: ``w_load``.
-        excluding: the threshold is the k-th best of the other experts (Shazeer), else the k-th
-            best of all (V-MoE).
+        weight: Factor ``w_load`` in the objective.
+        excluding: True compares with the k-th best of the other experts (Shazeer), False with the
+            k-th best of all experts (V-MoE).
+        name: Name of the logged metric.
     """
 
     weight: Weight = 0.1
@@ -69,10 +70,11 @@ class Load(Balance):
 
     needs_token_choice = True
 
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
-        experts, k = scored.noisy.shape[1], selection.expert.shape[1]
-        chosen = sent(selection, experts, inputs.valid)
+        choice = token_choice(selection)
+        experts, k = scored.noisy.shape[1], choice.expert.shape[1]
+        chosen = sent(choice, experts, inputs.valid)
         if scored.noise_std is None:
             return squared_variation(mean_over(chosen, inputs.valid))
         top = jax.lax.top_k(scored.noisy, min(k + 1, experts))[0]

@@ -1,4 +1,4 @@
-"""Losses on who is sent where, by fraction of tokens times mean score."""
+"""Losses on the load: the fraction of tokens that chose an expert times the mean score of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Chance, Positive, Weight
@@ -16,33 +17,38 @@ from moe_jax.routing.balance.base import (
     check_devices,
     mean_over,
     sent,
+    token_choice,
 )
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select import Selection
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class LoadBalance(Balance):
-    """Fraction of tokens sent times mean score, summed over experts, times ``E``.
+    """The fraction of tokens per expert times the mean score, summed over experts, times ``E``.
 
-    Switch equations 4-6: 1 where the routing is uniform. GShard's ``l_aux`` is this over ``E**2``.
+    The loss is 1 for a uniform routing (Switch, 2101.03961, equations 4-6). GShard's ``l_aux`` is
+    this loss divided by ``E**2``.
 
     Attributes:
-        weight: factor in the objective (Switch: 1e-2).
-        choices: the fraction counts ``first`` choices (Switch, GShard, Mesh-TensorFlow), ``all``
-            of them (flaxformer, transformers; balanced value ``K``) or their ``mean`` (DeepSeek).
-            Wishes count, before any is dropped.
-        padding: ``masked`` leaves padding out of both factors and of their means (praxis);
-            ``diluted`` out of both factors, but divides them by ``S`` (Mesh-TensorFlow's top-2);
-            ``counted`` routes padding like any token and multiplies the loss by the share of
-            valid tokens (Mesh-TensorFlow's Switch); ``unsent`` leaves it out of the fraction
-            alone and divides both by ``S`` (fairseq).
-        per_token: divide a token's scores by their sum first (DeepSeek-V3 equation 18).
-        ema: the fraction is an average over steps that keeps this share of the past, as it was
-            before the step; 0 takes the group's own.
-        span: the loss is that of each ``group`` (GShard) or of each ``sequence`` (DeepSeek).
+        weight: Factor in the objective (Switch: 1e-2).
+        choices: Choices that the fraction counts: ``first`` choices (Switch, GShard,
+            Mesh-TensorFlow), the sum over ``all`` choices (flaxformer, transformers; a uniform
+            routing has loss ``K``) or the ``mean`` over all choices (DeepSeek). Dropped choices
+            count too.
+        padding: Treatment of padding. ``masked`` excludes it from both factors and from their
+            denominators (praxis); ``diluted`` excludes it from both factors, and divides them by
+            ``S`` (Mesh-TensorFlow's top-2); ``counted`` routes padding like any token and
+            multiplies the loss by the share of valid tokens (Mesh-TensorFlow's Switch);
+            ``unsent`` excludes it from the fraction only, and divides both factors by ``S``
+            (fairseq).
+        per_token: True first divides the scores of a token by their sum (DeepSeek-V3, 2412.19437,
+            equation 18).
+        ema: Decay of an average of the fraction over steps, which replaces the fraction of the
+            group; the average excludes the current step. 0 selects the fraction of the group.
+        name: Name of the logged metric.
+        span: Tokens of one value of the loss: each ``group`` (GShard) or each ``sequence``
+            (DeepSeek).
     """
 
     weight: Weight = 1e-2
@@ -56,19 +62,21 @@ class LoadBalance(Balance):
     needs_token_choice = True
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns ``load_ema (E,)`` if the fraction is an average over steps."""
+        """Returns the shape of ``load_ema (E,)`` if the fraction is an average over steps."""
         return {"load_ema": (num_experts,)} if self.ema else {}
 
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the average after a step."""
+    def next_state(
+        self, state: dict[str, Array], demand: Float[Array, "... E"]
+    ) -> dict[str, Array]:
+        """Returns the state with the average after a step."""
         if not self.ema:
             return state
         share = demand / jnp.maximum(demand.sum(-1, keepdims=True), 1)
         return state | {"load_ema": self.ema * state["load_ema"] + (1 - self.ema) * share}
 
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
-        scores, valid = scored.clean, inputs.valid
+        choice, scores, valid = token_choice(selection), scored.clean, inputs.valid
         if self.per_token:
             scores = jax.nn.softmax(scored.log_clean, axis=-1)
         num_tokens, num_experts = scores.shape
@@ -76,8 +84,8 @@ class LoadBalance(Balance):
         mask_sent = everyone if self.padding == "counted" else valid
         mask_proxy = everyone if self.padding in ("counted", "unsent") else valid
         tokens = jnp.maximum(valid.sum(), 1) if self.padding == "masked" else num_tokens
-        chosen = sent(selection, num_experts, valid, 1 if self.choices == "first" else None)
-        chosen = chosen / (selection.expert.shape[1] if self.choices == "mean" else 1)
+        chosen = sent(choice, num_experts, valid, 1 if self.choices == "first" else None)
+        chosen = chosen / (choice.expert.shape[1] if self.choices == "mean" else 1)
         fraction = jnp.where(mask_sent[:, None], chosen, 0).sum(0) / tokens
         if self.ema:
             fraction = inputs.needs_state("load_ema", "LoadBalance(ema)", "(E,) zeros at first")
@@ -88,11 +96,15 @@ class LoadBalance(Balance):
 
 @dataclasses.dataclass(frozen=True)
 class SecondBalance(Balance):
-    """The balance of second choices among the experts that are not first (Mesh-TensorFlow).
+    """The balance of second choices among all experts but the first choice (Mesh-TensorFlow).
 
-    Mesh-TensorFlow adds it at half the weight of the first and found it "a wash". Its padding makes
-    no second choice, but counts in the proxy (where it has no first one to leave out) and in both
-    divisors.
+    Mesh-TensorFlow adds the loss at half the weight of ``LoadBalance`` and found it "a wash".
+    Padding makes no second choice, but padding counts in the mean scores (where no first choice is
+    excluded) and in both denominators.
+
+    Attributes:
+        weight: Factor in the objective.
+        name: Name of the logged metric.
     """
 
     weight: Weight = 5e-3
@@ -101,10 +113,10 @@ class SecondBalance(Balance):
     needs_token_choice = True
     needs_second_choice = True
 
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
-        num_experts = scored.clean.shape[1]
-        one_hot = jax.nn.one_hot(selection.expert, num_experts, dtype=scored.clean.dtype)
+        choice, num_experts = token_choice(selection), scored.clean.shape[1]
+        one_hot = jax.nn.one_hot(choice.expert, num_experts, dtype=scored.clean.dtype)
         one_hot *= inputs.valid[:, None, None]
         least = jnp.finfo(scored.clean.dtype).min
         rest = jnp.where(one_hot[:, 0] > 0, least, scored.log_clean)
@@ -115,14 +127,16 @@ class SecondBalance(Balance):
 
 @dataclasses.dataclass(frozen=True)
 class DeviceBalance(Balance):
-    """Evenness of computation over devices (DeepSeekMoE equations 15-17; DeepSeek-V2 26-28).
+    """The balance of computation over devices (DeepSeekMoE equations 15-17; DeepSeek-V2 26-28).
 
-    Mean fraction of a device's experts times the sum of their mean scores: 1 where both are even.
+    The loss sums over devices the mean fraction of a device's experts times the sum of their mean
+    scores. It is 1 if both factors are uniform.
 
     Attributes:
-        weight: ``alpha_2``.
-        devices: groups of neighbouring experts.
-        span: see ``LoadBalance``.
+        weight: Factor ``alpha_2`` in the objective.
+        devices: ``D``, the number of groups of neighbouring experts.
+        name: Name of the logged metric.
+        span: Tokens of one value of the loss, as in ``LoadBalance``.
     """
 
     weight: Weight = 0.05
@@ -133,13 +147,14 @@ class DeviceBalance(Balance):
     needs_token_choice = True
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if the devices do not divide the experts."""
+        """Raises ``ConfigError`` if ``devices`` does not divide the number of experts."""
         check_devices(num_experts, self.devices, "DeviceBalance")
 
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
-        experts, k = scored.clean.shape[1], selection.expert.shape[1]
-        fraction = mean_over(sent(selection, experts, inputs.valid), inputs.valid) * experts / k
+        choice = token_choice(selection)
+        experts, k = scored.clean.shape[1], choice.expert.shape[1]
+        fraction = mean_over(sent(choice, experts, inputs.valid), inputs.valid) * experts / k
         fraction = by_device(fraction, self.devices) * self.devices / experts
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)
         return wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
@@ -147,13 +162,14 @@ class DeviceBalance(Balance):
 
 @dataclasses.dataclass(frozen=True)
 class CommunicationBalance(Balance):
-    """Evenness of what devices receive (DeepSeek-V2, 2405.04434, equations 29-31).
+    """The balance of tokens received by devices (DeepSeek-V2, 2405.04434, equations 29-31).
 
     Attributes:
-        weight: ``alpha_3``.
-        devices: ``D``, groups of neighbouring experts.
-        keep: ``M``, devices per token.
-        span: see ``LoadBalance``.
+        weight: Factor ``alpha_3`` in the objective.
+        devices: ``D``, the number of groups of neighbouring experts.
+        keep: Devices per token (the paper's ``M``).
+        name: Name of the logged metric.
+        span: Tokens of one value of the loss, as in ``LoadBalance``.
     """
 
     weight: Weight = 0.02
@@ -165,13 +181,13 @@ class CommunicationBalance(Balance):
     needs_token_choice = True
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if the devices do not divide the experts."""
+        """Raises ``ConfigError`` if ``devices`` does not divide the number of experts."""
         check_devices(num_experts, self.devices, "CommunicationBalance")
 
-    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Array:
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
-        visits = by_device(sent(selection, scored.clean.shape[1], inputs.valid), self.devices) > 0
-        visits = visits.astype(scored.clean.dtype)
+        chosen = sent(token_choice(selection), scored.clean.shape[1], inputs.valid)
+        visits = (by_device(chosen, self.devices) > 0).astype(scored.clean.dtype)
         fraction = mean_over(visits, inputs.valid) * self.devices / self.keep
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)
         return wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)

@@ -1,6 +1,6 @@
-"""Published routers, each a choice of the four parts. Adding one is one function and one line.
+"""Published routers. A new preset needs a function that composes the parts, and a line below.
 
-A router of one's own is added outside the package by the decorator ``register``.
+The decorator ``register`` adds a router from outside the package.
 """
 
 from __future__ import annotations
@@ -149,7 +149,12 @@ def register(function: _Preset) -> _Preset:
 
 
 def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
-    """Returns the choices of a preset with their types; none if there is no such preset."""
+    """Returns the arguments of a preset with their types.
+
+    Args:
+        name: Name of the preset; an unknown name has no arguments.
+        with_ranges: True returns the types with their ranges.
+    """
     known = {function.__name__: function for function in PRESETS}
     if name not in known:
         return {}
@@ -160,15 +165,15 @@ def choices_of(name: str, *, with_ranges: bool = False) -> dict[str, Any]:
 
 
 def preset(name: str, **choices: float | int | str | bool) -> Router:
-    """Returns a router by name, published or registered, with the named choices changed.
+    """Returns a router by name, published or registered, with some arguments changed.
 
     Args:
-        name: of the router, such as ``switch``; ``moe_jax.routing.PRESETS`` lists them.
-        **choices: of this router, such as ``k`` or ``capacity_factor``; the others stay as
-            published.
+        name: Name of the router, such as ``switch``; ``moe_jax.routing.PRESETS`` lists the names.
+        **choices: Arguments of the router that differ from its defaults, such as ``k`` or
+            ``capacity_factor``.
 
     Raises:
-        ConfigError: if the router or a choice does not exist, or a number is out of its range.
+        ConfigError: If the router or an argument does not exist, or a number is out of its range.
 
     Examples:
         A router maps the logits ``(S, E)`` of a group of tokens to a plan:

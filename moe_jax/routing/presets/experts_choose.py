@@ -1,4 +1,4 @@
-"""Experts choose tokens, or mix them."""
+"""Routers in which experts choose tokens, or mixtures of tokens."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def expert_choice_mtf(
 ) -> Router:
     """Mesh-TensorFlow's expert selection: softmax over tokens, a token averages its experts.
 
-    The balance loss is of each group, as in that code.
+    The balance loss is computed per group, as in the source.
     """
     return Router(
         score=Softmax("tokens"),

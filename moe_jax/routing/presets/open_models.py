@@ -1,7 +1,7 @@
-"""The routers of models with released weights. They drop nothing unless given a capacity factor.
+"""Routers of models with released weights; without a capacity factor they drop no choices.
 
-A balance loss is a mean over spans of tokens. Each docstring says which span the source has, and
-which one the preset has where the layer's groups are not that span.
+A balance loss is a mean over spans of tokens. Each docstring names the span of the source, and the
+span of the preset if it differs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def mixtral(
 ) -> Router:
     """Mixtral (Jiang et al. 2024, 2401.04088): softmax over the logits of the top 2.
 
-    The balance loss of ``transformers`` is of all tokens of a batch in all layers together; here
-    each layer has the loss of each group.
+    The preset computes the balance loss per group of each layer; ``transformers`` computes one over
+    all tokens of the batch in all layers together.
     """
     return Router(
         score=Softmax(),
@@ -44,7 +44,7 @@ def qwen2_moe(
 ) -> Router:
     """Qwen1.5/2-MoE: raw top-4; the layer adds a shared expert with a sigmoid gate.
 
-    The balance loss is of each group; that of ``transformers`` is of the batch and all layers.
+    The preset computes the balance loss per group, ``transformers`` over the batch and all layers.
     """
     return Router(
         score=Softmax(),
@@ -59,8 +59,8 @@ def qwen3_moe(
 ) -> Router:
     """Qwen3-MoE (2505.09388): normalised top-8, no shared expert.
 
-    The report balances the load over the global batch. Here the balance loss is of each group,
-    which asks for more: an even load in every group.
+    The report balances the load over the global batch. The preset computes the balance loss per
+    group, which is stricter, because it requires an even load in every group.
     """
     return mixtral(k, balance_weight, capacity_factor)
 
@@ -73,7 +73,7 @@ def olmoe(
 ) -> Router:
     """OLMoE (Muennighoff et al. 2024, 2409.02060, section 2): raw top-8 with z-loss.
 
-    The balance loss is of each group; OLMoE's is of the tokens of one device.
+    The preset computes the balance loss per group, OLMoE over the tokens of one device.
     """
     return Router(
         score=Softmax(),
@@ -88,7 +88,7 @@ def dbrx(
 ) -> Router:
     """DBRX's released configuration: top-4 of softmax, divided by their L1 norm.
 
-    The balance loss is of each group; that of ``transformers`` is of the batch and all layers.
+    The preset computes the balance loss per group, ``transformers`` over the batch and all layers.
     """
     return mixtral(k, balance_weight, capacity_factor)
 
@@ -103,8 +103,8 @@ def deepseek_moe(
 ) -> Router:
     """DeepSeekMoE (Dai et al. 2024, 2401.06066): raw top-k, expert and device balance.
 
-    Both losses are of each sequence, whose length is the paper's ``T`` (``seq_aux`` in the released
-    configuration), whatever the groups are.
+    Both losses are computed per sequence, independent of the groups. The length of the sequence is
+    the paper's ``T`` (``seq_aux`` in the released configuration).
     """
     return Router(
         score=Softmax(),
@@ -131,7 +131,7 @@ def deepseek_v2(
     """DeepSeek-V2 (2405.04434, section 2.2): experts on few devices, three balance losses.
 
     In training each device drops the choices of lowest gate beyond an even share of the group. All
-    three losses are of each sequence (equations 23 to 31), whatever the groups are.
+    three losses are computed per sequence (equations 23 to 31), independent of the groups.
     """
     return Router(
         score=Softmax(),
@@ -159,7 +159,7 @@ def deepseek_v3(
 ) -> Router:
     """DeepSeek-V3 (2412.19437, equations 12-20): sigmoid, bias update, groups by their two best.
 
-    The balance loss is of each sequence, a row of the batch, whatever the layer's groups are. The
+    The balance loss is computed per sequence, a row of the batch, independent of the groups. The
     bias follows the load of the whole batch.
     """
     return Router(
@@ -193,9 +193,9 @@ def loss_free(
 def llama4(
     k: Positive = 1, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """Llama 4 (transformers): the sigmoid of the top logit scales what goes into the expert.
+    """Llama 4 (transformers): the sigmoid of the top logit scales the input of the expert.
 
-    The balance loss is of each group; the released code has none.
+    The preset computes a balance loss per group; the released code has no balance loss.
     """
     return Router(
         score=Sigmoid(),
@@ -209,9 +209,9 @@ def llama4(
 def gpt_oss(
     k: Positive = 4, balance_weight: Weight = 0.9, capacity_factor: CapacityFactor | None = None
 ) -> Router:
-    """gpt-oss (transformers): logits with a bias, softmax over those of the top 4.
+    """gpt-oss (transformers): logits with a bias, softmax over the logits of the top 4.
 
-    The balance loss is of each group; that of ``transformers`` is of the batch and all layers.
+    The preset computes the balance loss per group, ``transformers`` over the batch and all layers.
     """
     return Router(
         score=Softmax(),

@@ -54,7 +54,7 @@ def noisy_top_k(
 ) -> Router:
     """Sparsely-gated MoE (Shazeer et al. 2017, 1701.06538): learned noise, two spread losses.
 
-    Importance and load are of each group; the paper's are of the whole batch.
+    The preset computes both losses per group, the paper over the whole batch.
     """
     return Router(
         score=Softmax(noise=LearnedNoise()),
@@ -74,7 +74,7 @@ def hierarchical(
 ) -> Router:
     """Two-level gating (Shazeer et al. 2017, appendix B): groups of experts, then experts.
 
-    Importance is of each group of tokens; the paper's is of the whole batch.
+    The preset computes the importance loss per group of tokens, the paper over the whole batch.
     """
     return Router(
         score=TwoLevelSoftmax(groups),
@@ -129,7 +129,7 @@ def adaptive_top_p(
 ) -> Router:
     """Dynamic routing (Huang et al. 2024, 2403.07652): experts up to probability ``p``.
 
-    The balance loss is of each group; the entropy is a mean over tokens.
+    The balance loss is computed per group; the entropy is a mean over tokens.
     """
     return Router(
         score=Softmax(),
@@ -140,7 +140,7 @@ def adaptive_top_p(
 
 
 def random(k: Positive = 1, capacity_factor: CapacityFactor | None = None) -> Router:
-    """Chance, for benchmarks; at test time in turn, which is perfectly even."""
+    """Random experts, for benchmarks; in evaluation tokens take turns, so that the load is even."""
     return Router(Uniform(), Random(k), capacity=slots_or_dropless(capacity_factor), head=NoHead())
 
 
@@ -156,7 +156,8 @@ def forced(
 ) -> Router:
     """The experts of a recorded routing, with this model's own gates; for replay.
 
-    The choices are those of the recorded router; where experts chose, ``k`` is their number.
+    The arguments equal the settings of the recorded router; if experts chose tokens there, ``k`` is
+    the number of experts.
     """
     noise = GaussianNoise(noise_std) if noise_std else None
     return Router(

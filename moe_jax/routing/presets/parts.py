@@ -1,4 +1,4 @@
-"""What several presets share."""
+"""Parts that several presets share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moe_jax.routing.capacity import Capacity
 
 
 def weighted(*parts: Balance) -> tuple[Balance, ...]:
-    """Returns the losses whose weight is not zero."""
+    """Returns the losses with a nonzero weight."""
     return tuple(part for part in parts if part.weight)
 
 
@@ -23,7 +23,7 @@ def every_choice_losses(balance_weight: Weight, z_weight: Weight = 0.0) -> tuple
 
 
 def slots_or_dropless(capacity_factor: CapacityFactor | None) -> Capacity:
-    """Returns the rule of models trained without dropping, or, with a factor, one with slots."""
+    """Returns a capacity rule that drops no choices, or a rule with this factor per choice."""
     if capacity_factor is None:
         return Capacity(dropless="always")
     return Capacity(capacity_factor, capacity_factor, per_choice=True)

@@ -26,9 +26,9 @@ def switch(
 ) -> Router:
     """Switch Transformer (Fedus et al. 2021, 2101.03961, section 2.2): top-1, raw gate.
 
-    The balance loss is of each group, as Mesh-TensorFlow's is of the tokens of one core.
-    Appendix C explores by jitter, by ``sample``, a draw from the softmax whose gate is the drawn
-    expert's probability, and by ``input_dropout``, which Mesh-TensorFlow has at 0.1.
+    The balance loss is computed per group; Mesh-TensorFlow computes it over the tokens of one core.
+    Appendix C explores by jitter, by ``sample`` (a draw from the softmax, with the probability of
+    the drawn expert as gate), and by ``input_dropout`` (0.1 in Mesh-TensorFlow).
     """
     return Router(
         score=Softmax(),
@@ -51,7 +51,7 @@ def switch_mtf(
 ) -> Router:
     """The code the Switch paper cites (Mesh-TensorFlow): its capacity rule and padding.
 
-    The balance loss is of each group, as in that code, and counts tokens of padding.
+    The balance loss is computed per group, as in the source, and counts padding.
     """
     return Router(
         score=Softmax(),
@@ -74,8 +74,8 @@ def switch_t5x(
 ) -> Router:
     """The released T5X/flaxformer configs: no jitter, router from N(0, 0.02), rounded capacity.
 
-    With ``k=2`` their ``tokens_choose``: raw gates, and a balance loss of all choices. The balance
-    loss is of each group, as in that code.
+    With ``k=2`` the preset is their ``tokens_choose``, with raw gates and a balance loss over all
+    choices. The balance loss is computed per group, as in the source.
     """
     return Router(
         score=Softmax(),
@@ -99,7 +99,7 @@ def switch_max(
 ) -> Router:
     """Mesh-TensorFlow's ``switch_max``: Switch with slots in order of the gates.
 
-    The balance loss is of each group, as in that code.
+    The balance loss is computed per group, as in the source.
     """
     return switch_mtf(
         capacity_factor,
@@ -119,7 +119,7 @@ def no_token_left_behind(
 ) -> Router:
     """Switch appendix B: a token whose expert is full tries its next best, up to ``k``.
 
-    The balance loss is of each group, as in ``switch_mtf``.
+    The balance loss is computed per group, as in ``switch_mtf``.
     """
     return Router(
         score=Softmax(),
@@ -141,8 +141,8 @@ def vmoe(
 ) -> Router:
     """V-MoE (Riquelme et al. 2021, 2106.05974): noise, raw top-2, batch-prioritised slots.
 
-    The released models were trained with ``priority="choice"``. Importance and load are of each
-    group, as in the released code.
+    The released models were trained with ``priority="choice"``. Both losses are computed per group,
+    as in the released code.
     """
     return Router(
         score=Softmax(noise=GaussianNoise(noise_std)),

@@ -23,8 +23,8 @@ def gshard(
 ) -> Router:
     """GShard (Lepikhin et al. 2020, 2006.16668, Algorithm 1): top-2, random second expert.
 
-    The balance loss is of each group, as in Algorithm 1, and in Switch's normalisation: GShard's
-    own value is this over ``E**2``.
+    The balance loss is computed per group, as in Algorithm 1, with Switch's normalisation; GShard's
+    own value is this loss divided by ``E**2``.
     """
     return Router(
         score=Softmax(),
@@ -41,7 +41,7 @@ def glam(
 ) -> Router:
     """GLaM (Du et al. 2021, 2112.06905): GShard's top-2 where both experts always count.
 
-    The balance loss is of each group, as GShard's.
+    The balance loss is computed per group, as in GShard.
     """
     return gshard(capacity_factor, eval_capacity_factor, balance_weight, second="all")
 
@@ -57,7 +57,7 @@ def top2_mtf(
 ) -> Router:
     """Mesh-TensorFlow's top-2 gating: second expert kept with probability ``min(1, g2/0.2)``.
 
-    The balance losses of first and second experts are of each group, as in that code.
+    The balance losses of first and second choices are computed per group, as in the source.
     """
     return Router(
         score=Softmax(),
@@ -81,7 +81,7 @@ def st_moe(
 ) -> Router:
     """ST-MoE (Zoph et al. 2022, 2202.08906, section 3 and appendix G): top-2 with z-loss.
 
-    The balance loss is of each group, as Mesh-TensorFlow's.
+    The balance loss is computed per group, as in Mesh-TensorFlow.
     """
     return Router(
         score=Softmax(),
@@ -100,11 +100,11 @@ def fairseq_top2(
     batch_prioritized: bool = False,
     fp32_gating: bool = True,
 ) -> Router:
-    """Fairseq's Top2Gate (branch ``moe``); its flags by name, ``2 * ceil(S / E)`` slots.
+    """Fairseq's Top2Gate (branch ``moe``) with its flags by name, ``2 * ceil(S / E)`` slots.
 
-    Without a key the second expert is the second best; fairseq samples at test time too. Its own
-    default computes the gate in half precision, here ``fp32_gating=False``. The balance loss is of
-    each group; fairseq's is of the tokens of one device.
+    Without a key the second expert is the second best; fairseq samples in evaluation too. Fairseq's
+    default computes the gate in half precision, here ``fp32_gating=False``. The preset computes the
+    balance loss per group, fairseq over the tokens of one device.
     """
     return Router(
         score=Softmax(),
@@ -134,7 +134,7 @@ def fairseq_top1(
 ) -> Router:
     """Fairseq's Top1Gate (``--moe-top1-expert``): ``int(1.0 * ceil(S / E))`` slots, raw gate.
 
-    The balance loss is of each group; fairseq's is of the tokens of one device.
+    The preset computes the balance loss per group, fairseq over the tokens of one device.
     """
     return Router(
         score=Softmax(),
@@ -159,9 +159,9 @@ def xmoe(
     unit_tokens: bool = False,
     eval_token_fraction: EvalShare = 0.25,
 ) -> Router:
-    """X-MoE (Chi et al. 2022, 2204.09179) as torchscale has it: cosine logits, random second.
+    """X-MoE (Chi et al. 2022, 2204.09179) as in torchscale: cosine logits, random second expert.
 
-    The balance loss is of each group; torchscale's is of the tokens of one device.
+    The preset computes the balance loss per group, torchscale over the tokens of one device.
     """
     return Router(
         score=Softmax(),

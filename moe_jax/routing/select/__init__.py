@@ -1,4 +1,4 @@
-"""From scores to wishes: which experts each token wants, or which tokens each expert takes."""
+"""Selections: the experts that each token chooses, or the tokens that each expert chooses."""
 
 from moe_jax.routing.select.assigned import Balanced, Forced, Hash, Random
 from moe_jax.routing.select.base import ExpertChoice, Select, Selection, SoftChoice, TokenChoice

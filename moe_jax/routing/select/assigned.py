@@ -1,4 +1,4 @@
-"""Tokens are assigned: by a balanced assignment, by their id, by chance, or from a record."""
+"""Selections without a ranking: balanced assignment, hash of the id, chance, recorded routing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Factor, Iterations, Positive, PositiveShare, Seed, Vocabulary
@@ -23,20 +24,18 @@ from moe_jax.routing.select.base import (
     gates,
 )
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class Balanced(Select):
-    """One expert per token, all experts with as many: the assignment of largest total logit.
+    """The balanced assignment of largest total logit, with one expert per token.
 
-    BASE layers (Lewis et al. 2021, 2103.16716): in training a linear assignment, here by auction;
-    at test time the best expert.
+    BASE layers (Lewis et al. 2021, 2103.16716) solve a linear assignment in training, here by an
+    auction, and take the best expert in evaluation.
 
     Attributes:
-        tolerance: bids rise by this share of the range of the logits, so the total is within
-            ``S`` times as much of the best one.
-        rounds: of bidding at most.
+        tolerance: Least rise of a bid, as a share of the range of the logits. The total differs
+            from the optimum by at most ``S`` times this rise.
+        rounds: Largest number of rounds of bidding.
     """
 
     tolerance: PositiveShare = 1e-3
@@ -48,7 +47,7 @@ class Balanced(Select):
         return 1
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         if inputs.rng is None:
             expert = best(scored.noisy, 1)
         else:
@@ -58,22 +57,32 @@ class Balanced(Select):
         return every_choice(expert, gate, inputs.valid, log_gate)
 
 
-def auction(values: Array, valid: Array, tolerance: float, rounds: int) -> Array:
-    """Returns ``(S,)`` int32 experts for tokens that pay most in total ``values (S, E)``.
+def auction(
+    values: Float[Array, "S E"], valid: Bool[Array, " S"], tolerance: float, rounds: int
+) -> Int32[Array, " S"]:
+    """Returns the balanced assignment ``(S,)`` of tokens to experts of largest total value.
 
-    Bertsekas' auction for the transportation problem: tokens without a seat bid what makes their
-    best expert as good as their second best, and an expert keeps its highest bids.
+    The algorithm is Bertsekas' auction for the transportation problem. In each round every token
+    without an expert raises the price of its best expert until its second best is as good, and
+    every expert keeps its ``ceil(S / E)`` highest bids.
+
+    Args:
+        values: Value ``(S, E)`` of each expert for each token.
+        valid: Mask ``(S,)``, False for padding, which does not bid.
+        tolerance: Least rise of a bid, as a share of the range of the values.
+        rounds: Largest number of rounds. A token without an expert then takes its best one.
     """
     tokens, experts = values.shape
     seats = -(-tokens // experts)
-    # A token takes one expert whatever it pays, so values count relative to its best one. They are
-    # then small where they matter, and bids far below the size of the logits are not rounded away.
+    # A constant per token does not change the assignment, so the values are taken relative to the
+    # best one. They are then small near the best, and rounding does not swallow small bids.
     values = values - values.max(1, keepdims=True)
     values = jnp.where(valid[:, None], values, 0.0)
     span = jnp.maximum(-values.min(), 1e-6)
     least = tolerance * span
 
-    def unseated(held: Array) -> Array:
+    # ``held (S, E)``: the bid of each token that an expert holds, else -inf.
+    def unassigned(held: Float[Array, "S E"]) -> Bool[Array, " S"]:
         return valid & ~jnp.isfinite(held).any(1)
 
     def bid(carried: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -83,21 +92,21 @@ def auction(values: Array, valid: Array, tolerance: float, rounds: int) -> Array
         gain = values - price
         two, expert = jax.lax.top_k(gain, min(2, experts))
         offer = price[expert[:, 0]] + two[:, 0] - two[:, -1] + least
-        asks = unseated(held)[:, None] & (expert[:, :1] == jnp.arange(experts))
-        held = jnp.where(asks, offer[:, None], held)
-        kept = jax.lax.top_k(held.T, seats)[1]
+        bids = unassigned(held)[:, None] & (expert[:, :1] == jnp.arange(experts))
+        held = jnp.where(bids, offer[:, None], held)
+        highest = jax.lax.top_k(held.T, seats)[1]
         mask = jnp.zeros((experts, tokens), bool)
-        mask = mask.at[jnp.arange(experts)[:, None], kept].set(True).T
+        mask = mask.at[jnp.arange(experts)[:, None], highest].set(True).T
         return jnp.where(mask, held, -jnp.inf), count + 1
 
     def bidding(carried: tuple[Array, Array]) -> Array:
         held, count = carried
-        return unseated(held).any() & (count < rounds)
+        return unassigned(held).any() & (count < rounds)
 
     start = jnp.full_like(values, -jnp.inf)
     held, _ = jax.lax.while_loop(bidding, bid, (start, jnp.int32(0)))
-    seat = jnp.argmax(jnp.isfinite(held), axis=1)
-    return jnp.where(unseated(held), jnp.argmax(values, axis=1), seat).astype(jnp.int32)
+    assigned = jnp.argmax(jnp.isfinite(held), axis=1)
+    return jnp.where(unassigned(held), jnp.argmax(values, axis=1), assigned).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +114,12 @@ class Hash(Select):
     """A fixed expert per token id, with gate 1 (Roller et al. 2021, 2106.04426).
 
     Attributes:
-        kind: ``random`` hash of the id; ``modulo`` ``E`` (Expert Choice, section 4.6);
-            ``balanced``: frequent ids first, each to the expert with least so far, where the id
-            is taken for the rank and frequencies for Zipf's, as SentencePiece orders them.
-        vocab_size: number of ids, for ``balanced``.
-        seed: of ``random``.
+        kind: Hash function. ``random`` hashes the id; ``modulo`` takes the id modulo ``E`` (Expert
+            Choice, section 4.6); ``balanced`` assigns ids by falling frequency, each to the expert
+            of least load. The id is the rank of its frequency, as SentencePiece orders ids, and
+            frequencies follow Zipf's law.
+        vocab_size: Number of ids, for ``balanced``.
+        seed: Seed of ``random``.
     """
 
     kind: Literal["random", "modulo", "balanced"] = "random"
@@ -119,11 +129,11 @@ class Hash(Select):
     needs_token_ids = True
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises ``ConfigError`` if there are ids without a row in the table of ``balanced``."""
+        """Raises ``ConfigError`` if the table of ``balanced`` lacks ids below ``vocab_size``."""
         if self.kind == "balanced" and self.vocab_size < vocab_size:
             raise ConfigError(
                 f"vocab_size={self.vocab_size} of the hash router is less than the {vocab_size} "
-                f"ids of the tokenizer: all later ids would share one expert; set it to "
+                f"ids of the tokenizer, and all later ids would share one expert: set it to "
                 f"{vocab_size} or more"
             )
 
@@ -133,11 +143,11 @@ class Hash(Select):
         return 1
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return "1"
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Looks one group up."""
+        """Returns the choices of one group."""
         ids = inputs.needs_token_ids("Hash")
         experts = scored.scores.shape[1]
         match self.kind:
@@ -151,8 +161,8 @@ class Hash(Select):
         return every_choice(expert, jnp.ones_like(scored.scores[:, :1]), inputs.valid)
 
 
-def _mixed(ids: Array, seed: int) -> Array:
-    """The 32-bit finaliser of MurmurHash3."""
+def _mixed(ids: Int[Array, " S"], seed: int) -> UInt32[Array, " S"]:
+    """Returns the 32-bit finaliser of MurmurHash3 on the ids."""
     h = ids.astype(jnp.uint32) ^ jnp.uint32(seed * 0x9E3779B9 & 0xFFFFFFFF)
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -160,8 +170,8 @@ def _mixed(ids: Array, seed: int) -> Array:
 
 
 @functools.cache
-def balanced_table(vocab_size: int, num_experts: int) -> np.ndarray:
-    """Returns ``(V,)`` int32 experts: ids, taken as ranks of Zipf's law, assigned greedily."""
+def balanced_table(vocab_size: int, num_experts: int) -> Int32[np.ndarray, " V"]:
+    """Returns the expert ``(V,)`` of each id, by greedy assignment of Zipf's frequencies."""
     heap = [(0.0, expert) for expert in range(num_experts)]
     table = np.zeros(vocab_size, np.int32)
     for rank in range(vocab_size):
@@ -173,7 +183,11 @@ def balanced_table(vocab_size: int, num_experts: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Random(Select):
-    """``k`` experts by chance, with gate ``1 / k``; without a key, in turn. For benchmarks."""
+    """Random experts with gate ``1 / k``, for benchmarks; without a key, tokens take turns.
+
+    Attributes:
+        k: Experts per token.
+    """
 
     k: Positive = 1
 
@@ -188,11 +202,11 @@ class Random(Select):
             raise ConfigError(f"k={self.k} experts per token, but there are {num_experts} experts")
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return f"1 / {self.k}"
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Draws for one group."""
+        """Returns the choices of one group."""
         tokens, experts = scored.scores.shape
         if inputs.rng is None:
             turn = jnp.arange(tokens * self.k, dtype=jnp.int32) % experts
@@ -205,16 +219,16 @@ class Random(Select):
 
 @dataclasses.dataclass(frozen=True)
 class Forced(Select):
-    """The experts of a recorded routing, with gates of this router's own scores.
+    """The experts of a recorded routing, with gates from this router's own scores.
 
-    The record is ``state["experts"]``, ``(S, K)`` int32: an expert, or ``-1 - expert`` for a choice
-    that got no slot. The task's gradient flows through the gates as in the recorded run. At test
-    time there is none, and the ``k`` best experts serve.
+    The recorded experts are ``state["experts"] (S, K)``: an expert, or ``-1 - expert`` for a
+    dropped choice. The gradient of the task flows through the gates as in the recorded run. In
+    evaluation the state has no recorded experts, and each token takes its ``k`` best experts.
 
     Attributes:
-        k: recorded choices per token.
-        normalize: divide the k gates by their sum, lost choices included.
-        scale: factor on every gate.
+        k: Recorded choices per token.
+        normalize: True divides the ``k`` gates by their sum, dropped choices included.
+        scale: Factor on every gate.
     """
 
     k: Positive = 1
@@ -232,18 +246,18 @@ class Forced(Select):
             raise ConfigError(f"k={self.k} experts per token, but there are {num_experts} experts")
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return gate_in_words(self.normalize, self.scale)
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Repeats one group."""
+        """Returns the recorded choices of one group."""
         if "experts" not in inputs.state and inputs.rng is None:
             record = best(scored.noisy, self.k)
         else:
             record = inputs.needs_state("experts", "Forced", f"(S, {self.k}) recorded experts")
         if record.shape[-1] != self.k:
             raise ConfigError(
-                f"the record has {record.shape[-1]} choices per token, and Forced k={self.k}: "
+                f"the record has {record.shape[-1]} choices per token, but Forced has k={self.k}: "
                 f"set the router's k to {record.shape[-1]}"
             )
         expert = jnp.where(record < 0, -1 - record, record).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""The wishes of a group, and the interface of what makes them."""
+"""The interface of selections, and the choices that they return."""
 
 from __future__ import annotations
 
@@ -7,74 +7,77 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
-
-Array = jax.Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenChoice:
-    """Tokens chose experts; the capacity rule still has to seat them.
+    """The experts that tokens chose; the capacity rule then assigns the choices to slots.
+
+    A leading ``...`` stands for the group axis.
 
     Attributes:
-        expert: ``(S, K)`` int32, best first.
-        gate: ``(S, K)`` combine weight if the choice gets a slot.
-        wanted: ``(S, K)`` bool, False for padding and for choices a random policy gave up.
-        queued: ``(S, K)`` bool, choices that advance their expert's queue, seated or not.
-        log_gate: ``(S, K)`` logarithm of ``gate`` up to one term for all choices of the group,
-            finite.
+        expert: Chosen experts ``(..., S, K)``, best first.
+        gate: Combine weight ``(..., S, K)`` of the choice if it gets a slot.
+        wanted: Mask ``(..., S, K)``, False for padding and for choices that a random policy
+            cancelled.
+        queued: Mask ``(..., S, K)`` of choices that occupy a position in their expert's queue,
+            with or without a slot.
+        log_gate: Finite logarithm ``(..., S, K)`` of ``gate``, up to one constant per group.
     """
 
-    expert: Array
-    gate: Array
-    wanted: Array
-    queued: Array
-    log_gate: Array
+    expert: Int32[Array, "*G S K"]
+    gate: Float[Array, "*G S K"]
+    wanted: Bool[Array, "*G S K"]
+    queued: Bool[Array, "*G S K"]
+    log_gate: Float[Array, "*G S K"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice:
-    """Experts chose tokens; every pick is a slot.
+    """The tokens that experts chose, one per slot.
 
     Attributes:
-        token: ``(E, C)`` int32.
-        gate: ``(E, C)`` combine weight.
-        filled: ``(E, C)`` bool, False where fewer tokens than slots were there.
+        token: Chosen tokens ``(E, C)``.
+        gate: Combine weights ``(E, C)``.
+        filled: Mask ``(E, C)``, False if the slot is empty because too few tokens are valid.
     """
 
-    token: Array
-    gate: Array
-    filled: Array
+    token: Int32[Array, "E C"]
+    gate: Float[Array, "E C"]
+    filled: Bool[Array, "E C"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftChoice:
-    """Every slot is a weighted mean of all tokens.
+    """The weights of slots that are weighted means of all tokens.
 
     Attributes:
-        dispatch: ``(S, E, C)`` weights of the tokens in a slot.
-        combine: ``(S, E, C)`` weights of the slots in a token.
+        dispatch: Weights ``(S, E, C)`` of the tokens in each slot.
+        combine: Weights ``(S, E, C)`` of the slots in each token.
     """
 
-    dispatch: Array
-    combine: Array
+    dispatch: Float[Array, "S E C"]
+    combine: Float[Array, "S E C"]
 
 
 Selection = TokenChoice | ExpertChoice | SoftChoice
 
 
 class Select(Part, abc.ABC):
-    """Scores to wishes. A subclass is a frozen dataclass.
+    """The map from scores to choices. A subclass is a frozen dataclass.
 
-    Its class attributes say what the other parts and the layer must know about it.
+    The class attributes describe the selection to the other parts and to the layer.
 
     Attributes:
-        experts_choose: experts rank the tokens of a group, so a gate depends on later tokens.
-        slot_table: a slot holds one token or none; else only the ``einsum`` transport can serve.
-        needs_token_ids: routes by token id.
+        experts_choose: True if experts choose tokens, so that gates depend on later tokens.
+        slot_table: True if a slot holds at most one token; otherwise only the ``einsum`` transport
+            applies.
+        needs_token_ids: True if the selection reads token ids.
     """
 
     experts_choose = False
@@ -83,53 +86,55 @@ class Select(Part, abc.ABC):
 
     @abc.abstractmethod
     def choices(self, num_experts: int) -> int:
-        """Returns ``K``, the most experts a token asks for."""
+        """Returns ``K``, the number of choices per token."""
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises ``ConfigError`` if it cannot route the ids below ``vocab_size``."""
+        """Raises ``ConfigError`` if the selection cannot route all ids below ``vocab_size``."""
         del vocab_size
 
     def planes(self) -> int:
-        """Returns how many logits per token and expert it reads."""
+        """Returns the number of logits per token and expert that the selection reads."""
         return 1
 
     def slots(self) -> int | None:
-        """Returns the number of slots per expert where the selection fixes it."""
+        """Returns the number of slots per expert, or ``None`` if the capacity rule sets it."""
         return None
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return "score"
 
     @abc.abstractmethod
     def __call__(self, scored: Scored, inputs: Inputs) -> Selection:
-        """Selects on one group."""
+        """Returns the choices of one group."""
 
 
 def gate_in_words(normalize: bool, scale: float = 1.0) -> str:
-    """Returns the combine weight of the routers that choose by score."""
+    """Returns the description of the combine weight for selections by score."""
     gate = "score / sum over the chosen" if normalize else "score"
     return gate if scale == 1 else f"{scale:g} * {gate}"
 
 
-def best(ranking: Array, k: int) -> Array:
-    """Returns ``(S, K)`` int32, the ``k`` best experts of every token, best first."""
+def best(ranking: Float[Array, "S E"], k: int) -> Int32[Array, "S K"]:
+    """Returns the ``k`` best experts ``(S, K)`` of every token, best first."""
     return jax.lax.top_k(jax.lax.stop_gradient(ranking), k)[1].astype(jnp.int32)
 
 
-def at(scores: Array, expert: Array) -> Array:
-    """Returns ``(S, K)`` the scores of the chosen experts."""
+def at(scores: Float[Array, "S E"], expert: Int[Array, "S K"]) -> Float[Array, "S K"]:
+    """Returns the scores ``(S, K)`` of the chosen experts."""
     return jnp.take_along_axis(scores, expert, axis=1)
 
 
-def gates(scored: Scored, expert: Array, *, normalize: bool) -> tuple[Array, Array]:
+def gates(
+    scored: Scored, expert: Int[Array, "S K"], *, normalize: bool
+) -> tuple[Float[Array, "S K"], Float[Array, "S K"]]:
     """Returns the gates ``(S, K)`` of the chosen experts and their logarithms.
 
     Args:
-        scored: the scores.
-        expert: ``(S, K)``.
-        normalize: divide the gates by their sum over ``K``, as the softmax of the logarithms does
-            for scores of any size.
+        scored: The scores.
+        expert: Chosen experts ``(S, K)``.
+        normalize: True divides the gates by their sum over ``K``. A softmax of the logarithms
+            computes this for scores of any size.
     """
     logs = at(scored.log_scores, expert)
     if normalize:
@@ -138,15 +143,19 @@ def gates(scored: Scored, expert: Array, *, normalize: bool) -> tuple[Array, Arr
 
 
 def every_choice(
-    expert: Array, gate: Array, valid: Array, log_gate: Array | None = None
+    expert: Int32[Array, "S K"],
+    gate: Float[Array, "S K"],
+    valid: Bool[Array, " S"],
+    log_gate: Float[Array, "S K"] | None = None,
 ) -> TokenChoice:
-    """Returns the wishes where no token but padding gives one up.
+    """Returns choices of which only padding's are masked.
 
     Args:
-        expert: ``(S, K)``.
-        gate: ``(S, K)``.
-        valid: ``(S,)``.
-        log_gate: ``(S, K)``; without it that of the gate, which must not be too small for its type.
+        expert: Chosen experts ``(S, K)``.
+        gate: Combine weights ``(S, K)``.
+        valid: Mask ``(S,)``, False for padding.
+        log_gate: Logarithm ``(S, K)`` of the combine weights. ``None`` computes it from ``gate``,
+            which must then not be too small for its type.
     """
     wanted = jnp.broadcast_to(valid[:, None], expert.shape)
     if log_gate is None:

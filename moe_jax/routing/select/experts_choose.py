@@ -1,4 +1,4 @@
-"""Experts choose tokens, or mixtures of them."""
+"""Selections in which experts choose tokens, or mixtures of tokens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.ranges import Iterations, Positive, Range, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select.base import ExpertChoice, Select, SoftChoice
 
-Array = jax.Array
-# Scores of up to 1 are divided by it and stay far below the largest float32.
+# A score of at most 1 divided by a temperature in this range is far below the largest float32.
 Temperature = Annotated[float, Range(1e-9, 1e6)]
 
 
@@ -21,44 +21,50 @@ Temperature = Annotated[float, Range(1e-9, 1e6)]
 class Cap(Ranged):
     """A bound on the experts per token (Zhou et al. 2022, 2202.09368, section 3.3).
 
-    Entropy-regularised linear program, solved by Dykstra's alternating projections in logarithms.
-    The paper projects on three sets in turn; here on two, an expert's share and its bound of one
-    slot per token being one set, which takes fewer iterations. 100 of them still leave some tokens
-    above ``b``, most where the capacity factor is ``b`` itself and every token must get exactly it.
+    Dykstra's alternating projections solve an entropy-regularised linear program in logarithms.
+    The paper projects on three sets in turn. This code projects on two sets, because it treats an
+    expert's capacity and its bound of one slot per token as one set, which takes fewer iterations.
+    After 100 iterations some tokens still exceed ``b``, most often if the capacity factor is ``b``,
+    because every token must then have exactly ``b`` experts.
 
     Attributes:
-        experts: ``b``, the most experts a token gets.
-        entropy: ``lambda``.
-        iterations: of the projections.
+        experts: ``b``, the largest number of experts per token.
+        entropy: ``lambda``, the weight of the entropy.
+        iterations: Number of iterations of both projections.
     """
 
     experts: Positive = 2
     entropy: Temperature = 1e-3
     iterations: Iterations = 100
 
-    def __call__(self, scores: Array, valid: Array, capacity: int) -> Array:
-        """Returns the logarithm of the plan ``(S, E)``; ``-inf`` for padding."""
+    def __call__(
+        self, scores: Float[Array, "S E"], valid: Bool[Array, " S"], capacity: int
+    ) -> Float[Array, "S E"]:
+        """Returns the logarithm of the solution ``(S, E)``, ``-inf`` for padding."""
         start = jnp.where(valid[:, None], scores / self.entropy, -jnp.inf)
         bound = jnp.log(jnp.asarray(self.experts, scores.dtype))
 
-        def project(_: int, carried: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def project(_: Array, carried: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             plan, expert_rest, token_rest = carried
-            # What a projection takes away it gives back before the next, as Dykstra has it.
-            wanted = plan + expert_rest
-            plan = _filled(wanted, capacity, valid)
-            expert_rest = jnp.where(valid[:, None], wanted - plan, 0.0)
-            wanted = plan + token_rest
-            over = jnp.maximum(jax.nn.logsumexp(wanted, axis=1, keepdims=True) - bound, 0.0)
-            return wanted - over, expert_rest, over
+            # Dykstra's method adds the last correction of a set before it projects on it again.
+            target = plan + expert_rest
+            plan = _filled(target, capacity, valid)
+            expert_rest = jnp.where(valid[:, None], target - plan, 0.0)
+            target = plan + token_rest
+            over = jnp.maximum(jax.nn.logsumexp(target, axis=1, keepdims=True) - bound, 0.0)
+            return target - over, expert_rest, over
 
         zeros = jnp.zeros_like(scores), jnp.zeros_like(scores[:, :1])
         return jax.lax.fori_loop(0, self.iterations, project, (start, *zeros))[0]
 
 
-def _filled(plan: Array, capacity: int, valid: Array) -> Array:
-    """Scales every expert's column to sum to ``C`` with no entry above 1, in logarithms.
+def _filled(
+    plan: Float[Array, "S E"], capacity: int, valid: Bool[Array, " S"]
+) -> Float[Array, "S E"]:
+    """Returns each expert's column scaled to sum to ``C`` with no entry above 1, in logarithms.
 
-    The largest ``m`` entries are 1 and the others share ``C - m``, for the least ``m`` that fits.
+    The largest ``m`` entries become 1 and the other entries share ``C - m``, for the least possible
+    ``m``.
     """
     capacity = min(capacity, plan.shape[0])
     largest, which = jax.lax.top_k(plan.T, capacity)
@@ -66,25 +72,25 @@ def _filled(plan: Array, capacity: int, valid: Array) -> Array:
     others = jax.nn.logsumexp(others, axis=1, keepdims=True)
     rank = jnp.arange(capacity)
 
-    def shift(ones: Array) -> Array:
+    def shift(ones: Int[Array, "E 1"]) -> Float[Array, "E 1"]:
         tail = jnp.where(rank >= ones, largest, -jnp.inf)
         tail = jnp.logaddexp(jax.nn.logsumexp(tail, axis=1, keepdims=True), others)
         return jnp.log((capacity - ones).astype(plan.dtype)) - tail
 
-    def fits(ones: Array) -> Array:
+    def fits(ones: Int[Array, "E 1"]) -> Bool[Array, "E 1"]:
         return jnp.take_along_axis(largest, ones, axis=1) + shift(ones) <= 1e-6
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) // 2
         fit = fits(middle)
         return jnp.where(fit, low, middle + 1), jnp.where(fit, middle, high)
 
-    # Whatever fits with m ones fits with more.
+    # If m ones are possible, so are m + 1, and bisection finds the least m.
     low = jnp.zeros((plan.shape[1], 1), jnp.int32)
     steps = (capacity - 1).bit_length()
     _, least = jax.lax.fori_loop(0, steps, halve, (low, low + capacity - 1))
-    # Fewer tokens than slots: all of them are 1.
+    # If there are no more tokens than slots, all entries are 1.
     everyone = (valid.sum() <= capacity) | ~fits(least)
     filled = jnp.where(everyone, 0.0, jnp.minimum(plan.T + shift(least), 0.0)).T
     return jnp.where(valid[:, None], filled, -jnp.inf)
@@ -92,11 +98,12 @@ def _filled(plan: Array, capacity: int, valid: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class TopTokens(Select):
-    """Every expert takes its ``C`` best tokens (Expert Choice, Zhou et al. 2022, section 3.2).
+    """Every expert chooses its ``C`` best tokens (Expert Choice, Zhou et al. 2022, section 3.2).
 
     Attributes:
-        average: divide a token's gates by the number of experts that took it (Mesh-TensorFlow).
-        cap: bound on the experts per token.
+        average: True divides a token's gates by the number of experts that chose it
+            (Mesh-TensorFlow).
+        cap: Bound on the experts per token, or ``None``.
     """
 
     average: bool = False
@@ -105,16 +112,16 @@ class TopTokens(Select):
     experts_choose = True
 
     def choices(self, num_experts: int) -> int:
-        """Returns 1: a capacity factor of c gives every token c experts on average."""
+        """Returns 1, so that a token has on average as many experts as the capacity factor."""
         del num_experts
         return 1
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return "score / experts that took the token" if self.average else "score"
 
     def __call__(self, scored: Scored, inputs: Inputs) -> ExpertChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         scores, valid = scored.scores, inputs.valid
         ranking = jax.lax.stop_gradient(scored.log_scores)
         if self.cap is not None:
@@ -130,12 +137,12 @@ class TopTokens(Select):
 
 @dataclasses.dataclass(frozen=True)
 class SoftSlots(Select):
-    """Slots are mixtures of tokens, and tokens mixtures of slots (Soft MoE, 2308.00951).
+    """Slots that are mixtures of tokens, and tokens that are mixtures of slots (2308.00951).
 
-    Softmax over the tokens going in, over all slots coming out.
+    The dispatch weights are a softmax over tokens, the combine weights a softmax over all slots.
 
     Attributes:
-        per_expert: slots of every expert, whatever the number of tokens.
+        per_expert: Slots per expert, independent of the number of tokens.
     """
 
     per_expert: Positive = 1
@@ -144,23 +151,23 @@ class SoftSlots(Select):
     slot_table = False
 
     def choices(self, num_experts: int) -> int:
-        """Returns ``K``: every token is a little in every expert."""
+        """Returns ``K``, here ``E``: every token has a share in every expert."""
         return num_experts
 
     def planes(self) -> int:
-        """Returns the number of slots: each has its own logits."""
+        """Returns the number of slots per expert, each of which has its own logits."""
         return self.per_expert
 
     def slots(self) -> int:
-        """Returns the number of slots."""
+        """Returns the number of slots per expert."""
         return self.per_expert
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return "softmax over all slots"
 
     def __call__(self, scored: Scored, inputs: Inputs) -> SoftChoice:
-        """Mixes one group."""
+        """Returns the dispatch and combine weights of one group."""
         del scored
         logits, valid = inputs.planes, inputs.valid[:, None, None]
         masked = jnp.where(valid, logits, jnp.finfo(logits.dtype).min)

@@ -1,4 +1,4 @@
-"""What tokens rank experts by, where that is not the score their gate is read from."""
+"""Rankings of experts by other values than the scores from which gates are read."""
 
 from __future__ import annotations
 
@@ -8,81 +8,83 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Iterations, NonNegative, Positive, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 
-Array = jax.Array
-
 
 class Rank(Part, abc.ABC):
-    """Scores to a ranking. A subclass is a frozen dataclass."""
+    """The map from scores to a ranking of experts. A subclass is a frozen dataclass."""
 
     @abc.abstractmethod
-    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
-        """Returns ``(S, E)``; no gradient flows through it."""
+    def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the ranking ``(S, E)``, best highest; no gradient flows through it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bias(Rank):
-    """Score plus a bias that rises for experts with too few tokens (Loss-Free Balancing).
+    """The score plus a bias that rises for experts with too few tokens (Loss-Free Balancing).
 
-    Wang et al. 2024 (2408.15664), DeepSeek-V3 (2412.19437) section 2.1.2. The bias is state, not a
-    parameter: after a step it grows by ``rate`` times the sign of mean load minus load, or times
-    that difference as a share of the mean.
+    Wang et al. 2024 (2408.15664) and DeepSeek-V3 (2412.19437, section 2.1.2) define the bias. It is
+    state, not a parameter: each step adds ``rate`` times the error of the expert's load.
 
     Attributes:
-        rate: ``u`` or ``gamma``.
-        rule: ``sign`` or ``proportional``.
+        rate: Update rate (``u`` or ``gamma`` in the papers).
+        rule: Error of the load: the ``sign`` of mean load minus load, or this difference divided
+            by the mean load (``proportional``).
     """
 
     rate: NonNegative = 1e-3
     rule: Literal["sign", "proportional"] = "sign"
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns ``bias (E,)``."""
+        """Returns the shape of ``bias (E,)``."""
         return {"bias": (num_experts,)}
 
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the bias after a step."""
+    def next_state(
+        self, state: dict[str, Array], demand: Float[Array, "... E"]
+    ) -> dict[str, Array]:
+        """Returns the state with the bias after a step."""
         mean = demand.mean(-1, keepdims=True)
         error = mean - demand
         step = jnp.sign(error) if self.rule == "sign" else error / jnp.maximum(mean, 1)
         return state | {"bias": state["bias"] + self.rate * step}
 
-    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
-        """Returns scores plus bias."""
+    def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the scores plus the bias."""
         bias = inputs.needs_state("bias", "a Bias rank", "(E,) zeros at the start")
         return jax.lax.stop_gradient(scored.scores + bias)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn(Rank):
-    """Entropic transport plan of the logits in training, the score at test time (S-BASE).
+    """The entropic transport plan of the logits in training, the score in evaluation (S-BASE).
 
-    Clark et al. 2022 (2202.01169), section 3.1; the plan gives every token one unit and every
-    expert an even share of them.
+    Clark et al. 2022 (2202.01169, section 3.1) define the plan: it assigns one unit to every token
+    and an even share of the tokens to every expert.
 
     Attributes:
-        iterations: of alternating normalisation.
+        iterations: Number of alternating normalisations.
     """
 
     iterations: Iterations = 30
 
-    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
-        """Returns the logarithm of the plan, or the scores without a key."""
+    def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the logarithm of the plan, or the logits behind the scores without a key."""
         if inputs.rng is None:
             return jax.lax.stop_gradient(scored.noisy)
         logits = jax.lax.stop_gradient(inputs.logits)
-        # The plan is the same for logits relative to a token's best one, which keep more digits.
+        # A constant per token does not change the plan, and logits relative to the best one have
+        # smaller rounding errors.
         logits = logits - logits.max(1, keepdims=True)
         logits = jnp.where(inputs.valid[:, None], logits, -jnp.inf)
         share = jnp.log(jnp.maximum(inputs.valid.sum(), 1) / logits.shape[1])
 
-        def normalize(_: int, potentials: tuple[Array, Array]) -> tuple[Array, Array]:
-            _, column = potentials
+        def normalize(_: Array, potentials: tuple[Array, Array]) -> tuple[Array, Array]:
+            column = potentials[1]
             row = -jax.nn.logsumexp(logits + column, axis=1, keepdims=True)
             row = jnp.where(inputs.valid[:, None], row, 0.0)
             column = share - jax.nn.logsumexp(logits + row, axis=0, keepdims=True)
@@ -95,25 +97,26 @@ class Sinkhorn(Rank):
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Rank):
-    """Experts drawn from the softmax of the logits in training, the score at test time.
+    """A draw of experts from the softmax of the logits in training, the score in evaluation.
 
-    Switch (2101.03961) appendix C, "sample softmax"; Mesh-TensorFlow's policy ``sample``. Logits
-    plus Gumbel noise rank ``k`` experts as draws without replacement do.
+    Switch (2101.03961, appendix C) calls the draw "sample softmax", Mesh-TensorFlow the policy
+    ``sample``. The ``k`` largest sums of logits and Gumbel noise are ``k`` draws without
+    replacement.
     """
 
-    def __call__(self, scored: Scored, inputs: Inputs) -> Array:
-        """Returns the logits with their noise, or the scores without a key."""
+    def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the logits plus noise, or the logits behind the scores without a key."""
         if inputs.rng is None:
             return jax.lax.stop_gradient(scored.noisy)
         logits = jax.lax.stop_gradient(scored.noisy)
         return drawn(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), inputs.rng)
 
 
-def drawn(logits: Array, rng: Array) -> Array:
+def drawn(logits: Float[Array, "S E"], rng: PRNGKeyArray) -> Float[Array, "S E"]:
     """Returns a ranking ``(S, E)`` that draws from the softmax of ``logits``, by Gumbel noise.
 
-    Logits relative to a token's best one are small where they matter, and so keep all digits of
-    the noise.
+    The logits are taken relative to the best one. They are then small near the best, so that the
+    sums keep all digits of the noise.
     """
     logits = logits - logits.max(1, keepdims=True)
     return logits + jax.random.gumbel(rng, logits.shape, logits.dtype)
@@ -121,13 +124,13 @@ def drawn(logits: Array, rng: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Limit(Ranged):
-    """Keeps the experts of a token within a few groups of neighbours, such as devices.
+    """A restriction of each token to the experts of a few groups of neighbours, such as devices.
 
     Attributes:
-        groups: number of groups; it divides ``E``.
-        keep: groups per token.
-        by: a group counts for its best expert (DeepSeek-V2) or the sum of its two best
-            (DeepSeek-V3).
+        groups: Number of groups, a divisor of ``E``.
+        keep: Groups per token.
+        by: Value of a group: its best expert (``max``, DeepSeek-V2) or the sum of its two best
+            experts (``top2``, DeepSeek-V3).
     """
 
     groups: Positive
@@ -135,7 +138,7 @@ class Limit(Ranged):
     by: Literal["max", "top2"] = "max"
 
     def check(self, num_experts: int, k: int) -> None:
-        """Raises ``ConfigError`` if the groups cannot hold ``k`` of ``num_experts``."""
+        """Raises ``ConfigError`` if ``keep`` groups have fewer than ``k`` experts."""
         size, rest = divmod(num_experts, self.groups)
         if rest or self.keep > self.groups or self.keep * size < k:
             raise ConfigError(
@@ -143,20 +146,22 @@ class Limit(Ranged):
                 f"{k} per token: change limit.groups or limit.keep"
             )
 
-    def __call__(self, ranking: Array, log_scores: Array | None = None) -> Array:
-        """Returns the ranking ``(S, E)`` with ``-inf`` outside the kept groups.
+    def __call__(
+        self, ranking: Float[Array, "S E"], log_scores: Float[Array, "S E"] | None = None
+    ) -> Float[Array, "S E"]:
+        """Returns the ranking ``(S, E)`` with ``-inf`` outside a token's groups.
 
         Args:
-            ranking: ``(S, E)``.
-            log_scores: ``(S, E)`` logarithms of what a group's experts sum to; without them the
-                ranking itself is summed.
+            ranking: Ranking ``(S, E)`` of the experts.
+            log_scores: Logarithms ``(S, E)`` of the scores that give a group its value; ``None``
+                computes the value from the ranking.
         """
         tokens, experts = ranking.shape
         inside = (ranking if log_scores is None else log_scores).reshape(tokens, self.groups, -1)
         best_two = jax.lax.top_k(inside, min(2, inside.shape[-1]))[0]
         total = jnp.sum if log_scores is None else jax.nn.logsumexp
         value = best_two[..., 0] if self.by == "max" else total(best_two, axis=-1)
-        kept = jax.lax.top_k(jax.lax.stop_gradient(value), self.keep)[1]
-        mask = (kept[..., None] == jnp.arange(self.groups)).any(1)
+        chosen = jax.lax.top_k(jax.lax.stop_gradient(value), self.keep)[1]
+        mask = (chosen[..., None] == jnp.arange(self.groups)).any(1)
         mask = jnp.repeat(mask, experts // self.groups, axis=1)
         return jnp.where(mask, ranking, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Tokens choose experts by score."""
+"""Selections in which tokens choose experts by score."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Factor, Positive, PositiveShare, Share
@@ -22,19 +23,17 @@ from moe_jax.routing.select.base import (
 )
 from moe_jax.routing.select.rank import Limit, Rank, drawn
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Select):
-    """Every token takes its ``k`` best experts (Switch: ``k=1``).
+    """Every token chooses its ``k`` best experts (Switch: ``k=1``).
 
     Attributes:
-        k: experts per token.
-        normalize: divide the k gates by their sum.
-        scale: factor on every gate (DeepSeek's ``routed_scaling_factor``).
-        rank: what experts are ranked by; ``None`` is the score itself.
-        limit: the groups of experts a token may choose from.
+        k: Experts per token.
+        normalize: True divides the ``k`` gates by their sum.
+        scale: Factor on every gate (DeepSeek's ``routed_scaling_factor``).
+        rank: Ranking of the experts; ``None`` ranks them by score.
+        limit: Restriction to a few groups of experts, or ``None``.
     """
 
     k: Positive = 1
@@ -56,19 +55,21 @@ class TopK(Select):
             self.limit.check(num_experts, self.k)
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of the rank's state."""
+        """Returns the shapes of the ranking's state."""
         return {} if self.rank is None else self.rank.state_shapes(num_experts)
 
-    def next_state(self, state: dict[str, Array], demand: Array) -> dict[str, Array]:
-        """Returns the rank's state after a step."""
+    def next_state(
+        self, state: dict[str, Array], demand: Float[Array, "... E"]
+    ) -> dict[str, Array]:
+        """Returns the ranking's state after a step."""
         return state if self.rank is None else self.rank.next_state(state, demand)
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return gate_in_words(self.normalize, self.scale)
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         if self.rank is None:
             ranking, summed = scored.noisy, scored.log_scores
         else:
@@ -81,18 +82,19 @@ class TopK(Select):
 
 @dataclasses.dataclass(frozen=True)
 class Top2(Select):
-    """The two best experts, where the second one may be given up (GShard, Mesh-TensorFlow).
+    """Every token chooses its two best experts, and may cancel the second (GShard).
 
     Attributes:
-        second: ``all`` keeps every second choice, ``none`` keeps none, ``threshold`` keeps it
-            where its gate exceeds ``threshold``, ``random`` keeps it with probability
-            ``min(1, gate / threshold)``, ``sampling`` draws it by Gumbel noise on the logits
-            (fairseq). Without a random key (evaluation) the last two keep the second best.
-        threshold: GShard's Algorithm 1 keeps with probability ``2 * g2``, so 0.5;
-            Mesh-TensorFlow and ST-MoE's appendix G use 0.2.
-        lost_choices_queue: a given-up second choice still advances its expert's queue, as the
-            counter in GShard's Algorithm 1 does. Mesh-TensorFlow's does not.
-        normalize: divide both gates by their sum, before any is given up or dropped.
+        second: Policy for second choices. ``all`` keeps every one, ``none`` keeps none,
+            ``threshold`` keeps a choice whose gate exceeds ``threshold``, ``random`` keeps a choice
+            with probability ``min(1, gate / threshold)``, ``sampling`` draws the second expert by
+            Gumbel noise on the logits (fairseq). In evaluation (without a key) the last two keep
+            the second best expert.
+        threshold: Threshold of the gate. GShard's Algorithm 1 keeps a choice with probability
+            ``2 * g2``, a threshold of 0.5; Mesh-TensorFlow and ST-MoE's appendix G use 0.2.
+        lost_choices_queue: True if a cancelled second choice still occupies a position in its
+            expert's queue, as in GShard's Algorithm 1; False as in Mesh-TensorFlow.
+        normalize: True divides both gates by their sum, cancelled and dropped choices included.
     """
 
     second: Literal["all", "none", "threshold", "random", "sampling"] = "all"
@@ -106,16 +108,16 @@ class Top2(Select):
         return 2
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if there is no second expert."""
+        """Raises ``ConfigError`` if there is only one expert."""
         if num_experts < 2:
             raise ConfigError(f"Top2 needs 2 experts, but there are {num_experts}")
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return gate_in_words(self.normalize)
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         expert = self._experts(scored, inputs.rng)
         gate, log_gate = gates(scored, expert, normalize=self.normalize)
         present = jnp.broadcast_to(inputs.valid[:, None], expert.shape)
@@ -124,7 +126,7 @@ class Top2(Select):
         queued = present if self.lost_choices_queue else wanted
         return TokenChoice(expert, gate, wanted, queued, log_gate)
 
-    def _experts(self, scored: Scored, rng: Array | None) -> Array:
+    def _experts(self, scored: Scored, rng: PRNGKeyArray | None) -> Int32[Array, "S 2"]:
         if self.second != "sampling" or rng is None:
             return best(scored.noisy, 2)
         first = best(scored.noisy, 1)
@@ -132,7 +134,9 @@ class Top2(Select):
         second = best(drawn(jnp.where(others, scored.noisy, -jnp.inf), rng), 1)
         return jnp.concatenate([first, second], axis=1)
 
-    def _keeps_second(self, gate: Array, rng: Array | None) -> Array:
+    def _keeps_second(
+        self, gate: Float[Array, " S"], rng: PRNGKeyArray | None
+    ) -> Bool[Array, " S"]:
         match self.second:
             case "none":
                 return jnp.zeros(gate.shape, bool)
@@ -146,11 +150,11 @@ class Top2(Select):
 
 @dataclasses.dataclass(frozen=True)
 class TopP(Select):
-    """As many experts as it takes to reach probability ``p`` (Huang et al. 2024, 2403.07652).
+    """Every token chooses its best experts up to probability ``p`` (Huang et al. 2024, 2403.07652).
 
     Attributes:
-        p: the least sum of the gates.
-        k_max: the most experts a token takes.
+        p: Least sum of a token's gates.
+        k_max: Largest number of experts per token, even if their gates sum to less than ``p``.
     """
 
     p: PositiveShare = 0.4
@@ -161,7 +165,7 @@ class TopP(Select):
         return min(self.k_max, num_experts)
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         expert = best(scored.noisy, self.choices(scored.noisy.shape[1]))
         gate, log_gate = gates(scored, expert, normalize=False)
         before = jnp.cumsum(gate, axis=1) - gate
@@ -171,15 +175,15 @@ class TopP(Select):
 
 @dataclasses.dataclass(frozen=True)
 class TopGroups(Select):
-    """The best groups of experts, then the best experts in each (Shazeer 2017, appendix B).
+    """Every token chooses groups of experts, then experts in each (Shazeer 2017, appendix B).
 
-    The score of a group is the sum of its experts'. Gates are normalised over the chosen groups,
-    and within each over its chosen experts.
+    The score of a group is the sum of the scores of its experts. Gates are normalised over the
+    chosen groups, and within each group over its chosen experts.
 
     Attributes:
-        groups: their number; it divides ``E``.
-        k_groups: groups per token.
-        k: experts per token in each.
+        groups: Number of groups, a divisor of ``E``.
+        k_groups: Groups per token.
+        k: Experts per token in each group.
     """
 
     groups: Positive = 4
@@ -192,15 +196,15 @@ class TopGroups(Select):
         return self.k_groups * self.k
 
     def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if the groups do not fit."""
+        """Raises ``ConfigError`` if the chosen groups have too few experts."""
         Limit(self.groups, self.k_groups).check(num_experts, self.k_groups * self.k)
 
     def gate(self) -> str:
-        """Returns in words what the combine weight of a choice is."""
+        """Returns a description of the combine weight, for the table of routers."""
         return "group / sum over the chosen * score in it / sum over the chosen"
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         tokens, experts = scored.scores.shape
         size = experts // self.groups
         inside = scored.log_scores.reshape(tokens, self.groups, size)
@@ -217,14 +221,14 @@ class TopGroups(Select):
 
 @dataclasses.dataclass(frozen=True)
 class Everyone(Select):
-    """Every token goes to every expert (Jacobs, Jordan, Nowlan & Hinton 1991)."""
+    """Every token chooses every expert (Jacobs, Jordan, Nowlan & Hinton 1991)."""
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
         return num_experts
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
-        """Selects on one group."""
+        """Returns the choices of one group."""
         expert = jnp.broadcast_to(
             jnp.arange(scored.scores.shape[1], dtype=jnp.int32), scored.scores.shape
         )
