@@ -107,7 +107,7 @@ class Checkpoints:
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Checkpoints that the last ``restore`` skipped, newest first; on the first process only."""
+        """Checkpoints that the last ``restore`` skipped, newest first (on the first process)."""
         return self._skipped
 
     def latest_step(self) -> int | None:
@@ -297,8 +297,8 @@ class Checkpoints:
         unchanged = "" if good is None else f"checkpoint {good} is as it was, "
         return CheckpointError(
             f"checkpoint step {step} was not saved to {self.directory}: {line_of(error)}; "
-            f"{unchanged}check that the directory exists, is writable and has free space, then run the "
-            "same command to go on"
+            f"{unchanged}check that the directory exists, is writable and has free space, then run "
+            "the same command to go on"
         )
 
     def _agree(self, decide: Callable[[], int]) -> int:

@@ -71,7 +71,7 @@ class Recipe:
         return graph, TrainState(zero, params, routers, opt_state, run_key, zero, zero)
 
     def abstract(self) -> tuple[nnx.GraphDef, TrainState]:
-        """Returns the graph definition and the shapes and shardings of the state, without arrays."""
+        """Returns the graph definition, and the shapes and shardings of the first state."""
         graphs = []
 
         def state_only() -> TrainState:
