@@ -85,8 +85,8 @@ class Stack(nnx.Module):
     """Layers in order; equal neighbours are stacked and scanned, unless ``scan`` is False.
 
     ``parts[P][B]`` is block ``B`` of the pattern that part ``P`` repeats ``repeats[P]`` times. The
-    arrays of a pattern that runs once have the shapes of one layer; those of a pattern that a scan
-    repeats have a leading axis of ``repeats[P]``.
+    arrays of a pattern that runs once have the shapes of one layer. The arrays of a pattern that a
+    scan repeats have a leading axis of ``repeats[P]``.
     """
 
     def __init__(

@@ -85,7 +85,7 @@ def on_devices(function: Callable[..., Any], arguments: Any, result: Any) -> Cal
 
 
 class Gspmd:
-    """The all-to-all as a transpose that XLA partitions (GShard section 3.3).
+    """The all-to-all as a transpose that XLA partitions (GShard, 2006.16668, section 3.3).
 
     XLA emits exactly one all-to-all for this form: split the group and expert axes into (shard,
     rest), swap the two shard axes, and constrain the first of them to the expert mesh axis before

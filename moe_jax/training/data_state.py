@@ -49,7 +49,7 @@ class DataState:
 
     async def load(self, directory: ocp.path.Path) -> Awaitable[None]:
         """Raises ``NotImplementedError``; Orbax's protocol requires this method."""
-        # Orbax would hide our error messages in its own errors.
+        # Orbax would wrap the messages of ``read_data_state`` in its errors.
         raise NotImplementedError("use read_data_state")
 
 

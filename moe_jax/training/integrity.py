@@ -46,7 +46,7 @@ def damage(directory: epath.Path) -> str | None:
 def _file_damage(directory: epath.Path, name: str, digest: str) -> str | None:
     try:
         if _digest(name, directory / name) != digest:
-            return f"{name} is not what {INTEGRITY_FILE} records"
+            return f"{name} differs from its checksum in {INTEGRITY_FILE}"
     except FileNotFoundError:
         return f"{name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -253,7 +253,7 @@ class _Parameters:
             fits = False
         if not fits:
             raise ConfigError(
-                f"{entry.theirs} has shape {tensor.shape}, which is not what config.json says: "
+                f"{entry.theirs} has shape {tensor.shape}, but config.json describes "
                 f"{', '.join(map(str, shapes))}"
             )
         for name, array in zip(entry.ours, arrays, strict=True):
