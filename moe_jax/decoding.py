@@ -1,7 +1,7 @@
-"""Generating tokens with a cache, for decoders and encoder-decoders.
+"""Generation of tokens with a cache, for decoders and encoder-decoders.
 
-Prompts of unequal length are padded in front. Routing runs with as many slots as tokens
-(``moe_jax.nn.mode.DECODE``), so nothing is dropped and no row depends on the others.
+Prompts of unequal length are padded in front. Every expert has as many slots as there are tokens
+(``moe_jax.nn.mode.DECODE``), so no token is dropped and no row depends on other rows.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, EncoderDecoder, Model
@@ -31,21 +32,21 @@ from moe_jax.ranges import (
     Seed,
 )
 
-Array = jax.Array
 EndId = Annotated[int, Range(0, LARGEST, also=(-1,))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Ranged):
-    """How to sample.
+    """Settings of sampling.
 
     Attributes:
-        tokens: to add at most.
-        temperature: 0 takes the best token.
-        top_k: sample among the k best; 0 for all.
-        top_p: sample among the fewest that are together at least so likely; 1 for all.
-        seed: of the samples.
-        eos_id: a text ends there; -1 for never.
+        tokens: Largest number of sampled tokens per text.
+        temperature: Temperature of the distribution; 0 takes the most likely token.
+        top_k: Number of most likely tokens among which one is sampled; 0 for all.
+        top_p: Probability of the smallest set of most likely tokens among which one is sampled; 1
+            for all.
+        seed: Seed of the samples.
+        eos_id: Id of the token that ends a text; -1 for none.
     """
 
     tokens: Positive = 128
@@ -56,12 +57,12 @@ class Sampling(Ranged):
     eos_id: EndId = -1
 
 
-def choose(logits: Array, sampling: Sampling, key: Array) -> Array:
-    """Returns a token ``(B,)`` int32 for float32 logits ``(B, V)``."""
+def choose(logits: Float[Array, "B V"], sampling: Sampling, key: PRNGKeyArray) -> Int[Array, " B"]:
+    """Returns sampled tokens ``(B,)`` int32 for float32 logits ``(B, V)``."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / sampling.temperature
-    # Of equally likely tokens the first come first, as for argmax.
+    # Equally likely tokens keep their order, as in argmax.
     order = jnp.argsort(-logits, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1)
     if sampling.top_k:
@@ -69,60 +70,73 @@ def choose(logits: Array, sampling: Sampling, key: Array) -> Array:
     if sampling.top_p < 1:
         share = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         before = jnp.pad(jnp.cumsum(share, axis=-1), ((0, 0), (1, 0)))[:, :-1]
-        kept = (before < sampling.top_p).sum(-1, keepdims=True)
-        logits = jnp.where(rank < kept, logits, -jnp.inf)
+        number = (before < sampling.top_p).sum(-1, keepdims=True)
+        logits = jnp.where(rank < number, logits, -jnp.inf)
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
 def generate(
     model: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> list[list[int]]:
-    """Returns what a decoder adds to each prompt, up to and with its end token.
+    """Returns the tokens that a decoder samples after each prompt, including the end token.
 
     Raises:
-        ConfigError: if there is no prompt, one is empty, or they are longer than learned positions.
+        ConfigError: If there is no prompt, if a prompt is empty, or if prompt and sample are longer
+            than the learned positions.
     """
     tokens, segments = padded(prompts, in_front=True)
     _check_length(model, tokens.shape[1] + sampling.tokens)
-    found = _generate(model, jnp.asarray(tokens), jnp.asarray(segments), sampling)
-    return _ended(np.asarray(found), sampling.eos_id)
+    sampled = _generate(model, jnp.asarray(tokens), jnp.asarray(segments), sampling)
+    return _ended(np.asarray(sampled), sampling.eos_id)
 
 
 def translate(
     model: EncoderDecoder, sources: Sequence[Sequence[int]], sampling: Sampling, start_id: int = 0
 ) -> list[list[int]]:
-    """Returns what an encoder-decoder makes of each source, up to and with its end token.
+    """Returns the tokens that an encoder-decoder samples for each text, including the end token.
 
     Args:
-        model: the model.
-        sources: token ids of the encoder.
-        sampling: how to sample.
-        start_id: the decoder's first input (T5: its padding token, 0).
+        model: Encoder-decoder.
+        sources: Token ids of the texts that the encoder reads.
+        sampling: Settings of sampling.
+        start_id: First input of the decoder (T5's padding token, 0).
 
     Raises:
-        ConfigError: as ``generate``.
+        ConfigError: If there is no text, if a text is empty, or if a text or the sample is longer
+            than the learned positions.
     """
     tokens, segments = padded(sources, in_front=False)
     _check_length(model, max(tokens.shape[1], sampling.tokens))
-    found = _translate(model, jnp.asarray(tokens), jnp.asarray(segments), sampling, start_id)
-    return _ended(np.asarray(found), sampling.eos_id)
+    sampled = _translate(model, jnp.asarray(tokens), jnp.asarray(segments), sampling, start_id)
+    return _ended(np.asarray(sampled), sampling.eos_id)
 
 
 def padded(rows: Sequence[Sequence[int]], *, in_front: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ``tokens`` and ``segments (B, L)`` int32, padded with 0."""
+    """Returns ``tokens`` and ``segments``, each ``(B, L)`` int32 and padded with 0.
+
+    Raises:
+        ConfigError: If there is no row, or a row is empty.
+    """
     if not rows or not all(len(row) for row in rows):
         raise ConfigError("every prompt needs at least one token: start it with a begin token")
     length = max(map(len, rows))
     tokens, segments = np.zeros((2, len(rows), length), np.int32)
     for i, row in enumerate(rows):
-        place = slice(length - len(row), length) if in_front else slice(0, len(row))
-        tokens[i, place], segments[i, place] = row, 1
+        columns = slice(length - len(row), length) if in_front else slice(0, len(row))
+        tokens[i, columns], segments[i, columns] = row, 1
     return tokens, segments
 
 
-def positions_of(segments: Array) -> Array:
-    """Returns ``(B, L)`` int32: how many real tokens of the row stand before each."""
+def positions_of(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Returns for each token the number of earlier tokens of its row, without padding."""
     return jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+
+
+class _Extend(Protocol):
+    """A function that reads one token ``(B, 1)`` per row at its position ``(B, 1)``."""
+
+    def __call__(self, token: Array, position: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Returns hidden states ``(B, 1, M)`` and the cache with these tokens."""
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
@@ -145,36 +159,52 @@ def _translate(
     batch = tokens.shape[0]
     memory, _ = model.encode(tokens, segments, positions=positions_of(segments), mode=DECODE)
     first = jnp.full((batch, 1), start_id, jnp.int32)
-    place, cache = jnp.zeros_like(first), model.empty_cache(batch, sampling.tokens + 1)
+    position, cache = jnp.zeros_like(first), model.empty_cache(batch, sampling.tokens + 1)
     one = jnp.ones_like(first)
-    hidden, cache = model.extend(first, one, place, cache, segments, memory=memory)
+    hidden, cache = model.extend(first, one, position, cache, segments, memory=memory)
 
     def extend(token: Array, position: Array, cache: Cache) -> tuple[Array, Cache]:
         return model.extend(token, one, position, cache, segments)
 
-    return _loop(model, extend, hidden, place + 1, cache, sampling)
+    return _loop(model, extend, hidden, position + 1, cache, sampling)
 
 
-def _loop(model: Model, extend, hidden: Array, position: Array, cache: Cache, sampling: Sampling):
-    """Samples ``(B, tokens)`` int32 from the last hidden state ``(B, 1, M)``; -1 after the end."""
+def _loop(
+    model: Model,
+    extend: _Extend,
+    hidden: Array,
+    position: Array,
+    cache: Cache,
+    sampling: Sampling,
+) -> Array:
+    """Returns sampled tokens ``(B, tokens)`` int32, -1 after the end token.
+
+    Args:
+        model: Model whose head gives the logits.
+        extend: Function that reads one token per row.
+        hidden: Last hidden states ``(B, 1, M)``.
+        position: Positions ``(B, 1)`` of the first sampled tokens.
+        cache: Cache of all tokens before the sample.
+        sampling: Settings of sampling.
+    """
     batch = hidden.shape[0]
     keys = jax.random.split(jax.random.key(sampling.seed), sampling.tokens)
-    found = jnp.full((batch, sampling.tokens), -1, jnp.int32)
+    sampled = jnp.full((batch, sampling.tokens), -1, jnp.int32)
 
-    def going(carry) -> Array:
+    def unfinished(carry: tuple[Any, ...]) -> Array:
         step, _, _, _, ended, _ = carry
         return (step < sampling.tokens) & ~ended.all()
 
-    def one(carry):
-        step, hidden, position, cache, ended, found = carry
+    def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, hidden, position, cache, ended, sampled = carry
         token = choose(model.logits(hidden)[:, 0], sampling, keys[step])
-        found = found.at[:, step].set(jnp.where(ended, -1, token))
+        sampled = sampled.at[:, step].set(jnp.where(ended, -1, token))
         ended |= token == sampling.eos_id
         hidden, cache = extend(token[:, None], position, cache)
-        return step + 1, hidden, position + 1, cache, ended, found
+        return step + 1, hidden, position + 1, cache, ended, sampled
 
     ended = jnp.zeros(batch, bool)
-    return jax.lax.while_loop(going, one, (0, hidden, position, cache, ended, found))[-1]
+    return jax.lax.while_loop(unfinished, one, (0, hidden, position, cache, ended, sampled))[-1]
 
 
 def _check_length(model: Model, length: int) -> None:
@@ -186,9 +216,10 @@ def _check_length(model: Model, length: int) -> None:
         )
 
 
-def _ended(found: np.ndarray, eos_id: int) -> list[list[int]]:
+def _ended(sampled: np.ndarray, eos_id: int) -> list[list[int]]:
+    """Returns the rows of ``sampled (B, tokens)``, each cut after its end token."""
     rows = []
-    for row in found.tolist():
-        kept = row[: row.index(-1)] if -1 in row else row
-        rows.append(kept[: kept.index(eos_id) + 1] if eos_id in kept else kept)
+    for row in sampled.tolist():
+        tokens = row[: row.index(-1)] if -1 in row else row
+        rows.append(tokens[: tokens.index(eos_id) + 1] if eos_id in tokens else tokens)
     return rows

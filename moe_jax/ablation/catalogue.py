@@ -14,7 +14,7 @@ from moe_jax.ablation.runner import run_of
 from moe_jax.config.library import module_of, short_name
 from moe_jax.errors import ConfigError
 
-HERE = Path(experiments.__file__).parent
+HERE = Path(experiments.__file__).resolve().parent
 RESULTS = HERE / "results"
 LINES = "results.jsonl"
 _MARK = "ABLATION = "

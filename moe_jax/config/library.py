@@ -11,9 +11,9 @@ from types import ModuleType
 from moe_jax import configs, experiments
 from moe_jax.errors import ConfigError, fault_in
 
-CONFIGS = Path(configs.__file__).parent
+CONFIGS = Path(configs.__file__).resolve().parent
 PUBLISHED = CONFIGS / "published"
-EXPERIMENTS = Path(experiments.__file__).parent
+EXPERIMENTS = Path(experiments.__file__).resolve().parent
 
 
 def config_file(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""A converted model in a folder of its own: ``model.json`` and an Orbax checkpoint."""
+"""The folder of a converted model: ``model.json`` and an Orbax checkpoint."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _KEYS = ("kind", "config", "vocab_size", "family", "original")
 
 
 def save(imported: Imported, directory: Path | str, companions: Path | None = None) -> None:
-    """Writes a model into an empty folder, whole or not at all.
+    """Writes a model into an empty folder, atomically.
 
     Args:
-        imported: the model.
-        directory: the folder.
-        companions: a folder whose tokenizer, chat template, generation settings and licences are
-            kept in ``released/``.
+        imported: Model with its configuration.
+        directory: Folder to write, empty or missing.
+        companions: Folder whose tokenizer, chat template, generation settings and licences are
+            copied to ``released/``; ``None`` for no copies.
 
     Raises:
-        ConfigError: if something is there, or the disk is full.
+        ConfigError: If the folder is not empty, or the disk is full.
     """
     directory = Path(directory)
     require_empty(directory)
@@ -61,44 +61,44 @@ def save(imported: Imported, directory: Path | str, companions: Path | None = No
 
 
 def describes(directory: Path | str) -> dict[str, Any]:
-    """Returns what ``model.json`` says, as JSON.
+    """Returns the content of ``model.json``.
 
     Raises:
-        ConfigError: if the folder holds no converted model, or only a part of one.
+        ConfigError: If the folder holds no converted model, or an incomplete one.
     """
     path = Path(directory) / DESCRIPTION
     if not path.exists():
         raise ConfigError(f"{directory} holds no converted model ({DESCRIPTION} is missing)")
     again = "convert it again"
     try:
-        found = json.loads(path.read_text())
+        described = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): {again}") from error
-    missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
-    if missing or found["kind"] not in _KINDS:
-        lost = f"says no {', '.join(missing)}" if missing else f"says kind={found['kind']!r}"
+    missing = [key for key in _KEYS if not isinstance(described, dict) or key not in described]
+    if missing or described["kind"] not in _KINDS:
+        lost = f"lacks {', '.join(missing)}" if missing else f"has kind={described['kind']!r}"
         raise ConfigError(f"{path} {lost}: {again}")
     if not (path.parent / PARAMETERS).is_dir():
         raise ConfigError(f"{directory} is half converted ({PARAMETERS}/ is missing): {again}")
-    return found
+    return described
 
 
-def config_of(found: dict[str, Any]) -> models.ModelConfig:
+def config_of(described: dict[str, Any]) -> models.ModelConfig:
     """Returns the configuration of the model that ``model.json`` describes."""
-    return build(_KINDS[found["kind"]], found["config"], "config")
+    return build(_KINDS[described["kind"]], described["config"], "config")
 
 
 def load(directory: Path | str, mesh: Mesh | None = None) -> Imported:
-    """Reads a folder that ``save`` wrote, each array into its place on the mesh.
+    """Returns the model in a folder that ``save`` wrote, with its arrays sharded over the mesh.
 
     Raises:
-        ConfigError: if it holds no converted model, or only a part of one.
+        ConfigError: If the folder holds no converted model, or an incomplete one.
     """
     directory = Path(directory)
-    found = describes(directory)
-    config = config_of(found)
+    described = describes(directory)
+    config = config_of(described)
     key = jax.random.key(0)
-    abstract = jax.eval_shape(lambda: models.make(config, found["vocab_size"], key))
+    abstract = jax.eval_shape(lambda: models.make(config, described["vocab_size"], key))
     graph, state = nnx.split(abstract)
     try:
         tree = _restored(directory / PARAMETERS, state, mesh)
@@ -109,7 +109,9 @@ def load(directory: Path | str, mesh: Mesh | None = None) -> Imported:
         ) from error
     nnx.replace_by_pure_dict(state, _unnamed(tree))
     model = nnx.merge(graph, state)
-    return Imported(model, config, found["vocab_size"], found["family"], found["original"])
+    return Imported(
+        model, config, described["vocab_size"], described["family"], described["original"]
+    )
 
 
 def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
@@ -132,10 +134,10 @@ def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
 
 
 def require_empty(directory: Path) -> None:
-    """Refuses an output that is a file, or a folder that holds something.
+    """Rejects an output that is a file or a folder with files.
 
     Raises:
-        ConfigError: if it does.
+        ConfigError: If the output is a file, or the folder is not empty.
     """
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory} is a file, not a folder: give another --output")
@@ -151,11 +153,12 @@ def _shardings(state: nnx.State, mesh: Mesh | None) -> dict:
 
 
 def _named(tree: dict) -> dict:
-    """Keys as text, which a checkpoint needs."""
+    """Returns the tree with keys as text, as a checkpoint requires."""
     return {str(k): _named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 
 def _unnamed(tree: dict) -> dict:
+    """Returns the tree with integer keys, the inverse of ``_named``."""
     return {
         int(k) if k.isdigit() else k: _unnamed(v) if isinstance(v, dict) else v
         for k, v in tree.items()

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, in the place of an older one if there is one."""
+"""Atomic replacement of a folder: the new folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from moe_jax.errors import ConfigError
 def replaced(
     directory: Path | str, stale: Callable[[str], bool] = lambda name: True
 ) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of ``directory`` once the block has ended.
+    """Yields an empty folder that replaces ``directory`` at the end of the block.
 
-    If the block raises, the new folder is removed and the older one stays untouched; a command
-    raises for Ctrl-C and SIGTERM too (``moe_jax.signals``). A process that is killed leaves a
-    hidden folder beside it, which the next writer on the same machine removes.
+    If the block raises, the new folder is removed and the old folder is unchanged; a command also
+    raises for Ctrl-C and SIGTERM (``moe_jax.signals``). A killed process leaves a hidden folder
+    beside ``directory``, and the next writer on the same machine removes it.
 
     Args:
-        directory: the folder.
-        stale: whether a file of this name in the older folder goes; the others stay.
+        directory: Folder to replace.
+        stale: Function that returns True for names of old files to remove; other files are kept.
 
     Raises:
-        ConfigError: if ``directory`` is a file.
-        OSError: if the folder cannot be written.
+        ConfigError: If ``directory`` is a file.
+        OSError: If the folder cannot be written.
     """
     directory = Path(directory).resolve()
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory} is a file, not a folder: give another output folder")
-    # A folder that is a mount point cannot be renamed: its files are then moved one by one.
+    # A mount point cannot be renamed, so its files are moved one by one.
     mounted = directory.is_mount()
     parent = directory if mounted else directory.parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ def replaced(
 
 
 def require_room(directory: Path | str, size: int) -> None:
-    """Refuses a disk that has less than ``size`` bytes free for ``directory``.
+    """Rejects a disk with fewer than ``size`` free bytes for ``directory``.
 
     Raises:
-        ConfigError: naming the free and the needed size.
+        ConfigError: If the disk is too full; the message names the free and the needed size.
     """
     directory = Path(directory).resolve()
-    place = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < size:
         raise ConfigError(
             f"{directory} needs {size / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free: "
@@ -85,7 +85,7 @@ def _swap(new: Path, directory: Path, stale: Callable[[str], bool]) -> None:
 
 
 def _move_into(new: Path, directory: Path, stale: Callable[[str], bool]) -> None:
-    """Moves files one by one: names of weights go first and come last."""
+    """Moves files one by one; the descriptions of weights are removed first and moved last."""
     for old in sorted(directory.iterdir(), key=_is_description, reverse=True):
         if old != new and stale(old.name):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -98,7 +98,7 @@ def _is_description(path: Path) -> bool:
 
 
 def _link(old: Path, new: Path) -> None:
-    """Gives a file or a folder of files a second name; a file system without links copies."""
+    """Links a file, or the files of a folder, to a second name; without links it copies them."""
 
     def one(source: str, target: str) -> None:
         try:
@@ -117,7 +117,7 @@ def _prefix(name: str) -> str:
 
 
 def _remove_leftovers(parent: Path, name: str) -> None:
-    """Removes new folders whose writer was killed, and moves an older folder back."""
+    """Removes new folders of killed writers, and moves an old folder back."""
     prefix = _prefix(name)
     for path in list(parent.glob(f"{prefix}*")):
         writer = path.name.removeprefix(prefix).partition(".")[0]

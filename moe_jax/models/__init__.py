@@ -1,6 +1,6 @@
 """Models: stacks of blocks with an embedding below and a head above."""
 
-import jax
+from jaxtyping import PRNGKeyArray
 
 from moe_jax.models.config import AttentionOverride, ModelConfig, Reading, SparseLayer
 from moe_jax.models.decoder import Decoder, DecoderConfig
@@ -10,10 +10,17 @@ from moe_jax.models.stored import Stored, stored
 Model = Decoder | EncoderDecoder
 
 
-def make(config: ModelConfig, vocab_size: int, key: jax.Array) -> Model:
-    """Returns the model that ``config`` describes, with parameters drawn from ``key``."""
-    kind = EncoderDecoder if isinstance(config, EncoderDecoderConfig) else Decoder
-    return kind(config, vocab_size, key)
+def make(config: ModelConfig, vocab_size: int, key: PRNGKeyArray) -> Model:
+    """Returns the model that ``config`` describes, with parameters drawn from ``key``.
+
+    Raises:
+        TypeError: If no model has a configuration of this class.
+    """
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoder(config, vocab_size, key)
+    if isinstance(config, DecoderConfig):
+        return Decoder(config, vocab_size, key)
+    raise TypeError(f"no model has the configuration class {type(config).__name__}")
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens it has read, so that it reads each once."""
+"""The cache of keys and values, with which a model reads every token once."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from moe_jax.models.stack import StackCache
 from moe_jax.nn.attention import View, cached_bias
 from moe_jax.nn.positions import RelativeBias
 
-Array = jax.Array
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys, values and places of ``T`` slots, of which the first ``used`` are taken.
+    """The tokens in ``T`` cache entries, of which the first ``used`` are filled.
 
     Attributes:
-        layers: of every layer; latent attention keeps latents.
-        segments: ``(B, T)`` int32, 0 for padding and for free slots.
-        positions: ``(B, T)`` int32.
-        used: int32 scalar, the same for all rows: shorter prompts are padded in front.
+        layers: Keys and values of every layer; latent attention caches latents.
+        segments: Segments ``(B, T)`` int32, 0 for padding and for free entries.
+        positions: Positions ``(B, T)`` int32.
+        used: Number of filled entries, an int32 scalar. All rows have the same number: shorter
+            prompts are padded in front.
     """
 
     layers: StackCache
-    segments: Array
-    positions: Array
-    used: Array
+    segments: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    used: Int[Array, ""]
 
     @classmethod
     def empty(cls, layers: StackCache, batch: int, slots: int) -> Cache:
-        """Returns a cache in which no slot is taken."""
+        """Returns a cache whose ``slots`` entries per row are all free."""
         free = jnp.zeros((batch, slots), jnp.int32)
         return cls(layers, free, free, jnp.int32(0))
 
-    def extended(self, segments: Array, positions: Array) -> Cache:
-        """Returns the cache with places for tokens of ``segments`` and ``positions (B, L)``."""
+    def extended(self, segments: Int[Array, "B L"], positions: Int[Array, "B L"]) -> Cache:
+        """Returns the cache with entries for tokens of ``segments`` and ``positions (B, L)``."""
 
         def put(old: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(old, new, self.used, axis=1)
@@ -52,21 +52,24 @@ class Cache:
 
 
 def causal_view(
-    segments: Array, positions: Array, relative: RelativeBias | None, cache: Cache | None
+    segments: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    relative: RelativeBias | None,
+    cache: Cache | None,
 ) -> View:
-    """Returns what tokens ``(B, L)`` see of each other and, given one, of a cache.
+    """Returns the causal view of tokens ``(B, L)`` on each other and on the cache, if any.
 
     Args:
-        segments: ``(B, L)`` int32.
-        positions: ``(B, L)`` int32.
-        relative: the stack's relative positions, by slot.
-        cache: already extended by these tokens.
+        segments: Segments ``(B, L)`` int32.
+        positions: Positions ``(B, L)`` int32.
+        relative: Relative positions of the stack, by cache entry.
+        cache: Cache that is already extended by these tokens.
     """
     length = segments.shape[1]
     start = 0 if cache is None else cache.used - length
     keys = segments if cache is None else cache.segments
-    place = start + jnp.arange(length)
-    bias = cached_bias(segments, keys, place)
+    entries = start + jnp.arange(length)
+    bias = cached_bias(segments, keys, entries)
     if relative is not None:
-        bias = bias + relative(place, jnp.arange(keys.shape[1]))
+        bias = bias + relative(entries, jnp.arange(keys.shape[1]))
     return View(bias, positions, positions if cache is None else cache.positions, start)

@@ -1,4 +1,4 @@
-"""What decoder-only and encoder-decoder models have in common."""
+"""The settings that decoder-only and encoder-decoder models share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import jax
+from jaxtyping import Array, Float
 
 from moe_jax.errors import ConfigError
 from moe_jax.models.stack import Remat
@@ -36,8 +37,8 @@ class Tokens:
     """The length of a sequence.
 
     Attributes:
-        inputs: tokens of the decoder, or of the encoder if there is one.
-        targets: tokens of the decoder behind an encoder.
+        inputs: Number of tokens of the encoder, or of a decoder without encoder.
+        targets: Number of tokens of a decoder with an encoder.
     """
 
     inputs: int
@@ -46,13 +47,13 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOverride(Ranged):
-    """What differs in some layers' attention.
+    """Settings of attention that differ in some layers.
 
     Attributes:
-        every: layers ``every-1, 2*every-1, ...``; 0 for those of ``layers``.
-        layers: their indices, from 0.
-        rotary: False leaves their queries and keys as they are (NoPE).
-        details: their attention's details, instead of the model's.
+        every: Period of the layers ``every-1, 2*every-1, ...``; 0 for ``layers`` alone.
+        layers: Indices of layers, from 0.
+        rotary: False turns rotary positions off in these layers (NoPE).
+        details: Details of attention in these layers, instead of the model's.
     """
 
     every: Natural = 0
@@ -61,7 +62,7 @@ class AttentionOverride(Ranged):
     details: Details = Details()
 
     def holds(self, layer: int) -> bool:
-        """True if ``layer`` is one of them."""
+        """Returns True if the settings apply to ``layer``."""
         return layer in self.layers or (self.every > 0 and (layer + 1) % self.every == 0)
 
 
@@ -70,11 +71,11 @@ class SparseLayer:
     """One layer with experts.
 
     Attributes:
-        setting: the field of the model's configuration that describes it, such as ``encoder_moe``.
-        index: among the layers of its stack, from 0.
-        moe: its experts.
-        stack: ``encoder``, ``decoder``, or nothing where there is one.
-        widths: features of a token that experts get, and of what they give back.
+        setting: Setting of the model that describes the layer, such as ``encoder_moe``.
+        index: Index of the layer in its stack, from 0.
+        moe: Settings of the experts.
+        stack: Name of the stack, ``encoder`` or ``decoder``; empty if the model has one stack.
+        widths: Width of the experts' inputs and width of the experts' outputs.
     """
 
     setting: str
@@ -85,7 +86,7 @@ class SparseLayer:
 
     @property
     def of_inputs(self) -> bool:
-        """True if it reads ``data.seq_length`` tokens, False for an encoder-decoder's targets."""
+        """True if the layer reads ``data.seq_length`` tokens; False if it reads the targets."""
         return self.stack != "decoder"
 
     @property
@@ -95,25 +96,26 @@ class SparseLayer:
 
     @property
     def name(self) -> str | int:
-        """Its index, after its stack's name where there are two, and where in the layer it is."""
-        before = [self.stack] * bool(self.stack) + ["attention"] * self.in_attention
-        return " ".join([*before, str(self.index)]) if before else self.index
+        """Index of the layer, behind ``encoder`` or ``decoder`` and ``attention`` if they apply."""
+        prefixes = [self.stack] * bool(self.stack) + ["attention"] * self.in_attention
+        return " ".join([*prefixes, str(self.index)]) if prefixes else self.index
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a model makes of a batch.
+    """The output of a model for a batch.
 
     Attributes:
-        hidden: ``(B, L, M)``, for the head.
-        reports: one per layer of ``sparse_layers``.
-        ahead: ``(B, L, M)`` for the head, of 2, 3, ... tokens ahead, if the model looks so far.
+        hidden: Hidden states ``(B, L, M)`` for the head.
+        reports: Reports of all MoE layers, in the order of ``sparse_layers``.
+        ahead: Hidden states ``(B, L, M)`` for the head, one array for each of the tokens 2, 3, ...
+            ahead that the model predicts.
     """
 
-    hidden: jax.Array
+    hidden: Float[Array, "B L M"]
     reports: tuple[MoEAux, ...]
-    ahead: tuple[jax.Array, ...] = ()
+    ahead: tuple[Float[Array, "B L M"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,31 +123,33 @@ class ModelConfig(Ranged):
     """A transformer.
 
     Attributes:
-        width: ``M``.
-        num_heads: ``H``.
-        num_kv_heads: heads of keys and values; 0 for ``num_heads``.
-        head_dim: ``D``.
-        mlp_dim: ``F`` of the dense layers.
-        activation: of dense layers and experts.
-        gated: gated linear units in dense layers, and in experts unless ``moe.gated`` differs.
-        mlp_bias: biases in dense layers and experts.
-        mlp_limit: of gated units, see ``moe_jax.nn.feed_forward.FeedForwardConfig``.
-        mlp_up_offset: likewise.
-        positions: how the model knows where a token stands.
-        attention: details of plain attention, or latent attention, which has none.
-        attention_overrides: layers whose attention differs; the first that names a layer holds.
-        attention_experts: layers whose self-attention projects by experts, of every stack.
-        norm: of every branch, and of the output.
-        tie_embeddings: the head is the transposed embedding.
-        scale_embedding: multiply embeddings by ``sqrt(M)``.
-        scale_head: divide what a head reads by ``sqrt(M)`` (T5's tied head).
-        dropout: of residual branches in training.
-        init_scale: scale of the truncated normals (Switch section 2.4 uses 0.1).
-        scan_layers: compile repeating layers once; results are the same, except that Adafactor
+        width: Model width ``M``.
+        num_heads: Number ``H`` of attention heads.
+        num_kv_heads: Number of heads of keys and values; 0 for ``num_heads``.
+        head_dim: Width ``D`` of a head.
+        mlp_dim: Hidden width ``F`` of the dense layers.
+        activation: Activation function of dense layers and experts.
+        gated: True for gated linear units in dense layers, and in experts unless ``moe.gated``
+            differs.
+        mlp_bias: True for biases in dense layers and experts.
+        mlp_limit: Limit of gated units; see ``moe_jax.nn.feed_forward.FeedForwardConfig``.
+        mlp_up_offset: Offset of gated units; see ``moe_jax.nn.feed_forward.FeedForwardConfig``.
+        positions: Encoding of the tokens' positions.
+        attention: Details of plain attention, or settings of latent attention.
+        attention_overrides: Attention settings of single layers; the first override that matches a
+            layer applies.
+        attention_experts: Experts that project in self-attention, and their layers in every stack.
+        norm: Norm of every residual branch and of the output.
+        tie_embeddings: True if the head is the transposed embedding.
+        scale_embedding: True multiplies embeddings by ``sqrt(M)``.
+        scale_head: True divides the head's inputs by ``sqrt(M)`` (T5's tied head).
+        dropout: Dropout rate of residual branches in training.
+        init_scale: Scale of the truncated normals (Switch, 2101.03961, section 2.4, uses 0.1).
+        scan_layers: True compiles repeating layers once. Results are equal, except that Adafactor
             then clips and scales the stacked layers as one array.
-        remat: what the backward pass recomputes: ``none``, ``full`` (everything), ``dots`` (keep
-            matrix products), ``dots_no_batch`` (keep products with weights).
-        compute_dtype: of activations; parameters, router, norms and softmax stay float32.
+        remat: Activations that the backward pass recomputes: ``none``, ``full`` (all), ``dots``
+            (all but matrix products), ``dots_no_batch`` (all but products with weights).
+        compute_dtype: Type of activations; parameters, router, norms and softmax stay float32.
     """
 
     width: Positive = 128
@@ -193,9 +197,9 @@ class ModelConfig(Ranged):
             )
 
     def _check_positions(self) -> None:
-        positions, latent = self.positions, isinstance(self.attention, Latent)
-        name = "attention.rotary_dim" if latent else "head_dim"
-        rotated = self.attention.rotary_dim if latent else self.head_dim
+        positions, name, rotated = self.positions, "head_dim", self.head_dim
+        if isinstance(self.attention, Latent):
+            name, rotated = "attention.rotary_dim", self.attention.rotary_dim
         if isinstance(positions, Rotary) and rotated % 2:
             raise ConfigError(
                 f"model.{name}={rotated} is odd, and rotary positions turn pairs of features: make "
@@ -215,10 +219,10 @@ class ModelConfig(Ranged):
                 )
 
     def check_layers(self) -> None:
-        """Refuses settings of layers that name none, or one layer twice.
+        """Rejects settings that name a layer which does not exist, or one layer twice.
 
         Raises:
-            ConfigError: one line, naming the setting to change.
+            ConfigError: If there is such a setting, which the message names.
         """
         stacks = self._stacks()
         for setting, moe, num_layers in stacks:
@@ -236,14 +240,14 @@ class ModelConfig(Ranged):
                 )
 
     def check_length(self, length: int, setting: str) -> None:
-        """Refuses sequences that are longer than what is learned of positions.
+        """Rejects sequences that are longer than the learned positions.
 
         Args:
-            length: tokens of a sequence.
-            setting: that says so.
+            length: Number of tokens of a sequence.
+            setting: Setting that holds this number.
 
         Raises:
-            ConfigError: one line, naming both settings.
+            ConfigError: If the sequences are longer; the message names both settings.
         """
         if isinstance(self.positions, Learned) and self.positions.length < length:
             raise ConfigError(
@@ -253,16 +257,23 @@ class ModelConfig(Ranged):
 
     def attention_at(self, layer: int) -> AttentionConfig | LatentConfig:
         """Returns the self-attention of a layer."""
+        if isinstance(self.attention, Details):
+            return self._plain_attention_at(layer)
+        # Other positions are rejected when the configuration is created.
+        assert isinstance(self.positions, Rotary)
+        return LatentConfig(
+            width=self.width,
+            num_heads=self.num_heads,
+            latent=self.attention,
+            rotary=self.positions,
+            norm_eps=self.norm.eps,
+            init_scale=self.init_scale,
+        )
+
+    def _plain_attention_at(self, layer: int) -> AttentionConfig:
+        """Returns the self-attention of a layer of a model without latent attention."""
+        assert isinstance(self.attention, Details)
         rotary = self.positions if isinstance(self.positions, Rotary) else None
-        if isinstance(self.attention, Latent):
-            return LatentConfig(
-                width=self.width,
-                num_heads=self.num_heads,
-                latent=self.attention,
-                rotary=rotary,
-                norm_eps=self.norm.eps,
-                init_scale=self.init_scale,
-            )
         details = self.attention
         for other in self.attention_overrides:
             if other.holds(layer):
@@ -280,7 +291,7 @@ class ModelConfig(Ranged):
         )
 
     def sparse_layers(self) -> tuple[SparseLayer, ...]:
-        """Returns the layers with experts, in the order in which they report."""
+        """Returns the layers with experts, in the order of a model's reports."""
         return tuple(
             layer
             for setting, moe, num_layers in self._stacks()
@@ -295,28 +306,32 @@ class ModelConfig(Ranged):
         sparse, same = moe.moe_layers(num_layers), (self.width, self.width)
         for index in range(num_layers):
             if index in in_attention:
-                widths = self.width, Projections(self.attention_at(index)).columns
+                widths = self.width, Projections(self._plain_attention_at(index)).columns
                 experts = self.attention_experts.layer
                 yield SparseLayer("attention_experts", index, experts, stack, widths)
             if index in sparse:
                 yield SparseLayer(setting, index, moe.at(index), stack, same)
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
-        """Returns setting, experts and number of layers of each stack."""
+        """Returns the setting of the experts, its value and the number of layers of each stack."""
         raise NotImplementedError
 
     def _refuse_leaks(self) -> None:
+        """Rejects expert choice in a causal stack, unless a setting allows it.
+
+        Raises:
+            ConfigError: If a token's experts would depend on later tokens.
+        """
         for layer in self.sparse_layers():
             leaks = layer.moe.router.experts_choose and layer.stack != "encoder"
             if leaks and not layer.moe.allow_future_leak:
                 raise ConfigError(
-                    "expert choice in a causal decoder routes a token by later ones; set "
-                    f"model.{layer.setting}.allow_future_leak=True if that is what you want to "
-                    "measure"
+                    "expert choice in a causal decoder routes a token by later tokens; set "
+                    f"model.{layer.setting}.allow_future_leak=True to measure this leak"
                 )
 
     def blocks(self, num_layers: int, moe: MoEConfig, *, cross: bool = False) -> list[BlockConfig]:
-        """Returns the configuration of every layer of a stack in order."""
+        """Returns the configuration of every layer of a stack, in order."""
         dense = FeedForwardConfig(
             width=self.width,
             hidden=self.mlp_dim,
@@ -331,19 +346,18 @@ class ModelConfig(Ranged):
         in_attention = self.attention_experts.moe_layers(num_layers)
 
         def block(layer: int) -> BlockConfig:
-            mixture = moe.at(layer) if layer in sparse else None
-            inner, attention = dense, self.attention_at(layer)
+            mixture, inner = moe.at(layer) if layer in sparse else None, dense
             if mixture is not None:
                 gated = self.gated if mixture.gated is None else mixture.gated
                 inner = dataclasses.replace(dense, hidden=mixture.expert_dim, gated=gated)
             return BlockConfig(
-                attention=attention,
+                attention=self.attention_at(layer),
                 feed_forward=inner,
                 moe=mixture,
                 dropout=self.dropout,
                 norm=self.norm,
                 extra=dense,
-                cross_attention=attention if cross else None,
+                cross_attention=self._plain_attention_at(layer) if cross else None,
                 attention_experts=self.attention_experts.layer if layer in in_attention else None,
             )
 

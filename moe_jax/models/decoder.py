@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.models.cache import Cache, causal_view
 from moe_jax.models.config import ModelConfig, Reading, SparseLayer
@@ -23,18 +24,17 @@ from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.ranges import LayerIndex, Layers
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
     """A decoder-only transformer.
 
     Attributes:
-        num_layers: dense and MoE layers together.
-        moe: the mixture-of-experts layers.
-        lookahead: modules that each predict one more token ahead, in training alone, with a layer
-            like the last one (DeepSeek-V3, 2412.19437, section 2.2).
+        num_layers: Number of dense and MoE layers together.
+        moe: Settings of the mixture-of-experts layers.
+        lookahead: Number of modules that each predict one more token ahead, in training alone. A
+            module has one layer, equal to the last layer of the model (DeepSeek-V3, 2412.19437,
+            section 2.2).
     """
 
     num_layers: Layers = 4
@@ -46,11 +46,11 @@ class DecoderConfig(ModelConfig):
         self._refuse_leaks()
 
     def sparse_layers(self) -> tuple[SparseLayer, ...]:
-        """Returns the layers with experts; those of the modules that look ahead come last."""
-        found = super().sparse_layers()
-        last = [layer for layer in found if layer.index == self.num_layers - 1]
+        """Returns the layers with experts; the layers of lookahead modules come last."""
+        layers = super().sparse_layers()
+        last = [layer for layer in layers if layer.index == self.num_layers - 1]
         later = range(self.num_layers, self.num_layers + self.lookahead)
-        return found + tuple(
+        return layers + tuple(
             dataclasses.replace(layer, index=index) for index in later for layer in last
         )
 
@@ -63,14 +63,13 @@ class DecoderConfig(ModelConfig):
 
 
 class Decoder(nnx.Module):
-    """Embedding, layers, final norm and head."""
+    """A decoder-only transformer: embedding, layers, final norm and head."""
 
-    def __init__(self, config: DecoderConfig, vocab_size: int, key: Array):
-        """Makes the model; ``key`` determines every parameter, on any mesh."""
+    def __init__(self, config: DecoderConfig, vocab_size: int, key: PRNGKeyArray):
+        """Initialises the model; ``key`` determines every parameter, on any mesh."""
         keys = jax.random.split(key, 4)
         self.embedding = Embedding(config, vocab_size, keys[0], keys[2])
-        options = {"scan": config.scan_layers, "remat": config.remat}
-        self.layers = Stack(config.layers(), keys[1], **options)
+        self.layers = Stack(config.layers(), keys[1], scan=config.scan_layers, remat=config.remat)
         self.final_norm = norm(config.norm, config.width)
         self.relative_bias = relative_bias(config, keys[3], both_ways=False)
         if config.lookahead:
@@ -80,26 +79,26 @@ class Decoder(nnx.Module):
 
     def hidden(
         self,
-        inputs: Array,
-        segments: Array,
-        positions: Array,
+        inputs: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
         *,
         mode: Mode = EVAL,
-        rng: Array | None = None,
-        records: Sequence[Array] | None = None,
-    ) -> tuple[Array, tuple[MoEAux, ...]]:
-        """Runs everything but the head.
+        rng: PRNGKeyArray | None = None,
+        records: Sequence[Int[Array, "B L _"]] | None = None,
+    ) -> tuple[Float[Array, "B L M"], tuple[MoEAux, ...]]:
+        """Returns the hidden states that the head reads.
 
         Args:
-            inputs: ``(B, L)`` int32 token ids.
-            segments: ``(B, L)`` int32; attention stays within equal ones, 0 is padding.
-            positions: ``(B, L)`` int32.
-            mode: see ``Mode``.
-            rng: key of everything random in training; without it the pass is deterministic.
-            records: the routing to force, ``(B, L, K)`` per MoE layer in order.
+            inputs: Token ids ``(B, L)`` int32.
+            segments: Segments ``(B, L)`` int32; attention stays within a segment, 0 is padding.
+            positions: Positions ``(B, L)`` int32.
+            mode: Mode of the forward pass; see ``Mode``.
+            rng: Key of all randomness in training; without a key the pass is deterministic.
+            records: Routing to force, ``(B, L, K)`` per MoE layer in order.
 
         Returns:
-            ``(B, L, M)`` and one report per MoE layer.
+            The hidden states ``(B, L, M)`` and one report per MoE layer.
         """
         view = causal_view(segments, positions, self.relative_bias, None)
         context = Context(view, valid_tokens(segments), inputs)
@@ -108,9 +107,12 @@ class Decoder(nnx.Module):
         return self.final_norm(x), reports
 
     def read(
-        self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: Array | None = None
+        self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: PRNGKeyArray | None = None
     ) -> Reading:
-        """Runs a batch of ``moe_jax.data``, and looks ahead; ``routing`` in it is forced."""
+        """Returns the hidden states for a batch of ``moe_jax.data``, lookahead included.
+
+        The field ``routing`` of the batch is forced on the routers.
+        """
         segments, positions = batch["segments"], batch["positions"]
         routing = batch.get("routing")
         sparse = self.layers.num_sparse
@@ -123,7 +125,7 @@ class Decoder(nnx.Module):
             records=None if routing is None else routing[:sparse],
         )
         view = causal_view(segments, positions, self.relative_bias, None)
-        found, x = [], hidden
+        states, x = [], hidden
         for step, module in enumerate(self._further):
             tokens = ahead(batch["targets"], step)
             context = Context(view, valid_ahead(segments, step), tokens)
@@ -133,30 +135,32 @@ class Decoder(nnx.Module):
                 context,
                 mode=mode,
                 rng=None if rng is None else jax.random.fold_in(rng, step),
-                records=None if routing is None else routing[self._places(step)],
+                records=None if routing is None else routing[self._slice_of(step)],
             )
-            found.append(for_head)
+            states.append(for_head)
             reports += more
-        return Reading(hidden, reports, tuple(found))
+        return Reading(hidden, reports, tuple(states))
 
-    def routed(self, batch: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
-        """Returns tokens and ``valid`` of every MoE layer, each ``(B, L)``, in order."""
+    def routed(
+        self, batch: Mapping[str, Any]
+    ) -> tuple[tuple[Int[Array, "B L"], Bool[Array, "B L"]], ...]:
+        """Returns token ids and ``valid`` of every MoE layer, each ``(B, L)``, in order."""
         segments = batch["segments"]
-        found = ((batch["inputs"], valid_tokens(segments)),) * self.layers.num_sparse
+        tokens = ((batch["inputs"], valid_tokens(segments)),) * self.layers.num_sparse
         for step, module in enumerate(self._further):
-            tokens = ahead(batch["targets"], step), valid_ahead(segments, step)
-            found += (tokens,) * module.layers.num_sparse
-        return found
+            later = ahead(batch["targets"], step), valid_ahead(segments, step)
+            tokens += (later,) * module.layers.num_sparse
+        return tokens
 
-    def update_routers(self, demands: Sequence[Array]) -> None:
-        """Moves the state of all routers on by one optimizer step; see ``Stack``."""
+    def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
+        """Updates the state of all routers after one optimizer step; see ``Stack``."""
         sparse = self.layers.num_sparse
         self.layers.update_routers(demands[:sparse])
         for step, module in enumerate(self._further):
-            module.layers.update_routers(demands[self._places(step)])
+            module.layers.update_routers(demands[self._slice_of(step)])
 
-    def _places(self, step: int) -> slice:
-        """Where the values of a module that looks ahead are, among those of all MoE layers."""
+    def _slice_of(self, step: int) -> slice:
+        """Returns the slice of a lookahead module's MoE layers among all MoE layers."""
         each = self.lookahead[step].layers.num_sparse
         start = self.layers.num_sparse + step * each
         return slice(start, start + each)
@@ -166,32 +170,40 @@ class Decoder(nnx.Module):
         return self.lookahead if self.config.lookahead else ()
 
     def extend(
-        self, inputs: Array, segments: Array, positions: Array, cache: Cache, *, mode: Mode = DECODE
-    ) -> tuple[Array, Cache]:
-        """Reads tokens that follow those of ``cache``.
+        self,
+        inputs: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        cache: Cache,
+        *,
+        mode: Mode = DECODE,
+    ) -> tuple[Float[Array, "B L M"], Cache]:
+        """Returns hidden states of tokens that follow the tokens of ``cache``.
 
         Args:
-            inputs: ``(B, L)`` int32.
-            segments: ``(B, L)`` int32, 0 for the padding in front of a short prompt.
-            positions: ``(B, L)`` int32.
-            cache: as from ``empty_cache``.
-            mode: see ``Mode``; by default routing never depends on the other rows.
+            inputs: Token ids ``(B, L)`` int32.
+            segments: Segments ``(B, L)`` int32, 0 for the padding in front of a short prompt.
+            positions: Positions ``(B, L)`` int32.
+            cache: Cache of the tokens before these, as from ``empty_cache``.
+            mode: Mode of the forward pass; by default the routing of a row does not depend on other
+                rows.
 
         Returns:
-            ``(B, L, M)`` and the cache with these tokens.
+            The hidden states ``(B, L, M)`` and the cache with these tokens.
         """
         cache = cache.extended(segments, positions)
         view = causal_view(segments, positions, self.relative_bias, cache)
         context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
         x, _, layers = self.layers(x, context, mode=mode, rng=None, cache=cache.layers)
+        assert layers is not None  # A stack that gets a cache returns one.
         return self.final_norm(x), dataclasses.replace(cache, layers=layers)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Returns a cache for ``batch`` rows of up to ``slots`` tokens, prompt included."""
+        """Returns an empty cache for ``batch`` rows of up to ``slots`` tokens, prompts included."""
         dtype = jnp.dtype(self.config.compute_dtype)
         return Cache.empty(self.layers.empty_cache(batch, slots, dtype), batch, slots)
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Float[Array, "B L M"]) -> Float[Array, "B L V"]:
         """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""
         return self.embedding.logits(hidden)

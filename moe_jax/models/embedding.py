@@ -1,10 +1,11 @@
-"""Tokens to vectors at the bottom of a model, and vectors to logits at its top."""
+"""The embedding at the bottom of a model, and the head at its top."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.nn.init import weight
@@ -12,16 +13,19 @@ from moe_jax.nn.positions import Learned, RelativeBias, Sinusoidal, T5Relative, 
 from moe_jax.parallel import constrain
 from moe_jax.precision import wide_einsum
 
-Array = jax.Array
-
 
 class Embedding(nnx.Module):
-    """The table of tokens, that of positions if they are learned, and the head."""
+    """The token embeddings, the position embeddings if they are learned, and the head."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, key: Array, head_key: Array):
-        """Makes ``table (V, M)``, ``places (P, M)`` if learned, ``head (M, V)`` if not tied."""
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, key: PRNGKeyArray, head_key: PRNGKeyArray
+    ):
+        """Initialises ``table (V, M)``, and ``places (P, M)`` and ``head (M, V)`` if needed.
+
+        A model has ``places`` if its positions are learned, and ``head`` if it is not tied.
+        """
         width = config.width
-        # Unit variance at the head, so tied logits start near unit scale.
+        # The head has unit variance, so tied logits start near unit scale.
         fan_in = 1 if config.scale_head else width
         self.table = weight(key, (vocab_size, width), ("vocab", "embed"), fan_in=fan_in, scale=1.0)
         if isinstance(config.positions, Learned):
@@ -35,11 +39,13 @@ class Embedding(nnx.Module):
             )
         self.config = config
 
-    def __call__(self, tokens: Array, positions: Array) -> Array:
-        """Returns ``(B, L, M)`` for ``tokens`` and ``positions (B, L)`` int32."""
+    def __call__(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"]
+    ) -> Float[Array, "B L M"]:
+        """Returns embeddings ``(B, L, M)`` for ``tokens`` and ``positions (B, L)`` int32."""
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
-        # Rows are taken from a table with whole rows; XLA would replicate the result otherwise.
+        # Without whole rows in the table, XLA would replicate the result.
         x = constrain(self.table[...].astype(dtype), "vocab", None)[tokens]
         if config.scale_embedding:
             x = x * jnp.sqrt(config.width).astype(dtype)
@@ -50,7 +56,7 @@ class Embedding(nnx.Module):
                 x += sinusoids(positions + offset, config.width).astype(dtype)
         return constrain(x, "batch", "length")
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Float[Array, "B L M"]) -> Float[Array, "B L V"]:
         """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""
         if self.config.scale_head:
             hidden = hidden / jnp.sqrt(self.config.width).astype(hidden.dtype)
@@ -61,8 +67,10 @@ class Embedding(nnx.Module):
         return constrain(logits, "batch", "length", "vocab")
 
 
-def relative_bias(config: ModelConfig, key: Array, *, both_ways: bool) -> RelativeBias | None:
-    """Returns the table of a stack, or ``None`` if positions are known otherwise."""
+def relative_bias(
+    config: ModelConfig, key: PRNGKeyArray, *, both_ways: bool
+) -> RelativeBias | None:
+    """Returns the relative positions of a stack, or ``None`` for other kinds of positions."""
     if not isinstance(config.positions, T5Relative):
         return None
     return RelativeBias(

@@ -1,4 +1,4 @@
-"""Encoder-decoder model in T5's form, each stack with its own mixture-of-experts layers."""
+"""Encoder-decoder model in T5's form, with mixture-of-experts layers in both stacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.models.cache import Cache, causal_view
@@ -26,18 +27,16 @@ from moe_jax.nn.padding import valid_tokens
 from moe_jax.nn.positions import Positions, Rotary, T5Relative
 from moe_jax.ranges import Layers
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderConfig(ModelConfig):
     """An encoder-decoder transformer.
 
     Attributes:
-        encoder_layers: dense and MoE layers of the encoder together.
-        decoder_layers: those of the decoder.
-        encoder_moe: the MoE layers of the encoder, where experts may choose tokens.
-        decoder_moe: those of the decoder, which is causal.
+        encoder_layers: Number of dense and MoE layers of the encoder together.
+        decoder_layers: Number of dense and MoE layers of the decoder together.
+        encoder_moe: Settings of the encoder's MoE layers, where experts may choose tokens.
+        decoder_moe: Settings of the decoder's MoE layers, which are causal.
     """
 
     activation: Activation = "relu"
@@ -51,7 +50,8 @@ class EncoderDecoderConfig(ModelConfig):
         super().__post_init__()
         if isinstance(self.positions, Rotary):
             raise ConfigError(
-                "queries and a memory have no common positions to rotate by: set "
+                "rotary positions need common positions of queries and memory, which an "
+                "encoder-decoder does not have: set "
                 "model.positions.type to T5Relative, Learned or Sinusoidal"
             )
         if isinstance(self.positions, T5Relative) and self.positions.buckets < 4:
@@ -69,17 +69,17 @@ class EncoderDecoderConfig(ModelConfig):
 
 
 class EncoderDecoder(nnx.Module):
-    """Shared embedding, encoder, decoder and head."""
+    """An encoder-decoder transformer: shared embedding, encoder, decoder and head."""
 
-    def __init__(self, config: EncoderDecoderConfig, vocab_size: int, key: Array):
-        """Makes the model; ``key`` determines every parameter, on any mesh."""
+    def __init__(self, config: EncoderDecoderConfig, vocab_size: int, key: PRNGKeyArray):
+        """Initialises the model; ``key`` determines every parameter, on any mesh."""
         keys = jax.random.split(key, 6)
-        options = {"scan": config.scan_layers, "remat": config.remat}
+        scan, remat = config.scan_layers, config.remat
         self.embedding = Embedding(config, vocab_size, keys[0], keys[5])
         encoder = config.blocks(config.encoder_layers, config.encoder_moe)
         decoder = config.blocks(config.decoder_layers, config.decoder_moe, cross=True)
-        self.encoder = Stack(encoder, keys[1], **options)
-        self.decoder = Stack(decoder, keys[2], **options)
+        self.encoder = Stack(encoder, keys[1], scan=scan, remat=remat)
+        self.decoder = Stack(decoder, keys[2], scan=scan, remat=remat)
         self.encoder_norm = norm(config.norm, config.width)
         self.final_norm = norm(config.norm, config.width)
         self.encoder_bias = relative_bias(config, keys[3], both_ways=True)
@@ -87,11 +87,12 @@ class EncoderDecoder(nnx.Module):
         self.config = config
 
     def read(
-        self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: Array | None = None
+        self, batch: Mapping[str, Any], *, mode: Mode = EVAL, rng: PRNGKeyArray | None = None
     ) -> Reading:
-        """Encodes and decodes a batch of ``moe_jax.data`` with spans cut out.
+        """Returns the decoder's hidden states for a span-corruption batch of ``moe_jax.data``.
 
-        The reports are of the encoder's MoE layers, and then of the decoder's.
+        The reports of the encoder's MoE layers come before the reports of the decoder's. The field
+        ``routing`` of the batch is forced on the routers.
         """
         rngs = (None, None) if rng is None else jax.random.split(rng)
         routing, sparse = batch.get("routing"), self.encoder.num_sparse
@@ -112,43 +113,49 @@ class EncoderDecoder(nnx.Module):
         )
         return Reading(hidden, (*first, *second))
 
-    def routed(self, batch: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
-        """Returns tokens and ``valid`` of every MoE layer, ``(B, T)`` or ``(B, L)``, in order."""
-        sources = batch["encoder_inputs"], valid_tokens(batch["encoder_segments"])
+    def routed(
+        self, batch: Mapping[str, Any]
+    ) -> tuple[tuple[Int[Array, "B _"], Bool[Array, "B _"]], ...]:
+        """Returns token ids and ``valid`` of every MoE layer in order, ``(B, T)`` or ``(B, L)``."""
+        inputs = batch["encoder_inputs"], valid_tokens(batch["encoder_segments"])
         targets = batch["inputs"], valid_tokens(batch["segments"])
-        return (sources,) * self.encoder.num_sparse + (targets,) * self.decoder.num_sparse
+        return (inputs,) * self.encoder.num_sparse + (targets,) * self.decoder.num_sparse
 
-    def update_routers(self, demands: Sequence[Array]) -> None:
-        """Moves the state of all routers on by one optimizer step; the encoder's come first."""
+    def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
+        """Updates the state of all routers after one optimizer step.
+
+        The demands of the encoder's MoE layers come first; see ``Stack``.
+        """
         sparse = self.encoder.num_sparse
         self.encoder.update_routers(demands[:sparse])
         self.decoder.update_routers(demands[sparse:])
 
     def encode(
         self,
-        tokens: Array,
-        segments: Array,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
         *,
-        positions: Array | None = None,
+        positions: Int[Array, "B T"] | None = None,
         mode: Mode = EVAL,
-        rng: Array | None = None,
-        records: Sequence[Array] | None = None,
-    ) -> tuple[Array, tuple[MoEAux, ...]]:
-        """Returns ``(B, T, M)`` and the reports of the encoder's MoE layers.
+        rng: PRNGKeyArray | None = None,
+        records: Sequence[Int[Array, "B T _"]] | None = None,
+    ) -> tuple[Float[Array, "B T M"], tuple[MoEAux, ...]]:
+        """Returns the memory ``(B, T, M)`` and the reports of the encoder's MoE layers.
 
         Args:
-            tokens: ``(B, T)`` int32.
-            segments: ``(B, T)`` int32; attention stays within equal ones, 0 is padding.
-            positions: ``(B, T)`` int32; ``None`` for the columns. Not read by relative positions.
-            mode: see ``Mode``.
-            rng: key of everything random in training.
-            records: the routing to force, one array per MoE layer in order.
+            tokens: Token ids ``(B, T)`` int32.
+            segments: Segments ``(B, T)`` int32; attention stays within a segment, 0 is padding.
+            positions: Positions ``(B, T)`` int32; ``None`` for the columns. Relative positions do
+                not read them.
+            mode: Mode of the forward pass; see ``Mode``.
+            rng: Key of all randomness in training.
+            records: Routing to force, ``(B, T, K)`` per MoE layer in order.
         """
         positions = _columns(tokens) if positions is None else positions
         bias = segment_bias(segments, segments)
         if self.encoder_bias is not None:
-            place = jnp.arange(tokens.shape[1])
-            bias = bias + self.encoder_bias(place, place)
+            columns = jnp.arange(tokens.shape[1])
+            bias = bias + self.encoder_bias(columns, columns)
         context = Context(View(bias, positions), valid_tokens(segments), tokens)
         x = self.embedding(tokens, positions)
         x, reports, _ = self.encoder(x, context, mode=mode, rng=rng, records=records)
@@ -156,27 +163,28 @@ class EncoderDecoder(nnx.Module):
 
     def decode(
         self,
-        tokens: Array,
-        segments: Array,
-        memory: Array,
-        memory_segments: Array,
+        tokens: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        memory: Float[Array, "B T M"],
+        memory_segments: Int[Array, "B T"],
         *,
-        positions: Array | None = None,
+        positions: Int[Array, "B L"] | None = None,
         mode: Mode = EVAL,
-        rng: Array | None = None,
-        records: Sequence[Array] | None = None,
-    ) -> tuple[Array, tuple[MoEAux, ...]]:
-        """Returns ``(B, L, M)`` and the reports of the decoder's MoE layers.
+        rng: PRNGKeyArray | None = None,
+        records: Sequence[Int[Array, "B L _"]] | None = None,
+    ) -> tuple[Float[Array, "B L M"], tuple[MoEAux, ...]]:
+        """Returns hidden states ``(B, L, M)`` and the reports of the decoder's MoE layers.
 
         Args:
-            tokens: ``(B, L)`` int32, the targets moved right by one.
-            segments: ``(B, L)`` int32.
-            memory: ``(B, T, M)`` from ``encode``.
-            memory_segments: ``(B, T)`` int32; a segment attends to the equal one.
-            positions: ``(B, L)`` int32; ``None`` for the columns.
-            mode: see ``Mode``.
-            rng: key of everything random in training.
-            records: the routing to force, one array per MoE layer in order.
+            tokens: Token ids ``(B, L)`` int32: the targets, shifted right by one.
+            segments: Segments ``(B, L)`` int32.
+            memory: Output ``(B, T, M)`` of ``encode``.
+            memory_segments: Segments ``(B, T)`` int32 of the memory; a target attends to the memory
+                of its segment.
+            positions: Positions ``(B, L)`` int32; ``None`` for the columns.
+            mode: Mode of the forward pass; see ``Mode``.
+            rng: Key of all randomness in training.
+            records: Routing to force, ``(B, L, K)`` per MoE layer in order.
         """
         positions = _columns(tokens) if positions is None else positions
         view = causal_view(segments, positions, self.decoder_bias, None)
@@ -188,28 +196,30 @@ class EncoderDecoder(nnx.Module):
 
     def extend(
         self,
-        tokens: Array,
-        segments: Array,
-        positions: Array,
+        tokens: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
         cache: Cache,
-        memory_segments: Array,
+        memory_segments: Int[Array, "B T"],
         *,
-        memory: Array | None = None,
+        memory: Float[Array, "B T M"] | None = None,
         mode: Mode = DECODE,
-    ) -> tuple[Array, Cache]:
-        """Reads target tokens that follow those of ``cache``.
+    ) -> tuple[Float[Array, "B L M"], Cache]:
+        """Returns hidden states of target tokens that follow the tokens of ``cache``.
 
         Args:
-            tokens: ``(B, L)`` int32.
-            segments: ``(B, L)`` int32.
-            positions: ``(B, L)`` int32.
-            cache: as from ``empty_cache``; it holds the keys and values of the memory too.
-            memory_segments: ``(B, T)`` int32.
-            memory: ``(B, T, M)`` from ``encode``, given once, with the first tokens.
-            mode: see ``Mode``; by default routing never depends on the other rows.
+            tokens: Token ids ``(B, L)`` int32.
+            segments: Segments ``(B, L)`` int32.
+            positions: Positions ``(B, L)`` int32.
+            cache: Cache of the tokens before these, as from ``empty_cache``; it also holds the keys
+                and values of the memory.
+            memory_segments: Segments ``(B, T)`` int32 of the memory.
+            memory: Output ``(B, T, M)`` of ``encode``, which the first call alone needs.
+            mode: Mode of the forward pass; by default the routing of a row does not depend on other
+                rows.
 
         Returns:
-            ``(B, L, M)`` and the cache with these tokens.
+            The hidden states ``(B, L, M)`` and the cache with these tokens.
         """
         cache = cache.extended(segments, positions)
         view = causal_view(segments, positions, self.decoder_bias, cache)
@@ -217,17 +227,18 @@ class EncoderDecoder(nnx.Module):
         context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)
         x, _, layers = self.decoder(x, context, mode=mode, rng=None, cache=cache.layers)
+        assert layers is not None  # A stack that gets a cache returns one.
         return self.final_norm(x), dataclasses.replace(cache, layers=layers)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Returns a cache for ``batch`` rows of up to ``slots`` target tokens."""
+        """Returns an empty cache for ``batch`` rows of up to ``slots`` target tokens."""
         dtype = jnp.dtype(self.config.compute_dtype)
         return Cache.empty(self.decoder.empty_cache(batch, slots, dtype), batch, slots)
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Float[Array, "B L M"]) -> Float[Array, "B L V"]:
         """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""
         return self.embedding.logits(hidden)
 
 
-def _columns(tokens: Array) -> Array:
+def _columns(tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)

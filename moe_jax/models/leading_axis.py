@@ -1,8 +1,7 @@
 """Reads arrays that were saved when layers outside a scan still had a leading axis of length 1.
 
 Every array of such a layer, and of its optimizer statistics, was saved as ``(1, ...)`` and is now
-``(...)``. The values are the same, so a reader restores an array as it was saved and drops the
-axis.
+``(...)``. The values are equal, so a reader restores an array as it was saved and removes the axis.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def as_saved(wanted: jax.ShapeDtypeStruct, saved: Sequence[int] | None) -> jax.ShapeDtypeStruct:
-    """Returns how to restore an array: ``wanted``, behind an axis of length 1 if it was saved so.
+    """Returns the shape with which to restore an array: ``wanted``, or ``(1, *wanted)``.
 
     Args:
-        wanted: the shape, type and sharding that the model has.
-        saved: the shape in the file; ``None`` if the file lacks the array.
+        wanted: Shape, type and sharding of the array in the model.
+        saved: Shape of the array in the file; ``None`` if the file lacks the array.
     """
     if saved is None or tuple(saved) != (1, *wanted.shape):
         return wanted
@@ -30,15 +29,15 @@ def as_saved(wanted: jax.ShapeDtypeStruct, saved: Sequence[int] | None) -> jax.S
 
 
 def as_wanted(restored: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns what ``as_saved`` restored, in the wanted shape and sharding.
+    """Returns an array that was restored as ``as_saved`` says, in the wanted shape and sharding.
 
-    An array that loses its axis is freed, so that a large state is never in memory twice.
+    A restored array that loses its axis is freed, so that a large state is never in memory twice.
     """
     if np.shape(restored) == wanted.shape:
         return restored
-    found = jax.jit(_first, out_shardings=wanted.sharding)(restored)
+    array = jax.jit(_first, out_shardings=wanted.sharding)(restored)
     restored.delete()
-    return found
+    return array
 
 
 def _first(array: jax.Array) -> jax.Array:

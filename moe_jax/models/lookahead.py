@@ -1,10 +1,13 @@
-"""Multi-token prediction: modules that guess tokens further ahead, to train a model better."""
+"""Multi-token prediction: modules that predict tokens further ahead, in training alone."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import Stack
@@ -15,17 +18,16 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
 
-Array = jax.Array
-
 
 class Lookahead(nnx.Module):
-    """One module of DeepSeek-V3 (2412.19437, section 2.2), which shares embedding and head.
+    """A prediction module of DeepSeek-V3 (2412.19437, section 2.2).
 
-    The released weights read the token's half of ``merge`` first.
+    The module shares the model's embedding and head. As in the released weights, the first half of
+    ``merge`` reads the token and the second half reads the hidden state.
     """
 
-    def __init__(self, config: ModelConfig, block: BlockConfig, key: Array):
-        """Makes two norms, the projection ``(2 M, M)``, a layer and the norm before the head."""
+    def __init__(self, config: ModelConfig, block: BlockConfig, key: PRNGKeyArray):
+        """Initialises two norms, the projection ``(2 M, M)``, a layer and the final norm."""
         keys = jax.random.split(key, 2)
         width = config.width
         self.token_norm = norm(config.norm, width)
@@ -42,26 +44,27 @@ class Lookahead(nnx.Module):
 
     def __call__(
         self,
-        hidden: Array,
-        embedded: Array,
+        hidden: Float[Array, "B L M"],
+        embedded: Float[Array, "B L M"],
         context: Context,
         *,
         mode: Mode,
-        rng: Array | None,
-        records: tuple[Array, ...] | None = None,
-    ) -> tuple[Array, Array, tuple[MoEAux, ...]]:
-        """Reads one more token.
+        rng: PRNGKeyArray | None,
+        records: Sequence[Int[Array, "B L _"]] | None = None,
+    ) -> tuple[Float[Array, "B L M"], Float[Array, "B L M"], tuple[MoEAux, ...]]:
+        """Returns hidden states that have read one more token.
 
         Args:
-            hidden: ``(B, L, M)``, of the model or of the module before.
-            embedded: ``(B, L, M)``, the next token that those do not know.
-            context: of the model's layers.
-            mode: see ``Mode``.
-            rng: key of everything random in training.
-            records: the routing to force.
+            hidden: Hidden states ``(B, L, M)`` of the model or of the module before.
+            embedded: Embeddings ``(B, L, M)`` of the next token, which ``hidden`` has not read.
+            context: Context of the model's layers.
+            mode: Mode of the forward pass; see ``Mode``.
+            rng: Key of all randomness in training.
+            records: Routing to force, ``(B, L, K)`` per MoE layer.
 
         Returns:
-            ``(B, L, M)`` for the module after, the same for the head, and the layer's report.
+            The states ``(B, L, M)`` for the next module, the states ``(B, L, M)`` for the head, and
+            the reports of the MoE layers.
         """
         both = jnp.concatenate([self.token_norm(embedded), self.hidden_norm(hidden)], axis=-1)
         x = both @ self.merge[...].astype(both.dtype)
@@ -69,12 +72,12 @@ class Lookahead(nnx.Module):
         return x, self.final_norm(x), reports
 
 
-def ahead(values: Array, steps: int) -> Array:
-    """Returns ``values (B, L)`` of ``steps`` tokens later, zeros after the last."""
+def ahead(values: Int[Array, "B L"], steps: int) -> Int[Array, "B L"]:
+    """Returns for each token the value of the token ``steps`` later, 0 behind the last token."""
     length = values.shape[1]
     return jnp.pad(values, ((0, 0), (0, steps)))[:, steps : steps + length]
 
 
-def valid_ahead(segments: Array, steps: int) -> Array:
-    """Returns ``(B, L)`` bool: whether the token ``steps`` later is of the same segment."""
+def valid_ahead(segments: Int[Array, "B L"], steps: int) -> Bool[Array, "B L"]:
+    """Returns True for each token whose segment holds the token ``steps`` later."""
     return valid_tokens(segments) & (ahead(segments, steps) == segments)

@@ -10,15 +10,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.nn.block import Block, BlockConfig, Context, LayerCache
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.parallel import constrain_parameters
 
-Array = jax.Array
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
-StackCache = list[tuple[LayerCache, ...]]
+# ``[part][block]``, as ``Stack.parts``.
+StackCache = list[tuple[LayerCache | None, ...]]
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -27,12 +28,13 @@ _POLICIES = {
 
 
 def runs(layers: Sequence[Any]) -> list[tuple[tuple[Any, ...], int]]:
-    """Cuts a list of layers into ``(pattern, repeats)`` whose concatenation is the list.
+    """Returns repeated patterns ``(pattern, repeats)`` whose concatenation is the list of layers.
 
-    Each step takes the pattern that covers most of what is left, the shortest of equals, so
-    ``[d, m, d, m]`` is ``[((d, m), 2)]`` and ``[d, m, m, m]`` is ``[((d,), 1), ((m,), 3)]``.
+    Each step takes the pattern that covers most of the remaining layers; among equals, the shortest
+    pattern. So ``[d, m, d, m]`` is ``[((d, m), 2)]``, and ``[d, m, m, m]`` is
+    ``[((d,), 1), ((m,), 3)]``.
     """
-    found = []
+    patterns: list[tuple[tuple[Any, ...], int]] = []
     start = 0
     while start < len(layers):
         rest = layers[start:]
@@ -42,9 +44,9 @@ def runs(layers: Sequence[Any]) -> list[tuple[tuple[Any, ...], int]]:
             default=(1, 1),
         )
         period, count = (period, count) if count > 1 else (1, 1)
-        found.append((tuple(rest[:period]), count))
+        patterns.append((tuple(rest[:period]), count))
         start += period * count
-    return found
+    return patterns
 
 
 def _repeats(layers: Sequence[Any], period: int) -> int:
@@ -57,14 +59,14 @@ def _repeats(layers: Sequence[Any], period: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LayerView:
-    """Where one layer of a stack is.
+    """The location of one layer in a stack.
 
     Attributes:
-        index: the layer's, from 0.
-        path: the attributes and indices that lead from the stack to ``block``.
-        block: the layer alone, or its stacked form: equal layers that a scan runs, with a leading
-            axis on every array.
-        entry: the layer's index on that axis; ``None`` if ``block`` is the layer alone.
+        index: Index of the layer, from 0.
+        path: Attributes and indices that lead from the stack to ``block``.
+        block: Block of this layer alone, or the stacked blocks of equal layers that a scan runs;
+            stacked blocks have a leading axis on every array.
+        entry: Index of the layer on that axis; ``None`` if ``block`` is this layer alone.
     """
 
     index: int
@@ -73,22 +75,24 @@ class LayerView:
     entry: int | None
 
     def take(self, tree: Any) -> Any:
-        """Returns the layer's own part of arrays that are stacked as ``block`` is."""
+        """Returns the layer's part of arrays that are stacked as ``block`` is."""
         if self.entry is None:
             return tree
         return jax.tree.map(lambda leaf: leaf[self.entry], tree)
 
 
 class Stack(nnx.Module):
-    """Layers in order; equal neighbours are stacked and scanned, or unrolled on request.
+    """Layers in order; equal neighbours are stacked and scanned, unless ``scan`` is False.
 
     ``parts[P][B]`` is block ``B`` of the pattern that part ``P`` repeats ``repeats[P]`` times. The
-    arrays of a pattern that runs once have the shapes of one layer; those of a pattern that a scan
-    repeats have a leading axis of ``repeats[P]``.
+    arrays of a pattern that runs once have the shapes of one layer. The arrays of a pattern that a
+    scan repeats have a leading axis of ``repeats[P]``.
     """
 
-    def __init__(self, layers: Sequence[BlockConfig], key: Array, *, scan: bool, remat: Remat):
-        """Makes layer ``i`` from the ``i``-th key, so scanning changes no parameter."""
+    def __init__(
+        self, layers: Sequence[BlockConfig], key: PRNGKeyArray, *, scan: bool, remat: Remat
+    ):
+        """Initialises layer ``i`` from the ``i``-th key, so scanning changes no parameter."""
         keys = jax.random.split(key, len(layers))
         patterns = runs(layers) if scan else [((layer,), 1) for layer in layers]
         self.repeats = tuple(repeats for _, repeats in patterns)
@@ -105,27 +109,27 @@ class Stack(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B L M"],
         context: Context,
         *,
         mode: Mode,
-        rng: Array | None,
-        records: Sequence[Array] | None = None,
+        rng: PRNGKeyArray | None,
+        records: Sequence[Int[Array, "B L _"]] | None = None,
         cache: StackCache | None = None,
-    ) -> tuple[Array, tuple[MoEAux, ...], StackCache | None]:
-        """Maps ``x (B, L, M)`` to ``(B, L, M)``.
+    ) -> tuple[Float[Array, "B L M"], tuple[MoEAux, ...], StackCache | None]:
+        """Returns the output of the last layer.
 
         Args:
-            x: the embedded tokens.
-            context: what all layers share.
-            mode: see ``Mode``.
-            rng: key of everything random in training.
-            records: the routing to force, ``(B, L, K)`` per MoE layer in order.
-            cache: keys and values of the tokens before these, as from ``empty_cache``.
+            x: Embedded tokens ``(B, L, M)``.
+            context: Context that all layers share.
+            mode: Mode of the forward pass; see ``Mode``.
+            rng: Key of all randomness in training.
+            records: Routing to force, ``(B, L, K)`` per MoE layer in order.
+            cache: Keys and values of the tokens before these, as from ``empty_cache``.
 
         Returns:
-            The output, one report per MoE layer in order, and the cache with these tokens' keys and
-            values, ``None`` if none was given.
+            The output ``(B, L, M)``, one report per MoE layer in order, and the cache with these
+            tokens' keys and values; ``None`` without a cache.
         """
         keys = [None] * self.num_layers if rng is None else jax.random.split(rng, self.num_layers)
         inputs = self._by_part(list(zip(keys, self._by_layer(records), strict=True)))
@@ -141,7 +145,7 @@ class Stack(nnx.Module):
         return x, tuple(reports), None if cache is None else new_caches
 
     def layers(self) -> Iterator[LayerView]:
-        """Yields every layer in order: the one place that says where a layer is."""
+        """Yields the location of every layer, in order."""
         index = 0
         for i, (blocks, repeats) in enumerate(zip(self.parts, self.repeats, strict=True)):
             for repeat in range(repeats):
@@ -150,7 +154,7 @@ class Stack(nnx.Module):
                     index += 1
 
     def empty_cache(self, batch: int, slots: int, dtype: jnp.dtype) -> StackCache:
-        """Returns zeros for the keys and values of ``slots`` tokens in ``batch`` rows."""
+        """Returns a cache of zeros for ``slots`` tokens in each of ``batch`` rows."""
 
         def projected(block: Block) -> LayerCache:
             x = jnp.zeros((batch, slots, block.source_width), dtype)
@@ -158,8 +162,8 @@ class Stack(nnx.Module):
             return {"self": block.attention.project(x, positions)}
 
         def zeros(block: Block, repeats: int) -> LayerCache:
-            made = projected if repeats == 1 else jax.vmap(projected)
-            shapes = jax.eval_shape(made, block)
+            of_blocks = projected if repeats == 1 else jax.vmap(projected)
+            shapes = jax.eval_shape(of_blocks, block)
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         return [
@@ -167,11 +171,12 @@ class Stack(nnx.Module):
             for blocks, repeats in zip(self.parts, self.repeats, strict=True)
         ]
 
-    def update_routers(self, demands: Sequence[Array]) -> None:
-        """Moves the state of all routers on by one optimizer step.
+    def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
+        """Updates the state of all routers after one optimizer step.
 
         Args:
-            demands: ``(E,)`` per MoE layer in order: assignments asked for in the whole step.
+            demands: Choices ``(E,)`` of each expert in the whole step, before capacity, per MoE
+                layer in order.
         """
         by_part = self._by_part(self._by_layer(demands))
         for blocks, part_demands in zip(self.parts, by_part, strict=True):
@@ -180,7 +185,7 @@ class Stack(nnx.Module):
                     router.update(demand)
 
     def _by_layer(self, values: Sequence[Array] | None) -> list[tuple[Array, ...] | None]:
-        """Hands one array per MoE layer in order to the layers; a dense layer gets ``()``."""
+        """Returns for each layer the arrays of its MoE layers; ``()`` for a dense layer."""
         if values is None:
             return [None] * self.num_layers
         rest = iter(values)
@@ -188,29 +193,30 @@ class Stack(nnx.Module):
         return [tuple(itertools.islice(rest, size)) for size in sizes]
 
     def _by_part(self, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Arranges one tree per layer as the blocks are, ``[part][block]``, stacked for scans."""
-        found: dict[tuple[str | int, ...], list[Any]] = {}
+        """Returns one tree per layer, arranged as the blocks, ``[part][block]``, and stacked."""
+        by_path: dict[tuple[str | int, ...], list[Any]] = {}
         for layer, value in zip(self.layers(), values, strict=True):
-            found.setdefault(layer.path, []).append(value)
+            by_path.setdefault(layer.path, []).append(value)
         return [
-            tuple(_stacked(found["parts", i, j]) for j in range(len(blocks)))
+            tuple(_stacked(by_path["parts", i, j]) for j in range(len(blocks)))
             for i, blocks in enumerate(self.parts)
         ]
 
     def _run(
         self, part: Any, repeats: int, x: Array, context: Context, mode: Mode
     ) -> tuple[Array, tuple[MoEAux, ...], tuple[LayerCache | None, ...]]:
-        """Runs the layers of one part.
+        """Returns the output of the layers of one part.
 
         Args:
-            part: blocks, their keys and records, and their caches; a scan has them stacked.
-            repeats: how often the blocks run, one after the other.
-            x: ``(B, L, M)``.
-            context: what all layers share.
-            mode: see ``Mode``.
+            part: Blocks, their keys and records, and their caches; for a scan they are stacked.
+            repeats: Number of times that the blocks run, one after the other.
+            x: Hidden states ``(B, L, M)``.
+            context: Context that all layers share.
+            mode: Mode of the forward pass; see ``Mode``.
 
         Returns:
-            The output, the reports in the order of the layers, and the caches, stacked as given.
+            The output, the reports in the order of the layers, and the caches, stacked like the
+            caches in ``part``.
         """
 
         def body(x: Array, part: Any) -> tuple[Array, tuple[tuple[MoEAux, ...], tuple]]:
@@ -219,10 +225,10 @@ class Stack(nnx.Module):
             reports: tuple[MoEAux, ...] = ()
             new_caches = []
             for block, (key, records), cache in zip(blocks, inputs, caches, strict=True):
-                x, found, cache = block(
+                x, block_reports, cache = block(
                     x, context, mode=mode, rng=key, records=records, cache=cache
                 )
-                reports += found
+                reports += block_reports
                 new_caches.append(cache)
             return x, (reports, tuple(new_caches))
 
@@ -240,14 +246,14 @@ class Stack(nnx.Module):
 
 
 def _made(config: BlockConfig, keys: Array) -> Block:
-    """Makes one block per key ``(R,)``, stacked unless there is one."""
+    """Returns one block per key ``(R,)``, stacked if there are several keys."""
     if len(keys) == 1:
         return Block(config, keys[0])
     return jax.vmap(lambda key: Block(config, key))(keys)
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
-    """Stacks the arrays of equal trees along a new leading axis, unless there is one tree."""
+    """Returns trees stacked along a new leading axis; a single tree is returned as it is."""
     if len(trees) == 1:
         return trees[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

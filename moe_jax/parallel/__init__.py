@@ -1,4 +1,4 @@
-"""The device mesh: the only place that knows the names of its axes."""
+"""The device mesh: only this package knows the names of the mesh axes."""
 
 from moe_jax.parallel.exchange import (
     ALL_TO_ALL,

@@ -1,43 +1,45 @@
-"""Between a device's groups and a device's experts: one all-to-all of the slots each way."""
+"""Exchanges of slots and functions of local arrays, which run on every device of the mesh."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import axis_size, constrain, spec
 
-Array = jax.Array
-# All but tensor parallelism, which stays XLA's.
+# ``shard_map`` takes over all mesh axes except tensor parallelism, which XLA partitions.
 _MANUAL = frozenset(AXES) - {"model"}
 
 
+@runtime_checkable
 class Exchange(Protocol):
-    """Moves slots between the devices of their groups and those of their experts."""
+    """Moves slots between the devices of their groups and the devices of their experts."""
 
-    def to_experts(self, x: Array) -> Array:
-        """``(G, E, C, M)`` to ``(E, G * C, M)``, slots in an order of its own."""
+    def to_experts(self, x: Float[Array, "G E C M"]) -> Float[Array, "E GC M"]:
+        """Moves ``(G, E, C, M)`` to ``(E, G C, M)``; the exchange chooses the order of slots."""
 
-    def to_groups(self, y: Array, groups: int) -> Array:
-        """Undoes ``to_experts``."""
+    def to_groups(self, y: Float[Array, "E GC M"], groups: int) -> Float[Array, "G E C M"]:
+        """Moves ``(E, G C, M)`` to ``(G, E, C, M)``: the inverse of ``to_experts``."""
 
 
 def group_shards() -> int:
-    """Returns over how many shards the groups are split on the mesh in force."""
+    """Returns the number of shards over which the current mesh splits the groups."""
     return axis_size("group")
 
 
 def over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs ``function`` on each device's groups alone: its arrays all start with ``G``.
+    """Returns ``function`` mapped over devices, so that it sees only the groups of a device.
 
-    For what treats every group by itself, such as routing. XLA cannot split ``top_k`` over a batch
-    axis and would gather the scores of all groups on every device.
+    All arrays of ``function`` start with ``G``, and it must treat groups independently, as routing
+    does. XLA cannot split ``top_k`` over a batch axis: it would gather the scores of all groups on
+    every device.
     """
     if group_shards() == 1:
         return function
@@ -45,10 +47,10 @@ def over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def over_batch(function: Callable[..., Any], module: Any, *arrays: Array) -> Any:
-    """Runs ``function(module, *arrays)`` on each device's tokens; arrays start with ``(B, L)``.
+    """Returns ``function(module, *arrays)``, where each device sees only its tokens.
 
-    The gradient of ``module`` is then summed over devices once. In a loop, XLA sums it at every
-    turn.
+    All arrays start with ``(B, L)``. The gradient of ``module`` is summed over devices once; in a
+    loop, XLA would sum it in every iteration.
     """
     batch, length = (axis_size(name) for name in ("batch", "length"))
     shape = arrays[0].shape
@@ -61,12 +63,12 @@ def over_batch(function: Callable[..., Any], module: Any, *arrays: Array) -> Any
 
 
 def on_each_device(function: Callable[..., Any], module: Any, *groups: Any) -> Any:
-    """Runs ``function(module, *groups)`` on each device's groups, with the whole of ``module``.
+    """Returns ``function(module, *groups)``, where each device sees only its groups.
 
     Args:
-        function: its result starts with ``G`` too.
-        module: gathered where it is split.
-        groups: arrays, or trees of arrays, that start with ``G``.
+        function: Function whose result starts with ``G`` too.
+        module: Module that every device holds as a whole; a split module is gathered.
+        groups: Arrays, or trees of arrays, that start with ``G``.
     """
     if group_shards() == 1:
         return function(module, *groups)
@@ -75,23 +77,24 @@ def on_each_device(function: Callable[..., Any], module: Any, *groups: Any) -> A
 
 
 def on_devices(function: Callable[..., Any], arguments: Any, result: Any) -> Callable[..., Any]:
-    """Runs ``function`` on what each device holds; see ``jax.shard_map`` for the partitions."""
-    # Loops inside start from constants, which the check would want marked as differing by device.
+    """Returns ``function`` mapped over devices; see ``jax.shard_map`` for the partitions."""
+    # The check of varying axes would require marks on the constants from which loops start.
     return jax.shard_map(
         function, in_specs=arguments, out_specs=result, axis_names=_MANUAL, check_vma=False
     )
 
 
 class Gspmd:
-    """The all-to-all as a transpose that XLA partitions (GShard section 3.3).
+    """The all-to-all as a transpose that XLA partitions (GShard, 2006.16668, section 3.3).
 
     XLA emits exactly one all-to-all for this form: split the group and expert axes into (shard,
-    rest), swap the two shard axes, and pin the expert mesh axis to the first before the swap and to
-    the second after it. Constraining less, such as the expert axis alone, adds all-gathers.
+    rest), swap the two shard axes, and constrain the first of them to the expert mesh axis before
+    the swap and the second after it. Fewer constraints, such as the expert axis alone, add
+    all-gathers.
     """
 
-    def to_experts(self, x: Array) -> Array:
-        """Moves ``(G, E, C, M)`` to ``(E, G * C, M)``."""
+    def to_experts(self, x: Float[Array, "G E C M"]) -> Float[Array, "E GC M"]:
+        """Moves ``(G, E, C, M)`` to ``(E, G C, M)``."""
         groups, experts, capacity, width = x.shape
         if group_shards() == 1:
             return x.swapaxes(0, 1).reshape(experts, groups * capacity, width)
@@ -102,8 +105,8 @@ class Gspmd:
         x = x.transpose(1, 5, 0, 2, 4, 3, 6, 7).reshape(experts, groups * capacity, width)
         return constrain(x, "expert", "slots")
 
-    def to_groups(self, y: Array, groups: int) -> Array:
-        """Moves ``(E, G * C, M)`` to ``(G, E, C, M)``."""
+    def to_groups(self, y: Float[Array, "E GC M"], groups: int) -> Float[Array, "G E C M"]:
+        """Moves ``(E, G C, M)`` to ``(G, E, C, M)``."""
         experts, slots, width = y.shape
         capacity = slots // groups
         if group_shards() == 1:
@@ -121,10 +124,10 @@ def _shards() -> tuple[int, int, int]:
 
 
 class AllToAll:
-    """The all-to-all said outright: ``jax.lax.all_to_all`` on what each device holds."""
+    """The all-to-all as an explicit ``jax.lax.all_to_all`` of the slots on each device."""
 
-    def to_experts(self, x: Array) -> Array:
-        """Moves ``(G, E, C, M)`` to ``(E, G * C, M)``."""
+    def to_experts(self, x: Float[Array, "G E C M"]) -> Float[Array, "E GC M"]:
+        """Moves ``(G, E, C, M)`` to ``(E, G C, M)``."""
         if group_shards() == 1:
             return GSPMD.to_experts(x)
 
@@ -135,14 +138,14 @@ class AllToAll:
 
         return on_devices(local, spec("group"), spec("expert", "slots"))(x)
 
-    def to_groups(self, y: Array, groups: int) -> Array:
-        """Moves ``(E, G * C, M)`` to ``(G, E, C, M)``."""
+    def to_groups(self, y: Float[Array, "E GC M"], groups: int) -> Float[Array, "G E C M"]:
+        """Moves ``(E, G C, M)`` to ``(G, E, C, M)``."""
         if group_shards() == 1:
             return GSPMD.to_groups(y, groups)
-        capacity, here = y.shape[1] // groups, groups // axis_size("slots")
+        capacity, local_groups = y.shape[1] // groups, groups // axis_size("slots")
 
         def local(y: Array) -> Array:
-            y = y.reshape(y.shape[0], here, capacity, y.shape[-1]).swapaxes(0, 1)
+            y = y.reshape(y.shape[0], local_groups, capacity, y.shape[-1]).swapaxes(0, 1)
             return jax.lax.all_to_all(y, "expert", split_axis=0, concat_axis=1, tiled=True)
 
         return on_devices(local, spec("expert", "slots"), spec("group"))(y)
@@ -152,42 +155,46 @@ GSPMD, ALL_TO_ALL = Gspmd(), AllToAll()
 
 
 def around_the_ring(
-    work: Callable[[Any, Array, Any], Array], experts: Any, tokens: Array, tables: Any
-) -> Array:
-    """Sends the tokens round the devices of the expert axis instead of their slots.
+    work: Callable[[Any, Array, Any], Array],
+    experts: Any,
+    tokens: Float[Array, "G S M"],
+    tables: Any,
+) -> Float[Array, "G S M"]:
+    """Sends tokens around the devices of the expert axis, instead of sending slots.
 
-    Each device adds what its experts make of the visitors and passes both on, so a device sends its
-    tokens and their sums once per step: what dropless routing, with a slot for every token at every
-    expert, sends is then independent of the number of experts and of the capacity.
+    Each device adds the outputs of its experts to the sums of the visiting tokens, and passes the
+    tokens and the sums on. The number of bytes sent thus depends neither on the number of experts
+    nor on the capacity, even if every expert has a slot for every token (dropless routing).
 
     Args:
-        work: ``(experts, x (g, S, M), tables) -> (g, S, M)``, with the tables of these experts.
-        experts: module whose parameters' axes are named ``expert`` where they are the experts'.
-        tokens: ``(G, S, M)``.
-        tables: arrays ``(G, E, ...)``, what ``work`` must know of a group for each expert.
+        work: Function ``(experts, x (g, S, M), tables) -> (g, S, M)`` of the ``g`` groups of a
+            device; its tables are those of the device's experts.
+        experts: Module of the experts; the expert axes of its parameters are named ``expert``.
+        tokens: Tokens ``(G, S, M)``.
+        tables: Arrays ``(G, E, ...)`` that ``work`` reads for each group and expert.
 
     Returns:
-        ``(G, S, M)``, the sums over all experts.
+        The sums ``(G, S, M)`` over all experts.
     """
     shards = axis_size("expert")
 
     def local(experts: Any, x: Array, tables: Any) -> Array:
-        me, tables = jax.lax.axis_index("expert"), jax.tree.map(sources, tables)
+        me, tables = jax.lax.axis_index("expert"), jax.tree.map(by_origin, tables)
         onward = [(i, (i + 1) % shards) for i in range(shards)]
 
         @jax.checkpoint
         def step(carried: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
             x, y = carried
-            mine = jax.tree.map(lambda table: table[(me - number) % shards], tables)
-            y += work(experts, x, mine)
+            visiting = jax.tree.map(lambda table: table[(me - number) % shards], tables)
+            y += work(experts, x, visiting)
             return jax.lax.ppermute((x, y), "expert", onward), None
 
         return jax.lax.scan(step, (x, jnp.zeros_like(x)), jnp.arange(shards))[0][1]
 
-    def sources(table: Array) -> Array:
-        """What each device of the ring says of the experts here, ``(shards, g, E', ...)``."""
-        got = jax.lax.all_to_all(table, "expert", split_axis=1, concat_axis=0, tiled=True)
-        return got.reshape(shards, -1, *got.shape[1:])
+    def by_origin(table: Array) -> Array:
+        """Returns the tables ``(shards, g, E', ...)`` of the local experts, by token's device."""
+        received = jax.lax.all_to_all(table, "expert", split_axis=1, concat_axis=0, tiled=True)
+        return received.reshape(shards, -1, *received.shape[1:])
 
     by_expert = jax.tree.map(_by_expert, experts, is_leaf=_is_variable)
     run = on_devices(local, (by_expert, spec("group"), spec("group")), spec("group"))

@@ -1,4 +1,4 @@
-"""The mesh: five numbers in a config, one ``jax.sharding.Mesh`` over all devices."""
+"""The mesh: five settings describe one ``jax.sharding.Mesh`` over all devices."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class MeshConfig(Ranged):
     """Sizes of the mesh axes; their product is the number of devices.
 
     Attributes:
-        data: copies of the model, each with its share of the batch; -1 takes what is left over.
-        expert: shards of the experts; the batch is split over it too.
-        model: shards of every hidden layer (tensor parallelism).
-        fsdp: shards of parameters and optimizer state that are gathered layer by layer (fully
-            sharded data parallelism, ZeRO-3); the batch is split over it too.
-        sequence: shards of every sequence's length, for texts whose activations are too large for
-            one device; keys and values are gathered in attention.
+        data: Number of copies of the model, each with its share of the batch; -1 takes all
+            remaining devices.
+        expert: Number of shards of the experts; the batch is split over this axis too.
+        model: Number of shards of every hidden layer (tensor parallelism).
+        fsdp: Number of shards of parameters and optimizer state, which are gathered layer by layer
+            (fully sharded data parallelism, ZeRO-3); the batch is split over this axis too.
+        sequence: Number of shards of every sequence's length, for texts whose activations are too
+            large for one device; attention gathers keys and values.
     """
 
     data: PositiveOrRest = -1
@@ -38,10 +39,10 @@ class MeshConfig(Ranged):
     sequence: Positive = 1
 
     def resolve(self, num_devices: int) -> MeshConfig:
-        """Returns the sizes with ``-1`` replaced.
+        """Returns the sizes, with ``-1`` replaced by the number of remaining devices.
 
         Raises:
-            ConfigError: if the product is not ``num_devices``.
+            ConfigError: If the product is not ``num_devices``.
         """
         sizes = dict(zip(AXES, self.sizes, strict=True))
         rest = math.prod(self.sizes[1:])
@@ -57,7 +58,7 @@ class MeshConfig(Ranged):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Those of ``AXES`` in order."""
+        """Sizes of the mesh axes, in the order of ``AXES``."""
         return tuple(getattr(self, axis) for axis in AXES)
 
 
@@ -65,11 +66,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """Returns the mesh over ``devices`` (default: all), with axes that GSPMD propagates."""
     devices = jax.devices() if devices is None else devices
     sizes = config.resolve(len(devices)).sizes
-    # jax.make_mesh refuses an axis that is no product of whole sides of a TPU slice.
+    # jax.make_mesh rejects an axis whose size is no product of whole sides of a TPU slice.
     arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(config: MeshConfig) -> int:
-    """Returns over how many shards the batch is split."""
+    """Returns the number of shards over which the batch is split."""
     return config.data * config.fsdp * config.expert

@@ -1,4 +1,4 @@
-"""Which rows of a batch each process holds."""
+"""The rows of a batch that each process holds."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from moe_jax.parallel.rules import spec
 def rows_by_process(
     mesh: Mesh, rows: int, process_of: Callable[[jax.Device], int] = lambda d: d.process_index
 ) -> Mapping[int, tuple[int, ...]]:
-    """Returns which rows of a batch the devices of each process hold, in order.
+    """Returns for each process the rows of a batch that its devices hold, in order.
 
-    They need not be neighbours, as a mesh follows the wiring of the chips, and processes that
-    split a model between them hold the same rows.
+    The rows of a process need not be neighbours, because a mesh follows the wiring of the chips.
+    Processes that share one copy of a model hold the same rows.
 
     Args:
-        mesh: the devices.
-        rows: of the batch; the mesh splits them evenly.
-        process_of: of a device.
+        mesh: Mesh of devices.
+        rows: Number of rows of the batch; the mesh splits them evenly.
+        process_of: Function that returns the process of a device.
     """
-    found: dict[int, set[int]] = {}
+    by_process: dict[int, set[int]] = {}
     indices = NamedSharding(mesh, spec("batch")).devices_indices_map((rows,))
     for device, (part,) in indices.items():
-        found.setdefault(process_of(device), set()).update(range(*part.indices(rows)))
-    return {process: tuple(sorted(own)) for process, own in found.items()}
+        by_process.setdefault(process_of(device), set()).update(range(*part.indices(rows)))
+    return {process: tuple(sorted(indices)) for process, indices in by_process.items()}
 
 
 def fewest_parts(owned: Mapping[int, Sequence[int]], rows: int) -> int:
-    """Returns into how few equal parts a batch can be cut so that each process has whole parts."""
+    """Returns the smallest number of equal parts of a batch such that no process splits a part."""
     edges = {rows}
-    for own in owned.values():
-        kept = set(own)
-        edges |= {row for row in own if row - 1 not in kept}
-        edges |= {row + 1 for row in own if row + 1 not in kept}
+    for indices in map(set, owned.values()):
+        edges |= {row for row in indices if row - 1 not in indices}
+        edges |= {row + 1 for row in indices if row + 1 not in indices}
     return rows // math.gcd(*edges)

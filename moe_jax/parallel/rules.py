@@ -1,4 +1,4 @@
-"""One table from logical axis names to mesh axes, and its two uses: arrays and parameters."""
+"""The table from logical axis names to mesh axes, and its use for arrays and parameters."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def spec(*names: str | None) -> PartitionSpec:
     """Returns the partition of an array whose axes have these logical names.
 
     Raises:
-        KeyError: if a name is not in the table.
+        KeyError: If a name is not in the table.
     """
     return PartitionSpec(*(RULES[name] for name in names))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Constrains ``x`` to the rules on the mesh in force; without one, returns it as it is.
+    """Returns ``x``, constrained to the sharding that the rules give it on the current mesh.
 
-    An axis that its mesh axes do not divide, such as a batch of one at inference, stays whole.
-    Inside ``shard_map`` only the mesh axes that are left to XLA count.
+    Without a mesh, ``x`` is unchanged. An axis that its mesh axes do not divide, such as a batch of
+    one at inference, is not split. Inside ``shard_map`` only the mesh axes that XLA partitions
+    count.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -58,7 +59,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def axis_size(name: str) -> int:
-    """Returns over how many shards an axis of this name is split on the mesh in force."""
+    """Returns the number of shards over which the current mesh splits an axis of this name."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else _shards(_left_to_xla(RULES[name], mesh), mesh)
 
@@ -71,10 +72,10 @@ def _left_to_xla(
 
 
 def constrain_parameters(tree: Any) -> Any:
-    """Constrains every variable in ``tree`` to its own sharding, and with it its gradient.
+    """Returns ``tree`` with every variable constrained to its sharding, as are its gradients.
 
-    Inside a scanned layer this keeps the stacked gradients sharded: XLA may leave them whole on
-    every device otherwise, which is 4.6 GB a layer in GLaM 64B/64E.
+    Inside a scanned layer this keeps the stacked gradients sharded. Without the constraint XLA may
+    leave them whole on every device, which costs 4.6 GB per layer in GLaM 64B/64E.
     """
 
     def one(variable: Any) -> Any:
@@ -87,7 +88,7 @@ def constrain_parameters(tree: Any) -> Any:
 
 
 def _names(variable: nnx.Variable, dimensions: int) -> tuple[str | None, ...]:
-    """Names of a variable's axes; those that ``vmap`` put in front are ``layers``."""
+    """Returns the names of a variable's axes; leading axes that ``vmap`` added are ``layers``."""
     axes = tuple(variable.get_metadata().get("axes", ()))
     return ("layers",) * (dimensions - len(axes)) + axes
 
@@ -100,27 +101,27 @@ def _shards(part: str | tuple[str, ...] | None, mesh: Mesh | jax.sharding.Abstra
 def sharding_of(variable: nnx.Variable, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a parameter, or of its optimizer statistics, from its ``axes``.
 
-    Axes that ``vmap`` put in front (scanned layers) are named ``layers``. Statistics with fewer
-    axes than the parameter (Adafactor's rows and columns) are kept whole on every device, and so
-    is an axis that its mesh axes do not divide.
+    Leading axes that ``vmap`` added (scanned layers) are named ``layers``. Statistics with fewer
+    axes than the parameter (Adafactor's rows and columns) are whole on every device, and so is an
+    axis that its mesh axes do not divide.
     """
     names = _names(variable, len(shape))
     if len(names) > len(shape):
         return NamedSharding(mesh, PartitionSpec())
     parts = spec(*names)
-    kept = [
+    divisible = [
         part if size % _shards(part, mesh) == 0 else None
         for part, size in zip(parts, shape, strict=True)
     ]
-    return NamedSharding(mesh, PartitionSpec(*kept))
+    return NamedSharding(mesh, PartitionSpec(*divisible))
 
 
 def shardings_of_state(state: Any, mesh: Mesh) -> Any:
     """Returns ``state`` with each variable's value replaced by its sharding.
 
     Args:
-        state: an ``nnx.State`` or module of arrays or shapes.
-        mesh: the mesh.
+        state: State or module of arrays or shapes.
+        mesh: Mesh of devices.
     """
 
     def one(variable: Any) -> Any:

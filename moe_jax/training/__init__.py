@@ -1,1 +1,1 @@
-"""Training: state, step, checkpoints and the loop."""
+"""Training: state, step, losses, optimizer, metrics and checkpoints."""

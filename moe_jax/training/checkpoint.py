@@ -1,17 +1,18 @@
 """Checkpoints that survive a kill, a full disk and a damaged file.
 
-Orbax writes the arrays, asynchronously, and commits a step by renaming its directory. This module
-adds what Orbax does not do: a SHA-256 of every file, written into the step directory just before
-that rename, and checked before anything is loaded. Orbax alone loads an array file with a flipped
-byte without a word. A step directory without its record is damaged: there is no moment at which a
-kill leaves one. Orbax's own metadata and commit marker are written beside or after the record, so
-of the one only the form is checked, and of the other nothing.
+Orbax writes the arrays asynchronously and commits a step by renaming its directory. This module
+adds a SHA-256 of every file, because Orbax alone loads an array file with a flipped byte without an
+error. The checksums are written into the step directory just before the rename, and are checked
+before anything is loaded. A step directory without checksums is damaged; a kill cannot produce one,
+because the checksums are written before the rename. Orbax writes its own metadata and its commit
+marker at the same time or later, so only the format of the metadata is checked, and the commit
+marker is not checked.
 
-A step directory ``<step>/`` holds ``state/`` (the pytree, Orbax's format), ``data_state/`` (one
+A step directory ``<step>/`` holds ``state/`` (the pytree, in Orbax's format), ``data_state/`` (one
 JSON file per process) and ``integrity.json``. Nothing is pickled, and loading runs no stored code.
 
 A reader never changes the directory. The first ``save`` of a writer removes the leftovers of a
-killed run and moves damaged steps aside, to ``corrupt-<step>-<n>``; one run at a time may write.
+killed run and moves damaged steps to ``corrupt-<step>-<n>``. Only one run at a time may write.
 """
 
 from __future__ import annotations
@@ -47,7 +48,13 @@ _FREE, _MOVED, _OCCUPIED = 0, 1, 2
 
 @dataclass(frozen=True)
 class Skipped:
-    """A checkpoint that ``restore`` passed over, and why."""
+    """A checkpoint that ``restore`` skipped.
+
+    Attributes:
+        step: Step of the checkpoint.
+        path: Path of the checkpoint's directory.
+        reason: Reason for which the checkpoint was skipped.
+    """
 
     step: int
     path: str
@@ -69,18 +76,18 @@ class Checkpoints:
         asynchronous: bool = True,
         read_only: bool = False,
     ):
-        """Opens ``directory`` for checkpoints, creating it if needed.
+        """Opens ``directory`` for checkpoints, and creates it if needed.
 
         Args:
-          directory: Where the step directories are; only one run at a time may write to it.
-          keep_last: How many of the newest checkpoints to keep.
-          keep_every: Also keeps each checkpoint whose step is a multiple of this, for ever.
-          asynchronous: Whether ``save`` returns before the files are written.
-          read_only: Whether nothing will be saved; the directory need not be writable then.
+            directory: Directory of the step directories; only one run at a time may write to it.
+            keep_last: Number of the newest checkpoints that are kept.
+            keep_every: Period of the steps whose checkpoints are kept for ever; ``None`` for none.
+            asynchronous: True if ``save`` returns before the files are written.
+            read_only: True if nothing will be saved, so the directory need not be writable.
 
         Raises:
-          ConfigError: If ``keep_last`` or ``keep_every`` is below 1.
-          CheckpointError: If the directory cannot be written.
+            ConfigError: If ``keep_last`` or ``keep_every`` is below 1.
+            CheckpointError: If the directory cannot be written.
         """
         for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
             if value is not None and value < 1:
@@ -100,31 +107,31 @@ class Checkpoints:
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """What the last ``restore`` passed over, newest first (reported by the first process)."""
+        """Checkpoints that the last ``restore`` skipped, newest first (on the first process)."""
         return self._skipped
 
     def latest_step(self) -> int | None:
-        """Returns the newest committed step on disk, unverified, or None when there is none."""
+        """Returns the newest committed step on disk, unverified; ``None`` without any step."""
         return latest_step(self.directory)
 
     def save(self, step: int, state: PyTree, data_state: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint; on return ``state`` may be donated or overwritten.
 
-        Waits for the save before it, if that is still running. The checkpoint appears, whole, by
-        a rename; until then, and if the process dies, the ones before it stay as they are.
+        The call waits for the previous save, if it is still running. The complete checkpoint
+        appears by a rename. Until then, and if the process dies, earlier checkpoints are unchanged.
 
         Args:
-          step: The training step, the name of the checkpoint.
-          state: A pytree of ``jax.Array``, sharded or not, PRNG keys included: typed
-            (``jax.random.key``) or raw uint32.
-          data_state: The position in the input: dicts with string keys, lists, tuples, strings,
-            bytes, numbers, booleans and None. Each process saves its own; ``restore`` returns the
-            union. Tuples return as lists.
+            step: Training step, which names the checkpoint.
+            state: Pytree of ``jax.Array``, sharded or not. PRNG keys may be typed
+                (``jax.random.key``) or raw uint32.
+            data_state: Position in the input: dicts with string keys, lists, tuples, strings,
+                bytes, numbers, booleans and ``None``. Each process saves its own position, and
+                ``restore`` returns the union. Tuples return as lists.
 
         Raises:
-          CheckpointError: If an earlier asynchronous save failed, if an intact checkpoint of this
-            step exists, or if this save fails before it is in the background.
-          TypeError: If ``data_state`` holds something else.
+            CheckpointError: If an earlier asynchronous save failed, if an intact checkpoint of this
+                step exists, or if this save fails before it is in the background.
+            TypeError: If ``data_state`` holds a value of another type.
         """
         self.wait()
         self._data_state = DataState(data_state, _DATA)
@@ -143,19 +150,19 @@ class Checkpoints:
             self.wait()
 
     def check(self) -> None:
-        """Returns at once; to be called every training step.
+        """Raises the error of a failed save without waiting; a run calls it in every step.
 
         Raises:
-          CheckpointError: If an asynchronous save has failed; each failure is raised once.
+            CheckpointError: If an asynchronous save has failed; each failure is raised once.
         """
         if self._pending is not None and self._pending[1].done():
             self._settle()
 
     def wait(self) -> None:
-        """Waits until nothing is being written.
+        """Waits until no checkpoint is being written.
 
         Raises:
-          CheckpointError: If an asynchronous save has failed.
+            CheckpointError: If an asynchronous save has failed.
         """
         if self._pending is not None:
             self._settle()
@@ -163,20 +170,20 @@ class Checkpoints:
     def restore(
         self, like: PyTree, *, partial: bool = False
     ) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """Loads the newest checkpoint whose files are all intact.
+        """Returns the newest checkpoint whose files are all intact.
 
-        Damaged and unfinished ones are passed over, with a warning and an entry in ``skipped``.
+        Damaged and unfinished checkpoints are skipped, with a warning and an entry in ``skipped``.
 
         Args:
-          like: The state as ``jax.ShapeDtypeStruct`` with shardings, on any mesh.
-          partial: Whether ``like`` is a part of what was saved; the rest is not read.
+            like: State as ``jax.ShapeDtypeStruct`` with shardings, on any mesh.
+            partial: True if ``like`` is only a part of the saved state; the rest is not read.
 
         Returns:
-          The step, the state and the data state, or None if no checkpoint was ever committed.
+            The step, the state and the data state; ``None`` if no checkpoint was ever committed.
 
         Raises:
-          CheckpointError: If checkpoints exist but none is intact, if the newest intact one is of
-            another model, or if it cannot be loaded.
+            CheckpointError: If checkpoints exist but none is intact, if the newest intact
+                checkpoint is of another model, or if it cannot be loaded.
         """
         self.wait()
         step = self._agree(self._newest_intact)
@@ -201,10 +208,10 @@ class Checkpoints:
         return step, state, data_state
 
     def close(self) -> None:
-        """Finishes what is being written and frees the threads.
+        """Waits for the running save and frees the threads.
 
         Raises:
-          CheckpointError: If an asynchronous save has failed.
+            CheckpointError: If an asynchronous save has failed.
         """
         try:
             self.wait()
@@ -219,15 +226,15 @@ class Checkpoints:
         try:
             self.close()
         except CheckpointError as failure:
-            # The error that ended the block matters more than this one.
+            # The error that ended the block matters more than the failed save.
             if error is None:
                 raise
-            # A disk that refuses one file refuses the other.
+            # If a full disk ended the block, then the failed save has the same cause.
             if not isinstance(error, OSError):
                 logging.error("%s", failure)
 
     def _open_writer(self, step: int) -> ocp.training.Checkpointer:
-        """Makes room for ``step`` and returns Orbax's checkpointer, which then knows of it."""
+        """Returns Orbax's checkpointer, after damaged checkpoints of ``step`` are moved aside."""
         room = self._agree(lambda: self._make_room(step))
         if room == _OCCUPIED:
             raise CheckpointError(
@@ -243,34 +250,34 @@ class Checkpoints:
 
     def _new_writer(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(self._keep_last)]
+        preserved = [policies.LatestN(self._keep_last)]
         if self._keep_every is not None:
-            kept.append(policies.EveryNSteps(self._keep_every))
+            preserved.append(policies.EveryNSteps(self._keep_every))
         context = ocp.Context()
-        # Where a directory cannot be made, Orbax's threads would wait minutes for it, even at exit.
+        # If a directory cannot be created, Orbax's threads would wait minutes for it, even at exit.
         context.async_options.create_directories_asynchronously = False
-        # Orbax calls this on the first process, when all have written, before it commits. It also
-        # deep-copies its options, which a function survives and a bound method does not.
+        # Orbax calls this function on the first process, when all processes have written, before it
+        # commits. Orbax deep-copies its options, and a bound method cannot be deep-copied.
         context.async_options.post_finalization_callback = lambda: self._seal()
         return ocp.training.Checkpointer(
             self.directory,
             context=context,
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
         )
 
     def _drop_writer(self) -> None:
-        """Closes Orbax's checkpointer; the next save opens one that reads the directory anew."""
+        """Closes Orbax's checkpointer; the next save opens a new one that reads the directory."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            # Orbax raises a failed save again in each thread, before it closes anything.
+            # Orbax raises the error of a failed save again in each thread, before it closes.
             with contextlib.suppress(Exception):
                 writer.wait()
             with contextlib.suppress(Exception):
                 writer.close()
 
     def _seal(self) -> None:
-        """Writes the integrity record of the checkpoint that is about to be committed."""
+        """Writes the checksums of the checkpoint that Orbax is about to commit."""
         assert self._data_state is not None
         assert self._data_state.step_directory is not None
         write_integrity(self._data_state.step_directory)
@@ -287,19 +294,19 @@ class Checkpoints:
 
     def _save_failed(self, step: int, error: Exception) -> CheckpointError:
         good = self.latest_step()
-        kept = "" if good is None else f"checkpoint {good} is as it was, "
+        unchanged = "" if good is None else f"checkpoint {good} is as it was, "
         return CheckpointError(
             f"checkpoint step {step} was not saved to {self.directory}: {line_of(error)}; "
-            f"{kept}check that the directory exists, is writable and has free space, then run the "
-            "same command to go on"
+            f"{unchanged}check that the directory exists, is writable and has free space, then run "
+            "the same command to go on"
         )
 
     def _agree(self, decide: Callable[[], int]) -> int:
-        """Returns what ``decide`` says on the first process, on every process."""
+        """Returns on every process the result of ``decide`` on the first process."""
         return processes.agreed(decide, CheckpointError)
 
     def _newest_intact(self) -> int:
-        """Returns the step to restore, or -1 when nothing was ever committed."""
+        """Returns the step to restore, or -1 if no checkpoint was ever committed."""
         skipped = [Skipped(*entry) for entry in _unfinished(self.directory)]
         chosen = -1
         self._damaged = {}
@@ -324,7 +331,7 @@ class Checkpoints:
         return chosen
 
     def _make_room(self, step: int) -> int:
-        """Moves damaged checkpoints that are in the way aside; says whether ``step`` is free."""
+        """Moves damaged checkpoints aside and returns whether the directory of ``step`` is free."""
         damaged, self._damaged = self._damaged, {}
         path = self.directory / str(step)
         if path.exists() and step not in damaged:
@@ -338,15 +345,15 @@ class Checkpoints:
 
 
 def latest_step(directory: str | epath.PathLike) -> int | None:
-    """Returns the newest committed step in ``directory``, unverified, or None without any."""
+    """Returns the newest committed step in ``directory``, unverified; ``None`` without any."""
     return next(_committed(epath.Path(directory)), None)
 
 
 def identity(directory: str | epath.PathLike) -> str:
-    """Returns what names the newest checkpoint by its content, wherever the directory is.
+    """Returns a hash of the newest checkpoint's content; it does not depend on the directory.
 
     Raises:
-      CheckpointError: If there is none, or its integrity record cannot be read.
+        CheckpointError: If there is no checkpoint, or its checksums cannot be read.
     """
     step = latest_step(directory)
     try:
@@ -359,10 +366,10 @@ def identity(directory: str | epath.PathLike) -> str:
 
 
 def _silence_orbax() -> None:
-    """Keeps what Orbax logs about a failed save off, unless the verbosity asks for it.
+    """Hides Orbax's log of a failed save, unless the log level is ``debug``.
 
-    Every one of its threads logs the same error with a stack trace, a thousand lines in all, and
-    raises it as well: one line of ``CheckpointError`` says it.
+    Each of Orbax's threads logs the same error with a stack trace, a thousand lines in all, and
+    also raises it. The one line of ``CheckpointError`` replaces this log.
     """
     logger = logging.get_absl_logger()
     if _is_wanted not in logger.filters:
@@ -390,7 +397,7 @@ def _require_writable(directory: epath.Path) -> None:
 
 
 def _committed(directory: epath.Path) -> Iterator[int]:
-    """Yields the steps that have a directory under their final name, newest first."""
+    """Yields the steps whose directory has its final name, newest first."""
     if directory.is_dir():
         names = [path.name for path in directory.iterdir() if path.name.isdigit()]
         yield from sorted((int(name) for name in names if name == str(int(name))), reverse=True)
@@ -426,11 +433,11 @@ def _loading(partial: bool) -> contextlib.AbstractContextManager:
 
 
 def _as_saved(like: PyTree, saved: Mapping[str, Any]) -> PyTree:
-    """Returns ``like`` with the leading axis where a layer was saved with one."""
+    """Returns ``like`` with a leading axis on the arrays that were saved with one."""
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        found = saved.get(_name(path))
-        return as_saved(leaf, None if found is None else np.shape(found))
+        array = saved.get(_name(path))
+        return as_saved(leaf, None if array is None else np.shape(array))
 
     return jax.tree_util.tree_map_with_path(one, like)
 
@@ -438,20 +445,24 @@ def _as_saved(like: PyTree, saved: Mapping[str, Any]) -> PyTree:
 def _require_same_parameters(
     path: epath.Path, saved: Mapping[str, Any], like: PyTree, partial: bool
 ) -> None:
-    """Raises CheckpointError naming the first parameter that differs from ``like``."""
-    found = _types(saved)
+    """Rejects a checkpoint with other parameters than ``like``.
+
+    Raises:
+        CheckpointError: If a parameter differs; the message names the first one.
+    """
+    actual = _types(saved)
     expected = _types(_named(like))
     remedy = "use the configuration it was trained with, or another directory"
-    for name in expected if partial else (*expected, *found):
-        if expected.get(name) != found.get(name):
+    for name in expected if partial else (*expected, *actual):
+        if expected.get(name) != actual.get(name):
             raise CheckpointError(
-                f"checkpoint {path} is of another model: {name} is {found.get(name, 'absent')} "
+                f"checkpoint {path} is of another model: {name} is {actual.get(name, 'absent')} "
                 f"in the checkpoint and {expected.get(name, 'absent')} in the model; {remedy}"
             )
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
-    """Returns each array in ``tree`` by name."""
+    """Returns every array of ``tree`` by name."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -467,7 +478,7 @@ def _types(named: Mapping[str, Any]) -> dict[str, str]:
 def _array_type(leaf: Any) -> str:
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        # Orbax stores the words of a typed key, and its metadata describe those.
+        # Orbax stores the words of a typed key, and its metadata describe the words.
         leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, dtype))
         dtype = leaf.dtype
     return f"{dtype or type(leaf).__name__}[{','.join(map(str, np.shape(leaf)))}]"

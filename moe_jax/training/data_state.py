@@ -1,4 +1,4 @@
-"""The position in the input as checkpoints keep it: one JSON text per process."""
+"""The position in the input, which a checkpoint stores as one JSON text per process."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from moe_jax.errors import CheckpointError
 
 
 class DataState:
-    """One JSON text per process, which Orbax saves with the arrays (StatefulCheckpointable)."""
+    """The position of this process, which Orbax saves with the arrays (StatefulCheckpointable).
+
+    Attributes:
+        text: Position as JSON.
+        step_directory: Directory of the step that Orbax writes; ``None`` before the first save.
+    """
 
     def __init__(self, position: Mapping[str, Any], where: str):
-        """Keeps ``position`` as text.
+        """Converts ``position`` to text.
 
         Args:
-          position: Dicts with string keys, lists, tuples, strings, bytes, numbers, booleans and
-            None.
-          where: Names it in messages.
+            position: Dicts with string keys, lists, tuples, strings, bytes, numbers, booleans and
+                ``None``.
+            where: Name of the position in messages.
 
         Raises:
-          TypeError: If it holds something else.
+            TypeError: If the position holds a value of another type.
         """
         self.text = json.dumps(_to_json(position, where))
         self.step_directory: epath.Path | None = None
 
     async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
-        """Says where the step is written, and returns what writes this process's text."""
+        """Notes the step's directory and returns the coroutine that writes this process's text."""
         self.step_directory = directory.path.parent
         return self._write(directory)
 
@@ -43,16 +48,16 @@ class DataState:
         (folder / f"process_{jax.process_index()}.json").write_text(self.text)
 
     async def load(self, directory: ocp.path.Path) -> Awaitable[None]:
-        """Is not used."""
-        # Part of Orbax's protocol, but it would bury our errors in its own.
+        """Raises ``NotImplementedError``; Orbax's protocol requires this method."""
+        # Orbax would wrap the messages of ``read_data_state`` in its errors.
         raise NotImplementedError("use read_data_state")
 
 
 def read_data_state(directory: epath.Path) -> dict[str, Any]:
-    """Returns the union of what all processes saved, whatever their number.
+    """Returns the union of the positions of all processes, for any number of processes.
 
     Raises:
-      CheckpointError: If two of them saved different things under one name.
+        CheckpointError: If two processes saved different values under one name.
     """
     texts = {file.read_text() for file in directory.glob("process_*.json")}
     try:
@@ -73,7 +78,7 @@ def _union(one: Any, other: Any, where: str = "") -> Any:
 
 
 def _to_json(value: Any, where: str) -> Any:
-    """Returns ``value`` as JSON holds it; bytes become ``{"__bytes__": base64}``."""
+    """Returns ``value`` as JSON types; bytes become ``{"__bytes__": base64}``."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or key == "__bytes__":

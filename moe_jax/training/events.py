@@ -1,8 +1,8 @@
-"""TensorBoard's event files: written record by record, and read for the steps they hold.
+"""TensorBoard's event files: a writer of records, and a reader of the recorded steps.
 
-A file is a row of frames: the length of an event, its checksum, the event, its checksum. The
-writer of ``tensorboardX`` hands events to a thread, which a full disk ends without a word: the run
-then waits for it for ever. This one writes at once.
+A file is a sequence of frames: the length of an event, its checksum, the event, its checksum. This
+writer writes every event immediately. The writer of ``tensorboardX`` passes events to a thread; a
+full disk ends this thread silently, and the run then waits for the thread for ever.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Events:
     """One event file of a run."""
 
     def __init__(self, folder: Path, purge_step: int | None):
-        """Makes the file.
+        """Creates the file.
 
         Args:
-            folder: of all event files of the run.
-            purge_step: events of this and later steps in older files are hidden.
+            folder: Folder of all event files of the run.
+            purge_step: First step whose events in older files are hidden; ``None`` for no step.
         """
-        # Here, because it imports torch where there is one, which takes seconds.
+        # tensorboardX imports torch if it is installed, which takes seconds.
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         parts = f"{int(time.time()):010d}", socket.gethostname(), os.getpid(), next(_numbers)
@@ -51,7 +51,7 @@ class Events:
             Summary.Value(tag=f"{kind}/{name}", simple_value=number)
             for name, number in numbers.items()
         ]
-        # One event for all: forty times faster than one event for each of some hundred experts.
+        # One event for all numbers is forty times faster than one event per expert.
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _write(self, event: Any) -> None:
@@ -68,8 +68,8 @@ class Events:
 
 
 def held(folder: Path) -> set[tuple[str, int]]:
-    """Returns kind and step of every record that the event files hold, up to their first damage."""
-    return {found for path in sorted(folder.glob("*tfevents*")) for found in _records(path)}
+    """Returns kind and step of every record in the event files, up to a file's first damage."""
+    return {record for path in sorted(folder.glob("*tfevents*")) for record in _records(path)}
 
 
 def _records(path: Path) -> Iterator[tuple[str, int]]:

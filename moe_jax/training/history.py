@@ -1,7 +1,7 @@
-"""What a checkpoint remembers of its run beside the state: logged steps and the tokenizer.
+"""Notes of a checkpoint about its run, beside the state: the logged steps and the tokenizer.
 
-The weights do not depend on the log, so a log that has lost lines does not end a run; but the run
-says which lines are missing, and so does its report.
+The weights do not depend on the log, so a run continues if its log has lost lines. The run and its
+report then name the missing lines.
 """
 
 from __future__ import annotations
@@ -21,30 +21,28 @@ class Logged:
     """The steps of each kind of record, as ranges ``[first, last, stride]``."""
 
     def __init__(self, ranges: Mapping[str, _Ranges] | None = None):
-        """Starts with the ranges of a checkpoint."""
-        self._ranges = {
-            kind: [list(one) for one in found] for kind, found in (ranges or {}).items()
-        }
+        """Starts with the ranges of a checkpoint, by kind of record."""
+        self._ranges = _copied(ranges or {})
 
     @property
     def ranges(self) -> dict[str, _Ranges]:
-        """A copy for a checkpoint; of JSON's types."""
-        return {kind: [list(one) for one in found] for kind, found in self._ranges.items()}
+        """Copy of the ranges for a checkpoint, as JSON types."""
+        return _copied(self._ranges)
 
     def add(self, kind: str, step: int) -> None:
-        """Notes a record; steps of a kind come in order."""
-        found = self._ranges.setdefault(kind, [])
-        if found and step <= found[-1][1]:
+        """Notes a record; the steps of a kind come in increasing order."""
+        ranges = self._ranges.setdefault(kind, [])
+        if ranges and step <= ranges[-1][1]:
             return
-        if found and found[-1][0] == found[-1][1]:
-            found[-1][1:] = step, step - found[-1][0]
-        elif found and step == found[-1][1] + found[-1][2]:
-            found[-1][1] = step
+        if ranges and ranges[-1][0] == ranges[-1][1]:
+            ranges[-1][1:] = step, step - ranges[-1][0]
+        elif ranges and step == ranges[-1][1] + ranges[-1][2]:
+            ranges[-1][1] = step
         else:
-            found.append([step, step, 0])
+            ranges.append([step, step, 0])
 
     def missing(self, found: Collection[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Returns kinds and steps that are noted here and not in ``found``."""
+        """Returns the noted records, as kind and step, that ``found`` lacks."""
         noted = (
             (kind, step)
             for kind, ranges in self._ranges.items()
@@ -54,8 +52,12 @@ class Logged:
         return [record for record in noted if record not in found]
 
 
+def _copied(ranges: Mapping[str, _Ranges]) -> dict[str, _Ranges]:
+    return {kind: [list(one) for one in of_kind] for kind, of_kind in ranges.items()}
+
+
 def spans(steps: Iterable[int]) -> str:
-    """Returns numbers in words: ``steps 3 to 20``, or ``9 steps of 3 to 20`` with gaps."""
+    """Returns steps in words: ``steps 3 to 20``, or ``9 steps of 3 to 20`` if there are gaps."""
     ordered = sorted(set(steps))
     first, last = ordered[0], ordered[-1]
     if first == last:
@@ -65,7 +67,7 @@ def spans(steps: Iterable[int]) -> str:
 
 
 def digest(tokenizer: data.Tokenizer) -> str:
-    """Returns what names a tokenizer by its content."""
+    """Returns a hash of a tokenizer's content."""
     about = ""
     while isinstance(tokenizer, data.WithSentinels | data.WithSpareIds):
         about += f"{type(tokenizer).__name__} {tokenizer.vocab_size} "
@@ -75,6 +77,6 @@ def digest(tokenizer: data.Tokenizer) -> str:
 
 
 def split(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the position in the data that a checkpoint holds, and the rest of its notes."""
+    """Returns the data position and the other notes that a checkpoint saved together."""
     notes = {name: saved[name] for name in (LOG, TOKENIZER) if name in saved}
     return {name: part for name, part in saved.items() if name not in notes}, notes

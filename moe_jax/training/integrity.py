@@ -1,4 +1,4 @@
-"""A SHA-256 of every file of a checkpoint, and what does not agree with it."""
+"""The SHA-256 of every file of a checkpoint, and the check of files against it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _HASH_THREADS = 4
 
 
 def write_integrity(directory: epath.Path) -> None:
-    """Records every file below ``directory`` in its ``integrity.json``."""
+    """Writes the checksum of every file below ``directory`` into its ``integrity.json``."""
     files = [(name, path) for name, path in _files(directory) if name != INTEGRITY_FILE]
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         hashed = [(name, path) for name, path in files if name != _ORBAX_METADATA_FILE]
         digests = pool.map(_digest, *zip(*hashed, strict=True))
-        record = {name: digest for (name, _), digest in zip(hashed, digests, strict=True)}
-    record[_ORBAX_METADATA_FILE] = _SOUND
-    text = json.dumps({"sha256": record}, sort_keys=True, separators=(",", ":"))
+        sums = {name: digest for (name, _), digest in zip(hashed, digests, strict=True)}
+    sums[_ORBAX_METADATA_FILE] = _SOUND
+    text = json.dumps({"sha256": sums}, sort_keys=True, separators=(",", ":"))
     (directory / INTEGRITY_FILE).write_text(text)
 
 
 def damage(directory: epath.Path) -> str | None:
-    """Returns what is wrong with a checkpoint, or None if every file is as it was written."""
+    """Returns the first damage of a checkpoint in words; ``None`` if all files are unchanged."""
     try:
         expected = json.loads((directory / INTEGRITY_FILE).read_bytes())["sha256"].items()
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def damage(directory: epath.Path) -> str | None:
 def _file_damage(directory: epath.Path, name: str, digest: str) -> str | None:
     try:
         if _digest(name, directory / name) != digest:
-            return f"{name} is not what {INTEGRITY_FILE} records"
+            return f"{name} differs from its checksum in {INTEGRITY_FILE}"
     except FileNotFoundError:
         return f"{name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -63,9 +63,9 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath
 
 
 def _digest(name: str, path: epath.Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     if name == _ORBAX_METADATA_FILE:
-        # Orbax still writes this file when the record is made, so only its form is checked.
+        # Orbax still writes this file while checksums are computed, so only its format is checked.
         sound = isinstance(json.loads(path.read_bytes()).get(_HANDLERS), dict)
         return _SOUND if sound else "no handlers"
     with path.open("rb") as file:

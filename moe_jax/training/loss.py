@@ -1,4 +1,4 @@
-"""Cross-entropy per token, in pieces that never hold all logits."""
+"""Cross-entropy per token, computed in chunks so that the logits of all tokens are never held."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Array = jax.Array
 
 
 class Head(Protocol):
-    """What turns hidden states into logits."""
+    """A module that maps hidden states to logits."""
 
     def logits(self, hidden: Array) -> Array:
-        """Maps ``(B, L, M)`` to float32 ``(B, L, V)``."""
+        """Returns float32 logits ``(B, L, V)`` for hidden states ``(B, L, M)``."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """How a model did on every token.
+    """The scores of a model for every token.
 
     Attributes:
-        nll: ``(B, L)`` negative log-likelihood of the target, nats.
-        log_z: ``(B, L)`` log-partition.
-        correct: ``(B, L)`` bool, greedy decoding takes the target: the likeliest token, and of
-            equally likely ones the first.
-        distillation: ``(B, L)`` cross-entropy of the model's distribution against a teacher's,
-            nats; ``None`` without a teacher.
+        nll: Negative log-likelihood ``(B, L)`` of the target, in nats.
+        log_z: Log-partition ``(B, L)``.
+        correct: Mask ``(B, L)``, True if greedy decoding takes the target: the most likely token,
+            and the first one among equally likely tokens.
+        distillation: Cross-entropy ``(B, L)`` of the model's distribution against the teacher's,
+            in nats; ``None`` without a teacher.
     """
 
     nll: Array
@@ -43,14 +43,14 @@ class Scored:
 
 
 def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
-    """Scores every token.
+    """Returns the scores of every token.
 
     Args:
-        head: a pytree that gives the logits.
-        hidden: ``(B, L, M)``.
-        targets: ``(B, L)`` int32.
-        chunk: positions of a device's length computed at a time, and recomputed in the backward
-            pass; 0 for all at once. A chunk that does not divide the length counts as 0.
+        head: Pytree with the function that returns the logits.
+        hidden: Hidden states ``(B, L, M)``.
+        targets: Target tokens ``(B, L)`` int32.
+        chunk: Number of positions of a device's length that are computed at a time, and recomputed
+            in the backward pass; 0 for all. A chunk that does not divide the length counts as 0.
     """
     return _chunked(_score, head, hidden, targets, chunk=chunk)
 
@@ -58,17 +58,17 @@ def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Sc
 def distil_tokens(
     heads: tuple[Head, Head], hidden: Array, targets: Array, teacher_hidden: Array, *, chunk: int
 ) -> Scored:
-    """Scores every token, and the student against the teacher's distribution of it.
+    """Returns the student's scores of every token, against the targets and against the teacher.
 
     Args:
-        heads: of student and teacher.
-        hidden: ``(B, L, M)`` of the student.
-        targets: ``(B, L)`` int32.
-        teacher_hidden: ``(B, L, M')`` of the teacher; nothing is differentiated by it.
-        chunk: as in ``score_tokens``; logits of both models are held for as many positions.
+        heads: Head of the student and head of the teacher.
+        hidden: Hidden states ``(B, L, M)`` of the student.
+        targets: Target tokens ``(B, L)`` int32.
+        teacher_hidden: Hidden states ``(B, L, M')`` of the teacher, which get no gradient.
+        chunk: Number of positions as in ``score_tokens``, for the logits of both models.
 
     Returns:
-        The student's scores, ``distillation`` among them, at temperature 1 (Switch, 2101.03961,
+        The student's scores including ``distillation``, at temperature 1 (Switch, 2101.03961,
         section 4.2).
     """
     return _chunked(_distil, heads, hidden, targets, teacher_hidden, chunk=chunk)
@@ -106,7 +106,7 @@ def _score(head: Head, hidden: Array, targets: Array) -> Scored:
 
 
 def _score_logits(logits: Array, targets: Array) -> Scored:
-    # A masked sum instead of a gather: it fuses, and its transpose is no scatter.
+    # A masked sum replaces a gather: it fuses, and its transpose is not a scatter.
     chosen = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     target = jnp.where(chosen, logits, 0.0).sum(-1)
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -116,7 +116,7 @@ def _score_logits(logits: Array, targets: Array) -> Scored:
 def _greedy(logits: Array) -> Array:
     """Returns ``argmax`` over the last axis, int32.
 
-    Two reductions that XLA splits over devices; it gathers a split axis before an ``argmax``.
+    XLA splits these two reductions over devices; before an ``argmax`` it gathers a split axis.
     """
     size = logits.shape[-1]
     best = logits == logits.max(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Metrics of a run: lines of JSON, TensorBoard events of the same, and a progress bar."""
+"""Metrics of a run: lines of JSON, TensorBoard events with the same numbers, a progress bar."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 def flatten(record: Mapping[str, Any]) -> dict[str, float]:
     """Returns the numbers of a nested record under names such as ``layers/0/losses/balance``.
 
-    Texts, booleans and nulls are left out; NaN and infinities stay.
+    The result lacks texts, booleans and nulls; it keeps NaN and infinities.
     """
     return dict(_leaves(_plain(record), ""))
 
@@ -43,10 +43,10 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns the same nested value of dicts, lists and Python scalars.
+    """Returns the nested value as dicts, lists and Python scalars.
 
-    A float32 becomes the Python float of exactly its value, so that JSON's shortest digits give
-    back the same bits. Arrays of any rank become lists.
+    A float32 becomes the Python float of equal value, so the digits in JSON restore the same bits.
+    Arrays of any rank become lists.
     """
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -68,15 +68,15 @@ def train_record(
     """Returns the line of ``metrics.jsonl`` for the batch before update ``step``.
 
     Args:
-        step: the update, from 1.
-        report: of the step, as NumPy's arrays.
-        moe_layers: the index of each layer that the report describes.
-        learning_rate: of the update.
-        tokens_per_second: since the line before.
+        step: Number of the update, from 1.
+        report: Report of the step, with NumPy arrays.
+        moe_layers: Index of each layer that the report describes.
+        learning_rate: Learning rate of the update.
+        tokens_per_second: Number of tokens per second since the previous line.
     """
     layers = [
-        {"layer": layer, "losses": _floats(found.losses), **_load(found.counts)}
-        for layer, found in zip(moe_layers, report.layers, strict=True)
+        {"layer": layer, "losses": _floats(one.losses), **_load(one.counts)}
+        for layer, one in zip(moe_layers, report.layers, strict=True)
     ]
     return {
         "kind": "train",
@@ -84,7 +84,7 @@ def train_record(
         **_losses(report.losses),
         "grad_norm": float(report.grad_norm),
         "skipped_updates": int(report.skipped),
-        "dropped_fraction": _dropped(found.counts for found in report.layers),
+        "dropped_fraction": _dropped(one.counts for one in report.layers),
         "layers": layers,
         "learning_rate": learning_rate,
         "tokens_per_second": tokens_per_second,
@@ -97,7 +97,7 @@ def eval_record(step: int, means: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def eval_means(sums: EvalSums, moe_layers: Iterable[int]) -> dict[str, Any]:
-    """Returns means from sums over the validation set."""
+    """Returns the metrics of a validation, from the sums over the validation set."""
     layers = [
         {"layer": layer, **_load(counts)}
         for layer, counts in zip(moe_layers, sums.layers, strict=True)
@@ -112,7 +112,7 @@ def eval_means(sums: EvalSums, moe_layers: Iterable[int]) -> dict[str, Any]:
 
 
 def _losses(losses: Losses) -> dict[str, Any]:
-    """Returns the losses by name, without those that the objective does not have."""
+    """Returns by name the losses that the objective has."""
     values = {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
     return {
         name: np.asarray(value).tolist()
@@ -121,13 +121,14 @@ def _losses(losses: Losses) -> dict[str, Any]:
     }
 
 
-def _load(counts: Counts) -> dict[str, Any]:
+def _load(counts: Any) -> dict[str, Any]:
+    """Returns the fractions and the load of one layer's ``Counts`` of NumPy arrays."""
     load = counts.load / max(counts.load.sum(), 1)
     return {
         "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
         "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
         "load": [float(part) for part in load],
-        # Before capacity: what got a slot is even wherever it binds.
+        # The load before capacity: once capacity binds, accepted load looks balanced.
         **load_statistics(counts.demand),
     }
 
@@ -143,11 +144,12 @@ def _floats(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def load_statistics(load: np.ndarray) -> dict[str, float]:
-    """Returns how even a load ``(E,)`` is, of assignments asked for or of those that got a slot.
+    """Returns the balance of a load ``(E,)``, measured before or after capacity.
 
     Returns:
-        ``load_entropy``: divided by ``log E``, 1 when even; ``max_mean_load``: largest over mean;
-        ``max_violation``: that minus 1 (MaxVio of Wang et al. 2024). Zeros if nothing was routed.
+        ``load_entropy``, the entropy divided by ``log E``, 1 for a balanced load;
+        ``max_mean_load``, the largest load over the mean load; and ``max_violation``, which is
+        ``max_mean_load`` minus 1 (MaxVio, 2408.15664). All are 0 if no token was routed.
     """
     load = np.asarray(load, np.float64)
     total = float(load.sum())
@@ -161,29 +163,29 @@ def load_statistics(load: np.ndarray) -> dict[str, float]:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of a run in order, none if there is no file.
+    """Returns the records of a run in order; an empty list without a file.
 
     Raises:
-        ValueError: if a line other than an unfinished last one is damaged.
+        ValueError: If a line is damaged that is not an unfinished last line.
     """
     path = Path(workdir) / METRICS
     return [record for record, _ in _intact(path)] if path.exists() else []
 
 
 def _intact(path: Path) -> list[tuple[dict[str, Any], str]]:
-    """Returns records and their lines, less a last line that a kill cut short."""
+    """Returns records and their lines, without a last line that a kill cut short."""
     lines = path.read_text(errors="replace").split("\n")
-    found = []
+    records = []
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                found.append((_record(line), line))
+                records.append((_record(line), line))
         except ValueError as error:
             if number < len(lines):
                 raise ValueError(
                     f"{path} line {number} is damaged ({error}): delete that line"
                 ) from error
-    return found
+    return records
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -199,48 +201,49 @@ class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and to TensorBoard; only the first process writes.
 
     Attributes:
-        logged: the records that must be in the file.
-        lost: says which of them were not there when it was opened, or "".
+        logged: Records that must be in the file.
+        lost: Records that the file lacked when it was opened, in words; "" if it lacked none.
     """
 
     def __init__(self, workdir: Path, resume_step: int | None = None, logged: Logged | None = None):
         """Opens the files.
 
         Args:
-            workdir: the run's folder; made if missing.
-            resume_step: records of later steps, written by a run that died after its last
-                checkpoint, are removed: those steps are about to be repeated. 0 removes all of
-                them, None none.
-            logged: the records up to ``resume_step`` that must be there; None for those that are.
+            workdir: Folder of the run, created if missing.
+            resume_step: Last step whose records are kept. Later records come from a run that died
+                after its last checkpoint, and this run repeats their steps. 0 removes all
+                records, ``None`` removes none.
+            logged: Records up to ``resume_step`` that must be in the file; ``None`` for the records
+                that are in the file.
 
         Raises:
-            ValueError: if a line other than an unfinished last one is damaged.
-            WriteError: if the disk refuses.
+            ValueError: If a line is damaged that is not an unfinished last line.
+            WriteError: If the file cannot be written.
         """
         self.logged, self.lost = logged or Logged(), ""
         self._active = jax.process_index() == 0
         if not self._active:
             return
         path, events = Path(workdir) / METRICS, Path(workdir) / TENSORBOARD
-        kept = _truncate(path, math.inf if resume_step is None else resume_step)
-        self._found = {(record["kind"], record["step"]) for record in kept}
-        self._tell_lost(path)
+        records = _truncate(path, math.inf if resume_step is None else resume_step)
+        self._found = {(record["kind"], record["step"]) for record in records}
+        self._warn_of_lost(path)
         if logged is None:
             for kind, step in sorted(self._found, key=lambda record: record[1]):
                 self.logged.add(kind, step)
         self._lines = Appended(path)
         shown = held(events) if resume_step else self._found
         self._events = Events(events, None if resume_step is None else resume_step + 1)
-        self._show_again([r for r in kept if (r["kind"], r["step"]) not in shown], events)
+        self._show_again([r for r in records if (r["kind"], r["step"]) not in shown], events)
 
-    def _tell_lost(self, path: Path) -> None:
+    def _warn_of_lost(self, path: Path) -> None:
         missing = self.logged.missing(self._found)
         if not missing:
             return
         self.lost = f"{len(missing)} lines are missing: {spans(step for _, step in missing)}"
         logging.warning(
-            "%s has lost what was logged (%s); the weights do not depend on it, so the run goes "
-            "on, and its report and curves lack these lines",
+            "%s has lost logged lines (%s); the weights do not depend on them, so the run "
+            "continues, and its report and curves lack these lines",
             path,
             self.lost,
         )
@@ -255,15 +258,15 @@ class MetricsWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record with its ``kind`` and ``step``.
 
-        The line is strict JSON: what is not finite becomes null. TensorBoard gets it as it is. A
-        kind and step that the file held when it was opened is not written a second time, as
-        happens when a finished run is started again.
+        The line is strict JSON: NaN and infinities become null. TensorBoard gets the unchanged
+        numbers. A record whose kind and step were in the file when it was opened is not written
+        again; this happens when a finished run is started again.
 
         Args:
-            record: nested dicts and lists of numbers, texts and arrays.
+            record: Nested dicts and lists of numbers, texts and arrays.
 
         Raises:
-            WriteError: if the disk refuses; nothing of the line is left in the file then.
+            WriteError: If the file cannot be written; it then has no part of the line.
         """
         if not self._active or (record["kind"], int(record["step"])) in self._found:
             return
@@ -291,13 +294,13 @@ class MetricsWriter:
 
 
 def _truncate(path: Path, last_step: float) -> list[dict[str, Any]]:
-    """Removes later records from the file, at once or not at all; returns those that it kept."""
+    """Removes later records from the file, atomically, and returns the remaining records."""
     if not path.exists():
         return []
-    kept = [(record, line) for record, line in _intact(path) if record["step"] <= last_step]
+    lines = [(record, line) for record, line in _intact(path) if record["step"] <= last_step]
     with replaced(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for _, line in kept))
-    return [record for record, _ in kept]
+        temporary.write_text("".join(f"{line}\n" for _, line in lines))
+    return [record for record, _ in lines]
 
 
 def _finite(value: Any) -> Any:
@@ -314,7 +317,10 @@ def printed(text: str) -> None:
 
 
 class ProgressBar:
-    """Step, loss, tokens/s, dropped fraction and remaining time; plain lines off a terminal."""
+    """Shows step, loss, tokens/s, dropped fraction and remaining time.
+
+    Outside a terminal the progress bar prints plain lines.
+    """
 
     def __init__(
         self,
@@ -328,11 +334,11 @@ class ProgressBar:
         """Shows ``start`` of ``steps``.
 
         Args:
-            start: steps done before.
-            steps: steps in all.
-            seconds_between_lines: at least so long between plain lines.
-            clock: current time in seconds.
-            say: takes the plain lines.
+            start: Number of steps that are already done.
+            steps: Number of steps of the run.
+            seconds_between_lines: Shortest time between plain lines, in seconds.
+            clock: Function that returns the current time in seconds.
+            say: Function that receives the plain lines.
         """
         self._say = say
         self._steps, self._pause, self._clock = steps, seconds_between_lines, clock
@@ -343,7 +349,7 @@ class ProgressBar:
         self._bar = tqdm(total=steps, initial=start, unit="step") if terminal else None
 
     def update(self, step: int, *, loss: float, tokens_per_second: float, dropped: float) -> None:
-        """Shows the state after ``step``."""
+        """Shows the metrics after ``step``."""
         numbers = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {dropped:.1%} dropped"
         if self._bar is not None:
             self._bar.set_postfix_str(numbers, refresh=False)
@@ -353,7 +359,7 @@ class ProgressBar:
 
     def _line(self, step: int, numbers: str) -> None:
         now = self._clock()
-        # Counted from the first update, so that compilation is not taken for speed.
+        # Time counts from the first update, so that it does not include compilation.
         first_step, began = self._first = self._first or (step, now)
         if now - self._shown < self._pause and step < self._steps:
             return
@@ -365,7 +371,7 @@ class ProgressBar:
         self._say(f"step {step}/{self._steps}: {numbers}, {left} left")
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the progress bar and leaves it on the screen."""
         if self._bar is not None:
             self._bar.close()
 

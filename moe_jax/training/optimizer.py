@@ -1,4 +1,4 @@
-"""Optax optimizers from their settings, with learning rates per group of parameters."""
+"""Optax optimizers from settings, with a learning rate per group of parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.A
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Returns the transformation for a state of ``nnx.Param``; ``steps`` is the schedule's end."""
+    """Returns the optimizer for a state of ``nnx.Param``; its schedule ends after ``steps``."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     groups = {
         "dense": optax.identity(),

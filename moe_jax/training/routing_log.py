@@ -1,4 +1,4 @@
-"""Recorded routing: who chose whom in every step of a run, and its replay in another."""
+"""Recorded routing: the choices of all tokens in every step of a run, to replay in another run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,10 @@ ROUTING = "routing"
 
 @dataclasses.dataclass(frozen=True)
 class RoutingRecord:
-    """One file per step: the choices of each MoE layer, and a checksum of the tokens.
+    """Files, one per step, with the choices of each MoE layer and a checksum of the tokens.
 
     Attributes:
-        folder: of the files.
+        folder: Folder of the files.
     """
 
     folder: Path
@@ -33,21 +34,23 @@ class RoutingRecord:
         """Writes the choices ``(B, L, K)`` of every MoE layer in ``step``.
 
         Raises:
-            WriteError: if the disk refuses.
+            WriteError: If the file cannot be written.
         """
-        layers = {f"layer{i:04d}": _compact(np.asarray(c)) for i, c in enumerate(choices)}
+        layers: dict[str, Any] = {
+            f"layer{i:04d}": _compact(np.asarray(c)) for i, c in enumerate(choices)
+        }
         with replaced(self._path(step)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, tokens=_checksum(batch), **layers)
 
     def missing(self, steps: int) -> list[int]:
-        """Returns which of the first ``steps`` steps have no whole file."""
+        """Returns the steps among the first ``steps`` without an intact file."""
         return [step for step in range(1, steps + 1) if not zipfile.is_zipfile(self._path(step))]
 
     def read(self, step: int, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """Returns the int32 choices of ``step``, one array per MoE layer.
 
         Raises:
-            ConfigError: if the step was not recorded, or for other tokens than those of ``batch``.
+            ConfigError: If the step was not recorded, or was recorded for other tokens.
         """
         path = self._path(step)
         if not path.exists():
@@ -68,14 +71,14 @@ class RoutingRecord:
 
 
 def check_replay(folder: str, steps: int) -> None:
-    """Refuses a folder that does not hold the routing of every step of a run.
+    """Rejects a folder that does not hold the routing of every step of a run.
 
     Args:
-        folder: ``training.replay_routing``; "" for none.
-        steps: of the run.
+        folder: Value of ``training.replay_routing``; "" for no replay.
+        steps: Number of steps of the run.
 
     Raises:
-        ConfigError: naming the steps that are missing.
+        ConfigError: If steps are missing; the message names them.
     """
     missing = RoutingRecord(Path(folder)).missing(steps) if folder else []
     if missing:

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and how it is made and named."""
+"""The training state: its initialisation and the names of its arrays."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from moe_jax.parallel import shardings_of_state
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The whole state of a run but for the position in the data.
+    """The state of a run, except for the position in the data.
 
     Attributes:
-        step: batches consumed, int32.
-        params: ``nnx.State`` of the trained parameters.
-        router_state: ``nnx.State`` of what routers carry between steps; not optimised.
+        step: Number of consumed batches, int32.
+        params: Trained parameters.
+        router_state: State that routers carry between steps; the optimizer does not change it.
         opt_state: Optax state.
-        key: raw key data of the run; step ``i`` uses ``fold_in(key, i)``.
-        skipped: updates skipped so far because loss, gradient or the state after the update was
-            not finite, int32.
-        skipped_in_row: such updates since the last good one, int32.
+        key: Raw key data of the run; step ``i`` uses ``fold_in(key, i)``.
+        skipped: Number of skipped updates, int32. An update is skipped if loss, gradient or the
+            state after the update is not finite.
+        skipped_in_row: Number of skipped updates since the last applied update, int32.
     """
 
     step: jax.Array
@@ -45,14 +45,14 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the first state of a run.
+    """The settings that determine the first state of a run.
 
     Attributes:
-        model: the model.
-        vocab_size: ``V``.
-        optimizer: the Optax transformation.
-        seed: of parameters and of everything random in training.
-        mesh: where it lives; the values do not depend on it.
+        model: Configuration of the model.
+        vocab_size: Size ``V`` of the vocabulary.
+        optimizer: Optax transformation.
+        seed: Seed of parameters and of all randomness in training.
+        mesh: Mesh over which the state is sharded; the values do not depend on the mesh.
     """
 
     model: models.ModelConfig
@@ -64,14 +64,14 @@ class Recipe:
     def _init(self, seed: int | jax.Array) -> tuple[nnx.GraphDef, TrainState]:
         key = jax.random.key(seed)
         model = models.make(self.model, self.vocab_size, jax.random.fold_in(key, 0))
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        graph, params, routers = split_model(model)
         zero = jnp.int32(0)
         run_key = jax.random.key_data(jax.random.fold_in(key, 1))
         opt_state = self.optimizer.init(params)
-        return graph, TrainState(zero, params, rest, opt_state, run_key, zero, zero)
+        return graph, TrainState(zero, params, routers, opt_state, run_key, zero, zero)
 
     def abstract(self) -> tuple[nnx.GraphDef, TrainState]:
-        """Returns the graph definition, and the state as shapes with shardings; no memory used."""
+        """Returns the graph definition, and the shapes and shardings of the first state."""
         graphs = []
 
         def state_only() -> TrainState:
@@ -86,7 +86,7 @@ class Recipe:
         )
 
     def create(self) -> tuple[nnx.GraphDef, TrainState]:
-        """Returns the graph definition and the first state, each array born in its sharding."""
+        """Returns the graph definition and the first state, created in its shardings."""
         graph, shapes = self.abstract()
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
         with jax.set_mesh(self.mesh):
@@ -97,11 +97,11 @@ class Recipe:
     def create_from(
         self, change: Callable[[TrainState, Any], TrainState], weights: Any
     ) -> TrainState:
-        """Returns the first state with other weights, which the optimizer then starts from.
+        """Returns the first state of a run that starts from other weights.
 
         Args:
-            change: puts weights in the place of those that were drawn.
-            weights: arrays, its second argument.
+            change: Function that replaces initialised weights of a state by ``weights``.
+            weights: Arrays, the second argument of ``change``.
         """
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract()[1])
 
@@ -113,8 +113,14 @@ class Recipe:
             return jax.jit(init, out_shardings=shardings)(np.uint32(self.seed), weights)
 
 
+def split_model(model: Any) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Returns the graph definition, the parameters and the routers' state of a model."""
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graph, params, rest[0]
+
+
 def finite_leaves(state: Any) -> dict[str, jax.Array]:
-    """Returns by name, for every array of floating-point numbers, whether all are finite."""
+    """Returns for every floating-point array, by name, True if all its numbers are finite."""
     return {
         name: jnp.isfinite(leaf).all()
         for name, leaf in named_leaves(state).items()
@@ -123,24 +129,24 @@ def finite_leaves(state: Any) -> dict[str, jax.Array]:
 
 
 def all_finite(state: Any) -> jax.Array:
-    """Returns whether every floating-point number of a state is finite, a bool scalar."""
+    """Returns True if every floating-point number of a state is finite, as a bool scalar."""
     return functools.reduce(jnp.logical_and, finite_leaves(state).values(), jnp.bool_(True))
 
 
 def named_leaves(state: Any) -> dict[str, Any]:
-    """Returns every array of a state under a readable name, as ``params/embedding/table``."""
+    """Returns every array of a state by its name, such as ``params/embedding/table``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {_name(path): leaf for path, leaf in leaves}
 
 
 def from_named_leaves(like: TrainState, leaves: dict[str, Any]) -> TrainState:
-    """Undoes ``named_leaves`` for a state of the structure of ``like``."""
+    """Returns a state with the structure of ``like`` from the arrays of ``named_leaves``."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    # The last step into an nnx.Variable says nothing; a parameter of this name does.
+    # The attribute ``value`` of an nnx.Variable is no part of the name; a parameter ``value`` is.
     if path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return "/".join(str(entry).strip("[].'") for entry in path)

@@ -23,7 +23,7 @@ from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.training.loss import Scored, distil_tokens, score_tokens
-from moe_jax.training.state import TrainState, all_finite
+from moe_jax.training.state import TrainState, all_finite, split_model
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -32,7 +32,12 @@ Batch = Mapping[str, Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """One MoE layer over a batch: mean losses (unweighted) and summed counts."""
+    """The report of one MoE layer over a batch.
+
+    Attributes:
+        losses: Mean losses by name, unweighted.
+        counts: Counts, summed over groups.
+    """
 
     losses: dict[str, Array]
     counts: Counts
@@ -43,18 +48,17 @@ class LayerReport:
 class Losses:
     """The losses of a batch, under their names in ``metrics.jsonl``.
 
-    Each is a mean over the batch's target tokens, so the losses of microbatches, divided by the
-    tokens of the whole batch, add up to those of the batch.
+    Each loss is a mean over the batch's target tokens. The losses of microbatches, divided by the
+    number of tokens of the whole batch, add up to the losses of the batch.
 
     Attributes:
-        loss: cross-entropy against the targets, in nats.
-        lookahead_loss: ``(D,)`` cross-entropy of the tokens 2, 3, ... ahead, in nats, each per
-            token that has such a target. (The objective divides them by the number of all tokens,
-            as the paper does.)
-        distillation_loss: cross-entropy against the teacher's distribution, in nats; ``None``
+        loss: Cross-entropy against the targets, in nats.
+        lookahead_loss: Cross-entropy ``(D,)`` of the tokens 2, 3, ... ahead, in nats per token with
+            such a target. (The objective divides by the number of all tokens, as the paper does.)
+        distillation_loss: Cross-entropy against the teacher's distribution, in nats; ``None``
             without a teacher.
-        objective: the weighted sum of these, of the z-loss and of the routers' losses, which is
-            differentiated.
+        objective: Weighted sum of these losses, the z-loss and the routers' losses. The step
+            differentiates this sum.
     """
 
     loss: Array
@@ -66,17 +70,18 @@ class Losses:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What a training step measured.
+    """The measurements of a training step.
 
     Attributes:
-        losses: of the batch, before the update.
-        grad_norm: global norm before clipping.
-        layers: one report per MoE layer.
-        choices: ``(B, L, K)`` int16 per MoE layer, if the objective records them; see ``MoEAux``.
-        updated: whether the update was applied; False if loss, gradient, or a parameter or
+        losses: Losses of the batch, before the update.
+        grad_norm: Global norm of the gradient before clipping.
+        layers: Reports of all MoE layers.
+        choices: Choices ``(B, L, K)`` int16 per MoE layer, if the objective records them; see
+            ``MoEAux``.
+        updated: True if the update was applied; False if loss, gradient, or a parameter or
             statistic after the update was not finite.
-        skipped: updates skipped so far.
-        skipped_in_row: updates skipped since the last good one.
+        skipped: Number of skipped updates so far.
+        skipped_in_row: Number of skipped updates since the last applied update.
     """
 
     losses: Losses
@@ -94,9 +99,9 @@ class Teacher:
     """A trained model whose probabilities are soft targets.
 
     Attributes:
-        graph: its definition.
-        params: its parameters, in their shardings.
-        router_state: what its routers carried when it ended.
+        graph: Graph definition of the model.
+        params: Parameters, in their shardings.
+        router_state: State of the routers at the end of the teacher's training.
     """
 
     graph: nnx.GraphDef = dataclasses.field(metadata={"static": True})
@@ -104,23 +109,23 @@ class Teacher:
     router_state: nnx.State
 
     def hidden(self, batch: Batch) -> tuple[Model, Array]:
-        """Returns the model and what its head reads ``(B, L, M)``, as in evaluation."""
+        """Returns the model and its hidden states ``(B, L, M)`` in evaluation."""
         model = nnx.merge(self.graph, self.params, self.router_state)
-        own = {name: value for name, value in batch.items() if name != "routing"}
-        return model, jax.lax.stop_gradient(model.read(own, mode=EVAL).hidden)
+        unforced = {name: value for name, value in batch.items() if name != "routing"}
+        return model, jax.lax.stop_gradient(model.read(unforced, mode=EVAL).hidden)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EvalSums:
-    """Sums over a batch that add up over batches.
+    """Sums over a validation batch, which add up over batches.
 
     Attributes:
-        nll: negative log-likelihood in nats.
-        correct: tokens that greedy decoding would have guessed.
-        tokens: target tokens.
-        bytes: bytes the targets stand for.
-        layers: one ``Counts`` per MoE layer.
+        nll: Negative log-likelihood in nats.
+        correct: Number of targets that greedy decoding takes.
+        tokens: Number of target tokens.
+        bytes: Number of bytes of text that the targets encode.
+        layers: Counts of all MoE layers.
     """
 
     nll: Array
@@ -132,17 +137,18 @@ class EvalSums:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """How a batch becomes a number to minimise.
+    """The function of a batch that training minimises.
 
     Attributes:
-        microbatches: parts the batch is cut into, one after the other; the gradient is that of
-            the whole batch.
-        loss_chunk: see ``moe_jax.training.loss.score_tokens``.
-        z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
-        lookahead_weight: of the mean loss of the tokens further ahead (DeepSeek-V3 section 2.2).
-        record: report every token's choices.
-        teacher_weight: of the cross-entropy against the teacher's distribution, and that of the
-            data has the rest; ``None`` without a teacher.
+        microbatches: Number of parts of the batch that are computed one after the other; the
+            gradient is the gradient of the whole batch.
+        loss_chunk: Number of positions per chunk; see ``moe_jax.training.loss.score_tokens``.
+        z_loss: Weight of the squared log-partition of the head (T5 uses 1e-4).
+        lookahead_weight: Weight of the mean loss of the tokens further ahead (DeepSeek-V3,
+            2412.19437, section 2.2).
+        record: True reports every token's choices.
+        teacher_weight: Weight ``w`` of the cross-entropy against the teacher's distribution; the
+            cross-entropy against the targets has the weight ``1 - w``. ``None`` without a teacher.
     """
 
     microbatches: int = 1
@@ -169,10 +175,11 @@ class Objective:
     ) -> tuple[nnx.State, Losses, tuple[LayerReport, ...], tuple[Array | None, ...]]:
         """Returns the gradient, the losses, the layers' reports and the tokens' choices of a batch.
 
-        There is one report and one array of choices per MoE layer.
+        The result has one report and one array of choices per MoE layer.
 
         Raises:
-            ConfigError: if there is no teacher where one is asked for.
+            ConfigError: If the objective has a teacher's weight and there is no teacher, or the
+                reverse.
         """
         if (teacher is None) != (self.teacher_weight is None):
             raise ConfigError("this command does not load training.teacher: unset it")
@@ -207,10 +214,15 @@ class Objective:
         routed: list[Array],
         teacher: Teacher | None,
     ) -> tuple[Losses, tuple[LayerReport, ...], tuple[Array | None, ...]]:
-        """Returns the part's share of the losses: shares of all parts add up to the batch's.
+        """Returns a part's share of the losses; the shares of all parts add up to the batch's loss.
 
-        ``tokens`` is the number of the batch's targets, and ``routed`` the number of tokens that
-        each MoE layer routes.
+        Args:
+            model: Model that reads the part.
+            part: Part of the batch.
+            key: Key of all randomness in this part.
+            tokens: Number of targets of the whole batch.
+            routed: Number of tokens that each MoE layer routes in the whole batch.
+            teacher: Teacher, if the objective has one.
         """
         mode = dataclasses.replace(TRAIN, record=self.record)
         reading = model.read(part, mode=mode, rng=key)
@@ -219,13 +231,14 @@ class Objective:
         count = jnp.maximum(tokens, 1)
         loss = (scored.nll * valid).sum() / count
         distillation_loss, mixed = None, loss
-        if scored.distillation is not None:
+        weight = self.teacher_weight
+        if scored.distillation is not None and weight is not None:
             distillation_loss = (scored.distillation * valid).sum() / count
-            mixed = (1 - self.teacher_weight) * loss + self.teacher_weight * distillation_loss
+            mixed = (1 - weight) * loss + weight * distillation_loss
         z_loss = self.z_loss * (scored.log_z**2 * valid).sum() / count
         lookahead_loss = self._lookahead_nll(model, reading, part) / count
-        here = _routed(model, part)
-        shares = [own / jnp.maximum(all_, 1) for own, all_ in zip(here, routed, strict=True)]
+        of_part = _routed(model, part)
+        shares = [ours / jnp.maximum(all_, 1) for ours, all_ in zip(of_part, routed, strict=True)]
         weighted = list(zip(reading.reports, shares, strict=True))
         objective = mixed + z_loss + sum(share * aux.loss for aux, share in weighted)
         if lookahead_loss.size:
@@ -242,7 +255,7 @@ class Objective:
         return distil_tokens((head, other.embedding), hidden, targets, teacher_hidden, chunk=chunk)
 
     def _lookahead_nll(self, model: Model, reading: Reading, part: Batch) -> Array:
-        """Returns summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead."""
+        """Returns the summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead, in nats."""
         sums = []
         for steps, hidden in enumerate(reading.ahead, start=1):
             targets = ahead(part["targets"], steps)
@@ -252,7 +265,7 @@ class Objective:
 
 
 def _add_up(one: Callable[[Any], tuple[Any, Any]], steps: Any) -> tuple[Any, Any]:
-    """Returns the sums of the first results of all microbatches, and the second joined by row."""
+    """Returns the sums of all microbatches' first results, and their second results by row."""
     shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], steps))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -265,12 +278,12 @@ def _add_up(one: Callable[[Any], tuple[Any, Any]], steps: Any) -> tuple[Any, Any
 
 
 def _per_target(losses: Losses, batch: Batch, tokens: Array) -> Losses:
-    """Returns the losses with each loss further ahead divided by its own number of targets."""
+    """Returns the losses, with each lookahead loss divided by its own number of targets."""
     steps = range(1, losses.lookahead_loss.size + 1)
     if not steps:
         return losses
-    own = jnp.stack([valid_ahead(batch["segments"], step).sum() for step in steps])
-    per_target = losses.lookahead_loss * jnp.maximum(tokens, 1) / jnp.maximum(own, 1)
+    targets = jnp.stack([valid_ahead(batch["segments"], step).sum() for step in steps])
+    per_target = losses.lookahead_loss * jnp.maximum(tokens, 1) / jnp.maximum(targets, 1)
     return dataclasses.replace(losses, lookahead_loss=per_target)
 
 
@@ -296,21 +309,20 @@ def train_step(
     batch: Batch,
     teacher: Teacher | None = None,
 ) -> tuple[TrainState, StepReport]:
-    """Takes one optimizer step.
+    """Returns the state after one optimizer step, and the report of the step.
+
+    If loss, gradient, or a number of the next state is not finite, then the update is skipped and
+    counted: parameters, router state and optimizer state stay unchanged.
 
     Args:
-        graph: definition of the model.
-        optimizer: the transformation.
-        objective: the loss.
-        state: donated by the caller's ``jit``.
-        batch: ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32, and for
-            an encoder ``encoder_inputs`` and ``encoder_segments (B, T)``; ``routing``,
-            ``(B, L, K)`` per MoE layer, to replay a recorded run.
-        teacher: whose distribution is learnt too, if the objective gives it a weight.
-
-    Returns:
-        The next state and the report. If loss, gradient, or anything in the next state is not
-        finite, parameters, router state and optimizer stay as they are and the skip is counted.
+        graph: Graph definition of the model.
+        optimizer: Optax transformation.
+        objective: Objective of training.
+        state: State before the step; the caller's ``jit`` donates it.
+        batch: Arrays ``inputs``, ``targets``, ``segments``, ``positions``, each ``(B, L)`` int32;
+            for an encoder also ``encoder_inputs`` and ``encoder_segments (B, T)``; for a replay
+            also ``routing``, ``(B, L, K)`` per MoE layer.
+        teacher: Teacher, if the objective has a teacher's weight.
     """
     gradient, losses, layers, choices = objective.value_and_gradient(graph, state, batch, teacher)
     grad_norm = optax.global_norm(gradient)
@@ -342,20 +354,20 @@ def train_step(
 def _next_router_state(
     graph: nnx.GraphDef, state: TrainState, layers: tuple[LayerReport, ...]
 ) -> nnx.State:
-    """What the routers carry on, from the demand of the whole step."""
+    """Returns the routers' next state, from the demand of the whole step."""
     if not layers:
         return state.router_state
-    # The module shares its variables with what it is merged from: a copy keeps the old state.
+    # A merged module shares its variables with the state; the copy keeps the old state unchanged.
     routers = jax.tree.map(lambda x: x, state.router_state)
     model = nnx.merge(graph, state.params, routers)
     model.update_routers([layer.counts.demand for layer in layers])
-    return nnx.split(model, nnx.Param, ...)[2]
+    return split_model(model)[2]
 
 
 def eval_step(
     graph: nnx.GraphDef, loss_chunk: int, params: nnx.State, router_state: nnx.State, batch: Batch
 ) -> EvalSums:
-    """Returns the sums of one validation batch, which also holds ``bytes (B, L)``."""
+    """Returns the sums of one validation batch; the batch also holds ``bytes (B, L)``."""
     model = nnx.merge(graph, params, router_state)
     reading = model.read(batch, mode=EVAL)
     scored = score_tokens(model.embedding, reading.hidden, batch["targets"], chunk=loss_chunk)
@@ -375,18 +387,19 @@ def jit_train_step(
     objective: Objective,
     abstract: TrainState,
 ) -> Any:
-    """Returns ``(state, batch) -> (state, StepReport)`` to be compiled; the state is donated.
+    """Returns the jitted function ``(state, batch) -> (state, StepReport)``; it donates the state.
 
-    A third argument is the teacher, if the objective has one.
+    The function has the teacher as third argument if the objective has one. The report is
+    replicated on every device, so that every process can read it.
 
     Args:
-        graph: definition of the model.
-        optimizer: the transformation.
-        objective: the loss.
-        abstract: shapes and shardings of the state, which the next state keeps; the report is
-            whole on every device, so that every process can read it.
+        graph: Graph definition of the model.
+        optimizer: Optax transformation.
+        objective: Objective of training.
+        abstract: Shapes and shardings of the state, which the next state keeps.
     """
     step = functools.partial(train_step, graph, optimizer, objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    everywhere = NamedSharding(abstract.step.sharding.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    assert isinstance(abstract.step.sharding, NamedSharding)  # as in every state of a recipe
+    replicated = NamedSharding(abstract.step.sharding.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))

@@ -1,4 +1,4 @@
-"""Weights of one model in the place of another's, layer by layer, however either is scanned."""
+"""Transplant of weights between models, layer by layer; each model may scan its layers or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flax import nnx
 
 from moe_jax import models
 from moe_jax.errors import ConfigError
-from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
+from moe_jax.training.state import TrainState, from_named_leaves, named_leaves, split_model
 
 Array = jax.Array
 _PARAMS, WEIGHTS = "params/", ("params/", "router_state/")
@@ -23,7 +23,12 @@ _SPARSE = re.compile(r"/feed_forward/(experts|router)/")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an array of one layer is: in a leaf, and of a stacked one at which entry."""
+    """The location of one layer's array in a state.
+
+    Attributes:
+        leaf: Name of the leaf.
+        entry: Index of the layer on the leaf's leading axis; ``None`` if layers are not stacked.
+    """
 
     leaf: str
     entry: int | None = None
@@ -31,28 +36,28 @@ class Place:
 
 @functools.lru_cache
 def places(model: models.ModelConfig) -> Mapping[str, Place]:
-    """Returns where each layer's weights are, under names that do not depend on scanning.
+    """Returns the location of each layer's weights, by a name that does not depend on scans.
 
-    ``params/layers/parts/0/1/attention/query``, stacked twice in a part of two blocks, holds
-    ``params/layers/1/attention/query`` and ``params/layers/3/attention/query``.
+    If a scan repeats a pattern of two blocks twice, ``params/layers/parts/0/1/attention/query``
+    holds ``params/layers/1/attention/query`` and ``params/layers/3/attention/query``.
     """
-    made = jax.eval_shape(lambda: models.make(model, 1, jax.random.key(0)))
-    learnt = dict(nnx.to_flat_state(nnx.state(made, nnx.Param)))
-    found = {}
-    for path, stored in models.stored(made).items():
+    abstract = jax.eval_shape(lambda: models.make(model, 1, jax.random.key(0)))
+    learnt = dict(nnx.to_flat_state(nnx.state(abstract, nnx.Param)))
+    locations = {}
+    for path, stored in models.stored(abstract).items():
         tree = "params" if stored.path in learnt else "router_state"
         leaf, name = ("/".join(map(str, (tree, *keys))) for keys in (stored.path, path))
-        found[name] = Place(leaf, stored.entry)
-    return found
+        locations[name] = Place(leaf, stored.entry)
+    return locations
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters and routers' state of a model.
+    """The parameters and the routers' state of a model.
 
     Attributes:
-        leaves: arrays or shapes, by the names of ``named_leaves``.
-        places: where each layer's are, as from ``places``.
+        leaves: Arrays or shapes, by the names of ``named_leaves``.
+        places: Location of each layer's arrays, as from ``places``.
     """
 
     leaves: Mapping[str, Any]
@@ -60,7 +65,7 @@ class Weights:
 
     @property
     def types(self) -> dict[str, str]:
-        """The type of every layer's arrays, such as ``float32[16,64]``."""
+        """Type of every layer's arrays, such as ``float32[16,64]``."""
         return {name: _type(self.leaves[p.leaf], p.entry) for name, p in self.places.items()}
 
     def take(self, name: str) -> Array:
@@ -72,9 +77,9 @@ class Weights:
 
 def weight_shapes(model: models.ModelConfig, vocab_size: int) -> Weights:
     """Returns the shapes of a model's weights."""
-    made = jax.eval_shape(lambda: models.make(model, vocab_size, jax.random.key(0)))
-    _, params, rest = nnx.split(made, nnx.Param, ...)
-    return Weights(named_leaves({"params": params, "router_state": rest}), places(model))
+    abstract = jax.eval_shape(lambda: models.make(model, vocab_size, jax.random.key(0)))
+    _, params, routers = split_model(abstract)
+    return Weights(named_leaves({"params": params, "router_state": routers}), places(model))
 
 
 def _type(leaf: Any, entry: int | None) -> str:
@@ -83,15 +88,15 @@ def _type(leaf: Any, entry: int | None) -> str:
 
 
 def check_all(new: Weights, old: Weights, source: str) -> None:
-    """Refuses two models that differ in an array.
+    """Rejects two models that differ in an array.
 
     Args:
-        new: weights of the new run.
-        old: those of the run it starts from.
-        source: names that run, for the message.
+        new: Weights of the new run.
+        old: Weights of the run from which the new run starts.
+        source: Name of the old run, for the message.
 
     Raises:
-        ConfigError: naming the first array that differs.
+        ConfigError: If an array differs; the message names the first one.
     """
     here, there = new.types, old.types
     names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
@@ -105,7 +110,7 @@ def check_all(new: Weights, old: Weights, source: str) -> None:
 
 
 def shared(new: Weights, old: Weights) -> set[str]:
-    """Returns the parameters of equal name and shape that are no experts' and no routers'."""
+    """Returns the parameters of equal name and type, except those of experts and routers."""
     here, there = new.types, old.types
     return {
         name
@@ -116,12 +121,13 @@ def shared(new: Weights, old: Weights) -> set[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Transplant:
-    """Puts weights of another model in the place of those that were drawn.
+    """Replaces initialised weights by the weights of another model.
 
     Attributes:
-        only_shared: those of ``shared`` alone; otherwise all parameters and routers' state.
-        model: the new model.
-        source: the other model.
+        only_shared: True replaces only the parameters of ``shared``; False replaces all parameters
+            and the routers' state.
+        model: Configuration of the new model.
+        source: Configuration of the other model.
     """
 
     only_shared: bool
@@ -137,12 +143,12 @@ class Transplant:
 
 
 def _moved(drawn: Weights, source: Weights, chosen: Collection[str]) -> dict[str, Array]:
-    """Returns the leaves of ``drawn`` with what is ``chosen`` taken from ``source``.
+    """Returns the leaves of ``drawn``, with the ``chosen`` arrays taken from ``source``.
 
     Args:
-        drawn: the new model's.
-        source: the other model's.
-        chosen: by the names of ``places``.
+        drawn: Initialised weights of the new model.
+        source: Weights of the other model.
+        chosen: Names of arrays, as in ``places``.
     """
     moved: dict[str, Any] = {}
     for name, place in drawn.places.items():
@@ -154,13 +160,13 @@ def _moved(drawn: Weights, source: Weights, chosen: Collection[str]) -> dict[str
         else:
             moved.setdefault(place.leaf, []).append(value)  # ``places`` has layers in order
     return {
-        leaf: jnp.stack(found) if isinstance(found, list) else found
-        for leaf, found in moved.items()
+        leaf: jnp.stack(value) if isinstance(value, list) else value
+        for leaf, value in moved.items()
     }
 
 
 def _over(drawn: Array, source: Array) -> Array:
-    """Returns ``source`` in the type of ``drawn``; rows that ``source`` lacks stay as drawn."""
+    """Returns ``source`` in the type of ``drawn``; rows that ``source`` lacks keep their values."""
     source = source.astype(drawn.dtype)
     if source.shape == drawn.shape:
         return source

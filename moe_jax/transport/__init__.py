@@ -1,4 +1,4 @@
-"""How tokens travel to experts and back: executors of a plan, equal in value and gradient."""
+"""Transports bring tokens to experts and back; all of them have equal values and gradients."""
 
 from moe_jax.transport.dispatch import Dispatch, Transport
 from moe_jax.transport.einsum import Einsum

@@ -1,34 +1,35 @@
-"""What an implementation of dispatch may require of a layer, and the line that refuses a layer."""
+"""Requirements of dispatch implementations on a layer, and the error that rejects a layer."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import Router
 from moe_jax.transport.dispatch import OnOutputs
 
 
+@runtime_checkable
 class Settings(Protocol):
     """The settings of a mixture-of-experts layer that decide how its tokens travel."""
 
     @property
     def transport(self) -> str:
-        """How tokens reach slots."""
+        """Name of the transport that moves tokens into slots."""
 
     @property
     def exchange(self) -> str:
-        """How slots reach the devices of their experts."""
+        """Name of the exchange that moves slots to the devices of their experts."""
 
     @property
     def router(self) -> Router:
-        """The router."""
+        """Router of the layer."""
 
     @property
     def expert_dims(self) -> tuple[int, ...]:
-        """Widths of groups of experts, if experts have several widths."""
+        """Hidden widths of groups of experts; empty if all experts have one width."""
 
     @property
     def expert_dropout(self) -> float:
@@ -36,18 +37,18 @@ class Settings(Protocol):
 
     @property
     def expert_mask(self) -> float:
-        """Chance that a token loses an expert's whole output."""
+        """Probability that a token loses an expert's whole output."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What requirements read.
+    """The facts about a layer and its mesh that requirements read.
 
     Attributes:
-        settings: the settings of the layer.
-        expert_shards: the number of devices over which the mesh splits the experts.
-        same_width: whether the experts' outputs are as wide as tokens; those of projections are
-            not.
+        settings: Settings of the layer.
+        expert_shards: Number of devices over which the mesh splits the experts.
+        same_width: True if the experts' outputs are as wide as tokens. Projections of attention
+            have other widths.
     """
 
     settings: Settings
@@ -60,10 +61,10 @@ class Requirement:
     """A condition on the layer or its mesh.
 
     Attributes:
-        needed: the condition in words, for messages.
-        name: the setting that decides it, as messages name it.
-        value: returns the value of the setting.
-        met: returns whether the condition holds.
+        needed: Condition in words, for messages.
+        name: Setting that decides the condition, as messages name it.
+        value: Function that returns the value of the setting.
+        met: Function that returns True if the condition holds.
     """
 
     needed: str
@@ -124,11 +125,11 @@ def refusal(chosen: str, needed: str, name: str, value: Any, instead: str) -> Co
     """Returns the error of a requirement that is not met.
 
     Args:
-        chosen: the settings that select the implementation.
-        needed: the requirement in words.
-        name: the setting that does not meet it.
-        value: the value of that setting.
-        instead: settings that select another implementation.
+        chosen: Settings that select the implementation.
+        needed: Requirement in words.
+        name: Setting that does not meet the requirement.
+        value: Value of that setting.
+        instead: Settings that select another implementation.
     """
     return ConfigError(
         f"{chosen} requires {needed}, but {name}={value}. Change {name}, or use {instead}."
@@ -136,6 +137,10 @@ def refusal(chosen: str, needed: str, name: str, value: Any, instead: str) -> Co
 
 
 def check_no_outputs_by_slot(chosen: str, on_outputs: OnOutputs | None) -> None:
-    """Raises ``ConfigError`` if a function of outputs by slot is given, which ``chosen`` lacks."""
+    """Rejects a function of outputs by slot for an implementation without such outputs.
+
+    Raises:
+        ConfigError: If ``on_outputs`` is not ``None``; ``chosen`` names the implementation.
+    """
     if on_outputs is not None:
         raise refusal(chosen, NO_DROPOUT.needed, "on_outputs", on_outputs, "transport='gather'")

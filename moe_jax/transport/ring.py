@@ -1,10 +1,10 @@
-"""Dispatch by a ring: tokens visit the devices of the experts in turn, and no slot is sent."""
+"""Dispatch by a ring: tokens visit the devices of the experts in turn; no slot is sent."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import jax
+from jaxtyping import Array, Float
 
 from moe_jax.parallel import GSPMD, around_the_ring, axis_size
 from moe_jax.routing.plan import Plan, Slots
@@ -13,29 +13,28 @@ from moe_jax.transport.gather import Gather, slot_table
 from moe_jax.transport.requirements import check_no_outputs_by_slot
 from moe_jax.transport.slots import InSlots
 
-Array = jax.Array
-# On one device, or inside the ring, where every array is a device's own.
+# The dispatch on one device, and inside the ring, where every array is local to a device.
 _LOCAL = InSlots(Gather(), GSPMD)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """A device sends its tokens and their sums once per step of the ring.
+    """Every device sends its tokens and their sums once per step of the ring.
 
-    The bytes sent depend neither on the number of experts nor on the capacity, which suits
-    dropless routing, where an expert has a slot for every token.
+    The number of bytes sent depends neither on the number of experts nor on the capacity. This
+    suits dropless routing, where an expert has a slot for every token.
     """
 
     def __call__(
         self,
         experts: Experts,
-        tokens: Array,
+        tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
         gate_on: str = "out",
         on_outputs: OnOutputs | None = None,
-    ) -> Array:
-        """See ``Dispatch``; the experts' outputs are as wide as the tokens."""
+    ) -> Float[Array, "G S M"]:
+        """Returns the tokens' outputs, which are as wide as the tokens; see ``Dispatch``."""
         check_no_outputs_by_slot("exchange='ring'", on_outputs)
         if axis_size("expert") == 1:
             return _LOCAL(experts, tokens, plan, gate_on=gate_on)

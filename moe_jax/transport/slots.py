@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+from jaxtyping import Array, Float
 
 from moe_jax.parallel import Exchange
 from moe_jax.routing.plan import Plan
 from moe_jax.transport.dispatch import Experts, OnOutputs, Transport
 from moe_jax.transport.gather import slot_table
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class InSlots:
-    """Every expert has ``C`` slots per group, and computes all of them.
+    """Every expert has ``C`` slots per group and computes all of them.
 
     Attributes:
-        transport: moves tokens into slots and back, on one device.
-        exchange: moves slots between the devices of their groups and those of their experts.
+        transport: Transport of tokens into slots and back, on one device.
+        exchange: Exchange of slots between the devices of groups and the devices of experts.
     """
 
     transport: Transport
@@ -29,27 +28,29 @@ class InSlots:
     def __call__(
         self,
         experts: Experts,
-        tokens: Array,
+        tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
         gate_on: str = "out",
         on_outputs: OnOutputs | None = None,
-    ) -> Array:
-        """See ``Dispatch``."""
+    ) -> Float[Array, "G S N"]:
+        """Returns the tokens' outputs; see ``Dispatch``."""
         with jax.named_scope("dispatch"):
             sent, plan = dispatched(self.transport, tokens, plan, gate_on)
             sent = self.exchange.to_experts(sent)
         with jax.named_scope("experts"):
-            done = experts(sent)
+            outputs = experts(sent)
         with jax.named_scope("combine"):
-            # Outputs are back in groups: a random mask must not depend on how many the mesh adds.
-            done = self.exchange.to_groups(done, tokens.shape[0])
-            done = done if on_outputs is None else on_outputs(done)
-            return self.transport.combine(done, plan)
+            # A random mask is drawn per group, so that it does not depend on the mesh.
+            outputs = self.exchange.to_groups(outputs, tokens.shape[0])
+            outputs = outputs if on_outputs is None else on_outputs(outputs)
+            return self.transport.combine(outputs, plan)
 
 
-def dispatched(transport: Transport, tokens: Array, plan: Plan, gate_on: str) -> tuple[Array, Plan]:
-    """Returns tokens by slot, times their gates if ``gate_on="in"``, and the plan of combining."""
+def dispatched(
+    transport: Transport, tokens: Float[Array, "G S M"], plan: Plan, gate_on: str
+) -> tuple[Float[Array, "G E C M"], Plan]:
+    """Returns the tokens by slot, times their gates if ``gate_on="in"``, and the combine plan."""
     sent = transport.dispatch(tokens, plan)
     if gate_on == "out":
         return sent, plan

@@ -1,8 +1,8 @@
-"""The one table of how tokens travel: each implementation, its settings, requirements and cost.
+"""The table of all dispatch implementations with their settings, requirements and costs.
 
-A new implementation is a module with a ``Dispatch`` and one line here. From the line follow the
-values that the settings ``transport`` and ``exchange`` accept, the layers that are refused, what is
-suggested instead, and what counting and planning reckon with.
+A new implementation needs a module with a ``Dispatch`` and one row of this table. The row decides
+the values that the settings ``transport`` and ``exchange`` accept, the layers that are rejected,
+the alternatives that messages suggest, and the costs that counting and planning use.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from moe_jax.transport.slots import InSlots
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What an implementation computes and sends.
+    """The computation and the communication of an implementation.
 
     Attributes:
-        computes: rows that experts compute: all ``slots``, filled or not, or the ``choices``
-            that got a slot.
-        products: tokens travel by matrix products with ``(S, E C)`` tensors.
-        sends: rows that cross the expert axis of the mesh, each way: ``slots`` by an all-to-all,
-            ``tokens`` by permutations round the ring, or ``nothing``.
+        computes: Rows that experts compute: all ``slots``, filled or empty, or only the
+            ``choices`` that got a slot.
+        products: True if tokens are dispatched by matrix products with ``(S, E C)`` tensors.
+        sends: Rows that cross the expert axis of the mesh, each way: ``slots`` by an all-to-all,
+            ``tokens`` by permutations around the ring, or ``nothing``.
     """
 
     computes: Literal["slots", "choices"] = "slots"
@@ -52,14 +52,14 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        transport: the value of the setting ``transport`` that selects it.
-        exchange: the value of the setting ``exchange`` that selects it.
-        dispatch: executes plans.
-        requires: conditions on the layer and its mesh.
-        cost: what it computes and sends.
+        transport: Value of the setting ``transport`` that selects the implementation.
+        exchange: Value of the setting ``exchange`` that selects the implementation.
+        dispatch: Function that executes plans.
+        requires: Conditions on the layer and its mesh.
+        cost: Computation and communication of the implementation.
     """
 
     transport: str
@@ -77,7 +77,7 @@ _NO_OUTPUTS_BY_SLOT = (ONE_WIDTH, NO_DROPOUT, NO_MASK)
 _BLOCKS = (SLOT_TABLE, TOKENS_CHOOSE, *_NO_OUTPUTS_BY_SLOT, ALL_EXPERTS_HERE)
 _VISITS = (SLOT_TABLE, SAME_WIDTH, *_NO_OUTPUTS_BY_SLOT)
 
-# In order of preference: the first line that fits is suggested in place of one that does not.
+# The rows are in order of preference: a message suggests the first row that fits the layer.
 TABLE: tuple[Implementation, ...] = (
     Implementation("ragged", "gspmd", Ragged(), _BLOCKS, Cost(computes="choices", sends="nothing")),
     Implementation("gather", "ring", Ring(), _VISITS, Cost(sends="tokens")),
@@ -104,7 +104,7 @@ def implementation(settings: Settings) -> Implementation:
     """Returns the implementation that a layer's transport and exchange select.
 
     Raises:
-        ConfigError: if no implementation has this transport and this exchange.
+        ConfigError: If no implementation has this transport and this exchange.
     """
     return _selected(Facts(settings), "model.moe")
 
@@ -115,16 +115,17 @@ def check(
     expert_shards: int = 1,
     same_width: bool = True,
 ) -> None:
-    """Refuses a layer whose transport and exchange do not go with its other settings or its mesh.
+    """Rejects a layer whose other settings or mesh do not fit its transport and exchange.
 
     Args:
-        settings: the settings of the layer.
-        setting: the path of these settings in the configuration, for messages.
-        expert_shards: the number of devices over which the mesh splits the experts.
-        same_width: whether the experts' outputs are as wide as tokens.
+        settings: Settings of the layer.
+        setting: Path of these settings in the configuration, for messages.
+        expert_shards: Number of devices over which the mesh splits the experts.
+        same_width: True if the experts' outputs are as wide as tokens.
 
     Raises:
-        ConfigError: one line that names the setting to change and an implementation that fits.
+        ConfigError: If a requirement is not met. The message names the setting to change and an
+            implementation that fits.
     """
     facts = Facts(settings, expert_shards, same_width)
     row = _selected(facts, setting)
@@ -139,7 +140,11 @@ def check(
 
 
 def _selected(facts: Facts, setting: str) -> Implementation:
-    """Returns the line of a layer's transport and exchange; raises ``ConfigError`` without one."""
+    """Returns the row with a layer's transport and exchange.
+
+    Raises:
+        ConfigError: If the table has no such row.
+    """
     transport, exchange = facts.settings.transport, facts.settings.exchange
     for row in TABLE:
         if (row.transport, row.exchange) == (transport, exchange):
@@ -156,9 +161,9 @@ def _selected(facts: Facts, setting: str) -> Implementation:
 
 
 def _suggested(facts: Facts) -> Implementation:
-    """Returns the first line that fits, if possible one of the layer's transport.
+    """Returns the first row that fits, if possible a row with the layer's transport.
 
-    On one shard of experts all exchanges do the same, so that none but the default is suggested.
+    With one expert shard all exchanges are equal, so only the default exchange is suggested.
     """
     fitting = [
         row
@@ -170,7 +175,7 @@ def _suggested(facts: Facts) -> Implementation:
 
 
 def _changes(settings: Settings, row: Implementation) -> str:
-    """Returns in words the settings of a line that differ from those of the layer."""
+    """Returns in words the settings that differ between a row and the layer."""
     names = (
         name for name in ("transport", "exchange") if getattr(settings, name) != getattr(row, name)
     )

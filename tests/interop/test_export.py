@@ -153,10 +153,10 @@ def test_kinds_of_folders_are_told_apart(mixtral, tmp_path):
 DAMAGES = {
     "half converted": lambda path: (path / "parameters").rename(path / "gone"),
     "model.json is damaged": lambda path: (path / "model.json").write_text("{"),
-    "says no kind": lambda path: (path / "model.json").write_text('{"config": 1}'),
+    "lacks kind": lambda path: (path / "model.json").write_text('{"config": 1}'),
     "model.json is missing": lambda path: (path / "model.json").unlink(),
     "does not hold the parameters": lambda path: edit(path, vocab_size=44),
-    "says kind='Other'": lambda path: edit(path, kind="Other"),
+    "has kind='Other'": lambda path: edit(path, kind="Other"),
 }
 
 

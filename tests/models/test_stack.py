@@ -18,7 +18,8 @@ DENSE = BlockConfig(AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 8), moe=No
 
 
 def sparse(num_experts: int) -> BlockConfig:
-    return dataclasses.replace(DENSE, moe=MoEConfig(num_experts=num_experts, group_size=4))
+    moe = MoEConfig(num_experts=num_experts, expert_dim=8, group_size=4)
+    return dataclasses.replace(DENSE, moe=moe)
 
 
 def shapes(layers: list[BlockConfig], scan: bool) -> Stack:

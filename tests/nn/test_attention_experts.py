@@ -132,7 +132,9 @@ def test_both_kinds_report_in_order_and_repeat_their_own_records():
     assert [report.counts.load.shape for report in reports] == [(3,), (2,)]
     assert [router.num_experts for router in block.routers] == [3, 2]
     forced = {
-        name: dataclasses.replace(MOE, num_experts=n, router=routing.preset("forced"))
+        name: dataclasses.replace(
+            MOE, num_experts=n, expert_dim=16, router=routing.preset("forced")
+        )
         for name, n in (("attention_experts", 3), ("moe", 2))
     }
     again = Block(dataclasses.replace(block.config, **forced), jax.random.key(0))

@@ -125,7 +125,7 @@ def test_lost_files_of_a_run_are_named_and_what_can_be_is_repaired(whole, tmp_pa
     warnings = err.splitlines()
     assert len(warnings) == 3, err
     assert "config.json is missing: the run goes on with the settings of this command" in err
-    assert "metrics.jsonl has lost what was logged (7 lines are missing: steps 24 to 30)" in err
+    assert "metrics.jsonl has lost logged lines (7 lines are missing: steps 24 to 30)" in err
     assert "tensorboard had lost steps 1 to 23: written again from metrics.jsonl" in err
     assert json.loads((folder / "result.json").read_text())["lost_lines"]
     assert "7 lines are missing: steps 24 to 30" in (folder / "report.html").read_text()

@@ -15,7 +15,10 @@ from moe_jax.training.state import TrainState
 def report(in_row):
     loss = jnp.float32(jnp.nan if in_row else 2.0)
     return SimpleNamespace(
-        loss=loss, grad_norm=jnp.float32(1.0), skipped_in_row=jnp.int32(in_row), skipped=in_row
+        losses=SimpleNamespace(loss=loss),
+        grad_norm=jnp.float32(1.0),
+        skipped_in_row=jnp.int32(in_row),
+        skipped=in_row,
     )
 
 
@@ -68,7 +71,8 @@ def test_a_limit_of_one_stops_at_the_first():
 def unapplied(in_row):
     """A report of a finite loss and gradient whose update was skipped."""
     number = jnp.float32(2.0)
-    return SimpleNamespace(loss=number, grad_norm=number, skipped_in_row=jnp.int32(in_row))
+    losses = SimpleNamespace(loss=number)
+    return SimpleNamespace(losses=losses, grad_norm=number, skipped_in_row=jnp.int32(in_row))
 
 
 def test_an_update_that_is_not_finite_is_told_from_a_loss_that_is_not(caplog):

@@ -1,4 +1,4 @@
-"""Loading and saving, tensor by tensor."""
+"""Conversion of models from and to folders of ``transformers``, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Imported:
     """A loaded model.
 
     Attributes:
-        model: with its parameters.
-        config: its configuration.
-        vocab_size: ``V``.
-        family: the ``model_type``.
-        original: the ``config.json`` that it came with.
+        model: Model with its parameters.
+        config: Configuration of the model.
+        vocab_size: Size ``V`` of the vocabulary.
+        family: Family of the model, the ``model_type`` in ``config.json``.
+        original: Content of the ``config.json`` from which the model was loaded.
     """
 
     model: models.Model
@@ -79,35 +79,43 @@ def load(
 ) -> Imported:
     """Loads a folder with ``config.json`` and safetensors.
 
-    Each tensor goes to its place on the devices before the next is read, so that the host never
-    holds much more than the largest one. Weights in float8 (DeepSeek-V3) and MXFP4 (gpt-oss) are
+    Each tensor is copied to the devices before the next tensor is read, so the host never holds
+    much more than the largest tensor. Weights in float8 (DeepSeek-V3) and MXFP4 (gpt-oss) are
     unpacked.
 
     Args:
-        directory: the folder.
-        dtype: of parameters and activations, ``float32`` or ``bfloat16``; routers compute in
-            float32 either way.
-        mesh: the devices; ``None`` for the default one.
-        progress: show a progress bar.
-        **changes: of the configuration, such as ``remat``.
+        directory: Folder of the released model.
+        dtype: Type of parameters and activations, ``float32`` or ``bfloat16``; routers compute in
+            float32 in both cases.
+        mesh: Mesh over which parameters are sharded; ``None`` for the default device.
+        progress: True shows a progress bar.
+        **changes: Changed settings of the configuration, such as ``remat``.
 
     Raises:
-        ConfigError: if the family is unknown, says something that is not supported, or tensors are
-            missing, unknown or of another shape. Nothing is allocated before names are checked.
+        ConfigError: If the family is unknown, if ``config.json`` has an unsupported setting, or if
+            tensors are missing, unknown or of another shape. Names are checked before any array is
+            allocated.
     """
     _check_dtype(dtype)
-    found = opened(Path(directory), _family, compute_dtype=dtype, **changes)
-    graph, state = nnx.split(_abstract(found.config, found.vocab_size))
-    places = _Places(nnx.merge(graph, state), dtype, mesh)
-    for entry in tqdm(found.entries, desc="tensors", disable=not progress):
-        places.put(entry, found.read(entry.theirs))
-    model = nnx.merge(graph, places.state())
-    return Imported(model, found.config, found.vocab_size, found.family.name, found.original)
+    folder = opened(Path(directory), _family, compute_dtype=dtype, **changes)
+    graph, state = nnx.split(_abstract(folder.config, folder.vocab_size))
+    parameters = _Parameters(nnx.merge(graph, state), dtype, mesh)
+    for entry in tqdm(folder.entries, desc="tensors", disable=not progress):
+        parameters.put(entry, folder.read(entry.theirs))
+    model = nnx.merge(graph, parameters.state())
+    return Imported(model, folder.config, folder.vocab_size, folder.family.name, folder.original)
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A folder of ``transformers`` whose weights have not been read; see ``Imported``."""
+    """A folder of ``transformers`` whose weights have not been read.
+
+    Attributes:
+        config: Configuration of the model.
+        vocab_size: Size ``V`` of the vocabulary.
+        family: Family of the model, the ``model_type`` in ``config.json``.
+        original: Content of ``config.json``.
+    """
 
     config: models.ModelConfig
     vocab_size: int
@@ -116,13 +124,13 @@ class Described:
 
 
 def describe(directory: Path | str) -> Described:
-    """Reads ``config.json`` and the names of the tensors, and no tensor.
+    """Reads ``config.json`` and the names of the tensors, but no tensor.
 
     Raises:
-        ConfigError: as ``load`` does, unless a tensor has another shape.
+        ConfigError: If ``load`` would raise it; shapes of tensors are not checked.
     """
-    found = opened(Path(directory), _family)
-    return Described(found.config, found.vocab_size, found.family.name, found.original)
+    folder = opened(Path(directory), _family)
+    return Described(folder.config, folder.vocab_size, folder.family.name, folder.original)
 
 
 def save(
@@ -136,34 +144,35 @@ def save(
     shard_bytes: int = 5 * 10**9,
     progress: bool = False,
 ) -> None:
-    """Writes a folder that ``transformers`` loads, whole or not at all.
+    """Writes a folder that ``transformers`` loads, atomically.
 
-    An older export in ``directory`` goes, with all its shards; other files stay. Routers' state,
-    and the tensors that ``transformers`` itself computes in float32, are float32 in every export.
+    An older export in ``directory`` is removed with all its shards; other files are kept. Routers'
+    state, and the tensors that ``transformers`` computes in float32, are float32 in every export.
 
     Args:
-        model: the model.
-        directory: the folder, made if it is not there.
-        family: the ``model_type`` to write, a key of ``FAMILIES``.
-        original: the ``config.json`` that the model came with; see ``CARRIED`` for what is kept.
-        companions: a folder whose tokenizer, chat template, generation settings and licences are
-            written too.
-        dtype: of the tensors written, ``float32`` or ``bfloat16``.
-        shard_bytes: the size of a file.
-        progress: show a progress bar.
+        model: Model to write.
+        directory: Folder to write, created if missing.
+        family: Value of ``model_type`` to write, a key of ``FAMILIES``.
+        original: Content of the ``config.json`` from which the model was loaded; ``CARRIED`` lists
+            the settings that are copied.
+        companions: Folder whose tokenizer, chat template, generation settings and licences are
+            copied; ``None`` for no copies.
+        dtype: Type of the written tensors, ``float32`` or ``bfloat16``.
+        shard_bytes: Size of a shard in bytes.
+        progress: True shows a progress bar.
 
     Raises:
-        ConfigError: if the family is unknown or cannot say what the model is, or the disk is full.
+        ConfigError: If the family is unknown or cannot express the model, or the disk is full.
     """
     directory, kind = Path(directory), _family(family)
     _check_dtype(dtype)
     config, vocab = model.config, model.embedding.table[...].shape[0]
     described = description(kind, config, vocab, dtype, original)
-    places, entries = _Places(model, None, None), list(kind.entries(config))
-    places.check_all_in(entries, kind.name)
-    require_room(directory, sum(places.size(entry) for entry in entries) * _BYTES[dtype])
+    parameters, entries = _Parameters(model, None, None), list(kind.entries(config))
+    parameters.check_all_in(entries, kind.name)
+    require_room(directory, sum(parameters.size(entry) for entry in entries) * _BYTES[dtype])
     pairs = (
-        (entry.theirs, places.take(entry, dtype, kind.exact))
+        (entry.theirs, parameters.take(entry, dtype, kind.exact))
         for entry in tqdm(entries, desc="tensors", disable=not progress)
     )
     with replaced(directory, is_export) as folder:
@@ -190,8 +199,8 @@ def _abstract(config: models.ModelConfig, vocab_size: int) -> models.Model:
     return jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
 
 
-class _Places:
-    """The parameters of a model by name, as if no layer were scanned."""
+class _Parameters:
+    """The parameters of a model, by names that do not depend on scans over layers."""
 
     def __init__(self, model: models.Model, dtype: str | None, mesh: Mesh | None):
         self._dtype, self._mesh = dtype, mesh
@@ -204,23 +213,26 @@ class _Places:
         return np.asarray(self._flat[path].get_value()[index])
 
     def take(self, entry: Entry, dtype: str, exact: tuple[str, ...]) -> np.ndarray:
-        """Returns one tensor of theirs; names that end with ``exact`` and states are float32."""
+        """Returns one tensor of the family; routers' state and names in ``exact`` are float32."""
         learnt = all(isinstance(self._flat[self._find(n)[0]], nnx.Param) for n in entry.ours)
-        kept = not learnt or entry.theirs.endswith(exact)
+        float32 = not learnt or entry.theirs.endswith(exact)
         tensor = entry.layout.to_theirs([self.get(name) for name in entry.ours])
-        return tensor.astype("float32" if kept else dtype)
+        return tensor.astype("float32" if float32 else dtype)
 
     def size(self, entry: Entry) -> int:
         """Returns the number of elements of one tensor."""
-        found = [self._find(name) for name in entry.ours]
-        shapes = [self._flat[path].get_value().shape[len(index) :] for path, index in found]
-        return sum(map(math.prod, shapes))
+        return sum(map(math.prod, self._shapes(entry)))
+
+    def _shapes(self, entry: Entry) -> list[tuple[int, ...]]:
+        """Returns the shapes of the parameters that one tensor of the family holds."""
+        parts = [self._find(name) for name in entry.ours]
+        return [self._flat[path].get_value().shape[len(index) :] for path, index in parts]
 
     def check_all_in(self, entries: list[Entry], family: str) -> None:
-        """Refuses a parameter that no tensor of the family holds.
+        """Rejects a model with a parameter that no tensor of the family holds.
 
         Raises:
-            ConfigError: naming the parameter.
+            ConfigError: If there is such a parameter, which the message names.
         """
         held = {self._find(name)[0] for entry in entries for name in entry.ours}
         for path in [*self._flat.keys() - held, *held - self._flat.keys()]:
@@ -228,9 +240,12 @@ class _Places:
             raise ConfigError(f"{family} cannot express {name}: its tensors and the model's differ")
 
     def put(self, entry: Entry, tensor: np.ndarray) -> None:
-        """Puts one tensor of theirs where it belongs."""
-        found = [self._find(name) for name in entry.ours]
-        shapes = [self._flat[path].get_value().shape[len(index) :] for path, index in found]
+        """Copies one tensor of the family into its parameters.
+
+        Raises:
+            ConfigError: If the tensor has another shape than ``config.json`` describes.
+        """
+        shapes = self._shapes(entry)
         try:
             arrays = entry.layout.to_ours(tensor, shapes)
             fits = [array.shape for array in arrays] == [tuple(shape) for shape in shapes]
@@ -238,17 +253,17 @@ class _Places:
             fits = False
         if not fits:
             raise ConfigError(
-                f"{entry.theirs} has shape {tensor.shape}, which is not what config.json says: "
+                f"{entry.theirs} has shape {tensor.shape}, but config.json describes "
                 f"{', '.join(map(str, shapes))}"
             )
-        for (path, index), array in zip(found, arrays, strict=True):
-            self._put(path, index, array)
+        for name, array in zip(entry.ours, arrays, strict=True):
+            self._put(*self._find(name), array)
 
     def state(self) -> nnx.State:
         """Returns all parameters.
 
         Raises:
-            ConfigError: if a parameter is in no tensor of the family.
+            ConfigError: If no tensor of the family holds a parameter.
         """
         empty = [
             ".".join(map(str, path))
@@ -274,7 +289,7 @@ class _Places:
         return jnp.zeros(shape.shape, dtype, device=sharding)
 
     def _find(self, name: str) -> tuple[tuple, tuple[int, ...]]:
-        """Returns the path of a parameter and where in its array the layer's part is."""
+        """Returns the path of a parameter and the index of the layer's part in its array."""
         name, _, part = name.partition("|")
         keys = tuple(int(key) if key.isdigit() else key for key in name.split("."))
         stored = self._stored.get(keys, models.Stored(keys))
