@@ -157,7 +157,7 @@ REFUSED = {
     ),
     "text": (
         {"training__teacher": "", "data__tokenizer": "sentencepiece"},
-        "another tokenizer: data.tokenizer='sentencepiece' here; set it to 'bytes'",
+        "another tokenizer: this run has data.tokenizer='sentencepiece'; set it to 'bytes'",
     ),
     "sentinels": (
         {
