@@ -1,4 +1,4 @@
-"""Experiments: each a command that writes its results beside what was published."""
+"""Experiments: each file defines an ablation and compares its results with published numbers."""
 
-# First: from here on a signal ends an import with one line.
+# This import comes first: afterwards, a signal during an import ends with one line.
 import moe_jax  # noqa: F401

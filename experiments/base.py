@@ -1,4 +1,4 @@
-"""What ablations start from: a small causal language model, and sizes for each scale."""
+"""Base of the ablations: a small causal language model, and sizes for each scale."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from ml_collections import ConfigDict
 from moe_jax.configs import quickstart
 
-# A core trains an arm in about a minute and a half: few parameters and some 50 tokens for each, so
-# that more experts have something to add; batches are small, since there steps are what is short.
-# One group is the whole batch, as a TPU core's was. Rows are shuffled in a window, in validation
-# too: the rows of one long file, alone in a group, would crowd a few experts. The window holds
-# about a third of the library, so that each seed trains on another third of the text, and the
-# spread over seeds holds that of the text too. The committed results are of this window, and of
-# version 1.0.0 of the library, which has tables of codecs and Unicode in it; results of
-# ``data.shuffle_window=0`` would be of other runs.
-CPU = {
+# A core trains an arm in about a minute and a half. The model has few parameters and sees some 50
+# tokens for each parameter, so that more experts can lower the loss; batches are small, since the
+# number of steps is the bottleneck. One group is the whole batch, as on a TPU core. A window
+# shuffles the rows, in validation too: the rows of one long file, alone in a group, would overload
+# a few experts. The window holds about a third of the library, so each seed trains on another third
+# of the text, and the spread over seeds includes the spread over texts. The committed results use
+# this window and version 1.0.0 of the library, which contains tables of codecs and Unicode;
+# ``data.shuffle_window=0`` would change the runs.
+CPU: dict[str, Any] = {
     "model.num_layers": 2,
     "model.width": 32,
     "model.num_heads": 1,
@@ -32,8 +32,8 @@ CPU = {
     "training.log_every": 2,
     "training.checkpoint_every": 1000,
 }
-# 20 to 60 million active parameters, once over the library's text.
-GPU = {
+# 20 to 60 million active parameters, for one epoch of the library.
+GPU: dict[str, Any] = {
     "model.num_layers": 8,
     "model.width": 512,
     "model.num_heads": 8,
@@ -51,7 +51,7 @@ GPU = {
     "training.steps": 400,
     "training.checkpoint_every": 400,
 }
-POD = GPU | {
+POD: dict[str, Any] = GPU | {
     "model.num_layers": 12,
     "model.width": 768,
     "model.num_heads": 12,
@@ -65,24 +65,24 @@ POD = GPU | {
     "training.steps": 100_000,
     "training.checkpoint_every": 1000,
 }
-SCALES = {"cpu": CPU, "gpu": GPU, "pod": POD}
+SCALES: dict[str, dict[str, Any]] = {"cpu": CPU, "gpu": GPU, "pod": POD}
 
 
-# Where nothing is dropped, slots for the worst case would be many.
+# A dropless router would need many slots for the worst case, so its transport is ragged.
 DROPLESS = {"model.moe.transport": "ragged"}
 
 
 def balanced(
     k: int, weight: float, score: str = "Softmax", per_token: bool = False, **gates: Any
 ) -> dict[str, Any]:
-    """Returns settings of a dropless router of parts, with a balance loss and gates as given.
+    """Returns the settings of a dropless top-k router with a balance loss.
 
     Args:
-        k: experts per token.
-        weight: of the balance loss.
-        score: ``Softmax`` or ``Sigmoid``.
-        per_token: whether the loss divides a token's scores by their sum, as sigmoids need.
-        **gates: further choices of ``TopK``.
+        k: Number of experts per token.
+        weight: Weight of the balance loss.
+        score: Score function, ``Softmax`` or ``Sigmoid``.
+        per_token: Whether the loss divides the scores of a token by their sum, as sigmoids need.
+        **gates: Further settings of ``TopK``.
     """
     loss = {"type": "LoadBalance", "weight": weight, "choices": "mean", "per_token": per_token}
     parts = {
@@ -95,12 +95,12 @@ def balanced(
 
 
 def language_model() -> ConfigDict:
-    """Returns a decoder with a Switch layer in every other place, on Python source."""
+    """Returns a decoder with a Switch layer in every other block, trained on Python source."""
     return quickstart.get_config("switch")
 
 
 def _of_stacks(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same sizes for an encoder-decoder, whose stacks have experts of their own."""
+    """Returns the same sizes for an encoder-decoder, whose two stacks have separate experts."""
     plain = {k: v for k, v in settings.items() if ".moe." not in k and k != "model.num_layers"}
     moe = {k.rsplit(".", 1)[1]: v for k, v in settings.items() if ".moe." in k}
     stacks = ("encoder_moe", "decoder_moe")
@@ -108,7 +108,7 @@ def _of_stacks(settings: dict[str, Any]) -> dict[str, Any]:
     return plain | both
 
 
-SPANS = {
+SPANS: dict[str, dict[str, Any]] = {
     "cpu": _of_stacks(CPU)
     | {
         "model.encoder_layers": 2,

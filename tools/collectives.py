@@ -1,8 +1,8 @@
-"""What the training steps of some configurations send: ``python -m tools.collectives``.
+"""Records the collectives of some training steps: ``python -m tools.collectives``.
 
-Compiles each step for eight simulated devices and writes how many collectives of each kind it has,
-over which mesh axes, and their bytes, to ``experiments/results/collectives.json``. A test compiles
-them again and shows what has changed.
+The tool compiles each step for eight simulated devices and writes the number and the bytes of its
+collectives, by kind and mesh axes, to ``experiments/results/collectives.json``. A test compiles the
+steps again and shows each difference to the record.
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ Record = dict[str, dict[str, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A configuration on a mesh, and how its slots travel."""
+    """A configuration on a mesh.
+
+    Attributes:
+        name: Name of the config file.
+        variant: Variant of the config file.
+        mesh: Shape of the mesh.
+        exchange: Exchange of the slots between devices, as in ``model.moe.exchange``.
+        scanned: Whether the layers are scanned.
+    """
 
     name: str
     variant: str
@@ -46,7 +54,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What the record calls it."""
+        """Name of the case in the record."""
         axes = vars(self.mesh).items()
         sizes = " x ".join(f"{axis}={size}" for axis, size in axes if size > 1)
         scan = ", scanned" if self.scanned else ""
@@ -54,12 +62,12 @@ class Case:
 
     @property
     def experiment(self) -> Experiment:
-        """The configuration, changed."""
+        """Configuration of the case, with the sizes of this tool."""
         module = {"quickstart": quickstart, "span_corruption": span_corruption}[self.name]
         config = module.get_config(self.variant)
         config.mesh.update(dataclasses.asdict(self.mesh))
         config.model.scan_layers = self.scanned
-        # As many tokens on each of eight devices as a group has.
+        # Each of the eight devices has as many tokens as a group.
         config.data.batch_size = 16 if self.name == "quickstart" else 64
         if self.name == "quickstart":
             config.model.moe.exchange = self.exchange
@@ -82,16 +90,16 @@ CASES = (
 
 
 def measure(case: Case) -> Record:
-    """Returns count, executions and bytes per device of each kind and set of axes."""
+    """Returns count, executions and bytes per device of the collectives, by kind and axes."""
     mesh = make_mesh(case.mesh)
     step = make_step(case.experiment, mesh)
     with jax.set_mesh(mesh):
         compiled = step.function.lower(step.state, step.batch).compile()
     return {
-        f"{found['kind']} over {' x '.join(found['axes'])}": {
-            key: found[key] for key in ("count", "executed", "bytes")
+        f"{line['kind']} over {' x '.join(line['axes'])}": {
+            key: line[key] for key in ("count", "executed", "bytes")
         }
-        for found in summary(of_compiled(compiled, mesh))
+        for line in summary(of_compiled(compiled, mesh))
     }
 
 

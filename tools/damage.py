@@ -1,17 +1,17 @@
-"""Damages one file of a run or of its data at a time, and writes how the next command ended.
+"""Damages one file of a run or of its data at a time, and records the outcome of the next command.
 
-``python tools/damage.py --seed 0 --cases 40`` trains a tiny run to its end, and again until a crash
-between two checkpoints. Of every kind of file in the folder of each of them, and in the prepared
-corpus, one is cut in half, deleted or garbled. The command that made the run is started again, or,
-for checkpoints of the finished run, the one that evaluates. It may end in two ways:
+``python tools/damage.py --seed 0 --cases 40`` trains a tiny run to its end, and a second run up to
+a crash between two checkpoints. In the folder of each run and in the prepared corpus, the tool cuts
+in half, deletes or garbles one file of every kind. It then repeats the training command or, for a
+checkpoint of the finished run, evaluates the run. Two outcomes are correct:
 
-* with the result of the undamaged run, to the last bit. What was repaired, passed over or lost of
-  the log is said in warnings.
-* with one ``error:`` line and no traceback. The file is then put back, and the result has to be
-  that of the undamaged run: nothing else was lost.
+* The command ends with the result of the undamaged run, to the last bit. Warnings name each repair,
+  each skipped checkpoint and each lost line of the log.
+* The command ends with one ``error:`` line and no traceback. The tool then restores the file, and
+  the next result must equal the result of the undamaged run: the error destroyed nothing else.
 
-``tools/damage.tsv`` gets a line for each: run, file, damage, command and outcome. A case that has a
-line is left out. The program fails if any end was another one.
+Each case adds a line to ``tools/damage.tsv``: run, file, damage, command and outcome. A case with a
+line is skipped. The tool fails if any outcome is another one.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _SETTINGS = {
 }
 _CLOCK = ("seconds", "lost_lines", "tokens_per_second")
 _NUMBERS = re.compile(r"(?<=tfevents\.).*|\b[0-9a-f]{32}\b|\d+")
-# Of a line of the log: its level and its time.
+# Level and time of a log line.
 _PREFIX = re.compile(r"[IWE]\d{4} \S+ +\d+ \w+\.py:\d+\] ")
 
 
 def prepare(top: Path) -> None:
-    """Imports what commands need, and prepares a corpus, an undamaged run and a crashed one."""
+    """Imports the modules of the commands; prepares a corpus, a finished run and a crashed run."""
     programs = tempfile.gettempdir() + "/damage_cache"
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": programs}
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -61,7 +61,7 @@ def prepare(top: Path) -> None:
     from tests.system.forks import forked
 
     write_library(top / "library")
-    # What writes and reads a corpus has threads, which no later fork would have.
+    # The libraries of the corpus start threads, which later forks would not inherit.
     forked(lambda: prepare_dataset(tiny_builder(top / "library", top / "data")))
     for name in ("finished", "half"):
         code, _, err = command(top, "train", top / name, crash=name == "half")
@@ -69,7 +69,7 @@ def prepare(top: Path) -> None:
 
 
 def command(top: Path, name: str, folder: Path, crash: bool = False) -> tuple[int, str, str]:
-    """Runs a command in a fork; exit code, stdout and stderr."""
+    """Runs a command in a fork and returns exit code, stdout and stderr."""
     from moe_jax.training.metrics import MetricsWriter
     from tests.system.forks import before, forked
 
@@ -83,8 +83,8 @@ def command(top: Path, name: str, folder: Path, crash: bool = False) -> tuple[in
             late = lambda _, record: record["step"] == CRASH  # noqa: E731
             before(MetricsWriter, "write", wait_for_checkpoint, lambda: None, late)
         settings = {**_SETTINGS, "data.data_dir": top / "data"}
-        asked = [f"--config.{key}={value}" for key, value in settings.items()]
-        config = ["--config=tests/system/tiny.py", *asked] if name == "train" else []
+        overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+        config = ["--config=tests/system/tiny.py", *overrides] if name == "train" else []
         sys.argv = [name, *config, f"--workdir={folder}"]
         runpy.run_module(f"moe_jax.{name}", run_name="__main__", alter_sys=True)
 
@@ -92,14 +92,14 @@ def command(top: Path, name: str, folder: Path, crash: bool = False) -> tuple[in
 
 
 def cases(top: Path, seed: int) -> list[tuple[str, Path, str, str]]:
-    """Returns run, file, damage and command; one file of each kind, in an order that is drawn."""
-    found: dict[tuple[str, str], list[Path]] = {}
+    """Returns run, file, damage and command for one file of each kind, in random order."""
+    kinds: dict[tuple[str, str], list[Path]] = {}
     for run in ("half", "finished", "data"):
         for path in sorted(file for file in (top / run).rglob("*") if file.is_file()):
-            found.setdefault((run, kind(path.relative_to(top))), []).append(path)
+            kinds.setdefault((run, kind(path.relative_to(top))), []).append(path)
     chosen = [
         (run, paths[-1], damage, "evaluate" if _evaluated(run, paths[-1]) else "train")
-        for (run, _), paths in found.items()  # The last is of the newest checkpoint.
+        for (run, _), paths in kinds.items()  # The last file belongs to the newest checkpoint.
         for damage in ("cut", "deleted", "garbled")
     ]
     return random.Random(seed).sample(chosen, len(chosen))
@@ -123,13 +123,13 @@ def harm(path: Path, damage: str, seed: int) -> None:
         path.write_bytes(content[: len(content) // 2])
     else:
         draw = random.Random(f"{seed} {path.name}")
-        for place in draw.choices(range(len(content) or 1), k=16):
-            content[place : place + 1] = bytes([draw.randrange(256)])
+        for offset in draw.choices(range(len(content) or 1), k=16):
+            content[offset : offset + 1] = bytes([draw.randrange(256)])
         path.write_bytes(content)
 
 
 def outcome(top: Path, case: tuple[str, Path, str, str], expected: str, seed: int) -> str:
-    """Returns how a command ended on damage, and ``FAULT`` where it may not end so."""
+    """Returns the outcome of a command after damage; ``FAULT`` marks an incorrect outcome."""
     run, path, damage, name = case
     folder = shutil.copytree(top / ("half" if run == "data" else run), top / "case")
     victim = path if run == "data" else folder / path.relative_to(top / run)
@@ -159,16 +159,16 @@ def outcome(top: Path, case: tuple[str, Path, str, str], expected: str, seed: in
 
 
 def result(folder: Path, name: str, out: str) -> str:
-    """Returns the numbers of a run's last evaluation, all their bits, without times."""
+    """Returns all bits of the last evaluation of a run, without times."""
     if name == "evaluate":
         return out
-    found = json.loads((folder / "result.json").read_text())
-    kept = {key: value for key, value in found.items() if key not in _CLOCK}
-    return json.dumps([kept, json.loads((folder / "expert_tokens.json").read_text())])
+    values = json.loads((folder / "result.json").read_text())
+    timeless = {key: value for key, value in values.items() if key not in _CLOCK}
+    return json.dumps([timeless, json.loads((folder / "expert_tokens.json").read_text())])
 
 
 def lost(folder: Path) -> list[int]:
-    """Returns the steps of training that are not in the log; all, where it cannot be read."""
+    """Returns the training steps that the log lacks; all steps if the log cannot be read."""
     try:
         text = (folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
@@ -179,11 +179,11 @@ def lost(folder: Path) -> list[int]:
 
 
 def main() -> None:
-    """Tries the cases that have no line yet."""
+    """Runs the cases that have no line yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of files, bytes and order")
-    parser.add_argument("--cases", type=int, default=1000, help="to try at most")
-    parser.add_argument("--only", default="", help="text in the files to damage")
+    parser.add_argument("--seed", type=int, default=0, help="seed of files, bytes and order")
+    parser.add_argument("--cases", type=int, default=1000, help="maximum number of cases")
+    parser.add_argument("--only", default="", help="run only cases whose line contains this text")
     options = parser.parse_args()
     known = RESULT.read_text().splitlines() if RESULT.exists() else []
     with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,9 @@
-"""Tokens per second of greedy decoding with and without a cache.
+"""Measures the tokens per second of greedy decoding with and without a cache.
 
-``python -m tools.decode_speed`` compiles both for the quickstart's model with random weights
-and for the same model with latent attention, runs them in turn, and writes ``decoding.json``:
-medians, and the ratio within each turn. Without a cache, each token is a pass over all positions.
+``python -m tools.decode_speed`` compiles both decoders for the quickstart model with random weights
+and for the same model with latent attention. It runs them alternately and writes ``decoding.json``:
+median speeds, and the median ratio within a round. Without a cache, each token needs a pass over
+all positions.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ def cached(model: Decoder) -> list[list[int]]:
 def _without(model: Decoder) -> jax.Array:
     length = PROMPT + ADDED
     tokens = jnp.zeros((ROWS, length), jnp.int32).at[:, :PROMPT].set(jnp.asarray(_PROMPTS))
-    place = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
 
     def one(i: int, tokens: jax.Array) -> jax.Array:
-        segments = (place < i).astype(jnp.int32)
-        hidden, _ = model.hidden(tokens, segments, place, mode=DECODE)
+        segments = (positions < i).astype(jnp.int32)
+        hidden, _ = model.hidden(tokens, segments, positions, mode=DECODE)
         last = jax.lax.dynamic_slice_in_dim(hidden, i - 1, 1, axis=1)
         return tokens.at[:, i].set(model.logits(last)[:, 0].argmax(-1).astype(jnp.int32))
 
@@ -53,21 +54,25 @@ def _without(model: Decoder) -> jax.Array:
 
 
 def uncached(model: Decoder) -> list[list[int]]:
-    """Decodes without one."""
+    """Decodes without a cache."""
     return np.asarray(_without(model)).tolist()
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Returns how long one run takes."""
+    """Returns the duration of one call in seconds."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
 def measure(model: Decoder, rounds: int) -> dict[str, float]:
-    """Returns tokens per second and the ratio; both must give the same tokens."""
+    """Returns tokens per second and their ratio.
+
+    Raises:
+        RuntimeError: The two decoders give different tokens.
+    """
     if cached(model) != uncached(model):
-        raise RuntimeError("decoding with and without a cache differ")
+        raise RuntimeError("decoding with a cache and without a cache give different tokens")
     times = [
         (seconds(lambda: cached(model)), seconds(lambda: uncached(model))) for _ in range(rounds)
     ]
@@ -82,23 +87,23 @@ def measure(model: Decoder, rounds: int) -> dict[str, float]:
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string(
-        "output", "experiments/results/decoding.json", "The result.", flag_values=values
+        "output", "experiments/results/decoding.json", "File of the result.", flag_values=values
     )
-    flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1, flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Measures and writes."""
+    """Measures both models and writes the result."""
     config = build(Experiment, quickstart.get_config()).model
     sizes = Latent(query_rank=64, kv_rank=32, plain_dim=32, rotary_dim=16, value_dim=32)
     kinds = {"quickstart": config, "latent": dataclasses.replace(config, attention=sizes)}
-    found = {
+    speeds = {
         name: measure(Decoder(kind, VOCAB, jax.random.key(0)), given.rounds)
         for name, kind in kinds.items()
     }
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     shape = {"rows": ROWS, "prompt": PROMPT, "added": ADDED}
-    write_json(Path(given.output), {"device": device, **shape, **found})
+    write_json(Path(given.output), {"device": device, **shape, **speeds})
 
 
 if __name__ == "__main__":

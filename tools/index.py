@@ -15,9 +15,9 @@ from moe_jax.cli import common
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_bool(
-        "check", False, "Write nothing; fail if something is out of date.", flag_values=values
+        "check", False, "Write nothing; fail if a file is out of date.", flag_values=values
     )
-    flags.DEFINE_bool("figures", False, "Draw the figures anew too.", flag_values=values)
+    flags.DEFINE_bool("figures", False, "Also draw the figures again.", flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
@@ -31,7 +31,7 @@ def main(given: flags.FlagValues) -> None:
     wrong = outdated(files)
     if given.check and wrong:
         names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
-        print(f"not what the results give: {names}; run python -m tools.index")
+        print(f"out of date with the results: {names}; run python -m tools.index")
         sys.exit(1)
     for path in wrong:
         path.write_text(files[path])

@@ -1,17 +1,18 @@
-"""Changes the code in one place at a time, and writes which of these changes no test notices.
+"""Mutates the code, one expression at a time, and records the mutations that no test detects.
 
 ``python tools/mutate.py --sample 120 --seed 0`` draws mutations of routing, transport, the MoE
-layer, the step, the loss and the exchange, evenly over their files. A mutation is tried in a copy
-of the package: the tests that mirror the changed file run first, wider ones only if these pass,
-and the first test that fails ends the trial. ``tools/mutations.tsv`` gets a line for each: file,
-line and column, the mutation, ``killed`` or ``survived``, and the test that failed. A mutation that
-has a line already is left out, so a stopped run goes on, and another seed adds to the sample. For a
-survivor that changes nothing, ``equivalent`` and the reason are written into its line by hand.
+layer, the step, the loss and the exchange, evenly over their files. A trial applies a mutation to a
+copy of the package: the tests that mirror the changed file run first, wider tests run only if these
+pass, and the first test that fails ends the trial. Each trial adds a line to
+``tools/mutations.tsv``: file, line and column, the mutation, ``killed`` or ``survived``, and the
+test that failed. A mutation with a line is skipped, so a stopped run continues, and another seed
+extends the sample. For a survivor that does not change the behaviour, a person writes
+``equivalent`` and the reason into the line.
 
 ``--given tools/holes.tsv`` tries the mutations of a file instead (file, old text, new text).
 
-Each trial is a fork of a process that has imported JAX but no part of the package, and compiled
-programs are kept from one trial to the next, so that a trial compiles what its mutation changes.
+Each trial is a fork of a process that has imported JAX but no part of the package. Trials share a
+cache of compiled programs, so a trial compiles only programs that its mutation changes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _ROUTER = ("tests/routing", "tests/transport", "tests/nn/test_moe.py")
 _LAYER = ("tests/nn/test_moe.py", "tests/nn/test_features.py", "tests/training/test_step.py")
 _EXCHANGE = ("tests/parallel/test_exchange.py", "tests/parallel/test_parity.py")
 _STEP = tuple(f"tests/training/test_{name}.py" for name in ("step", "router_state", "distillation"))
-# The first pattern that fits a file names its tests: stages, tried in turn, of test files.
+# The first pattern that matches a file selects its tests: stages of test files, run in order.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/balance/load.py": (("tests/routing/test_balance_load.py",), _ROUTER),
     "moe_jax/routing/balance/base.py": (_SPREAD, _ROUTER),
@@ -68,21 +69,22 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def stages(name: str) -> list[list[str]]:
-    """Returns the test files of a changed file, the nearest first."""
+    """Returns the stages of test files for a changed file, the nearest tests first."""
     chosen = next(tests for pattern, tests in TESTS.items() if fnmatch.fnmatch(name, pattern))
     filled = [[test.format(stem=Path(name).stem) for test in stage] for stage in chosen]
-    return [there for stage in filled if (there := [t for t in stage if (ROOT / t).exists()])]
+    existing = ([test for test in stage if (ROOT / test).exists()] for stage in filled)
+    return [stage for stage in existing if stage]
 
 
 class Watch:
-    """A plugin of pytest that runs the likely tests first and notes the first that fails."""
+    """A pytest plugin that runs likely killers first and records the first test that fails."""
 
     def __init__(self, failed: Path, seconds: Path, killers: set[str]):
         self.failed, self.path, self.killers = failed, seconds, killers
         self.seconds = json.loads(seconds.read_text()) if seconds.exists() else {}
 
     def pytest_collection_modifyitems(self, items: list) -> None:
-        """Puts tests first that killed another mutation of the file, then the quick ones."""
+        """Orders the tests: killers of another mutation of the file first, then quick tests."""
         order = {item.path: number for number, item in reversed(list(enumerate(items)))}
 
         def key(item) -> tuple[bool, int, float]:
@@ -92,7 +94,7 @@ class Watch:
         items.sort(key=key)
 
     def pytest_runtest_logreport(self, report) -> None:
-        """Notes a test."""
+        """Records the outcome and the duration of a test."""
         if report.failed and not self.failed.exists():
             self.failed.write_text(report.nodeid)
         if getattr(report, "when", "") == "call":
@@ -101,12 +103,12 @@ class Watch:
     pytest_collectreport = pytest_runtest_logreport
 
     def pytest_sessionfinish(self) -> None:
-        """Keeps the seconds for later trials."""
+        """Saves the durations for later trials."""
         self.path.write_text(json.dumps(self.seconds))
 
 
 def _tested(folder: Path, tests: list[str], deselected: list[str], killers: set[str]) -> int:
-    """Runs tests in a copy of the project, in a process made for them."""
+    """Runs tests in a copy of the project; the caller has forked this process for the tests."""
     os.setsid()
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)
@@ -123,7 +125,7 @@ def _tested(folder: Path, tests: list[str], deselected: list[str], killers: set[
 
 
 def _ended(child: int, limit: float) -> bool:
-    """Waits for a process, ends it after ``limit`` seconds, and returns whether all went well."""
+    """Waits for a process, kills it after ``limit`` seconds, and returns whether it succeeded."""
     until = time.monotonic() + limit
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -167,12 +169,12 @@ def trial(mutation: Mutation, options: argparse.Namespace) -> str:
 
 
 def lines() -> list[str]:
-    """Returns the lines of the result."""
+    """Returns the lines of the result file."""
     return RESULT.read_text().splitlines() if RESULT.exists() else []
 
 
 def prepare(cache: str) -> None:
-    """Imports all but the package, whose programs are kept in ``cache`` once compiled."""
+    """Imports the libraries, but not the package; ``cache`` holds the compiled programs."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": cache,
@@ -185,18 +187,20 @@ def prepare(cache: str) -> None:
 
 
 def main() -> None:
-    """Tries the drawn mutations that have no line in the result yet."""
+    """Tries the drawn mutations that have no line in the result file yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, default=120, help="mutations to draw")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--given", type=Path, help="a file of mutations, instead of a draw")
+    parser.add_argument("--sample", type=int, default=120, help="number of mutations to draw")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    parser.add_argument("--given", type=Path, help="file of mutations, instead of a draw")
     parser.add_argument("--only", default="*", help="pattern of the files to change")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a stage of tests")
-    parser.add_argument("--deselect", action="append", default=[], help="a test to leave out")
+    parser.add_argument("--deselect", action="append", default=[], help="test to skip")
     parser.add_argument(
-        "--cache", default=tempfile.gettempdir() + "/mutate_cache", help="folder of programs"
+        "--cache",
+        default=tempfile.gettempdir() + "/mutate_cache",
+        help="folder of compiled programs",
     )
-    parser.add_argument("--stages", type=int, default=9, help="of tests at most: 1 for the nearest")
+    parser.add_argument("--stages", type=int, default=9, help="maximum number of stages of tests")
     parser.add_argument("--tests", nargs="+", help="test files to run instead")
     parser.add_argument("--list", action="store_true", help="print the mutations and try none")
     options = parser.parse_args()

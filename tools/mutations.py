@@ -1,8 +1,8 @@
-"""The changes of one place in the code that ``tools/mutate.py`` tries.
+"""Mutations: changes of one expression of the code, for ``tools/mutate.py``.
 
 A mutation flips a comparison or an operator, drops a factor, a mask, a ``not`` or a branch, adds 1
-to a number, takes the mean for the sum, the minimum for the maximum, noisy for clean scores, load
-for demand, or draws twice by one key. Messages, annotations and decorators stay as they are.
+to a number, replaces a sum by a mean, a maximum by a minimum, clean scores by noisy scores or
+demand by load, or uses one key for two draws. Messages, annotations and decorators are not mutated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ _PASSED_ON = ("stop_gradient", "fold_in")
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """One change of one file: the text between two offsets becomes another text."""
+    """One change of one file: new text replaces the text between two offsets.
+
+    Attributes:
+        path: Path of the file, relative to the repository.
+        place: Line and column of the change.
+        words: Old and new expression, for the result file.
+        start: Offset of the old text in bytes.
+        end: End of the old text in bytes.
+        new: New text.
+    """
 
     path: str
     place: str
@@ -46,7 +55,7 @@ class Mutation:
 
     @property
     def title(self) -> str:
-        """The first three columns of its line in the result."""
+        """First three columns of the line in the result file."""
         return f"{self.path}\t{self.place}\t{self.words}"
 
     def applied(self) -> str:
@@ -56,7 +65,7 @@ class Mutation:
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST | str]:
-    """Yields the nodes, or texts, that may stand in place of one node."""
+    """Yields the nodes, or source texts, that may replace a node."""
     match node:
         case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
             yield from (_with(node, op=other()) for other in _OPERATORS.get(type(op), ()))
@@ -95,7 +104,7 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields a node and all below it, but no message, annotation or decorator."""
+    """Yields a node and its descendants, except messages, annotations and decorators."""
     yield node
     for name, field in ast.iter_fields(node):
         if name not in ("annotation", "returns", "decorator_list"):
@@ -120,36 +129,40 @@ def mutations(path: Path) -> Iterator[Mutation]:
 
 
 def files() -> list[Path]:
-    """Returns the files that are changed."""
-    found = {path for pattern in SOURCES for path in ROOT.glob(pattern)}
-    return sorted(found - {ROOT / "moe_jax/routing/table.py"})
+    """Returns the files to mutate."""
+    sources = {path for pattern in SOURCES for path in ROOT.glob(pattern)}
+    return sorted(sources - {ROOT / "moe_jax/routing/table.py"})
 
 
 def drawn(seed: int) -> list[Mutation]:
-    """Returns all mutations in an order that takes one of each file before two of any."""
+    """Returns all mutations in random order, one mutation of each file in every turn."""
     shuffled = []
     for path in files():
-        found = list(mutations(path))
-        random.Random(f"{seed}/{path.relative_to(ROOT)}").shuffle(found)
-        shuffled.append(found)
+        of_file = list(mutations(path))
+        random.Random(f"{seed}/{path.relative_to(ROOT)}").shuffle(of_file)
+        shuffled.append(of_file)
     turns = itertools.zip_longest(*shuffled)
     return [mutation for turn in turns for mutation in turn if mutation is not None]
 
 
 def given(path: Path) -> list[Mutation]:
-    """Returns the mutations of a file with a line ``file, old text, new text`` for each."""
-    found = []
+    """Reads mutations from a file; each line is ``file, old text, new text``.
+
+    Raises:
+        SystemExit: An old text does not occur exactly once in its file.
+    """
+    read = []
     for line in path.read_text().splitlines():
         if line.startswith("#"):
             continue
         name, old, new = line.split("\t")
         source = (ROOT / name).read_text()
         if source.count(old) != 1:
-            raise SystemExit(f"{path}: {old!r} stands {source.count(old)} times in {name}: mend it")
+            raise SystemExit(
+                f"{path}: {old!r} occurs {source.count(old)} times in {name}, not once"
+            )
         before = source[: source.index(old)]
         start, row = len(before.encode()), before.count("\n") + 1
         place = f"{row}:{len(before) - before.rfind(chr(10)) - 1}"
-        found.append(
-            Mutation(name, place, f"{old} -> {new}", start, start + len(old.encode()), new)
-        )
-    return found
+        read.append(Mutation(name, place, f"{old} -> {new}", start, start + len(old.encode()), new))
+    return read

@@ -1,6 +1,7 @@
-"""Runs the notebooks of ``colab/`` from a clean kernel and draws the pictures of ``docs/``.
+"""Runs the notebooks of ``colab/`` in a new kernel and draws the pictures of ``docs/``.
 
-``python -m tools.notebooks`` runs all of them, ``--only=02`` those with this in their name.
+``python -m tools.notebooks`` runs all notebooks, ``--only=02`` the notebooks with ``02`` in the
+name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tools.address import repository
 ROOT = Path(__file__).parents[1]
 FOLDER, PICTURES = ROOT / "colab", ROOT / "docs" / "pictures"
 REPOSITORY = repository()
-TIMEOUT = 600  # seconds that a notebook may take
+TIMEOUT = 600  # Maximum seconds of a notebook.
 
 
 def paths() -> list[Path]:
@@ -39,12 +40,12 @@ def badge(path: Path) -> str:
 
 
 def execute(path: Path, folder: Path) -> Any:
-    """Returns a notebook with its outputs, run in ``folder`` by a kernel of its own.
+    """Runs a notebook in ``folder``, in a separate kernel, and returns it with its outputs.
 
-    The kernel sees the environment of a user: none of JAX's settings of this process.
+    The kernel has the environment of a user, without the JAX settings of this process.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: if a cell fails.
+        nbclient.exceptions.CellExecutionError: A cell fails.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -56,17 +57,17 @@ def execute(path: Path, folder: Path) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """Returns this process's environment without JAX's settings, with this checkout importable."""
-    ours = ("JAX", "XLA", "TF_", "LIBTPU", "PYTEST")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """Returns the environment without JAX settings and with this checkout on the Python path."""
+    settings = ("JAX", "XLA", "TF_", "LIBTPU", "PYTEST")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     inline = "module://matplotlib_inline.backend_inline"
-    return {**kept, "PYTHONPATH": str(ROOT), "MPLBACKEND": inline}
+    return {**plain, "PYTHONPATH": str(ROOT), "MPLBACKEND": inline}
 
 
 def pictures(notebook: Any) -> dict[str, bytes]:
-    """Returns the PNG pictures of an executed notebook, by the name in their cell's metadata.
+    """Returns the PNG pictures of an executed notebook, by the name in the metadata of the cell.
 
-    Several figures of one cell stand below each other.
+    Several figures of one cell are stacked into one picture.
     """
     return {
         cell.metadata["picture"]: _stacked(figures(cell))
@@ -90,21 +91,23 @@ def _stacked(figures: list[bytes]) -> bytes:
         whole.paste(image, (0, top))
         top += image.height
     file = io.BytesIO()
-    # 128 colours are enough for plots, in a third of the bytes.
+    # A palette of 128 colours is enough for plots and takes a third of the bytes.
     whole.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("only", "", "Run those whose name has this in it.", flag_values=values)
+    flags.DEFINE_string(
+        "only", "", "Run only notebooks whose name contains this.", flag_values=values
+    )
 
 
 def main(given: flags.FlagValues) -> None:
     """Runs the notebooks and writes their pictures."""
     chosen = [path for path in paths() if given.only in path.name]
     if not chosen:
-        raise ConfigError(f"--only={given.only} is in no name of {FOLDER}")
+        raise ConfigError(f"--only={given.only}: no notebook in {FOLDER} has a name with this")
     for path in chosen:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
 """Plans the published models on machines that can train them.
 
-``python -m tools.plans`` runs ``moe_jax.plan`` for every entry below, one at a time, writes
-``experiments/results/plans/NAME.json`` and the table of ``docs/plans.md``. ``--only=mixtral`` plans
-those whose name has this in it; ``--only=`` nothing, and writes the table of what is there.
+``python -m tools.plans`` runs ``moe_jax.plan`` for every entry below, one at a time, and writes
+``experiments/results/plans/NAME.json`` and the table of ``docs/plans.md``. ``--only=mixtral`` makes
+only the plans with ``mixtral`` in the name; ``--only=`` makes no plan and writes the table of the
+existing plans.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _HEAD = (
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One plan.
+    """A published model on a machine.
 
     Attributes:
-        name: of its file.
-        config: of ``configs/published``.
-        topology: the machine.
-        mesh: the mesh.
-        overrides: settings that the paper leaves to whoever runs it.
+        name: Name of the file of the plan.
+        config: Name of the config in ``configs/published``.
+        topology: Topology of the machine.
+        mesh: Shape of the mesh.
+        overrides: Settings that the paper does not give.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Planned:
 
     @property
     def arguments(self) -> list[str]:
-        """What the command takes."""
+        """Arguments of the command."""
         return [
             f"--config=configs/published/{self.config}.py",
             f"--topology={self.topology}",
@@ -151,10 +152,10 @@ PLANS = (
 
 
 def run(planned: Planned, folder: Path) -> dict[str, Any]:
-    """Plans one in a process of its own and writes its file.
+    """Makes one plan in a separate process and writes its file.
 
     Raises:
-        RuntimeError: with what the command said, if it failed.
+        RuntimeError: The command failed; the message holds its stderr.
     """
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "plan.json"
@@ -162,27 +163,27 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
-            said = process.stderr.read()
+            errors = process.stderr.read()
             _, status, used = os.wait4(process.pid, 0)
         except signals.Interrupted:
             process.kill()
             process.wait()
             raise
         if status:
-            raise RuntimeError(f"{planned.name}: {said.strip()}")
-        found = json.loads(output.read_text())
-    found["arguments"] = planned.arguments
-    found["planning"] = {
+            raise RuntimeError(f"{planned.name}: {errors.strip()}")
+        plan = json.loads(output.read_text())
+    plan["arguments"] = planned.arguments
+    plan["planning"] = {
         "seconds": round(time.perf_counter() - began, 1),
         "peak_bytes": used.ru_maxrss * 1024,
     }
     with files.replaced(folder / f"{planned.name}.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
-    return found
+        temporary.write_text(json.dumps(plan, indent=2) + "\n")
+    return plan
 
 
 def table(folder: Path) -> str:
-    """Returns the table of the plans that are there, in the order of ``PLANS``."""
+    """Returns the table of the existing plans, in the order of ``PLANS``."""
     rows = []
     for planned in PLANS:
         path = folder / f"{planned.name}.json"
@@ -192,7 +193,7 @@ def table(folder: Path) -> str:
 
 
 def row(name: str, found: dict[str, Any]) -> str:
-    """Returns one line of the table."""
+    """Returns the table row of a plan."""
     memory, bound, compiled = found["bytes_per_device"], found["roofline"], found["compiled"]
     state = sum(memory[part] for part in ("parameters", "optimizer", "other", "batch"))
     sent = sum(one["bytes"] for one in found["collectives"])
@@ -216,7 +217,7 @@ def row(name: str, found: dict[str, Any]) -> str:
 
 
 def write_table(page: Path, text: str) -> None:
-    """Puts the table between its marks."""
+    """Writes the table between the two comments of the page."""
     before, rest = page.read_text().split(_MARKS[0])
     _, after = rest.split(_MARKS[1])
     with files.replaced(page) as temporary:
@@ -225,17 +226,17 @@ def write_table(page: Path, text: str) -> None:
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("only", None, "Plan those whose name has this in it.", flag_values=values)
     flags.DEFINE_string(
-        "folder", "experiments/results/plans", "Where plans are kept.", flag_values=values
+        "only", None, "Make only plans whose name contains this.", flag_values=values
     )
     flags.DEFINE_string(
-        "page", "docs/plans.md", "The page whose table is written.", flag_values=values
+        "folder", "experiments/results/plans", "Folder of the plans.", flag_values=values
     )
+    flags.DEFINE_string("page", "docs/plans.md", "Page of the table.", flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Plans and writes."""
+    """Makes the plans and writes the table."""
     folder = Path(given.folder)
     chosen = given.only
     for planned in PLANS:

@@ -1,10 +1,10 @@
-"""The quickstart beside its baselines, and its variants beside each other.
+"""Compares the quickstart with its baselines, and its variants with each other.
 
-``python -m tools.quickstart --workdir=runs/variants`` trains dense twin, Switch and GShard
-of ``configs/quickstart.py``, at equal FLOPs per token and equal steps, for each seed. A seed fixes
-the initial weights that variants share and the order of the data. Finished runs are not repeated.
-With the finished run of ``make train`` in ``--quickstart``, it writes ``results.json``, with that
-run's training loss smoothed over 25 steps, and ``report.md``.
+``python -m tools.quickstart --workdir=runs/variants`` trains the variants dense, Switch and GShard
+of ``configs/quickstart.py`` for each seed, at equal FLOPs per token and equal steps. A seed fixes
+the order of the data and the initial weights that the variants share. Finished runs are not
+repeated. The tool reads the finished run of ``make train`` from ``--quickstart`` and writes
+``report.md`` and ``results.json``, with the training loss of that run smoothed over 25 steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SMOOTHED = 25
 
 
 def train(variant: str, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
-    """Trains one variant, or finds it trained, and returns its result."""
+    """Trains one variant, unless its run is finished, and returns its result."""
     folder = workdir / f"{variant}-seed{seed}-steps{steps}"
     command = [sys.executable, "-m", "moe_jax.train", f"--config=configs/quickstart.py:{variant}"]
     command += [f"--workdir={folder}", f"--config.training.steps={steps}"]
@@ -40,7 +40,7 @@ def train(variant: str, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
 
 
 def quickstart_report(result: dict[str, Any]) -> str:
-    """Returns the table of one finished run beside its baselines, as Markdown."""
+    """Returns a Markdown table of one finished run and its baselines."""
     tokens, seconds = result["tokens"], result["seconds"]
     lines = [
         f"`make train`: {result['steps']} steps, {tokens:,} tokens, {seconds:.0f} s with data",
@@ -57,10 +57,10 @@ def quickstart_report(result: dict[str, Any]) -> str:
 
 
 def training_curve(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
-    """Returns means over each ``_SMOOTHED`` steps of a run's loss and gradient norm.
+    """Returns the loss and gradient norm of a run, averaged over each ``_SMOOTHED`` steps.
 
     Args:
-        lines: of ``metrics.jsonl``.
+        lines: Lines of ``metrics.jsonl``.
     """
     parts: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
@@ -76,12 +76,12 @@ def training_curve(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def largest_climb(values: Sequence[float]) -> float:
-    """Returns how far a curve ever gets above its lowest value so far."""
+    """Returns the largest rise of a curve above its lowest earlier value."""
     return float(np.max(np.asarray(values) - np.minimum.accumulate(values)))
 
 
 def curve_report(curve: Sequence[dict[str, float]]) -> str:
-    """Returns the training curve as Markdown, at a few of its steps."""
+    """Returns the training curve at a few steps, as Markdown."""
     shown = curve[3::4]
     climb = largest_climb([point["loss"] for point in curve])
     lines = [
@@ -97,7 +97,7 @@ def curve_report(curve: Sequence[dict[str, float]]) -> str:
 
 
 def report(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
-    """Returns the table as Markdown."""
+    """Returns the Markdown table of all variants."""
     bits = {name: [run["bits_per_byte"] for run in runs] for name, runs in results.items()}
     seeds = len(bits["dense"])
     lines = [
@@ -128,16 +128,16 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    """Runs what is missing and writes the results."""
+    """Trains the missing runs and writes the results."""
     steps, output = given.steps, Path(given.output)
     results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
     for seed in range(given.seeds):
         for variant in VARIANTS:
             results[variant].append(train(variant, seed, steps, Path(given.workdir)))
     quickstart = json.loads((Path(given.quickstart) / RESULT).read_text())
-    kept = ("bits_per_byte", "loss", "accuracy", "total_parameters", "flops_per_token")
+    fields = ("bits_per_byte", "loss", "accuracy", "total_parameters", "flops_per_token")
     small = {
-        name: [{key: run[key] for key in kept} for run in runs] for name, runs in results.items()
+        name: [{key: run[key] for key in fields} for run in runs] for name, runs in results.items()
     }
     curve = training_curve(read_metrics(Path(given.quickstart)))
     everything = {"quickstart": quickstart, "curve": curve, "steps": steps, "variants": small}

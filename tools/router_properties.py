@@ -1,7 +1,7 @@
 """Counts and times the property suite: every preset, transport and property.
 
-``python -m tools.router_properties`` runs it in one process and writes ``properties.json``:
-how many combinations there are, how many are declared not to make sense, and the seconds.
+``python -m tools.router_properties`` runs the suite in one process and writes ``properties.json``:
+the number of combinations, the number of declared exceptions, and the seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ _COUNT = re.compile(r"(\d+) = (\d+) preset x transport x property - (\d+) declar
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string(
-        "output", "experiments/results/routers/properties.json", "The result.", flag_values=values
+        "output",
+        "experiments/results/routers/properties.json",
+        "File of the result.",
+        flag_values=values,
     )
 
 
 def main(given: flags.FlagValues) -> None:
-    """Runs the suite and writes what it says."""
+    """Runs the suite and writes its counts."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--quiet", *SUITE], stdout=subprocess.PIPE, text=True
@@ -39,15 +42,15 @@ def main(given: flags.FlagValues) -> None:
     if done.returncode:
         raise SystemExit(done.stdout)
     ran, product, declared = map(int, _COUNT.search(done.stdout).groups())
-    found = {
+    counts = {
         "presets": len(PRESETS),
         "preset_x_transport_x_property": product,
         "declared_exceptions": declared,
         "run": ran,
         "seconds": seconds,
     }
-    write_json(Path(given.output), found)
-    print(found)
+    write_json(Path(given.output), counts)
+    print(counts)
 
 
 if __name__ == "__main__":

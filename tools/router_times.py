@@ -1,9 +1,10 @@
-"""How long an MoE layer takes with each router, beside the same layer with ``switch``.
+"""Times an MoE layer with each router, relative to the same layer with ``switch``.
 
-``python -m tools.router_times`` compiles the training gradient of one layer for every preset
-with the same experts, tokens and slots, runs them in turn, round after round, and writes
-``results.json`` and ``report.md``. A router's figure is the median over rounds of its time over
-that of ``switch`` in the same round: what routing and transport cost, the experts being equal.
+``python -m tools.router_times`` compiles the training gradient of one layer for every preset, with
+the same experts, tokens and slots. It runs all layers in turn, round after round, and writes
+``results.json`` and ``report.md``. The ratio of a router is its time divided by the time of
+``switch`` in the same round, as a median over rounds: it measures routing and transport, since the
+experts are equal.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ _CHOICES = {
 
 def router(name: str) -> Router:
     """Returns the preset with ``SLOTS`` slots for every expert."""
-    found = routing.preset(name, **_CHOICES.get(name, {}))
+    published = routing.preset(name, **_CHOICES.get(name, {}))
     factor = SLOTS * EXPERTS / TOKENS
     capacity = Capacity(
         factor,
         factor,
         rounding="floor",
-        priority=found.capacity.priority,
-        reroute=found.capacity.reroute,
-        renormalize=found.capacity.renormalize,
+        priority=published.capacity.priority,
+        reroute=published.capacity.reroute,
+        renormalize=published.capacity.renormalize,
     )
-    return dataclasses.replace(found, capacity=capacity)
+    return dataclasses.replace(published, capacity=capacity)
 
 
 def step(name: str) -> tuple[str, Callable[[], None]]:
-    """Returns the transport, and a function that runs the compiled gradient once."""
+    """Returns the name of the transport and a function that runs the compiled gradient once."""
     chosen = router(name)
     transport = "gather" if chosen.select.slot_table else "einsum"
     sizes = {"num_experts": EXPERTS, "expert_dim": HIDDEN, "group_size": TOKENS}
@@ -71,7 +72,7 @@ def step(name: str) -> tuple[str, Callable[[], None]]:
 
 
 def report(rows: dict[str, dict[str, float | str]]) -> str:
-    """Returns the table as Markdown."""
+    """Returns the Markdown table of all routers."""
     lines = [
         f"Gradient of one MoE layer on CPU: {TOKENS} tokens, width {WIDTH}, {EXPERTS} experts of "
         f"{HIDDEN}, {SLOTS} slots each whatever",
@@ -92,11 +93,11 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output", "experiments/results/routers", "Folder of the results.", flag_values=values
     )
-    flags.DEFINE_integer("rounds", 15, "Times each layer runs.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("rounds", 15, "Number of rounds.", lower_bound=1, flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Compiles, runs in turn, and writes."""
+    """Compiles all layers, times them in turn and writes the results."""
     names = ["switch", *(f.__name__ for f in PRESETS if f.__name__ != "switch")]
     steps = {name: step(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

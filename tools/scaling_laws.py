@@ -1,7 +1,7 @@
-"""What the published scaling laws predict, beside what their papers print.
+"""Compares the predictions of published scaling laws with the numbers in their papers.
 
-``python -m tools.scaling_laws --output=FOLDER`` prints it as Markdown and draws both
-laws to ``scaling_laws.png``; the laws themselves are in ``moe_jax.counting.laws``.
+``python -m tools.scaling_laws --output=FOLDER`` prints the comparison as Markdown and draws both
+laws to ``scaling_laws.png``. The module ``moe_jax.counting.laws`` defines the laws.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from moe_jax.counting.laws import (
 
 _LAWS = {"S-BASE": S_BASE, "RL-R": RL_R, "HASH": HASH}
 _SIZES, _EXPERTS = (15e6, 130e6, 1.3e9), (1, 8, 64, 512)
-# Active parameters, tokens, and the ends of the curve in figure 3a.
+# Active parameters, tokens, and the first and last loss of the curve in figure 3a.
 _SPLITS = ((25e6, 66e9, "3.12 to 2.95"), (3e6, 16e9, "-"))
 _SPLIT_BY = (1, 2, 4, 8, 16)
 _SAVINGS = ((1e20, "20"), (1e25, "over 40"))
 
 
 def _short(value: float) -> str:
-    """Returns a count with the letter of its thousands, as papers print it: 1.3B."""
+    """Returns a count with its unit letter, as papers print it: 1.3B."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if value >= scale:
             return f"{value / scale:.4g}{letter}"
@@ -53,7 +53,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def report() -> str:
-    """Returns what both laws predict, beside what the papers print, as Markdown."""
+    """Returns the predictions of both laws and the numbers of the papers, as Markdown."""
     return "\n".join(
         (
             "# Scaling laws\n",
@@ -134,7 +134,7 @@ def _savings_table() -> str:
     return _table(["FLOPs of the MoE", "published", "predicted"], rows)
 
 
-# From Okabe and Ito's palette, told apart by colour-blind readers.
+# Palette of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _STYLE = {
     "axes.spines.top": False,
@@ -146,7 +146,7 @@ _STYLE = {
 
 
 def figure() -> Figure:
-    """Returns both laws drawn: loss against experts (Clark) and against FLOPs (Krajewski)."""
+    """Draws both laws: loss against experts (Clark) and against FLOPs (Krajewski)."""
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=(11, 4.2), layout="constrained")
         left, right = drawn.subplots(1, 2)

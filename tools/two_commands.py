@@ -1,8 +1,8 @@
-"""Times the two commands of the README the way a new user meets them.
+"""Times the two commands of the README as a new user runs them.
 
-``python -m tools.two_commands`` clones the committed project into an empty folder, with
-neither packages nor datasets cached, and runs there ``make train``, ``make train`` once more with
-another workdir (installed, corpus prepared), and ``make test``. It writes ``two_commands.json``.
+``python -m tools.two_commands`` clones the committed project into an empty folder, without cached
+packages or datasets. It runs ``make train`` in the clone, then ``make train`` again with another
+workdir (packages installed, corpus prepared), then ``make test``, and writes ``two_commands.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moe_jax.run.workdir import RESULT
 
 
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, str]:
-    """Runs ``command`` in ``folder`` and returns its seconds and the last line it printed."""
+    """Runs ``command`` in ``folder`` and returns its seconds and its last line of output."""
     began = time.perf_counter()
     done = subprocess.run(
         command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
@@ -33,12 +33,12 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tupl
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string(
-        "output", "experiments/results/two_commands.json", "The result.", flag_values=values
+        "output", "experiments/results/two_commands.json", "File of the result.", flag_values=values
     )
 
 
 def main(given: flags.FlagValues) -> None:
-    """Clones, runs and writes."""
+    """Clones the project, times the commands and writes the result."""
     with tempfile.TemporaryDirectory() as name:
         clone, cache = Path(name) / "moe_jax", Path(name) / "cache"
         subprocess.run(["git", "clone", "--quiet", ".", clone], check=True)

@@ -1,4 +1,4 @@
-"""An ablation as data: a base config, arms, seeds, what a paper reports and the claims to test."""
+"""An ablation as data: a base config, arms, seeds, published numbers and claims to test."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SCALES = ("cpu", "gpu", "pod")
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """As a setting of an arm: the folder of another arm's run, trained first.
+    """A setting whose value is the run folder of another arm; that arm is trained first.
 
     Attributes:
-        arm: the other arm, of the same scale and seed.
+        arm: Name of the other arm; its run has the same scale and seed.
     """
 
     arm: str
 
     def __str__(self) -> str:
-        """What stands for the folder where nothing says where it is."""
+        """Returns a placeholder for the folder, for a config without runs."""
         return f"<finished run of arm {self.arm}>"
 
 
@@ -38,13 +38,14 @@ class Published:
     """Numbers of a paper.
 
     Attributes:
-        source: paper and table.
-        scale: of its experiment, in words.
-        metric: what the numbers are, in words.
-        values: by arm, as printed; arms that it does not have are left out.
-        measures: the metric of a record that is the same quantity, of other data; none if there
-            is no such metric, as for accuracies.
-        negated: the paper prints minus this quantity, as a negative log perplexity is minus a loss.
+        source: Paper and table.
+        scale: Scale of the published experiment, in words.
+        metric: Quantity of the numbers, in words.
+        values: Printed number of each arm; arms that the paper lacks are left out.
+        measures: Metric of a record that measures the same quantity on other data; ``None`` if no
+            metric does, as for accuracies.
+        negated: Whether the paper prints the negative of the metric, such as a negative log
+            perplexity for a loss.
     """
 
     source: str
@@ -56,11 +57,11 @@ class Published:
 
     @property
     def measured(self) -> dict[str, float]:
-        """The values with the sign of the metric that is measured here."""
+        """Published values with the sign of the metric that runs measure."""
         return {arm: -value if self.negated else value for arm, value in self.values.items()}
 
     def effect(self, metric: str, low: str, high: str) -> float | None:
-        """Returns ``high - low`` of a metric as far as it is printed, else none."""
+        """Returns ``high - low`` of a metric; ``None`` unless both numbers are printed."""
         values = self.measured
         if metric != self.measures or not {low, high} <= values.keys():
             return None
@@ -69,19 +70,20 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a paper says of two arms, to be tested here.
+    """A statement of a paper about two arms, which the runs test.
 
     Attributes:
-        text: in words, with its source.
-        metric: a name in ``METRICS`` of ``moe_jax.ablation.records`` or ``DERIVED`` of
+        text: Statement in words, with its source.
+        metric: Name in ``METRICS`` of ``moe_jax.ablation.records`` or in ``DERIVED`` of
             ``moe_jax.ablation.derived``.
-        low: the arm where the metric is said to be lower.
-        high: the other arm.
-        margin: by more than this; with ``within``, apart by at most this.
-        within: the claim is that the two are about equal.
-        published: the paper's effect ``high - low`` in this metric, where the ablation's
-            ``published`` does not have both arms.
-        paper: where that stands, or what stands there instead of a number.
+        low: Arm with the lower metric according to the claim.
+        high: Arm with the higher metric.
+        margin: Smallest difference that the claim needs; with ``within``, the largest difference
+            that it allows.
+        within: Whether the claim is that the two arms are about equal.
+        published: Published effect ``high - low`` in this metric, if ``published`` of the ablation
+            lacks one of the arms.
+        paper: Source of ``published``, or the words of the paper if it prints no number.
     """
 
     text: str
@@ -96,11 +98,12 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What is published of a claim.
+    """The published effect of a claim.
 
     Attributes:
-        value: ``high - low`` in the claim's metric; none if no number is printed.
-        source: where; empty if nothing is published.
+        value: Difference ``high - low`` in the metric of the claim; ``None`` if no number is
+            printed.
+        source: Source of the number; empty if nothing is published.
     """
 
     value: float | None
@@ -113,23 +116,24 @@ class Effect:
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A table of a paper, made again.
+    """A reproduction of a published table.
 
     Attributes:
-        name: of its folder of results.
-        title: one line.
-        base: makes the configuration that all arms start from.
-        arms: settings by dotted name that make each arm; a function makes one from the
-            configuration at its scale, and ``Finished`` is the folder of another arm's run.
-        scales: settings of each scale of ``SCALES``; sizes and budgets, never what arms set.
-        seeds: how many; a seed fixes data order and the weights that arms share.
-        metric: what figures show, a name in ``moe_jax.ablation.records.METRICS``.
-        published: what papers report.
-        claims: what is tested.
-        threshold_arm: the arm whose last training loss the others are timed to; none if empty.
-        against: what else than steps the training loss is drawn against.
-        overlay: published series and laws to draw the metric with.
-        notes: what was tried to explain a contradiction, and what else must be known.
+        name: Name of the ablation and of its folder of results.
+        title: Title in one line.
+        base: Function that returns the base configuration of all arms.
+        arms: Settings of each arm by dotted name. A function as value computes the setting from
+            the configuration at its scale; ``Finished`` is the run folder of another arm.
+        scales: Settings of each scale in ``SCALES``: sizes and budgets, never a setting of an arm.
+        seeds: Number of seeds; a seed fixes the data order and the weights that arms share.
+        metric: Metric of the figures, a name in ``moe_jax.ablation.records.METRICS``.
+        published: Published numbers.
+        claims: Claims that the runs test.
+        threshold_arm: Arm whose final training loss is the threshold that other arms are timed to;
+            empty for no threshold.
+        against: Axes, besides steps, for the curves of the training loss.
+        overlay: Published series and laws that the figure of the metric shows.
+        notes: Remarks for the reader, such as checks that try to explain a contradiction.
     """
 
     name: str
@@ -146,7 +150,8 @@ class Ablation:
     overlay: Overlay | None = None
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises ConfigError if arms, claims or scales do not fit together."""
         named = [arm for claim in self.claims for arm in (claim.low, claim.high)]
         named += [arm for paper in self.published for arm in paper.values]
         named += [self.threshold_arm] if self.threshold_arm else []
@@ -155,7 +160,7 @@ class Ablation:
         for arm in named:
             self.check_arm(arm)
         for arm in self.arms:
-            self._refuse_circles(arm)
+            self._reject_cycles(arm)
         arms = [item for settings in self.arms.values() for item in settings.items()]
         fixed = {key for key, value in arms if not callable(value)}
         for scale, settings in self.scales.items():
@@ -166,16 +171,16 @@ class Ablation:
                 raise ConfigError(f"{self.name}: scale {scale} changes {min(both)}, as arms do")
 
     def check_arm(self, arm: str) -> None:
-        """Refuses an arm that does not exist.
+        """Rejects an unknown arm.
 
         Raises:
-            ConfigError: naming the nearest one.
+            ConfigError: The arm is unknown; the message names the nearest arm.
         """
         if arm not in self.arms:
             raise ConfigError(f"{self.name} has no arm {arm!r}{nearest(arm, self.arms)}")
 
     def effect(self, claim: Claim) -> Effect:
-        """Returns what is published of a claim: what it says itself, or else the first paper."""
+        """Returns the published effect of a claim: its own number, or else of the first paper."""
         if claim.published is not None or claim.paper:
             return Effect(claim.published, claim.paper)
         for paper in self.published:
@@ -185,31 +190,32 @@ class Ablation:
         return Effect(None, "")
 
     def finished(self, arm: str) -> dict[str, str]:
-        """Returns the arms whose finished runs an arm needs, by the setting that names them."""
+        """Returns the arms that must be trained before an arm, by the setting that names them."""
         settings = self.arms[arm].items()
         return {name: value.arm for name, value in settings if isinstance(value, Finished)}
 
-    def _refuse_circles(self, arm: str) -> None:
-        found, rest = set(), list(self.finished(arm).values())
+    def _reject_cycles(self, arm: str) -> None:
+        seen: set[str] = set()
+        rest = list(self.finished(arm).values())
         while rest:
             other = rest.pop()
             if other == arm:
                 raise ConfigError(f"{self.name}: arm {arm!r} needs its own finished run")
-            if other not in found:
-                found.add(other)
+            if other not in seen:
+                seen.add(other)
                 rest += self.finished(other).values()
 
     def config(self, arm: str, scale: str = "cpu", seed: int = 0) -> ConfigDict:
-        """Returns the configuration of one run; what is ``Finished`` is left to an override.
+        """Returns the configuration of one run, with placeholders for ``Finished`` settings.
 
         Raises:
-            ConfigError: if there is no such arm or scale.
+            ConfigError: The arm or the scale is unknown.
         """
         self.check_arm(arm)
         if scale not in self.scales:
             raise ConfigError(f"{self.name} has no scale {scale!r}{nearest(scale, self.scales)}")
         config = self.base()
-        config.name = "ablation"  # one name, so that equal runs of two ablations are the same run
+        config.name = "ablation"  # Equal runs of two ablations then have equal configs.
         for settings in (self.scales[scale], self.arms[arm]):
             made = {key: v(config) if callable(v) else v for key, v in settings.items()}
             values = {k: str(v) if isinstance(v, Finished) else v for k, v in made.items()}
@@ -218,10 +224,12 @@ class Ablation:
         return config
 
     def experiment(self, arm: str, scale: str = "cpu", seed: int = 0) -> Experiment:
-        """Returns the same, typed and checked."""
+        """Returns the experiment of one run, built from ``config`` and checked."""
         return build(Experiment, self.config(arm, scale, seed))
 
     def get_config(self, argument: str = "") -> ConfigDict:
         """Returns the configuration for ``--config=FILE:ARM[,SCALE[,SEED]]`` of any command."""
         parts = (argument or next(iter(self.arms))).split(",")
-        return self.config(*parts[:2], seed=int(parts[2]) if len(parts) > 2 else 0)
+        scale = parts[1] if len(parts) > 1 else "cpu"
+        seed = int(parts[2]) if len(parts) > 2 else 0
+        return self.config(parts[0], scale, seed)

@@ -1,4 +1,4 @@
-"""All ablations, and the results that are committed of them."""
+"""All ablations and their committed results."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MARK = "ABLATION = "
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An ablation and where it is defined.
+    """An ablation and its file.
 
     Attributes:
-        file: relative to the repository.
-        ablation: the ablation.
+        file: Path of the file, relative to the repository.
+        ablation: Ablation that the file defines.
     """
 
     file: Path
@@ -35,12 +35,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one command left in a folder.
+    """The committed records of one command.
 
     Attributes:
-        entry: the ablation.
-        folder: relative to the folder of all results.
-        records: lines of ``results.jsonl``.
+        entry: Ablation and its file.
+        folder: Folder of the records, relative to the folder of all results.
+        records: Lines of ``results.jsonl``.
     """
 
     entry: Entry
@@ -49,18 +49,18 @@ class Result:
 
     @property
     def scale(self) -> str:
-        """The scale of the runs."""
+        """Scale of the runs."""
         return self.records[0]["scale"]
 
     @property
     def command(self) -> str:
-        """What makes these results, from the repository's root."""
+        """Command that reproduces the records, from the root of the repository."""
         output = f"experiments/results/{self.folder.as_posix()}"
         return command_of(self.entry.file, self.entry.ablation, self.records, output)
 
     @property
     def outdated(self) -> bool:
-        """Whether the command of today would train something else."""
+        """Whether the command would now train another configuration."""
         ablation, scale = self.entry.ablation, self.scale
         return any(
             line["arm"] not in ablation.arms
@@ -74,7 +74,7 @@ def load(file: Path) -> Ablation:
     """Returns the ``ABLATION`` of a file.
 
     Raises:
-        ConfigError: if there is no such file, if it fails, or has nothing of this name in it.
+        ConfigError: The file is missing, fails, or defines no ``ABLATION``.
     """
     if not file.is_file():
         raise ConfigError(f"--ablation={file} is not a file; try switch/capacity_factor")
@@ -85,13 +85,13 @@ def load(file: Path) -> Ablation:
 
 
 def entries(root: Path = HERE) -> list[Entry]:
-    """Returns the ablations of ``root/*/*.py``, by file."""
+    """Returns the ablations of ``root/*/*.py``, in the order of their files."""
     files = [path for path in sorted(root.glob("*/*.py")) if _MARK in path.read_text()]
     return [Entry(path.relative_to(root.parent), load(path)) for path in files]
 
 
 def results(found: Iterable[Entry], folder: Path = RESULTS) -> list[Result]:
-    """Returns what lies in ``folder/NAME``, and then below it, in the order of the ablations."""
+    """Returns the results in ``folder/NAME`` and its subfolders, in the order of the ablations."""
     return [
         Result(entry, path.parent.relative_to(folder), records)
         for entry in found
@@ -112,13 +112,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 def command_of(
     file: Path, ablation: Ablation, records: Iterable[dict[str, Any]], output: str | None
 ) -> str:
-    """Returns the command that makes these records.
+    """Returns the command that reproduces records.
 
     Args:
-        file: of the ablation.
-        ablation: the ablation.
-        records: of all its arms and seeds, or of some.
-        output: the folder of the report; none for the default.
+        file: File of the ablation.
+        ablation: Ablation of the records.
+        records: Records of all arms and seeds, or of some.
+        output: Folder of the report; ``None`` for the default.
     """
     lines = list(records)
     arms = [arm for arm in ablation.arms if any(line["arm"] == arm for line in lines)]

@@ -1,4 +1,4 @@
-"""What follows from the records of several arms: thresholds, differences, energy."""
+"""Quantities derived from the records of several arms: thresholds, differences, energy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Array = np.ndarray
 
 # Metrics that compare an arm with the threshold arm of its seed.
 DERIVED = ("steps_to", "seconds_to")
-# Quantities that are compared by ratio, since their units are the machine's.
+# Metrics that are compared by ratio, since their values depend on the machine.
 RATIOS = ("tokens_per_second", *DERIVED)
-# GLaM's 456 MWh for 600B tokens of 96.6B active parameters, six FLOPs each (2112.06905). On 1,024
-# TPU v4 with 574 h for 280B tokens that is 28 % of their 275 TFLOP/s; its 213 MWh for 280B tokens
-# give the same.
+# GLaM (arXiv 2112.06905) used 456 MWh for 600B tokens with 96.6B active parameters, at six FLOPs
+# per parameter and token. Its 574 h for 280B tokens on 1,024 TPU v4 correspond to 28 % of their
+# peak of 275 TFLOP/s; its 213 MWh for 280B tokens give the same energy per FLOP.
 JOULES_PER_FLOP = 456e6 * 3600 / (600e9 * 6 * 96.6e9)
 ENERGY = (
     f"Energy is {JOULES_PER_FLOP:.2e} J per FLOP, from GLaM's 456 MWh for 600B tokens: TPU v4 at "
@@ -30,7 +30,7 @@ _SMOOTHED = 20
 
 
 def smoothed(curve: Sequence[Sequence[float]]) -> tuple[Array, Array]:
-    """Returns steps and the mean loss of the last twentieth of a run before each, ``(T,)``."""
+    """Returns steps and the mean loss over the preceding twentieth of the run, ``(T,)`` each."""
     steps, losses = np.array(curve, float).T
     width = max(len(losses) // _SMOOTHED, 1)
     mean = np.convolve(losses, np.ones(width) / width, mode="valid")
@@ -38,11 +38,12 @@ def smoothed(curve: Sequence[Sequence[float]]) -> tuple[Array, Array]:
 
 
 def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]]:
-    """Returns the records, with ``steps_to`` and ``seconds_to`` where an arm gets there.
+    """Returns the records, with ``steps_to`` and ``seconds_to`` if a run reaches the threshold.
 
-    Both say from when on the smoothed training loss stays as low as the threshold arm's at its end,
-    with the same seed; seconds are of steps at the run's median speed, without compilation. A run
-    that diverged never does, and sets no threshold.
+    The threshold is the final smoothed training loss of the threshold arm with the same seed. The
+    two metrics are the time after which the smoothed training loss of a run stays at or below the
+    threshold; seconds assume the median speed of the run, without compilation. A diverged run
+    never reaches a threshold and sets none.
     """
     ends = {
         line["seed"]: smoothed(line["curve"])[1][-1]
@@ -60,29 +61,29 @@ def _threshold(line: Record, end: float | None) -> dict[str, float]:
     first = above[-1] + 1 if len(above) else 0
     if first == len(steps):
         return {}
-    found = float(steps[first])
-    tokens = found * line["tokens"] / line["steps"]
-    return {"steps_to": found, "seconds_to": tokens / line["tokens_per_second"]}
+    step = float(steps[first])
+    tokens = step * line["tokens"] / line["steps"]
+    return {"steps_to": step, "seconds_to": tokens / line["tokens_per_second"]}
 
 
 def diverged(line: Record) -> bool:
-    """Tells whether a run ended without a result, since loss or gradient stayed non-finite."""
+    """Returns whether a run diverged: its loss or gradient stayed non-finite."""
     return "diverged" in line
 
 
 def by_arm(ablation: Ablation, records: Records) -> dict[str, list[Record]]:
-    """Returns the records of each arm that ran, in the ablation's order."""
-    found = {arm: [line for line in records if line["arm"] == arm] for arm in ablation.arms}
-    return {arm: mine for arm, mine in found.items() if mine}
+    """Returns the records of each arm with records, in the order of the ablation."""
+    arms = {arm: [line for line in records if line["arm"] == arm] for arm in ablation.arms}
+    return {arm: lines for arm, lines in arms.items() if lines}
 
 
 def values_of(records: Records, metric: str) -> dict[int, float]:
-    """Returns a metric by seed, of the records that have it."""
+    """Returns a metric by seed, from the records that have the metric."""
     return {line["seed"]: line[metric] for line in records if line.get(metric) is not None}
 
 
 def paired(high: Records, low: Records, metric: str) -> Interval | None:
-    """Returns ``high - low`` over their common seeds; none for fewer than two."""
+    """Returns ``high - low`` over the common seeds; ``None`` for fewer than two seeds."""
     highs, lows = values_of(high, metric), values_of(low, metric)
     seeds = sorted(highs.keys() & lows.keys())
     if len(seeds) < 2:
@@ -91,7 +92,7 @@ def paired(high: Records, low: Records, metric: str) -> Interval | None:
 
 
 def ratio(ours: Records, theirs: Records, metric: str) -> float | None:
-    """Returns the geometric mean of ``ours / theirs`` over their common seeds, if there are any."""
+    """Returns the geometric mean of ``ours / theirs`` over common seeds; ``None`` without any."""
     top, bottom = values_of(ours, metric), values_of(theirs, metric)
     seeds = [seed for seed in top.keys() & bottom.keys() if top[seed] > 0 and bottom[seed] > 0]
     if not seeds:
@@ -100,9 +101,9 @@ def ratio(ours: Records, theirs: Records, metric: str) -> float | None:
 
 
 def axis_of(line: Record, axis: str) -> Array:
-    """Returns tokens, training FLOPs or joules spent at each point of a record's curve ``(T,)``."""
+    """Returns the tokens, training FLOPs or joules at each point of a curve, ``(T,)``."""
     steps = np.array([step for step, _ in line["curve"]], float)
     share = steps / line["steps"]
     flops = line["training_flops"] * share
-    of = {"tokens": line["tokens"] * share, "flops": flops, "energy": flops * JOULES_PER_FLOP}
-    return of[axis]
+    axes = {"tokens": line["tokens"] * share, "flops": flops, "energy": flops * JOULES_PER_FLOP}
+    return axes[axis]

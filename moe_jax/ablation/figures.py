@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +23,8 @@ from moe_jax.ablation.verdicts import Verdict
 CURVES, AGAINST, OVERLAY, EFFECTS = "curves", "against", "overlay", "effects"
 NAMES = (CURVES, AGAINST, OVERLAY, EFFECTS)
 _INK, _PAPER = "#1f2328", "#ffffff"
-_STYLE = {
+# The keys are ``Any``: the Matplotlib stub accepts only literal names of settings as keys.
+_STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,14 +47,14 @@ _AXES = {
 
 
 def names(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
-    """Returns the figures that an ablation has."""
-    there = {
+    """Returns the names of the figures of an ablation."""
+    figures = {
         CURVES: True,
         AGAINST: bool(ablation.against),
         OVERLAY: ablation.overlay is not None,
-        EFFECTS: any(found.effect for found in verdicts),
+        EFFECTS: any(verdict.effect for verdict in verdicts),
     }
-    return [name for name, shown in there.items() if shown]
+    return [name for name, shown in figures.items() if shown]
 
 
 def draw(ablation: Ablation, records: Records, verdicts: Sequence[Verdict], folder: Path) -> None:
@@ -65,9 +68,11 @@ def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> 
     drawings: dict[str, Callable[[], Figure]] = {
         CURVES: lambda: _curves(ablation, records),
         AGAINST: lambda: _against(ablation, records),
-        OVERLAY: lambda: _overlay(ablation, ablation.overlay, records),
         EFFECTS: lambda: _effects(verdicts),
     }
+    overlay = ablation.overlay
+    if overlay is not None:
+        drawings[OVERLAY] = functools.partial(_overlay, ablation, overlay, records)
     with matplotlib.rc_context(_STYLE):
         return {name: drawings[name]() for name in names(ablation, verdicts)}
 
@@ -87,7 +92,7 @@ def _against(ablation: Ablation, records: Records) -> Figure:
     figure = Figure((4.2 * count, 3.6), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, count, sharey=True))
     for axes, axis in zip(panels, ablation.against, strict=True):
-        _bands(axes, ablation, records, lambda line, axis=axis: axis_of(line, axis))
+        _bands(axes, ablation, records, functools.partial(axis_of, axis=axis))
         axes.set_xlabel(_AXES[axis])
         axes.set_xscale("log")
     panels[0].set_ylabel("training loss (nats per token)")
@@ -96,37 +101,37 @@ def _against(ablation: Ablation, records: Records) -> Figure:
 
 
 def _bands(
-    axes: Axes, ablation: Ablation, records: Records, place: Callable[[Record], np.ndarray]
+    axes: Axes, ablation: Ablation, records: Records, x_of: Callable[[Record], np.ndarray]
 ) -> None:
-    """Draws the mean and the range over seeds of each arm's loss.
+    """Draws the mean and the range over seeds of the loss of each arm.
 
-    A run that diverged is drawn alone, with a cross at its end.
+    A diverged run has a separate line, with a cross at its end.
     """
-    for number, (arm, mine) in enumerate(by_arm(ablation, records).items()):
+    for number, (arm, lines) in enumerate(by_arm(ablation, records).items()):
         colour = f"C{number % 10}"
-        whole = [line for line in mine if not diverged(line)]
+        whole = [line for line in lines if not diverged(line)]
         if whole:
-            _band(axes, whole, place, colour, arm)
-        lost = [line for line in mine if diverged(line) and line["curve"]]
+            _band(axes, whole, x_of, colour, arm)
+        lost = [line for line in lines if diverged(line) and line["curve"]]
         for line in lost:
             losses = [loss for _, loss in line["curve"]]
             label = None if whole or line is not lost[0] else arm
-            axes.plot(place(line), losses, "-x", color=colour, markevery=[-1], label=label)
+            axes.plot(x_of(line), losses, "-x", color=colour, markevery=[-1], label=label)
 
 
 def _band(
     axes: Axes,
-    mine: Records,
-    place: Callable[[Record], np.ndarray],
+    lines: Records,
+    x_of: Callable[[Record], np.ndarray],
     colour: str,
     label: str,
 ) -> None:
-    # A run that is cut short must not stop the others from being drawn.
-    length = min(len(line["curve"]) for line in mine)
-    losses = np.array([[loss for _, loss in line["curve"][:length]] for line in mine])
-    where = place(mine[0])[:length]
-    axes.plot(where, losses.mean(0), color=colour, label=label)
-    axes.fill_between(where, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0)
+    # All lines end with the shortest run, so that a run that was cut short can be drawn.
+    length = min(len(line["curve"]) for line in lines)
+    losses = np.array([[loss for _, loss in line["curve"][:length]] for line in lines])
+    x = x_of(lines[0])[:length]
+    axes.plot(x, losses.mean(0), color=colour, label=label)
+    axes.fill_between(x, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
@@ -135,22 +140,22 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
     axes.set_xscale("log", base=2)
     arms = by_arm(ablation, records)
     start = overlay.places[overlay.first]
-    found = [
+    measured = [
         (place, effect)
         for arm, place in overlay.places.items()
         if arm in arms and overlay.first in arms
         if (effect := paired(arms[arm], arms[overlay.first], ablation.metric)) and place != start
     ]
-    if found:
-        places, effects = zip(*found, strict=True)
+    if measured:
+        places, effects = zip(*measured, strict=True)
         means, halves = zip(*((e.mean, e.half_width) for e in effects), strict=True)
         axes.errorbar(
             (start, *places), (0, *means), (0, *halves), fmt="o-", capsize=3, label="measured here"
         )
     for name, values in overlay.series.items():
         shift = values.get(start, 0.0)
-        places = sorted(values)
-        axes.plot(places, [values[place] - shift for place in places], "s--", label=name)
+        points = sorted(values)
+        axes.plot(points, [values[point] - shift for point in points], "s--", label=name)
     ends = sorted({*overlay.places.values(), *(p for v in overlay.series.values() for p in v)})
     grid = np.geomspace(ends[0], ends[-1], 100)
     for name, law in overlay.laws.items():
@@ -165,21 +170,21 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
 def _effects(verdicts: Sequence[Verdict]) -> Figure:
     figure = Figure((8.0, 1.0 + 0.5 * len(verdicts)), layout="constrained")
     axes = figure.subplots()
-    shown = [found for found in reversed(verdicts) if found.effect]
-    for row, found in enumerate(shown):
-        # Quantities of different units share the axis as multiples of their interval.
-        half = found.effect.half_width or 1.0
-        mean, margin = found.effect.mean / half, found.claim.margin / half
-        width = found.effect.half_width / half
+    shown = [(found.claim, found.effect) for found in reversed(verdicts) if found.effect]
+    for row, (claim, effect) in enumerate(shown):
+        # Effects of different units share the axis as multiples of their half-width.
+        half = effect.half_width or 1.0
+        mean, margin = effect.mean / half, claim.margin / half
+        width = effect.half_width / half
         axes.errorbar(mean, row, xerr=width, fmt="o", color="#0072b2", capsize=3)
-        for side in (-margin, margin) if found.claim.within else (margin,):
+        for side in (-margin, margin) if claim.within else (margin,):
             axes.plot([side] * 2, [row - 0.3, row + 0.3], color="#d55e00")
-    names = [f"{found.claim.metric}: {found.claim.high} - {found.claim.low}" for found in shown]
+    names = [f"{claim.metric}: {claim.high} - {claim.low}" for claim, _ in shown]
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0.0, color="#888888", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=5)
     ends = axes.get_xlim()
-    axes.set_xticks([place for place in _TICKS if ends[0] <= place <= ends[1]])
+    axes.set_xticks([tick for tick in _TICKS if ends[0] <= tick <= ends[1]])
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("effect in half-widths of its 95 % interval, and the margin claimed")

@@ -1,9 +1,10 @@
 """The index of all ablations: ``python -m tools.index``.
 
-Reads the committed ``experiments/results`` and writes all claims into ``docs/results.md``, chosen
-ones into ``README.md``, the page ``experiments/results/index.html`` and every ``report.md`` (with
-``--figures`` its figures too). Pages keep their text outside two comments. ``--check`` writes
-nothing and fails if a file differs from the one that the results give.
+The command reads the committed ``experiments/results``. It writes all claims into
+``docs/results.md``, chosen claims into ``README.md``, the page ``experiments/results/index.html``
+and every ``report.md`` (with ``--figures`` also the figures). Two comments in each page enclose the
+written text; the rest of the page stays. ``--check`` writes nothing and fails if a file is out of
+date with the results.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ README, CLAIMS = Path("README.md"), Path("docs/results.md")
 BEGIN, END = "<!-- ablations -->", "<!-- /ablations -->"
 INDEX = "index.html"
 _REPORT = "report.md"
-# The rows of README.md: the folder of a result, the words of one of its claims, and the claim in a
-# sentence that can be read alone.
+# Rows of README.md: the folder of a result, the text of one of its claims, and the claim as a
+# sentence that is clear without context.
 CHOSEN = (
     (
         "switch_expert_scaling",
@@ -80,14 +81,14 @@ _OUTDATED = "Outdated: the configuration has changed since; the command trains a
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A claim as both tables show it.
+    """A row of both tables: a claim and its verdict.
 
     Attributes:
-        claim: in words, with its source.
-        effect: what is subtracted from what.
-        published: the paper's number.
-        measured: ours, with its interval.
-        verdict: the verdict.
+        claim: Claim in words, with its source.
+        effect: Metric and the two arms whose difference is the effect.
+        published: Published effect.
+        measured: Measured effect, with its interval.
+        verdict: Verdict in words.
     """
 
     claim: str
@@ -102,17 +103,17 @@ class Section:
     """One ablation at one scale.
 
     Attributes:
-        title: of the ablation.
-        folder: of its report and figures, relative to that of all results.
-        command: that makes the results.
-        minutes: that the runs took.
-        seeds: paired ones.
-        scale: of sizes and budgets.
-        device: what it ran on.
-        rows: one per claim.
-        warnings: what a reader must know before the numbers.
-        notes: the ablation's.
-        figures: files that are there.
+        title: Title of the ablation.
+        folder: Folder of report and figures, relative to the folder of all results.
+        command: Command that reproduces the results.
+        minutes: Minutes of all runs.
+        seeds: Number of paired seeds.
+        scale: Scale of sizes and budgets.
+        device: Devices of the runs.
+        rows: One row per claim.
+        warnings: Warnings to read before the numbers.
+        notes: Notes of the ablation.
+        figures: Names of the existing figures.
     """
 
     title: str
@@ -129,13 +130,13 @@ class Section:
 
 
 def sections(found: Iterable[Result], folder: Path = RESULTS) -> list[Section]:
-    """Returns what the index shows of each result, read from ``folder``."""
+    """Returns the section of each result; ``folder`` holds the figures."""
     return [_section(result, folder) for result in found]
 
 
 def _section(result: Result, folder: Path) -> Section:
     ablation, records = result.entry.ablation, result.records
-    there = folder / result.folder
+    report = folder / result.folder
     warnings = few_seeds(ablation, records) + ([_OUTDATED] if result.outdated else [])
     return Section(
         title=ablation.title,
@@ -148,7 +149,7 @@ def _section(result: Result, folder: Path) -> Section:
         rows=_rows(ablation, records),
         warnings=tuple(warnings),
         notes=ablation.notes,
-        figures=tuple(f"{name}.png" for name in NAMES if (there / f"{name}.png").exists()),
+        figures=tuple(f"{name}.png" for name in NAMES if (report / f"{name}.png").exists()),
     )
 
 
@@ -166,7 +167,7 @@ def _rows(ablation: Ablation, records: Sequence[dict]) -> tuple[Row, ...]:
 
 
 def summary(shown: Iterable[Section]) -> str:
-    """Returns how many claims have which verdict."""
+    """Returns the number of claims with each verdict, in words."""
     counts = collections.Counter(row.verdict for section in shown for row in section.rows)
     total = sum(counts.values())
     parts = ", ".join(f"{count} {text.split(':')[0]}" for text, count in counts.most_common())
@@ -229,7 +230,7 @@ def _line(row: Row) -> str:
 
 
 def page(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
-    """Returns the page, which asks no other host for anything."""
+    """Returns the page as HTML; it loads nothing from other hosts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -244,12 +245,12 @@ def put(page: str, text: str, name: Path) -> str:
     """Returns a page with the text between its two comments replaced.
 
     Args:
-        page: the whole page.
-        text: its new table.
-        name: of the page, for the message.
+        page: Text of the whole page.
+        text: New text between the comments.
+        name: Name of the page, for the message.
 
     Raises:
-        ConfigError: if the two comments are not there.
+        ConfigError: The page lacks one of the two comments.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -259,12 +260,12 @@ def put(page: str, text: str, name: Path) -> str:
 
 
 def made(every: Sequence[Entry], folder: Path, root: Path) -> dict[Path, str]:
-    """Returns every file that the results give, and its text.
+    """Returns the text of every file that is written from the results.
 
     Args:
-        every: the ablations.
-        folder: of all results.
-        root: folder of ``README.md`` and ``docs/results.md``.
+        every: All ablations.
+        folder: Folder of all results.
+        root: Folder of ``README.md`` and ``docs/results.md``.
     """
     found = results(every, folder)
     shown, rest = sections(found, folder), waiting(every, found)
@@ -282,5 +283,5 @@ def _report(result: Result) -> str:
 
 
 def outdated(files: dict[Path, str]) -> list[Path]:
-    """Returns the files that do not have their text."""
+    """Returns the files whose text differs from ``files``."""
     return [path for path, text in files.items() if not path.exists() or path.read_text() != text]

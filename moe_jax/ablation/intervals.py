@@ -10,13 +10,18 @@ import numpy as np
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-# Values that an interval can be of.
+# Largest number of values of an interval.
 MOST = len(_T95) + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean and the half-width of its 95 % confidence interval."""
+    """A mean with its 95 % confidence interval.
+
+    Attributes:
+        mean: Mean of the values.
+        half_width: Half-width of the interval.
+    """
 
     mean: float
     half_width: float
@@ -26,10 +31,10 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Returns mean and 95 % interval (Student's t) of 2 to 11 values.
+    """Returns the mean and 95 % interval (Student's t) of 2 to 11 values.
 
     Raises:
-        ValueError: for fewer than 2 or more than 11 values.
+        ValueError: There are fewer than 2 or more than 11 values.
     """
     if not 2 <= len(values) <= MOST:
         raise ValueError(f"an interval needs 2 to {MOST} values, got {len(values)}")

@@ -1,4 +1,4 @@
-"""Published series and laws to draw an ablation with."""
+"""Published series and laws for the figure of an ablation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-    """What the loss of each arm is drawn against, and what was published over the same axis.
+    """An axis for the loss of the arms, with published losses over the same axis.
 
-    Losses of other corpora do not compare, so all is shown as a difference to the first arm.
+    Losses on different corpora are not comparable, so every loss is shown as a difference to the
+    first arm.
 
     Attributes:
-        label: of the axis, which is logarithmic.
-        places: where each arm stands on it, the first arm first.
-        series: published losses by place on the axis, by name.
-        laws: published laws, from a place on the axis to a loss, by name.
+        label: Label of the axis, which is logarithmic.
+        places: Value of each arm on the axis, the first arm first.
+        series: Published losses by name, and by value on the axis.
+        laws: Published laws by name; a law maps a value on the axis to a loss.
     """
 
     label: str
@@ -26,14 +27,15 @@ class Overlay:
 
     @property
     def first(self) -> str:
-        """The arm that others are compared with."""
+        """Arm that other arms are compared with."""
         return next(iter(self.places))
 
     def expected(self, place: float) -> dict[str, float | None]:
-        """Returns the difference to the first arm that each series and each law has at a place."""
+        """Returns the difference of each series and law to the first arm, at an axis value."""
         start = self.places[self.first]
-        found: dict[str, float | None] = {}
+        differences: dict[str, float | None] = {}
         for name, values in self.series.items():
             known = {start, place} <= values.keys()
-            found[name] = values[place] - values[start] if known else None
-        return found | {name: law(place) - law(start) for name, law in self.laws.items()}
+            differences[name] = values[place] - values[start] if known else None
+        laws = {name: law(place) - law(start) for name, law in self.laws.items()}
+        return differences | laws

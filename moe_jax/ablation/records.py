@@ -1,4 +1,4 @@
-"""What is measured of a run: the line of ``results.jsonl``."""
+"""Measurements of a run: the line of ``results.jsonl``."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ import numpy as np
 from moe_jax.ablation.runner import Run
 
 _POINTS = 100
-# Of these: the first is the library that source `python_library` reads, too.
+# Versions in a record; the source ``python_library`` reads the library of this Python version.
 _VERSIONS = ("python", "jax")
 
 
 def _late(run: Run, read: Callable[[dict[str, Any]], float]) -> float:
-    """Mean over the second half of training."""
+    """Returns the mean over the second half of training."""
     lines = _finite(run.lines)
     return float(np.mean([read(line) for line in lines[len(lines) // 2 :]]))
 
 
 def _finite(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaves out steps that were skipped; what is not finite is none in the log."""
+    """Returns the lines without skipped steps; the log has ``null`` for a non-finite loss."""
     return [line for line in lines if line["loss"] is not None]
 
 
 def _over_layers(name: str) -> Callable[[Run], float | None]:
-    """Mean over MoE layers, over the second half of training; none for a dense model."""
+    """Returns a reader of the mean over MoE layers and the second half of training.
+
+    The reader returns ``None`` for a dense model.
+    """
 
     def read(run: Run) -> float | None:
         if not run.result["layers"]:
@@ -42,7 +45,10 @@ def _eval_violation(run: Run) -> float | None:
 
 
 def _of_domains(name: str) -> Callable[[Run], float | None]:
-    """Mean over MoE layers of a score on text of known domains; none of other text."""
+    """Returns a reader of the mean over MoE layers of a score on text of known domains.
+
+    The reader returns ``None`` for text without domains.
+    """
 
     def read(run: Run) -> float | None:
         layers = run.result.get("specialisation", {}).get("layers")
@@ -52,7 +58,7 @@ def _of_domains(name: str) -> Callable[[Run], float | None]:
 
 
 def _speed(run: Run) -> float:
-    # The first line's time has compilation in it.
+    # The time of the first line includes compilation.
     return float(np.median([line["tokens_per_second"] for line in run.lines[1:] or run.lines]))
 
 
@@ -61,7 +67,7 @@ def _excess_loss(run: Run) -> float | None:
     return None if best is None else run.result["loss"] - best
 
 
-# None where a run has no such thing.
+# A metric is ``None`` if it does not apply to a run.
 METRICS: dict[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result["loss"],
     "best_loss": lambda run: min(line["loss"] for line in run.evaluations),
@@ -83,8 +89,8 @@ METRICS: dict[str, Callable[[Run], float | None]] = {
 def record(run: Run) -> dict[str, Any]:
     """Returns the line of ``results.jsonl`` for a run that has ended.
 
-    Steps, tokens and FLOPs are those of a whole run. One that diverged has no metrics, and
-    ``diverged``, the last step before that.
+    Steps, tokens and FLOPs count the whole planned run. The line of a diverged run has no metrics;
+    its ``diverged`` is the last step before the divergence.
     """
     result, about = run.result, run.about
     return {
@@ -108,19 +114,19 @@ def record(run: Run) -> dict[str, Any]:
 
 
 def _of_corpus(about: dict[str, Any]) -> dict[str, str]:
-    """The SHA-256 of the text that a run read; runs of older versions recorded none."""
+    """Returns the SHA-256 of the corpus of a run; runs of older versions recorded none."""
     return {"corpus": about["corpus"]["sha256"]} if "corpus" in about else {}
 
 
 def _measured(run: Run) -> dict[str, Any]:
     metrics = {name: value for name, read in METRICS.items() if (value := read(run)) is not None}
-    # What share of validation's slots each expert takes, by MoE layer.
+    # Share of the validation slots of each expert, by MoE layer.
     load = [[round(share, 5) for share in layer["load"]] for layer in run.result["layers"]]
     return {**metrics, "load": load}
 
 
 def _curve(lines: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Returns training loss by step, each the mean since the one before; few enough to commit."""
+    """Returns about ``_POINTS`` points of the training loss, each the mean since the previous."""
     width = max(len(lines) // _POINTS, 1)
     parts = [_finite(lines[start : start + width]) for start in range(0, len(lines), width)]
     return [[part[-1]["step"], _mean_loss(part)] for part in parts if part]

@@ -1,4 +1,4 @@
-"""The report of an ablation: published beside measured, curves, effects and verdicts."""
+"""The report of an ablation: published and measured numbers, curves, effects and verdicts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moe_jax.ablation.derived import (
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.verdicts import MISSING, Verdict, judge
 
-# Shown where any arm has them; the last ones only of the sources and ablations that give them.
+# Columns of the table; a metric is left out if no arm has it.
 _SHOWN = (
     "loss",
     "train_loss",
@@ -60,10 +60,10 @@ def write_report(ablation: Ablation, records: Records, command: str, folder: Pat
     """Writes ``report.md`` and its figures as PNG.
 
     Args:
-        ablation: the ablation.
-        records: lines of ``results.jsonl``.
-        command: that made them.
-        folder: where to.
+        ablation: Ablation of the records.
+        records: Lines of ``results.jsonl``.
+        command: Command that made the records.
+        folder: Folder of the report.
     """
     verdicts = judged(ablation, records)
     figures.draw(ablation, records, verdicts, folder)
@@ -71,15 +71,15 @@ def write_report(ablation: Ablation, records: Records, command: str, folder: Pat
 
 
 def judged(ablation: Ablation, records: Records) -> list[Verdict]:
-    """Returns the verdicts on those claims that have one."""
+    """Returns the verdicts on the claims with enough records."""
     lines = with_thresholds(ablation, records)
-    return [found for claim in ablation.claims if (found := judge(claim, lines))]
+    return [verdict for claim in ablation.claims if (verdict := judge(claim, lines))]
 
 
 def markdown(
     ablation: Ablation, records: Records, verdicts: Sequence[Verdict], command: str
 ) -> str:
-    """Returns the report; arms that did not run are left out."""
+    """Returns the report as Markdown; arms without records are left out."""
     lines = with_thresholds(ablation, records)
     minutes = minutes_of(records)
     seeds = len({line["seed"] for line in records})
@@ -100,23 +100,23 @@ def markdown(
 
 
 def minutes_of(records: Records) -> float:
-    """Returns the minutes of all runs; of equal runs one counts."""
+    """Returns the minutes of all runs; equal runs count once."""
     return sum({line["config"]: line["seconds"] for line in records}.values()) / 60
 
 
 def made_with(records: Records) -> list[str]:
-    """Returns what trained the runs, as far as they say it."""
-    told = [line for line in records if "commit" in line]
-    if not told:
+    """Returns the commits and versions that trained the runs, if they are recorded."""
+    dated = [line for line in records if "commit" in line]
+    if not dated:
         return []
-    commits = sorted({(line["commit"] or "no commit")[:9] for line in told})
-    versions = sorted({f"{k} {v}" for line in told for k, v in line["versions"].items()})
+    commits = sorted({(line["commit"] or "no commit")[:9] for line in dated})
+    versions = sorted({f"{k} {v}" for line in dated for k, v in line["versions"].items()})
     return [f"Trained at {', '.join(commits)} with {', '.join(versions)}."]
 
 
 def few_seeds(ablation: Ablation, records: Records) -> list[str]:
-    """Returns a warning if an arm has fewer seeds than the ablation asks for."""
-    counts = [len(mine) for mine in by_arm(ablation, records).values()]
+    """Returns a warning if an arm has fewer seeds than the ablation requires."""
+    counts = [len(lines) for lines in by_arm(ablation, records).values()]
     if not counts or min(counts) >= ablation.seeds:
         return []
     return [
@@ -179,7 +179,7 @@ def _mean(name: str, records: Sequence[Record]) -> str:
 
 
 def _published(ablation: Ablation, records: Records, paper: Published) -> list[str]:
-    """One paper's values beside ours, both compared with the first arm that it has."""
+    """Returns published and measured values, both relative to the first arm of the paper."""
     arms = by_arm(ablation, records)
     both = [arm for arm in arms if arm in paper.values]
     if not both:
@@ -231,7 +231,7 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
 def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> list[str]:
     found = {verdict.claim: verdict for verdict in verdicts}
     header = ["claim", "effect", "published", "measured, 95 % interval", "verdict"]
-    # Beside the verdict, which is on text never seen: more of it, from documents seen in part.
+    # The verdict uses unseen validation text; the training loss covers more text, partly seen.
     twice = _any("train_loss", records) and any(c.metric == "loss" for c in ablation.claims)
     header += ["in training loss"] if twice else []
     rows = []

@@ -1,4 +1,4 @@
-"""The runs of an ablation: where each is kept, and how it is started."""
+"""The runs of an ablation: their folders, and the processes that train them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from moe_jax.run.workdir import CONFIG, DIVERGED, RESULT, locked
 from moe_jax.training.metrics import read_metrics
 
 _LOG = "log.txt"
-# Neither changes what a run computes.
+# These settings do not change the computation of a run.
 _FREE = ("mesh", "name")
 _COMPILED = "compiled"
 _POLL_SECONDS = 0.5
@@ -40,12 +40,12 @@ class Run:
     """One arm with one seed.
 
     Attributes:
-        arm: its name.
-        seed: of data order and weights.
-        argument: what makes the ablation's file return its configuration.
-        experiment: the configuration.
-        folder: its workdir, named by a hash of the configuration.
-        needs: runs of other arms that must be finished before it, by the setting that names them.
+        arm: Name of the arm.
+        seed: Seed of data order and weights.
+        argument: Argument with which the file of the ablation returns the configuration.
+        experiment: Configuration of the run.
+        folder: Working directory, named by a hash of the configuration.
+        needs: Runs of other arms that must finish first, by the setting that names their folder.
     """
 
     arm: str
@@ -57,62 +57,62 @@ class Run:
 
     @property
     def scale(self) -> str:
-        """Of sizes and budgets."""
+        """Scale of sizes and budgets."""
         return self.argument.split(",")[1]
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there."""
+        """Whether the run has a result."""
         return (self.folder / RESULT).exists()
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended without a result, since loss or gradient stayed non-finite."""
+        """Whether the run ended without a result, since loss or gradient stayed non-finite."""
         return not self.finished and (self.folder / DIVERGED).exists()
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to train."""
+        """Whether the run needs no more training."""
         return self.finished or self.diverged
 
     @property
     def possible(self) -> bool:
-        """Whether nothing that it needs has diverged."""
+        """Whether none of the runs that it needs has diverged."""
         return not any(need.diverged or not need.possible for need in self.needs.values())
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the run wrote when it ended: the validation, or why there is none."""
+        """Result file of the run: its validation, or the report of its divergence."""
         return self._read(DIVERGED if self.diverged else RESULT)
 
     @property
     def about(self) -> dict[str, Any]:
-        """Its configuration, and the versions of what trained it."""
+        """Configuration of the run, and the versions that trained it."""
         return self._read(CONFIG)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What it logged in training."""
+        """Training lines of the log."""
         return [line for line in read_metrics(self.folder) if line["kind"] == "train"]
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """Its evaluations, on the way and at its end."""
+        """Evaluation lines of the log, during and after training."""
         return [line for line in read_metrics(self.folder) if line["kind"] == "eval"]
 
     @property
     def cost(self) -> Cost:
-        """Parameters and FLOPs of its model."""
+        """Parameters and FLOPs of the model."""
         return count(self.experiment.model, self.experiment.vocab_size, self.experiment.sequence)
 
     @property
     def tokens(self) -> int:
-        """That it is trained on, if it does not diverge."""
+        """Number of training tokens, if the run does not diverge."""
         return self.experiment.tokens_per_step * self.experiment.training.steps
 
     @property
     def training_flops(self) -> int:
-        """Of all these tokens, its teacher's included."""
+        """FLOPs of all training tokens, with the FLOPs of the teacher."""
         teacher = self.needs.get("training.teacher")
         per_token = self.cost.training_flops_per_token
         if teacher:
@@ -132,15 +132,15 @@ class Run:
 def runs_of(
     ablation: Ablation, scale: str, seeds: int, arms: Iterable[str], workdir: Path, steps: int = 0
 ) -> list[Run]:
-    """Returns all runs, seed by seed, so that a part of them has whole comparisons.
+    """Returns all runs, seed by seed, so that the first runs already compare all arms.
 
     Args:
-        ablation: the ablation.
-        scale: one of its scales.
-        seeds: how many.
-        arms: by name.
-        workdir: where runs are kept, for all ablations.
-        steps: of training, instead of the scale's; 0 for those.
+        ablation: Ablation of the runs.
+        scale: Scale of the runs.
+        seeds: Number of seeds.
+        arms: Names of the arms.
+        workdir: Folder of the runs of all ablations.
+        steps: Training steps; 0 for the steps of the scale.
     """
     arms = list(arms)
     return [
@@ -151,7 +151,7 @@ def runs_of(
 def run_of(
     ablation: Ablation, scale: str, seed: int, arm: str, workdir: Path, steps: int = 0
 ) -> Run:
-    """Returns one run; the arguments are those of ``runs_of``."""
+    """Returns one run; see ``runs_of`` for the arguments."""
     experiment = ablation.experiment(arm, scale, seed)
     if steps:
         experiment = _with(experiment, {"training.steps": steps})
@@ -159,7 +159,7 @@ def run_of(
         setting: run_of(ablation, scale, seed, other, workdir, steps)
         for setting, other in ablation.finished(arm).items()
     }
-    # What the other run computes and not where it is, so that all of them can be moved.
+    # The hash identifies the other run by its configuration, so all runs can be moved together.
     named = _with(experiment, {setting: need.folder.name for setting, need in needs.items()})
     folders = {setting: str(need.folder) for setting, need in needs.items()}
     argument, folder = f"{arm},{scale},{seed}", workdir / "runs" / fingerprint(named)
@@ -167,7 +167,7 @@ def run_of(
 
 
 def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
-    """The experiment with settings by dotted names."""
+    """Returns the experiment with new settings, given by dotted names."""
     for name, value in settings.items():
         part, _, key = name.rpartition(".")
         changed = dataclasses.replace(getattr(experiment, part), **{key: value})
@@ -176,19 +176,19 @@ def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
 
 
 def to_train(runs: Iterable[Run]) -> list[Run]:
-    """Returns what has not ended of runs and of those that they need, each once, in order."""
-    found: dict[Path, Run] = {}
+    """Returns the runs to train, each once, every run after the runs that it needs."""
+    missing: dict[Path, Run] = {}
     for run in runs:
         if not run.ended:
-            found |= {need.folder: need for need in to_train(run.needs.values())}
-            found[run.folder] = run
-    return list(found.values())
+            missing |= {need.folder: need for need in to_train(run.needs.values())}
+            missing[run.folder] = run
+    return list(missing.values())
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Returns a hash of everything in a configuration that changes what a run computes.
+    """Returns a hash of all settings that change the computation of a run.
 
-    Settings at their default are left out, so that results outlive new settings.
+    The hash leaves settings at their default out, so a new setting does not outdate old results.
     """
     chosen = {key: value for key, value in _chosen(experiment).items() if key not in _FREE}
     text = json.dumps(chosen, sort_keys=True)
@@ -199,7 +199,7 @@ def _chosen(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_chosen(item) for item in value]
     if isinstance(value, str):
-        # Texts that a package brings are the same wherever it is installed.
+        # Paths of package files must not depend on where the package is installed.
         return value.replace(sysconfig.get_path("purelib"), "site-packages")
     if not dataclasses.is_dataclass(value):
         return value
@@ -218,18 +218,18 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
-    """Trains what has not ended; a run that was killed goes on from its checkpoint.
+    """Trains all runs that have not ended; a killed run continues from its checkpoint.
 
-    What runs need is trained before them; where that diverges, they are left out.
+    The runs that a run needs are trained first; if one of them diverges, the run is skipped.
 
     Args:
-        runs: of one ablation; equal ones are trained once.
-        file: the ablation's.
-        side_by_side: how many at a time, each with its share of the cores and of graphics cards.
+        runs: Runs of one ablation; equal runs are trained once.
+        file: File of the ablation.
+        side_by_side: Number of simultaneous runs; each has a share of the cores and GPUs.
 
     Raises:
-        TrainingError: if a run fails, other than by diverging; its message is the run's last line.
-        Interrupted: after Ctrl-C or SIGTERM, once every run that was under way has saved its step.
+        TrainingError: A run fails other than by divergence; the message holds its last log line.
+        Interrupted: The user pressed Ctrl-C or sent SIGTERM; the active runs have saved a step.
     """
     needed = [need for run in runs if not run.ended for need in run.needs.values()]
     if needed:
@@ -261,7 +261,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
 
 @contextlib.contextmanager
 def _drained(pool: ThreadPoolExecutor, children: _Children) -> Iterator[ThreadPoolExecutor]:
-    """At the end starts nothing more, and waits for the runs under way."""
+    """Yields the pool; at the end, starts no more runs and waits for the active runs."""
     try:
         with children.stopping():
             yield pool
@@ -275,15 +275,15 @@ def _drained(pool: ThreadPoolExecutor, children: _Children) -> Iterator[ThreadPo
 
 
 class _Children:
-    """The training processes under way; none starts once they have been told to stop."""
+    """The active training processes; after a stop signal, no process starts."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen] = set()
         self.stopped = threading.Event()
 
     def run(self, command: Sequence[str], **options: Any) -> int | None:
-        """Runs a command to its end and returns its exit code; ``None`` if nothing may start."""
+        """Runs a command to its end and returns its exit code; ``None`` after a stop signal."""
         with self._lock:
             if self.stopped.is_set():
                 return None
@@ -297,7 +297,7 @@ class _Children:
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
-        """Passes the signal that ends the block on; a terminal may have sent it to them as well."""
+        """Forwards the signal that ends the block; a terminal may also have sent it."""
         try:
             yield
         except signals.Interrupted as stop:
@@ -308,7 +308,7 @@ class _Children:
             raise
 
     def kill(self) -> None:
-        """Ends them at once."""
+        """Kills all processes."""
         for process in list(self._running):
             process.kill()
 
@@ -342,7 +342,7 @@ def _train(run: Run, file: Path, place: Place, children: _Children) -> None:
 
 
 def _wait_for(run: Run, children: _Children) -> None:
-    """Waits for what a killed runner has started: it trains on by itself."""
+    """Waits for a process that a killed runner has started and that still trains the run."""
     while not children.stopped.is_set():
         try:
             with locked(run.folder):

@@ -1,4 +1,4 @@
-"""Shares of a machine, for runs side by side: cores, and graphics cards."""
+"""Shares of a machine for simultaneous runs: cores and graphics cards."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class Place:
     """One of several shares of the machine.
 
     Attributes:
-        index: from 0.
-        of: how many shares there are.
-        cards: graphics cards, as CUDA names them; with fewer cards than shares, shares take turns.
+        index: Number of the share, from 0.
+        of: Number of shares.
+        cards: Graphics cards, as CUDA names them; with fewer cards than shares, several shares use
+            one card.
     """
 
     index: int
@@ -26,7 +27,7 @@ class Place:
     cards: Sequence[str] = ()
 
     def take(self, scale: str) -> dict[str, str]:
-        """Binds this thread, and what it starts, to its cores; returns the environment."""
+        """Binds this thread and its child processes to its cores; returns the environment."""
         if self.of > 1 and hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(os.getpid()))
             os.sched_setaffinity(0, cores[self.index :: self.of] or cores)
@@ -35,13 +36,14 @@ class Place:
     def _card(self) -> dict[str, str]:
         if self.of == 1 or not self.cards:
             return {}
-        mine = {_VISIBLE: self.cards[self.index % len(self.cards)]}
-        # A run that reserves three quarters of a card's memory leaves none for the next.
-        return mine | (_ON_DEMAND if self.of > len(self.cards) else {})
+        visible = {_VISIBLE: self.cards[self.index % len(self.cards)]}
+        # By default, a run reserves three quarters of the memory of a card, too much for a second
+        # run.
+        return visible | (_ON_DEMAND if self.of > len(self.cards) else {})
 
 
 def graphics_cards() -> list[str]:
-    """Returns the cards that CUDA shows a run: those of CUDA_VISIBLE_DEVICES, or else all."""
+    """Returns the graphics cards of ``CUDA_VISIBLE_DEVICES``, or all cards if it is unset."""
     if _VISIBLE in os.environ:
         return [card for card in os.environ[_VISIBLE].split(",") if card]
     try:

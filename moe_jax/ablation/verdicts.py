@@ -1,4 +1,4 @@
-"""Claims against measurements: an effect with its interval, and what it says."""
+"""Verdicts on claims, from measured effects and their intervals."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from moe_jax.ablation.intervals import Interval
 
 REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "not resolved at this scale"
 MISSING = "no verdict: fewer than two seeds of both arms"
-# What a run that diverged is worse in than any other.
+# Metrics in which a diverged run counts as worse than any other run.
 _LOSSES = ("loss", "best_loss", "train_loss", "excess_loss", "bits_per_byte", *DERIVED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the runs say of a claim.
+    """The verdict of the runs on a claim.
 
     Attributes:
-        claim: the claim.
-        effect: ``high - low`` by paired seeds, with its 95 % interval; none if all seeds of one
-            arm diverged.
-        text: one of ``REPRODUCED``, ``CONTRADICTED`` and ``OPEN``, and which arm diverged if that
-            decides; ``OPEN`` too if a seed lacks the metric in one arm, as when it never reaches a
-            threshold.
+        claim: Claim that the runs test.
+        effect: Difference ``high - low`` over paired seeds, with its 95 % interval; ``None`` if all
+            seeds of one arm diverged.
+        text: Verdict in words: ``REPRODUCED``, ``CONTRADICTED`` or ``OPEN``, with the diverged arm
+            if the divergence decides. The verdict is also ``OPEN`` if a seed lacks the metric in
+            one arm, for example because the run never reaches a threshold.
     """
 
     claim: Claim
@@ -33,16 +33,16 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        """The effect in words, empty if it has no number."""
+        """Effect in words; empty without an effect."""
         return str(self.effect or "")
 
 
 def judge(claim: Claim, records: Records) -> Verdict | None:
-    """Returns the verdict, or ``None`` if there are not two seeds of both arms.
+    """Returns the verdict on a claim, or ``None`` with fewer than two seeds of both arms.
 
     Args:
-        claim: about two arms.
-        records: lines of ``results.jsonl``; those without the claim's metric do not count.
+        claim: Claim about two arms.
+        records: Lines of ``results.jsonl``; lines without the metric of the claim do not count.
     """
     low, high = ([line for line in records if line["arm"] == a] for a in (claim.low, claim.high))
     if decided := _by_divergence(claim, low, high):
@@ -56,10 +56,11 @@ def judge(claim: Claim, records: Records) -> Verdict | None:
 
 
 def _by_divergence(claim: Claim, low: Records, high: Records) -> str | None:
-    """A loss that all seeds of one arm lose is above any that the other arm's seeds end with."""
+    """Decides a claim about a loss if all seeds of one arm diverged and none of the other arm."""
     if claim.metric not in _LOSSES or min(len(low), len(high)) < 2:
         return None
-    lost = {arm: [diverged(line) for line in mine] for arm, mine in (("low", low), ("high", high))}
+    arms = {"low": low, "high": high}
+    lost = {arm: [diverged(line) for line in lines] for arm, lines in arms.items()}
     if all(lost["high"]) and not any(lost["low"]):
         return f"{CONTRADICTED if claim.within else REPRODUCED}: {claim.high} diverges"
     if all(lost["low"]) and not any(lost["high"]):
@@ -68,7 +69,7 @@ def _by_divergence(claim: Claim, low: Records, high: Records) -> str | None:
 
 
 def _verdict(claim: Claim, effect: Interval) -> str:
-    """The whole interval must be on one side of the margin."""
+    """Returns the verdict; it is final only if the whole interval is on one side of the margin."""
     mean = abs(effect.mean) if claim.within else effect.mean
     least, most = mean - effect.half_width, mean + effect.half_width
     holds = most <= claim.margin if claim.within else least > claim.margin

@@ -1,4 +1,4 @@
-"""What simple byte models reach on the validation documents, and what no model can."""
+"""Losses to compare a run with: simple byte models, and the true model of the mixture."""
 
 import dataclasses
 import zlib
@@ -15,17 +15,18 @@ _BLOCK = 1 << 20
 
 
 def baselines(config: DataConfig) -> dict[str, float]:
-    """Bits per byte of three models on the same documents that `eval_batches` yields.
+    """Returns the bits per byte of three models on the documents of ``eval_batches``.
 
     Args:
         config: The data config.
 
     Returns:
-        `uniform` (8), `order2` (see `fit_order2`) and `zlib` (level 9, each document on its own).
+        ``uniform`` (8), ``order2`` (see ``fit_order2``) and ``zlib`` (level 9, each document
+        alone).
 
     Raises:
-        FileNotFoundError: See `open_source`.
-        ValueError: See `open_source`; or the validation documents hold no byte.
+        FileNotFoundError: See ``open_source``.
+        ValueError: See ``open_source``; or the validation documents hold no byte.
     """
     evaluation = open_source(config, "eval")
     texts = [evaluation[index].encode("utf-8") for index in range(len(evaluation))]
@@ -42,18 +43,18 @@ def baselines(config: DataConfig) -> dict[str, float]:
 
 
 def best_possible_loss(config: DataConfig, tokenizer: Tokenizer) -> float:
-    """The loss, in nats per target, of the true model of the source `mixture`.
+    """Returns the loss, in nats per target, of the true model of the source ``mixture``.
 
-    It knows the languages and their prior, finds out which one it reads, and pays nothing for the
-    end token, since all documents are of one length. It reads each document whole: rows that cut
-    documents are harder.
+    The true model knows the languages and their prior, and infers the language of each document.
+    The end token costs it nothing, since all documents have the same length. The model reads each
+    document whole: rows that cut documents are harder.
 
     Args:
-        config: The data config, of the source `mixture`.
-        tokenizer: The run's; a target is one of its tokens or the end token.
+        config: The data config; its source must be ``mixture``.
+        tokenizer: Tokenizer of the run; a target is one of its tokens or the end token.
 
     Raises:
-        ValueError: the source is another one.
+        ValueError: The source is not ``mixture``.
     """
     if config.source != "mixture":
         raise ValueError(f"the best possible loss of {config.source!r} is not known.")
@@ -68,10 +69,10 @@ class Order2Model:
     """A byte model with a context of two bytes.
 
     Attributes:
-        counts: (65536, 256) trigram counts, indexed by context and byte.
-        totals: (65536,) count of each context.
-        kinds: (65536,) number of different bytes seen after each context.
-        order1: (256, 256) probability of a byte after one byte.
+        counts: Trigram counts, (65536, 256), indexed by context and byte.
+        totals: Count of each context, (65536,).
+        kinds: Number of different bytes seen after each context, (65536,).
+        order1: Probability of a byte after one byte, (256, 256).
     """
 
     counts: np.ndarray
@@ -80,7 +81,7 @@ class Order2Model:
     order1: np.ndarray
 
     def bits(self, documents: list[bytes]) -> float:
-        """Total bits over all bytes of `documents`; each begins after two zero bytes."""
+        """Returns the bits of all bytes of ``documents``; each begins after two zero bytes."""
         bits = 0.0
         trigrams = _trigrams(documents)
         for start in range(0, len(trigrams), _BLOCK):
@@ -97,9 +98,9 @@ class Order2Model:
 
 
 def fit_order2(documents: list[bytes]) -> Order2Model:
-    """Counts `documents`, each of which begins after two zero bytes.
+    """Fits the model to ``documents``; each document begins after two zero bytes.
 
-    Each order falls back to the one below with the weight that Witten and Bell (1991) give it:
+    Each order backs off to the order below with the weight of Witten and Bell (1991):
     kinds of successors / (count + kinds of successors).
     """
     counts = np.bincount(_trigrams(documents), minlength=1 << 24).reshape(-1, 256)
@@ -119,11 +120,11 @@ def _witten_bell(
 
 
 def _trigrams(documents: list[bytes]) -> np.ndarray:
-    """Each byte with the two before it, as one integer a * 65536 + b * 256 + c."""
+    """Returns each byte with the two bytes before it, as an integer a * 65536 + b * 256 + c."""
     joined = np.frombuffer(b"".join(b"\0\0" + text for text in documents), np.uint8)
     joined = joined.astype(np.int32)
     codes = (joined[:-2] << 16) | (joined[1:-1] << 8) | joined[2:]
-    # The trigrams that end in a document's own two leading zeros are no bytes of it.
+    # Trigrams that end in the two leading zeros of a document are not bytes of the document.
     lengths = np.array([len(text) for text in documents])
     starts = np.concatenate([[0], np.cumsum(lengths + 2)[:-1]]) if len(lengths) else lengths
     keep = np.ones(len(joined), bool)
@@ -132,7 +133,7 @@ def _trigrams(documents: list[bytes]) -> np.ndarray:
 
 
 def _first_bytes(source: Source) -> list[bytes]:
-    """The first documents, up to `_TRAINING_BYTES` in all."""
+    """Returns the first documents, up to ``_TRAINING_BYTES`` in all."""
     texts, left = [], _TRAINING_BYTES
     for index in range(len(source)):
         texts.append(source[index].encode("utf-8")[:left])

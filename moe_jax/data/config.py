@@ -1,4 +1,4 @@
-"""What to train and evaluate on, and how it is cut into batches."""
+"""Settings of the data: source, tokenizer, rows and batches."""
 
 import dataclasses
 from typing import Annotated
@@ -13,16 +13,16 @@ Symbols = Annotated[int, Range(2, 94)]
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig(Ranged):
-    """Parameters of the synthetic mixture of Markov languages (`moe_jax.data.mixture`).
+    """Parameters of the synthetic mixture of Markov languages (``moe_jax.data.mixture``).
 
     Attributes:
         num_languages: Number of first-order Markov languages.
         num_symbols: Size of the alphabet that all languages share, 2 to 94.
-        document_length: Symbols in each document; a document is in one language.
+        document_length: Number of symbols in each document; a document is in one language.
         concentration: Dirichlet concentration of each row of the transition matrices; small
             values give predictable languages that differ much from each other.
-        num_documents: Training documents.
-        num_eval_documents: Validation documents.
+        num_documents: Number of training documents.
+        num_eval_documents: Number of validation documents.
         seed: Seed of the languages and of every document.
     """
 
@@ -40,42 +40,48 @@ class DataConfig(Ranged):
     """The data of a run.
 
     Attributes:
-        source: `python_library` (the interpreter's own standard library), `mixture` (synthetic,
-            with a known entropy), `files:GLOB` (local UTF-8 text files, one document each) or any
-            prepared TFDS dataset, such as `lm1b`, `c4/en` or `wikipedia/20220301.en`.
-        text_feature: The TFDS feature that holds a document's text.
-        train_split: TFDS split expression of the training documents, such as `train[:90%]`.
-            `files:` and `mixture` have fixed splits and ignore it.
+        source: Corpus of the run: ``python_library`` (the interpreter's own standard library),
+            ``mixture`` (synthetic, with a known entropy), ``files:GLOB`` (local UTF-8 text files,
+            one document each) or any prepared TFDS dataset, such as ``lm1b``, ``c4/en`` or
+            ``wikipedia/20220301.en``.
+        text_feature: TFDS feature that holds the text of a document.
+        train_split: TFDS split expression of the training documents, such as ``train[:90%]``.
+            ``files:`` and ``mixture`` have fixed splits and ignore it.
         eval_split: TFDS split expression of the validation documents.
-        data_dir: Where TFDS keeps prepared datasets, and where trained tokenizers are cached;
-            None is the TFDS default.
-        tokenizer: `bytes`, `sentencepiece` (trained on the training documents, then cached),
-            `sentencepiece:PATH` (a model file that this package trained) or `hf:FOLDER` (the
-            `tokenizer.json` of a released model; needs the package `tokenizers`).
-        vocab_size: Vocabulary of a trained SentencePiece model, specials included.
-        seq_length: Tokens in each row of a batch; those of the encoder if there is one.
-        target_length: Tokens in each row of an encoder-decoder's targets; a decoder alone has none.
-        spans: Cut spans out of each text for an encoder-decoder to restore (T5); None leaves the
-            text whole, for a decoder.
-        batch_size: Rows in each global batch, over all processes.
-        eval_documents: Use only this many validation documents, the first ones; None is all.
+        data_dir: Folder of prepared TFDS datasets and of cached tokenizers; ``None`` is the
+            default of TFDS.
+        tokenizer: Tokenizer of the run: ``bytes``, ``sentencepiece`` (trained on the training
+            documents, then cached), ``sentencepiece:PATH`` (a model file that this package
+            trained) or ``hf:FOLDER`` (the ``tokenizer.json`` of a released model; needs the package
+            ``tokenizers``).
+        vocab_size: Vocabulary size of a trained SentencePiece model, specials included.
+        seq_length: Number of tokens in each row of a batch; in an encoder-decoder, in each row of
+            the encoder.
+        target_length: Number of tokens in each target row of an encoder-decoder; 0 for a
+            decoder-only model.
+        spans: Span corruption of T5: spans are cut out of each text, and an encoder-decoder
+            restores them. ``None`` leaves the text whole, for a decoder-only model.
+        batch_size: Number of rows in each global batch, over all processes.
+        eval_documents: Number of validation documents to use, from the first; ``None`` uses all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
             piece of one document, padded.
-        shuffle_window: Training rows that are shuffled together after packing, over all streams;
-            0 is all rows of the corpus, anew in each epoch, for which its tokens are kept in a file
-            of 2 to 4 bytes each. A window is for a corpus that is too large for that: the rows of
-            long documents then stay near each other, and a run shorter than an epoch sees the
-            documents that its seed puts first. 1 keeps the order of the shuffled documents.
-        eval_shuffle_window: Validation rows that are shuffled together, alike for every seed; 1
-            keeps the order of the documents, in which a group of tokens that are routed together
-            may be of one document, unlike any in training.
-        streams: Parts of the corpus that are read independently, each for its share of the rows of
-            every batch. The order of the data depends on this and not on how many processes read
-            it; at least the number of processes, which must divide it. It must divide the batch
-            size.
+        shuffle_window: Number of training rows that are shuffled together after packing, over all
+            streams. 0 shuffles all rows of the corpus anew in each epoch; the tokens are then kept
+            in a file of 2 or 4 bytes per token. A corpus too large for such a file needs a window:
+            the rows of a long document then stay near each other, and a run shorter than an epoch
+            sees only the documents that its seed orders first. 1 keeps the order of the shuffled
+            documents.
+        eval_shuffle_window: Number of validation rows that are shuffled together, alike for every
+            seed. 1 keeps the order of the documents; a group of tokens that are routed together may
+            then come from one document, which does not happen in training.
+        streams: Number of parts of the corpus that are read independently; each part fills its
+            share of the rows of every batch. The order of the data depends on this number and not
+            on the number of processes. The number of processes must divide it, and it must divide
+            the batch size.
         seed: Seed of the training order.
-        prefetch: Batches prepared ahead on a background thread; 0 prepares them when asked.
-        mixture: Parameters of the source `mixture`.
+        prefetch: Number of batches that a background thread prepares ahead; 0 prepares each batch
+            on request.
+        mixture: Parameters of the source ``mixture``.
     """
 
     source: str = "python_library"
@@ -99,12 +105,12 @@ class DataConfig(Ranged):
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a field is out of range or two fields do not fit."""
+        """Raises ValueError if a field is out of range or two fields do not fit together."""
         super().__post_init__()
         if self.batch_size % self.streams:
             raise ValueError(
                 f"data.batch_size={self.batch_size} cannot be split over data.streams="
-                f"{self.streams}; make it a multiple."
+                f"{self.streams}; set it to a multiple of data.streams."
             )
         if self.spans is not None:
             _, fewest = self.spans.lengths(self.seq_length)
@@ -112,5 +118,5 @@ class DataConfig(Ranged):
                 raise ValueError(
                     f"data.target_length={self.target_length} is too short: with data.spans, "
                     f"inputs of data.seq_length={self.seq_length} tokens have up to {fewest} "
-                    "targets; use at least that."
+                    "targets; use at least that many."
                 )

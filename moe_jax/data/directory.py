@@ -1,4 +1,4 @@
-"""The data directory: its place, and files in it that are written whole or not at all."""
+"""The data directory: its path, and atomic writes of files in it."""
 
 import uuid
 from collections.abc import Iterable
@@ -11,19 +11,19 @@ from moe_jax.errors import ConfigError
 
 
 def data_directory(config: DataConfig) -> tfds.core.Path:
-    """Where prepared datasets, trained tokenizers and files of tokens are kept."""
+    """Returns the folder of prepared datasets, trained tokenizers and token files."""
     return tfds.core.Path(config.data_dir or constants.DATA_DIR).expanduser()
 
 
 def check_directory(config: DataConfig) -> None:
-    """Raises ConfigError if `data.data_dir` is a file."""
+    """Raises ConfigError if ``data.data_dir`` is a file."""
     directory = data_directory(config)
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"data.data_dir={str(directory)!r} is a file: set it to a folder")
 
 
 def unwritable(path: tfds.core.Path, error: OSError) -> ConfigError:
-    """The error of a user whose data directory takes no files."""
+    """Returns the error for a data directory that cannot be written."""
     return ConfigError(
         f"{path} cannot be written ({error.strerror or error}): set data.data_dir to a folder that "
         "can be written"
@@ -31,7 +31,7 @@ def unwritable(path: tfds.core.Path, error: OSError) -> ConfigError:
 
 
 def write_parts(path: tfds.core.Path, parts: Iterable[bytes]) -> None:
-    """Writes `parts` one after the other; `path` appears when it is complete.
+    """Writes ``parts`` one after the other; ``path`` appears only when the file is complete.
 
     Raises:
         ConfigError: The folder cannot be written.

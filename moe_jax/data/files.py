@@ -1,4 +1,4 @@
-"""Local text files as documents, and which of them are for validation."""
+"""Local text files as documents, and their split into training and validation."""
 
 import dataclasses
 import functools
@@ -17,24 +17,25 @@ from moe_jax.data.python_library.python_library_dataset_builder import (
 from moe_jax.errors import ConfigError
 
 PREFIX = "files:"
-# One document is cut into equal spans, of which these are for validation: 5 %, spread evenly.
+# A single file is cut into equal spans. The spans with these numbers are for validation: 5 %,
+# spread evenly.
 _SPANS = 100
 _VALIDATION_SPANS = (10, 30, 50, 70, 90)
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Local UTF-8 text files, one document each, read when asked for.
+    """Local UTF-8 text files, one document each; a file is read when its document is requested.
 
     Attributes:
-        paths: The files.
+        paths: Paths of the files.
     """
 
     paths: tuple[str, ...]
 
     @property
     def identity(self) -> str:
-        """Names the documents by path, size and time of change."""
+        """Identity of the documents: a hash of path, size and modification time of each file."""
         digest = hashlib.sha256()
         for path in self.paths:
             stat = os.stat(path)
@@ -43,30 +44,34 @@ class FileSource:
 
     @functools.cached_property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total bytes of all files."""
         return sum(os.path.getsize(path) for path in self.paths)
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Returns the number of documents."""
         return len(self.paths)
 
     def __getitem__(self, index: int) -> str:
-        """The text of document `index`; ConfigError where the file is not UTF-8 text."""
+        """Returns the text of document ``index``.
+
+        Raises:
+            ConfigError: The file is not UTF-8 text.
+        """
         return _text(self.paths[index])
 
     def domain(self, index: int) -> int:
-        """Files have no domains: 0."""
+        """Returns 0, since files have no domains."""
         del index
         return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanSource:
-    """One file's text in spans: every twentieth hundredth is for validation, the rest for training.
+    """One file cut into a hundred spans: five for validation, the others for training.
 
     Attributes:
-        path: The file.
-        validation: Whether these are the documents of validation.
+        path: Path of the file.
+        validation: Whether the documents are the validation documents.
     """
 
     path: str
@@ -74,13 +79,13 @@ class SpanSource:
 
     @property
     def identity(self) -> str:
-        """Names the documents."""
+        """Identity of the documents."""
         split = "validation" if self.validation else "training"
         return f"{FileSource((self.path,)).identity}/{_SPANS} spans/{split}"
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Number of bytes of the file."""
         return os.path.getsize(self.path)
 
     @functools.cached_property
@@ -88,35 +93,36 @@ class SpanSource:
         text = _text(self.path)
         if len(text) < _SPANS:
             raise ConfigError(
-                f"{self.path} is the only file and has {len(text)} characters, too few to leave "
-                f"some for validation: give at least {_SPANS}, or a second file"
+                f"{self.path} is the only file and has {len(text)} characters, too few to "
+                f"split off validation text: give at least {_SPANS}, or a second file"
             )
-        kept = _VALIDATION_SPANS
-        spans = [(n, n + 1) for n in kept]
+        chosen = _VALIDATION_SPANS
+        spans = [(n, n + 1) for n in chosen]
         if not self.validation:
-            spans = list(zip((0, *(n + 1 for n in kept)), (*kept, _SPANS), strict=True))
+            spans = list(zip((0, *(n + 1 for n in chosen)), (*chosen, _SPANS), strict=True))
         return [text[a * len(text) // _SPANS : b * len(text) // _SPANS] for a, b in spans]
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Returns the number of documents."""
         return len(self._documents)
 
     def __getitem__(self, index: int) -> str:
-        """The text of document `index`."""
+        """Returns the text of document ``index``."""
         return self._documents[index]
 
     def domain(self, index: int) -> int:
-        """Files have no domains: 0."""
+        """Returns 0, since files have no domains."""
         del index
         return 0
 
 
 def open_files(config: DataConfig, validation: bool) -> FileSource | SpanSource:
-    """One split of the files that match the glob; empty files are left out.
+    """Opens one split of the files that match the glob; empty files are left out.
 
-    About one file in twenty is for validation, by the hash of its path below the glob's fixed part,
-    so that the split survives a move. Where that leaves one side empty, a twentieth of the files,
-    and at least one, is for validation; of a single file, spans are.
+    About one file in twenty is for validation. The hash of the path below the fixed part of the
+    glob selects it, so the split survives a move of the folder. If the hash leaves one split empty,
+    a twentieth of the files, and at least one file, is for validation. A single file is cut into
+    spans (``SpanSource``).
 
     Raises:
         FileNotFoundError: No file matches.
@@ -138,7 +144,7 @@ def check_files(config: DataConfig) -> None:
 
     Raises:
         FileNotFoundError: No file matches.
-        ConfigError: All files are empty, or some are not UTF-8 text; says how many.
+        ConfigError: All files are empty, or some are not UTF-8 text; the message counts them.
     """
     paths, _ = _matching(config)
     wrong = list(_wrong(paths))
@@ -158,7 +164,7 @@ def _wrong(paths: list[str]) -> Iterator[ConfigError]:
 
 
 def _matching(config: DataConfig) -> tuple[list[str], Path]:
-    """The files that hold text, sorted, and the folder above all of them."""
+    """Returns the non-empty files, sorted, and the folder above all of them."""
     pattern = config.source.removeprefix(PREFIX)
     expanded = os.path.expanduser(pattern)
     paths = sorted(path for path in glob.iglob(expanded, recursive=True) if os.path.isfile(path))
@@ -171,7 +177,7 @@ def _matching(config: DataConfig) -> tuple[list[str], Path]:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """The directories of a glob that come before its first wildcard."""
+    """Returns the directories of a glob before its first wildcard."""
     directories = Path(pattern).parent.parts
     return Path(*itertools.takewhile(lambda part: glob.escape(part) == part, directories))
 
@@ -185,7 +191,7 @@ def _text(path: str) -> str:
         ) from error
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); mend that or narrow the glob."
+            f"{path} cannot be read ({error.strerror}); make it readable or narrow the glob."
         ) from error
     if "\0" in text:
         raise ConfigError(f"{path} is not UTF-8 text but binary; narrow the glob.")

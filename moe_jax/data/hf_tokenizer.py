@@ -1,4 +1,4 @@
-"""A released tokenizer: the `tokenizer.json` of the package `tokenizers`, which is optional."""
+"""Released tokenizers: a ``tokenizer.json``, read by the optional package ``tokenizers``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ _SPACE = "\u2581"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HFTokenizer:
-    """A tokenizer of `transformers`, which need not give back every text unchanged.
+    """A tokenizer of ``transformers``; decoding need not restore every text unchanged.
 
     Attributes:
-        text: Its `tokenizer.json`.
+        text: Content of the ``tokenizer.json``.
         vocab_size: Number of ids, added tokens included.
-        pad_id: Padding; 0 where the release names none.
-        bos_id: Begins a document; the end token where the release names none.
-        eos_id: Ends a document.
+        pad_id: Padding token; 0 if the release names none.
+        bos_id: Begin token of a document; the end token if the release names none.
+        eos_id: End token of a document.
     """
 
     text: str
@@ -41,12 +42,12 @@ class HFTokenizer:
 
     @property
     def model(self) -> bytes:
-        """Its content, by which two tokenizers are compared."""
+        """Content of the tokenizer, which ``same_tokenizer`` compares."""
         return self.text.encode("utf-8")
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """See `Tokenizer`; a space that the tokenizer adds before a text counts as a byte."""
+        """See ``Tokenizer``; a space that the tokenizer adds before a text counts as one byte."""
         pieces = [self._inner.id_to_token(i) or "" for i in range(self.vocab_size)]
         plain = _plain_length(self.text)
         lengths = np.array([plain(piece) for piece in pieces], np.int32)
@@ -55,20 +56,20 @@ class HFTokenizer:
         return lengths
 
     def encode(self, text: str) -> np.ndarray:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return np.asarray(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """See `Tokenizer`; specials are skipped."""
-        kept = [int(i) for i in np.asarray(ids).ravel() if 0 <= i < self.vocab_size]
-        return self._inner.decode(kept, skip_special_tokens=True)
+        """See ``Tokenizer``; specials are skipped."""
+        valid = [int(i) for i in np.asarray(ids).ravel() if 0 <= i < self.vocab_size]
+        return self._inner.decode(valid, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self._inner.decode([int(token)], skip_special_tokens=False)
 
     def save(self, directory: str | Path) -> None:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         path = Path(directory) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -89,15 +90,15 @@ class HFTokenizer:
 
 
 def is_hf(setting: str) -> bool:
-    """Whether `data.tokenizer` names a released tokenizer."""
+    """Returns whether ``data.tokenizer`` names a released tokenizer."""
     return setting.startswith(PREFIX)
 
 
 def check_hf(setting: str) -> None:
-    """Refuses a folder without a tokenizer, and a machine without the package `tokenizers`.
+    """Rejects a folder without a tokenizer, and a machine without the package ``tokenizers``.
 
     Raises:
-        ConfigError: What is missing and what to do.
+        ConfigError: The file or the package is missing; the message names the remedy.
     """
     _library()
     folder = _folder(setting)
@@ -113,15 +114,16 @@ def check_hf(setting: str) -> None:
 
 
 def open_hf(setting: str, sentinels: int = 0) -> HFTokenizer:
-    """Opens `hf:FOLDER`.
+    """Opens ``hf:FOLDER``.
 
     Args:
-        setting: `data.tokenizer`.
-        sentinels: Ids that are added above. Where the release has as many of its own at the top
-            (T5's `<extra_id_0>`, the highest), these are left out, and added again as they were.
+        setting: Value of ``data.tokenizer``.
+        sentinels: Number of sentinels that the caller adds above. If the highest ids of the release
+            are as many sentinels (T5: ``<extra_id_0>`` is the highest id), they are left out here,
+            so that the caller restores them under their ids.
 
     Raises:
-        ConfigError: It cannot be read, or names no end token.
+        ConfigError: The tokenizer cannot be read, or it names no end token.
     """
     check_hf(setting)
     folder = _folder(setting)
@@ -129,21 +131,22 @@ def open_hf(setting: str, sentinels: int = 0) -> HFTokenizer:
     inner = HFTokenizer(text, 0, 0, 0, 0)._inner
     ids = inner.get_vocab(with_added_tokens=True)
     size = max(ids.values(), default=-1) + 1
-    own = [ids.get(f"<extra_id_{i}>") for i in range(sentinels)]
-    if sentinels and own == [size - 1 - i for i in range(sentinels)]:
+    released = [ids.get(f"<extra_id_{i}>") for i in range(sentinels)]
+    if sentinels and released == [size - 1 - i for i in range(sentinels)]:
         size -= sentinels
     named = _named_ids(folder, ids)
-    if named["eos"] is None:
+    eos = named["eos"]
+    if eos is None:
         raise ConfigError(
             f"data.tokenizer={setting!r} names no end token: set eos_token in "
             f"{folder / 'tokenizer_config.json'}"
         )
-    bos = named["eos"] if named["bos"] is None else named["bos"]
-    return HFTokenizer(text, size, named["pad"] or 0, bos, named["eos"])
+    bos = eos if named["bos"] is None else named["bos"]
+    return HFTokenizer(text, size, named["pad"] or 0, bos, eos)
 
 
 def load_hf(directory: str | Path) -> HFTokenizer | None:
-    """Reads what `HFTokenizer.save` wrote, or returns None where it wrote nothing.
+    """Reads the file of ``HFTokenizer.save``; returns ``None`` if there is no such file.
 
     Raises:
         ConfigError: The file is damaged.
@@ -171,28 +174,28 @@ def _folder(setting: str) -> Path:
 
 
 def _named_ids(folder: Path, ids: dict[str, int]) -> dict[str, int | None]:
-    """Ids of the special tokens, from the first file that names each."""
+    """Returns the id of each special token, from the first file that names it."""
     texts = [_json(folder / f) for f in ("tokenizer_config.json", "special_tokens_map.json")]
     numbers = [_json(folder / f) for f in ("generation_config.json", "config.json")]
-    numbers += [found.get("text_config") or {} for found in numbers]
-    found = {}
+    numbers += [settings.get("text_config") or {} for settings in numbers]
+    chosen = {}
     for kind in ("bos", "eos", "pad"):
         tokens = [_content(settings.get(f"{kind}_token")) for settings in texts]
         known = [ids[token] for token in tokens if token in ids]
         given = [_first(settings.get(f"{kind}_token_id")) for settings in numbers]
         known += [number for number in given if number is not None]
-        found[kind] = known[0] if known else None
-    return found
+        chosen[kind] = known[0] if known else None
+    return chosen
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _content(token: Any) -> str | None:
@@ -208,8 +211,8 @@ def _special_ids(inner: Any) -> list[int]:
     return [number for number, token in added.items() if token.special]
 
 
-def _plain_length(text: str) -> Any:
-    """Returns the function that gives the UTF-8 bytes that a piece stands for.
+def _plain_length(text: str) -> Callable[[str], int]:
+    """Returns a function from a piece to the number of its UTF-8 bytes.
 
     In a byte-level vocabulary each character of a piece is one byte.
     """

@@ -1,27 +1,27 @@
 """Batches of packed token rows, built with Grain.
 
-Documents are shuffled, tokenised, laid end to end and cut into rows of `seq_length` tokens; rows
-are shuffled again and batched. With `data.shuffle_window=0` rows are shuffled over the whole
-corpus, by an index (`moe_jax.data.rows`): documents are laid in one order for all epochs, and each
-epoch permutes all rows. Otherwise rows are shuffled within a window: only indices are kept in
-memory, so this path serves a corpus of a terabyte, and a run sees the documents in their order. The
-state of the iterator is a few numbers.
+Documents are shuffled, tokenised, concatenated and cut into rows of ``seq_length`` tokens; rows are
+shuffled again and batched. With ``data.shuffle_window=0`` an index (``moe_jax.data.rows``) shuffles
+the rows of the whole corpus: the order of the documents is the same in all epochs, and each epoch
+permutes all rows. Otherwise rows are shuffled within a window: memory holds only indices, so a
+window suits a corpus of a terabyte, and a run sees the documents in their shuffled order. The state
+of the iterator is a few numbers.
 
 A batch is a dict of (batch, seq_length) int32 arrays:
 
-* `inputs`: the token before each target; the begin token at a document's start.
-* `targets`: the tokens of the documents, each document closed by the end token.
-* `segments`: 1, 2, ... for the pieces of documents in a row, 0 for padding.
-* `positions`: position within the piece.
-* `bytes`: UTF-8 bytes that each target stands for; 0 for the end token and padding.
-* `domains`: the document's language or topic, see `Source.domain`.
+* ``inputs``: Token before each target; the begin token at the start of a document.
+* ``targets``: Tokens of the documents; the end token closes each document.
+* ``segments``: Number of the document piece in the row, from 1; 0 for padding.
+* ``positions``: Position within the piece.
+* ``bytes``: Number of UTF-8 bytes of each target; 0 for the end token and padding.
+* ``domains``: Language or topic of the document, see ``Source.domain``.
 
-With `data.spans` (`moe_jax.data.span_corruption`), a row is a text with spans cut out, in T5's
-layout: `encoder_inputs` and `encoder_segments` (batch, seq_length), and all of the above
-(batch, target_length) of what is to be restored. The pieces of documents in a row attend to each
-other, as in T5.
+With ``data.spans`` (``moe_jax.data.span_corruption``), a row is a text with spans cut out, in the
+layout of T5: ``encoder_inputs`` and ``encoder_segments``, (batch, seq_length), hold the rest of the
+text, and the arrays above, (batch, target_length), hold the spans to restore. The document pieces
+in a row attend to each other, as in T5.
 
-Padding is 0 in all of them. A document that does not fit into a row goes on in the next one; the
+Padding is 0 in all arrays. A document that does not fit into a row continues in the next row; the
 first input of a later piece is the real previous token, so each target has its own input and is
 counted exactly once in an epoch.
 """
@@ -39,7 +39,7 @@ import numpy as np
 from moe_jax.data.config import DataConfig
 from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
 from moe_jax.data.sources import Source, open_source
-from moe_jax.data.span_corruption import SpanCorruption
+from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.spare import without_spare_ids
 from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.data.tokenizers import open_tokenizer
@@ -48,7 +48,7 @@ Batch = dict[str, np.ndarray]
 
 _COLUMNS = ("inputs", "targets", "bytes", "domains")
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
-# Of many streams each is read by the thread that prefetches their batches.
+# With many streams, the thread that prefetches the batches also reads the documents.
 _READ_ONE_OF_MANY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 _MANY = 4
 _STREAMS, _ZIPPED = "streams", "parents"
@@ -57,26 +57,26 @@ _STREAMS, _ZIPPED = "streams", "parents"
 def train_batches(
     config: DataConfig, tokenizer: Tokenizer, *, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """Endless training batches, or one process's rows of them.
+    """Returns endless training batches, or the rows of one process in these batches.
 
-    Each epoch visits every document once, in a new order. Stream s of N (`data.streams`) reads
+    Each epoch visits every document once, in a new order. Stream s of N (``data.streams``) reads
     documents s::N and fills rows [s * batch_size / N, (s + 1) * batch_size / N) of every batch.
 
     Args:
         config: The data config.
-        tokenizer: Such as `open_tokenizer(config)`.
-        rows: The rows of the batch that are wanted, in order; None for all. Only their streams
-            are read.
+        tokenizer: Tokenizer of the run, such as ``open_tokenizer(config)``.
+        rows: Rows of the batch to return, in order; ``None`` for all. Only the streams of these
+            rows are read.
 
     Returns:
-        An iterator whose `get_state()` is JSON-serialisable and whose `set_state()` restores the
-        exact position. The state holds each stream under its number, so that of a batch read by
-        several processes is the union of theirs. Call `close()` to stop its thread.
+        Iterator of batches. Its ``get_state()`` is JSON-serialisable, and ``set_state()`` restores
+        the exact position. The state holds each stream under its number, so the state of a global
+        batch is the union of the states of all processes. ``close()`` stops the thread.
 
     Raises:
-        FileNotFoundError: See `open_source`.
-        ValueError: See `open_source`; or the rows are not those of whole streams, or there are
-            fewer documents than streams.
+        FileNotFoundError: See ``open_source``.
+        ValueError: See ``open_source``; or the rows do not form whole streams, or there are fewer
+            documents than streams.
     """
     streams = _streams_of(config, rows)
     source = open_source(config, "train")
@@ -99,43 +99,42 @@ def train_batches(
 def eval_batches(
     config: DataConfig, tokenizer: Tokenizer, *, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """The validation documents once, in a fixed order, which is the same for every seed.
+    """Returns batches of all validation documents, once, in the same order for every seed.
 
-    The last batch is filled up with padding rows, so whatever rows of the batches are asked for,
-    equally many batches come.
+    Padding rows complete the last batch, so the number of batches does not depend on ``rows``.
 
     Args:
         config: The data config.
-        tokenizer: Such as `open_tokenizer(config)`.
-        rows: The rows of each batch that are wanted, in order; None for all.
+        tokenizer: Tokenizer of the run, such as ``open_tokenizer(config)``.
+        rows: Rows of each batch to return, in order; ``None`` for all.
 
     Returns:
-        A finite iterator. With nats per target `nll`, bits per byte over all batches is
-        `sum(nll[segments > 0]) / ln(2) / sum(bytes)`.
+        A finite iterator. With nats per target ``nll``, bits per byte over all batches is
+        ``sum(nll[segments > 0]) / ln(2) / sum(bytes)``.
 
     Raises:
-        FileNotFoundError: See `open_source`.
-        ValueError: See `open_source`.
+        FileNotFoundError: See ``open_source``.
+        ValueError: See ``open_source``.
     """
-    own = slice(None) if rows is None else np.asarray(rows)
+    selected = slice(None) if rows is None else np.asarray(rows)
     documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer)
     dataset = _shuffled(dataset, config.eval_shuffle_window, seed=0)
     dataset = dataset.batch(config.batch_size, batch_fn=fill)
-    dataset = dataset.map(lambda batch: {name: array[own] for name, array in batch.items()})
+    dataset = dataset.map(lambda batch: {name: array[selected] for name, array in batch.items()})
     return _Restorable(iter(_prefetched(dataset, config)))
 
 
 def measure_throughput(config: DataConfig, seconds: float = 5.0) -> float:
-    """Target tokens per second that the training loader yields to an idle consumer.
+    """Measures the target tokens per second of the training loader with an idle consumer.
 
     Args:
         config: The data config.
-        seconds: How long to measure, after the first batch.
+        seconds: Duration of the measurement, after the first batch.
 
     Returns:
-        Tokens per second, padding left out.
+        Tokens per second, without padding.
     """
     batches = train_batches(config, open_tokenizer(config))
     next(batches)
@@ -149,7 +148,7 @@ def measure_throughput(config: DataConfig, seconds: float = 5.0) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-    """Tokenised documents by index: {"tokens": (tokens + 1, 4) int32}, see `_COLUMNS`."""
+    """Tokenised documents by index: {"tokens": (tokens + 1, 4) int32}, see ``_COLUMNS``."""
 
     source: Source
     tokenizer: Tokenizer
@@ -181,9 +180,10 @@ class _CutAndPad(grain.experimental.FlatMapTransform):
 
 @dataclasses.dataclass(frozen=True)
 class _Corrupted:
-    """Cuts spans out of a row of text; a row too short for that becomes padding."""
+    """Cuts spans out of a row of text; a row of fewer than two tokens becomes padding."""
 
     config: DataConfig
+    spans: Spans
     tokenizer: Tokenizer
 
     def __call__(self, row: dict[str, np.ndarray], rng: np.random.Generator) -> Batch:
@@ -216,7 +216,7 @@ class _Corrupted:
     @functools.cached_property
     def _corruption(self) -> SpanCorruption:
         return SpanCorruption(
-            **dataclasses.asdict(self.config.spans),
+            **dataclasses.asdict(self.spans),
             vocab_size=without_spare_ids(self.tokenizer).vocab_size,
             eos_id=self.tokenizer.eos_id,
             pad_id=self.tokenizer.pad_id,
@@ -224,9 +224,9 @@ class _Corrupted:
 
 
 class _Restorable(grain.DatasetIterator):
-    """Takes states that went through JSON, and stops its thread before the interpreter ends.
+    """An iterator that accepts states from JSON and stops its thread before the interpreter ends.
 
-    With `streams`, the parent zips these, and the state names each by its number.
+    With ``streams``, the parent zips these streams, and the state holds each under its number.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class _Restorable(grain.DatasetIterator):
         super().__init__()
         self._held = [parent]
         self._streams = streams
-        # Runs at exit too: a thread that outlives the modules it uses would print tracebacks.
+        # The finalizer also runs at exit: a thread that outlives its modules prints tracebacks.
         self._stop = weakref.finalize(self, _close, self._held)
 
     def __next__(self) -> Batch:
@@ -254,7 +254,7 @@ class _Restorable(grain.DatasetIterator):
         self._assert_not_closed()
         if self._streams is not None:
             state = {_ZIPPED: [_part(state, stream) for stream in self._streams]}
-        # JSON turns Grain's tuples into lists, which its packing then takes for other slices.
+        # JSON turns the tuples of Grain into lists, which its packing would read as other slices.
         self._held[0].set_state(_with_tuples(state))
 
     def close(self) -> None:
@@ -267,7 +267,8 @@ def _part(state: dict[str, Any], stream: int) -> Any:
         return state[_STREAMS][str(stream)]
     except KeyError:
         raise ValueError(
-            f"the position in the data does not hold stream {stream}: it is of another data.streams"
+            f"the position in the data does not hold stream {stream}: a run with another "
+            "data.streams saved it"
         ) from None
 
 
@@ -282,9 +283,9 @@ def _stream(
     stream: int,
     read: grain.ReadOptions,
 ) -> grain.IterDataset:
-    """One stream's rows of every batch."""
-    own = documents[stream :: config.streams].shuffle(config.seed).repeat(None)
-    dataset = _rows(own.to_iter_dataset(read), config, tokenizer, stream)
+    """Returns the rows of one stream in every batch."""
+    share = documents[stream :: config.streams].shuffle(config.seed).repeat(None)
+    dataset = _rows(share.to_iter_dataset(read), config, tokenizer, stream)
     dataset = _shuffled(dataset, config.shuffle_window // config.streams, config.seed)
     return dataset.batch(config.batch_size // config.streams, drop_remainder=True)
 
@@ -292,14 +293,14 @@ def _stream(
 def _indexed_stream(
     corpus: Corpus, config: DataConfig, stream: int, read: grain.ReadOptions
 ) -> grain.IterDataset:
-    """One stream's rows of every batch, shuffled over each epoch."""
+    """Returns the rows of one stream in every batch, shuffled over each epoch."""
     length = config.spans.lengths(config.seq_length)[0] if config.spans else config.seq_length
     rows = grain.MapDataset.source(rows_of_stream(corpus, config, stream, length))
     rows = rows.shuffle((config.seed + stream) % 2**32).repeat(None)
     if config.spans is None:
         rows = rows.map(_named)
     else:
-        corrupted = _Corrupted(config, corpus.tokenizer)
+        corrupted = _Corrupted(config, config.spans, corpus.tokenizer)
         rows = rows.random_map(corrupted, seed=(config.seed + stream) % 2**32)
     share = config.batch_size // config.streams
     return rows.to_iter_dataset(read).batch(share, drop_remainder=True)
@@ -320,7 +321,7 @@ def _rows(
 ) -> grain.IterDataset:
     if config.spans is None:
         return _cut(documents, config.packing, config.seq_length).map(_named)
-    corrupted = _Corrupted(config, tokenizer)
+    corrupted = _Corrupted(config, config.spans, tokenizer)
     rows = _cut(documents, config.packing, config.spans.lengths(config.seq_length)[0])
     return rows.random_map(corrupted, seed=(config.seed + stream) % 2**32)
 
@@ -351,14 +352,14 @@ def _named(row: dict[str, np.ndarray]) -> Batch:
 
 
 def _streams_of(config: DataConfig, rows: Sequence[int] | None) -> tuple[int, ...]:
-    """The streams that fill these rows of the batch, in order."""
+    """Returns the streams that fill these rows of the batch, in order."""
     share = config.batch_size // config.streams
     wanted = list(range(config.batch_size) if rows is None else rows)
     streams = tuple(sorted({row // share for row in wanted}))
     if wanted != [row for s in streams for row in range(s * share, (s + 1) * share)]:
         raise ValueError(
-            f"rows {wanted} of a batch are not those of whole streams of {share} rows each; set "
-            f"data.streams={config.streams} to a multiple that makes them so."
+            f"rows {wanted} of a batch do not form whole streams of {share} rows each; set "
+            f"data.streams={config.streams} to a larger multiple."
         )
     return streams
 

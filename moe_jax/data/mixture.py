@@ -1,9 +1,9 @@
 """A synthetic corpus whose best possible loss is known.
 
 Each document is written in one of a few first-order Markov languages over one shared alphabet. A
-model reaches the entropy of the languages only if it finds out which language it reads, which
-makes the corpus a probe for expert specialisation. Symbols are printable ASCII characters, so the
-tokenizer `bytes` has one token for each symbol.
+model reaches the entropy of the languages only if it infers the language of each document, so the
+corpus is a probe for expert specialisation. Symbols are printable ASCII characters, so the
+tokenizer ``bytes`` has one token for each symbol.
 """
 
 import bisect
@@ -19,12 +19,13 @@ _FIRST_SYMBOL = ord("!")
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """The languages, with uniform prior over them.
+    """Markov languages with a uniform prior.
 
     Attributes:
-        transitions: (languages, symbols, symbols) probabilities; rows sum to 1.
-        initial: (languages, symbols) stationary distribution, which draws the first symbol.
-        document_length: Symbols in a document.
+        transitions: Transition probabilities, (languages, symbols, symbols); rows sum to 1.
+        initial: Stationary distribution of each language, (languages, symbols); the first symbol is
+            drawn from it.
+        document_length: Number of symbols in a document.
     """
 
     transitions: np.ndarray
@@ -32,11 +33,11 @@ class Mixture:
     document_length: int
 
     def entropy_rates(self) -> np.ndarray:
-        """Entropy rate of each language, (languages,) in nats per symbol."""
+        """Returns the entropy rate of each language, (languages,), in nats per symbol."""
         return np.sum(self.initial * _entropy(self.transitions), axis=-1)
 
     def best_possible_loss(self) -> float:
-        """Expected loss of the true model that is told each document's language.
+        """Returns the expected loss of the true model, given the language of each document.
 
         Returns:
             Nats per symbol over whole documents, the first symbol included and the end-of-document
@@ -46,13 +47,14 @@ class Mixture:
         return float(per_document.mean() / self.document_length)
 
     def document_nll(self, text: str) -> np.ndarray:
-        """Exact negative log-likelihood of a document under each language.
+        """Returns the exact negative log-likelihood of a document under each language.
 
         Args:
             text: A document of this mixture.
 
         Returns:
-            (languages,) in nats; infinite where a language cannot have written the document.
+            Negative log-likelihoods, (languages,), in nats; infinite if the language cannot have
+            written the document.
         """
         symbols = text_to_symbols(text, self.initial.shape[-1])
         with np.errstate(divide="ignore"):
@@ -61,9 +63,9 @@ class Mixture:
         return -(first + rest)
 
     def bayes_nll(self, text: str) -> float:
-        """Exact negative log-likelihood, in nats, of a document in an unknown language.
+        """Returns the exact negative log-likelihood, in nats, of a document in an unknown language.
 
-        This is the floor for a model that has to infer the language while it reads.
+        No model that has to infer the language from the document can reach a lower loss.
         """
         nll = self.document_nll(text)
         least = nll.min()
@@ -71,11 +73,11 @@ class Mixture:
 
 
 def make_mixture(config: MixtureConfig) -> Mixture:
-    """Draws the languages of `config`; the same config always gives the same ones."""
+    """Draws the languages of ``config``; the same config always gives the same languages."""
     rng = np.random.default_rng([config.seed, 0])
     shape = (config.num_languages, config.num_symbols)
     transitions = rng.dirichlet(np.full(config.num_symbols, config.concentration), size=shape)
-    # A little of the uniform keeps every chain ergodic, so the stationary distribution is unique.
+    # A small uniform share keeps every chain ergodic, so the stationary distribution is unique.
     transitions = 0.99 * transitions + 0.01 / config.num_symbols
     initial = np.stack([_stationary(matrix) for matrix in transitions])
     return Mixture(transitions, initial, config.document_length)
@@ -87,17 +89,17 @@ def symbols_to_text(symbols: np.ndarray) -> str:
 
 
 def text_to_symbols(text: str, num_symbols: int) -> np.ndarray:
-    """Inverse of `symbols_to_text`.
+    """Inverts ``symbols_to_text``.
 
     Args:
-        text: At least one character, all of them in the alphabet.
+        text: Text of at least one character; all characters are in the alphabet.
         num_symbols: Size of the alphabet.
 
     Returns:
-        (len(text),) int64 symbol indices.
+        Symbol indices, (len(text),), int64.
 
     Raises:
-        ValueError: `text` is empty or has a character outside the alphabet.
+        ValueError: ``text`` is empty or has a character outside the alphabet.
     """
     symbols = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - _FIRST_SYMBOL
     if symbols.size == 0 or symbols.min() < 0 or symbols.max() >= num_symbols:
@@ -107,11 +109,11 @@ def text_to_symbols(text: str, num_symbols: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureSource:
-    """The documents of a mixture, each computed from its index when asked for.
+    """The documents of a mixture; each document is computed from its index on request.
 
     Attributes:
-        config: The mixture.
-        split: `train` or `eval`; the two share languages and no document.
+        config: Settings of the mixture.
+        split: Split, ``train`` or ``eval``; the splits share languages and no document.
     """
 
     config: MixtureConfig
@@ -119,26 +121,26 @@ class MixtureSource:
 
     @functools.cached_property
     def mixture(self) -> Mixture:
-        """The languages."""
+        """Languages of the mixture."""
         return make_mixture(self.config)
 
     @property
     def identity(self) -> str:
-        """Names the documents."""
+        """Identity of the documents."""
         return f"{self.config!r}/{self.split}"
 
     @property
     def size(self) -> int:
-        """Bytes of all documents."""
+        """Total bytes of all documents."""
         return len(self) * self.config.document_length
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Returns the number of documents."""
         train = self.split == "train"
         return self.config.num_documents if train else self.config.num_eval_documents
 
     def __getitem__(self, index: int) -> str:
-        """The text of document `index`."""
+        """Returns the text of document ``index``."""
         rng = self._rng(index)
         initial, rows = self._cumulative[self._language(rng)]
         draws = rng.random(self.config.document_length).tolist()
@@ -149,7 +151,7 @@ class MixtureSource:
         return symbols_to_text(np.array(symbols))
 
     def domain(self, index: int) -> int:
-        """The language of a document, 0 to `num_languages` - 1."""
+        """Returns the language of a document, 0 to ``num_languages`` - 1."""
         return self._language(self._rng(index))
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -169,13 +171,13 @@ class MixtureSource:
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy over the last axis, in nats."""
+    """Returns the entropy over the last axis, in nats."""
     positive = np.where(probabilities > 0, probabilities, 1.0)
     return -np.sum(positive * np.log(positive), axis=-1)
 
 
 def _stationary(matrix: np.ndarray) -> np.ndarray:
-    """The distribution that `matrix` (row-stochastic) leaves unchanged."""
+    """Returns the stationary distribution of ``matrix`` (row-stochastic)."""
     size = len(matrix)
     equations = np.vstack([matrix.T - np.eye(size), np.ones(size)])
     target = np.append(np.zeros(size), 1.0)

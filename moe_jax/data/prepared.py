@@ -1,4 +1,4 @@
-"""Prepared TFDS datasets, and the one that is prepared here: the Python library."""
+"""Prepared TFDS datasets; the dataset ``python_library`` is prepared on first use."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ PYTHON_LIBRARY = "python_library"
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _METADATA = ("dataset_info.json", "features.json")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-# What reading a damaged record raises: its file, its layout, its features, its text.
+# Exceptions of a damaged record: in its file, its layout, its features or its text.
 _DAMAGE = (RuntimeError, IndexError, DecodeError, KeyError, ValueError)
 
 
@@ -36,11 +36,11 @@ class TfdsSource:
     """One text feature of a prepared TFDS dataset.
 
     Attributes:
-        records: The TFDS data source.
-        text_feature: Name of the feature.
-        identity: Dataset, version and split.
-        size: Bytes of the dataset, other splits and features included.
-        shards: Files and how many of the records each holds, in order.
+        records: TFDS data source of the split.
+        text_feature: Name of the text feature.
+        identity: Name of dataset, version and split.
+        size: Number of bytes of the dataset, other splits and features included.
+        shards: Path and number of records of each file, in order.
     """
 
     records: Sequence[dict[str, Any]]
@@ -50,11 +50,15 @@ class TfdsSource:
     shards: tuple[tuple[str, int], ...]
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Returns the number of documents."""
         return len(self.records)
 
     def __getitem__(self, index: int) -> str:
-        """The text of document `index`; ConfigError, naming the file, where it is damaged."""
+        """Returns the text of document ``index``.
+
+        Raises:
+            ConfigError: The record is damaged; the message names its file.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         try:
@@ -63,7 +67,7 @@ class TfdsSource:
             raise damaged(self._shard(index), line_of(error)) from error
 
     def domain(self, index: int) -> int:
-        """Text datasets have no domains: 0."""
+        """Returns 0, since text datasets have no domains."""
         del index
         return 0
 
@@ -76,7 +80,7 @@ class TfdsSource:
 
 
 def damaged(path: str | tfds.core.Path, reason: str) -> ConfigError:
-    """The error of a file of a prepared dataset."""
+    """Returns the error for a damaged file of a prepared dataset."""
     folder = tfds.core.Path(path).parent
     return ConfigError(
         f"{path} is damaged ({reason}): delete {folder} and prepare the dataset again, which for "
@@ -85,11 +89,11 @@ def damaged(path: str | tfds.core.Path, reason: str) -> ConfigError:
 
 
 def open_prepared(config: DataConfig, validation: bool) -> TfdsSource:
-    """One split of a prepared dataset; the Python library is prepared if it is missing.
+    """Opens one split of a prepared dataset; ``python_library`` is prepared if it is missing.
 
     Raises:
         FileNotFoundError: The dataset is not prepared.
-        ConfigError: A file of it is damaged.
+        ConfigError: A file of the dataset is damaged.
         ValueError: Dataset, split or text feature does not exist, or the split is empty.
     """
     setting = "eval_split" if validation else "train_split"
@@ -120,15 +124,16 @@ def open_prepared(config: DataConfig, validation: bool) -> TfdsSource:
 
 
 def library_is_prepared(config: DataConfig) -> bool:
-    """Whether this version of the interpreter's library lies in the data directory."""
+    """Returns whether the library of this interpreter version is prepared."""
     return _library_folder(config).exists()
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepares a dataset that needs no download, with TFDS's progress bar.
+    """Prepares a dataset that needs no download, with the progress bar of TFDS.
 
     Args:
-        builder: Its files appear under `builder.data_path` all at once, when they are complete.
+        builder: Builder of the dataset; the files appear under ``builder.data_path`` all at once,
+            when they are complete.
 
     Raises:
         ConfigError: The data directory cannot be written.
@@ -140,22 +145,22 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False, num_shards=1)
             )
         except OSError as error:
-            # Another process may have finished the same dataset first; that one is as good.
+            # Another process may have prepared the same dataset first; its files are as good.
             if not builder.data_path.exists():
                 raise unwritable(builder.data_path, error) from error
 
 
 @functools.cache
 def _check_shard(path: str, records: int) -> None:
-    """Raises ConfigError unless a file holds so many records."""
+    """Raises ConfigError unless the file holds ``records`` records."""
     try:
         reader = ArrayRecordReader(path)
-        found = reader.num_records()
+        count = reader.num_records()
         reader.close()
     except _DAMAGE as error:
         raise damaged(path, line_of(error)) from error
-    if found != records:
-        raise damaged(path, f"it has {found} records and not {records}")
+    if count != records:
+        raise damaged(path, f"it has {count} records and not {records}")
 
 
 def _library_folder(config: DataConfig) -> tfds.core.Path:
@@ -193,33 +198,33 @@ def _builder_by_name(config: DataConfig) -> tfds.core.DatasetBuilder:
 def _opened(
     make: Callable[[DataConfig], tfds.core.DatasetBuilder], config: DataConfig
 ) -> tfds.core.DatasetBuilder:
-    """A builder whose metadata says what TFDS can read."""
+    """Returns the builder of ``make``; rejects metadata that TFDS cannot read."""
     try:
         return make(config)
     except (ParseError, KeyError, AttributeError, TypeError) as error:
         where = data_directory(config) / config.source
         raise ConfigError(
-            f"TFDS cannot read the dataset in {where} ({line_of(error)}): delete it and prepare it "
-            "again"
+            f"TFDS cannot read the dataset in {where} ({line_of(error)}): delete the folder and "
+            "prepare the dataset again"
         ) from error
 
 
 def _version_folders(config: DataConfig) -> list[tfds.core.Path]:
-    """The folders of prepared versions that the source's name may mean."""
+    """Returns the folders of all prepared versions that match the name of the source."""
     root = data_directory(config).joinpath(*re.split("[/:]", config.source))
-    found = [root, *root.glob("*"), *root.glob("*/*")] if root.is_dir() else []
-    return [folder for folder in found if _VERSION.fullmatch(folder.name) and folder.is_dir()]
+    folders = [root, *root.glob("*"), *root.glob("*/*")] if root.is_dir() else []
+    return [folder for folder in folders if _VERSION.fullmatch(folder.name) and folder.is_dir()]
 
 
 def _check_metadata(folder: tfds.core.Path) -> None:
-    """Raises ConfigError unless the files that describe a dataset are there and are JSON."""
+    """Raises ConfigError unless the metadata files of a dataset exist and are JSON."""
     for name in _METADATA:
         path = folder / name
         try:
             json.loads(path.read_text())
         except FileNotFoundError as error:
             raise ConfigError(
-                f"{path} is missing, so the dataset is not whole: delete {folder} and prepare it "
+                f"{path} is missing, so the dataset is incomplete: delete {folder} and prepare it "
                 f"again, which for data.source={PYTHON_LIBRARY!r} happens by itself"
             ) from error
         except ValueError as error:
@@ -227,7 +232,7 @@ def _check_metadata(folder: tfds.core.Path) -> None:
 
 
 def _not_prepared(config: DataConfig) -> Exception:
-    # TFDS imports its text datasets lazily, so their names are unknown before this.
+    # TFDS imports its text datasets lazily, so it knows their names only after this import.
     importlib.import_module("tensorflow_datasets.text")
     known = tfds.list_builders(with_community_datasets=False)
     name = config.source.split("/")[0].split(":")[0]
@@ -249,9 +254,9 @@ def _not_prepared(config: DataConfig) -> Exception:
 def _check_format(builder: tfds.core.DatasetBuilder) -> None:
     formats = builder.info.available_file_formats()
     if _ARRAY_RECORD not in formats:
-        found = ", ".join(sorted(item.value for item in formats)) or "nothing"
+        names = ", ".join(sorted(item.value for item in formats)) or "nothing"
         raise ValueError(
-            f"{builder.info.full_name} is prepared as {found}, which has no random access; run "
+            f"{builder.info.full_name} is prepared as {names}, which has no random access; run "
             f"`tfds convert_format --dataset_dir={builder.data_path} "
             "--out_file_format=array_record`."
         )
@@ -269,7 +274,7 @@ def _check_feature(config: DataConfig, builder: tfds.core.DatasetBuilder) -> Non
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's warnings about missing metadata off the terminal."""
+    """Hides the warnings of TFDS about missing metadata."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,9 +1,9 @@
 """Rows of a whole corpus by index, so that one permutation shuffles an epoch.
 
-The tokens of all documents lie in one file, which is memory-mapped: two bytes each where a
-vocabulary has at most 65,536 ids, else four. It is made at the first start, beside the trained
-tokenizers, and named after documents and tokenizer. In memory are 16 bytes per document; the
-permutation of the rows is computed, not stored.
+One memory-mapped file holds the tokens of all documents, with two bytes per token if the vocabulary
+has at most 65,536 ids, else four. The first run writes the file beside the trained tokenizers; its
+name identifies documents and tokenizer. Memory holds 16 bytes per document; the permutation of the
+rows is computed, not stored.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class Corpus:
     """The tokens of all documents, one after the other.
 
     Attributes:
-        tokens: (tokens,) ids, each document closed by the end token.
-        source: The documents, for their domains.
-        tokenizer: Of the tokens.
+        tokens: Token ids, (tokens,); the end token closes each document.
+        source: Source of the documents, for their domains.
+        tokenizer: Tokenizer of the tokens.
     """
 
     tokens: np.ndarray
@@ -43,21 +43,30 @@ class Corpus:
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
-        """(documents,) int64, where each document ends."""
+        """End of each document in ``tokens``, (documents,), int64."""
         return np.flatnonzero(self.tokens == self.tokenizer.eos_id) + 1
 
     @functools.cached_property
     def starts(self) -> np.ndarray:
-        """(documents,) int64, where each document begins."""
+        """Start of each document in ``tokens``, (documents,), int64."""
         return np.concatenate([[0], self.ends[:-1]])
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """(documents,) int64, tokens of each document."""
+        """Number of tokens of each document, (documents,), int64."""
         return self.ends - self.starts
 
     def columns(self, document: int, first: int, last: int) -> np.ndarray:
-        """(last - first, 4) int32 of one document: inputs, targets, bytes, domains."""
+        """Returns inputs, targets, bytes and domains of one piece of a document.
+
+        Args:
+            document: Number of the document.
+            first: First token of the piece, within the document.
+            last: End of the piece, exclusive.
+
+        Returns:
+            Columns, (last - first, 4), int32.
+        """
         start = int(self.starts[document])
         targets = self.tokens[start + first : start + last].astype(np.int32)
         before = self.tokens[start + first - 1] if first else self.tokenizer.bos_id
@@ -67,25 +76,25 @@ class Corpus:
 
 
 class Rows(Protocol):
-    """Rows by index, in Grain's layout of packed rows."""
+    """Rows by index, in the layout of packed rows in Grain."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`."""
+        """Returns row ``index``."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """Documents laid end to end and cut into rows; the last row is filled up with padding.
+    """Concatenated documents, cut into rows; padding completes the last row.
 
     Attributes:
-        corpus: The tokens.
-        documents: (documents,) which ones, in order.
-        length: Tokens in a row.
+        corpus: Corpus of the documents.
+        documents: Numbers of the documents, (documents,), in order.
+        length: Number of tokens in a row.
     """
 
     corpus: Corpus
@@ -97,32 +106,32 @@ class PackedRows:
         return np.cumsum(self.corpus.lengths[self.documents])
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return -(-int(self._ends[-1]) // self.length)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`."""
+        """Returns row ``index``."""
         start = index * self.length
         stop = min(start + self.length, int(self._ends[-1]))
         pieces = []
-        place = int(np.searchsorted(self._ends, start, side="right"))
+        rank = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
-            begin = _begin(self._ends, place)
-            end = min(stop, int(self._ends[place]))
-            document = int(self.documents[place])
+            begin = _begin(self._ends, rank)
+            end = min(stop, int(self._ends[rank]))
+            document = int(self.documents[rank])
             pieces.append(self.corpus.columns(document, start - begin, end - begin))
-            start, place = end, place + 1
+            start, rank = end, rank + 1
         return joined_row(pieces, self.length)
 
 
 @dataclasses.dataclass(frozen=True)
 class SeparateRows:
-    """Each document cut into rows of its own; its last row is filled up with padding.
+    """Documents cut into separate rows; padding completes the last row of each document.
 
     Attributes:
-        corpus: The tokens.
-        documents: (documents,) which ones.
-        length: Tokens in a row.
+        corpus: Corpus of the documents.
+        documents: Numbers of the documents, (documents,), in order.
+        length: Number of tokens in a row.
     """
 
     corpus: Corpus
@@ -131,30 +140,30 @@ class SeparateRows:
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
-        """How many rows end with each document."""
+        """Number of rows up to the end of each document, (documents,)."""
         return np.cumsum(-(-self.corpus.lengths[self.documents] // self.length))
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`."""
-        place = int(np.searchsorted(self._ends, index, side="right"))
-        document = int(self.documents[place])
-        first = (index - _begin(self._ends, place)) * self.length
+        """Returns row ``index``."""
+        rank = int(np.searchsorted(self._ends, index, side="right"))
+        document = int(self.documents[rank])
+        first = (index - _begin(self._ends, rank)) * self.length
         last = min(first + self.length, int(self.corpus.lengths[document]))
         columns = self.corpus.columns(document, first, last)
         return joined_row([columns], self.length)
 
 
-def _begin(ends: np.ndarray, place: int) -> int:
-    """Where the part at `place` begins, the one before ending there."""
-    return int(ends[place - 1]) if place else 0
+def _begin(ends: np.ndarray, rank: int) -> int:
+    """Returns the start of document ``rank``, which is the end of the document before."""
+    return int(ends[rank - 1]) if rank else 0
 
 
 def joined_row(pieces: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """Lays pieces of documents, (tokens, 4) each, side by side and pads them to `length`."""
+    """Concatenates pieces of documents, (tokens, 4) each, and pads the row to ``length``."""
     row = {
         "tokens": np.zeros((length, pieces[0].shape[1]), np.int32),
         "tokens_segment_ids": np.zeros(length, np.int32),
@@ -162,42 +171,43 @@ def joined_row(pieces: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
     }
     start = 0
     for number, piece in enumerate(pieces, 1):
-        own = slice(start, start := start + len(piece))
-        row["tokens"][own] = piece
-        row["tokens_segment_ids"][own] = number
-        row["tokens_positions"][own] = np.arange(len(piece))
+        span = slice(start, start := start + len(piece))
+        row["tokens"][span] = piece
+        row["tokens_segment_ids"][span] = number
+        row["tokens_positions"][span] = np.arange(len(piece))
     return row
 
 
 def rows_of_stream(corpus: Corpus, config: DataConfig, stream: int, length: int) -> Rows:
-    """The rows of documents `stream::data.streams`, which the seed lays in an order."""
-    own = np.arange(stream, len(corpus.ends), config.streams)
-    # The legacy generator, since NumPy promises that its permutations never change.
-    order = np.random.RandomState([config.seed, stream]).permutation(own)
+    """Returns the rows of documents ``stream::data.streams``, in an order drawn from the seed."""
+    documents = np.arange(stream, len(corpus.ends), config.streams)
+    # NumPy promises that the permutations of the legacy generator never change.
+    order = np.random.RandomState([config.seed, stream]).permutation(documents)
     return (PackedRows if config.packing else SeparateRows)(corpus, order, length)
 
 
 def prepare_rows(config: DataConfig, tokenizer: Tokenizer) -> None:
-    """Makes the file of tokens that shuffling a whole corpus needs, if it is missing.
+    """Writes the token file if ``data.shuffle_window=0`` needs it and it is missing.
 
     Raises:
-        ConfigError: See `open_corpus`.
+        ConfigError: See ``open_corpus``.
     """
     if not config.shuffle_window:
         open_corpus(config, open_source(config, "train"), tokenizer)
 
 
 def open_corpus(config: DataConfig, source: Source, tokenizer: Tokenizer) -> Corpus:
-    """The tokens of `source`, from their file, which is made if it is missing.
+    """Opens the token file of ``source``; writes it first if it is missing.
 
     Raises:
-        ConfigError: The corpus is too large for that, or its file cannot be written.
+        ConfigError: The corpus is too large for an index, or the file cannot be written or is
+            damaged.
     """
     if source.size > LARGEST:
         raise ConfigError(
             f"data.shuffle_window=0 shuffles a whole corpus, of up to {LARGEST >> 30} GB of text, "
-            f"and {config.source!r} has {source.size / (1 << 30):.0f} GB; set it to the rows that "
-            "are shuffled together, such as 65536"
+            f"and {config.source!r} has {source.size / (1 << 30):.0f} GB; set it to a number of "
+            "rows to shuffle together, such as 65536"
         )
     path = _path(config, source, tokenizer)
     kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4")
@@ -213,14 +223,14 @@ def _path(config: DataConfig, source: Source, tokenizer: Tokenizer) -> tfds.core
 
 
 def _tokens(source: Source, tokenizer: Tokenizer, kind: np.dtype) -> Iterator[bytes]:
-    """The tokens of each document and an end token."""
+    """Yields the bytes of the tokens of each document, closed by the end token."""
     for index in range(len(source)):
         tokens = np.append(tokenizer.encode(source[index]), tokenizer.eos_id)
         yield tokens.astype(kind).tobytes()
 
 
 def _sealed(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The parts, and then the SHA-256 of all of them."""
+    """Yields the parts, and then the SHA-256 of all parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -229,11 +239,11 @@ def _sealed(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _read(path: tfds.core.Path, kind: np.dtype) -> np.ndarray:
-    """The tokens of a sealed file, memory-mapped where it is on a local disk."""
+    """Returns the tokens of a sealed file; a file on a local disk is memory-mapped."""
     local = os.path.isfile(path) and os.path.getsize(path)
     content = np.memmap(path, np.uint8, "r") if local else np.frombuffer(path.read_bytes(), "u1")
-    content = content.view(np.ndarray)  # Slices of a memmap cost more than those of an array.
+    content = content.view(np.ndarray)  # Slices of a memmap cost more than slices of an array.
     tokens, seal = content[:-_SEAL], content[-_SEAL:].tobytes()
-    if hashlib.sha256(tokens).digest() != seal:
-        raise ConfigError(f"{path} is damaged: delete it, and it is made again")
+    if hashlib.sha256(tokens.data).digest() != seal:
+        raise ConfigError(f"{path} is damaged: delete it, and the next run writes it again")
     return tokens.view(kind)

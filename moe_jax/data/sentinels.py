@@ -1,4 +1,4 @@
-"""A tokenizer with T5's sentinels above its own ids."""
+"""Tokenizers with the sentinels of T5 above the ids of another tokenizer."""
 
 from __future__ import annotations
 
@@ -21,44 +21,51 @@ _BLANK = re.compile(r"<extra_id_(\d+)>")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithSentinels(Wrapped):
-    """Ids of `base`, and above them `sentinels` more, `<extra_id_0>` the highest.
+    """A tokenizer with sentinels above the ids of ``base``; ``<extra_id_0>`` is the highest id.
 
     Attributes:
-        base: Encodes text, and never to a sentinel.
-        sentinels: Their number.
+        base: Tokenizer of texts; it encodes no text to a sentinel.
+        sentinels: Number of sentinels.
     """
 
     sentinels: int
 
     @property
     def vocab_size(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self.base.vocab_size + self.sentinels
 
     def encode_blanks(self, text: str) -> np.ndarray:
-        """Token ids of a text in which `<extra_id_i>` is the i-th sentinel.
+        """Encodes a text, with each ``<extra_id_i>`` as the i-th sentinel.
+
+        Returns:
+            Token ids, (tokens,), int32.
 
         Raises:
-            ValueError: There is no such sentinel.
+            ValueError: The text has a sentinel that the tokenizer lacks.
         """
         ids: list[int] = []
-        for place, part in enumerate(_BLANK.split(text)):
-            ids += [self._sentinel(int(part))] if place % 2 else self.base.encode(part).tolist()
+        for number, part in enumerate(_BLANK.split(text)):
+            ids += [self._sentinel(int(part))] if number % 2 else self.base.encode(part).tolist()
         return np.array(ids, np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """See `Tokenizer`; sentinels show as `<extra_id_i>`."""
+        """See ``Tokenizer``; sentinels show as ``<extra_id_i>``."""
         ids = np.asarray(ids, np.int64).ravel()
         first, *rest = np.split(ids, np.flatnonzero(ids >= self.base.vocab_size))
         parts = (self.piece(int(part[0])) + self.base.decode(part[1:]) for part in rest)
         return self.base.decode(first) + "".join(parts)
 
+    def num_above(self) -> int:
+        """See ``Wrapped``."""
+        return self.sentinels
+
     def piece_above(self, token: int) -> str:
-        """See `Wrapped`."""
+        """See ``Wrapped``."""
         return f"<extra_id_{self.vocab_size - 1 - token}>"
 
     def save(self, directory: str | Path) -> None:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         _FILE.write(directory, self.sentinels)
         self.base.save(directory)
 
@@ -72,7 +79,7 @@ class WithSentinels(Wrapped):
 
 
 def load_sentinels(directory: str | Path, base: Tokenizer) -> Tokenizer:
-    """Returns `base` with the sentinels that `WithSentinels.save` wrote, if it did.
+    """Returns ``base`` with the saved sentinels, or ``base`` itself if none were saved.
 
     Raises:
         ConfigError: The file is damaged.

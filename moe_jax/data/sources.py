@@ -11,46 +11,47 @@ from moe_jax.data.mixture import MixtureSource
 from moe_jax.data.prepared import PYTHON_LIBRARY, library_is_prepared, open_prepared
 
 Split = Literal["train", "eval"]
-# Bytes of text that are read whole: to be hashed, and to be shuffled by an index.
+# Largest corpus, in bytes of text, that is hashed whole or shuffled by an index.
 LARGEST = 4 << 30
 
 
 class Source(Protocol):
-    """Documents with random access.
+    """Documents with random access."""
 
-    Attributes:
-        identity: Names the documents; two sources with one identity hold the same text.
-        size: Bytes of all documents, about.
-    """
+    @property
+    def identity(self) -> str:
+        """Identity of the documents; two sources with one identity hold the same text."""
+        ...
 
-    identity: str
-    size: int
+    @property
+    def size(self) -> int:
+        """Approximate number of bytes of all documents."""
+        ...
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Returns the number of documents."""
         ...
 
     def __getitem__(self, index: int) -> str:
-        """The text of document `index`, 0 <= index < len."""
+        """Returns the text of document ``index``, 0 <= index < len."""
         ...
 
     def domain(self, index: int) -> int:
-        """The language or topic of document `index`; 0 where the corpus has none."""
+        """Returns the language or topic of document ``index``; 0 if the corpus has none."""
         ...
 
 
 def open_source(config: DataConfig, split: Split) -> Source:
     """Opens one split of the configured corpus.
 
-    `python_library` is prepared when it is missing (a few seconds). No other dataset is ever
-    downloaded.
+    ``python_library`` is prepared if it is missing (a few seconds). Nothing is ever downloaded.
 
     Args:
-        config: The data config; `eval_documents` limits the split `eval`.
-        split: `train` or `eval`.
+        config: The data config; ``eval_documents`` limits the split ``eval``.
+        split: Split to open, ``train`` or ``eval``.
 
     Returns:
-        The documents.
+        Source of the documents of the split.
 
     Raises:
         FileNotFoundError: No file matches the glob, or the TFDS dataset is not prepared.
@@ -72,17 +73,18 @@ def open_source(config: DataConfig, split: Split) -> Source:
 
 
 def check_source(config: DataConfig) -> None:
-    """Raises what `open_source` would raise, without preparing a dataset.
+    """Raises the errors of ``open_source`` without preparing a dataset.
 
-    Files are read, and of a prepared dataset the metadata and the ends of its shards.
+    The check reads all text files, or the metadata and the footers of the shards of a prepared
+    dataset.
 
     Args:
-        config: The data config. A `python_library` that is not prepared yet passes.
+        config: The data config. A ``python_library`` that is not prepared yet passes.
 
     Raises:
-        FileNotFoundError: As `open_source`.
-        ConfigError: A file is damaged, is no text, or is where a folder should be.
-        ValueError: As `open_source`.
+        FileNotFoundError: See ``open_source``.
+        ConfigError: A file is damaged or not text, or ``data.data_dir`` is a file.
+        ValueError: See ``open_source``.
     """
     check_directory(config)
     if config.source == PYTHON_LIBRARY and not library_is_prepared(config):
@@ -95,12 +97,12 @@ def check_source(config: DataConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a corpus holds.
+    """Size and hash of a corpus.
 
     Attributes:
-        training: Training documents.
-        validation: Validation documents.
-        sha256: Of the text of all of them; of a corpus of more than 4 GB, of its outline.
+        training: Number of training documents.
+        validation: Number of validation documents.
+        sha256: SHA-256 of the text of all documents; above 4 GB, of their number and size.
     """
 
     training: int
@@ -109,12 +111,12 @@ class Contents:
 
 
 def read_contents(config: DataConfig) -> Contents:
-    """Reads every document of both splits once; prepares `python_library` if it is missing.
+    """Reads every document of both splits once; prepares ``python_library`` if it is missing.
 
     Raises:
-        FileNotFoundError: As `open_source`.
-        ConfigError: A file is damaged or is no text.
-        ValueError: As `open_source`.
+        FileNotFoundError: See ``open_source``.
+        ConfigError: A file is damaged or not text.
+        ValueError: See ``open_source``.
     """
     training, validation = open_source(config, "train"), open_source(config, "eval")
     digest = hashlib.sha256()
@@ -124,7 +126,7 @@ def read_contents(config: DataConfig) -> Contents:
 
 
 def _fingerprint(source: Source) -> bytes:
-    """The SHA-256 of a source's documents in order, or of what names them."""
+    """Returns the SHA-256 of all documents in order, or of their identity or size."""
     whole = source.source if isinstance(source, FirstDocuments) else source
     if isinstance(whole, MixtureSource):
         return hashlib.sha256(source.identity.encode()).digest()
@@ -142,8 +144,8 @@ class FirstDocuments:
     """The first documents of a source.
 
     Attributes:
-        source: All documents.
-        limit: How many to keep at most.
+        source: Source of all documents.
+        limit: Maximum number of documents.
     """
 
     source: Source
@@ -151,24 +153,24 @@ class FirstDocuments:
 
     @property
     def identity(self) -> str:
-        """Names the documents."""
+        """Identity of the documents."""
         return f"{self.source.identity}[:{self.limit}]"
 
     @property
     def size(self) -> int:
-        """Bytes of the whole source, of which these are a part."""
+        """Number of bytes of the whole source."""
         return self.source.size
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Returns the number of documents."""
         return min(self.limit, len(self.source))
 
     def __getitem__(self, index: int) -> str:
-        """The text of document `index`."""
+        """Returns the text of document ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         return self.source[index]
 
     def domain(self, index: int) -> int:
-        """As the whole source."""
+        """Returns the domain that the whole source gives the document."""
         return self.source.domain(index)

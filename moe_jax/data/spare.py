@@ -1,4 +1,4 @@
-"""A tokenizer whose model has more rows in its embedding than the tokenizer has ids."""
+"""Tokenizers of models with more embedding rows than token ids."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_jax.data.sentinels import WithSentinels
 from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.data.wrapped import NumberFile, Wrapped
 
@@ -19,43 +20,53 @@ _FILE = NumberFile(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithSpareIds(Wrapped):
-    """Ids of `base`, and above them ids that stand for no text.
+    """A tokenizer with spare ids above the ids of ``base``; a spare id stands for no text.
 
-    Released models round the rows of their embedding up.
+    Released models round the number of rows of their embedding up.
 
     Attributes:
-        base: Encodes text, and never to a spare id.
-        vocab_size: Number of ids, spare ones included.
+        base: Tokenizer of texts; it encodes no text to a spare id.
+        vocab_size: Number of ids, spare ids included.
     """
 
     vocab_size: int
 
     def encode_blanks(self, text: str) -> np.ndarray:
-        """See `WithSentinels`, which the base must be."""
+        """See ``WithSentinels``.
+
+        Raises:
+            TypeError: The base has no sentinels.
+        """
+        if not isinstance(self.base, WithSentinels):
+            raise TypeError("the tokenizer has no sentinels: the model restores no spans")
         return self.base.encode_blanks(text)
 
     def decode(self, ids: np.ndarray) -> str:
-        """See `Tokenizer`; spare ids are skipped."""
+        """See ``Tokenizer``; spare ids are skipped."""
         ids = np.asarray(ids, np.int64).ravel()
         return self.base.decode(ids[ids < self.base.vocab_size])
 
+    def num_above(self) -> int:
+        """See ``Wrapped``."""
+        return self.vocab_size - self.base.vocab_size
+
     def piece_above(self, token: int) -> str:
-        """See `Wrapped`."""
+        """See ``Wrapped``."""
         return f"<spare_{token}>"
 
     def save(self, directory: str | Path) -> None:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         _FILE.write(directory, self.vocab_size)
         self.base.save(directory)
 
 
 def with_spare_ids(base: Tokenizer, rows: int) -> Tokenizer:
-    """Returns `base` with spare ids up to `rows`, or as it is where it has as many."""
+    """Returns ``base`` with spare ids up to ``rows``, or ``base`` itself if none are missing."""
     return WithSpareIds(base, rows) if rows > base.vocab_size else base
 
 
 def load_spare_ids(directory: str | Path, base: Tokenizer) -> Tokenizer:
-    """Returns `base` with the spare ids that `WithSpareIds.save` wrote, if it did.
+    """Returns ``base`` with the saved spare ids, or ``base`` itself if none were saved.
 
     Raises:
         ConfigError: The file is damaged.

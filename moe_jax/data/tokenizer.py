@@ -9,34 +9,45 @@ import numpy as np
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back.
+    """A map from text to token ids and back."""
 
-    Attributes:
-        vocab_size: Number of ids.
-        pad_id: Padding, always 0.
-        bos_id: Begins a document.
-        eos_id: Ends a document.
-        byte_lengths: (vocab_size,) int32, UTF-8 bytes that each id stands for; 0 for specials.
-    """
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
 
-    vocab_size: int
-    pad_id: int
-    bos_id: int
-    eos_id: int
-    byte_lengths: np.ndarray
+    @property
+    def pad_id(self) -> int:
+        """Padding token, always 0."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """Begin token of a document."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """End token of a document."""
+        ...
+
+    @property
+    def byte_lengths(self) -> np.ndarray:
+        """Number of UTF-8 bytes of each id, (vocab_size,), int32; 0 for specials."""
+        ...
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`, (tokens,) int32, without specials."""
+        """Returns the token ids of ``text``, (tokens,), int32, without specials."""
         ...
 
     def decode(self, ids: np.ndarray) -> str:
-        """Inverse of `encode`; specials are skipped, broken UTF-8 shows as U+FFFD."""
+        """Inverts ``encode``; specials are skipped, broken UTF-8 becomes U+FFFD."""
         ...
 
     def piece(self, token: int) -> str:
-        """How to show one token to a person."""
+        """Returns the displayed form of one token."""
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer into `directory`, for `load_tokenizer`."""
+        """Writes the tokenizer into ``directory``, for ``load_tokenizer``."""
         ...

@@ -1,7 +1,7 @@
 """Lossless tokenizers: raw bytes, or a SentencePiece model trained on the corpus.
 
-Both give back exactly the text they were given, and know how many UTF-8 bytes each token stands
-for, so a loss per token can be turned into bits per byte without approximation.
+Both tokenizers restore every text exactly and know the number of UTF-8 bytes of each token, so a
+loss per token converts to bits per byte without approximation.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -28,19 +29,20 @@ from moe_jax.errors import ConfigError, line_of
 _MODEL_FILE = "tokenizer.model"
 _BYTES_FILE = "tokenizer.json"
 _MODEL_PREFIX = "sentencepiece:"
-_RESTORE = "put the run's own file back from a copy, or start anew in another --workdir"
+_RESTORE = "put the file of the run back from a copy, or start a new run in another --workdir"
 
-# SentencePiece ends a sentence at a newline and writes a space as U+2581, so neither can stand for
-# itself. Two private-use characters take their place; texts that hold these are escaped.
+# SentencePiece ends a sentence at a newline and writes a space as U+2581. A newline is therefore
+# encoded as a private-use character. A text with U+2581 or with this character is escaped, by a
+# second private-use character.
 _NEWLINE, _ESCAPE, _SPACE = "\ue000", "\ue001", "\u2581"
 _ESCAPES = {_ESCAPE: "e", _NEWLINE: "n", _SPACE: "u"}
-_ESCAPED_BYTES = 2  # An escape and its ASCII letter stand for one character of 3 UTF-8 bytes.
+_ESCAPED_BYTES = 2  # An escape and its ASCII letter encode a character of 3 UTF-8 bytes.
 
 _TRAINING_BYTES = 16_000_000
 _SENTENCE_CHARACTERS = 1000  # SentencePiece drops sentences of more than 4192 bytes.
 _SPECIALS = 4
 _SMALLEST_VOCABULARY = _SPECIALS + 256 + 3
-_TRAINER = {
+_TRAINER: dict[str, Any] = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,
@@ -64,7 +66,7 @@ _TRAINER = {
 
 
 class Bytes:
-    """One token for each UTF-8 byte: id = byte + 3, after padding, begin and end."""
+    """A tokenizer with one token for each UTF-8 byte: id = byte + 3, after the three specials."""
 
     vocab_size = 259
     pad_id = 0
@@ -73,41 +75,41 @@ class Bytes:
     byte_lengths = np.array([0] * 3 + [1] * 256, np.int32)
 
     def encode(self, text: str) -> np.ndarray:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + 3
 
     def decode(self, ids: np.ndarray) -> str:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         ids = np.asarray(ids, np.int64)
-        kept = ids[(ids >= 3) & (ids < self.vocab_size)] - 3
-        return kept.astype(np.uint8).tobytes().decode("utf-8", "replace")
+        codes = ids[(ids >= 3) & (ids < self.vocab_size)] - 3
+        return codes.astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def piece(self, token: int) -> str:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         if token < 3:
             return ("<pad>", "<s>", "</s>")[token]
         return chr(token - 3) if 0x20 <= token - 3 < 0x7F else f"<0x{token - 3:02X}>"
 
     def save(self, directory: str | Path) -> None:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         write_parts(tfds.core.Path(directory) / _BYTES_FILE, [b'{"tokenizer": "bytes"}\n'])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SentencePiece:
-    """A SentencePiece model that keeps every byte of the text.
+    """A SentencePiece model that restores every byte of the text.
 
     Attributes:
-        model: The serialised model, as `train_sentencepiece` returns it.
+        model: Serialised model, as ``train_sentencepiece`` returns it.
 
     Raises:
-        ValueError: The model was trained with settings under which it would lose text.
+        ValueError: The model is not lossless.
     """
 
     model: bytes
 
     def __post_init__(self) -> None:
-        """Loads the model once, to fail here rather than at first use."""
+        """Loads the model, so that a bad model fails here and not at first use."""
         missing = [c for c in (_NEWLINE, _ESCAPE, _SPACE) if self._processor.piece_to_id(c) == 3]
         probe = "  a \t\r\n\n\u2581\ue000\ue001\ufb01\U0001f600 "
         specials = (self.pad_id, self.bos_id, self.eos_id, self._processor.unk_id())
@@ -119,45 +121,45 @@ class SentencePiece:
 
     @property
     def vocab_size(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self._processor.vocab_size()
 
     @property
     def pad_id(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self._processor.pad_id()
 
     @property
     def bos_id(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self._processor.bos_id()
 
     @property
     def eos_id(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self._processor.eos_id()
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         lengths = [self._byte_length(token) for token in range(self.vocab_size)]
         return np.array(lengths, np.int32)
 
     def encode(self, text: str) -> np.ndarray:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return np.asarray(self._processor.encode(_escape(text), return_type="numpy"), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """See `Tokenizer`."""
-        kept = [int(i) for i in np.asarray(ids).ravel() if _SPECIALS <= i < self.vocab_size]
-        return _unescape(self._processor.decode(kept)) if kept else ""
+        """See ``Tokenizer``."""
+        plain = [int(i) for i in np.asarray(ids).ravel() if _SPECIALS <= i < self.vocab_size]
+        return _unescape(self._processor.decode(plain)) if plain else ""
 
     def piece(self, token: int) -> str:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self._processor.id_to_piece(int(token)).replace(_NEWLINE, "\n").replace(_SPACE, " ")
 
     def save(self, directory: str | Path) -> None:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         write_parts(tfds.core.Path(directory) / _MODEL_FILE, [self.model])
 
     @functools.cached_property
@@ -178,20 +180,20 @@ class SentencePiece:
 
 
 def open_tokenizer(config: DataConfig) -> Tokenizer:
-    """The configured tokenizer, trained first where it has to be.
+    """Opens the configured tokenizer; trains it first if its model is not cached.
 
-    A trained model is cached under the data directory, under a name that depends on the training
-    documents and on every setting.
+    The data directory caches a trained model; the name of the file depends on the training
+    documents and on every setting of the training.
 
     Args:
         config: The data config.
 
     Returns:
-        The tokenizer, with sentinels if spans are cut out.
+        Tokenizer of the run; it has sentinels if ``data.spans`` is set.
 
     Raises:
-        FileNotFoundError: `sentencepiece:PATH` names no file, or the source is missing.
-        ValueError: Unknown tokenizer, or too small a vocabulary.
+        FileNotFoundError: ``sentencepiece:PATH`` names no file, or the source is missing.
+        ValueError: The tokenizer is unknown, or the vocabulary is too small.
     """
     check_tokenizer(config)
     base = _open_base(config)
@@ -209,7 +211,7 @@ def _open_base(config: DataConfig) -> Tokenizer:
     cached = _cache_path(config, source)
     if not cached.is_file():
         write_parts(cached, [train_sentencepiece(source, config.vocab_size).model])
-    return _read_model(cached, "delete it, and it is trained again")
+    return _read_model(cached, "delete it, and the next run trains it again")
 
 
 def _model_path(config: DataConfig) -> tfds.core.Path:
@@ -217,7 +219,11 @@ def _model_path(config: DataConfig) -> tfds.core.Path:
 
 
 def _read_model(path: tfds.core.Path, remedy: str) -> SentencePiece:
-    """A model file that this package trained; ConfigError, with the remedy, if it is not one."""
+    """Reads a model file of this package.
+
+    Raises:
+        ConfigError: The file is not a usable model; the message names ``remedy``.
+    """
     try:
         return SentencePiece(path.read_bytes())
     except (ValueError, RuntimeError, OSError) as error:
@@ -227,15 +233,15 @@ def _read_model(path: tfds.core.Path, remedy: str) -> SentencePiece:
 
 
 def check_tokenizer(config: DataConfig) -> None:
-    """Raises what `open_tokenizer` would raise early, without training.
+    """Raises the errors of ``open_tokenizer`` early, without training a model.
 
     Args:
         config: The data config.
 
     Raises:
-        FileNotFoundError: `sentencepiece:PATH` names no file.
-        ConfigError: That file is no model of this package.
-        ValueError: Unknown tokenizer or too small a vocabulary.
+        FileNotFoundError: ``sentencepiece:PATH`` names no file.
+        ConfigError: The file is not a model of this package.
+        ValueError: The tokenizer is unknown, or the vocabulary is too small.
     """
     if is_hf(config.tokenizer):
         return check_hf(config.tokenizer)
@@ -254,68 +260,76 @@ def check_tokenizer(config: DataConfig) -> None:
 
 
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give every text the same ids."""
+    """Returns whether two tokenizers encode every text to the same ids."""
     return _content(one) == _content(other)
 
 
 def identity_of(tokenizer: Tokenizer) -> str:
-    """Names the ids that a tokenizer gives to texts, whatever sentinels it adds."""
+    """Returns a name for the encoding of a tokenizer; sentinels and spare ids do not change it."""
     model, _ = _content(tokenizer)
     return "bytes" if model is None else hashlib.sha256(model).hexdigest()
 
 
 def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer) -> str:
-    """Says what speaks against the tokenizer of another run.
+    """Compares a data config with the tokenizer of another run.
 
     Args:
-        config: The data config that asks for a tokenizer.
-        trained: That of the other run.
-        tokenizer: The other run's.
+        config: The data config of this run.
+        trained: The data config of the other run.
+        tokenizer: Tokenizer of the other run.
 
     Returns:
-        What differs and what to change, or "" where nothing does.
+        The difference and its remedy as a message, or "" if the config fits the tokenizer.
 
     Raises:
-        FileNotFoundError: `sentencepiece:PATH` names no file.
+        FileNotFoundError: ``sentencepiece:PATH`` names no file.
     """
     model, sentinels = _content(tokenizer)
     wanted = config.spans.sentinels if config.spans else 0
     if wanted != sentinels:
-        return f"{sentinels} sentinels there and {wanted} here; set data.spans as there"
+        return (
+            f"the other run has {sentinels} sentinels and this run {wanted}; set data.spans as in "
+            "the other run"
+        )
     base = _base(tokenizer)
     bytes_differ = (config.tokenizer == "bytes") != (model is None)
     if bytes_differ or is_hf(config.tokenizer) != isinstance(base, HFTokenizer):
-        return f"data.tokenizer={config.tokenizer!r} here; set it to {trained.tokenizer!r}"
+        return f"this run has data.tokenizer={config.tokenizer!r}; set it to {trained.tokenizer!r}"
     if is_hf(config.tokenizer) and _content(_open_base(config))[0] != model:
         return (
-            f"data.tokenizer={config.tokenizer!r} is another one; set it to {trained.tokenizer!r}"
+            f"data.tokenizer={config.tokenizer!r} is another tokenizer; set it to "
+            f"{trained.tokenizer!r}"
         )
     if config.tokenizer.startswith(_MODEL_PREFIX) and _content(_open_base(config))[0] != model:
         return f"data.tokenizer={config.tokenizer!r} is another model; set it to 'sentencepiece'"
     sizes = (trained.vocab_size, base.vocab_size)
     if config.tokenizer == "sentencepiece" and config.vocab_size not in sizes:
-        return f"data.vocab_size={config.vocab_size} here; set it to {sizes[0]}"
+        return f"this run has data.vocab_size={config.vocab_size}; set it to {sizes[0]}"
     return ""
 
 
 def _content(tokenizer: Tokenizer) -> tuple[bytes | None, int]:
-    """The model, None for bytes, and the number of sentinels."""
+    """Returns the model, ``None`` for ``bytes``, and the number of sentinels."""
     base, outer = _base(tokenizer), without_spare_ids(tokenizer)
     sentinels = outer.sentinels if isinstance(outer, WithSentinels) else 0
     return base.model if isinstance(base, SentencePiece | HFTokenizer) else None, sentinels
 
 
 def _base(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer below sentinels and spare ids."""
+    """Returns the tokenizer below sentinels and spare ids."""
     outer = without_spare_ids(tokenizer)
     return outer.base if isinstance(outer, WithSentinels) else outer
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Reads the tokenizer that `Tokenizer.save` wrote into `directory`, spare ids included.
+    """Reads the tokenizer that ``Tokenizer.save`` wrote, with its sentinels and spare ids.
+
+    Args:
+        directory: Folder of the tokenizer, such as the working directory of a run.
 
     Raises:
-        FileNotFoundError: `directory` holds no tokenizer.
+        FileNotFoundError: ``directory`` holds no tokenizer.
+        ConfigError: A file of the tokenizer is damaged.
     """
     released = load_hf(directory)
     if released is None:
@@ -324,26 +338,15 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def _load_own(directory: str | Path) -> Tokenizer:
-    """Reads the tokenizer that `Tokenizer.save` wrote into `directory`.
-
-    Args:
-        directory: Such as a run's working directory.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        FileNotFoundError: `directory` holds no tokenizer.
-        ConfigError: Its tokenizer is damaged.
-    """
-    directory = tfds.core.Path(directory)
-    if (directory / _MODEL_FILE).is_file():
-        model = _read_model(directory / _MODEL_FILE, _RESTORE)
-        return load_sentinels(directory, model)
-    if (directory / _BYTES_FILE).is_file():
-        return load_sentinels(directory, Bytes())
+    """Reads a tokenizer of this package, with its sentinels; see ``load_tokenizer``."""
+    folder = tfds.core.Path(directory)
+    if (folder / _MODEL_FILE).is_file():
+        model = _read_model(folder / _MODEL_FILE, _RESTORE)
+        return load_sentinels(folder, model)
+    if (folder / _BYTES_FILE).is_file():
+        return load_sentinels(folder, Bytes())
     raise FileNotFoundError(
-        f"{directory} holds no {_MODEL_FILE} and no {_BYTES_FILE}; give a run's working directory."
+        f"{folder} holds no {_MODEL_FILE} and no {_BYTES_FILE}; give a run's working directory."
     )
 
 
@@ -351,15 +354,15 @@ def train_sentencepiece(source: Source, vocab_size: int) -> SentencePiece:
     """Trains a byte-pair model (Sennrich et al., 2016) whose tokens may span spaces and lines.
 
     Args:
-        source: Training documents; an even sample of about 16 MB is used of a larger corpus.
-        vocab_size: Tokens wanted, specials and the 256 bytes included.
+        source: Training documents; training uses an even sample of about 16 MB of a larger corpus.
+        vocab_size: Number of tokens, specials and the 256 bytes included.
 
     Returns:
-        The model, with fewer tokens where the corpus has no more pairs to merge; the same
-        documents always give the same bytes.
+        Trained model, with fewer tokens if the corpus has no more pairs to merge; the same
+        documents always give the same model.
 
     Raises:
-        ValueError: The vocabulary is too small for the specials, bytes and characters needed.
+        ValueError: The vocabulary is too small for the specials, bytes and required characters.
     """
     _check_vocabulary(vocab_size)
     model = io.BytesIO()
@@ -384,8 +387,8 @@ def _check_vocabulary(vocab_size: int) -> None:
 
 
 def _sentences(source: Source) -> Iterator[str]:
-    """Pieces of an even sample of the documents, escaped."""
-    # A few documents tell the corpus's size well enough to choose the stride.
+    """Yields pieces of an even sample of the documents, escaped."""
+    # A few documents estimate the size of the corpus well enough to choose the stride.
     probe = range(0, len(source), max(1, len(source) // 64))
     mean_bytes = sum(len(source[i].encode("utf-8")) for i in probe) / len(probe)
     wanted = max(1, round(_TRAINING_BYTES / max(1.0, mean_bytes)))

@@ -1,4 +1,4 @@
-"""Tokenizers with ids above those of another tokenizer, which no text is encoded to."""
+"""Tokenizers with further ids above the ids of another tokenizer."""
 
 from __future__ import annotations
 
@@ -17,56 +17,61 @@ from moe_jax.errors import ConfigError, line_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wrapped:
-    """Ids of `base`, and above them ids that stand for no byte. A subclass gives `vocab_size`.
+    """A tokenizer with ids above the ids of ``base``; these ids stand for no byte.
+
+    A subclass defines ``vocab_size``, ``num_above`` and ``piece_above``.
 
     Attributes:
-        base: Encodes text, and never to an id above its own.
+        base: Tokenizer of texts; it encodes no text to an id above its own ids.
     """
 
     base: Tokenizer
 
     @property
     def pad_id(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self.base.pad_id
 
     @property
     def bos_id(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self.base.bos_id
 
     @property
     def eos_id(self) -> int:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self.base.eos_id
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """See `Tokenizer`; ids above those of `base` stand for no byte."""
-        above = np.zeros(self.vocab_size - self.base.vocab_size, np.int32)
-        return np.append(self.base.byte_lengths, above)
+        """See ``Tokenizer``; ids above the ids of ``base`` stand for no byte."""
+        return np.append(self.base.byte_lengths, np.zeros(self.num_above(), np.int32))
 
     def encode(self, text: str) -> np.ndarray:
-        """See `Tokenizer`; how an id above those of `base` is shown is text like any other."""
+        """See ``Tokenizer``; the displayed form of an id above ``base`` is plain text."""
         return self.base.encode(text)
 
     def piece(self, token: int) -> str:
-        """See `Tokenizer`."""
+        """See ``Tokenizer``."""
         return self.base.piece(token) if token < self.base.vocab_size else self.piece_above(token)
 
+    def num_above(self) -> int:
+        """Returns the number of ids above the ids of ``base``."""
+        raise NotImplementedError
+
     def piece_above(self, token: int) -> str:
-        """How to show an id above those of `base` to a person."""
+        """Returns the displayed form of an id above the ids of ``base``."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class NumberFile:
-    """A JSON file with one number, beside the tokenizer that it wraps.
+    """A JSON file with one number, beside the files of the wrapped tokenizer.
 
     Attributes:
-        name: Of the file.
-        key: Of the number.
-        meaning: What a person who restores the file has to know.
+        name: Name of the file.
+        key: JSON key of the number.
+        meaning: Description of the number, for a person who restores a damaged file.
     """
 
     name: str
@@ -74,12 +79,12 @@ class NumberFile:
     meaning: str
 
     def write(self, directory: str | Path, number: int) -> None:
-        """Writes the file, before the tokenizer: a process killed between leaves no tokenizer."""
+        """Writes the file; written before the base, it leaves no partial tokenizer after a kill."""
         content = json.dumps({self.key: number}) + "\n"
         write_parts(tfds.core.Path(directory) / self.name, [content.encode()])
 
     def read(self, directory: str | Path) -> int | None:
-        """The number, or `None` where there is no such file.
+        """Returns the number, or ``None`` if there is no such file.
 
         Raises:
             ConfigError: The file is damaged.

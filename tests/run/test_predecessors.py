@@ -157,7 +157,7 @@ REFUSED = {
     ),
     "text": (
         {"training__teacher": "", "data__tokenizer": "sentencepiece"},
-        "another tokenizer: data.tokenizer='sentencepiece' here; set it to 'bytes'",
+        "another tokenizer: this run has data.tokenizer='sentencepiece'; set it to 'bytes'",
     ),
     "sentinels": (
         {
@@ -165,7 +165,7 @@ REFUSED = {
             "data__spans": SPANS.spans,
             "data__target_length": SPANS.target_length,
         },
-        "0 sentinels there and 8 here",
+        "the other run has 0 sentinels and this run 8",
     ),
 }
 
@@ -197,7 +197,7 @@ def test_two_tokenizers_and_two_sizes_are_refused(old, tmp_path):
     same = new(training__teacher=there, data__tokenizer="sentencepiece", data__vocab_size=300)
     assert open_sources(same, tmp_path / "new").tokenizer.vocab_size == text().vocab_size
     larger = new(training__teacher=there, data__tokenizer="sentencepiece", data__vocab_size=400)
-    with pytest.raises(ConfigError, match="data.vocab_size=400 here; set it to 300"):
+    with pytest.raises(ConfigError, match="data.vocab_size=400; set it to 300"):
         open_sources(larger, tmp_path / "new")
     both = new(training__teacher=there, training__start_from=str(old[0]))
     with pytest.raises(ConfigError, match="another tokenizer"):
