@@ -192,7 +192,7 @@ def around_the_ring(
         return jax.lax.scan(step, (x, jnp.zeros_like(x)), jnp.arange(shards))[0][1]
 
     def by_origin(table: Array) -> Array:
-        """Returns the tables ``(shards, g, E', ...)`` of the local experts, by token's device."""
+        """Returns the tables ``(shards, g, E', ...)`` of local experts, by the tokens' device."""
         received = jax.lax.all_to_all(table, "expert", split_axis=1, concat_axis=0, tiled=True)
         return received.reshape(shards, -1, *received.shape[1:])
 
