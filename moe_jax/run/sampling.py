@@ -1,4 +1,4 @@
-"""Text from a trained model, continued by a decoder or with its blanks filled by both stacks."""
+"""Samples text: a decoder continues a prompt, and an encoder-decoder fills its blanks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from moe_jax.training.state import TrainState
 
 
 def check_can_generate(config: ModelConfig) -> None:
-    """Refuses models in which experts choose among the tokens of a text, later ones included.
+    """Rejects models whose experts choose tokens, because the choice depends on later tokens.
 
     Raises:
-        ConfigError: saying why.
+        ConfigError: If a router of the decoder lets experts choose tokens.
     """
     layers = config.sparse_layers()
     if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
@@ -32,7 +32,7 @@ def check_can_generate(config: ModelConfig) -> None:
 def generate(
     session: Session, state: TrainState, prompts: list[str], sampling: Sampling
 ) -> list[str]:
-    """Returns what the model of a run makes of each prompt; see ``texts``."""
+    """Returns a sample of a run's model for each prompt; see ``texts``."""
     model = nnx.merge(session.graph, state.params, state.router_state)
     window = session.experiment.data.seq_length
     return texts(model, session.tokenizer, prompts, sampling, window)
@@ -45,21 +45,21 @@ def texts(
     sampling: Sampling,
     window: int | None = None,
 ) -> list[str]:
-    """Returns what a model makes of each prompt.
+    """Returns a sample of a model for each prompt.
 
-    A decoder continues it. An encoder-decoder fills in what ``<extra_id_0>``, ``<extra_id_1>``,
-    ... stand for in it, as it was trained to.
+    A decoder continues the prompt. An encoder-decoder fills the blanks ``<extra_id_0>``,
+    ``<extra_id_1>``, ... of the prompt.
 
     Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        prompts: texts.
-        sampling: how to sample; a text ends with the end token of the tokenizer.
-        window: tokens of a prompt that are read: the last ones by a decoder, the first ones by an
-            encoder; ``None`` for all.
+        model: Decoder or encoder-decoder.
+        tokenizer: Tokenizer of the model.
+        prompts: Texts to continue or to fill.
+        sampling: Sampling settings; the tokenizer's end token ends a text.
+        window: Number of prompt tokens that the model reads, the last ones for a decoder and the
+            first ones for an encoder; ``None`` for all.
 
     Raises:
-        ConfigError: if the model cannot generate text.
+        ConfigError: If the model cannot generate text.
     """
     check_can_generate(model.config)
     sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
