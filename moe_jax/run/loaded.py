@@ -119,8 +119,9 @@ class LoadedModel:
         with self._on_mesh():
             if isinstance(prompts, str):
                 return texts(self.model, self.tokenizer, [prompts], sampling)[0]
-            if prompts and isinstance(prompts[0], str):
-                return texts(self.model, self.tokenizer, list(prompts), sampling)
+            written = [prompt for prompt in prompts if isinstance(prompt, str)]
+            if written and len(written) == len(prompts):
+                return texts(self.model, self.tokenizer, written, sampling)
             return self._added(prompts, sampling)
 
     def _added(self, prompts: Any, sampling: Sampling) -> list[list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -70,7 +71,9 @@ class Terminated(Exception):
     """
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signals.NAMES[number]} at step {step}, which is saved")
+        super().__init__(
+            f"stopped by {signals.NAMES[signal.Signals(number)]} at step {step}, which is saved"
+        )
         self.code = 0 if number == signal.SIGTERM else signals.Interrupted(number).code
 
 
@@ -166,7 +169,9 @@ class Loop:
     def _batches(self, data_state: dict[str, Any] | None) -> tuple[Any, Logged | None]:
         """Returns the batches that follow a data position, and the steps logged before it."""
         session = self.session
-        batches = data.train_batches(session.experiment.data, session.tokenizer, rows=session.rows)
+        batches = data.train_batches(
+            session.experiment.data, session.tokenizer, rows=session.rows.tolist()
+        )
         if data_state is None:
             return batches, None
         position, notes = split(data_state)
@@ -189,7 +194,8 @@ class Loop:
     def _record(self, step: int, batch: Batch, report: StepReport) -> None:
         tokens = self._tokens(batch)
         if processes.is_first():
-            self.record.write(step, tokens, report.choices)
+            choices = [np.asarray(layer) for layer in report.choices if layer is not None]
+            self.record.write(step, tokens, choices)
 
     def _tokens(self, batch: Batch) -> dict[str, np.ndarray]:
         return {"inputs": self.session.whole(batch["inputs"])}
@@ -213,7 +219,7 @@ class Loop:
     def _save(self, step: int, state: TrainState, batches: Any, logged: Logged) -> None:
         self._require_finite(step, state, "it is not saved")
         # Only the first process writes the log, so only its notes hold the logged steps.
-        notes = {TOKENIZER: self._tokenizer}
+        notes: dict[str, Any] = {TOKENIZER: self._tokenizer}
         if processes.is_first():
             notes[LOG] = logged.ranges
         self.checkpoints.save(step, named_leaves(state), {**batches.get_state(), **notes})
@@ -283,7 +289,7 @@ class _Log:
     def _learning_rate(self, step: int, report: StepReport) -> float:
         experiment = self._session.experiment
         # The schedule counts updates, and a skipped batch is no update.
-        updates = np.float32(step - 1 - int(report.skipped) + (not report.updated))
+        updates = jnp.float32(step - 1 - int(report.skipped) + (not report.updated))
         return float(learning_rate(experiment.optimizer, updates, experiment.training.steps))
 
     def _rate(self) -> float:

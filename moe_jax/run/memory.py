@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from moe_jax.config.experiment import Experiment
 from moe_jax.counting import count
 from moe_jax.errors import ConfigError
+from moe_jax.models import DecoderConfig
 from moe_jax.parallel import make_mesh
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState
@@ -80,7 +81,7 @@ def activation_bytes(experiment: Experiment, vocab_size: int) -> int:
     # The mesh may shard any dimension over these axes.
     split = mesh.sequence * mesh.model
     width = jnp.dtype(model.compute_dtype).itemsize
-    layers = getattr(model, "num_layers", None) or model.encoder_layers
+    layers = model.num_layers if isinstance(model, DecoderConfig) else model.encoder_layers
     inputs = rows * config.seq_length * model.width * layers * width
     scored = config.target_length or config.seq_length
     logits = rows * min(training.loss_chunk or scored, scored) * vocab_size * width

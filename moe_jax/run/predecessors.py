@@ -108,8 +108,9 @@ class Sources:
 
     def joined(self, session: Session) -> Session:
         """Returns the session with the loaded teacher and the first state."""
-        teacher = self.teacher and _teacher(self.teacher, session.mesh)
-        first = None if self.start is None else (lambda: _first_state(session, self.start))
+        start = self.start
+        teacher = None if self.teacher is None else _teacher(self.teacher, session.mesh)
+        first = None if start is None else (lambda: _first_state(session, start))
         return dataclasses.replace(session, teacher=teacher, first_state=first)
 
 
@@ -125,19 +126,13 @@ def open_sources(experiment: Experiment, folder: Path) -> Sources:
     begun = latest_step(folder / workdir.CHECKPOINTS) is not None
     if (folder / workdir.RESULT).exists():
         return Sources()
-    start = teacher = None
-    if training.start_from and not begun:
-        start = _open_start(experiment)
-    if training.teacher:
-        teacher = open_finished("training.teacher", training.teacher)
-        _check_tokenizer(experiment, teacher, teacher.experiment.data)
-        _check_teacher(experiment, teacher)
-    both = start and teacher and start.tokenizer
-    if both and not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
-        raise ConfigError(
-            f"training.start_from={start.folder} and training.teacher={teacher.folder} have "
-            "different tokenizers: use runs of one tokenizer"
-        )
+    start = _open_start(experiment) if training.start_from and not begun else None
+    if not training.teacher:
+        return Sources(start)
+    teacher = open_finished("training.teacher", training.teacher)
+    _check_tokenizer(experiment, teacher, teacher.experiment.data)
+    _check_teacher(experiment, teacher)
+    _check_one_tokenizer(start, teacher)
     return Sources(start, teacher)
 
 
@@ -165,21 +160,34 @@ def open_finished(setting: str, folder: str) -> Finished:
 def _open_start(experiment: Experiment) -> Finished | Released:
     setting, folder = "training.start_from", experiment.training.start_from
     if is_released(folder):
-        start = open_released(folder, experiment)
+        released = open_released(folder, experiment)
         theirs = data.DataConfig(tokenizer=folders.tokenizer_of(folder))
-        _check_weights(experiment, start.found.config, f"{setting}={folder}", 8)
-    else:
-        start = open_finished(setting, folder)
-        theirs, size = start.experiment.data, start.tokenizer.vocab_size
-        _check_weights(experiment, start.experiment.model, f"{setting}={folder}", size)
-    if start.tokenizer:
-        _check_tokenizer(experiment, start, theirs)
-    return start
+        _check_weights(experiment, released.found.config, f"{setting}={folder}", 8)
+        _check_tokenizer(experiment, released, theirs)
+        return released
+    run = open_finished(setting, folder)
+    size = run.tokenizer.vocab_size
+    _check_weights(experiment, run.experiment.model, f"{setting}={folder}", size)
+    _check_tokenizer(experiment, run, run.experiment.data)
+    return run
+
+
+def _check_one_tokenizer(start: Finished | Released | None, teacher: Finished) -> None:
+    if start is None or start.tokenizer is None:
+        return
+    if not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
+        raise ConfigError(
+            f"training.start_from={start.folder} and training.teacher={teacher.folder} have "
+            "different tokenizers: use runs of one tokenizer"
+        )
 
 
 def _check_tokenizer(
     experiment: Experiment, run: Finished | Released, theirs: data.DataConfig
 ) -> None:
+    """Rejects a source whose tokenizer contradicts the settings; a source may have none."""
+    if run.tokenizer is None:
+        return
     reason = data.contradiction(experiment.data, theirs, run.tokenizer)
     if reason:
         raise ConfigError(f"{run.setting}={run.folder} has another tokenizer: {reason}")

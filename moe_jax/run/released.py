@@ -20,7 +20,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface.function import function_of
-from moe_jax.models import ModelConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.run import workdir
 from moe_jax.training.state import named_leaves
 
@@ -65,8 +65,8 @@ class Released:
             model = native.load(self.folder, mesh).model
         else:
             model = huggingface.load(self.folder, mesh=mesh, progress=True).model
-        _, params, rest = nnx.split(model, nnx.Param, ...)
-        return named_leaves({"params": params, "router_state": rest})
+        _, params, *rest = nnx.split(model, nnx.Param, ...)
+        return named_leaves({"params": params, "router_state": rest[0]})
 
     def keep(self, folder: Path) -> None:
         """Writes family and companion files into the workdir of the run."""
@@ -115,7 +115,9 @@ def adopted(
         saved = workdir.load(folder)
         model, tokenizer = saved.model, saved.data.tokenizer
     elif is_released(start):
-        model = folders.describe(start).config
+        described = folders.describe(start).config
+        assert isinstance(described, DecoderConfig | EncoderDecoderConfig)
+        model = described
         tokenizer = folders.tokenizer_of(start) or experiment.data.tokenizer
     else:
         return experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -13,6 +14,15 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, EncoderDecoder, Model, ModelConfig
 from moe_jax.run.session import Session
 from moe_jax.training.state import TrainState
+
+
+@runtime_checkable
+class MarksBlanks(Protocol):
+    """A tokenizer with a sentinel id for each blank of a text."""
+
+    def encode_blanks(self, text: str) -> np.ndarray:
+        """Returns the token ids ``(L,)`` of a text with blanks ``<extra_id_0>``, ..."""
+        ...
 
 
 def check_can_generate(config: ModelConfig) -> None:
@@ -91,6 +101,11 @@ def _filled(
     sampling: Sampling,
     window: int | None,
 ) -> list[str]:
+    if not isinstance(tokenizer, MarksBlanks):
+        raise ConfigError(
+            "the tokenizer of this encoder-decoder has no sentinels for the blanks of a text: pass "
+            "token ids instead of texts"
+        )
     most = None if window is None else window - 1
     rows = [tokenizer.encode_blanks(prompt).tolist()[:most] for prompt in prompts]
     sources = [[*row, tokenizer.eos_id] for row in rows]

@@ -76,7 +76,8 @@ class Session:
         if jax.process_count() == 1:
             return jax.device_put(local, sharding)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # A sharding over named axes has an index for each device.
             # The rows of a device are contiguous in the batch and among this process's rows.
             start, stop, _ = index[0].indices(shape[0])
             first = np.searchsorted(self.rows, start)
@@ -114,7 +115,7 @@ class Session:
 
     def eval_batches(self) -> Iterator[data.Batch]:
         """Yields this process's rows of the validation batches."""
-        return data.eval_batches(self.experiment.data, self.tokenizer, rows=self.rows)
+        return data.eval_batches(self.experiment.data, self.tokenizer, rows=self.rows.tolist())
 
     def evaluate(self, state: TrainState) -> dict[str, Any]:
         """Returns loss, bits per byte, accuracy and load by layer on the validation set."""
@@ -124,6 +125,7 @@ class Session:
             sums = self.eval_step(state.params, state.router_state, self.place(batch))
             sums = jax.tree.map(np.float64, processes.fetch(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
+        assert total is not None  # The validation set has at least one batch.
         return eval_means(total, self.experiment.moe_layers)
 
 

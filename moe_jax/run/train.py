@@ -21,7 +21,7 @@ from moe_jax.run.finish import finish, has_result, note_divergence
 from moe_jax.run.loop import Diverged, Loop
 from moe_jax.run.memory import check_memory
 from moe_jax.run.predecessors import Sources, open_sources
-from moe_jax.run.released import adopted
+from moe_jax.run.released import Released, adopted
 from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
 from moe_jax.training.routing_log import check_replay
 from moe_jax.training.state import TrainState
@@ -183,9 +183,9 @@ def _announce(session: Session, cost: Cost, voice: Voice) -> None:
 
 
 def _announce_start(sources: Sources, tokenizer: data.Tokenizer, voice: Voice) -> None:
-    if not sources.rows:
-        return
     start = sources.start
+    if not isinstance(start, Released):
+        return
     own = "its own tokenizer" if start.tokenizer else "the tokenizer of the config"
     voice.say(f"start       {start.found.family} of {start.folder}, with {own}")
     if tokenizer.vocab_size > sources.rows:

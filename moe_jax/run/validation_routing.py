@@ -117,9 +117,11 @@ def against_truth(routing: ValidationRouting) -> dict[str, Any]:
     most = max((layer.moe.num_experts for layer in layers), default=0)
     table = DomainTable(len(layers), most, domains, session.tokenizer.vocab_size)
     for batch in routing if layers else ():
-        table.add_tokens(batch[0].tokens, batch[0].domains)
-        for index, found in enumerate(batch):
-            table.add(index, found.domains, found.experts)
+        for index, layer in enumerate(batch):
+            assert layer.domains is not None  # The text is whole: it has no spans.
+            if index == 0:
+                table.add_tokens(layer.tokens, layer.domains)
+            table.add(index, layer.domains, layer.experts)
     scores = [
         {"layer": layer.name, **table.layer(index, layer.moe.num_experts)}
         for index, layer in enumerate(layers)
