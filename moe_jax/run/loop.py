@@ -112,9 +112,8 @@ class Loop:
         step, leaves, data_state = found
         if split(data_state)[1].get(TOKENIZER, self._tokenizer) != self._tokenizer:
             raise CheckpointError(
-                f"the tokenizer in {self.workdir} is not the one that checkpoint {step} was "
-                "trained with: restore its files from a backup, or delete them to make it anew "
-                "from the same data"
+                f"the tokenizer in {self.workdir} is not the tokenizer of checkpoint {step}: "
+                "restore its files from a backup, or delete them to train it again on the same data"
             )
         self._saved = step
         return step, from_named_leaves(self.session.abstract, leaves), data_state
