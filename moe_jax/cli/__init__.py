@@ -1,1 +1,1 @@
-"""The command lines. No flag is defined when a module is imported."""
+"""Command lines, one module each. The import of a module defines no flag."""

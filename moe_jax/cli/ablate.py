@@ -1,8 +1,8 @@
 """Runs an ablation: ``moe-jax ablate --ablation=switch/capacity_factor``.
 
-It trains every arm with every seed, skips what is finished, and writes ``results.jsonl``,
-``report.md`` and figures to ``--output``. ``--ablation`` takes a name or a file, ``--workdir`` the
-folder of all runs. Run the same command after an interruption to go on.
+The command trains every arm with every seed, skips finished runs, and writes ``results.jsonl``,
+``report.md`` and figures to ``--output``. ``--ablation`` is a name or a file, and ``--workdir`` the
+folder of all runs. After an interruption, the same command resumes the runs.
 """
 
 from __future__ import annotations
@@ -25,31 +25,42 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output", None, "Folder of the report; WORKDIR/NAME by default.", flag_values=values
     )
-    flags.DEFINE_enum("scale", "cpu", SCALES, "Sizes and budgets.", flag_values=values)
+    flags.DEFINE_enum(
+        "scale", "cpu", SCALES, "Scale of model sizes and budgets.", flag_values=values
+    )
     flags.DEFINE_integer(
         "seeds",
         0,
-        "Seeds; 0 for the ablation's own number.",
+        "Number of seeds; 0 for the number that the ablation names.",
         lower_bound=0,
         upper_bound=MOST,
         flag_values=values,
     )
-    flags.DEFINE_list("arms", [], "Only these arms.", flag_values=values)
+    flags.DEFINE_list("arms", [], "Arms to run; all by default.", flag_values=values)
     flags.DEFINE_integer(
         "side_by_side",
         0,
-        "Runs at a time, with a share of cores and GPUs each; 0 for a core each at --scale=cpu.",
+        "Number of concurrent runs, which share cores and GPUs; 0 for one per core at --scale=cpu.",
         lower_bound=0,
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "steps", 0, "Only so many steps, for a trial.", lower_bound=0, flag_values=values
+        "steps",
+        0,
+        "Number of steps of each run, for a trial; 0 for the steps of the scale.",
+        lower_bound=0,
+        flag_values=values,
     )
-    flags.DEFINE_bool("dry_run", False, "Print arms, sizes and time.", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print arms, sizes and estimated time, and train nothing.",
+        flag_values=values,
+    )
 
 
 def main(given: flags.FlagValues) -> None:
-    """Trains what is missing and writes the report."""
+    """Trains the unfinished runs and writes the report."""
     signals.advise("run the same command to go on")
     wanted = study(
         given.ablation,

@@ -1,7 +1,7 @@
-"""Loader against training: ``moe-jax bench --config=quickstart``.
+"""Compares data loader and training: ``moe-jax bench --config=quickstart``.
 
-Prints one JSON line: tokens per second of the data loader alone and of training steps on one batch,
-measured in turns in one process, and their ratio.
+The command prints one JSON line: tokens per second of the data loader alone, tokens per second of
+training steps on one batch, and their ratio. One process measures both in alternating rounds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_config(values)
     flags.DEFINE_string("output", None, "Also write the JSON to this file.", flag_values=values)
-    flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("steps", 5, "Training steps per turn.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "steps", 5, "Number of training steps per round.", lower_bound=1, flag_values=values
+    )
 
 
 def main(given: flags.FlagValues) -> None:
-    """Measures and prints."""
+    """Measures loader and training, and prints the rates."""
     if given.output:
         files.check_file(Path(given.output), "--output")
     experiment = common.experiment_of(given)
@@ -50,7 +52,7 @@ def main(given: flags.FlagValues) -> None:
 
 
 def measure(session: Session, *, rounds: int, steps: int) -> tuple[list[float], list[float]]:
-    """Returns tokens per second of the loader and of training, one number per round each."""
+    """Returns tokens per second of the loader and of training, as one list of rounds each."""
     config = session.experiment.data
     tokens = session.experiment.tokens_per_step
     _, state = session.recipe.create()

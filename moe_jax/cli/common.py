@@ -1,4 +1,4 @@
-"""What the command lines share: flags, and errors as one line instead of a traceback."""
+"""Shared parts of the command lines: flags, and errors of one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def define_config(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         _OVERRIDE,
         [],
-        "Setting of the configuration, as NAME=VALUE; --config.NAME=VALUE says the same.",
+        "Setting of the configuration, as NAME=VALUE; --config.NAME=VALUE is the same.",
         flag_values=values,
     )
 
@@ -54,14 +54,18 @@ def define_workdir(values: flags.FlagValues) -> None:
 
 
 def folder_of(given: flags.FlagValues) -> Path:
-    """Returns the folder of the ``--workdir`` flag; raises ConfigError if it is empty."""
+    """Returns the folder of the ``--workdir`` flag.
+
+    Raises:
+        ConfigError: If the flag is empty.
+    """
     if not given.workdir:
         raise ConfigError("--workdir is empty; try --workdir=runs/quickstart")
     return Path(given.workdir)
 
 
 def define_hosts(values: flags.FlagValues) -> None:
-    """Defines ``--distributed`` and where the processes of a run meet, for ``join_hosts``."""
+    """Defines ``--distributed`` and the flags of the coordinator, for ``join_hosts``."""
     flags.DEFINE_boolean(
         "distributed",
         False,
@@ -69,21 +73,28 @@ def define_hosts(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, if JAX cannot find it.", flag_values=values
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, if JAX cannot find its address.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "num_processes", None, "Processes, if JAX cannot find their number.", flag_values=values
+        "num_processes", None, "Number of processes, if JAX cannot find it.", flag_values=values
     )
     flags.DEFINE_integer(
-        "process_id", None, "This process, from 0, if JAX cannot find it.", flag_values=values
+        "process_id",
+        None,
+        "Index of this process, from 0, if JAX cannot find it.",
+        flag_values=values,
     )
 
 
 def join_hosts(given: flags.FlagValues) -> None:
-    """Joins the other processes, if asked to, before anything looks at devices.
+    """Joins the other processes if ``--distributed`` is set; JAX must not have opened devices yet.
 
     Raises:
-        ConfigError: if they cannot be found, or are named without ``--distributed``.
+        ConfigError: If the processes cannot be found, or if another flag is set without
+            ``--distributed``.
     """
     where = {name: given[name].value for name in _HOSTS}
     if given.distributed:
@@ -91,29 +102,29 @@ def join_hosts(given: flags.FlagValues) -> None:
         return
     for name, value in where.items():
         if value is not None:
-            raise ConfigError(f"--{name} says where other processes are: add --distributed")
+            raise ConfigError(f"--{name} has an effect only with --distributed: add --distributed")
 
 
 def experiment_of(given: flags.FlagValues) -> Experiment:
-    """Returns the typed experiment of the ``--config`` flag, whose settings go together.
+    """Returns the checked experiment of the ``--config`` flag and its overrides.
 
     Raises:
-        ConfigError: if it is missing or says something that does not exist.
+        ConfigError: If the flag is missing, or a setting is unknown or invalid.
     """
-    flag = given["config"]
+    flag: Any = given["config"]  # ml_collections adds attributes to the type of the stub.
     file = flag.config_filename if flag.present else None
     if not file:
         raise ConfigError("--config is missing; try --config=quickstart")
     try:
         config = flag.value
-        getattr(config, "items", None)  # raises what came up when the file was read
+        getattr(config, "items", None)  # raises the error that reading the file raised
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__
             raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
         override(Experiment, config, _texts(given), _from_text)
         experiment = build(Experiment, config)
     except OSError as error:
-        # An OSError of a config file comes out only when its values are read.
+        # An OSError of a config file is raised only when its values are read.
         fault = fault_in(_path_of(file), error) or _last_line(error)
         raise ConfigError(f"the config file cannot be loaded: {fault}") from error
     experiment.check_settings()
@@ -121,7 +132,7 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
 
 
 def overrides_of(given: flags.FlagValues) -> dict[str, Any]:
-    """Returns the settings given on the command line by dotted name; after ``experiment_of``."""
+    """Returns the settings of the command line by dotted name; call ``experiment_of`` before."""
     return {name: _value(given["config"].value, name) for name in _texts(given)}
 
 
@@ -130,8 +141,8 @@ def _value(config: ConfigDict, name: str) -> Any:
 
 
 def _texts(given: flags.FlagValues) -> dict[str, str | None]:
-    """Returns the settings given on the command line as text, ``None`` where a value is missing."""
-    pairs = (setting.partition("=") for setting in given[_OVERRIDE].value)
+    """Returns the settings of the command line as text, with ``None`` for a missing value."""
+    pairs = (setting.partition("=") for setting in given[_OVERRIDE].value or ())
     return {name: text if equals else None for name, equals, text in pairs}
 
 
@@ -145,28 +156,28 @@ def _from_text(name: str, hint: Any, text: str | None) -> Any:
 
 
 def with_overrides(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments with ``--config.NAME=VALUE`` as ``--override=NAME=VALUE``.
+    """Returns the arguments with ``--override=NAME=VALUE`` in place of ``--config.NAME=VALUE``.
 
-    The value may be the next argument, and a switch may have none, or be ``--noconfig.NAME``.
+    The value may be the next argument. A bool setting may have no value, or be ``--noconfig.NAME``.
     """
-    rest, found = list(arguments), []
+    rest, rewritten = list(arguments), list[str]()
     while rest:
         argument = rest.pop(0)
         setting = _SETTING.fullmatch(argument)
         if setting is None:
-            found.append(argument)
+            rewritten.append(argument)
             continue
         off, name, value = setting.groups()
         if off:
             value = "=false"
         elif value is None and rest and not rest[0].startswith("--"):
             value = f"={rest.pop(0)}"
-        found.append(f"--{_OVERRIDE}={name}{value or ''}")
-    return found
+        rewritten.append(f"--{_OVERRIDE}={name}{value or ''}")
+    return rewritten
 
 
 def say(text: str) -> None:
-    """Prints lines at once."""
+    """Prints lines and flushes the output."""
     print(text, flush=True)
 
 
@@ -176,14 +187,15 @@ def warn(text: str) -> None:
 
 
 def run(define: Define, main: Main, argv: Sequence[str] | None = None) -> None:
-    """Parses the flags of a command and runs it; an error a user can act on ends with one line.
+    """Parses the flags of a command and runs it.
 
-    Ctrl-C and SIGTERM end with one line too, and with the exit codes 130 and 143.
+    An error that the user can correct prints one line and exits with code 2. Ctrl-C and SIGTERM
+    print one line too, and exit with codes 130 and 143.
 
     Args:
-        define: defines the command's flags on the values that it is given.
-        main: the command, called with the values of the flags.
-        argv: name and arguments of the command; ``None`` for those of the process.
+        define: Function that defines the command's flags on the given flag values.
+        main: Function that runs the command with the parsed flag values.
+        argv: Name and arguments of the command; ``None`` for the arguments of the process.
     """
     arguments = _underscored(sys.argv if argv is None else argv)
     with signals.listening(_stop), _command_line(arguments):
@@ -201,7 +213,7 @@ def run(define: Define, main: Main, argv: Sequence[str] | None = None) -> None:
 
 
 def _underscored(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments with ``--dry-run`` as ``--dry_run``; settings stay as they are."""
+    """Returns the arguments with ``_`` for ``-`` in names of flags; settings stay unchanged."""
 
     def one(argument: str) -> str:
         name, equals, value = argument.partition("=")
@@ -213,7 +225,7 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _command_line(arguments: list[str]) -> Iterator[None]:
-    """Libraries read the arguments of the process, also where a command is called as a function."""
+    """Sets ``sys.argv`` for the command, because libraries read it."""
     before, sys.argv = sys.argv, arguments
     try:
         yield
@@ -230,19 +242,19 @@ def _help(define: Define, values: flags.FlagValues, arguments: Sequence[str]) ->
 def _stop(code: int, line: str) -> None:
     if jax.distributed.is_initialized():
         processes.fail(code, line)
-    # A terminal shows ^C where the line would begin.
+    # A terminal shows ^C at the beginning of the line.
     print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
-    # Loading a config file may log; the errors in it are reported below.
+    # The import of a config file may log; this function reports its errors below.
     logging.set_verbosity(logging.ERROR)
     file = None
     try:
         file = _open_config(values, arguments)
         if "config" in values:
-            # In place: ml_collections looks for overrides among the arguments of the process.
+            # ml_collections reads overrides from ``sys.argv``, which is this list.
             arguments[:] = with_overrides(arguments)
         rest = values(arguments)
         if len(rest) > 1:
@@ -260,7 +272,7 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _open_config(values: flags.FlagValues, arguments: list[str]) -> str | None:
-    """Returns the file of ``--config=NAME_OR_FILE[:ARGUMENT]``, which replaces the name."""
+    """Returns the file of ``--config=NAME_OR_FILE[:ARGUMENT]``, and writes it into the argument."""
     if "config" not in values:
         return None
     for index, argument in enumerate(arguments):
@@ -291,7 +303,7 @@ def _guarded(main: Callable[[], None]) -> None:
         with processes.together(lambda: "start all processes again with the same command"):
             main()
     except Exception as error:
-        if _can_be_mended(error):
+        if _is_user_error(error):
             if logging.level_debug():
                 raise
             _fail(error)
@@ -301,15 +313,15 @@ def _guarded(main: Callable[[], None]) -> None:
         processes.fail(1, f"{type(error).__name__}: {_one_line(error)}")
 
 
-def _can_be_mended(error: Exception) -> bool:
-    """True for a mistake of the user; a ValueError out of a library's depths is a fault of ours."""
+def _is_user_error(error: Exception) -> bool:
+    """Returns whether the user can correct an error; a library's ValueError is a bug of moe_jax."""
     if not isinstance(error, _USER_ERRORS):
         return False
-    return type(error) is not ValueError or not _out_of_library(error)
+    return type(error) is not ValueError or not _from_library(error)
 
 
-def _out_of_library(error: Exception) -> bool:
-    # JAX removes its own frames, and says so in a note or a cause.
+def _from_library(error: Exception) -> bool:
+    # JAX removes its own frames, and mentions it in a note or a cause.
     texts = [*getattr(error, "__notes__", ()), str(error.__cause__ or "")]
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     return any("JAX has removed its internal frames" in text for text in texts) or any(

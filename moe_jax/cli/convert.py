@@ -1,8 +1,8 @@
 """Converts weights: ``moe-jax convert --from=hf --input=DIR --output=DIR``, and back.
 
-``--from=moe_jax`` writes a folder that ``transformers`` loads, from one that was converted before
-or from the workdir of a run. Tokenizer, chat template, generation settings and licences of the
-released model travel along.
+``--from=hf`` reads a model of ``transformers`` and writes a converted model. ``--from=moe_jax``
+reads a converted model or the workdir of a run and writes a model that ``transformers`` loads. Both
+copy tokenizer, chat template, generation settings and licences of the released model.
 """
 
 from __future__ import annotations
@@ -23,25 +23,29 @@ _NAMES = {"hf": "a released model", "moe_jax": "a converted model", "run": "a ru
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_enum("from", "hf", ["hf", "moe_jax"], "What the input is.", flag_values=values)
+    flags.DEFINE_enum("from", "hf", ["hf", "moe_jax"], "Kind of the input.", flag_values=values)
     flags.DEFINE_string("input", None, "Folder to read.", required=True, flag_values=values)
     flags.DEFINE_string(
-        "output", None, "Folder to write; it must be empty.", required=True, flag_values=values
+        "output", None, "Empty or new folder to write.", required=True, flag_values=values
     )
     flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "Of the parameters.", flag_values=values
+        "dtype",
+        "float32",
+        ["float32", "bfloat16"],
+        "Data type of the parameters.",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "family",
         None,
         sorted(FAMILIES),
-        "Written with --from=moe_jax, if not that of the input.",
+        "Family to write with --from=moe_jax; by default the family of the input.",
         flag_values=values,
     )
 
 
 def main(given: flags.FlagValues) -> None:
-    """Converts and says what."""
+    """Converts the input and prints its family."""
     signals.advise(f"nothing is left in {given.output}; run the same command to start again")
     _convert(given, Path(given.input), Path(given.output))
 
@@ -74,21 +78,24 @@ def _opened(given: flags.FlagValues, source: Path) -> Imported:
 
 
 def _check_input(given: flags.FlagValues, source: Path) -> None:
-    """Refuses a folder of another kind than ``--from`` says.
+    """Rejects an input folder whose kind differs from ``--from``.
 
     Raises:
-        ConfigError: naming the kind.
+        ConfigError: If the folder is missing, empty or of another kind, or if ``--family`` is set
+            with ``--from=hf``.
     """
     if not source.is_dir():
         raise ConfigError(f"--input={source} is not a folder")
     kind = folders.kind_of(source)
     if kind == "none":
-        raise ConfigError(f"--input={source} holds no released model, no converted one and no run")
+        raise ConfigError(
+            f"--input={source} holds no released model, no converted model and no run"
+        )
     other = "hf" if kind == "hf" else "moe_jax"
     if other != given["from"].value:
         raise ConfigError(f"--input={source} is {_NAMES[kind]}: use --from={other}")
     if given["from"].value == "hf" and given.family:
-        raise ConfigError("--family is of what --from=moe_jax writes: leave it out")
+        raise ConfigError("--family goes with --from=moe_jax only: leave it out")
 
 
 if __name__ == "__main__":

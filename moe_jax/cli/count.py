@@ -1,7 +1,7 @@
 """Counts a model: ``moe-jax count mixtral_8x7b``.
 
-Prints one JSON line; needs no memory for parameters. ``--all`` prints the table of every published
-model beside what is printed of it.
+The command prints one JSON line and allocates no parameters. ``--all`` prints a table of all
+published models, with computed and published numbers.
 """
 
 from __future__ import annotations

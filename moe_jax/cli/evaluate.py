@@ -1,4 +1,4 @@
-"""Evaluates a run: ``moe-jax evaluate --workdir=runs/quickstart``; one JSON line."""
+"""Evaluates a run and prints one JSON line: ``moe-jax evaluate --workdir=runs/quickstart``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Samples text: ``moe-jax generate --workdir=runs/quickstart --prompt="def "``.
+"""Samples text from a run: ``moe-jax generate --workdir=runs/quickstart --prompt="def "``.
 
-An encoder-decoder fills in blanks: ``--prompt="for i <extra_id_0> range(n):"``.
+An encoder-decoder fills blanks: ``--prompt="for i <extra_id_0> range(n):"``.
 
-Nothing is dropped while sampling, so a text never depends on the others of its batch.
+No token is dropped while sampling, so the texts of a batch are independent of each other.
 """
 
 from __future__ import annotations
@@ -23,24 +23,36 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "prompt",
         "def ",
-        "Text to continue, or with <extra_id_0>, ... to fill in.",
+        "Text to continue, or text with blanks <extra_id_0>, ... to fill.",
         flag_values=values,
     )
-    flags.DEFINE_integer("tokens", 128, "Tokens to add at most.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "tokens", 128, "Largest number of tokens to add.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_float(
-        "temperature", 0.8, "0 takes the best token.", lower_bound=0.0, flag_values=values
+        "temperature",
+        0.8,
+        "Sampling temperature; 0 takes the most probable token.",
+        lower_bound=0.0,
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "top_k", 0, "Sample among the k best; 0 for all.", lower_bound=0, flag_values=values
+        "top_k",
+        0,
+        "Number of most probable tokens to sample from; 0 for all.",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_float(
         "top_p",
         1.0,
-        "Sample among the fewest tokens that are together so likely; 1 for all.",
+        "Probability mass of the smallest set of tokens to sample from; 1 for all.",
         flag_values=values,
     )
-    flags.DEFINE_integer("seed", 0, "Of the samples.", flag_values=values)
-    flags.DEFINE_integer("samples", 1, "Texts to sample.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Random seed of the samples.", flag_values=values)
+    flags.DEFINE_integer(
+        "samples", 1, "Number of texts to sample.", lower_bound=1, flag_values=values
+    )
 
 
 def main(given: flags.FlagValues) -> None:

@@ -13,12 +13,12 @@ COMMANDS = {
     "generate": "samples text from a run",
     "report": "writes the report of a run again",
     "count": "counts parameters and FLOPs of a model",
-    "plan": "plans a run on machines that are not here",
+    "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
-    "bench": "measures the data loader beside training",
+    "bench": "measures data loader and training",
     "ablate": "runs an ablation and writes its report",
 }
-# The flag that a first argument without a name stands for.
+# Flag of each command that a first argument without a flag name sets.
 _FIRST = dict.fromkeys(("train", "count", "plan", "bench"), "config") | {"ablate": "ablation"}
 
 
@@ -26,15 +26,15 @@ def main(command: str | None = None) -> None:
     """Runs one command with the arguments of the process.
 
     Args:
-        command: its name; ``None`` where the first argument names it.
+        command: Name of the command; ``None`` if the first argument names it.
     """
     name, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if command is not None:
         name, arguments = command, sys.argv[1:]
     if name not in COMMANDS:
-        asked = name in ("-h", "--help")
-        print(_usage("" if asked else name), file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else 2)
+        is_help = name in ("-h", "--help")
+        print(_usage("" if is_help else name), file=sys.stdout if is_help else sys.stderr)
+        sys.exit(0 if is_help else 2)
     if name in _FIRST and arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--{_FIRST[name]}={arguments[0]}"
     module = importlib.import_module(f"moe_jax.cli.{name}")

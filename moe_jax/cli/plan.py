@@ -1,9 +1,10 @@
-"""Plans a run on machines that are not here.
+"""Plans a run for devices that this machine lacks.
 
-``moe-jax plan glam_64b_64e --topology=v5p:8x8x16 --mesh=data=16,expert=64`` compiles the real
-training step ahead of time with ``libtpu`` (the extra ``tpu``) and prints one JSON object: whether
-it fits, what it sends, how fast it can be. ``cpu:8`` simulates devices; a GPU cluster such as
-``h100:64`` is planned by formula alone. ``--sweep`` tries meshes and rematerialisation policies.
+``moe-jax plan glam_64b_64e --topology=v5p:8x8x16 --mesh=data=16,expert=64`` compiles the training
+step ahead of time with ``libtpu`` (the extra ``tpu``) and prints one JSON object with memory,
+collectives and a bound of the step time. ``cpu:8`` simulates devices. A GPU cluster such as
+``h100:64`` is planned by formulas, without compilation. ``--sweep`` compares meshes and
+rematerialisation policies.
 """
 
 from __future__ import annotations
@@ -31,21 +32,26 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "topology",
         None,
-        f"CHIP:SHAPE, with a chip of {', '.join(topology.CHIPS)}.",
+        f"Devices as CHIP:SHAPE; CHIP is one of {', '.join(topology.CHIPS)}.",
         flag_values=values,
     )
     flags.DEFINE_string("mesh", None, "Mesh axes, such as data=16,expert=64.", flag_values=values)
-    flags.DEFINE_bool("sweep", False, "Try meshes and policies, and rank them.", flag_values=values)
+    flags.DEFINE_bool(
+        "sweep",
+        False,
+        "Compare and rank meshes and rematerialisation policies.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
-        "limit", 3, "Plans of a sweep that are compiled.", lower_bound=0, flag_values=values
+        "limit", 3, "Number of plans of a sweep to compile.", lower_bound=0, flag_values=values
     )
     flags.DEFINE_string(
-        "output", None, "Write the JSON to this file, not to stdout.", flag_values=values
+        "output", None, "Write the JSON to this file instead of printing.", flag_values=values
     )
 
 
 def main(given: flags.FlagValues) -> None:
-    """Checks, plans and prints."""
+    """Checks the configuration, plans the run and prints the plan."""
     if not given.topology:
         raise ConfigError("--topology is missing; try --topology=v5p:4x4x4 or --topology=cpu:8")
     if given.output:
@@ -67,7 +73,7 @@ def main(given: flags.FlagValues) -> None:
 
 
 def _sweep(given: flags.FlagValues, experiment: Experiment, target: topology.Topology) -> None:
-    """Ctrl-C ends it after the plan that is being compiled, and it keeps those that it has."""
+    """Writes the plans of a sweep; Ctrl-C ends the sweep after the current plan."""
     signals.advise("the plans so far are written; run the same command to compile the rest")
     with signals.holding() as hold:
         hold.begin()

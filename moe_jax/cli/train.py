@@ -1,4 +1,4 @@
-"""Trains: ``moe-jax train --config=quickstart --workdir=runs/quickstart``."""
+"""Trains or resumes a run: ``moe-jax train --config=quickstart --workdir=runs/quickstart``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    """Checks, prepares, trains, evaluates and reports."""
+    """Trains the run, evaluates it and writes its report."""
     signals.advise(_GO_ON)
     common.join_hosts(given)
     experiment = common.experiment_of(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -14,7 +14,7 @@ from moe_jax.config.library import config_file, module_of
 from moe_jax.config.schema import build, override, settings
 from moe_jax.errors import ConfigError, fault_in
 
-Config = str | Path | ConfigDict | Experiment
+Config: TypeAlias = str | Path | ConfigDict | Experiment
 
 
 def load_config(config: Config, overrides: Mapping[str, Any] | None = None) -> ConfigDict:

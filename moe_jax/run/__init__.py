@@ -1,1 +1,1 @@
-"""A run from its folder to its result: session, loop, predecessors and the end."""
+"""Trains and opens runs: folder, session, training loop, start weights, results and report."""

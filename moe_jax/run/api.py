@@ -1,4 +1,4 @@
-"""Runs from Python: train one, or open one that is there."""
+"""Trains and opens runs from Python."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class OpenRun:
     """A run at one of its steps, with its weights on the devices.
 
     Attributes:
-        workdir: its folder.
-        step: of the state.
-        session: the experiment on its devices.
-        state: parameters, optimizer and routers' state.
+        workdir: Folder of the run.
+        step: Number of training steps that the state has seen.
+        session: Experiment on its devices.
+        state: Parameters, optimizer state and router state.
 
     Examples:
         >>> import moe_jax as mj
@@ -51,32 +51,32 @@ class OpenRun:
 
     @property
     def config(self) -> Experiment:
-        """The configuration."""
+        """Configuration of the run."""
         return self.session.experiment
 
     @property
     def model(self) -> models.Model:
-        """The Flax NNX module with the weights of the state."""
+        """Flax NNX module with the weights of ``state``."""
         return nnx.merge(self.session.graph, self.state.params, self.state.router_state)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What the run has logged, line by line: ``kind`` is ``train`` or ``eval``."""
+        """Lines of ``metrics.jsonl``; the ``kind`` of a line is ``train`` or ``eval``."""
         return read_metrics(self.workdir)
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the end of the run has found; empty before."""
+        """Content of ``result.json``, empty while the run is unfinished."""
         path = self.workdir / folders.RESULT
         return json.loads(path.read_text()) if path.exists() else {}
 
     @property
     def report(self) -> Path:
-        """The page ``report.html``, which the end of the run writes."""
+        """Path of ``report.html``, which a finished run has."""
         return self.workdir / REPORT
 
     def evaluate(self) -> dict[str, Any]:
-        """Returns loss, bits per byte, accuracy and the experts' load on the validation set."""
+        """Returns loss, bits per byte, accuracy and the load of experts on the validation set."""
         with jax.set_mesh(self.session.mesh):
             return self.session.evaluate(self.state)
 
@@ -90,18 +90,18 @@ class OpenRun:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """Returns the prompt continued, or what fills its blanks for an encoder-decoder.
+        """Returns the prompt with its continuation; an encoder-decoder returns the filled blanks.
 
         Args:
-            prompt: a text.
-            tokens: to add at most.
-            temperature: 0 takes the best token.
-            top_k: sample among the k best; 0 for all.
-            top_p: sample among the fewest tokens that are together so likely; 1 for all.
-            seed: of the sample.
+            prompt: Text to continue, or text with blanks ``<extra_id_0>``, ... to fill.
+            tokens: Largest number of tokens to add.
+            temperature: Sampling temperature; 0 takes the most probable token.
+            top_k: Number of most probable tokens to sample from; 0 for all.
+            top_p: Probability mass of the smallest set of tokens to sample from; 1 for all.
+            seed: Random seed of the sample.
 
         Raises:
-            ConfigError: if experts choose tokens in this model, which cannot generate text.
+            ConfigError: If experts choose tokens in this model, which cannot generate text.
         """
         sampling = Sampling(tokens, temperature, top_k, top_p, seed)
         with jax.set_mesh(self.session.mesh):
@@ -115,24 +115,25 @@ def train(
     *,
     say: Say | None = None,
 ) -> OpenRun:
-    """Trains a model, or goes on with the run that ``workdir`` holds, to its last step.
+    """Trains a model to its last step, or resumes the run that ``workdir`` holds.
 
     Args:
-        config: the name of a config, with a variant after a colon (``quickstart:gshard``), a file,
-            settings, or an experiment.
-        workdir: folder of the run; checkpoints, metrics and the report go there.
-        overrides: settings to change, by dotted name.
-        say: takes what the run finds and does, such as ``print``; by default nothing is said.
+        config: Name of a config, with a variant after a colon (``quickstart:gshard``), a file, a
+            mapping of settings, or an experiment.
+        workdir: Folder of the run, for checkpoints, metrics and the report.
+        overrides: Settings to change, by dotted name.
+        say: Function that receives progress lines, such as ``print``; by default the run is silent.
 
     Returns:
         The finished run.
 
     Raises:
-        ConfigError: if the configuration cannot run here, or the folder is of another one.
-        Diverged: after too many non-finite updates in a row.
-        TrainingError: if training cannot go on.
-        CheckpointError: if no checkpoint can be read or written.
-        Terminated: after SIGTERM or Ctrl-C, once the state is saved.
+        ConfigError: If the configuration cannot run on these devices, or if the folder holds a run
+            of another configuration.
+        Diverged: After too many consecutive non-finite updates.
+        TrainingError: If training cannot continue.
+        CheckpointError: If no checkpoint can be read or written.
+        Terminated: After SIGTERM or Ctrl-C, once the state is saved.
 
     Examples:
         A model of a synthetic mixture of languages, small enough for a few seconds:
@@ -168,22 +169,22 @@ def train(
         True
     """
     folder = Path(workdir)
-    found = train_in(folder, experiment_of(config, overrides), overrides, Voice(say or _silent))
-    if found is None:
+    trained = train_in(folder, experiment_of(config, overrides), overrides, Voice(say or _silent))
+    if trained is None:
         return open_run(folder)
-    session, state = found
+    session, state = trained
     return OpenRun(folder, session.experiment.training.steps, session, state)
 
 
 def open_run(workdir: str | Path) -> OpenRun:
-    """Opens a run at its newest good checkpoint, finished or not; nothing is written.
+    """Opens a run at its newest intact checkpoint, finished or not, without writing a file.
 
     Args:
-        workdir: folder of the run.
+        workdir: Folder of the run.
 
     Raises:
-        ConfigError: if the folder holds no run, or no checkpoint yet.
-        CheckpointError: if every checkpoint is damaged.
+        ConfigError: If the folder holds no run, or no checkpoint yet.
+        CheckpointError: If every checkpoint is corrupt.
 
     Examples:
         >>> import moe_jax as mj
@@ -198,4 +199,4 @@ def open_run(workdir: str | Path) -> OpenRun:
 
 
 def _silent(text: str) -> None:
-    """Says nothing."""
+    """Ignores a progress line."""

@@ -1,9 +1,9 @@
-"""A run as a model of a family of ``transformers``."""
+"""Exports a run as a model of a family of ``transformers``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from flax import nnx
@@ -21,24 +21,24 @@ from moe_jax.training.checkpoint import latest_step
 
 
 def open_trained(folder: Path | str, family: str = "") -> Imported:
-    """Returns the model of the newest good checkpoint of a run, finished or not.
+    """Returns the model of the newest intact checkpoint of a run, finished or not.
 
     Args:
-        folder: the workdir.
-        family: the ``model_type``; "" for the family of the released model that the run, or a run
-            before it, started from.
+        folder: Workdir of the run.
+        family: ``model_type`` to export to; "" for the family of the released model that the run,
+            or an earlier run of its chain, started from.
 
     Raises:
-        ConfigError: if the folder holds no run or no checkpoint yet, or if the family is not known
-            or cannot say the model. No weight is loaded before.
-        CheckpointError: if every checkpoint is damaged.
+        ConfigError: If the folder holds no run or no checkpoint yet, or if the family is unknown or
+            cannot express the model. The error is raised before weights are loaded.
+        CheckpointError: If every checkpoint is corrupt.
     """
     folder = Path(folder)
     experiment = workdir.load(folder)
     if latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     tokenizer, known = data.load_tokenizer(folder), remembered(folder)
-    name = family or known.get("family") or _asked(experiment.model, folder)
+    name = family or known.get("family") or _only_family(experiment.model, folder)
     original = _original(tokenizer, known.get("original") or {}, folder)
     description(FAMILIES[name], experiment.model, tokenizer.vocab_size, "float32", original)
     mesh = experiment.mesh
@@ -52,20 +52,24 @@ def open_trained(folder: Path | str, family: str = "") -> Imported:
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
 
 
-def _asked(model: Any, folder: Path) -> str:
+def _only_family(model: Any, folder: Path) -> NoReturn:
+    """Raises a ``ConfigError`` that names the families which can express the model."""
     able = families_of(FAMILIES, model)
     if able:
         remedy = f"add --family={able[0]}"
-        others = f"; {', '.join(able[1:])} can say it too" if able[1:] else ""
+        others = f"; {', '.join(able[1:])} can express it too" if able[1:] else ""
         raise ConfigError(f"{folder} did not start from a released model: {remedy}{others}")
     raise ConfigError(
-        f"{folder} did not start from a released model, and no family can say its model: "
-        "--family=NAME tells which setting is in the way"
+        f"{folder} did not start from a released model, and no family can express its model: "
+        "--family=NAME names the setting that does not fit"
     )
 
 
 def _original(tokenizer: data.Tokenizer, known: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns settings of texts: the released model's own, or those of the run's tokenizer."""
+    """Returns the released model's ``config.json``, with the token ids of the run's tokenizer.
+
+    A tokenizer that the released model came with keeps its token ids.
+    """
     if folders.tokenizer_of(folder):
         return known
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}

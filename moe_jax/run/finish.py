@@ -1,4 +1,4 @@
-"""The end of a run: validation beside baselines, what the experts take, and the report."""
+"""Finishes a run: final validation, baselines, tokens of each expert, and the report."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def finish(
     """Evaluates, and writes ``result.json``, ``expert_tokens.json`` and ``report.html``.
 
     Args:
-        session: the run.
-        state: after the last step.
-        cost: of the model.
-        folder: the workdir.
-        seconds: how long the run took in this process.
-        lost_lines: says which lines of the log are missing, or "".
+        session: Session of the run.
+        state: State after the last step.
+        cost: Parameters and FLOPs of the model.
+        folder: Workdir of the run.
+        seconds: Seconds that the run took in this process.
+        lost_lines: Description of the lines that the log has lost, or "".
 
     Returns:
-        What was found, in lines; none in other processes than the first.
+        The summary to print; "" in every process but the first.
     """
     experiment = session.experiment
     steps = experiment.training.steps
@@ -52,7 +52,7 @@ def finish(
     skipped = int(state.skipped)
     if not processes.is_first():
         return ""
-    # What is cut out of a text cannot be compared with models of whole texts.
+    # Span-corruption targets are not comparable with baselines that compress whole documents.
     baselines = {} if experiment.data.spans else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
         writer.write(eval_record(steps, record))
@@ -79,10 +79,11 @@ def finish(
 
 
 def has_result(folder: Path) -> bool:
-    """Returns whether a run is finished; its report is written anew where it is missing or cut.
+    """Returns whether a run is finished, and writes a missing or truncated report again.
 
-    A kill between ``result.json`` and the report leaves the one without the other. Where the result
-    or ``expert_tokens.json`` is damaged, the evaluation is repeated from the last checkpoint.
+    A kill after ``result.json`` is written leaves a run without a report. If ``result.json`` or
+    ``expert_tokens.json`` is corrupt, the run counts as unfinished, and the caller repeats the
+    evaluation from the last checkpoint.
     """
     if not (folder / workdir.RESULT).exists():
         return False
@@ -93,12 +94,12 @@ def has_result(folder: Path) -> bool:
                 logging.warning("%s is %s: the run is evaluated again", folder / name, fault)
             return False
     if processes.is_first():
-        _look_after(folder)
+        _mend(folder)
     return True
 
 
-def _look_after(folder: Path) -> None:
-    """Names a log that is not whole, and writes a report anew that is missing or cut."""
+def _mend(folder: Path) -> None:
+    """Warns about an incomplete log, and writes a missing or truncated report again."""
     fault = _fault_of_log(folder)
     if fault:
         logging.warning("%s is %s: the results stand without it", folder / METRICS, fault)
@@ -107,7 +108,7 @@ def _look_after(folder: Path) -> None:
 
 
 def _fault_of_log(folder: Path) -> str:
-    """Returns what is wrong with the log of a finished run, or ""; the evaluation ends it."""
+    """Returns the fault of a finished run's log, or ""; a complete log ends with an evaluation."""
     if not (folder / METRICS).exists():
         return "missing"
     try:
@@ -118,7 +119,7 @@ def _fault_of_log(folder: Path) -> str:
 
 
 def _fault(path: Path) -> str:
-    """Returns what is wrong with a file of JSON, or ""."""
+    """Returns the fault of a JSON file, or ""."""
     try:
         json.loads(path.read_text())
     except FileNotFoundError:
@@ -133,16 +134,16 @@ def _is_whole(report: Path) -> bool:
 
 
 def note_divergence(folder: Path, end: Diverged, *, seconds: float) -> None:
-    """Writes ``diverged.json``: the last good step, why there is no later one, seconds and devices.
+    """Writes ``diverged.json``: last finite step, reason, seconds and devices.
 
     Args:
-        folder: the workdir.
-        end: what ended the run.
-        seconds: how long the run took in this process.
+        folder: Workdir of the run.
+        end: Exception that ended the run.
+        seconds: Seconds that the run took in this process.
     """
-    found = {"step": end.step, "reason": str(end), "seconds": seconds, "device": _devices()}
+    fields = {"step": end.step, "reason": str(end), "seconds": seconds, "device": _devices()}
     if processes.is_first():
-        files.write_json(folder / workdir.DIVERGED, found)
+        files.write_json(folder / workdir.DIVERGED, fields)
 
 
 def _devices() -> str:

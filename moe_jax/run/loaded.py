@@ -1,4 +1,4 @@
-"""Models of Hugging Face ``transformers``, loaded for use and saved for them."""
+"""Loads models of Hugging Face ``transformers``, and saves models for it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class LoadedModel:
     """A released model with its weights.
 
     Attributes:
-        model: the Flax NNX module.
-        vocab_size: ``V``.
-        family: its ``model_type``.
-        original: the ``config.json`` that it came with.
-        folder: where it came from, with its tokenizer.
-        mesh: the devices; ``None`` for the default one.
+        model: Flax NNX module.
+        vocab_size: Vocabulary size ``V``.
+        family: ``model_type`` of ``transformers``.
+        original: Content of the released ``config.json``.
+        folder: Folder of the released model, with its tokenizer.
+        mesh: Mesh of devices; ``None`` for the default device.
 
     Examples:
         >>> import moe_jax as mj
@@ -46,7 +46,7 @@ class LoadedModel:
         >>> model.generate([[5, 7], [3]], tokens=2, temperature=0.0) == [
         ...     *model.generate([[5, 7]], tokens=2, temperature=0.0),
         ...     *model.generate([[3]], tokens=2, temperature=0.0),
-        ... ]  # no text depends on the others
+        ... ]  # each text is independent of its batch
         True
     """
 
@@ -59,15 +59,15 @@ class LoadedModel:
 
     @property
     def config(self) -> models.ModelConfig:
-        """The configuration of the model."""
+        """Configuration of the model."""
         return self.model.config
 
     @functools.cached_property
     def tokenizer(self) -> data.Tokenizer:
-        """The tokenizer of the folder.
+        """Tokenizer of the folder.
 
         Raises:
-            ConfigError: if the folder has none.
+            ConfigError: If the folder has no tokenizer.
         """
         name = folders.tokenizer_of(self.folder)
         if not name:
@@ -75,14 +75,14 @@ class LoadedModel:
         return data.open_tokenizer(data.DataConfig(tokenizer=name))
 
     def logits(self, tokens: Any, valid: Any = None) -> Array:
-        """Returns float32 logits ``(B, L, V)`` of the token after each; no token is dropped.
+        """Returns the float32 logits ``(B, L, V)`` of each next token; no token is dropped.
 
         Args:
-            tokens: ``(B, L)`` token ids.
-            valid: ``(B, L)`` bool, False for padding; all True by default.
+            tokens: Token ids ``(B, L)``.
+            valid: Bool mask ``(B, L)``, False for padding; all True by default.
 
         Raises:
-            ConfigError: if the model is an encoder-decoder, which reads two texts.
+            ConfigError: If the model is an encoder-decoder, which reads two texts.
         """
         if not isinstance(self.model, models.Decoder):
             raise ConfigError("an encoder-decoder reads two texts: use model.encode and .decode")
@@ -101,26 +101,27 @@ class LoadedModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Any:
-        """Samples from the model.
+        """Samples continuations of prompts.
 
         Args:
-            prompts: a text, several texts, or several lists of token ids.
-            tokens: to add at most.
-            temperature: 0 takes the best token.
-            top_k: sample among the k best; 0 for all.
-            top_p: sample among the fewest tokens that are together so likely; 1 for all.
-            seed: of the samples.
+            prompts: One text, several texts, or several lists of token ids.
+            tokens: Largest number of tokens to add to each prompt.
+            temperature: Sampling temperature; 0 takes the most probable token.
+            top_k: Number of most probable tokens to sample from; 0 for all.
+            top_p: Probability mass of the smallest set of tokens to sample from; 1 for all.
+            seed: Random seed of the samples.
 
         Returns:
-            A text for a text, a list of texts for several. For token ids, a list of the ids that
-            were added to each.
+            One text for one text, and a list of texts for several. For lists of token ids, the list
+            of ids added to each.
         """
         sampling = Sampling(tokens, temperature, top_k, top_p, seed)
         with self._on_mesh():
             if isinstance(prompts, str):
                 return texts(self.model, self.tokenizer, [prompts], sampling)[0]
-            if prompts and isinstance(prompts[0], str):
-                return texts(self.model, self.tokenizer, list(prompts), sampling)
+            written = [prompt for prompt in prompts if isinstance(prompt, str)]
+            if written and len(written) == len(prompts):
+                return texts(self.model, self.tokenizer, written, sampling)
             return self._added(prompts, sampling)
 
     def _added(self, prompts: Any, sampling: Sampling) -> list[list[int]]:
@@ -139,14 +140,15 @@ def load_hf(
     """Loads a model of Hugging Face ``transformers``.
 
     Args:
-        folder: with ``config.json`` and safetensors.
-        dtype: of parameters and activations, ``float32`` or ``bfloat16``; routers compute in
-            float32 either way.
-        mesh: the devices, see ``moe_jax.parallel.make_mesh``; ``None`` for the default device.
-        **changes: of the configuration, such as ``remat="full"``.
+        folder: Folder with ``config.json`` and safetensors files.
+        dtype: Data type of parameters and activations, ``float32`` or ``bfloat16``; routers compute
+            in float32 either way.
+        mesh: Mesh of ``moe_jax.parallel.make_mesh``; ``None`` for the default device.
+        **changes: Changed settings of the model's configuration, such as ``remat="full"``.
 
     Raises:
-        ConfigError: if the family is not known or the files are not whole; nothing is loaded then.
+        ConfigError: If the family is unknown or a file is incomplete. The error is raised before
+            weights are loaded.
 
     Examples:
         >>> import moe_jax as mj
@@ -172,13 +174,14 @@ def save_hf(
     """Writes a folder that Hugging Face ``transformers`` loads.
 
     Args:
-        source: a loaded model, or a run, of which the newest checkpoint is written.
-        folder: where; it must be empty.
-        family: the ``model_type``; by default that of the released model that it came from.
-        dtype: of the parameters in the files.
+        source: Loaded model, or run; the newest checkpoint of a run is written.
+        folder: Empty or new folder to write.
+        family: ``model_type`` to write; by default the family of the released model that ``source``
+            started from.
+        dtype: Data type of the parameters in the files.
 
     Raises:
-        ConfigError: if the family cannot say this model.
+        ConfigError: If the family cannot express this model.
 
     Examples:
         >>> import moe_jax as mj
@@ -186,14 +189,14 @@ def save_hf(
         >>> mj.load_hf("tiny-copy").model.config == mj.load_hf("tiny-mixtral").model.config
         True
     """
-    place = source.workdir if isinstance(source, OpenRun) else source.folder
-    found = open_trained(place, family) if isinstance(source, OpenRun) else source
+    origin = source.workdir if isinstance(source, OpenRun) else source.folder
+    found = open_trained(origin, family) if isinstance(source, OpenRun) else source
     huggingface.save(
         found.model,
         folder,
         family or found.family,
         original=found.original,
-        companions=folders.companions_of(place),
+        companions=folders.companions_of(origin),
         dtype=dtype,
     )
 

@@ -1,4 +1,4 @@
-"""The training loop: restore, step, log, save, stop."""
+"""Training loop of a run: restores, steps, logs, saves and stops."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -41,10 +42,10 @@ _finite_leaves = jax.jit(finite_leaves)
 
 
 class Diverged(TrainingError):
-    """Loss, gradient or update stayed non-finite.
+    """Loss, gradient or update stayed non-finite for too many steps.
 
     Attributes:
-        step: the last one before that; its parameters are what the run is left with.
+        step: Last step with a finite update; the run keeps its parameters.
 
     Examples:
         >>> import moe_jax as mj
@@ -61,15 +62,18 @@ class Diverged(TrainingError):
 
 
 class Terminated(Exception):
-    """A signal came and the state was saved.
+    """A signal stopped the run, and the state was saved.
 
     Attributes:
-        code: of the exit: 0 after SIGTERM, since all is well for whoever preempts a run, and 130
-            after Ctrl-C, so that a script does not take the run for finished.
+        code: Exit code of the process. It is 0 after SIGTERM, because a preempted run that saved
+            its state is a success for the scheduler, and 130 after Ctrl-C, so that a script does
+            not take the run for finished.
     """
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signals.NAMES[number]} at step {step}, which is saved")
+        super().__init__(
+            f"stopped by {signals.NAMES[signal.Signals(number)]} at step {step}, which is saved"
+        )
         self.code = 0 if number == signal.SIGTERM else signals.Interrupted(number).code
 
 
@@ -78,11 +82,11 @@ class Loop:
     """A run in progress.
 
     Attributes:
-        session: the experiment on its devices.
-        checkpoints: where the state is saved.
-        workdir: where the metrics go.
-        lost: says which lines of the log are missing, or "".
-        say: takes the lines of progress, where there is no terminal for a bar.
+        session: Experiment on its devices.
+        checkpoints: Store of the run's checkpoints.
+        workdir: Folder of the run, for metrics.
+        lost: Description of the lines that the log has lost, or "".
+        say: Function that receives progress lines if no terminal can show a bar.
     """
 
     session: Session
@@ -93,10 +97,13 @@ class Loop:
     _saved: int | None = dataclasses.field(default=None, init=False)
 
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
-        """Returns step, state and data position of the newest good checkpoint, or the start.
+        """Returns step, state and data position of the newest intact checkpoint.
+
+        A run without a checkpoint gets step 0, its first state and no data position.
 
         Raises:
-            CheckpointError: if none is good, or the tokenizer is not the one it was trained with.
+            CheckpointError: If every checkpoint is corrupt, or if the tokenizer in the folder is
+                not the tokenizer of the checkpoint.
         """
         found = self.checkpoints.restore(named_leaves(self.session.abstract))
         if found is None:
@@ -105,9 +112,8 @@ class Loop:
         step, leaves, data_state = found
         if split(data_state)[1].get(TOKENIZER, self._tokenizer) != self._tokenizer:
             raise CheckpointError(
-                f"the tokenizer in {self.workdir} is not the one that checkpoint {step} was "
-                "trained with: restore its files from a backup, or delete them to make it anew "
-                "from the same data"
+                f"the tokenizer in {self.workdir} is not the tokenizer of checkpoint {step}: "
+                "restore its files from a backup, or delete them to train it again on the same data"
             )
         self._saved = step
         return step, from_named_leaves(self.session.abstract, leaves), data_state
@@ -116,11 +122,11 @@ class Loop:
         """Trains to the last step.
 
         Raises:
-            Terminated: after SIGTERM or Ctrl-C, once everything is saved.
-            Interrupted: if the signal comes before there is a step to save.
-            Diverged: after too many non-finite updates in a row.
-            TrainingError: if the state that it starts from holds numbers that are not finite.
-            CheckpointError: if a checkpoint could not be written.
+            Terminated: After SIGTERM or Ctrl-C, once the state is saved.
+            Interrupted: If the signal arrives before the first step.
+            Diverged: After too many consecutive non-finite updates.
+            TrainingError: If the first state holds non-finite numbers.
+            CheckpointError: If a checkpoint cannot be written.
         """
         experiment = self.session.experiment
         self._require_good_start(start, state)
@@ -133,7 +139,7 @@ class Loop:
             jax.set_mesh(self.session.mesh),
         ):
             self.lost = writer.lost
-            self._tell_lost_routing(start)
+            self._warn_of_lost_routing(start)
             log = _Log(self.session, writer, bar)
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
@@ -160,9 +166,11 @@ class Loop:
         return state
 
     def _batches(self, data_state: dict[str, Any] | None) -> tuple[Any, Logged | None]:
-        """Returns the batches from a position in the data on, and the steps logged before it."""
+        """Returns the batches that follow a data position, and the steps logged before it."""
         session = self.session
-        batches = data.train_batches(session.experiment.data, session.tokenizer, rows=session.rows)
+        batches = data.train_batches(
+            session.experiment.data, session.tokenizer, rows=session.rows.tolist()
+        )
         if data_state is None:
             return batches, None
         position, notes = split(data_state)
@@ -171,7 +179,7 @@ class Loop:
 
     @property
     def record(self) -> RoutingRecord:
-        """Where this run's routing goes."""
+        """Record of the run's routing, in its folder."""
         return RoutingRecord(self.workdir / ROUTING)
 
     def _with_record(self, step: int, batch: Batch) -> Batch:
@@ -179,13 +187,14 @@ class Loop:
         if not replay:
             return batch
         choices = RoutingRecord(Path(replay)).read(step, self._tokens(batch))
-        own = tuple(layer[self.session.rows] for layer in choices)
-        return {**batch, **self.session.place({"routing": own})}
+        local = tuple(layer[self.session.rows] for layer in choices)
+        return {**batch, **self.session.place({"routing": local})}
 
     def _record(self, step: int, batch: Batch, report: StepReport) -> None:
         tokens = self._tokens(batch)
         if processes.is_first():
-            self.record.write(step, tokens, report.choices)
+            choices = [np.asarray(layer) for layer in report.choices if layer is not None]
+            self.record.write(step, tokens, choices)
 
     def _tokens(self, batch: Batch) -> dict[str, np.ndarray]:
         return {"inputs": self.session.whole(batch["inputs"])}
@@ -195,7 +204,7 @@ class Loop:
             guard.look(step, report)
         except Diverged as error:
             self.checkpoints.wait()
-            # Restored or written by this run. There may be a newer one, which is damaged.
+            # The run restored or wrote this checkpoint; a newer one in the folder is corrupt.
             saved = self._saved
             last = (
                 "no checkpoint was written yet" if saved is None else f"checkpoint {saved} is good"
@@ -208,8 +217,8 @@ class Loop:
 
     def _save(self, step: int, state: TrainState, batches: Any, logged: Logged) -> None:
         self._require_finite(step, state, "it is not saved")
-        # One process writes the log, and each saves notes of its own.
-        notes = {TOKENIZER: self._tokenizer}
+        # Only the first process writes the log, so only its notes hold the logged steps.
+        notes: dict[str, Any] = {TOKENIZER: self._tokenizer}
         if processes.is_first():
             notes[LOG] = logged.ranges
         self.checkpoints.save(step, named_leaves(state), {**batches.get_state(), **notes})
@@ -227,8 +236,8 @@ class Loop:
         self._require_finite(start, state, remedy)
 
     def _require_finite(self, step: int, state: TrainState, consequence: str) -> None:
-        found = processes.fetch(_finite_leaves(state))
-        bad = [name for name, finite in found.items() if not finite]
+        leaves = processes.fetch(_finite_leaves(state))
+        bad = [name for name, finite in leaves.items() if not finite]
         if bad:
             others = f" and {len(bad) - 1} other arrays" if len(bad) > 1 else ""
             raise TrainingError(
@@ -236,7 +245,7 @@ class Loop:
                 f"{consequence}"
             )
 
-    def _tell_lost_routing(self, start: int) -> None:
+    def _warn_of_lost_routing(self, start: int) -> None:
         if not (start and self.session.experiment.training.record_routing and processes.is_first()):
             return
         missing = self.record.missing(start)
@@ -249,7 +258,7 @@ class Loop:
 
 
 class _Log:
-    """Writes lines and the bar; the rate is over the steps since the last line."""
+    """Writes log lines and the progress bar; a line's rate covers the steps since the last line."""
 
     def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar):
         self._session, self._writer, self._bar = session, writer, bar
@@ -278,8 +287,8 @@ class _Log:
 
     def _learning_rate(self, step: int, report: StepReport) -> float:
         experiment = self._session.experiment
-        # The schedule counts updates; a skipped batch is none.
-        updates = np.float32(step - 1 - int(report.skipped) + (not report.updated))
+        # The schedule counts updates, and a skipped batch is no update.
+        updates = jnp.float32(step - 1 - int(report.skipped) + (not report.updated))
         return float(learning_rate(experiment.optimizer, updates, experiment.training.steps))
 
     def _rate(self) -> float:
@@ -293,7 +302,10 @@ class _Log:
 
 
 class _Guard:
-    """Stops a run that only skips; reads a report one step late, so as not to wait for it."""
+    """Stops a run after too many skipped updates in a row.
+
+    It reads each report one step late, so that the host does not wait for the device.
+    """
 
     def __init__(self, limit: int):
         self._limit = limit
@@ -322,11 +334,12 @@ class _Guard:
 
 @dataclasses.dataclass(frozen=True)
 class _Stopping:
-    """Whether to save and stop.
+    """Signals that stop the loop after a step.
 
     Attributes:
-        begin: holds signals back from the first step on.
-        came: returns the number of the signal after which all processes stop at this step, or 0.
+        begin: Function that delays signals to the end of a step, from the first step on.
+        came: Function from the step to the number of the signal after which all processes stop at
+            this step, or 0.
     """
 
     begin: Callable[[], None]
@@ -334,7 +347,7 @@ class _Stopping:
 
 
 def _fault(report: StepReport) -> tuple[str, str]:
-    """Returns which number of a skipped update is not finite, and which setting to look at."""
+    """Returns the non-finite number of a skipped update, and the settings to check."""
     loss, norm = float(report.losses.loss), float(report.grad_norm)
     if np.isfinite(loss) and np.isfinite(norm):
         return (
@@ -354,13 +367,13 @@ def _stopping() -> Iterator[_Stopping]:
         with signals.listening(lambda *_: None), signals.holding() as hold:
             yield _Stopping(hold.begin, lambda step: hold.came)
         return
-    # JAX passes SIGTERM to one process on to all and lets them agree on the step.
-    with signals.passing_on(signal.SIGTERM) as own:
+    # JAX forwards the SIGTERM of one process to all, and the processes agree on a step.
+    with signals.passing_on(signal.SIGTERM) as local:
 
         def came(step: int) -> int:
             if not multihost_utils.reached_preemption_sync_point(step):
                 return 0
-            any_own = multihost_utils.process_allgather(np.int32(own())).max()
-            return int(any_own) or signal.SIGTERM
+            received = multihost_utils.process_allgather(np.int32(local())).max()
+            return int(received) or signal.SIGTERM
 
         yield _Stopping(lambda: None, came)

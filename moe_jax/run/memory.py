@@ -1,4 +1,4 @@
-"""Whether the memory of the devices can hold a run: a lower bound, before anything is compiled."""
+"""Checks a lower bound of a run's memory against the devices, before compilation."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ import jax.numpy as jnp
 from moe_jax.config.experiment import Experiment
 from moe_jax.counting import count
 from moe_jax.errors import ConfigError
+from moe_jax.models import DecoderConfig
 from moe_jax.parallel import make_mesh
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState
 
-# Parameters, two moments and gradients in float32.
+# Bytes per parameter: parameter, two moments and gradient in float32.
 _MOST_PER_PARAMETER = 16
 
 
 def check_memory(experiment: Experiment, vocab_size: int) -> None:
-    """Refuses a run whose state, gradients and activations surely exceed a device's memory.
+    """Rejects a run whose state, gradients and activations cannot fit into a device's memory.
 
     Raises:
-        ConfigError: with the bytes needed and there, and settings to change.
+        ConfigError: If the lower bound exceeds the device's memory; the message names both numbers
+            and the settings to change.
     """
-    there = memory_of_device()
+    available = memory_of_device()
     activations = activation_bytes(experiment, vocab_size)
-    if there is None:
+    if available is None:
         return
     total = count(experiment.model, vocab_size, experiment.sequence)
-    if _MOST_PER_PARAMETER * (total.total + total.lookahead) + activations < there:
+    if _MOST_PER_PARAMETER * (total.total + total.lookahead) + activations < available:
         return
     needed = needed_bytes(abstract_state(experiment, vocab_size), activations)
-    if needed > there:
+    if needed > available:
         raise ConfigError(
             f"a device needs at least {needed:,} bytes for parameters, optimizer, gradients and "
-            f"activations, and has {there:,}: use more devices with mesh.fsdp, mesh.expert or "
+            f"activations, and has {available:,}: use more devices with mesh.fsdp, mesh.expert or "
             "mesh.model, a smaller data.batch_size or more training.microbatches, "
             "training.loss_chunk, model.remat=full, model.compute_dtype=bfloat16 or "
             "optimizer.rule.type=Adafactor"
@@ -45,7 +47,7 @@ def check_memory(experiment: Experiment, vocab_size: int) -> None:
 
 
 def memory_of_device() -> int | None:
-    """Returns the bytes of one device: of an accelerator, or its share of the machine's memory."""
+    """Returns the memory of one device in bytes; CPU devices share the host's memory."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -54,31 +56,32 @@ def memory_of_device() -> int | None:
 
 
 def abstract_state(experiment: Experiment, vocab_size: int) -> TrainState:
-    """Returns the state of a run as shapes with shardings."""
+    """Returns the state of a run as shapes with shardings, without allocating it."""
     optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
     seed, mesh = experiment.training.seed, make_mesh(experiment.mesh)
     return Recipe(experiment.model, vocab_size, optimizer, seed, mesh).abstract()[1]
 
 
 def needed_bytes(state: TrainState, activations: int) -> int:
-    """Returns the bytes that one device holds at least at a moment of every step.
+    """Returns a lower bound of the peak memory of a step on one device, in bytes.
 
     Args:
-        state: shapes with shardings.
-        activations: of the forward pass; they are gone when all gradients are there.
+        state: Shapes with shardings.
+        activations: Bytes of the forward activations. They and the complete gradients do not exist
+            at the same time, so the larger of both counts.
     """
     return _held(state) + max(_held(state.params), activations)
 
 
 def activation_bytes(experiment: Experiment, vocab_size: int) -> int:
-    """Returns the bytes of the inputs of all layers and of logits of one microbatch on a device."""
+    """Returns the bytes of all layer inputs and of the logits of one microbatch on a device."""
     mesh = experiment.mesh.resolve(jax.device_count())
     training, model, config = experiment.training, experiment.model, experiment.data
     rows = config.batch_size // (mesh.data * mesh.fsdp * mesh.expert * training.microbatches)
-    # Every dimension may be split over these axes.
+    # The mesh may shard any dimension over these axes.
     split = mesh.sequence * mesh.model
     width = jnp.dtype(model.compute_dtype).itemsize
-    layers = getattr(model, "num_layers", None) or model.encoder_layers
+    layers = model.num_layers if isinstance(model, DecoderConfig) else model.encoder_layers
     inputs = rows * config.seq_length * model.width * layers * width
     scored = config.target_length or config.seq_length
     logits = rows * min(training.loss_chunk or scored, scored) * vocab_size * width

@@ -1,4 +1,4 @@
-"""Another run that has ended: what a new one starts from, or learns from."""
+"""Opens the finished runs that a new run starts from, or distils."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Finished:
     """A finished run.
 
     Attributes:
-        setting: that names it, such as ``training.teacher``.
-        folder: its workdir.
-        experiment: its configuration.
-        tokenizer: its tokenizer.
+        setting: Setting of the new run that names this run, such as ``training.teacher``.
+        folder: Workdir of this run.
+        experiment: Configuration of this run.
+        tokenizer: Tokenizer of this run.
     """
 
     setting: str
@@ -43,42 +43,43 @@ class Finished:
 
     @property
     def identity(self) -> str:
-        """Names its weights by their content."""
+        """Content hash of the run's checkpoints."""
         return identity(self.folder / workdir.CHECKPOINTS)
 
     def keep(self, folder: Path) -> None:
-        """Hands the family that it started from on to the run in ``folder``."""
+        """Copies the family of the released model that this run started from to ``folder``."""
         known = remembered(self.folder)
         if known:
             remember(folder, known["family"], known["original"], self.folder, adopts=False)
 
     def abstract(self, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-        """Returns its model and its state without an optimizer, as shapes with shardings."""
+        """Returns the model and the state without optimizer, as shapes with shardings."""
         model, seed = self.experiment.model, self.experiment.training.seed
         return Recipe(model, self.tokenizer.vocab_size, optax.identity(), seed, mesh).abstract()
 
     def weights(self, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-        """Returns its model, and its state in which parameters and routers' state are loaded.
+        """Returns the model, and the state with loaded parameters and router state.
 
         Raises:
-            CheckpointError: if no checkpoint is intact.
+            CheckpointError: If every checkpoint is corrupt.
         """
         graph, abstract = self.abstract(mesh)
         leaves = named_leaves(abstract)
         wanted = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
         with Checkpoints(self.folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
             found = checkpoints.restore(wanted, partial=True)
-        assert found is not None  # ``open_finished`` has seen one
+        assert found is not None  # ``open_finished`` has checked that a checkpoint exists.
         return graph, from_named_leaves(abstract, leaves | found[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The finished runs that a new one needs.
+    """Finished runs and released models that a new run needs.
 
     Attributes:
-        start: whose weights it starts from, unless it has begun.
-        teacher: whose distribution it learns.
+        start: Run or released model with the first weights; ``None`` once the new run has a
+            checkpoint.
+        teacher: Run whose distribution the new run learns.
     """
 
     start: Finished | Released | None = None
@@ -86,65 +87,60 @@ class Sources:
 
     @property
     def identities(self) -> dict[str, str]:
-        """What names the weights of each, by setting."""
+        """Content hash of the weights of each source, by setting."""
         return {run.setting: run.identity for run in (self.start, self.teacher) if run}
 
     @property
     def tokenizer(self) -> data.Tokenizer | None:
-        """The tokenizer of both, or ``None`` without any."""
+        """Tokenizer of the sources, or ``None`` if none has a tokenizer."""
         found = [run.tokenizer for run in (self.start, self.teacher) if run and run.tokenizer]
         return found[0] if found else None
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding of a released model to start from; 0 without one."""
+        """Number of embedding rows of the released start model; 0 without such a model."""
         return self.start.found.vocab_size if isinstance(self.start, Released) else 0
 
     def keep(self, folder: Path) -> None:
-        """Writes into a workdir which family its model is of, if it starts from one."""
+        """Writes the family of the start model, if it has one, into the workdir ``folder``."""
         if self.start:
             self.start.keep(folder)
 
     def joined(self, session: Session) -> Session:
-        """Returns the session with its teacher loaded, and its first state made from the start."""
-        teacher = self.teacher and _teacher(self.teacher, session.mesh)
-        first = None if self.start is None else (lambda: _first_state(session, self.start))
+        """Returns the session with the loaded teacher and the first state."""
+        start = self.start
+        teacher = None if self.teacher is None else _teacher(self.teacher, session.mesh)
+        first = None if start is None else (lambda: _first_state(session, start))
         return dataclasses.replace(session, teacher=teacher, first_state=first)
 
 
 def open_sources(experiment: Experiment, folder: Path) -> Sources:
-    """Returns the finished runs that a run in ``folder`` needs now, checked against it.
+    """Returns the sources that a run in ``folder`` still needs, checked against its configuration.
 
-    Once it has a checkpoint it needs no weights to start from, and nothing once it is finished.
+    A run with a checkpoint needs no start weights, and a finished run needs no source.
 
     Raises:
-        ConfigError: one line, if one of them is not finished, or does not fit.
+        ConfigError: If a source is unfinished or does not fit the configuration.
     """
     training = experiment.training
     begun = latest_step(folder / workdir.CHECKPOINTS) is not None
     if (folder / workdir.RESULT).exists():
         return Sources()
-    start = teacher = None
-    if training.start_from and not begun:
-        start = _open_start(experiment)
-    if training.teacher:
-        teacher = open_finished("training.teacher", training.teacher)
-        _check_tokenizer(experiment, teacher, teacher.experiment.data)
-        _check_teacher(experiment, teacher)
-    both = start and teacher and start.tokenizer
-    if both and not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
-        raise ConfigError(
-            f"training.start_from={start.folder} and training.teacher={teacher.folder} have "
-            "different tokenizers: use runs of one tokenizer"
-        )
+    start = _open_start(experiment) if training.start_from and not begun else None
+    if not training.teacher:
+        return Sources(start)
+    teacher = open_finished("training.teacher", training.teacher)
+    _check_tokenizer(experiment, teacher, teacher.experiment.data)
+    _check_teacher(experiment, teacher)
+    _check_one_tokenizer(start, teacher)
     return Sources(start, teacher)
 
 
 def open_finished(setting: str, folder: str) -> Finished:
-    """Opens a finished run for reading; nothing is loaded.
+    """Opens a finished run for reading, without loading weights.
 
     Raises:
-        ConfigError: if the folder holds no run, or one that is not finished.
+        ConfigError: If the folder holds no run, or an unfinished run.
     """
     path = Path(folder)
     try:
@@ -164,21 +160,34 @@ def open_finished(setting: str, folder: str) -> Finished:
 def _open_start(experiment: Experiment) -> Finished | Released:
     setting, folder = "training.start_from", experiment.training.start_from
     if is_released(folder):
-        start = open_released(folder, experiment)
+        released = open_released(folder, experiment)
         theirs = data.DataConfig(tokenizer=folders.tokenizer_of(folder))
-        _check_weights(experiment, start.found.config, f"{setting}={folder}", 8)
-    else:
-        start = open_finished(setting, folder)
-        theirs, size = start.experiment.data, start.tokenizer.vocab_size
-        _check_weights(experiment, start.experiment.model, f"{setting}={folder}", size)
-    if start.tokenizer:
-        _check_tokenizer(experiment, start, theirs)
-    return start
+        _check_weights(experiment, released.found.config, f"{setting}={folder}", 8)
+        _check_tokenizer(experiment, released, theirs)
+        return released
+    run = open_finished(setting, folder)
+    size = run.tokenizer.vocab_size
+    _check_weights(experiment, run.experiment.model, f"{setting}={folder}", size)
+    _check_tokenizer(experiment, run, run.experiment.data)
+    return run
+
+
+def _check_one_tokenizer(start: Finished | Released | None, teacher: Finished) -> None:
+    if start is None or start.tokenizer is None:
+        return
+    if not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
+        raise ConfigError(
+            f"training.start_from={start.folder} and training.teacher={teacher.folder} have "
+            "different tokenizers: use runs of one tokenizer"
+        )
 
 
 def _check_tokenizer(
     experiment: Experiment, run: Finished | Released, theirs: data.DataConfig
 ) -> None:
+    """Rejects a source whose tokenizer contradicts the settings; a source may have none."""
+    if run.tokenizer is None:
+        return
     reason = data.contradiction(experiment.data, theirs, run.tokenizer)
     if reason:
         raise ConfigError(f"{run.setting}={run.folder} has another tokenizer: {reason}")
@@ -187,7 +196,7 @@ def _check_tokenizer(
 def _check_weights(
     experiment: Experiment, model: ModelConfig, source: str, vocab_size: int
 ) -> None:
-    """Refuses weights of another model, whatever rows the two embeddings have."""
+    """Rejects weights of another model; the number of embedding rows may differ."""
     new, old = (weight_shapes(one, vocab_size) for one in (experiment.model, model))
     if experiment.training.start_with == "all":
         check_all(new, old, source)
@@ -199,12 +208,13 @@ def _check_teacher(experiment: Experiment, run: Finished) -> None:
     model = run.experiment.model
     if type(model) is not type(experiment.model):
         raise ConfigError(
-            f"{run.setting}={run.folder} is a {type(model).__name__}, and this model is not: use a "
-            "teacher of the same kind"
+            f"{run.setting}={run.folder} is a {type(model).__name__}, and this model is a "
+            f"{type(experiment.model).__name__}: use a teacher of the same class"
         )
     if any(isinstance(layer.moe.router.select, Forced) for layer in model.sparse_layers()):
         raise ConfigError(
-            f"{run.setting}={run.folder} repeats a recorded routing, which these tokens do not have"
+            f"{run.setting}={run.folder} has the router `forced`, and its recorded routing "
+            "does not exist for the data of this run: use a teacher with another router"
         )
     try:
         dataclasses.replace(experiment, model=model).check_program(jax.device_count())

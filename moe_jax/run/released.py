@@ -1,4 +1,4 @@
-"""A released or converted model as the start of a run, and where a run keeps its family."""
+"""Starts a run from a released or converted model, and remembers the model's family."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface.function import function_of
-from moe_jax.models import ModelConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.run import workdir
 from moe_jax.training.state import named_leaves
 
 _SETTING, _FAMILY = "training.start_from", "family.json"
-# Settings of the config that stay where the rest of the model is the folder's.
+# Model settings that a run takes from its config, not from the released model.
 _KEPT = ("dropout", "init_scale", "scan_layers", "remat", "compute_dtype")
 _SAMPLE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """A folder of ``transformers``, or one that was converted, to start from.
+    """A folder of ``transformers``, or a converted folder, that a run starts from.
 
     Attributes:
-        folder: the folder.
-        found: what it says of its model.
-        tokenizer: its tokenizer; ``None`` where it has none.
-        setting: the setting that names it.
+        folder: Folder of the model.
+        found: Description of the model in the folder.
+        tokenizer: Tokenizer of the folder; ``None`` if the folder has no tokenizer.
+        setting: Setting of the run that names the folder.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Released:
 
     @property
     def identity(self) -> str:
-        """Names its weights by sizes, beginnings and ends of their files."""
+        """Hash of names, sizes, first and last bytes of the files."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and native.BESIDE not in path.relative_to(self.folder).parts:
@@ -60,29 +60,29 @@ class Released:
         return digest.hexdigest()[:16]
 
     def weights(self, mesh: Mesh) -> dict[str, jax.Array]:
-        """Returns parameters and routers' state, by the names of ``named_leaves``."""
+        """Returns parameters and router state, by the names of ``named_leaves``."""
         if folders.kind_of(self.folder) == "moe_jax":
             model = native.load(self.folder, mesh).model
         else:
             model = huggingface.load(self.folder, mesh=mesh, progress=True).model
-        _, params, rest = nnx.split(model, nnx.Param, ...)
-        return named_leaves({"params": params, "router_state": rest})
+        _, params, *rest = nnx.split(model, nnx.Param, ...)
+        return named_leaves({"params": params, "router_state": rest[0]})
 
     def keep(self, folder: Path) -> None:
-        """Writes family and companion files into the workdir of the run that starts here."""
+        """Writes family and companion files into the workdir of the run."""
         remember(folder, self.found.family, self.found.original, self.folder)
 
 
 def is_released(folder: str) -> bool:
-    """Whether a run that starts from this folder starts from a released or converted model."""
+    """Returns whether a folder holds a released or converted model."""
     return bool(folder) and folders.kind_of(folder) in ("hf", "moe_jax")
 
 
 def open_released(folder: str, experiment: Experiment) -> Released:
-    """Opens a released or converted model for reading; no weight is loaded.
+    """Opens a released or converted model for reading, without loading weights.
 
     Raises:
-        ConfigError: if it is not whole, of no known family, or its tokenizer cannot be read.
+        ConfigError: If a file is missing or unreadable, or if the family is unknown.
     """
     found = folders.describe(folder)
     tokenizer = None
@@ -95,18 +95,18 @@ def open_released(folder: str, experiment: Experiment) -> Released:
 def adopted(
     experiment: Experiment, folder: Path, overrides: Mapping[str, Any] | None = None
 ) -> Experiment:
-    """Returns the experiment with model and tokenizer of the released model that it starts from.
+    """Returns the experiment with model and tokenizer of its released start model.
 
-    A config whose model computes the same keeps its own, and with it everything that is only of
-    training. Once the run has begun, its workdir says what the model is.
+    A config whose model computes the same function keeps its own model settings, and with them the
+    settings that only training reads. A run that has begun takes the model from its workdir.
 
     Args:
-        experiment: the configuration.
-        folder: the workdir of the run.
-        overrides: settings that were given on the command line, by dotted name; they hold.
+        experiment: Configuration of the run.
+        folder: Workdir of the run.
+        overrides: Settings of the command line by dotted name, which take precedence.
 
     Raises:
-        ConfigError: if a setting on the command line contradicts the model.
+        ConfigError: If a setting of the command line contradicts the released model.
     """
     start = experiment.training.start_from
     if experiment.training.start_with != "all" or not start:
@@ -115,25 +115,27 @@ def adopted(
         saved = workdir.load(folder)
         model, tokenizer = saved.model, saved.data.tokenizer
     elif is_released(start):
-        model = folders.describe(start).config
+        described = folders.describe(start).config
+        assert isinstance(described, DecoderConfig | EncoderDecoderConfig)
+        model = described
         tokenizer = folders.tokenizer_of(start) or experiment.data.tokenizer
     else:
         return experiment
     if function_of(model) == function_of(experiment.model):
         model = experiment.model
     kept = {name: getattr(experiment.model, name) for name in _KEPT}
-    found = dataclasses.replace(
+    adapted = dataclasses.replace(
         experiment,
         model=dataclasses.replace(model, **kept),
         data=dataclasses.replace(experiment.data, tokenizer=tokenizer),
     )
-    return _overridden(found, model, overrides or {})
+    return _overridden(adapted, model, overrides or {})
 
 
 def _overridden(
     experiment: Experiment, model: ModelConfig, overrides: Mapping[str, Any]
 ) -> Experiment:
-    """Puts settings of the command line back, unless they change the function of the model."""
+    """Restores the settings of the command line, and rejects a change of the model's function."""
     start, config = experiment.training.start_from, settings(experiment)
     for name, value in overrides.items():
         if name == "data.tokenizer" and value != experiment.data.tokenizer:
@@ -160,18 +162,20 @@ def _overridden(
 def remember(
     folder: Path, family: str, original: Mapping[str, Any], source: Path, *, adopts: bool = True
 ) -> None:
-    """Writes into a workdir which family the model is of, and the files that travel with it."""
+    """Writes the model's family and its companion files into a workdir."""
     beside = folder / native.BESIDE
     copy_companions(folders.companions_of(source), beside)
-    found = {"family": family, "original": dict(original), "adopted": adopts}
-    files.write_json(beside / _FAMILY, found)
+    fields = {"family": family, "original": dict(original), "adopted": adopts}
+    files.write_json(beside / _FAMILY, fields)
 
 
 def remembered(folder: Path) -> dict[str, Any]:
-    """Returns ``family``, ``original`` and ``adopted`` of a workdir, or nothing for a run of ours.
+    """Returns ``family``, ``original`` and ``adopted`` of a workdir.
+
+    A run without a released model in its chain returns an empty dict.
 
     Raises:
-        ConfigError: if the file is damaged.
+        ConfigError: If the file is corrupt.
     """
     path = folder / native.BESIDE / _FAMILY
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A trained run, opened for reading."""
+"""Opens a run at its newest checkpoint for reading."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from moe_jax.training.state import TrainState
 
 
 def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
-    """Returns step, session and state of the newest good checkpoint in a workdir.
+    """Returns step, session and state of the newest intact checkpoint in a workdir.
 
-    Uses the run's mesh if it fits the devices present, else one device per copy of the model.
+    The session uses the run's mesh if that mesh fits the devices, else the default mesh, in which
+    each device holds a copy of the model.
 
     Raises:
-        ConfigError: if the folder holds no run, or no checkpoint yet, or if the text of the corpus
+        ConfigError: If the folder holds no run, or no checkpoint yet, or if the text of the corpus
             has changed since the run began.
-        CheckpointError: if every checkpoint is damaged.
+        CheckpointError: If every checkpoint is corrupt.
     """
     folder = Path(folder)
     experiment = workdir.load(folder)
@@ -35,7 +36,7 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
     except ConfigError:
         experiment = dataclasses.replace(experiment, mesh=MeshConfig())
     experiment.check_program(jax.device_count())
-    data.check_source(experiment.data)  # The tokenizer is the one in the folder.
+    data.check_source(experiment.data)  # The folder has the tokenizer.
     directory = folder / workdir.CHECKPOINTS
     if latest_step(directory) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")

@@ -1,8 +1,9 @@
-"""Text from a trained model, continued by a decoder or with its blanks filled by both stacks."""
+"""Samples text: a decoder continues a prompt, and an encoder-decoder fills its blanks."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -15,11 +16,20 @@ from moe_jax.run.session import Session
 from moe_jax.training.state import TrainState
 
 
+@runtime_checkable
+class MarksBlanks(Protocol):
+    """A tokenizer with a sentinel id for each blank of a text."""
+
+    def encode_blanks(self, text: str) -> np.ndarray:
+        """Returns the token ids ``(L,)`` of a text with blanks ``<extra_id_0>``, ..."""
+        ...
+
+
 def check_can_generate(config: ModelConfig) -> None:
-    """Refuses models in which experts choose among the tokens of a text, later ones included.
+    """Rejects models whose experts choose tokens, because the choice depends on later tokens.
 
     Raises:
-        ConfigError: saying why.
+        ConfigError: If a router of the decoder lets experts choose tokens.
     """
     layers = config.sparse_layers()
     if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
@@ -32,7 +42,7 @@ def check_can_generate(config: ModelConfig) -> None:
 def generate(
     session: Session, state: TrainState, prompts: list[str], sampling: Sampling
 ) -> list[str]:
-    """Returns what the model of a run makes of each prompt; see ``texts``."""
+    """Returns a sample of a run's model for each prompt; see ``texts``."""
     model = nnx.merge(session.graph, state.params, state.router_state)
     window = session.experiment.data.seq_length
     return texts(model, session.tokenizer, prompts, sampling, window)
@@ -45,21 +55,21 @@ def texts(
     sampling: Sampling,
     window: int | None = None,
 ) -> list[str]:
-    """Returns what a model makes of each prompt.
+    """Returns a sample of a model for each prompt.
 
-    A decoder continues it. An encoder-decoder fills in what ``<extra_id_0>``, ``<extra_id_1>``,
-    ... stand for in it, as it was trained to.
+    A decoder continues the prompt. An encoder-decoder fills the blanks ``<extra_id_0>``,
+    ``<extra_id_1>``, ... of the prompt.
 
     Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        prompts: texts.
-        sampling: how to sample; a text ends with the end token of the tokenizer.
-        window: tokens of a prompt that are read: the last ones by a decoder, the first ones by an
-            encoder; ``None`` for all.
+        model: Decoder or encoder-decoder.
+        tokenizer: Tokenizer of the model.
+        prompts: Texts to continue or to fill.
+        sampling: Sampling settings; the tokenizer's end token ends a text.
+        window: Number of prompt tokens that the model reads, the last ones for a decoder and the
+            first ones for an encoder; ``None`` for all.
 
     Raises:
-        ConfigError: if the model cannot generate text.
+        ConfigError: If the model cannot generate text.
     """
     check_can_generate(model.config)
     sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
@@ -91,6 +101,11 @@ def _filled(
     sampling: Sampling,
     window: int | None,
 ) -> list[str]:
+    if not isinstance(tokenizer, MarksBlanks):
+        raise ConfigError(
+            "the tokenizer of this encoder-decoder has no sentinels for the blanks of a text: pass "
+            "token ids instead of texts"
+        )
     most = None if window is None else window - 1
     rows = [tokenizer.encode_blanks(prompt).tolist()[:most] for prompt in prompts]
     sources = [[*row, tokenizer.eos_id] for row in rows]

@@ -1,4 +1,4 @@
-"""What every command needs of a run: mesh, tokenizer, model and where batches go."""
+"""An experiment on its devices: mesh, tokenizer, model, batches and compiled steps."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Session:
     """An experiment on its devices.
 
     Attributes:
-        experiment: the configuration.
-        mesh: the devices.
-        tokenizer: of the corpus.
-        optimizer: the Optax transformation.
-        recipe: makes the first state.
-        graph: definition of the model.
-        abstract: shapes and shardings of the state.
-        teacher: whose distribution is learnt too.
-        first_state: makes the state before the first step; ``None`` for that of the recipe.
+        experiment: Configuration of the run.
+        mesh: Mesh of devices.
+        tokenizer: Tokenizer of the corpus.
+        optimizer: Optax transformation.
+        recipe: Recipe that initialises the state.
+        graph: Graph definition of the model.
+        abstract: Shapes and shardings of the state.
+        teacher: Model whose distribution the run learns too; ``None`` without distillation.
+        first_state: Function that creates the state before step 1; ``None`` to use ``recipe``.
     """
 
     experiment: Experiment
@@ -62,12 +62,12 @@ class Session:
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """Which rows of a batch this process feeds, in order: those that its devices hold."""
-        own = rows_by_process(self.mesh, self.experiment.data.batch_size)
-        return np.array(own[jax.process_index()])
+        """Indices of the batch rows that this process feeds and its devices hold, in order."""
+        by_process = rows_by_process(self.mesh, self.experiment.data.batch_size)
+        return np.array(by_process[jax.process_index()])
 
     def place(self, batch: Mapping[str, Any]) -> Batch:
-        """Puts this process's rows of a batch, arrays or tuples of them, onto its devices."""
+        """Moves this process's rows of a batch, arrays or tuples of arrays, to its devices."""
         return jax.tree.map(self._place, dict(batch))
 
     def _place(self, local: np.ndarray) -> jax.Array:
@@ -76,8 +76,9 @@ class Session:
         if jax.process_count() == 1:
             return jax.device_put(local, sharding)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            # A device's rows are neighbours, and so they are among this process's.
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # A sharding over named axes has an index for each device.
+            # The rows of a device are contiguous in the batch and among this process's rows.
             start, stop, _ = index[0].indices(shape[0])
             first = np.searchsorted(self.rows, start)
             return local[first : first + stop - start]
@@ -86,19 +87,19 @@ class Session:
         return jax.make_array_from_callback(shape, sharding, part)
 
     def whole(self, placed: jax.Array) -> np.ndarray:
-        """Returns all rows of a placed array, on every process."""
+        """Returns all rows of an array on devices, on every process."""
         if not placed.is_fully_addressable:
             placed = jax.jit(lambda x: x, out_shardings=self.everywhere)(placed)
         return np.asarray(placed)
 
     @property
     def everywhere(self) -> NamedSharding:
-        """Whole on every device, so that every process can read it."""
+        """Sharding that replicates an array, so that every process can read it."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @functools.cached_property
     def train_step(self) -> Any:
-        """Compiled ``(state, batch) -> (state, StepReport)``; the state is donated."""
+        """Compiled function ``(state, batch) -> (state, StepReport)``, which donates the state."""
         objective = Objective.of(self.experiment.training)
         step = jit_train_step(self.graph, self.optimizer, objective, self.abstract)
         if self.teacher is None:
@@ -107,31 +108,32 @@ class Session:
 
     @functools.cached_property
     def eval_step(self) -> Any:
-        """Compiled ``(params, router_state, batch) -> EvalSums``."""
+        """Compiled function ``(params, router_state, batch) -> EvalSums``."""
         chunk = self.experiment.training.loss_chunk
         step = functools.partial(eval_step, self.graph, chunk)
         return jax.jit(step, out_shardings=self.everywhere)
 
     def eval_batches(self) -> Iterator[data.Batch]:
-        """This process's rows of the validation set."""
-        return data.eval_batches(self.experiment.data, self.tokenizer, rows=self.rows)
+        """Yields this process's rows of the validation batches."""
+        return data.eval_batches(self.experiment.data, self.tokenizer, rows=self.rows.tolist())
 
     def evaluate(self, state: TrainState) -> dict[str, Any]:
-        """Returns loss, bits per byte, accuracy and per-layer load on the validation set."""
+        """Returns loss, bits per byte, accuracy and load by layer on the validation set."""
         batches = self.eval_batches()
         total = None
         for batch in batches:
             sums = self.eval_step(state.params, state.router_state, self.place(batch))
             sums = jax.tree.map(np.float64, processes.fetch(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
+        assert total is not None  # The validation set has at least one batch.
         return eval_means(total, self.experiment.moe_layers)
 
 
 def check_streams(experiment: Experiment) -> None:
-    """Refuses data whose streams do not fall whole to each process.
+    """Rejects a number of data streams that cannot be divided among the processes.
 
     Raises:
-        ConfigError: one line, naming the setting to change.
+        ConfigError: If ``data.streams`` has to change; the message names a multiple that works.
     """
     rows = experiment.data.batch_size
     owned = rows_by_process(make_mesh(experiment.mesh), rows)
@@ -144,7 +146,7 @@ def check_streams(experiment: Experiment) -> None:
 
 
 def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
-    """Prepares everything that needs no parameters in memory."""
+    """Opens a session, without allocating parameters."""
     mesh = make_mesh(experiment.mesh)
     optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
     recipe = Recipe(
@@ -157,7 +159,7 @@ def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
 def open_checkpoints(
     experiment: Experiment, directory: Path, *, read_only: bool = False
 ) -> Checkpoints:
-    """Opens the checkpoints of a run; the folder need not be writable to read them."""
+    """Opens the checkpoints of a run; a read-only folder is sufficient with ``read_only``."""
     training = experiment.training
     return Checkpoints(
         directory,

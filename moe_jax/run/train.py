@@ -1,4 +1,4 @@
-"""Trains a run in its folder: checks, prepares, trains, evaluates and reports."""
+"""Trains a run in its folder: checks, preparation, training, evaluation and report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moe_jax.run.finish import finish, has_result, note_divergence
 from moe_jax.run.loop import Diverged, Loop
 from moe_jax.run.memory import check_memory
 from moe_jax.run.predecessors import Sources, open_sources
-from moe_jax.run.released import adopted
+from moe_jax.run.released import Released, adopted
 from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
 from moe_jax.training.routing_log import check_replay
 from moe_jax.training.state import TrainState
@@ -31,18 +31,18 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """Where the lines of a run go; the first of several processes speaks for all.
+    """Receivers of a run's messages; only the first of several processes sends messages.
 
     Attributes:
-        say: takes what is found and done, a line or several.
-        warn: takes what is wrong with a setting and does not stop the run.
+        say: Function that receives progress, one or several lines at a time.
+        warn: Function that receives a warning about a setting.
     """
 
     say: Say = lambda text: None
     warn: Say = warnings.warn
 
     def of_first(self) -> Voice:
-        """Returns a voice that is silent on all processes but the first."""
+        """Returns a voice that is silent on every process but the first."""
         return self if processes.is_first() else Voice(warn=lambda text: None)
 
 
@@ -52,24 +52,25 @@ def train_in(
     overrides: Mapping[str, Any] | None = None,
     voice: Voice | None = None,
 ) -> tuple[Session, TrainState] | None:
-    """Trains an experiment to its end, from its newest checkpoint if there is one.
+    """Trains an experiment to its last step, from its newest checkpoint if it has one.
 
     Args:
-        folder: the workdir.
-        experiment: the configuration.
-        overrides: settings of it that were given by name; they hold against those of a released
-            model that the run starts from.
-        voice: where the lines of the run go.
+        folder: Workdir of the run.
+        experiment: Configuration of the run.
+        overrides: Settings of ``experiment`` that the user gave by dotted name; they take
+            precedence over the settings of a released start model.
+        voice: Receivers of the run's messages.
 
     Returns:
-        The run and its last state, or ``None`` if the run was finished before.
+        The session and the last state, or ``None`` if the run was already finished.
 
     Raises:
-        ConfigError: if the configuration cannot run here, or the folder is of another one.
-        Terminated: after SIGTERM or Ctrl-C, once the state is saved.
-        Diverged: after too many non-finite updates in a row.
-        TrainingError: if training cannot go on.
-        CheckpointError: if no checkpoint can be read or written.
+        ConfigError: If the configuration cannot run on these devices, or if the folder holds a run
+            of another configuration.
+        Terminated: After SIGTERM or Ctrl-C, once the state is saved.
+        Diverged: After too many consecutive non-finite updates.
+        TrainingError: If training cannot continue.
+        CheckpointError: If no checkpoint can be read or written.
     """
     voice = (voice or Voice()).of_first()
     experiment = adopted(experiment, folder, overrides or {})
@@ -80,15 +81,15 @@ def train_in(
 
 
 def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
-    """Makes every check that needs no parameters and no folder, and returns what the run needs."""
+    """Makes each check that needs neither parameters nor a workdir, and returns the sources."""
     experiment.check(jax.device_count())
     check_streams(experiment)
     check_replay(experiment.training.replay_routing, experiment.training.steps)
     workdir.check_folder(folder)
     sources = open_sources(experiment, folder)
     processes.first(lambda: workdir.check_owner(folder, experiment, sources.identities))
-    found = sources.tokenizer
-    vocab_size = found.vocab_size if found else experiment.vocab_size
+    tokenizer = sources.tokenizer
+    vocab_size = tokenizer.vocab_size if tokenizer else experiment.vocab_size
     experiment.check_vocabulary(vocab_size)
     if not (folder / workdir.RESULT).exists():
         check_memory(experiment, vocab_size)
@@ -113,7 +114,7 @@ def _train(
     _announce_start(sources, session.tokenizer, voice)
     with (
         open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints,
-        # Inside: closing the checkpoints would wait for the process that is gone.
+        # This context is inside, because closing the checkpoints waits for a process that died.
         processes.together(lambda: _how_to_go_on(checkpoints.latest_step())),
     ):
         loop = Loop(session, checkpoints, folder, say=voice.say)
@@ -132,7 +133,7 @@ def _train(
 
 
 def _prepared(experiment: Experiment, folder: Path, sources: Sources, voice: Voice) -> Session:
-    """Reads the corpus, makes tokenizer and rows where they are missing, and opens the session."""
+    """Reads the corpus, creates a missing tokenizer and missing rows, and opens the session."""
     processes.first(lambda: _claim_corpus(experiment, folder, voice))
     tokenizer = _tokenizer(experiment, folder, sources)
     experiment.check_vocabulary(tokenizer.vocab_size)
@@ -141,7 +142,7 @@ def _prepared(experiment: Experiment, folder: Path, sources: Sources, voice: Voi
 
 
 def _claim_corpus(experiment: Experiment, folder: Path, voice: Voice) -> None:
-    """Reads the corpus once, so that damage is found before anything is compiled."""
+    """Reads the corpus once, so that the run finds corrupt files before compilation."""
     contents = data.read_contents(experiment.data)
     workdir.claim_corpus(folder, dataclasses.asdict(contents))
     voice.say(
@@ -151,7 +152,7 @@ def _claim_corpus(experiment: Experiment, folder: Path, voice: Voice) -> None:
 
 
 def _tokenizer(experiment: Experiment, folder: Path, sources: Sources) -> data.Tokenizer:
-    """The tokenizer of the run, made or taken over at its first start and kept in its folder."""
+    """Returns the run's tokenizer; the first start creates it, or copies it from a source."""
 
     def make() -> None:
         try:
@@ -182,9 +183,9 @@ def _announce(session: Session, cost: Cost, voice: Voice) -> None:
 
 
 def _announce_start(sources: Sources, tokenizer: data.Tokenizer, voice: Voice) -> None:
-    if not sources.rows:
-        return
     start = sources.start
+    if not isinstance(start, Released):
+        return
     own = "its own tokenizer" if start.tokenizer else "the tokenizer of the config"
     voice.say(f"start       {start.found.family} of {start.folder}, with {own}")
     if tokenizer.vocab_size > sources.rows:

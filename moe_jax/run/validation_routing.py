@@ -1,4 +1,4 @@
-"""What the experts of a trained model do with the validation set."""
+"""Measures the routing of a trained model on the validation set."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class RoutedLayer:
     """The valid tokens of a batch in one MoE layer.
 
     Attributes:
-        tokens: ids ``(N,)``.
-        experts: ``(N, E)`` bool, which experts took each.
-        domains: of the text of each ``(N,)``; none for an encoder-decoder, whose encoder reads
-            tokens of which no domain is known.
+        tokens: Token ids ``(N,)``.
+        experts: Bool mask ``(N, E)``, True where an expert processes a token.
+        domains: Domain ``(N,)`` of each token's document; ``None`` for an encoder-decoder, because
+            the domains of its encoder's tokens are unknown.
     """
 
     tokens: np.ndarray
@@ -41,13 +41,13 @@ class RoutedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class ValidationRouting:
-    """The routing of the validation set at a state of training; compiled once."""
+    """Routing of the validation set at one training state; the step is compiled once."""
 
     session: Session
     state: TrainState
 
     def __iter__(self) -> Iterator[list[RoutedLayer]]:
-        """Yields the layers of each batch."""
+        """Yields the MoE layers of each batch."""
         session, state = self.session, self.state
         spans = session.experiment.data.spans
         for batch in session.eval_batches():
@@ -72,7 +72,7 @@ class ValidationRouting:
 
 
 def expert_tokens(routing: ValidationRouting) -> dict[str, Any]:
-    """Returns which tokens each expert of each MoE layer takes most, on validation batches."""
+    """Returns the most frequent tokens of each expert of each MoE layer on validation batches."""
     session = routing.session
     layers = session.experiment.model.sparse_layers()
     if not layers:
@@ -101,10 +101,11 @@ def expert_tokens(routing: ValidationRouting) -> dict[str, Any]:
 
 
 def against_truth(routing: ValidationRouting) -> dict[str, Any]:
-    """Returns the best possible loss, and how well experts know the domains of the text.
+    """Returns the best possible loss, and how well experts separate the domains of the text.
 
-    Domains and loss are known of the source ``mixture`` alone, read whole; else there is nothing.
-    A token counts for each expert that took it in evaluation, under the domain of its document.
+    Only the source ``mixture`` without span corruption has a known loss and known domains; other
+    sources give an empty dict. A token counts for each expert that processes it in evaluation,
+    under the domain of its document.
     """
     session = routing.session
     experiment = session.experiment
@@ -116,9 +117,11 @@ def against_truth(routing: ValidationRouting) -> dict[str, Any]:
     most = max((layer.moe.num_experts for layer in layers), default=0)
     table = DomainTable(len(layers), most, domains, session.tokenizer.vocab_size)
     for batch in routing if layers else ():
-        table.add_tokens(batch[0].tokens, batch[0].domains)
-        for index, found in enumerate(batch):
-            table.add(index, found.domains, found.experts)
+        for index, layer in enumerate(batch):
+            assert layer.domains is not None  # The text is whole: it has no spans.
+            if index == 0:
+                table.add_tokens(layer.tokens, layer.domains)
+            table.add(index, layer.domains, layer.experts)
     scores = [
         {"layer": layer.name, **table.layer(index, layer.moe.num_experts)}
         for index, layer in enumerate(layers)

@@ -1,4 +1,4 @@
-"""The folder of a run: what belongs to which configuration."""
+"""Reads and writes the folder of a run, and checks that its configuration stays the same."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 _SOURCES = "sources"
 _CORPUS = "corpus"
-# Runs of older versions of these datasets did not record their text.
+# Versions of datasets whose runs did not record a hash of their text.
 _CHANGED_DATASETS = {"python_library": "1.0.0"}
 _LOCK = ".lock"
-# Changing these continues the same run: they move or observe it, and do not alter what it computes.
+# Settings that may change within a run, because its numbers do not depend on them.
 _FREE = (
     "mesh.",
     "training.log_every",
@@ -44,16 +44,16 @@ _FREE = (
 
 @contextlib.contextmanager
 def locked(workdir: Path, wait: bool = False) -> Iterator[None]:
-    """Keeps other processes from training in ``workdir``; a kill ends that as well.
+    """Locks ``workdir`` against other training processes; the end of the process unlocks it.
 
-    File systems that cannot lock are used without.
+    A file system without locks gets a warning and no lock.
 
     Args:
-        workdir: the folder, made if missing.
-        wait: for a process that trains there, instead of raising.
+        workdir: Folder of the run, created if missing.
+        wait: Whether to wait for a process that trains there, instead of raising.
 
     Raises:
-        ConfigError: if another process trains there.
+        ConfigError: If another process trains there.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / _LOCK).open("w") as file:
@@ -69,10 +69,10 @@ def locked(workdir: Path, wait: bool = False) -> Iterator[None]:
 
 
 def check_folder(workdir: Path) -> None:
-    """Refuses a path that cannot be the folder of a run; nothing is made.
+    """Rejects a path that cannot be the folder of a run, without creating it.
 
     Raises:
-        ConfigError: naming the file or folder that is in the way.
+        ConfigError: If the path, or a name in it, is a file instead of a folder or the reverse.
     """
     files.check_folder(workdir, "--workdir")
     for name in (CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, _LOCK):
@@ -83,17 +83,18 @@ def check_folder(workdir: Path) -> None:
 
 
 def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None) -> None:
-    """Makes ``workdir`` the folder of ``experiment`` or checks that it already is.
+    """Makes ``workdir`` the folder of ``experiment``, or checks that it already is.
 
     Args:
-        workdir: the folder.
-        experiment: the configuration.
-        sources: by setting that names the folder of another run, what names its weights by their
-            content: that must stay, and the folder may move. Those that are not read any more may
-            be left out.
+        workdir: Folder of the run.
+        experiment: Configuration of the run.
+        sources: Maps each setting that points to another run, such as ``training.teacher``, to a
+            content hash of its weights. The run may move, but its weights must not change. Sources
+            that the run does not read any more may be absent.
 
     Raises:
-        ConfigError: with the differences, if it belongs to another configuration.
+        ConfigError: If the folder belongs to another configuration; the message lists the
+            differences.
     """
     found = check_owner(workdir, experiment, sources)
     path = workdir / CONFIG
@@ -102,8 +103,8 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
         corpus = _read(path).get(_CORPUS)
     elif any((workdir / CHECKPOINTS).glob("[0-9]*")):
         logging.warning(
-            "%s is missing: the run goes on with the settings of this command, and nothing tells "
-            "whether they are those of its checkpoints",
+            "%s is missing: the run goes on with the settings of this command, which nothing "
+            "compares with the settings of its checkpoints",
             path,
         )
     named = {_SOURCES: found} if found else {}
@@ -115,10 +116,11 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
 def check_owner(
     workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Returns the sources of a run that may go on in ``workdir``, or begin; see ``claim``.
+    """Checks that a run may begin or resume in ``workdir``, and returns its sources; see ``claim``.
 
     Raises:
-        ConfigError: with the differences, if it belongs to another configuration.
+        ConfigError: If the folder belongs to another configuration; the message lists the
+            differences.
     """
     path = workdir / CONFIG
     found = dict(sources or {})
@@ -139,14 +141,14 @@ def check_owner(
 
 
 def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
-    """Records what a run reads, or checks that it still reads it.
+    """Records the corpus of a run, or checks that the corpus is unchanged.
 
     Args:
-        workdir: the folder of the run, already claimed.
-        corpus: ``sha256`` of the text, and how many documents.
+        workdir: Claimed folder of the run.
+        corpus: ``sha256`` of the text, and the numbers of documents.
 
     Raises:
-        ConfigError: if the text has changed since the run began.
+        ConfigError: If the text has changed since the run began.
     """
     check_corpus(workdir, corpus)
     saved = _read(workdir / CONFIG)
@@ -155,14 +157,14 @@ def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
 
 
 def check_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
-    """Checks that the text is the one that a run has read; nothing is written.
+    """Checks that the corpus of a run is unchanged, without writing a file.
 
     Args:
-        workdir: the folder of the run.
-        corpus: see ``claim_corpus``.
+        workdir: Folder of the run.
+        corpus: ``sha256`` and numbers of documents, as in ``claim_corpus``.
 
     Raises:
-        ConfigError: if the text has changed since the run began.
+        ConfigError: If the text has changed since the run began.
     """
     saved = _read(workdir / CONFIG)
     source = saved["config"]["data"]["source"]
@@ -188,19 +190,19 @@ def _summary(corpus: Mapping[str, Any]) -> str:
 
 
 def check_shared(workdir: Path) -> None:
-    """Raises ConfigError if this process does not see the folder that the first one claimed."""
+    """Raises ``ConfigError`` if this process does not see the folder that the first one claimed."""
     if not (workdir / CONFIG).exists():
         raise ConfigError(
-            f"{workdir} is not what the first process of the run sees there: put --workdir on a "
+            f"this process does not see the {workdir} of the first process: put --workdir on a "
             "file system that all processes share"
         )
 
 
 def load(workdir: Path) -> Experiment:
-    """Returns the experiment that ``workdir`` holds.
+    """Returns the experiment of the run in ``workdir``.
 
     Raises:
-        ConfigError: if it holds none.
+        ConfigError: If the folder holds no run, or a configuration that cannot be read.
     """
     path = workdir / CONFIG
     if not path.exists():
@@ -224,12 +226,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is a folder, and a run writes a file there") from error
     groups = saved if isinstance(saved, dict) else {}
     if not isinstance(groups.get("config"), dict) or not isinstance(groups.get(_SOURCES, {}), dict):
-        raise ConfigError(f"{path} is of no run of this program: use another folder")
+        raise ConfigError(f"{path} was not written by a run: use another folder")
     return saved
 
 
 def _with_defaults(described: Any) -> Any:
-    """What a run was, with settings that are newer than it."""
+    """Returns a saved configuration with the defaults of settings that are newer than the run."""
     try:
         return describe(build(Experiment, described))
     except ConfigError:
@@ -237,7 +239,7 @@ def _with_defaults(described: Any) -> Any:
 
 
 def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, Any]:
-    """The settings by dotted name; folders of other runs are their content."""
+    """Returns the settings by dotted name, with content hashes in place of other runs' folders."""
     flat = _flat(described)
     return flat | {name: f"weights {sources[name]}" for name in sources if flat.get(name)}
 

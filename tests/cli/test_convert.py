@@ -45,13 +45,13 @@ def sources(tmp_path_factory):
     ("start", "source", "match"),
     [
         ("hf", "nowhere", "nowhere is not a folder"),
-        ("hf", "empty", "holds no released model, no converted one and no run"),
+        ("hf", "empty", "holds no released model, no converted model and no run"),
         ("hf", "native", "is a converted model: use --from=moe_jax"),
         ("hf", "run", "is a run: use --from=moe_jax"),
         ("hf", "foreign", "model_type='' is unknown"),
         ("hf", "bare", "has neither model.safetensors nor"),
         ("moe_jax", "hf", "is a released model: use --from=hf"),
-        ("moe_jax", "empty", "holds no released model, no converted one and no run"),
+        ("moe_jax", "empty", "holds no released model, no converted model and no run"),
         ("moe_jax", "run", "holds no checkpoint yet: train first"),
     ],
 )
@@ -76,7 +76,7 @@ def test_the_output_is_looked_at_before_the_input_is_read(run, sources, tmp_path
 def test_a_family_that_does_not_fit_is_one_line(run, sources, tmp_path):
     with pytest.raises(ConfigError, match="qwen3_moe cannot express layers.0.attention"):
         run("moe_jax", sources / "native", tmp_path / "out", "qwen3_moe")
-    with pytest.raises(ConfigError, match="--family is of what --from=moe_jax writes"):
+    with pytest.raises(ConfigError, match="--family goes with --from=moe_jax only"):
         run("hf", sources / "hf", tmp_path / "out", "mixtral")
     assert list(tmp_path.iterdir()) == []
 

@@ -174,7 +174,7 @@ def test_folders_that_hold_nothing_to_start_from_are_one_line(released, tmp_path
         assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="holds no run"):
         open_sources(starting(tmp_path / "nowhere"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="config.json is of no run of this program"):
+    with pytest.raises(ConfigError, match="config.json was not written by a run"):
         workdir.load(released)
 
 
@@ -214,7 +214,7 @@ def test_a_run_of_our_own_asks_for_a_family(released, tmp_path):
         open_trained(tmp_path / "can")
     imported = open_trained(tmp_path / "can", "mixtral")
     assert imported.original["eos_token_id"] == data.Bytes.eos_id
-    with pytest.raises(ConfigError, match="no family can say its model"):
+    with pytest.raises(ConfigError, match="no family can express its model"):
         open_trained(tmp_path / "cannot")
     with pytest.raises(ConfigError, match="mixtral cannot express "):
         open_trained(tmp_path / "cannot", "mixtral")

@@ -179,8 +179,8 @@ def test_a_lost_config_of_a_run_with_checkpoints_is_named(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[]", "is of no run of this program"),
-        (b"{}", "is of no run of this program"),
+        (b"[]", "was not written by a run"),
+        (b"{}", "was not written by a run"),
         (b"\xff\xfe", r"is damaged .*: restore it"),
     ],
 )
@@ -204,9 +204,9 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 )
 def test_a_config_json_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match="config.json is of no run of this program"):
+    with pytest.raises(ConfigError, match="config.json was not written by a run"):
         workdir.load(tmp_path)
-    with pytest.raises(ConfigError, match="config.json is of no run of this program"):
+    with pytest.raises(ConfigError, match="config.json was not written by a run"):
         workdir.claim(tmp_path, _RUN)
     assert (tmp_path / "config.json").read_text() == text
 
