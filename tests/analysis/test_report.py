@@ -157,9 +157,7 @@ def test_long_run_of_many_experts_stays_small(tmp_path):
             writer.write(_train(step, layers))
     tokens = [{"layer": i, "experts": [[_piece("word")] * 12] * 64} for i in range(6)]
     (tmp_path / "expert_tokens.json").write_text(json.dumps({"layers": tokens}))
-    began = time.process_time()
     path = write_report(tmp_path)
-    assert time.process_time() - began < 5
     assert path.stat().st_size < 2_000_000
 
 
