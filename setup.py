@@ -34,6 +34,7 @@ setup(
         "grain>=0.2.18",
         "importlib_resources>=6",
         "jax>=0.10.2",
+        "jaxtyping>=0.3",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml-collections>=1.1.0",
