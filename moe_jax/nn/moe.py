@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class MoEAux:
         return self.counts.dropped / jnp.maximum(self.counts.demand.sum(-1), 1)
 
 
+@runtime_checkable
 class Expert(Protocol):
     """Configuration of one expert: a feed-forward network, or the projections of an attention."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
@@ -210,6 +210,7 @@ class MoEConfig(Ranged):
         return sum(self.widths) / len(self.widths)
 
 
+@runtime_checkable
 class NamesLayers(Protocol):
     """Settings that name layers by their indices."""
 
