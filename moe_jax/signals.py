@@ -20,7 +20,7 @@ ADVICE = "run the same command to start again"
 # Longest time that the main thread may stay in C, and longest time between two signals that count
 # as one: a terminal sends Ctrl-C to a runner and to its children, and the runner passes it on.
 _ANSWER_SECONDS, _TWICE_SECONDS = 5.0, 1.0
-_HELD = "\n{}: what is under way is finished and saved first; once more ends at once\n"
+_HELD = "\n{}: the command saves its work and then ends; a second signal ends it at once\n"
 
 # Prints the last line of a process, given its exit code and the line.
 LastWords = Callable[[int, str], None]

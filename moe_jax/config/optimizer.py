@@ -160,7 +160,7 @@ class OptimizerConfig(Ranged):
 
 
 def _matrices(params: Any) -> Any:
-    """Returns for each parameter whether it decays: its ``decayed``, else if it has two axes."""
+    """Returns True for each parameter that decays: by its ``decayed``, or with two axes or more."""
 
     def one(param: nnx.Variable) -> nnx.Variable:
         metadata = param.get_metadata()

@@ -281,7 +281,7 @@ def _group_from_text(text: str) -> dict[str, Any]:
 
 
 def _options(hint: Any) -> dict[str, type]:
-    """Returns the possible classes of a setting by name: of a union, or below an interface."""
+    """Returns the possible classes of a setting by name, from its union or its interface."""
     options: dict[str, type] = {}
     for option in typing.get_args(hint) or (hint,):
         if _is_dataclass(option):

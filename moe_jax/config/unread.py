@@ -1,4 +1,4 @@
-"""Settings without effect: a run changes them, but no part reads them under its other settings."""
+"""Settings without effect, which no part of a run reads because of its other settings."""
 
 from __future__ import annotations
 

@@ -129,9 +129,9 @@ class MoE(nnx.Module):
             x: Tokens ``(B, L, M)``.
             valid: Mask ``(B, L)``, False for padding, which gets zero output and takes no slot;
                 ``None`` means that no token is padding.
-            train: True selects the router and the capacity of training, False those of evaluation;
-                ``None`` follows the last ``model.train()`` or ``model.eval()``, and evaluates
-                before the first.
+            train: True selects the router and the capacity of training, False the router and the
+                capacity of evaluation; ``None`` follows the last call of ``model.train()`` or
+                ``model.eval()``, and evaluates before the first call.
             rngs: Random streams, of which training uses ``dropout``, or a random key, for noise,
                 random policies and dropout; without it the layer is deterministic.
             token_ids: Ids ``(B, L)`` of the tokens, int32, for routers that hash them.

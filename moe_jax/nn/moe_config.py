@@ -18,7 +18,7 @@ from moe_jax.transport import check as check_transport
 
 @dataclasses.dataclass(frozen=True)
 class LayerOverride(Ranged):
-    """Settings that replace those of ``moe`` in some MoE layers.
+    """Settings of some MoE layers, which replace the settings of ``moe`` in these layers.
 
     Attributes:
         layers: Indices, from 0, of the layers.
@@ -49,8 +49,8 @@ class MoEConfig(Ranged):
     Attributes:
         every: Distance between MoE layers, which are the layers ``every-1, 2*every-1, ...``: 1
             makes every layer an MoE layer, 0 makes the model dense.
-        last: Number of MoE layers that are kept of those that ``every`` selects, counted from the
-            last layer (V-MoE's last-n); 0 keeps all.
+        last: Number of MoE layers among the layers that ``every`` selects, counted from the last
+            layer (V-MoE's last-n); 0 selects all of them.
         layers: Indices, from 0, of the MoE layers, instead of ``every`` and ``last``.
         overrides: Settings of MoE layers whose router or experts differ.
         num_experts: Number ``E`` of experts per layer.
