@@ -1,16 +1,17 @@
 """Mixture-of-Experts research in JAX.
 
-``import moe_jax as mj`` gives the names below, each loaded when it is first used:
+``import moe_jax as mj`` gives the names below; each name is loaded at its first use:
 
-* ``mj.MoE``: a mixture-of-experts layer for any Flax NNX model.
-* ``mj.router``, ``mj.register_router``: published routers, and one's own, by name.
-* ``mj.train``, ``mj.open_run``: a training run, and one that is there.
-* ``mj.load_config``, ``mj.experiment``: a config's settings, and all of it typed and checked.
-* ``mj.count``: parameters and FLOPs of a model.
-* ``mj.load_hf``, ``mj.save_hf``: models of Hugging Face ``transformers``.
-* ``mj.reproduce``: an ablation of a paper.
-* ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged``: errors, each
-  with one line that says what to change.
+* ``mj.MoE`` is a mixture-of-experts layer for any Flax NNX model.
+* ``mj.router`` returns a published router by name, ``mj.register_router`` adds a router.
+* ``mj.train`` trains a model, ``mj.open_run`` opens an existing run.
+* ``mj.load_config`` returns the settings of a config, ``mj.experiment`` returns them typed and
+  checked.
+* ``mj.count`` counts the parameters and FLOPs of a model.
+* ``mj.load_hf`` and ``mj.save_hf`` read and write models of Hugging Face ``transformers``.
+* ``mj.reproduce`` runs an ablation of a paper.
+* ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged`` are errors;
+  their message is one line and names the remedy.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# So it is while ``python -m moe_jax.train`` imports the packages of that module.
+# ``sys.argv`` begins so while ``python -m moe_jax.train`` imports the package of that module.
 if sys.argv[:1] == ["-m"]:
     signals.end_imports()
 
-# Where each public name is defined, and its name there.
+# The module that defines each public name, and the name in that module.
 _HOMES = {
     "MoE": "moe_jax.nn.layer:MoE",
     "router": "moe_jax.routing.presets:preset",
@@ -87,16 +88,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used."""
+    """Returns a public name, which it imports at the first use."""
     if name == "__version__":
-        found = importlib.import_module("importlib.metadata").version("moe_jax")
+        value = importlib.import_module("importlib.metadata").version("moe_jax")
     elif name in _HOMES:
         module, _, attribute = _HOMES[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
+        value = getattr(importlib.import_module(module), attribute)
     else:
         raise AttributeError(f"module 'moe_jax' has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Errors a user can act on: one line that says what is wrong and what to change."""
+"""Errors that a user can act on: one line names the fault and the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class ConfigError(ValueError):
-    """The configuration cannot work; the message is one line and names the remedy.
+    """A setting is unknown or wrong; the message is one line and names the remedy.
 
     Examples:
         >>> import moe_jax as mj
@@ -23,7 +23,12 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'? Known: ..."`` for a message about an unknown ``name``."""
+    """Returns the end ``"; did you mean 'x'? known: ..."`` of a message about an unknown name.
+
+    Args:
+        name: The unknown name.
+        known: All known names.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
@@ -31,7 +36,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line and says what to change.
+    """Training cannot continue; the message is one line and names the remedy.
 
     Examples:
         >>> import moe_jax as mj
@@ -51,7 +56,7 @@ class CheckpointError(RuntimeError):
 
 
 def line_of(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type where it has none."""
+    """Returns the first line of an error's message, or the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -60,11 +65,11 @@ def fault_in(file: str | Path, error: BaseException) -> str | None:
     """Returns file, line, type and message of an error that a Python file of the user raised.
 
     Args:
-        file: the file.
-        error: what came out when it was loaded, perhaps raised anew by another library.
+        file: The file.
+        error: The error that loading the file raised; another library may have wrapped it.
 
     Returns:
-        One line, or ``None`` if the error did not come out of this file.
+        One line, or ``None`` if the error does not come from this file.
     """
     for one in _chain(error):
         if isinstance(one, SyntaxError) and one.filename and _same(one.filename, file):
@@ -81,18 +86,18 @@ def fault_in(file: str | Path, error: BaseException) -> str | None:
 
 
 def _no_text(error: BaseException) -> bool:
-    """True if Python cannot read a file as text, and so names no line of it."""
+    """Returns True if Python cannot read a file as text, so that the error names no line."""
     nameless = isinstance(error, SyntaxError) and error.filename is None
     return nameless or isinstance(error, UnicodeDecodeError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields the first cause of an error, then what was raised because of it, and so on."""
-    found = []
-    while error is not None and error not in found:
-        found.append(error)
+    """Yields the first cause of an error, then the error that it caused, and so on."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return reversed(found)
+    return reversed(chain)
 
 
 def _same(one: str, other: str | Path) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that name the file and the remedy."""
+"""Atomic writes of files, and errors that name the file and the remedy."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class WriteError(OSError):
 
 
 def remedy(error: OSError) -> str:
-    """Returns what to do about a refused write, or "" where only the reason tells."""
+    """Returns the advice for a full disk, or "" for any other failure of a write."""
     return _REMEDY if error.errno in _FULL else ""
 
 
 def check_folder(path: Path, name: str) -> None:
-    """Refuses a path that cannot be a folder to write in; nothing is made.
+    """Rejects a path that cannot be a folder for output; the check creates nothing.
 
     Args:
-        path: the folder, which need not exist.
-        name: of the flag that gives it.
+        path: The folder, which need not exist.
+        name: Name of the flag with the path, for messages.
 
     Raises:
-        ConfigError: naming the file or folder that is in the way.
+        ConfigError: If a parent is a file or is not writable; the message names it.
     """
     folder = path
     while not folder.exists() and not folder.is_symlink() and folder != folder.parent:
@@ -50,14 +50,15 @@ def check_folder(path: Path, name: str) -> None:
 
 
 def check_file(path: Path, name: str) -> None:
-    """Refuses a path at which no file can be written; nothing is made.
+    """Rejects a path that cannot be an output file; the check creates nothing.
 
     Args:
-        path: the file, which need not exist.
-        name: of the flag that gives it.
+        path: The file, which need not exist.
+        name: Name of the flag with the path, for messages.
 
     Raises:
-        ConfigError: naming the file or folder that is in the way.
+        ConfigError: If the path is a folder, or a parent is a file or is not writable; the message
+            names it.
     """
     if path.is_dir():
         raise ConfigError(f"{name}={path} is a folder: name a file in it")
@@ -66,10 +67,10 @@ def check_file(path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Names ``path`` in the error of a write to it; Python itself names only files it opens.
+    """Adds ``path`` to the errors of writes in the block; Python names only files that it opens.
 
     Raises:
-        WriteError: instead of any other ``OSError``.
+        WriteError: Instead of any other ``OSError``.
     """
     try:
         yield
@@ -83,12 +84,12 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that takes its place at the end of the block.
+    """Yields a temporary path beside ``path``, and renames it to ``path`` after the block.
 
-    Where the block fails, the temporary file is removed and ``path`` is as it was.
+    If the block fails, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
-        WriteError: if the disk refuses.
+        WriteError: If the write fails.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -102,13 +103,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 class Appended:
-    """A file that grows by whole records: where the disk refuses one, nothing of it is left."""
+    """A file that grows by whole records: a failed write leaves no part of its record."""
 
     def __init__(self, path: Path):
-        """Opens the file, and makes it if it is missing.
+        """Opens the file, and creates it if it does not exist.
 
         Raises:
-            WriteError: if the disk refuses.
+            WriteError: If the file cannot be opened.
         """
         self._path = path
         with naming(path):
@@ -116,17 +117,17 @@ class Appended:
             self._file = path.open("ab", buffering=0)
 
     def write(self, record: bytes) -> None:
-        """Appends a record, and hands it to the operating system.
+        """Appends a record and passes it to the operating system.
 
         Raises:
-            WriteError: if the disk refuses.
+            WriteError: If the write fails.
         """
         size = os.fstat(self._file.fileno()).st_size
         with naming(self._path):
             try:
-                left = memoryview(record)
-                while left:
-                    left = left[self._file.write(left) :]
+                remaining = memoryview(record)
+                while remaining:
+                    remaining = remaining[self._file.write(remaining) :]
             except OSError:
                 self._file.truncate(size)
                 raise
@@ -137,10 +138,10 @@ class Appended:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes ``value`` so that the file is either old or new, never half.
+    """Writes ``value`` as JSON; a failed write leaves the old file.
 
     Raises:
-        WriteError: if the disk refuses.
+        WriteError: If the write fails.
     """
     text = json.dumps(value, indent=1) + "\n"
     with replaced(path) as temporary:

@@ -1,8 +1,8 @@
-"""Matrix products whose result is float32 in fact, on every kind of device.
+"""Matrix products with a true float32 result on every kind of device.
 
-An accelerator multiplies float32 tensors at its default precision, in bfloat16 on a TPU and in TF32
-on a recent GPU, and a product of bfloat16 tensors is rounded to bfloat16 unless it asks for more.
-The products here say their precision; the page ``docs/precision.md`` lists which products they are.
+By default an accelerator multiplies float32 tensors with fewer bits, in bfloat16 on a TPU and in
+TF32 on a recent GPU, and rounds a product of bfloat16 tensors to bfloat16. The products in this
+module set their precision; the page ``docs/precision.md`` lists the uses.
 """
 
 from __future__ import annotations
@@ -11,26 +11,35 @@ import functools
 
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jaxtyping import Array, Float
 
 
 def exact(dtype: jnp.dtype) -> jax.lax.Precision | None:
     """Returns the precision at which a product reads every bit of operands of ``dtype``.
 
-    Accelerators read all bits of bfloat16 at their default precision, so ``None`` leaves them the
-    choice of their fastest kernel.
+    Accelerators read all bits of bfloat16 at their default precision, so ``None`` lets XLA choose
+    the fastest kernel.
+
+    Args:
+        dtype: Type of the operands.
     """
     return None if jnp.finfo(dtype).bits <= 16 else jax.lax.Precision.HIGHEST
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def wide_einsum(subscripts: str, x: Array, y: Array) -> Array:
-    """Returns ``einsum`` of two tensors in float32 at least.
+def wide_einsum(
+    subscripts: str, x: Float[Array, "*shape_x"], y: Float[Array, "*shape_y"]
+) -> Float[Array, "*shape"]:
+    """Returns ``einsum`` of two tensors in float32 or a wider type.
 
-    The product reads every bit of its operands and rounds to nothing narrower than float32. Its
-    gradient is rounded to the operands' type before it is multiplied, which is exact for float32;
-    otherwise a bfloat16 model would pay for float32 products in its backward pass.
+    The product reads every bit of its operands and never rounds to a type narrower than float32.
+    The backward pass first rounds the gradient to the type of the operands, which is exact for
+    float32; without it a bfloat16 model would compute float32 products in its backward pass.
+
+    Args:
+        subscripts: Subscripts of ``einsum``.
+        x: First tensor.
+        y: Second tensor.
     """
     dtype = jnp.promote_types(x.dtype, y.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)

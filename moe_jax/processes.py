@@ -1,7 +1,7 @@
-"""Several processes of one run: how they join, agree, wait for each other and end together.
+"""Several processes of one run: they join, agree, wait for each other and end together.
 
-All of it is JAX's own: `jax.distributed` finds the other processes and watches over them,
-`jax.experimental.multihost_utils` lets them agree. See
+JAX does the work: ``jax.distributed`` finds the other processes and watches them, and
+``jax.experimental.multihost_utils`` sends values between them. See
 https://docs.jax.dev/en/latest/multi_process.html.
 """
 
@@ -24,27 +24,28 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, line_of
 
 _JOIN_SECONDS = 300
 _HEARTBEAT_SECONDS = 60
-# How long the others wait for what the first process does alone: a tokenizer, a report.
+# Longest time that the other processes wait for work of the first one, such as a tokenizer.
 _WAIT_SECONDS = 3600
 _WATCH_SECONDS, _GRACE_SECONDS = 0.5, 2
 _NOTICE = "moe_jax/failed"
 _ending = threading.Lock()
-# What a collective or the coordination service says when a peer has gone: Gloo, NCCL, gRPC.
+# Words in the errors of a collective or of the coordination service when another process has ended
+# (Gloo, NCCL, gRPC).
 _LOSS = ("gloo", "nccl", "coordination", "connection", "socket closed", "unavailable", "heartbeat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Where the processes meet; each part that is unset is found by JAX.
+    """The processes of a run; JAX finds every attribute that is ``None``.
 
     Attributes:
-        coordinator: ``HOST:PORT`` of process 0, reachable by all.
-        num_processes: of the run.
-        process_id: of this one, from 0.
+        coordinator: Address ``HOST:PORT`` of process 0, which all processes can reach.
+        num_processes: Number of processes of the run.
+        process_id: Index of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -53,14 +54,18 @@ class Hosts:
 
 
 def join(hosts: Hosts) -> None:
-    """Joins the processes of a run; must come before anything that looks at devices.
+    """Joins the processes of a run; a program calls it before it uses any device.
 
-    JAX finds TPU pods, Kubernetes jobs, Slurm and Open MPI by itself
-    (https://docs.jax.dev/en/latest/_autosummary/jax.distributed.initialize.html). Collectives
-    between CPUs are Gloo's, JAX's default.
+    JAX detects TPU pods, Kubernetes jobs, Slurm and Open MPI
+    (https://docs.jax.dev/en/latest/_autosummary/jax.distributed.initialize.html). Gloo, JAX's
+    default, runs the collectives between CPUs. If a process is missing after five minutes, JAX ends
+    this process.
+
+    Args:
+        hosts: The processes.
 
     Raises:
-        ConfigError: if nothing is found. If not all come within five minutes, JAX ends the process.
+        ConfigError: If JAX detects no such job, or the processes cannot connect.
     """
     try:
         jax.distributed.initialize(
@@ -73,29 +78,39 @@ def join(hosts: Hosts) -> None:
         )
     except ValueError as error:
         raise ConfigError(
-            f"--distributed finds no TPU pod, Kubernetes, Slurm or Open MPI job ({_line(error)}): "
-            "pass --coordinator=HOST:PORT, --num_processes and --process_id to each process"
+            "--distributed finds no TPU pod, Kubernetes, Slurm or Open MPI job "
+            f"({line_of(error)}): pass --coordinator=HOST:PORT, --num_processes and --process_id "
+            "to each process"
         ) from error
     except RuntimeError as error:
-        raise ConfigError(f"the processes of the run did not meet: {_line(error)}") from error
+        raise ConfigError(f"the processes of the run did not meet: {line_of(error)}") from error
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(over,), name="watch", daemon=True)
     watch.start()
+
+    def end_watch() -> None:
+        over.set()
+        watch.join()
+
     # A thread that is inside JAX when the interpreter ends aborts the process.
-    atexit.register(lambda: (over.set(), watch.join()))
+    atexit.register(end_watch)
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes and prints."""
+    """Returns True in the first process of the run, which writes and prints."""
     return jax.process_index() == 0
 
 
 def agreed(decide: Callable[[], int], failure: type[Exception] = ConfigError) -> int:
-    """Returns what ``decide`` says on the first process, on every process.
+    """Runs ``decide`` on the first process and returns its result on every process.
+
+    Args:
+        decide: Function of the first process.
+        failure: Type of the error in the other processes.
 
     Raises:
-        Exception: what ``decide`` raised, on the first process.
-        failure: on the others, at the same time.
+        Exception: In the first process, the error that ``decide`` raised.
+        failure: In the other processes, at the same time.
     """
     if jax.process_count() == 1:
         return decide()
@@ -105,7 +120,7 @@ def agreed(decide: Callable[[], int], failure: type[Exception] = ConfigError) ->
             value = decide()
         except Exception as raised:
             error = raised
-    # A collective would not wait: Gloo gives up after half a minute.
+    # A collective alone would wait too short a time: Gloo raises an error after half a minute.
     get_barrier_sync_fn()(key="agreed", timeout_ms=_WAIT_SECONDS * 1000)
     message = np.array([value, error is not None], np.int32)
     value, failed = (int(x) for x in multihost_utils.broadcast_one_to_all(message))
@@ -117,7 +132,12 @@ def agreed(decide: Callable[[], int], failure: type[Exception] = ConfigError) ->
 
 
 def first(act: Callable[[], object]) -> None:
-    """Runs ``act`` on the first process, while the others wait; raises as ``agreed``."""
+    """Runs ``act`` on the first process while the other processes wait.
+
+    Raises:
+        Exception: In the first process, the error that ``act`` raised.
+        ConfigError: In the other processes, at the same time.
+    """
 
     def acted() -> int:
         act()
@@ -128,28 +148,31 @@ def first(act: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def together(remedy: Callable[[], str]) -> Iterator[None]:
-    """Ends this process with one line when another one has gone.
+    """Ends this process with one line if another process of the run has ended.
 
     Args:
-        remedy: says how to go on.
+        remedy: Function that returns the advice at the end of the line.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not any(mark in str(error).lower() for mark in _LOSS):
             raise
-        line = f"another process of this run is gone ({_line(error)}): {remedy()}"
-        fail(1, line, told=line)
+        line = f"another process of this run is gone ({line_of(error)}): {remedy()}"
+        fail(1, line, notice=line)
 
 
 def fetch(results: Any) -> Any:
-    """Returns the arrays that one program made, whole on every device, as NumPy's.
+    """Returns the results of one program as NumPy arrays; every device holds all of each array.
 
-    Raises as soon as one of this process's devices fails: where a process is lost, some devices
-    fail at once, and others wait for them for ever.
+    The function raises an error as soon as one device of this process fails: after the loss of a
+    process some devices fail at once, and the other devices would wait forever.
+
+    Args:
+        results: A pytree of arrays.
     """
     if jax.process_count() > 1:
-        # What a program makes is ready together.
+        # All results of a program are ready at the same time.
         parts = jax.tree.leaves(results)[0].addressable_shards
         pool = ThreadPoolExecutor(len(parts), thread_name_prefix="fetch")
         waits = [pool.submit(part.data.block_until_ready) for part in parts]
@@ -159,54 +182,56 @@ def fetch(results: Any) -> Any:
     return jax.tree.map(np.asarray, results)
 
 
-def fail(code: int, line: str, told: str | None = None) -> NoReturn:
-    """Prints why the run ends and ends this process; with others, ends them too.
+def fail(code: int, line: str, notice: str | None = None) -> NoReturn:
+    """Prints why the run ends, and ends all processes of the run.
 
-    They may wait for this process in a collective, and so may those that wait for one of them: only
-    some see a broken connection. An orderly exit of this process would wait for theirs.
+    Other processes may be blocked in a collective, directly or through each other, and only some
+    notice a broken connection. An orderly exit of this process would wait for their exit.
 
     Args:
-        code: exit code of every process.
-        line: what this process says, unless another one has failed before it.
-        told: what the others say; by default that this process has failed, and the line.
+        code: Exit code of every process.
+        line: Line that this process prints, unless another process has failed before it.
+        notice: Line that the other processes print; ``None`` says that this process has failed, and
+            why.
     """
     if not jax.distributed.is_initialized():
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(code)
-    told = told or f"process {jax.process_index()} of this run has failed: {line}"
+    notice = notice or f"process {jax.process_index()} of this run has failed: {line}"
     try:
-        _service().key_value_set(_NOTICE, f"{code} {told}")
+        _service().key_value_set(_NOTICE, f"{code} {notice}")
     except jax.errors.JaxRuntimeError:
-        # A second notice is refused: what failed first is the reason.
+        # The service rejects a second notice: the first failure is the reason.
         code, line = _notice() or (code, line)
     _end(code, line)
 
 
 def _watch(over: threading.Event) -> None:
-    """Ends this process when another one says that the run has failed."""
+    """Ends this process after another process has set a notice that the run has failed."""
     while not over.wait(_WATCH_SECONDS):
-        found = _notice()
-        if found is not None:
-            _end(*found)
+        notice = _notice()
+        if notice is not None:
+            _end(*notice)
 
 
 def _notice() -> tuple[int, str] | None:
+    """Returns the exit code and the line of the notice that the run has failed, if it is set."""
     try:
         code, line = _service().key_value_try_get(_NOTICE).split(" ", 1)
     except jax.errors.JaxRuntimeError:
-        # There is none; or no service, and then JAX ends this process.
+        # The notice is not set; or the service has ended, and then JAX ends this process.
         return None
     return int(code), line
 
 
 def _end(code: int, line: str) -> NoReturn:
     if not _ending.acquire(blocking=False):
-        # The other thread is about to end both.
+        # Another thread is about to end the process.
         threading.Event().wait()
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if jax.process_index() == 0:
-        # The service that tells the others is in this process.
+        # The service from which the other processes read the notice runs in this process.
         time.sleep(_GRACE_SECONDS)
     os._exit(code)
 
@@ -214,8 +239,3 @@ def _end(code: int, line: str) -> NoReturn:
 def _service() -> Any:
     # JAX has no public name for the key-value store of its coordination service.
     return distributed.global_state.client
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,8 +1,7 @@
-"""Which numbers a setting may hold: a range is declared in the setting's type and checked here.
+"""Ranges of settings: the type of a setting declares its range, and this module checks it.
 
-A field of type ``Positive`` or ``Share`` is an ``int`` or a ``float`` with a ``Range`` beside it.
-Fields of settings and choices of published routers use these types, and no range contains NaN or
-infinity.
+The types ``Positive`` or ``Share`` are ``int`` or ``float`` annotated with a ``Range``. The fields
+of settings and the choices of router presets have these types. No range contains NaN or infinity.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import numbers
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import numpy as np
 
@@ -28,12 +27,13 @@ class Range:
     """An interval of numbers.
 
     Attributes:
-        low: its lower end.
-        high: its upper end.
-        above: the interval leaves ``low`` out.
-        below: the interval leaves ``high`` out.
-        also: numbers outside the interval that have a meaning of their own.
-        instead: the setting to use in place of a number outside, for messages.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        above: True excludes ``low``.
+        below: True excludes ``high``.
+        also: Numbers outside the interval that are allowed too, because they have a special
+            meaning.
+        instead: Advice for a number outside the range, for messages.
     """
 
     low: float
@@ -58,7 +58,15 @@ class Range:
         return f"{low} and {high}{also}"
 
     def check(self, value: float, path: str) -> None:
-        """Raises ``ConfigError`` if ``value``, the number of the setting ``path``, is outside."""
+        """Rejects a number outside the range.
+
+        Args:
+            value: The number.
+            path: Name of the setting, for messages.
+
+        Raises:
+            ConfigError: If the number is outside the range.
+        """
         if value not in self:
             finite = "" if _is_finite(value) else "finite, "
             instead = f"; {self.instead}" if self.instead else ""
@@ -80,7 +88,7 @@ Chance = Annotated[float, Range(0, 1, below=True)]
 Weight = Annotated[float, Range(0, 1e6)]
 NonNegative = Annotated[float, Range(0, 1e6)]
 Factor = Annotated[float, Range(0, 1e6, above=True)]
-# A factor of 0 would be no slot for one rule and as many as tokens for another.
+# The papers give a factor of 0 two meanings: no slots, or as many slots as tokens.
 CapacityFactor = Annotated[
     float,
     Range(
@@ -91,19 +99,20 @@ CapacityFactor = Annotated[
         "Capacity, or a preset of such a model with capacity_factor unset",
     ),
 ]
-# Fairseq writes -1 where evaluation takes the factor of training.
+# In fairseq, -1 means that evaluation has the factor of training.
 EvalShare = Annotated[float, Range(0, 1, also=(-1,))]
 Growth = Annotated[float, Range(1, 1e6)]
 Offset = Annotated[float, Range(-1e6, 1e6)]
-# A smaller epsilon overflows float32 where its root is cubed, in the gradient of a norm of zeros.
+# The gradient of a norm of zeros contains the inverse cube of the root of epsilon, which overflows
+# float32 for a smaller epsilon.
 Epsilon = Annotated[float, Range(1e-20, 1)]
 
 
 class Ranged:
-    """A dataclass whose numbers lie in the ranges that its fields declare."""
+    """Base of dataclasses whose fields declare ranges, which their numbers must obey."""
 
     def __post_init__(self):
-        """Raises ``ConfigError`` for the first field whose number is outside its range."""
+        """Raises ``ConfigError`` for the first field with a number outside its range."""
         hints = declared(type(self))
         for field in dataclasses.fields(self):
             check(
@@ -113,27 +122,28 @@ class Ranged:
 
 @functools.cache
 def declared(owner: type | Callable[..., Any]) -> dict[str, Any]:
-    """Returns the types of a dataclass's fields or of a function's choices, with their ranges."""
+    """Returns the types and ranges of the fields of a dataclass or the arguments of a function."""
     hints = typing.get_type_hints(owner, include_extras=True)
     return {name: hint for name, hint in hints.items() if name != "return"}
 
 
 def check(hint: Any, value: Any, path: str) -> None:
-    """Checks every number of a setting.
+    """Rejects a setting with a number outside its range.
 
     Args:
-        hint: the declared type, with its range.
-        value: the setting; arrays, and parts that check themselves, are left alone.
-        path: its name, for messages.
+        hint: Declared type of the setting, with its range.
+        value: Value of the setting: a number or a tuple. Other values pass unchecked, because
+            dataclasses check their own numbers.
+        path: Name of the setting, for messages.
 
     Raises:
-        ConfigError: if a number is not finite or is outside the range.
+        ConfigError: If a number is not finite or is outside its range.
     """
     if isinstance(value, tuple):
         (items, *_) = typing.get_args(hint) or (None,)
         for index, item in enumerate(value):
             check(items, item, f"{path}[{index}]")
-    elif isinstance(value, numbers.Real):
+    elif _is_number(value):
         ranges = ranges_of(hint)
         for allowed in ranges:
             allowed.check(value, path)
@@ -142,18 +152,23 @@ def check(hint: Any, value: Any, path: str) -> None:
 
 
 def ranges_of(hint: Any) -> tuple[Range, ...]:
-    """Returns the ranges in a declared type: of a number, an optional number or a list."""
+    """Returns the ranges in the declared type of a number, an optional number or a list."""
     if typing.get_origin(hint) is Annotated:
         return tuple(mark for mark in hint.__metadata__ if isinstance(mark, Range))
     return tuple(mark for inner in typing.get_args(hint) for mark in ranges_of(inner))
 
 
 def _computed(value: float) -> float:
-    """Returns the number that a program computes with: a float32, where tiny ones are 0."""
+    """Returns the number as float32, as a program reads it: a subnormal number is 0."""
     if isinstance(value, numbers.Integral):
         return value
     single = np.float32(value)
     return float(single) if abs(single) >= np.finfo(np.float32).tiny else 0.0
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Returns True for every real number, also of NumPy's types."""
+    return isinstance(value, numbers.Real)
 
 
 def _is_finite(value: float) -> bool:

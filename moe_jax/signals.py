@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: a command ends in order with one line, or saves first where it has to.
+"""Ctrl-C and SIGTERM: a command ends in order with one line, and saves its work first if it must.
 
-Python runs a signal's handler in the main thread, and only between two of its own instructions. A
-compilation may keep the main thread in C for minutes, so a second thread listens too: it ends the
-process where the main thread does not answer, and where a second signal comes.
+Python runs the handler of a signal in the main thread, between two instructions of Python. A
+compilation can keep the main thread in C for minutes, so a second thread listens too: it ends the
+process if the main thread does not react, or if a second signal comes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 ADVICE = "run the same command to start again"
-# How long the main thread may stay in C, and how close two signals count as one: a terminal sends
-# Ctrl-C to a runner and to its children, and the runner passes it on.
+# Longest time that the main thread may stay in C, and longest time between two signals that count
+# as one: a terminal sends Ctrl-C to a runner and to its children, and the runner passes it on.
 _ANSWER_SECONDS, _TWICE_SECONDS = 5.0, 1.0
-_HELD = "\n{}: what is under way is finished and saved first; once more ends at once\n"
+_HELD = "\n{}: the command saves its work and then ends; a second signal ends it at once\n"
 
+# Prints the last line of a process, given its exit code and the line.
 LastWords = Callable[[int, str], None]
 
 
 class Interrupted(BaseException):
-    """A signal asks the command to end; no ``except Exception`` may stop that.
+    """A signal asks the command to end; the class is no ``Exception``, so that no handler stops it.
 
     Attributes:
-        number: of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int, detail: str = ""):
@@ -38,12 +39,20 @@ class Interrupted(BaseException):
 
     @property
     def code(self) -> int:
-        """The exit code that shells give a process which a signal has ended."""
+        """The exit code that shells give to a process that a signal has ended."""
         return 128 + self.number
 
 
 class _Listener:
-    """What has come, and whether it waits until a step is saved."""
+    """The first signal that has come, and the reaction of the process to it.
+
+    Attributes:
+        came: Number of the signal that has come, or 0.
+        advice: End of the last line, which says how to continue.
+        last_words: Prints the last line if the main thread cannot.
+        on_second: Functions to call before a second signal ends the process.
+        held: True if a signal waits until the process has saved its work.
+    """
 
     def __init__(self, last_words: LastWords):
         self.came = 0
@@ -54,7 +63,7 @@ class _Listener:
         self._answered = threading.Event()
 
     def hear(self, number: int, _: object) -> None:
-        """Notes the first signal, and raises it unless it is held; in the main thread."""
+        """Handles a signal in the main thread: raises ``Interrupted`` unless signals are held."""
         self._answered.set()
         if self.came:
             return
@@ -62,11 +71,11 @@ class _Listener:
         if not self.held:
             raise Interrupted(number)
         if number == signal.SIGINT:
-            # A person waits. ``print`` may be what the signal has interrupted.
+            # A person waits for a reaction. The signal may have interrupted a ``print``.
             os.write(2, _HELD.format(NAMES[number]).encode())
 
     def watch(self, bell: socket.socket) -> None:
-        """Ends the process for a second signal, or for one that is not answered."""
+        """Ends the process if a second signal comes, or the main thread does not react to one."""
         first = 0.0
         while number := int.from_bytes(bell.recv(1)):
             if number not in NAMES:
@@ -94,9 +103,9 @@ _active: _Listener | None = None
 
 
 def end_imports() -> None:
-    """Has Ctrl-C and SIGTERM end the process with one line, until ``listening`` begins.
+    """Makes Ctrl-C and SIGTERM end the process with one line, until ``listening`` begins.
 
-    A command is at its imports then, which take seconds and have nothing to put in order.
+    Until then a command imports modules, which takes seconds and leaves nothing to save.
     """
 
     def end(number: int, _: object) -> None:
@@ -113,15 +122,15 @@ def end_imports() -> None:
 
 @contextlib.contextmanager
 def listening(last_words: LastWords) -> Iterator[None]:
-    """Turns Ctrl-C and SIGTERM into ``Interrupted``; a second one ends the process at once.
+    """Turns Ctrl-C and SIGTERM into ``Interrupted``; a second signal ends the process at once.
 
     A signal that the process ignores from its start, as in the background of a script, stays
-    ignored. Only the main thread can listen; elsewhere, and inside another ``listening``, this does
-    nothing.
+    ignored. Only the main thread can listen: in another thread, and inside another ``listening``,
+    the block runs unchanged.
 
     Args:
-        last_words: prints a line where the main thread cannot, and may end the process; its first
-            argument is the exit code.
+        last_words: Function that prints a line if the main thread cannot, and may end the process;
+            its arguments are the exit code and the line.
     """
     global _active
     if _active or threading.current_thread() is not threading.main_thread():
@@ -151,19 +160,19 @@ def listening(last_words: LastWords) -> Iterator[None]:
 
 
 def advise(advice: str) -> None:
-    """Changes how the last line says to go on; a sentence without its full stop."""
+    """Changes the advice at the end of the last line; it is a sentence without its full stop."""
     if _active:
         _active.advice = advice
 
 
 def advice() -> str:
-    """Returns how to go on."""
+    """Returns the advice at the end of the last line, which says how to continue."""
     return _active.advice if _active else ADVICE
 
 
 @contextlib.contextmanager
 def second_time(act: Callable[[], None]) -> Iterator[None]:
-    """Has ``act`` called, in another thread, before a second signal ends the process."""
+    """Calls ``act`` in another thread before a second signal in the block ends the process."""
     if not _active:
         yield
         return
@@ -175,10 +184,10 @@ def second_time(act: Callable[[], None]) -> Iterator[None]:
 
 
 class Hold:
-    """Once begun, signals are noted and not raised: there is something to save first."""
+    """Delay of signals: after ``begin``, a signal waits until the process has saved its work."""
 
     def begin(self) -> None:
-        """Holds signals back from now on."""
+        """Delays signals from now on."""
         if _active:
             _active.held = True
 
@@ -190,10 +199,10 @@ class Hold:
 
 @contextlib.contextmanager
 def holding() -> Iterator[Hold]:
-    """Yields a ``Hold`` that ends with the block.
+    """Yields a ``Hold``, which ends with the block.
 
     Raises:
-        Interrupted: at its end, if a signal came in the block and nothing has ended it.
+        Interrupted: At the end of the block, if a signal has come.
     """
     try:
         yield Hold()
@@ -206,7 +215,10 @@ def holding() -> Iterator[Hold]:
 
 @contextlib.contextmanager
 def passing_on(number: int) -> Iterator[Callable[[], int]]:
-    """Sends Ctrl-C on to this process as signal ``number``, which something else waits for.
+    """Sends this process the signal ``number`` for each Ctrl-C, for a library that waits for it.
+
+    Args:
+        number: Number of the signal.
 
     Yields:
         A function that returns the number of the signal that came as Ctrl-C, or 0.
@@ -222,7 +234,7 @@ def passing_on(number: int) -> Iterator[Callable[[], int]]:
         return
     before = signal.getsignal(signal.SIGINT)
     with holding() as hold:
-        # What waits for the other signal answers this one.
+        # The library that waits for the other signal reacts to this one.
         hold.begin()
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, pass_on)

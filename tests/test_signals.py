@@ -38,7 +38,7 @@ def test_a_held_signal_is_noted_and_raised_at_the_end_of_the_hold(capfd):
         assert hold.came == signal.SIGINT
         after.append("goes on")
     assert after == ["goes on"]
-    assert "once more ends at once" in capfd.readouterr().err
+    assert "a second signal ends it at once" in capfd.readouterr().err
 
 
 def test_a_hold_that_has_not_begun_raises_at_once():

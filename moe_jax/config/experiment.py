@@ -1,4 +1,4 @@
-"""The configuration of a run: everything a config file may say, typed, and checked before use."""
+"""The configuration of a run: all settings of a config file, typed, and checked before use."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ from moe_jax.transport import check as check_transport
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Ranged):
-    """Length and rhythm of a run.
+    """Training: its length, its losses, its logs and checkpoints, and the runs it builds on.
 
     Attributes:
-        steps: optimizer steps.
-        seed: of parameters and of everything random in training.
-        microbatches: parts of the batch computed one after the other, for memory.
-        loss_chunk: positions whose logits are held at once; 0 for all.
-        z_loss: weight of the squared log-partition of the head (T5 uses 1e-4).
-        lookahead_weight: weight of the loss of tokens further ahead, if ``model.lookahead``; 0.3
-            and later 0.1 in DeepSeek-V3.
-        max_skipped_updates: the run stops after so many non-finite updates in a row.
-        log_every: steps between lines of ``metrics.jsonl``.
-        eval_every: steps between evaluations; 0 for the end alone.
-        checkpoint_every: steps between checkpoints.
-        keep_last: newest checkpoints kept.
-        keep_every: also keep checkpoints at multiples of this; 0 for none.
-        record_routing: write every step's choices to ``routing/`` of the workdir.
-        replay_routing: such a folder, whose choices the router ``forced`` repeats; "" for none.
-        start_from: workdir of a finished run, or folder of a released or converted model, whose
-            weights this run starts from, with an optimizer of its own; "" for none. It is read
-            once, and its tokenizer is taken; of a released model also the configuration.
-        start_with: ``all`` weights, which must then match, or ``shared``: those of equal name and
-            shape that are no experts' and no routers' (Switch, 2101.03961, section 4.2).
-        teacher: workdir of a finished run whose probabilities are soft targets; "" for none. Its
-            tokenizer is taken.
-        teacher_weight: of the cross-entropy against the teacher's; that of the data has the rest.
-            0.25 in Switch's table 6.
+        steps: Number of optimizer steps.
+        seed: Seed of the initial parameters and of all randomness in training.
+        microbatches: Number of parts into which a batch is split; the parts are computed one after
+            the other, which saves memory.
+        loss_chunk: Number of positions whose logits are held in memory at once; 0 means all.
+        z_loss: Weight of the squared log-partition function of the head (T5: 1e-4).
+        lookahead_weight: Weight of the loss of tokens further ahead, with ``model.lookahead``
+            (DeepSeek-V3: 0.3, later 0.1).
+        max_skipped_updates: Number of non-finite updates in a row after which the run stops; such
+            updates are skipped.
+        log_every: Number of steps between lines of ``metrics.jsonl``.
+        eval_every: Number of steps between evaluations; 0 evaluates only at the end.
+        checkpoint_every: Number of steps between checkpoints.
+        keep_last: Number of newest checkpoints that are kept.
+        keep_every: Distance in steps between older checkpoints that are also kept; 0 keeps none.
+        record_routing: True records the choices of every step in the folder ``routing/`` of the
+            workdir.
+        replay_routing: Folder ``routing/`` of another run, whose recorded choices the router
+            ``forced`` repeats; "" means none.
+        start_from: Workdir of a finished run, or folder of a released or converted model, whose
+            weights and tokenizer this run starts from, with a new optimizer; "" means none. The
+            folder is read once. A released model also gives its configuration.
+        start_with: Weights that are taken from ``start_from``: ``all``, which must match this
+            model, or ``shared``, which are the weights of equal name and shape except experts and
+            routers (Switch, 2101.03961, section 4.2).
+        teacher: Workdir of a finished run, the teacher of a distillation, whose probabilities are
+            soft targets and whose tokenizer this run uses; "" means none.
+        teacher_weight: Weight of the cross-entropy with the teacher's probabilities; the
+            cross-entropy with the data has the weight ``1 - teacher_weight`` (Switch, table 6:
+            0.25).
     """
 
     steps: Positive = 1000
@@ -71,15 +77,15 @@ class TrainingConfig(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A whole run.
+    """The settings of a run.
 
     Attributes:
-        name: for titles.
-        model: the model.
-        data: the corpus and its batches.
-        optimizer: the optimizer.
-        training: length and rhythm.
-        mesh: the devices.
+        name: Name of the run, for titles.
+        model: The model.
+        data: The corpus and its batches.
+        optimizer: The optimizer.
+        training: Length, losses, logs and checkpoints of the training.
+        mesh: The mesh of devices.
 
     Examples:
         >>> import moe_jax as mj
@@ -99,32 +105,36 @@ class Experiment:
 
     @property
     def moe_layers(self) -> tuple[str | int, ...]:
-        """Names of the layers that have experts: indices from 0, after their stack's name."""
+        """Names of the layers that have experts: the index from 0, after the name of the stack."""
         return tuple(layer.name for layer in self.model.sparse_layers())
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the configuration asks for, sentinels included; training may find fewer."""
+        """Number of ids in the configuration, sentinels included; a small corpus can have fewer."""
         text = data.Bytes.vocab_size if self.data.tokenizer == "bytes" else self.data.vocab_size
         return text + (self.data.spans.sentinels if self.data.spans else 0)
 
     @property
     def sequence(self) -> Tokens:
-        """The tokens of one row."""
+        """The numbers of tokens in one row."""
         return Tokens(self.data.seq_length, self.data.target_length)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a batch, padding included."""
+        """Number of tokens in a batch, padding included."""
         return self.data.batch_size * (self.data.seq_length + self.data.target_length)
 
     def check(self, num_devices: int) -> None:
-        """Refuses what cannot run, before anything expensive starts.
+        """Rejects a run that cannot work, before anything expensive starts.
+
+        Args:
+            num_devices: Number of devices of the run.
 
         Raises:
-            ConfigError: one line, naming the setting to change.
-            FileNotFoundError: if the data is not there.
-            ValueError: if the data cannot serve.
+            ConfigError: If settings contradict each other; the message is one line and names the
+                setting to change.
+            FileNotFoundError: If the data does not exist.
+            ValueError: If the data does not fit the settings.
         """
         self.check_program(num_devices)
         self._check_kind()
@@ -133,10 +143,10 @@ class Experiment:
         data.check_source(self.data)
 
     def check_settings(self) -> None:
-        """Refuses settings that do not go together, whatever the devices.
+        """Rejects settings that contradict each other on any number of devices.
 
         Raises:
-            ConfigError: one line, naming the setting to change.
+            ConfigError: If so; the message is one line and names the setting to change.
         """
         self.model.check_layers()
         for name in ("seq_length", "target_length"):
@@ -144,16 +154,19 @@ class Experiment:
         ahead = getattr(self.model, "lookahead", 0)
         if ahead >= self.data.seq_length:
             raise ConfigError(
-                f"model.lookahead={ahead} is beyond data.seq_length={self.data.seq_length}: no "
-                "token so far ahead is in the row; lower it"
+                f"model.lookahead={ahead} is beyond data.seq_length={self.data.seq_length}: a row "
+                "has no token so far ahead; lower it"
             )
         self.check_vocabulary(self.vocab_size)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Refuses routers that cannot route every id of the tokenizer.
+        """Rejects routers that cannot route every id of the tokenizer.
+
+        Args:
+            vocab_size: Number of ids.
 
         Raises:
-            ConfigError: one line, naming the setting to change.
+            ConfigError: If so; the message is one line and names the setting to change.
         """
         for layer in self.model.sparse_layers():
             try:
@@ -162,10 +175,13 @@ class Experiment:
                 raise ConfigError(f"model.{layer.setting}.router: {error}") from error
 
     def check_program(self, num_devices: int) -> None:
-        """Refuses a batch or model that the mesh cannot hold; the data need not be there.
+        """Rejects a batch or a model that does not divide over the mesh; the data is not needed.
+
+        Args:
+            num_devices: Number of devices of the run.
 
         Raises:
-            ConfigError: one line, naming the setting to change.
+            ConfigError: If so; the message is one line and names the setting to change.
         """
         self.check_settings()
         mesh = self.mesh.resolve(num_devices)
@@ -176,8 +192,8 @@ class Experiment:
         if isinstance(self.model, EncoderDecoderConfig):
             if self.data.spans is None:
                 raise ConfigError(
-                    "model.type=EncoderDecoderConfig restores spans that are cut out of a text: "
-                    "set data.spans.sentinels=100, or use DecoderConfig"
+                    "model.type=EncoderDecoderConfig needs span corruption, which cuts its targets "
+                    "out of a text: set data.spans.sentinels=100, or use DecoderConfig"
                 )
         elif self.data.spans is not None or self.data.target_length:
             raise ConfigError(

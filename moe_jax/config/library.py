@@ -1,4 +1,4 @@
-"""Configs and ablations by name: those that come with the package, wherever it is installed."""
+"""Configs and ablations of the package by name, wherever the package is installed."""
 
 from __future__ import annotations
 
@@ -20,33 +20,37 @@ def config_file(name: str) -> Path:
     """Returns the file of a config.
 
     Args:
-        name: a file, or the name of a config of the package, such as ``mixtral_8x7b``; a config
-            of the package is also found by its path in the repository.
+        name: A file; the name of a config of the package, such as ``mixtral_8x7b``; or the path of
+            a config of the package in the repository, such as ``configs/quickstart.py``.
 
     Raises:
-        ConfigError: if there is neither.
+        ConfigError: If no file and no config has this name.
     """
-    return _found(name, [CONFIGS, PUBLISHED], "config", "--config=quickstart")
+    return _file_named(name, [CONFIGS, PUBLISHED], "config", "--config=quickstart")
 
 
 def ablation_file(name: str) -> Path:
-    """Returns the file of an ablation: a file, or a name such as ``switch/capacity_factor``.
+    """Returns the file of an ablation.
+
+    Args:
+        name: A file, or the name of an ablation of the package, such as
+            ``switch/capacity_factor``.
 
     Raises:
-        ConfigError: if there is neither.
+        ConfigError: If no file and no ablation has this name.
     """
-    return _found(name, [EXPERIMENTS], "ablation", "--ablation=switch/capacity_factor")
+    return _file_named(name, [EXPERIMENTS], "ablation", "--ablation=switch/capacity_factor")
 
 
 def module_of(file: Path, what: str) -> ModuleType:
-    """Returns the module that a Python file makes, which is run.
+    """Runs a Python file and returns its module.
 
     Args:
-        file: the file.
-        what: it is, for the message.
+        file: The file.
+        what: Description of the file, for messages.
 
     Raises:
-        ConfigError: with the line of the file, if it fails.
+        ConfigError: If the file fails; the message names the line that failed.
     """
     spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
     if spec is None or spec.loader is None:
@@ -63,7 +67,7 @@ def module_of(file: Path, what: str) -> ModuleType:
 
 
 def short_name(file: Path) -> str:
-    """Returns the name of an ablation of the package, or the path of another file."""
+    """Returns the name of an ablation of the package, or the path of any other file."""
     top = EXPERIMENTS.resolve()
     for path in (file.resolve(), top.parent / file):
         if path.is_relative_to(top):
@@ -71,13 +75,13 @@ def short_name(file: Path) -> str:
     return file.as_posix()
 
 
-def _found(name: str, folders: Iterable[Path], flag: str, example: str) -> Path:
+def _file_named(name: str, folders: Iterable[Path], flag: str, example: str) -> Path:
     if Path(name).is_file():
         return Path(name)
-    inside = [folder / name.removesuffix(".py") for folder in folders]
-    # ``configs/quickstart.py`` is the path of a file of the repository.
-    inside += [folder.parent / name.removesuffix(".py") for folder in folders]
-    for path in (path.with_name(f"{path.name}.py") for path in inside):
+    candidates = [folder / name.removesuffix(".py") for folder in folders]
+    # A name such as ``configs/quickstart.py`` is a path in the repository.
+    candidates += [folder.parent / name.removesuffix(".py") for folder in folders]
+    for path in (path.with_name(f"{path.name}.py") for path in candidates):
         if path.is_file():
             return path
     known = sorted({path.stem for folder in folders for path in _files(folder)})

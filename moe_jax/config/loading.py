@@ -18,15 +18,15 @@ Config: TypeAlias = str | Path | ConfigDict | Experiment
 
 
 def load_config(config: Config, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-    """Returns the settings of a config, to look at and to change.
+    """Returns the settings of a config, which the caller can read and change.
 
     Args:
-        config: the name of a config of the package, with a variant after a colon
-            (``quickstart:gshard``), a file, settings, or an experiment.
-        overrides: settings to change, by dotted name.
+        config: The name of a config of the package, with a variant after a colon
+            (``quickstart:gshard``); a file; settings; or an experiment.
+        overrides: New values of settings, by dotted name.
 
     Raises:
-        ConfigError: if there is no such config or setting.
+        ConfigError: If the config or a setting does not exist.
 
     Examples:
         >>> import moe_jax as mj
@@ -35,21 +35,21 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None) -> C
         (64, 600)
         >>> config.training.steps = 100  # the same as an override
     """
-    found = _settings_of(config)
-    override(Experiment, found, overrides or {})
-    return found
+    values = _settings_of(config)
+    override(Experiment, values, overrides or {})
+    return values
 
 
 def experiment_of(config: Config, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Returns a whole run's configuration, typed and checked.
+    """Returns the settings of a run, typed and checked.
 
     Args:
-        config: see ``load_config``.
-        overrides: settings to change, by dotted name; the same rules hold as on a command line.
+        config: See ``load_config``.
+        overrides: New values of settings, by dotted name, by the same rules as on a command line.
 
     Raises:
-        ConfigError: if there is no such config or setting, a value is wrong, or settings do not go
-            together.
+        ConfigError: If the config or a setting does not exist, a value has the wrong type or is out
+            of range, or settings contradict each other.
 
     Examples:
         >>> import moe_jax as mj
@@ -72,15 +72,17 @@ def _settings_of(config: Config) -> ConfigDict:
         return copy.deepcopy(config)
     name, colon, argument = str(config).partition(":")
     file = config_file(name)
-    found = _made_by(file, [argument] if colon else [])
-    if not isinstance(found, ConfigDict):
-        kind = type(found).__name__
-        raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
-    return found
+    values = _result_of(file, [argument] if colon else [])
+    if not isinstance(values, ConfigDict):
+        kind = type(values).__name__
+        raise ConfigError(
+            f"get_config() of {file} returns {kind}, not a ConfigDict: return a ConfigDict"
+        )
+    return values
 
 
-def _made_by(file: Path, arguments: list[str]) -> Any:
-    """Returns what ``get_config`` of a file returns."""
+def _result_of(file: Path, arguments: list[str]) -> Any:
+    """Returns the result of the function ``get_config`` of a file."""
     module = module_of(file, "the config file")
     if not hasattr(module, "get_config"):
         raise ConfigError(f"the config file {file} has no function get_config()")

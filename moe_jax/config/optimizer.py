@@ -1,4 +1,4 @@
-"""Settings of the optimizer: rules, schedules and learning rates, as the papers use them."""
+"""Settings of the optimizer: update rules, schedules and learning rates of the papers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from moe_jax.ranges import (
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Ranged):
-    """AdamW (Loshchilov & Hutter, 1711.05101); matrices alone decay.
+    """AdamW (Loshchilov & Hutter, 1711.05101), with weight decay on matrices only.
 
     Attributes:
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: per step, times the learning rate.
+        b1: Decay rate of the first moment.
+        b2: Decay rate of the second moment.
+        eps: Number added to the root of the second moment.
+        weight_decay: Weight decay per step, multiplied by the learning rate.
     """
 
     b1: Chance = 0.9
@@ -41,7 +41,7 @@ class AdamW(Ranged):
     weight_decay: Weight = 0.1
 
     def transform(self) -> optax.GradientTransformation:
-        """Returns the update before the learning rate."""
+        """Returns the gradient transformation, without the learning rate."""
         return optax.chain(
             optax.scale_by_adam(self.b1, self.b2, self.eps),
             optax.add_decayed_weights(self.weight_decay, mask=_matrices),
@@ -50,13 +50,16 @@ class AdamW(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Ranged):
-    """Adafactor (Shazeer & Stern, 1804.04235) as T5, GShard and Switch use it: no momentum.
+    """Adafactor (Shazeer & Stern, 1804.04235) without momentum, as T5, GShard and Switch use it.
 
     Attributes:
-        decay_rate: the second moment decays by ``1 - t ** -decay_rate``.
-        clipping_threshold: largest root mean square of an update.
-        multiply_by_parameter_scale: make steps relative to the root mean square of the parameter.
-        factored_from: matrices with both sides at least so long keep row and column statistics.
+        decay_rate: Exponent of the decay rate ``1 - t ** -decay_rate`` of the second moment at step
+            ``t``.
+        clipping_threshold: Largest root mean square of an update.
+        multiply_by_parameter_scale: True multiplies updates by the root mean square of the
+            parameter.
+        factored_from: Smallest side of a matrix whose second moment is factored into row and column
+            statistics.
     """
 
     decay_rate: PositiveShare = 0.8
@@ -65,7 +68,7 @@ class Adafactor(Ranged):
     factored_from: Positive = 128
 
     def transform(self) -> optax.GradientTransformation:
-        """Returns the update before the learning rate."""
+        """Returns the gradient transformation, without the learning rate."""
         parts = [
             optax.scale_by_factored_rms(
                 decay_rate=self.decay_rate, min_dim_size_to_factor=self.factored_from
@@ -79,20 +82,23 @@ class Adafactor(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Ranged):
-    """The peak, after the warm-up."""
+    """Constant schedule: the learning rate stays at its peak after the warm-up."""
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns 1."""
+        """Returns the factor 1 of the peak."""
         del warmup, steps
         return jnp.ones_like(step)
 
 
 @dataclasses.dataclass(frozen=True)
 class RSqrt(Ranged):
-    """``sqrt(warmup / step)``: T5's rule; its printed rate 1.0 is the peak times sqrt(warmup)."""
+    """T5's schedule: the learning rate is the peak times ``sqrt(warmup_steps / step)``.
+
+    The learning rate 1.0 that T5 reports is the peak times ``sqrt(warmup_steps)``.
+    """
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor on the peak at ``step``."""
+        """Returns the factor of the peak at ``step``."""
         del steps
         start = max(warmup, 1)
         return jnp.sqrt(start / jnp.maximum(step, start))
@@ -100,24 +106,32 @@ class RSqrt(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Ranged):
-    """Half a cosine from the peak down to ``final`` of it at the last step."""
+    """Cosine schedule: the learning rate falls along half a cosine until the last step.
+
+    Attributes:
+        final: Learning rate at the last step, as a share of the peak.
+    """
 
     final: Share = 0.1
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor on the peak at ``step``."""
+        """Returns the factor of the peak at ``step``."""
         done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
         return self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Ranged):
-    """A straight line from the peak down to ``final`` of it at the last step."""
+    """Linear schedule: the learning rate falls along a straight line until the last step.
+
+    Attributes:
+        final: Learning rate at the last step, as a share of the peak.
+    """
 
     final: Share = 0.0
 
     def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor on the peak at ``step``."""
+        """Returns the factor of the peak at ``step``."""
         done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
         return 1 - (1 - self.final) * done
 
@@ -127,13 +141,13 @@ class OptimizerConfig(Ranged):
     """The optimizer.
 
     Attributes:
-        rule: how a gradient becomes an update.
-        schedule: the learning rate after its warm-up.
-        learning_rate: the peak.
-        warmup_steps: steps of linear growth from 0 to the peak.
-        clip_norm: largest global norm of the gradient; 0 for no clipping.
-        expert_multiplier: factor on the learning rate of the experts.
-        router_multiplier: factor on the learning rate of the routers.
+        rule: Update rule, from gradients to updates.
+        schedule: Schedule of the learning rate after the warm-up.
+        learning_rate: Peak of the learning rate.
+        warmup_steps: Number of steps in which the learning rate grows linearly from 0 to its peak.
+        clip_norm: Largest global norm of the gradient; 0 disables clipping.
+        expert_multiplier: Factor of the learning rate for the experts.
+        router_multiplier: Factor of the learning rate for the routers.
     """
 
     rule: AdamW | Adafactor = AdamW()
@@ -146,6 +160,8 @@ class OptimizerConfig(Ranged):
 
 
 def _matrices(params: Any) -> Any:
+    """Returns True for each parameter that decays: by its ``decayed``, or with two axes or more."""
+
     def one(param: nnx.Variable) -> nnx.Variable:
         metadata = param.get_metadata()
         return param.replace(metadata.get("decayed", len(metadata["axes"]) > 1))

@@ -1,4 +1,4 @@
-"""From a ``ConfigDict`` to frozen dataclasses, strictly: no unknown key, no wrong type."""
+"""Conversion of a ``ConfigDict`` to frozen dataclasses; it rejects unknown keys and wrong types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -18,58 +18,68 @@ from ml_collections.config_flags import tuple_parser
 from moe_jax import ranges, routing
 from moe_jax.errors import ConfigError, nearest
 
-# Evaluating annotations anew at every use would be most of the time that a config takes.
-type_hints = functools.cache(typing.get_type_hints)
-# ``bool`` comes first: text for it is not text for a number.
-_PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
+# The cache saves most of the time that a config takes, which is the evaluation of annotations.
+type_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
+# ``bool`` comes first, because ``bool`` is a subclass of ``int``.
+_PARSERS: dict[type, flags.ArgumentParser] = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+}
 
 
 def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config") -> Any:
-    """Returns a ``cls`` made from ``values``.
+    """Returns an instance of ``cls`` with the fields ``values``.
 
-    A field that holds a dataclass is built from a nested mapping; one that may hold several
-    dataclasses names its own by ``type``, and one that may be left out is if all of it is ``None``.
-    A router is a ``preset`` with its choices, or its parts;
-    a setting or choice that is ``None`` is the part's or the preset's own.
+    A nested mapping builds a field that holds a dataclass. If the field has several possible
+    classes, the key ``type`` selects one. An optional field is ``None`` if all its settings are
+    ``None``. A router is given by the key ``preset`` with the choices of the preset, or by its
+    parts. In a router or an optional field, a setting of ``None`` selects the default.
 
     Args:
-        cls: a dataclass.
-        values: its fields; what is left out keeps its default.
-        path: where ``values`` stands in the configuration, for messages.
+        cls: A dataclass.
+        values: Values of the fields; a field without a value has its default.
+        path: Dotted name of ``values`` in the configuration, for messages.
 
     Raises:
-        ConfigError: naming the key that is unknown, of the wrong type or out of range.
+        ConfigError: If a key is unknown or its value has the wrong type or is out of range; the
+            message names the key.
     """
     hints = type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-    made = {}
+    converted = {}
     for key, value in values.items():
         if key not in fields:
             raise ConfigError(f"{path}.{key} is not a setting{nearest(key, fields)}")
-        made[key] = _convert(fields[key], value, f"{path}.{key}")
-        ranges.check(ranges.declared(cls)[key], made[key], f"{path}.{key}")
+        converted[key] = _convert(fields[key], value, f"{path}.{key}")
+        ranges.check(ranges.declared(cls)[key], converted[key], f"{path}.{key}")
     missing = [
         field.name
         for field in dataclasses.fields(cls)
         if field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
-        and field.name not in made
+        and field.name not in converted
     ]
     if missing:
         raise ConfigError(f"{path} needs {', '.join(missing)}")
     try:
-        return cls(**made)
+        return cls(**converted)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def _is_dataclass(hint: Any) -> TypeGuard[type]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    """Returns the value of a setting of type ``hint``."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if hint is routing.Router:
         return _router(value, path)
-    if dataclasses.is_dataclass(hint):
+    if _is_dataclass(hint):
         return build(hint, _mapping(value, path), path)
     if origin is typing.Literal:
         if value not in options:
@@ -85,15 +95,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def _convert_part(hint: Any, value: Any, path: str) -> Any:
+    """Returns the value of a setting that is optional or has several possible classes."""
     options = typing.get_args(hint)
     if value is None and type(None) in options:
         return None
-    simple = [option for option in options if option is not type(None)]
-    if len(simple) == 1 and not inspect.isabstract(simple[0]):
-        if simple[0] is routing.Router or not dataclasses.is_dataclass(simple[0]):
-            return _convert(simple[0], value, path)
+    classes = [option for option in options if option is not type(None)]
+    if len(classes) == 1 and not inspect.isabstract(classes[0]):
+        if classes[0] is routing.Router or not _is_dataclass(classes[0]):
+            return _convert(classes[0], value, path)
         values = {k: v for k, v in _mapping(value, path).items() if v is not None}
-        return build(simple[0], values, path) if values else None
+        return build(classes[0], values, path) if values else None
     values = {k: v for k, v in _mapping(value, path).items() if v is not None}
     known = _options(hint)
     name = values.pop("type", None)
@@ -123,9 +134,10 @@ def _router(value: Any, path: str) -> routing.Router:
 
 
 def settings(value: Any) -> ConfigDict:
-    """Returns the settings of a dataclass that are in force.
+    """Returns the settings in force of a dataclass.
 
-    A part that is left out is an empty group, which building takes for ``None``. Lists are tuples.
+    A part that is ``None`` becomes an empty group, from which ``build`` returns ``None``. A list
+    becomes a tuple.
     """
     hints, config = type_hints(type(value)), ConfigDict()
     for field in dataclasses.fields(value):
@@ -154,35 +166,35 @@ def override(
     changes: Mapping[str, Any],
     read: Callable[[str, Any, Any], Any] = lambda name, hint, value: value,
 ) -> None:
-    """Sets settings by their dotted names.
+    """Changes settings by their dotted names.
 
-    A part that gets another ``type`` or ``preset`` loses the settings that the new one lacks.
+    A change of ``type`` or ``preset`` removes the settings that the new class or preset lacks.
 
     Args:
-        cls: the dataclass that ``config`` describes.
-        config: changed in place.
-        changes: the new values by dotted name, such as ``model.moe.num_experts``.
-        read: maps a name, the type of the setting and the given value to the value to set.
+        cls: The dataclass that ``config`` describes.
+        config: The settings, which are changed in place.
+        changes: New values by dotted name, such as ``model.moe.num_experts``.
+        read: Function from the name of a setting, its type and the given value to the new value.
 
     Raises:
-        ConfigError: naming the setting that does not exist.
+        ConfigError: If a setting does not exist; the message names it.
     """
     with config.unlocked(), config.ignore_type():
-        # The type of a part decides which settings it has.
+        # A ``type`` or ``preset`` comes first, because it determines the settings of its group.
         for name in sorted(changes, key=lambda name: (name.count("."), not _chooses(name))):
             *parents, last = name.split(".")
             group, hint, path = _group(cls, config, parents)
             value = read(name, _setting(hint, group, last, path), changes[name])
             if last == "preset" and group.get("preset") is None:
-                # The settings of a router's parts are no choices of a preset.
-                _keep(group, set())
+                # The settings of a router's parts are not choices of a preset.
+                _remove_all_but(group, set())
             group[last] = value
             if _chooses(name):
-                _keep(group, {last, *_settings_of(hint, group, path)})
+                _remove_all_but(group, {last, *_settings_of(hint, group, path)})
 
 
 def _group(cls: type, config: ConfigDict, keys: Sequence[str]) -> tuple[ConfigDict, Any, str]:
-    """Returns the group of settings below some keys, its type and its dotted name."""
+    """Returns the group of settings at nested keys, its type and its dotted name."""
     group, hint, path = config, cls, "config"
     for key in keys:
         hint = _setting(hint, group, key, path)
@@ -192,17 +204,18 @@ def _group(cls: type, config: ConfigDict, keys: Sequence[str]) -> tuple[ConfigDi
     return group, hint, path
 
 
-def _keep(group: ConfigDict, keys: set[str]) -> None:
+def _remove_all_but(group: ConfigDict, keys: set[str]) -> None:
     for key in set(group) - keys:
         del group[key]
 
 
 def _chooses(name: str) -> bool:
+    """Returns True if a setting selects the class or the preset of its group."""
     return name.rpartition(".")[2] in ("type", "preset")
 
 
 def _choice_of(hint: Any) -> dict[str, Any]:
-    """The setting that decides which others a part has."""
+    """Returns the setting that determines the other settings of a group, with its type."""
     if routing.Router in (hint, *typing.get_args(hint)):
         return {"preset": str}
     return {"type": str} if _chosen_by_type(hint) else {}
@@ -230,15 +243,19 @@ def _settings_of(hint: Any, group: ConfigDict, path: str) -> dict[str, Any]:
         name = group.get("type")
         if name not in options:
             raise ConfigError(f"{path}.type={name!r} is unknown{nearest(str(name), options)}")
-        return type_hints(options[name])
+        return type_hints(options[str(name)])
     return {key: kind for option in options.values() for key, kind in type_hints(option).items()}
 
 
 def from_text(hint: Any, text: str) -> Any:
-    """Returns the value of a setting of type ``hint`` that a command line gives as text.
+    """Returns the value of a setting from the text on a command line.
+
+    Args:
+        hint: Type of the setting.
+        text: The text.
 
     Raises:
-        ValueError: if the text is not of this type.
+        ValueError: If the text is not a value of this type.
     """
     options = [hint] if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)
     if type(None) in options and text in ("None", "none"):
@@ -264,18 +281,19 @@ def _group_from_text(text: str) -> dict[str, Any]:
 
 
 def _options(hint: Any) -> dict[str, type]:
-    """The dataclasses that a part may be, by ``type``: those of a union, or of an interface."""
-    found = {}
+    """Returns the possible classes of a setting by name, from its union or its interface."""
+    options: dict[str, type] = {}
     for option in typing.get_args(hint) or (hint,):
-        if dataclasses.is_dataclass(option):
-            found[option.__name__] = option
+        if _is_dataclass(option):
+            options[option.__name__] = option
         elif inspect.isabstract(option):
             for implementation in option.__subclasses__():
-                found |= _options(implementation)
-    return found
+                options |= _options(implementation)
+    return options
 
 
 def _chosen_by_type(hint: Any) -> bool:
+    """Returns True if the key ``type`` selects the class of a setting."""
     interface = any(inspect.isabstract(option) for option in (hint, *typing.get_args(hint)))
     return interface or len(_options(hint)) > 1
 
@@ -295,7 +313,7 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """Returns plain dicts, lists and scalars from which ``build`` makes ``value`` again."""
+    """Returns ``value`` as plain dicts, lists and scalars, from which ``build`` restores it."""
     if dataclasses.is_dataclass(value):
         hints = type_hints(type(value))
         return {

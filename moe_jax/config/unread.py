@@ -1,9 +1,9 @@
-"""Settings that a run changes and that nothing reads, because of another setting."""
+"""Settings without effect, which no part of a run reads because of its other settings."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from moe_jax.config.experiment import Experiment
@@ -19,19 +19,19 @@ _SHARES = ("factor", "eval_factor", "eval_fraction", "minimum", "multiple", "rou
 
 
 def unread(experiment: Experiment) -> list[str]:
-    """Returns one line for each setting that has no effect; none for defaults."""
-    found = (
+    """Returns one line for each changed setting that has no effect."""
+    lines = (
         *_of_training(experiment),
         *_of_optimizer(experiment),
         *_of_data(experiment),
         *_of_model(experiment.model),
         *_of_layers(experiment.model),
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(lines))
 
 
 def _changed(part: Any, names: Iterable[str], where: str, reason: str) -> Iterator[str]:
-    """Yields a line for each of the settings of ``part`` that is not its default."""
+    """Yields a line for each of the settings ``names`` of ``part`` that is not its default."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name in names and value != field.default:
@@ -75,6 +75,7 @@ def _of_optimizer(experiment: Experiment) -> Iterator[str]:
 
 def _of_data(experiment: Experiment) -> Iterator[str]:
     config = experiment.data
+    names: Sequence[str]
     files = config.source.startswith("files:")
     if files or config.source == "mixture":
         names = ("text_feature", "train_split", "eval_split")
@@ -85,11 +86,12 @@ def _of_data(experiment: Experiment) -> Iterator[str]:
         reason = f"data.source={config.source!r} is not 'mixture'"
         yield from _changed(config.mixture, names, "data.mixture", reason)
     if (files or config.source == "mixture") and config.tokenizer != "sentencepiece":
-        reason = "neither the source nor the tokenizer is kept there"
+        reason = "neither the source nor the tokenizer uses this folder"
         yield from _changed(config, ["data_dir"], "data", reason)
 
 
 def _of_model(model: ModelConfig) -> Iterator[str]:
+    names: Sequence[str]
     latent, rotary = isinstance(model.attention, Latent), isinstance(model.positions, Rotary)
     if latent:
         names, reason = ("num_kv_heads", "head_dim"), "latent attention has sizes of its own"
@@ -149,6 +151,7 @@ def _of_shared(shared: SharedConfig, where: str) -> Iterator[str]:
 
 def _of_router(router: Router, where: str) -> Iterator[str]:
     capacity = router.capacity
+    names: Sequence[str]
     if capacity.dropless == "always":
         reason = "dropless='always' gives a slot to every token"
         yield from _changed(capacity, (*_SHARES, "per_choice"), f"{where}.capacity", reason)

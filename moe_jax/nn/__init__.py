@@ -1,1 +1,1 @@
-"""Flax modules: the MoE layer and what a transformer needs around it."""
+"""Flax modules: the mixture-of-experts layer and the other parts of a transformer."""

@@ -1,4 +1,4 @@
-"""Multi-head attention, to the sequence itself or to a memory, and its masks."""
+"""Multi-head attention of queries to the sequence itself or to a memory, and attention masks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from moe_jax.nn.init import constant, weight
 from moe_jax.nn.norm import unit_rms
@@ -17,29 +18,33 @@ from moe_jax.parallel import constrain
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
-Array = jax.Array
+# The keys and values of one attention, by name.
 KV = dict[str, Array]
 _MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
 class Details(Ranged):
-    """What published attentions add to the plain one.
+    """Additions of published models to plain attention.
 
     Attributes:
-        qkv_bias: biases of queries, keys and values.
-        output_bias: bias of the output.
-        qk_norm: of queries and keys: ``head`` (RMS over each head, learned; Qwen3), ``width`` (RMS
-            over all heads together, learned; OLMoE), ``unit`` (RMS over each head after rotation,
-            nothing learned; Llama 4).
-        clip: queries, keys and values are cut to ``[-clip, clip]``; 0 for no cut (DBRX).
-        sinks: a learned score per head that takes weight and gives nothing (gpt-oss).
-        scale: of the scores; 0 for ``1 / sqrt(D)`` (T5: 1).
-        window: tokens seen, itself included; 0 for all.
-        chunk: attention stays within chunks of so many positions; 0 for none (Llama 4).
-        temperature: queries at position ``p`` are multiplied by ``1 + temperature * log(1 +
-            floor((p + 1) / temperature_length))`` (Llama 4's layers without rotation).
-        temperature_length: see ``temperature``.
+        qkv_bias: True adds biases to queries, keys and values.
+        output_bias: True adds a bias to the output.
+        qk_norm: Norm of queries and keys: ``head`` (RMS norm over each head, learned scale; Qwen3),
+            ``width`` (RMS norm over all heads together, learned scale; OLMoE) or ``unit`` (RMS norm
+            over each head after rotation, no learned scale; Llama 4).
+        clip: Bound of queries, keys and values, which are clipped to ``[-clip, clip]`` (DBRX); 0
+            disables clipping.
+        sinks: True adds a learned score per head to the softmax; the score takes weight from the
+            keys and has no value (gpt-oss).
+        scale: Factor of the scores (T5: 1); 0 selects ``1 / sqrt(D)``.
+        window: Number of tokens that a query attends to, its own token included; 0 means all.
+        chunk: Number of positions per chunk; a query attends only within its chunk (Llama 4). 0
+            means no chunks.
+        temperature: Growth of the scores with position (Llama 4's layers without rotation): a query
+            at position ``p`` is multiplied by ``1 + temperature * log(1 + floor((p + 1) /
+            temperature_length))``. 0 disables it.
+        temperature_length: Number of positions per step of ``temperature``.
     """
 
     qkv_bias: bool = False
@@ -56,17 +61,18 @@ class Details(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """An attention layer.
+    """Configuration of an attention layer.
 
     Attributes:
-        width: ``M``.
-        num_heads: ``H`` of the queries.
-        num_kv_heads: heads of keys and values; each serves ``num_heads / num_kv_heads`` queries.
-        head_dim: ``D``.
-        rotary: rotation of queries and keys; ``None`` for none.
-        details: what else there is.
-        norm_eps: of the norm of queries and keys.
-        init_scale: see ``moe_jax.nn.init.weight``.
+        width: Width ``M`` of the tokens.
+        num_heads: Number ``H`` of query heads.
+        num_kv_heads: Number ``H_kv`` of key and value heads; each head serves
+            ``num_heads / num_kv_heads`` query heads.
+        head_dim: Width ``D`` of a head.
+        rotary: Rotation of queries and keys; ``None`` means no rotation.
+        details: Additions to plain attention.
+        norm_eps: Number added to the mean square in the norm of queries and keys.
+        init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
     """
 
     width: int
@@ -80,47 +86,52 @@ class AttentionConfig:
 
     @property
     def score_dims(self) -> int:
-        """Multiply-adds per query and key, all heads: scores and mixing of values."""
+        """Number of multiply-adds per query and key in all heads, for scores and values."""
         return 2 * self.num_heads * self.head_dim
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What queries see of the keys.
+    """Mask and positions: which keys each query attends to.
 
     Attributes:
-        bias: ``(B or 1, H or 1, L, T)`` float32 added to the scores: the mask, and relative
-            positions if the model has them.
-        positions: ``(B, L)`` int32 of the queries.
-        key_positions: ``(B, T)`` int32; ``None`` for those of the queries.
-        start: where in a cache the keys of these tokens go.
+        bias: Float32 bias ``(B or 1, H or 1, L, T)`` of the scores: the mask, plus the bias of
+            relative positions if the model has them.
+        positions: Positions ``(B or 1, L)`` of the queries, int32.
+        key_positions: Positions ``(B or 1, T)`` of the keys, int32; ``None`` means that the keys
+            have the positions of the queries.
+        start: Index in the cache at which the keys of the queries' tokens are written.
     """
 
-    bias: Array
-    positions: Array
-    key_positions: Array | None = None
-    start: Array | int = 0
+    bias: Float[Array, "#B #H L T"]
+    positions: Int[Array, "#B L"]
+    key_positions: Int[Array, "#B T"] | None = None
+    start: Int[Array, ""] | int = 0
 
     @property
-    def distance(self) -> Array:
-        """``(B, L, T)`` int32, how far before a query a key stands."""
-        return self.positions[:, :, None] - self._keys[:, None, :]
+    def distance(self) -> Int[Array, "B L T"]:
+        """Distance ``(B, L, T)`` of each query from each key, positive for earlier keys."""
+        return self.positions[:, :, None] - self._positions_of_keys[:, None, :]
 
-    def same_chunk(self, size: int) -> Array:
-        """Returns ``(B, L, T)`` bool."""
-        return self.positions[:, :, None] // size == self._keys[:, None, :] // size
+    def same_chunk(self, size: int) -> Bool[Array, "B L T"]:
+        """Returns the mask ``(B, L, T)``, True if query and key are in one chunk of ``size``."""
+        keys = self._positions_of_keys
+        return self.positions[:, :, None] // size == keys[:, None, :] // size
 
     @property
-    def _keys(self) -> Array:
+    def _positions_of_keys(self) -> Int[Array, "B T"]:
         return self.positions if self.key_positions is None else self.key_positions
 
 
 class Attention(nnx.Module):
-    """Attention of queries to keys and values of the same sequence or of a memory."""
+    """Attention of queries to the keys and values of the same sequence or of a memory."""
 
-    def __init__(self, config: AttentionConfig, key: Array):
-        """Makes ``query (M, H, D)``, ``key``, ``value (M, H_kv, D)``, ``output (H, D, M)``."""
+    def __init__(self, config: AttentionConfig, key: PRNGKeyArray):
+        """Initialises ``query (M, H, D)``, ``key, value (M, H_kv, D)`` and ``output (H, D, M)``.
+
+        Norms, biases and sinks exist if ``config.details`` asks for them.
+        """
         keys = jax.random.split(key, 4)
         m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         scale, axes = config.init_scale, ("embed", "heads", "head")
@@ -143,7 +154,8 @@ class Attention(nnx.Module):
         if details.sinks:
             self.sinks = constant(0.0, (h,), ("heads",))
 
-    def _make_maps(self, keys: Array) -> None:
+    def _make_maps(self, keys: Key[Array, " 3"]) -> None:
+        """Initialises the maps of queries, keys and values."""
         config, axes = self.config, ("embed", "heads", "head")
         m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
         scale = config.init_scale
@@ -151,8 +163,13 @@ class Attention(nnx.Module):
         self.key = weight(keys[1], (m, kv, d), axes, fan_in=m, scale=scale)
         self.value = weight(keys[2], (m, kv, d), axes, fan_in=m, scale=scale)
 
-    def project(self, source: Array, positions: Array) -> KV:
-        """Returns keys and values ``(B, H_kv, T, D)`` of ``source (B, T, M)``."""
+    def project(self, source: Float[Array, "B T N"], positions: Int[Array, "#B T"]) -> KV:
+        """Returns the keys and values ``(B, H_kv, T, D)`` of tokens.
+
+        Args:
+            source: Tokens ``(B, T, M)``, or their projections if experts have projected them.
+            positions: Positions ``(B or 1, T)`` of the tokens.
+        """
         config = self.config
         key = self._projected(source, "key")
         if config.rotary is not None:
@@ -160,16 +177,15 @@ class Attention(nnx.Module):
         value = self._projected(source, "value")
         return {"key": self._after_rotation(key), "value": value}
 
-    def __call__(self, x: Array, view: View, kv: KV | None = None) -> Array:
-        """Attends.
+    def __call__(
+        self, x: Float[Array, "B L N"], view: View, kv: KV | None = None
+    ) -> Float[Array, "B L M"]:
+        """Returns the output ``(B, L, M)`` of attention.
 
         Args:
-            x: ``(B, L, M)``.
-            view: what each query sees.
-            kv: keys and values from ``project``; those of ``x`` itself if not given.
-
-        Returns:
-            ``(B, L, M)``.
+            x: Tokens ``(B, L, M)``, or their projections if experts have projected them.
+            view: Mask and positions.
+            kv: Keys and values from ``project``; ``None`` projects them from ``x``.
         """
         config, details = self.config, self.config.details
         kv = self.project(x, view.positions) if kv is None else kv
@@ -192,13 +208,13 @@ class Attention(nnx.Module):
         scores += local_bias(view, details.window, details.chunk)
         weights = softmax(scores, self.sinks[...] if details.sinks else None).astype(x.dtype)
         mixed = wide_einsum("bhqk,bhkd->bhqd", weights, v).astype(x.dtype)
-        done = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
-        return done + self.output_bias[...].astype(x.dtype) if details.output_bias else done
+        y = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
+        return y + self.output_bias[...].astype(x.dtype) if details.output_bias else y
 
-    def _mapped(self, x: Array, name: str) -> Array:
+    def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         return jnp.einsum("blm,mhd->bhld", x, getattr(self, name)[...].astype(x.dtype))
 
-    def _projected(self, x: Array, name: str) -> Array:
+    def _projected(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         details, norm = self.config.details, f"{name}_norm"
         y = self._mapped(x, name)
         if details.qkv_bias:
@@ -212,22 +228,35 @@ class Attention(nnx.Module):
             y = jnp.clip(y, -details.clip, details.clip)
         return y.astype(x.dtype)
 
-    def _after_rotation(self, x: Array) -> Array:
+    def _after_rotation(self, x: Float[Array, "B H L D"]) -> Float[Array, "B H L D"]:
         if self.config.details.qk_norm != "unit" or self.config.rotary is None:
             return x
         return unit_rms(x, self.config.norm_eps).astype(x.dtype)
 
 
-def softmax(scores: Array, sinks: Array | None) -> Array:
-    """Returns weights ``(B, H, L, T)``; ``sinks (H,)`` are scores that take weight for nothing."""
+def softmax(
+    scores: Float[Array, "B H L T"], sinks: Float[Array, " H"] | None
+) -> Float[Array, "B H L T"]:
+    """Returns the weights ``(B, H, L, T)`` of keys.
+
+    Args:
+        scores: Scores ``(B, H, L, T)``.
+        sinks: Scores ``(H,)`` that take part in the softmax and have no key, or ``None``.
+    """
     if sinks is None:
         return jax.nn.softmax(scores, axis=-1)
     column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
     return jax.nn.softmax(jnp.concatenate([scores, column], axis=-1), axis=-1)[..., :-1]
 
 
-def local_bias(view: View, window: int, chunk: int) -> Array | float:
-    """Returns ``(B, 1, L, T)`` float32 that masks what is out of the window or in another chunk."""
+def local_bias(view: View, window: int, chunk: int) -> Float[Array, "B 1 L T"] | float:
+    """Returns the bias ``(B, 1, L, T)`` that masks keys outside the window or the chunk.
+
+    Args:
+        view: Positions of queries and keys.
+        window: Number of keys in the window; 0 means no window.
+        chunk: Number of positions per chunk; 0 means no chunks.
+    """
     bias: Array | float = 0.0
     if window:
         bias = bias + jnp.where(view.distance < window, 0.0, _MASKED)[:, None]
@@ -236,35 +265,36 @@ def local_bias(view: View, window: int, chunk: int) -> Array | float:
     return bias
 
 
-def causal_bias(segments: Array) -> Array:
-    """Returns ``(B, 1, L, L)`` float32: 0 to earlier tokens of the same segment, else masked.
+def causal_bias(segments: Int[Array, "B L"]) -> Float[Array, "B 1 L L"]:
+    """Returns the bias ``(B, 1, L, L)`` that masks later tokens and other segments.
 
     Args:
-        segments: ``(B, L)`` int32, 0 for padding.
+        segments: Segment ``(B, L)`` of each token, int32, 0 for padding.
     """
-    place = jnp.arange(segments.shape[1])
-    return cached_bias(segments, segments, place)
+    return cached_bias(segments, segments, jnp.arange(segments.shape[1]))
 
 
-def cached_bias(queries: Array, keys: Array, place: Array) -> Array:
-    """Returns ``(B, 1, L, T)`` float32: 0 to keys of the same segment up to the query's own place.
+def cached_bias(
+    queries: Int[Array, "B L"], keys: Int[Array, "B T"], indices: Int[Array, " L"]
+) -> Float[Array, "B 1 L T"]:
+    """Returns the bias ``(B, 1, L, T)`` that masks later keys and other segments.
 
     Args:
-        queries: ``(B, L)`` int32 segments, 0 for padding.
-        keys: ``(B, T)`` int32 segments of all keys there are.
-        place: ``(L,)`` int32, which key is the query's own.
+        queries: Segment ``(B, L)`` of each query, int32, 0 for padding.
+        keys: Segment ``(B, T)`` of each key, int32.
+        indices: Index ``(L,)`` among the keys of the key of each query's own token.
     """
     same = queries[:, :, None] == keys[:, None, :]
-    causal = jnp.arange(keys.shape[1]) <= place[:, None]
+    causal = jnp.arange(keys.shape[1]) <= indices[:, None]
     return jnp.where(same & causal, 0.0, _MASKED)[:, None].astype(jnp.float32)
 
 
-def segment_bias(queries: Array, keys: Array) -> Array:
-    """Returns ``(B, 1, L, T)`` float32: 0 to every token of the same segment, else masked.
+def segment_bias(queries: Int[Array, "B L"], keys: Int[Array, "B T"]) -> Float[Array, "B 1 L T"]:
+    """Returns the bias ``(B, 1, L, T)`` that masks the tokens of other segments.
 
     Args:
-        queries: ``(B, L)`` int32 segments, 0 for padding.
-        keys: ``(B, T)`` int32 segments.
+        queries: Segment ``(B, L)`` of each query, int32, 0 for padding.
+        keys: Segment ``(B, T)`` of each key, int32.
     """
     same = queries[:, :, None] == keys[:, None, :]
     return jnp.where(same, 0.0, _MASKED)[:, None].astype(jnp.float32)

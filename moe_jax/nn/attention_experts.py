@@ -1,8 +1,9 @@
-"""Experts in attention: each holds query, key and value maps for the tokens that it gets.
+"""Experts in attention: each expert projects its tokens to queries, keys and values.
 
-Switch Transformer (Fedus et al. 2021, 2101.03961), appendix A: a router per layer picks an expert
-for each token, whose queries, keys and values are multiplied by the gate; the output map is shared.
-A token without a slot has zeros: it attends evenly, and is attended to as a zero.
+Switch Transformer (Fedus et al. 2021, 2101.03961), appendix A: the router of the layer picks an
+expert for each token, and the gate multiplies the token's query, key and value; all experts share
+the output map. An unrouted token has a query, key and value of zeros: it attends evenly to all
+keys, and other tokens attend to a zero.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
@@ -22,22 +24,22 @@ from moe_jax.parallel import constrain
 from moe_jax.ranges import Experts, LayerIndex, Natural, Positive, Ranged
 from moe_jax.transport import AnyWidthExchangeName, TransportName
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class AttentionExpertsConfig(Ranged):
-    """Which layers' self-attention projects by experts, and how tokens reach these.
+    """Layers in which experts project the tokens of the self-attention, and their routing.
 
     Attributes:
-        every: layers ``every-1, 2*every-1, ...`` do; 0 is none.
-        layers: indices from 0 of the layers that do, instead of ``every``.
-        num_experts: ``E``.
-        group_size: ``S``; capacity is per group and expert.
-        router: the router.
-        transport: see ``moe_jax.nn.moe_config.MoEConfig``.
-        exchange: likewise.
-        allow_future_leak: likewise.
+        every: Distance between layers with experts, which are the layers ``every-1, 2*every-1,
+            ...``; 0 means that no layer has experts in its attention.
+        layers: Indices, from 0, of the layers with experts, instead of ``every``.
+        num_experts: Number ``E`` of experts per layer.
+        group_size: Number ``S`` of tokens per group; each expert has its capacity in each group.
+        router: The router.
+        transport: Movement of tokens within a device, see ``model.moe.transport``.
+        exchange: Movement of tokens between devices, see ``model.moe.exchange``.
+        allow_future_leak: True allows routers in which experts choose tokens in a causal model; the
+            routing of a token then depends on later tokens.
     """
 
     every: Natural = 0
@@ -57,7 +59,7 @@ class AttentionExpertsConfig(Ranged):
         """Returns the indices, from 0, of the layers whose attention has experts.
 
         Raises:
-            ConfigError: if a listed layer does not exist or a setting does not fit.
+            ConfigError: If a listed layer does not exist or a setting is out of range.
         """
         try:
             return self._moe.moe_layers(num_layers)
@@ -66,12 +68,19 @@ class AttentionExpertsConfig(Ranged):
             raise ConfigError(message) from error
 
     def check_layers(self, num_layers: int) -> None:
-        """Refuses settings that name no layer, or one layer twice; raises ConfigError."""
+        """Rejects settings that name no layer, or one layer twice.
+
+        Args:
+            num_layers: Number of layers in the stack.
+
+        Raises:
+            ConfigError: If so; the message names the setting to change.
+        """
         self._moe.check_layers("model.attention_experts", num_layers)
 
     @property
     def layer(self) -> MoEConfig:
-        """The mixture of each of these layers."""
+        """The configuration of one layer with experts."""
         return dataclasses.replace(self._moe, every=1, layers=())
 
     @property
@@ -82,42 +91,46 @@ class AttentionExpertsConfig(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Projections:
-    """What experts compute: queries, keys and values of ``attention``, one after the other."""
+    """Experts that project a token to its query, key and value, which they concatenate.
+
+    Attributes:
+        attention: Configuration of the attention that reads the projections.
+    """
 
     attention: AttentionConfig
 
     @property
     def width(self) -> int:
-        """``M``, what they read."""
+        """Width ``M`` of the tokens."""
         return self.attention.width
 
     @property
     def init_scale(self) -> float:
-        """See ``moe_jax.nn.init.weight``."""
+        """Scale of the initial weights, see ``moe_jax.nn.init.weight``."""
         return self.attention.init_scale
 
     @property
     def columns(self) -> int:
-        """``(H + 2 H_kv) D``, what they give for a token."""
+        """Number ``(H + 2 H_kv) D`` of features in the projections of a token."""
         return sum(self.heads) * self.attention.head_dim
 
     @property
     def heads(self) -> tuple[int, int, int]:
-        """Heads of queries, keys and values."""
+        """Numbers of query, key and value heads."""
         return self.attention.num_heads, *(self.attention.num_kv_heads,) * 2
 
-    def experts(self, num_experts: int, key: Array) -> ProjectionExperts:
-        """Makes the experts."""
+    def experts(self, num_experts: int, key: PRNGKeyArray) -> ProjectionExperts:
+        """Returns ``num_experts`` experts."""
         return ProjectionExperts(self, num_experts, key)
 
 
 class ProjectionExperts(nnx.Module):
-    """``E`` triples of query, key and value maps, each for the tokens in its own slots."""
+    """``E`` triples of query, key and value maps, each applied to the tokens in its own slots."""
 
-    def __init__(self, config: Projections, num_experts: int, key: Array):
-        """Makes ``query (E, M, H, D)``, ``key`` and ``value (E, M, H_kv, D)``."""
+    def __init__(self, config: Projections, num_experts: int, key: PRNGKeyArray):
+        """Initialises ``query (E, M, H, D)``, ``key`` and ``value (E, M, H_kv, D)``."""
         m, d, axes = config.width, config.attention.head_dim, ("heads", "head")
-        made = (
+        maps = (
             weight(
                 each,
                 (num_experts, m, heads, d),
@@ -127,10 +140,10 @@ class ProjectionExperts(nnx.Module):
             )
             for each, heads in zip(jax.random.split(key, 3), config.heads, strict=True)
         )
-        self.query, self.key, self.value = made
+        self.query, self.key, self.value = maps
 
-    def __call__(self, x: Array) -> Array:
-        """Maps ``x (E, T, M)`` to ``(E, T, (H + 2 H_kv) D)``."""
+    def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T N"]:
+        """Returns the projections ``(E, T, (H + 2 H_kv) D)`` of the slots ``x (E, T, M)``."""
         parts = []
         for kernel in (self.query, self.key, self.value):
             y = jnp.einsum("etm,emhd->ethd", x, kernel[...].astype(x.dtype))
@@ -140,16 +153,16 @@ class ProjectionExperts(nnx.Module):
 
 
 class ProjectedAttention(Attention):
-    """Attention that reads what experts projected, instead of tokens to project."""
+    """Attention that reads the projections of experts instead of tokens."""
 
-    def _make_maps(self, keys: Array) -> None:
-        """Makes none: they are the experts'."""
+    def _make_maps(self, keys: Key[Array, " 3"]) -> None:
+        """Initialises nothing, because the experts hold the maps."""
 
-    def _mapped(self, x: Array, name: str) -> Array:
-        """Returns ``(B, H, L, D)``, the columns of ``x (B, L, (H + 2 H_kv) D)`` of that name."""
+    def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
+        """Returns the queries, keys or values in the projections ``(B, L, (H + 2 H_kv) D)``."""
         heads = Projections(self.config).heads
-        place = ("query", "key", "value").index(name)
+        index = ("query", "key", "value").index(name)
         depth = self.config.head_dim
-        start = sum(heads[:place]) * depth
-        mine = x[..., start : start + heads[place] * depth]
-        return mine.reshape(*x.shape[:2], heads[place], depth).swapaxes(1, 2)
+        start = sum(heads[:index]) * depth
+        columns = x[..., start : start + heads[index] * depth]
+        return columns.reshape(*x.shape[:2], heads[index], depth).swapaxes(1, 2)

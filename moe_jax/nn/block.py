@@ -1,4 +1,4 @@
-"""One transformer layer."""
+"""One layer of a transformer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from moe_jax.errors import ConfigError
 from moe_jax.nn.attention import KV, Attention, AttentionConfig, View
 from moe_jax.nn.attention_experts import ProjectedAttention, Projections
 from moe_jax.nn.dropout import dropout
@@ -19,23 +21,23 @@ from moe_jax.nn.norm import NormConfig, norm
 from moe_jax.nn.router import RouterLayer
 from moe_jax.parallel import constrain
 
-Array = jax.Array
+# The keys and values of a layer: of its self-attention (``self``) and of a memory (``cross``).
 LayerCache = dict[str, KV]
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """A layer: attention, then a feed-forward network or a mixture of them.
+    """Configuration of a layer: attention, then a feed-forward network or experts.
 
     Attributes:
-        attention: the attention.
-        feed_forward: the dense network, or one expert.
-        moe: the mixture; ``None`` for a dense layer.
-        dropout: of all residual branches in training.
-        norm: of every branch's input.
-        extra: the dense sub-layer that ``moe.extra_dense`` puts beside the mixture.
-        cross_attention: to the context's memory, after the self-attention; ``None`` for none.
-        attention_experts: the mixture of the self-attention's projections; ``None`` for none.
+        attention: The self-attention.
+        feed_forward: The dense network, or one expert.
+        moe: The MoE layer that takes the place of the network; ``None`` for a dense layer.
+        dropout: Dropout rate of all residual branches in training.
+        norm: Norm of the input of every branch.
+        extra: The dense sub-layer that ``moe.extra_dense`` puts before or after the experts.
+        cross_attention: Attention to the memory, after the self-attention, or ``None``.
+        attention_experts: The MoE layer that projects tokens for the self-attention, or ``None``.
     """
 
     attention: AttentionConfig | LatentConfig
@@ -49,51 +51,55 @@ class BlockConfig:
 
     @property
     def mixtures(self) -> tuple[MoEConfig, ...]:
-        """Its mixtures in the order in which they report: in attention, instead of the network."""
+        """The MoE layers in the order of their reports: in the attention, then after it."""
         return tuple(moe for moe in (self.attention_experts, self.moe) if moe is not None)
 
     @property
     def extra_dense(self) -> str:
-        """Where the extra dense sub-layer sits."""
+        """Position of the extra sub-layer: ``before`` or ``after`` the experts, or ``none``."""
         return "none" if self.moe is None else self.moe.extra_dense
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every layer of one forward pass shares.
+    """Inputs that all layers of one forward pass share.
 
     Attributes:
-        view: what the tokens see of each other, and of a cache's.
-        valid: ``(B, L)`` bool, False for padding.
-        token_ids: ``(B, L)`` int32, for routers that hash them.
-        memory: ``(B, T, M)`` for cross-attention; ``None`` if there is none, or a cache holds it.
-        memory_view: what the tokens see of it.
+        view: Mask and positions of the self-attention, over the tokens or the cache.
+        valid: Mask ``(B, L)``, False for padding.
+        token_ids: Ids ``(B, L)`` of the tokens, int32, for routers that hash them.
+        memory: Memory ``(B, T, M)`` of the cross-attention; ``None`` if the model has none, or if
+            the cache holds its keys and values.
+        memory_view: Mask and positions of the cross-attention.
     """
 
     view: View
-    valid: Array
-    token_ids: Array
-    memory: Array | None = None
+    valid: Bool[Array, "B L"]
+    token_ids: Int[Array, "B L"]
+    memory: Float[Array, "B T M"] | None = None
     memory_view: View | None = None
 
 
 class Block(nnx.Module):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: BlockConfig, key: Array):
-        """Makes the two sub-layers and their norms."""
+    def __init__(self, config: BlockConfig, key: PRNGKeyArray):
+        """Initialises the sub-layers and their norms."""
         attention_key, feed_forward_key = jax.random.split(key)
         width = config.attention.width
         self.attention_norm = norm(config.norm, width)
+        self.attention: Attention | LatentAttention
         if config.attention_experts is None:
-            kind = LatentAttention if isinstance(config.attention, LatentConfig) else Attention
-            self.attention = kind(config.attention, attention_key)
+            self.attention = _attention(config.attention, attention_key)
         else:
-            projections, experts_key = Projections(config.attention), jax.random.fold_in(key, 4)
-            self.attention_experts = MoE(config.attention_experts, projections, experts_key)
-            self.attention = ProjectedAttention(config.attention, attention_key)
+            attention, experts_key = _projected(config.attention), jax.random.fold_in(key, 4)
+            self.attention_experts = MoE(
+                config.attention_experts, Projections(attention), experts_key
+            )
+            self.attention = ProjectedAttention(attention, attention_key)
         self.feed_forward_norm = norm(config.norm, width)
+        self.feed_forward: FeedForward | MoE
         if config.moe is None:
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
@@ -102,33 +108,35 @@ class Block(nnx.Module):
             self.cross_norm = norm(config.norm, width)
             self.cross = Attention(config.cross_attention, jax.random.fold_in(key, 3))
         if config.extra_dense != "none":
+            if config.extra is None:
+                raise ConfigError(f"extra_dense={config.extra_dense!r} needs the sub-layer extra")
             self.extra_norm = norm(config.norm, width)
             self.extra = FeedForward(config.extra, jax.random.fold_in(key, 2))
         self.config = config
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B L M"],
         context: Context,
         *,
         mode: Mode,
-        rng: Array | None,
-        records: tuple[Array, ...] | None = None,
+        rng: PRNGKeyArray | None,
+        records: tuple[Int[Array, "B L _"], ...] | None = None,
         cache: LayerCache | None = None,
-    ) -> tuple[Array, tuple[MoEAux, ...], LayerCache | None]:
-        """Maps ``x (B, L, M)`` to ``(B, L, M)``.
+    ) -> tuple[Float[Array, "B L M"], tuple[MoEAux, ...], LayerCache | None]:
+        """Returns the output of the layer, its reports and its cache.
 
         Args:
-            x: the tokens.
-            context: what all layers share.
-            mode: see ``Mode``.
-            rng: key of everything random in training.
-            records: the routing to force upon each mixture, see ``moe_jax.nn.moe.MoE``.
-            cache: keys and values of the tokens before these.
+            x: Tokens ``(B, L, M)``.
+            context: Inputs that all layers share.
+            mode: Capacity of the experts, and whether reports hold the choices.
+            rng: Random key of dropout and routing in training, or ``None``.
+            records: Recorded choices ``(B, L, K)`` of each MoE layer, for the router ``forced``.
+            cache: Keys and values of the earlier tokens, or ``None``.
 
         Returns:
-            The output; a report per mixture, none for a dense layer; and the cache with the keys
-            and values of these tokens, ``None`` if none was given.
+            The output ``(B, L, M)``; a report per MoE layer, none for a dense layer; and the cache
+            with the keys and values of these tokens added, or ``None`` without a cache.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         sources, reports = self._sources(x, context, mode, rng, records)
@@ -140,10 +148,10 @@ class Block(nnx.Module):
         if self.config.extra_dense == "before":
             x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
         inputs = self.feed_forward_norm(x)
-        if self.config.moe is None:
-            done = self.feed_forward(inputs)
+        if isinstance(self.feed_forward, FeedForward):
+            y = self.feed_forward(inputs)
         else:
-            done, aux = self.feed_forward(
+            y, aux = self.feed_forward(
                 inputs,
                 context.valid,
                 mode=mode,
@@ -152,22 +160,22 @@ class Block(nnx.Module):
                 record=None if records is None else records[-1],
             )
             reports += (aux,)
-        x = self._add(x, done, keys[2])
+        x = self._add(x, y, keys[2])
         if self.config.extra_dense == "after":
             x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
         return x, reports, cache
 
     @property
     def source_width(self) -> int:
-        """Features of what the attention projects, or of what experts have projected for it."""
+        """Width ``N`` of the attention's input: of tokens, or of the projections of experts."""
         attention = self.config.attention
         if self.config.attention_experts is None:
             return attention.width
-        return Projections(attention).columns
+        return Projections(_projected(attention)).columns
 
     @property
     def routers(self) -> tuple[RouterLayer, ...]:
-        """Of its mixtures, in the order in which they report."""
+        """The routers of the MoE layers, in the order of their reports."""
         layers = (getattr(self, "attention_experts", None), self.feed_forward)
         return tuple(layer.router for layer in layers if isinstance(layer, MoE))
 
@@ -179,7 +187,7 @@ class Block(nnx.Module):
         rng: Array | None,
         records: tuple[Array, ...] | None,
     ) -> tuple[Array, tuple[MoEAux, ...]]:
-        """Returns what the attention reads, ``(B, L, M)`` or projected by experts."""
+        """Returns the attention's input ``(B, L, N)``, and a report if experts project it."""
         x = self.attention_norm(x)
         if self.config.attention_experts is None:
             return x, ()
@@ -211,13 +219,33 @@ class Block(nnx.Module):
     def _attend_memory(
         self, x: Array, context: Context, cache: LayerCache | None
     ) -> tuple[Array, LayerCache | None]:
-        if context.memory is None:
+        view = context.memory_view
+        if view is None:
+            raise ValueError("cross-attention needs a memory_view in its context")
+        if context.memory is not None:
+            kv = self.cross.project(context.memory, view.positions)
+        elif cache is not None:
             kv = cache["cross"]
         else:
-            kv = self.cross.project(context.memory, context.memory_view.positions)
+            raise ValueError("cross-attention needs a memory, or a cache that holds its keys")
         if cache is not None:
             cache = {**cache, "cross": kv}
-        return self.cross(self.cross_norm(x), context.memory_view, kv), cache
+        return self.cross(self.cross_norm(x), view, kv), cache
 
     def _add(self, x: Array, branch: Array, key: Array | None) -> Array:
         return constrain(x + dropout(branch, self.config.dropout, key), "batch", "length")
+
+
+def _attention(
+    config: AttentionConfig | LatentConfig, key: PRNGKeyArray
+) -> Attention | LatentAttention:
+    if isinstance(config, LatentConfig):
+        return LatentAttention(config, key)
+    return Attention(config, key)
+
+
+def _projected(config: AttentionConfig | LatentConfig) -> AttentionConfig:
+    """Returns the configuration of an attention whose tokens experts project."""
+    if isinstance(config, LatentConfig):
+        raise ConfigError("latent attention has no experts: unset attention_experts")
+    return config

@@ -1,4 +1,4 @@
-"""Two-layer networks: one for every token, or one per expert."""
+"""Feed-forward networks: a dense network for every token, or one network per expert."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from moe_jax.nn.init import constant, weight
 from moe_jax.parallel import constrain
@@ -27,14 +28,17 @@ class FeedForwardConfig:
     """A feed-forward network.
 
     Attributes:
-        width: ``M``.
-        hidden: ``F``.
-        activation: of the hidden layer; ``gelu`` is the tanh form, ``quick_gelu`` the sigmoid one.
-        gated: the activation of ``gate`` times ``up`` (GLU, 2002.05202), both linear in the input.
-        bias: of every linear map.
-        limit: ``gate`` is cut above it and ``up`` to ``[-limit, limit]``; 0 for no cut (gpt-oss).
-        up_offset: added to ``up`` where gated (gpt-oss: 1).
-        init_scale: see ``moe_jax.nn.init.weight``.
+        width: Width ``M`` of the input and the output.
+        hidden: Width ``F`` of the hidden layer.
+        activation: Activation of the hidden layer; ``gelu`` is the tanh approximation,
+            ``gelu_exact`` the exact form and ``quick_gelu`` the sigmoid approximation.
+        gated: True computes the hidden layer as the activation of ``gate`` times ``up``, both
+            linear in the input (GLU, 2002.05202).
+        bias: True adds a bias to every linear map.
+        limit: Bound of a gated network (gpt-oss): ``gate`` is clipped from above to ``limit`` and
+            ``up`` to ``[-limit, limit]``; 0 disables clipping.
+        up_offset: Number added to ``up`` in a gated network (gpt-oss: 1).
+        init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
     """
 
     width: int
@@ -46,16 +50,16 @@ class FeedForwardConfig:
     up_offset: float = 0.0
     init_scale: float = 1.0
 
-    def experts(self, num_experts: int, key: jax.Array) -> Experts:
-        """Makes ``num_experts`` of these networks."""
+    def experts(self, num_experts: int, key: PRNGKeyArray) -> Experts:
+        """Returns ``num_experts`` experts, each a network of this configuration."""
         return Experts(self, num_experts, key)
 
 
 class FeedForward(nnx.Module):
     """The dense feed-forward layer of a transformer."""
 
-    def __init__(self, config: FeedForwardConfig, key: jax.Array):
-        """Makes ``up (M, F)``, ``gate (M, F)`` if gated, ``down (F, M)``, and biases."""
+    def __init__(self, config: FeedForwardConfig, key: PRNGKeyArray):
+        """Initialises ``up (M, F)``, ``gate (M, F)`` if gated, ``down (F, M)``, and biases."""
         keys = jax.random.split(key, 3)
         m, f, scale = config.width, config.hidden, config.init_scale
         self.up = weight(keys[0], (m, f), ("embed", "mlp"), fan_in=m, scale=scale)
@@ -69,17 +73,17 @@ class FeedForward(nnx.Module):
             self.gate_bias = constant(0.0, (f,), ("mlp",))
         self.config = config
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``x (B, L, M)`` to ``(B, L, M)``."""
+    def __call__(self, x: Float[Array, "B L M"]) -> Float[Array, "B L M"]:
+        """Returns the output ``(B, L, M)`` for the tokens ``x (B, L, M)``."""
         hidden = _hidden(self, x, "blm,mf->blf", ("batch", "length", "mlp"))
         return _linear(hidden, "blf,fm->blm", self, "down")
 
 
 class Experts(nnx.Module):
-    """``E`` feed-forward networks, each for the tokens in its own slots."""
+    """``E`` feed-forward networks, each applied to the tokens in its own slots."""
 
-    def __init__(self, config: FeedForwardConfig, num_experts: int, key: jax.Array):
-        """Makes the parameters of ``FeedForward`` with a leading axis ``E``."""
+    def __init__(self, config: FeedForwardConfig, num_experts: int, key: PRNGKeyArray):
+        """Initialises the parameters of ``FeedForward`` with a leading axis ``E``."""
         keys = jax.random.split(key, 3)
         e, m, f, scale = num_experts, config.width, config.hidden, config.init_scale
         up, down = (
@@ -97,22 +101,27 @@ class Experts(nnx.Module):
             self.gate_bias = constant(0.0, (e, 1, f), ("expert", None, "expert_mlp"))
         self.config = config
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``x (E, T, M)`` to ``(E, T, M)``."""
+    def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T M"]:
+        """Returns the outputs ``(E, T, M)`` for the slots ``x (E, T, M)`` of all experts."""
         hidden = _hidden(self, x, "etm,emf->etf", ("expert", "slots", "expert_mlp"))
         return _linear(hidden, "etf,efm->etm", self, "down")
 
 
 class MixedExperts(nnx.Module):
-    """Experts of several widths: groups of neighbours, each with its own.
+    """Experts of several widths: equally many neighbouring experts have each width.
 
-    Where the mesh splits the experts, XLA moves slots between devices to compute a group.
+    If the mesh splits the experts, XLA moves slots between devices to compute the experts of one
+    width.
     """
 
     def __init__(
-        self, config: FeedForwardConfig, widths: tuple[int, ...], num_experts: int, key: jax.Array
+        self,
+        config: FeedForwardConfig,
+        widths: tuple[int, ...],
+        num_experts: int,
+        key: PRNGKeyArray,
     ):
-        """Makes one ``Experts`` of ``E / len(widths)`` for every width."""
+        """Initialises ``E / len(widths)`` experts of every width."""
         keys = jax.random.split(key, len(widths))
         size = num_experts // len(widths)
         self.groups = nnx.List(
@@ -120,16 +129,14 @@ class MixedExperts(nnx.Module):
             for width, group_key in zip(widths, keys, strict=True)
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``x (E, T, M)`` to ``(E, T, M)``."""
+    def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T M"]:
+        """Returns the outputs ``(E, T, M)`` for the slots ``x (E, T, M)`` of all experts."""
         parts = jnp.split(x, len(self.groups))
         done = [group(part) for group, part in zip(self.groups, parts, strict=True)]
         return jnp.concatenate(done)
 
 
-def _hidden(
-    layer: FeedForward | Experts, x: jax.Array, product: str, axes: tuple[str, ...]
-) -> jax.Array:
+def _hidden(layer: FeedForward | Experts, x: Array, product: str, axes: tuple[str, ...]) -> Array:
     config = layer.config
     activation = _ACTIVATIONS[config.activation]
     up = _linear(x, product, layer, "up")
@@ -143,6 +150,6 @@ def _hidden(
     return constrain(activation(gate) * up, *axes)
 
 
-def _linear(x: jax.Array, product: str, layer: FeedForward | Experts, name: str) -> jax.Array:
+def _linear(x: Array, product: str, layer: FeedForward | Experts, name: str) -> Array:
     y = jnp.einsum(product, x, getattr(layer, name)[...].astype(x.dtype))
     return y + getattr(layer, f"{name}_bias")[...].astype(x.dtype) if layer.config.bias else y

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values from one small vector per token."""
+"""Multi-head latent attention: the keys and values of all heads come from one latent per token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.nn.attention import KV, View, softmax
 from moe_jax.nn.init import weight
@@ -17,20 +18,18 @@ from moe_jax.parallel import constrain
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class Latent(Ranged):
     """Sizes of DeepSeek's latent attention (2405.04434, section 2.1.2).
 
     Attributes:
-        query_rank: width of the queries' latent; 0 for none.
-        kv_rank: ``R``, width of the latent of keys and values, which is what a cache holds.
-        plain_dim: features of a head that are not rotated.
-        rotary_dim: rotated features, of which all heads share the key.
-        value_dim: features of a value.
-        scale: of the scores; 0 for ``1 / sqrt(plain_dim + rotary_dim)``.
+        query_rank: Width of the latent of queries; 0 means that queries come from the token itself.
+        kv_rank: Width ``R`` of the latent of keys and values, which a cache holds in their place.
+        plain_dim: Number of features per head that are not rotated.
+        rotary_dim: Number of features per head that are rotated; all heads share the rotated key.
+        value_dim: Number of features of a value per head.
+        scale: Factor of the scores; 0 selects ``1 / sqrt(plain_dim + rotary_dim)``.
     """
 
     query_rank: Natural = 0
@@ -43,15 +42,15 @@ class Latent(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class LatentConfig:
-    """A latent attention layer.
+    """Configuration of a latent attention layer.
 
     Attributes:
-        width: ``M``.
-        num_heads: ``H``.
-        latent: the sizes.
-        rotary: of the rotated features.
-        norm_eps: of the latents' norms.
-        init_scale: see ``moe_jax.nn.init.weight``.
+        width: Width ``M`` of the tokens.
+        num_heads: Number ``H`` of heads.
+        latent: Sizes of latents and heads.
+        rotary: Rotation of the rotated features.
+        norm_eps: Number added to the mean square in the norms of the latents.
+        init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
     """
 
     width: int
@@ -63,42 +62,49 @@ class LatentConfig:
 
     @property
     def score_dims(self) -> int:
-        """Multiply-adds per query and key, all heads: scores and mixing of values."""
+        """Number of multiply-adds per query and key in all heads, for scores and values."""
         latent = self.latent
         return self.num_heads * (latent.plain_dim + latent.rotary_dim + latent.value_dim)
 
 
 class LatentAttention(nnx.Module):
-    """Attention whose keys and values are expanded from a latent ``(B, T, R)``."""
+    """Attention that expands its keys and values from a latent ``(B, T, R)``."""
 
-    def __init__(self, config: LatentConfig, key: Array):
-        """Makes the maps to and from the latents."""
+    def __init__(self, config: LatentConfig, key: PRNGKeyArray):
+        """Initialises the maps to and from the latents."""
         keys = jax.random.split(key, 7)
         sizes, m, h, scale = config.latent, config.width, config.num_heads, config.init_scale
         up = ("latent_embed", "heads", "head")
-        into = m
+        rank, axes = m, ("embed", "heads", "head")
         if sizes.query_rank:
-            into = sizes.query_rank
-            shape = (m, into)
-            self.query_down = weight(keys[0], shape, ("embed", "latent"), fan_in=m, scale=scale)
-            self.query_norm = RMSNorm(into, config.norm_eps)
-        shape = (into, h, sizes.plain_dim + sizes.rotary_dim)
-        axes = up if sizes.query_rank else ("embed", "heads", "head")
-        self.query = weight(keys[1], shape, axes, fan_in=into, scale=scale)
+            rank, axes = sizes.query_rank, up
+            down = ("embed", "latent")
+            self.query_down = weight(keys[0], (m, rank), down, fan_in=m, scale=scale)
+            self.query_norm = RMSNorm(rank, config.norm_eps)
+        depth = sizes.plain_dim + sizes.rotary_dim
+        self.query = weight(keys[1], (rank, h, depth), axes, fan_in=rank, scale=scale)
         rank = sizes.kv_rank
         self.down = weight(keys[2], (m, rank), ("embed", "latent"), fan_in=m, scale=scale)
         self.norm = RMSNorm(rank, config.norm_eps)
-        shape = (m, sizes.rotary_dim)
-        self.rotated = weight(keys[3], shape, ("embed", "head"), fan_in=m, scale=scale)
+        rotated = (m, sizes.rotary_dim)
+        self.rotated = weight(keys[3], rotated, ("embed", "head"), fan_in=m, scale=scale)
         self.key = weight(keys[4], (rank, h, sizes.plain_dim), up, fan_in=rank, scale=scale)
         self.value = weight(keys[5], (rank, h, sizes.value_dim), up, fan_in=rank, scale=scale)
-        shape, fan_in = (h, sizes.value_dim, m), h * sizes.value_dim
+        output, fan_in = (h, sizes.value_dim, m), h * sizes.value_dim
         axes = ("heads", "head", "embed")
-        self.output = weight(keys[6], shape, axes, fan_in=fan_in, scale=scale)
+        self.output = weight(keys[6], output, axes, fan_in=fan_in, scale=scale)
         self.config = config
 
-    def project(self, source: Array, positions: Array) -> KV:
-        """Returns ``latent (B, 1, T, R)`` and ``rotated (B, 1, T, D_r)`` of ``(B, T, M)``."""
+    def project(self, source: Float[Array, "B T M"], positions: Int[Array, "#B T"]) -> KV:
+        """Returns the latents and rotated keys of tokens, which stand for keys and values.
+
+        Args:
+            source: Tokens ``(B, T, M)``.
+            positions: Positions ``(B or 1, T)`` of the tokens.
+
+        Returns:
+            ``latent (B, 1, T, R)`` and ``rotated (B, 1, T, D_r)``.
+        """
         dtype = source.dtype
         latent = self.norm(jnp.einsum("btm,mr->btr", source, self.down[...].astype(dtype)))
         rotated = jnp.einsum("btm,md->btd", source, self.rotated[...].astype(dtype))[:, None]
@@ -107,8 +113,10 @@ class LatentAttention(nnx.Module):
             "rotated": rotate(rotated, positions, self.config.rotary),
         }
 
-    def __call__(self, x: Array, view: View, kv: KV | None = None) -> Array:
-        """Attends; as ``Attention`` does."""
+    def __call__(
+        self, x: Float[Array, "B L M"], view: View, kv: KV | None = None
+    ) -> Float[Array, "B L M"]:
+        """Returns the output ``(B, L, M)`` of attention, for the arguments of ``Attention``."""
         sizes, dtype = self.config.latent, x.dtype
         kv = self.project(x, view.positions) if kv is None else kv
         latent, rotated = kv["latent"][:, 0], kv["rotated"][:, 0]
@@ -125,6 +133,7 @@ class LatentAttention(nnx.Module):
         return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(dtype))
 
     def _queries(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        """Returns the features of queries that are not rotated, and the rotated ones."""
         if self.config.latent.query_rank:
             x = self.query_norm(jnp.einsum("blm,mr->blr", x, self.query_down[...].astype(x.dtype)))
         q = jnp.einsum("blr,rhd->bhld", x, self.query[...].astype(x.dtype))

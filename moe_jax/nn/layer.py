@@ -1,12 +1,12 @@
-"""A mixture-of-experts layer by itself, for models of any Flax NNX code."""
+"""The mixture-of-experts layer for any Flax NNX model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
@@ -18,18 +18,16 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.transport import TransportName
 
-Array = jax.Array
-
 
 class MoE(nnx.Module):
-    """A mixture-of-experts layer, in place of a feed-forward network.
+    """A mixture-of-experts layer, which takes the place of a feed-forward network.
 
-    It has no norm and no residual connection, and works with ``nnx.jit``, ``nnx.grad``,
-    ``nnx.Optimizer`` and ``nnx.split`` as any module does.
+    The layer has no norm and no residual connection. It works with ``nnx.jit``, ``nnx.grad``,
+    ``nnx.Optimizer`` and ``nnx.split`` like any other module.
 
     Attributes:
-        mixture: router, experts and shared network, with all parameters.
-        deterministic: whether a call evaluates; ``model.train()`` and ``model.eval()`` set it.
+        mixture: Router, experts and shared network, which hold all parameters.
+        deterministic: True if a call evaluates; ``model.train()`` and ``model.eval()`` set it.
 
     Examples:
         >>> import jax
@@ -41,7 +39,7 @@ class MoE(nnx.Module):
         >>> y.shape, report.counts.demand.sum().item()  # 16 tokens, one expert each
         ((2, 8, 16), 16.0)
 
-        In training the balance loss is added to the model's own:
+        In training, the objective of the model includes the loss of the layer:
 
         >>> def loss(layer, x, rngs):
         ...     y, report = layer(x, train=True, rngs=rngs)
@@ -66,28 +64,28 @@ class MoE(nnx.Module):
         transport: TransportName | None = None,
         init_scale: float = 1.0,
     ):
-        """Makes the parameters.
+        """Initialises the parameters.
 
         Args:
-            width: ``M`` of the tokens.
-            hidden: ``F`` of every expert; several widths make experts of several sizes, in equally
-                large groups.
-            num_experts: ``E``.
-            router: the name of a router, or a router.
-            rngs: its stream ``params`` draws the parameters.
-            activation: of the experts.
-            gated: whether experts are gated linear units.
-            bias: whether the linear maps of experts have biases.
-            shared: hidden width of a network that every token passes beside its experts, 0 for
-                none; or its whole description.
-            expert_dropout: dropout of the experts' output in training.
-            group_size: ``S``, tokens that are routed together and compete for slots.
-            transport: how tokens travel to experts, see ``MoEConfig``; by default ``gather``, and
-                ``einsum`` for routers that mix tokens.
-            init_scale: scale of the initial weights.
+            width: Width ``M`` of the tokens.
+            hidden: Hidden width ``F`` of every expert. With several widths, equally many
+                neighbouring experts have each width.
+            num_experts: Number ``E`` of experts.
+            router: Name of a router, or a router.
+            rngs: Random streams; the stream ``params`` initialises the parameters.
+            activation: Activation of the experts.
+            gated: True makes experts gated linear units.
+            bias: True adds biases to the linear maps of experts.
+            shared: Hidden width of the shared network, which computes an output for every token
+                beside the experts; 0 for no such network; or its whole configuration.
+            expert_dropout: Dropout rate of the experts' output in training.
+            group_size: Number ``S`` of tokens that are routed together and compete for slots.
+            transport: Movement of tokens to experts, see ``MoEConfig``; ``None`` selects
+                ``gather``, or ``einsum`` for routers that mix tokens.
+            init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
 
         Raises:
-            ConfigError: if the router does not exist, or settings do not go together.
+            ConfigError: If the router does not exist or settings contradict each other.
         """
         router = routing.preset(router) if isinstance(router, str) else router
         widths = () if isinstance(hidden, int) else tuple(hidden)
@@ -118,31 +116,33 @@ class MoE(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
-        valid: Array | None = None,
+        x: Float[Array, "*shape"],
+        valid: Bool[Array, "B L"] | None = None,
         *,
         train: bool | None = None,
-        rngs: nnx.Rngs | Array | None = None,
-        token_ids: Array | None = None,
-    ) -> tuple[Array, MoEAux]:
-        """Applies the layer.
+        rngs: nnx.Rngs | PRNGKeyArray | None = None,
+        token_ids: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L M"], MoEAux]:
+        """Returns the output of the layer and its report.
 
         Args:
-            x: ``(B, L, M)`` float.
-            valid: ``(B, L)`` bool, False for padding, which gets zero output and takes no slot;
-                all True by default.
-            train: whether the router and its capacity are those of training; by default what
-                ``model.train()`` or ``model.eval()`` said last, and evaluation before that.
-            rngs: in training its stream ``dropout``, or a key, draws noise, random policies and
-                dropout; without it nothing is random.
-            token_ids: ``(B, L)`` int32, for routers that hash them.
+            x: Tokens ``(B, L, M)``.
+            valid: Mask ``(B, L)``, False for padding, which gets zero output and takes no slot;
+                ``None`` means that no token is padding.
+            train: True selects the router and the capacity of training, False the router and the
+                capacity of evaluation; ``None`` follows the last call of ``model.train()`` or
+                ``model.eval()``, and evaluates before the first call.
+            rngs: Random streams, of which training uses ``dropout``, or a random key, for noise,
+                random policies and dropout; without it the layer is deterministic.
+            token_ids: Ids ``(B, L)`` of the tokens, int32, for routers that hash them.
 
         Returns:
-            ``(B, L, M)``, zero for tokens that got no slot, and the layer's report: ``loss`` to add
-            to the objective, ``losses`` by name, ``counts`` by expert and ``dropped_fraction``.
+            The output ``(B, L, M)`` and the report, with the ``loss`` that the objective includes,
+            the ``losses`` by name, the ``counts`` by expert and ``dropped_fraction``. The output of
+            unrouted tokens is zero unless the layer has a shared network.
 
         Raises:
-            ConfigError: if ``x`` has another shape.
+            ConfigError: If ``x`` has another shape.
         """
         if x.ndim != 3 or x.shape[-1] != self.width:
             raise ConfigError(f"x has shape {x.shape}, and the layer reads (B, L, {self.width})")
@@ -156,13 +156,13 @@ class MoE(nnx.Module):
         )
 
     def update_router(self, report: MoEAux) -> None:
-        """Moves the router's state on after an optimizer step, such as the biases of DeepSeek-V3.
+        """Updates the state of the router after an optimizer step, such as DeepSeek-V3's biases.
 
         Args:
-            report: of the batch of this step.
+            report: Report of the layer on the batch of this step.
         """
         self.mixture.router.update(report.counts.demand)
 
 
-def _key(rngs: nnx.Rngs | Array | None) -> Array | None:
+def _key(rngs: nnx.Rngs | PRNGKeyArray | None) -> PRNGKeyArray | None:
     return rngs.dropout() if isinstance(rngs, nnx.Rngs) else rngs

@@ -1,4 +1,4 @@
-"""What a forward pass is for: a static argument of every module."""
+"""The mode of a forward pass: a static argument of every module."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How to run a forward pass.
+    """Settings of one forward pass.
 
     Attributes:
-        capacity: ``train`` or ``eval`` capacity factor, or ``full``: as many slots as tokens, so
-            that nothing is dropped and a sequence never depends on the others of its batch.
-        record: return every token's experts in the layers' aux.
+        capacity: Capacity of the experts: the factor of training (``train``), the factor of
+            evaluation (``eval``), or as many slots as tokens (``full``). With full capacity no
+            token is dropped, and a sequence never depends on the other sequences of its batch.
+        record: True returns the experts of every token in the report of each layer.
     """
 
     capacity: Literal["train", "eval", "full"] = "eval"

@@ -1,18 +1,20 @@
-"""The mixture-of-experts layer: router, plan, transport, experts, and back."""
+"""The mixture-of-experts layer: router, dispatch, experts and combine."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int16, PRNGKeyArray
 
 from moe_jax import routing
+from moe_jax.errors import ConfigError
 from moe_jax.nn.dropout import dropout, masked
-from moe_jax.nn.feed_forward import MixedExperts
+from moe_jax.nn.feed_forward import FeedForwardConfig, MixedExperts
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
@@ -21,95 +23,107 @@ from moe_jax.nn.shared import Shared
 from moe_jax.parallel import constrain
 from moe_jax.transport import implementation
 
-Array = jax.Array
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MoEAux:
-    """What one MoE layer reports, over all its groups.
+    """The report of one MoE layer over all its groups.
+
+    The arrays of several layers, stacked, have a leading axis.
 
     Attributes:
-        loss: what it adds to the objective: the weighted sum of ``losses``.
-        losses: unweighted, each a mean over groups, or over sequences for losses of that span,
-            that counts each by its valid tokens.
-        counts: summed over groups; see ``moe_jax.routing.Counts``.
-        experts: ``(B, L, E)`` bool, who took each token, if the mode records it.
-        choices: ``(B, L, K)`` int16, the expert of each choice, ``-1 - expert`` where it got no
-            slot, if the mode records it; ``K`` is ``E`` where experts choose.
+        loss: Loss that the objective includes, the weighted sum of ``losses``.
+        losses: Unweighted losses by name. Each is the mean over groups, or over sequences if this
+            is its span, weighted by the number of valid tokens.
+        counts: Counts of tokens and choices, summed over groups.
+        experts: Mask ``(B, L, E)``, True if the expert took the token, if the mode records it.
+        choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped, if the
+            mode records it; ``K`` is ``E`` if experts choose.
     """
 
-    loss: Array
-    losses: dict[str, Array]
+    loss: Float[Array, "*layers"]
+    losses: dict[str, Float[Array, "*layers"]]
     counts: routing.Counts
-    experts: Array | None
-    choices: Array | None
+    experts: Bool[Array, "*layers B L E"] | None
+    choices: Int16[Array, "*layers B L K"] | None
 
     @property
-    def dropped_fraction(self) -> Array:
-        """Share of the assignments that found their expert full, over all experts."""
+    def dropped_fraction(self) -> Float[Array, "*layers"]:
+        """Share of the choices that were dropped because their expert was full."""
         return self.counts.dropped / jnp.maximum(self.counts.demand.sum(-1), 1)
 
 
+@runtime_checkable
 class Expert(Protocol):
-    """What an expert is: a feed-forward network, or projections of attention.
+    """Configuration of one expert: a feed-forward network, or the projections of an attention."""
 
-    Attributes:
-        width: ``M`` of the tokens that it reads.
-        init_scale: of the router's and the experts' weights.
-    """
+    @property
+    def width(self) -> int:
+        """Width ``M`` of the tokens that the expert reads."""
 
-    width: int
-    init_scale: float
+    @property
+    def init_scale(self) -> float:
+        """Scale of the initial weights of the router and the experts."""
 
-    def experts(self, num_experts: int, key: Array) -> nnx.Module:
-        """Makes ``E`` of them, as a module from ``(E, T, M)`` to ``(E, T, ...)``."""
+    def experts(self, num_experts: int, key: PRNGKeyArray) -> nnx.Module:
+        """Returns ``E`` experts as a module from slots ``(E, T, M)`` to outputs ``(E, T, N)``."""
 
 
 class MoE(nnx.Module):
-    """Mixture-of-experts layer, in place of a feed-forward network or of another map of tokens."""
+    """Mixture-of-experts layer of the models; ``moe_jax.MoE`` is the layer for other models."""
 
-    def __init__(self, config: MoEConfig, expert: Expert, key: Array):
-        """Makes router, experts and the shared network; raises ConfigError if these differ.
+    def __init__(self, config: MoEConfig, expert: Expert, key: PRNGKeyArray):
+        """Initialises the router, the experts and the shared network.
 
-        A layer by itself is ``moe_jax.MoE``.
+        Args:
+            config: Configuration of the layer.
+            expert: Configuration of one expert.
+            key: Random key.
+
+        Raises:
+            ConfigError: If the two configurations differ.
         """
         config.check_expert(expert)
         router_key, experts_key = jax.random.split(key)
+        experts = config.num_experts
         self.router = RouterLayer(
-            config.router, expert.width, config.num_experts, router_key, expert.init_scale
+            config.router, expert.width, experts, router_key, expert.init_scale
         )
+        self.experts: nnx.Module
         if config.expert_dims:
-            self.experts = MixedExperts(expert, config.expert_dims, config.num_experts, experts_key)
+            network = _feed_forward(expert, "expert_dims")
+            self.experts = MixedExperts(network, config.expert_dims, experts, experts_key)
         else:
-            self.experts = expert.experts(config.num_experts, experts_key)
+            self.experts = expert.experts(experts, experts_key)
         if config.shared.hidden:
-            self.shared = Shared(config.shared, expert, jax.random.fold_in(key, 2))
+            network = _feed_forward(expert, "shared.hidden")
+            self.shared = Shared(config.shared, network, jax.random.fold_in(key, 2))
         self.config = config
 
     def __call__(
         self,
-        x: Array,
-        valid: Array,
+        x: Float[Array, "B L M"],
+        valid: Bool[Array, "B L"],
         *,
         mode: Mode,
-        rng: Array | None = None,
-        token_ids: Array | None = None,
-        record: Array | None = None,
-    ) -> tuple[Array, MoEAux]:
-        """Applies the layer.
+        rng: PRNGKeyArray | None = None,
+        token_ids: Int[Array, "B L"] | None = None,
+        record: Int[Array, "B L K"] | None = None,
+    ) -> tuple[Float[Array, "B L N"], MoEAux]:
+        """Returns the output of the layer and its report.
 
         Args:
-            x: ``(B, L, M)``.
-            valid: ``(B, L)`` bool; padding gets zero output and takes no slot.
-            mode: which capacity holds, and whether to record the routing.
-            rng: key of jitter, random policies and dropout; without it the layer is deterministic.
-            token_ids: ``(B, L)`` int32, for routers that hash them.
-            record: ``(B, L, K)`` recorded choices, for the router ``forced``.
+            x: Tokens ``(B, L, M)``.
+            valid: Mask ``(B, L)``, False for padding, which gets zero output and takes no slot.
+            mode: Capacity of the experts, and whether the report holds the choices.
+            rng: Random key of jitter, random policies and dropout; without it the layer is
+                deterministic.
+            token_ids: Ids ``(B, L)`` of the tokens, int32, for routers that hash them.
+            record: Recorded choices ``(B, L, K)``, for the router ``forced``.
 
         Returns:
-            ``(B, L, M)``, or as wide as what the experts give, without the shared network zero for
-            tokens that got no slot, and the layer's report.
+            The output ``(B, L, N)``, where ``N`` is the width of the experts' output, and the
+            report. The output of unrouted tokens is zero unless the layer has a shared network.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         size = self.config.group_size
@@ -147,7 +161,7 @@ class MoE(nnx.Module):
         return router.slots(size, experts, train=mode.capacity == "train")
 
     def _on_outputs(self, keys: Array | tuple[None, ...]) -> Callable[[Array], Array] | None:
-        """Returns the dropout of the experts' outputs ``(G, E, C, N)``, or ``None`` for none."""
+        """Returns the dropout of the experts' outputs ``(G, E, C, N)``, or ``None``."""
         config = self.config
         if not config.expert_dropout and not config.expert_mask:
             return None
@@ -168,26 +182,33 @@ class MoE(nnx.Module):
         counts = jax.tree.map(lambda count: count.sum(0), plan.counts)
         if not mode.record:
             return MoEAux(total, losses, counts, None, None)
-        taken = taken_by(plan)
-        chosen = getattr(plan.slots, "expert", None)
-        if chosen is None:
+        took = taken_by(plan)
+        choices = plan.slots.expert if isinstance(plan.slots, routing.Slots) else None
+        if choices is None:
             experts = jnp.arange(self.config.num_experts)
-            chosen = jnp.where(taken, experts, -1 - experts)
-        chosen = jnp.where(valid[..., None], out_of_groups(chosen, valid.shape), -1)
-        taken = out_of_groups(taken, valid.shape)
-        return MoEAux(total, losses, counts, taken, chosen.astype(jnp.int16))
+            choices = jnp.where(took, experts, -1 - experts)
+        choices = jnp.where(valid[..., None], out_of_groups(choices, valid.shape), -1)
+        took = out_of_groups(took, valid.shape)
+        return MoEAux(total, losses, counts, took, choices.astype(jnp.int16))
+
+
+def _feed_forward(expert: Expert, setting: str) -> FeedForwardConfig:
+    """Returns the expert, which ``setting`` requires to be a feed-forward network."""
+    if not isinstance(expert, FeedForwardConfig):
+        raise ConfigError(f"{setting} requires experts that are feed-forward networks: unset it")
+    return expert
 
 
 def _mean(losses: dict[str, Array], valid: Array) -> dict[str, Array]:
-    """Returns the means of losses ``(N,)`` of groups or sequences of ``valid (N,)`` tokens."""
+    """Returns the means of losses ``(N,)`` of groups or sequences with ``valid (N,)`` tokens."""
     share = valid / jnp.maximum(valid.sum(), 1)
     return {name: (value * share).sum() for name, value in losses.items()}
 
 
-def taken_by(plan: routing.Plan) -> Array:
-    """Returns ``(G, S, E)`` bool: which experts took each token."""
-    expert = getattr(plan.slots, "expert", None)
-    if expert is None:
+def taken_by(plan: routing.Plan) -> Bool[Array, "G S E"]:
+    """Returns the mask ``(G, S, E)``, True if the expert took the token."""
+    slots = plan.slots
+    if not isinstance(slots, routing.Slots) or slots.expert is None:
         return (plan.dispatch > 0).any(-1)
-    experts = plan.slots.token.shape[-2]
-    return (expert[..., None] == jnp.arange(experts)).any(-2)
+    experts = jnp.arange(slots.token.shape[-2])
+    return (slots.expert[..., None] == experts).any(-2)

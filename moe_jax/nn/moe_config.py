@@ -1,11 +1,11 @@
-"""Where mixture-of-experts layers sit and what they are."""
+"""Configuration of mixture-of-experts layers: their indices, experts, router and transport."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
@@ -18,13 +18,13 @@ from moe_jax.transport import check as check_transport
 
 @dataclasses.dataclass(frozen=True)
 class LayerOverride(Ranged):
-    """What differs in some MoE layers.
+    """Settings of some MoE layers, which replace the settings of ``moe`` in these layers.
 
     Attributes:
-        layers: their indices, from 0.
-        router: their router; ``None`` for that of the others.
-        num_experts: their ``E``; 0 for that of the others.
-        expert_dim: their ``F``; 0 for that of the others.
+        layers: Indices, from 0, of the layers.
+        router: Router of these layers; ``None`` keeps the router of ``moe``.
+        num_experts: Number ``E`` of experts in these layers; 0 keeps the number of ``moe``.
+        expert_dim: Hidden width ``F`` of the experts in these layers; 0 keeps the width of ``moe``.
     """
 
     layers: tuple[LayerIndex, ...]
@@ -33,7 +33,7 @@ class LayerOverride(Ranged):
     expert_dim: Natural = 0
 
     def applied(self, config: MoEConfig) -> MoEConfig:
-        """Returns ``config`` with what differs put in."""
+        """Returns ``config`` with the settings that this override replaces."""
         changed = {
             name: getattr(self, name)
             for name in ("router", "num_experts", "expert_dim")
@@ -44,34 +44,40 @@ class LayerOverride(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig(Ranged):
-    """Where mixture-of-experts layers sit and what they are.
+    """Mixture-of-experts (MoE) layers: their indices, experts, router and transport.
 
     Attributes:
-        every: layers ``every-1, 2*every-1, ...`` are MoE, so 1 is every layer; 0 is none (dense).
-        last: only so many of these, the last ones (V-MoE's last-n); 0 for all.
-        layers: indices from 0 of the MoE layers, instead of ``every`` and ``last``.
-        overrides: layers that differ, in their router or experts.
-        num_experts: ``E``.
-        expert_dim: ``F`` of each expert.
-        expert_dims: widths of equally large groups of neighbouring experts, instead of
-            ``expert_dim``, for experts of several sizes.
-        gated: whether experts are gated linear units; ``None`` for as the dense layers are.
-        group_size: ``S``; capacity is per group and expert. A batch that does not divide is padded.
-        router: the router.
-        transport: ``einsum`` (dispatch tensors), ``gather`` (slot table) or ``ragged`` (choices
-            sorted into blocks of one expert: dropless routing where a device holds all experts).
-        exchange: how slots reach the devices of their experts. ``gspmd``: XLA partitions a
-            transpose; ``all_to_all``: the same said outright with ``shard_map``; ``ring``: tokens
-            visit the experts in turn, for dropless routing, whose slots would be many.
-        shared: a dense network beside the experts.
-        extra_dense: a dense sub-layer of its own ``before`` or ``after`` the experts
-            (sparse-dense stacking, ST-MoE appendix C).
-        expert_dropout: dropout of the experts' output in training (Switch section 2.4).
-        expert_mask: chance in training that a token loses an expert's whole output; at test time
-            outputs are scaled by its complement (NLLB's ``moe_eom``).
-        final_mask: the same for the output of the layer (NLLB's ``moe_fom``).
-        allow_future_leak: let experts choose tokens in a causal model, where a token's routing
-            then depends on later tokens.
+        every: Distance between MoE layers, which are the layers ``every-1, 2*every-1, ...``: 1
+            makes every layer an MoE layer, 0 makes the model dense.
+        last: Number of MoE layers among the layers that ``every`` selects, counted from the last
+            layer (V-MoE's last-n); 0 selects all of them.
+        layers: Indices, from 0, of the MoE layers, instead of ``every`` and ``last``.
+        overrides: Settings of MoE layers whose router or experts differ.
+        num_experts: Number ``E`` of experts per layer.
+        expert_dim: Hidden width ``F`` of each expert.
+        expert_dims: Hidden widths for experts of several sizes, instead of ``expert_dim``: equally
+            many neighbouring experts have each width.
+        gated: True makes experts gated linear units; ``None`` makes them like the dense layers.
+        group_size: Number ``S`` of tokens per group; each expert has its capacity in each group. A
+            batch that does not divide into groups is padded.
+        router: The router.
+        transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
+            ``gather`` indexes by the slot table, and ``ragged`` sorts the choices into blocks of
+            one expert (dropless routing on a device that holds all experts).
+        exchange: Movement of tokens between the devices of groups and of experts: ``gspmd`` lets
+            XLA partition a transpose of the slots, ``all_to_all`` writes the same exchange with
+            ``shard_map``, and ``ring`` passes tokens from device to device (dropless routing
+            without many empty slots).
+        shared: The shared network, a dense network beside the experts.
+        extra_dense: Position of a further dense sub-layer, ``before`` or ``after`` the experts
+            (sparse-dense stacking, ST-MoE 2202.08906, appendix C).
+        expert_dropout: Dropout rate of the experts' output in training (Switch, section 2.4).
+        expert_mask: Probability in training that a token loses the whole output of an expert; at
+            test time the outputs are multiplied by ``1 - expert_mask`` (NLLB's ``moe_eom``).
+        final_mask: Probability in training that a token loses the output of the layer; at test time
+            the output is multiplied by ``1 - final_mask`` (NLLB's ``moe_fom``).
+        allow_future_leak: True allows routers in which experts choose tokens in a causal model; the
+            routing of a token then depends on later tokens.
     """
 
     every: Natural = 2
@@ -110,7 +116,7 @@ class MoEConfig(Ranged):
         """Returns the indices, from 0, of the layers that have experts.
 
         Raises:
-            ConfigError: if a listed layer does not exist or has an override but no experts.
+            ConfigError: If a listed layer does not exist or has an override but no experts.
         """
         chosen = self.layers or tuple(
             i for i in range(num_layers) if self.every > 0 and (i + 1) % self.every == 0
@@ -130,14 +136,14 @@ class MoEConfig(Ranged):
         return chosen
 
     def check_layers(self, setting: str, num_layers: int) -> None:
-        """Refuses settings that name no layer, or one layer twice.
+        """Rejects settings that name no layer, or one layer twice.
 
         Args:
-            setting: that describes these layers, for messages.
-            num_layers: of the stack.
+            setting: Name of the group of settings, for messages.
+            num_layers: Number of layers in the stack.
 
         Raises:
-            ConfigError: one line, naming the setting to change.
+            ConfigError: If so; the message names the setting to change.
         """
         check_twice(f"{setting}.layers", [self])
         check_twice(f"{setting}.overrides", self.overrides)
@@ -159,59 +165,69 @@ class MoEConfig(Ranged):
             )
 
     def at(self, layer: int) -> MoEConfig:
-        """Returns the configuration of one MoE layer, with what differs there put in."""
-        mine = dataclasses.replace(self, every=1, last=0, layers=(), overrides=())
-        for other in self.overrides:
-            if layer in other.layers:
-                mine = other.applied(mine)
-        return mine
+        """Returns the configuration of one MoE layer, with its overrides applied."""
+        config = dataclasses.replace(self, every=1, last=0, layers=(), overrides=())
+        for override in self.overrides:
+            if layer in override.layers:
+                config = override.applied(config)
+        return config
 
     def check_expert(self, expert: object) -> None:
-        """Refuses one expert that is not what this configuration says.
+        """Rejects an expert that differs from this configuration.
 
         Args:
-            expert: a feed-forward network, or projections of attention, which have no ``F``.
+            expert: Configuration of one expert: a feed-forward network, or the projections of an
+                attention, which have no ``F``.
 
         Raises:
-            ConfigError: naming the setting, or that this configuration is of several layers.
+            ConfigError: If they differ, or if this configuration describes several layers.
         """
         if self.layers or self.last or self.overrides:
-            raise ConfigError("this MoEConfig says where layers are: use config.at(layer) for one")
+            raise ConfigError(
+                "this MoEConfig describes several layers: use config.at(layer) for one of them"
+            )
         if not isinstance(expert, FeedForwardConfig):
             return
         if not self.expert_dims and expert.hidden != self.expert_dim:
             raise ConfigError(
                 f"MoEConfig(expert_dim={self.expert_dim}) and FeedForwardConfig(hidden="
-                f"{expert.hidden}) are of experts of two widths: make them equal"
+                f"{expert.hidden}) give the experts two widths: make them equal"
             )
         if self.gated is not None and expert.gated != self.gated:
             raise ConfigError(
-                f"MoEConfig(gated={self.gated}) and FeedForwardConfig(gated={expert.gated}) are of "
-                "two kinds of experts: make them equal"
+                f"MoEConfig(gated={self.gated}) and FeedForwardConfig(gated={expert.gated}) "
+                "describe different experts: make them equal"
             )
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """``F`` of each group of experts, of which there is one unless ``expert_dims`` says so."""
+        """The hidden widths ``F`` of the experts; each width has equally many experts."""
         return self.expert_dims or (self.expert_dim,)
 
     @property
     def mean_expert_dim(self) -> float:
-        """Mean ``F`` over the experts."""
+        """The mean of ``F`` over the experts."""
         return sum(self.widths) / len(self.widths)
 
 
+@runtime_checkable
 class NamesLayers(Protocol):
-    """A part of the configuration that names layers by their indices."""
+    """Settings that name layers by their indices."""
 
-    layers: tuple[int, ...]
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices, from 0, of the layers."""
 
 
 def check_twice(setting: str, parts: Iterable[NamesLayers]) -> None:
-    """Refuses a layer that is named twice.
+    """Rejects settings in which a layer is named twice.
+
+    Args:
+        setting: Name of the setting, for messages.
+        parts: Groups of settings that name layers.
 
     Raises:
-        ConfigError: naming the setting and the layer.
+        ConfigError: If a layer is named twice; the message names the setting and the layer.
     """
     named = collections.Counter(i for part in parts for i in part.layers)
     for layer, times in named.items():

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moe_jax.nn.init import constant
 from moe_jax.ranges import Epsilon, Ranged
@@ -18,9 +19,10 @@ class NormConfig(Ranged):
     """The norms of a model.
 
     Attributes:
-        kind: ``rms`` (1910.07467) or ``layer`` (1607.06450).
-        eps: added to the mean square.
-        bias: a learned shift; of layer norms alone.
+        kind: Normalisation by the root mean square (``rms``, 1910.07467) or to mean 0 and variance
+            1 (``layer``, 1607.06450).
+        eps: Number added to the mean square before the root.
+        bias: True adds a learned shift; only layer norms have one.
     """
 
     kind: Literal["rms", "layer"] = "rms"
@@ -32,12 +34,12 @@ class RMSNorm(nnx.Module):
     """Root-mean-square normalisation with a learned scale, computed in float32."""
 
     def __init__(self, width: int, eps: float):
-        """Makes the scale ``(M,)``."""
+        """Initialises the scale ``(M,)`` to 1."""
         self.scale = constant(1.0, (width,), ("embed",))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis of ``x (..., M)``."""
+    def __call__(self, x: Float[Array, "*rest M"]) -> Float[Array, "*rest M"]:
+        """Returns ``x (..., M)``, normalised over its last axis."""
         return (unit_rms(x, self.eps) * self.scale[...]).astype(x.dtype)
 
 
@@ -45,13 +47,13 @@ class LayerNorm(nnx.Module):
     """Normalisation to mean 0 and variance 1 with a learned scale, computed in float32."""
 
     def __init__(self, width: int, eps: float, *, bias: bool):
-        """Makes the scale ``(M,)`` and the bias ``(M,)``."""
+        """Initialises the scale ``(M,)`` to 1 and the bias ``(M,)``, if any, to 0."""
         self.scale = constant(1.0, (width,), ("embed",))
         self.bias = constant(0.0, (width,), ("embed",)) if bias else None
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis of ``x (..., M)``."""
+    def __call__(self, x: Float[Array, "*rest M"]) -> Float[Array, "*rest M"]:
+        """Returns ``x (..., M)``, normalised over its last axis."""
         wide = x.astype(jnp.float32)
         wide = unit_rms(wide - wide.mean(-1, keepdims=True), self.eps) * self.scale[...]
         return (wide if self.bias is None else wide + self.bias[...]).astype(x.dtype)
@@ -64,7 +66,7 @@ def norm(config: NormConfig, width: int) -> RMSNorm | LayerNorm:
     return LayerNorm(width, config.eps, bias=config.bias)
 
 
-def unit_rms(x: jax.Array, eps: float) -> jax.Array:
+def unit_rms(x: Float[Array, "*rest D"], eps: float) -> Float[Array, "*rest D"]:
     """Returns ``x (..., D)`` in float32, divided by its root mean square."""
     wide = x.astype(jnp.float32)
     return wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)

@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: rotations, a learned bias, or added vectors."""
+"""Positions of tokens: rotations of queries and keys, a learned bias, or added vectors."""
 
 from __future__ import annotations
 
@@ -6,47 +6,51 @@ import dataclasses
 import math
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.nn.init import weight
 from moe_jax.ranges import Factor, Growth, Natural, NonNegative, Positive, Range, Ranged
 
-Array = jax.Array
 RotaryBase = Annotated[float, Range(1, 1e12, above=True)]
-# An encoder halves the table for the two directions, and half of each half is exact.
+# An encoder splits the table between the two directions; half of the buckets of a direction hold
+# one distance each.
 Buckets = Annotated[int, Range(4, 2**20)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling(Ranged):
-    """Positions divided by ``factor`` (Chen et al. 2023, 2306.15595)."""
+    """Linear scaling: positions are divided by ``factor`` (Chen et al. 2023, 2306.15595).
+
+    Attributes:
+        factor: Factor by which all wavelengths grow.
+    """
 
     factor: Growth = 1.0
 
-    def frequencies(self, plain: Array, base: float) -> Array:
+    def frequencies(self, plain: Float[Array, " D2"], base: float) -> Float[Array, " D2"]:
         """Returns the scaled frequencies ``(D / 2,)``."""
         del base
         return plain / self.factor
 
     @property
     def magnitude(self) -> float:
-        """What sine and cosine are multiplied by."""
+        """The factor of sine and cosine."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling(Ranged):
-    """Long wavelengths divided by ``factor``, short ones kept (Llama 3, 2407.21783).
+    """Llama 3's scaling: ``factor`` stretches long wavelengths and not short ones (2407.21783).
 
     Attributes:
-        factor: of the longest.
-        low: wavelengths above ``original_length / low`` are divided.
-        high: wavelengths below ``original_length / high`` are kept; between is a ramp, or a step
-            where both are equal (Llama 4 Scout).
-        original_length: tokens that the model was trained on first.
+        factor: Factor by which the longest wavelengths grow.
+        low: Wavelengths above ``original_length / low`` grow by the whole factor.
+        high: Wavelengths below ``original_length / high`` do not grow. Between the two bounds the
+            growth is a ramp, or a step if the bounds are equal (Llama 4 Scout).
+        original_length: Number of tokens in the texts that the model was first trained on.
     """
 
     factor: Growth = 8.0
@@ -61,32 +65,34 @@ class Llama3Scaling(Ranged):
                 f"Llama3Scaling.high={self.high} must be at least Llama3Scaling.low={self.low}"
             )
 
-    def frequencies(self, plain: Array, base: float) -> Array:
+    def frequencies(self, plain: Float[Array, " D2"], base: float) -> Float[Array, " D2"]:
         """Returns the scaled frequencies ``(D / 2,)``."""
         del base
         turns = self.original_length * plain / (2 * math.pi)
         if self.high == self.low:
             return jnp.where(turns < self.low, plain / self.factor, plain)
-        kept = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
-        return plain * (kept + (1 - kept) / self.factor)
+        unscaled = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return plain * (unscaled + (1 - unscaled) / self.factor)
 
     @property
     def magnitude(self) -> float:
-        """What sine and cosine are multiplied by."""
+        """The factor of sine and cosine."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling(Ranged):
-    """YaRN (Peng et al. 2023, 2309.00071, section 3): a ramp over the features.
+    """YaRN (Peng et al. 2023, 2309.00071, section 3): a ramp of scaling over the features.
 
     Attributes:
-        factor: of the features that turn least.
-        original_length: tokens that the model was trained on first.
-        beta_fast: features with more turns over the original length are kept.
-        beta_slow: features with fewer turns are divided by ``factor``.
-        truncate: round the ends of the ramp to whole features.
-        attention_factor: of sine and cosine; 0 for ``0.1 log(factor) + 1``.
+        factor: Factor by which the longest wavelengths grow.
+        original_length: Number of tokens in the texts that the model was first trained on.
+        beta_fast: Features that turn more often than this over the original length keep their
+            wavelength.
+        beta_slow: Features that turn less often than this over the original length grow their
+            wavelength by the whole factor.
+        truncate: True rounds the ends of the ramp to whole features.
+        attention_factor: Factor of sine and cosine; 0 selects ``0.1 log(factor) + 1``.
     """
 
     factor: Growth = 1.0
@@ -104,7 +110,7 @@ class YarnScaling(Ranged):
                 f"YarnScaling.beta_slow={self.beta_slow}"
             )
 
-    def frequencies(self, plain: Array, base: float) -> Array:
+    def frequencies(self, plain: Float[Array, " D2"], base: float) -> Float[Array, " D2"]:
         """Returns the scaled frequencies ``(D / 2,)``."""
         half = plain.shape[0]
 
@@ -120,18 +126,20 @@ class YarnScaling(Ranged):
 
     @property
     def magnitude(self) -> float:
-        """What sine and cosine are multiplied by."""
+        """The factor of sine and cosine."""
         return self.attention_factor or 0.1 * math.log(max(self.factor, 1.0)) + 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Rotary(Ranged):
-    """Queries and keys rotated by position (Su et al. 2021, 2104.09864).
+    """Rotary positions: queries and keys are rotated by position (Su et al. 2021, 2104.09864).
 
     Attributes:
-        base: the slowest wavelength is ``2 * pi * base``.
-        interleaved: features ``2i, 2i+1`` are a pair, instead of ``i, i + D/2``.
-        scaling: of the frequencies, for texts longer than the first ones; ``None`` for none.
+        base: Base of the frequencies; the longest wavelength is about ``2 * pi * base``.
+        interleaved: True rotates the features ``2i`` and ``2i+1`` as a pair, False the features
+            ``i`` and ``i + D/2``.
+        scaling: Scaling of the frequencies for texts longer than in the first training; ``None``
+            means no scaling.
     """
 
     base: RotaryBase = 10000.0
@@ -141,11 +149,13 @@ class Rotary(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class T5Relative(Ranged):
-    """T5's learned bias by distance, one table for all layers of a stack (1910.10683).
+    """T5's relative positions: a learned bias by distance, shared by all layers of a stack.
+
+    Source: Raffel et al. 2019, 1910.10683.
 
     Attributes:
-        buckets: rows of the table.
-        max_distance: from which on all distances share a row.
+        buckets: Number of buckets of distances, which are the rows of the table.
+        max_distance: Distance from which on all distances share a bucket.
     """
 
     buckets: Buckets = 32
@@ -154,11 +164,11 @@ class T5Relative(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Learned(Ranged):
-    """A learned vector per position, added to the embedding.
+    """Learned positions: a learned vector per position is added to the embedding.
 
     Attributes:
-        length: positions there are.
-        offset: rows before that of position 0.
+        length: Number of positions, the longest text that the model can read.
+        offset: Row of position 0 in the table.
     """
 
     length: Positive = 1024
@@ -167,10 +177,12 @@ class Learned(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class Sinusoidal(Ranged):
-    """Fixed sines, then cosines, added to the embedding (1706.03762, as fairseq lays them out).
+    """Sinusoidal positions: fixed sines, then cosines, are added to the embedding (1706.03762).
+
+    The layout of the features is fairseq's.
 
     Attributes:
-        offset: added to positions; fairseq starts after its padding index, at 2.
+        offset: Number added to every position; 2 in fairseq, which counts from its padding index.
     """
 
     offset: Natural = 2
@@ -178,14 +190,16 @@ class Sinusoidal(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class NoPositions(Ranged):
-    """None but the order that causality gives."""
+    """No positions: a causal model knows the order of tokens by its mask alone."""
 
 
 Positions = Rotary | T5Relative | Learned | Sinusoidal | NoPositions
 
 
-def rotate(x: Array, positions: Array, rotary: Rotary) -> Array:
-    """Rotates ``x (B, H, L, D)`` by ``positions (B, L)``."""
+def rotate(
+    x: Float[Array, "B H L D"], positions: Int[Array, "#B L"], rotary: Rotary
+) -> Float[Array, "B H L D"]:
+    """Returns ``x (B, H, L, D)``, each vector rotated by its position in ``positions (B, L)``."""
     dim = x.shape[-1]
     frequency = rotary.base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
     magnitude = 1.0
@@ -205,34 +219,41 @@ def rotate(x: Array, positions: Array, rotary: Rotary) -> Array:
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def sinusoids(positions: Array, width: int) -> Array:
-    """Returns ``(B, L, M)`` float32 for ``positions (B, L)``: all sines, then all cosines."""
+def sinusoids(positions: Int[Array, "B L"], width: int) -> Float[Array, "B L M"]:
+    """Returns the vectors ``(B, L, M)`` of ``positions (B, L)``: all sines, then all cosines."""
     half = width // 2
     frequency = jnp.exp(jnp.arange(half) * -(math.log(10000.0) / (half - 1)))
     angle = positions[..., None] * frequency
-    found = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    return jnp.pad(found, ((0, 0), (0, 0), (0, width % 2)))
+    vectors = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.pad(vectors, ((0, 0), (0, 0), (0, width % 2)))
 
 
 class RelativeBias(nnx.Module):
-    """T5's learned relative positions: one number per head and distance bucket (1910.10683)."""
+    """T5's relative positions: a learned number per head and bucket of distances (1910.10683)."""
 
     def __init__(
         self,
         num_heads: int,
-        key: Array,
+        key: PRNGKeyArray,
         *,
         buckets: int = 32,
         max_distance: int = 128,
         both_ways: bool = False,
     ):
-        """Makes the table ``(buckets, H)``; half of it is for later tokens if ``both_ways``."""
+        """Initialises the table ``(buckets, H)``; half of it is for later keys if ``both_ways``."""
         self.table = weight(key, (buckets, num_heads), (None, "heads"), fan_in=1, scale=1e-2)
         self.max_distance = max_distance
         self.both_ways = both_ways
 
-    def __call__(self, queries: Array, keys: Array) -> Array:
-        """Returns ``(1, H, L, T)`` float32 for the slots ``queries (L,)`` and ``keys (T,)``."""
+    def __call__(
+        self, queries: Int[Array, " L"], keys: Int[Array, " T"]
+    ) -> Float[Array, "1 H L T"]:
+        """Returns the bias ``(1, H, L, T)`` of scores.
+
+        Args:
+            queries: Positions ``(L,)`` of the queries.
+            keys: Positions ``(T,)`` of the keys.
+        """
         table = self.table[...]
         distance = queries[:, None] - keys[None, :]
         if self.both_ways:
@@ -245,7 +266,7 @@ class RelativeBias(nnx.Module):
 
 
 def _bucket(distance: Array, buckets: int, max_distance: int) -> Array:
-    """T5's buckets of non-negative distances: half exact, the rest spaced by logarithm."""
+    """Returns T5's buckets: half hold one distance each, the others grow with the logarithm."""
     exact = buckets // 2
     ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(max_distance / exact)
     spaced = exact + (ratio * (buckets - exact)).astype(jnp.int32)

@@ -1,10 +1,11 @@
-"""The router as a module: its parameters, its state between steps, and plans for all groups."""
+"""The router as a module: it holds the router's parameters and its state between steps."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.nn.dropout import dropout
@@ -14,23 +15,31 @@ from moe_jax.parallel import constrain, over_groups
 from moe_jax.routing import Plan, Router
 from moe_jax.routing.balance import Evidence
 
-Array = jax.Array
-
 
 class RouterState(nnx.Variable):
-    """What a router carries between steps: checkpointed, but neither trained nor differentiated."""
+    """State of a router between steps, checkpointed but neither trained nor differentiated."""
 
 
 class RouterLayer(nnx.Module):
-    """Tokens to plans."""
+    """A router with its parameters and its state: it computes the plans of all groups."""
 
-    def __init__(self, router: Router, width: int, num_experts: int, key: Array, scale: float):
-        """Makes the parameters of the router's head by name, and its state as zeros."""
-        wanted = router.head.parameters(width, num_experts, router.planes)
-        for name, parameter in wanted.items():
+    def __init__(
+        self, router: Router, width: int, num_experts: int, key: PRNGKeyArray, scale: float
+    ):
+        """Initialises the parameters of the router's head, and the state to zeros.
+
+        Args:
+            router: The router.
+            width: Width ``M`` of the tokens.
+            num_experts: Number ``E`` of experts.
+            key: Random key.
+            scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
+        """
+        parameters = router.head.parameters(width, num_experts, router.planes)
+        for name, parameter in parameters.items():
             setattr(self, name, described(parameter, key, scale))
             key = jax.random.fold_in(key, 1)
-        self.names = tuple(wanted)
+        self.names = tuple(parameters)
         self.state = nnx.Dict(
             {
                 name: RouterState(jnp.zeros(shape, jnp.float32), axes=("router",))
@@ -40,31 +49,32 @@ class RouterLayer(nnx.Module):
         self.router = router
         self.num_experts = num_experts
 
-    def logits(self, x: Array) -> Array:
-        """Returns ``(G, S, E)`` or ``(G, S, E, P)`` for tokens ``(G, S, M)``."""
+    def logits(self, x: Float[Array, "G S M"]) -> Float[Array, "G S E *P"]:
+        """Returns the logits ``(G, S, E)`` or ``(G, S, E, P)`` of the tokens ``x (G, S, M)``."""
         parameters = {name: getattr(self, name)[...] for name in self.names}
-        read, given = _types(self.router.precision, x.dtype)
-        return self.router.head.logits(x.astype(read), parameters, self.num_experts).astype(given)
+        inputs, outputs = _dtypes(self.router.precision, x.dtype)
+        logits = self.router.head.logits(x.astype(inputs), parameters, self.num_experts)
+        return logits.astype(outputs)
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "G S M"],
         *,
         capacity: int,
-        valid: Array,
-        token_ids: Array | None,
-        record: Array | None,
-        rng: Array | None,
+        valid: Bool[Array, "G S"],
+        token_ids: Int[Array, "G S"] | None,
+        record: Int[Array, "G S K"] | None,
+        rng: PRNGKeyArray | None,
     ) -> Plan:
-        """Routes all groups.
+        """Returns the plan of all groups, whose arrays have a leading ``G``.
 
         Args:
-            x: ``(G, S, M)``.
-            capacity: ``C``.
-            valid: ``(G, S)`` bool.
-            token_ids: ``(G, S)`` int32, or ``None``.
-            record: ``(G, S, K)`` experts to force, or ``None``.
-            rng: key in training.
+            x: Tokens ``(G, S, M)``.
+            capacity: Number ``C`` of slots per expert and group.
+            valid: Mask ``(G, S)``, False for padding.
+            token_ids: Ids ``(G, S)`` of the tokens, int32, for routers that hash them, or ``None``.
+            record: Recorded choices ``(G, S, K)``, for the router ``forced``, or ``None``.
+            rng: Random key in training, or ``None``.
         """
         noise_key, key = (None, None) if rng is None else jax.random.split(rng)
         return routing.route(
@@ -80,14 +90,14 @@ class RouterLayer(nnx.Module):
         )
 
     def _noisy(self, x: Array, noise_key: Array) -> Array:
-        """Returns what the router reads in training: ``x`` with its jitter and dropout."""
+        """Returns the tokens with the jitter and the dropout that the router adds in training."""
         router = self.router
         if router.input_jitter:
             low, high = 1 - router.input_jitter, 1 + router.input_jitter
             jitter = jax.random.uniform(noise_key, x.shape, jnp.float32, low, high)
-            # A router in bfloat16 reads noisy inputs in bfloat16; the noise itself is finer.
-            kept = x.dtype if router.precision == "input" else jnp.float32
-            x = (x.astype(jnp.float32) * jitter).astype(kept)
+            # A router in bfloat16 reads noisy inputs in bfloat16, but the noise is float32.
+            dtype = x.dtype if router.precision == "input" else jnp.float32
+            x = (x.astype(jnp.float32) * jitter).astype(dtype)
         if router.input_dropout:
             x = dropout(x, router.input_dropout, jax.random.fold_in(noise_key, 1))
         return x
@@ -95,12 +105,14 @@ class RouterLayer(nnx.Module):
     def _carried(self) -> dict[str, Array]:
         return {name: value[...] for name, value in self.state.items()}
 
-    def sequence_losses(self, plan: Plan, valid: Array) -> dict[str, Array]:
-        """Returns ``(B,)`` for each loss of sequences: the rows of the batch, whatever the groups.
+    def sequence_losses(
+        self, plan: Plan, valid: Bool[Array, "B L"]
+    ) -> dict[str, Float[Array, " B"]]:
+        """Returns the losses ``(B,)`` per sequence by name; a sequence is a row of the batch.
 
         Args:
-            plan: of all groups.
-            valid: ``(B, L)`` bool.
+            plan: Plan of all groups.
+            valid: Mask ``(B, L)``, False for padding.
         """
         if plan.evidence is None:
             return {}
@@ -114,23 +126,23 @@ class RouterLayer(nnx.Module):
 
         return jax.vmap(one)(jax.tree.map(rows, plan.evidence), valid)
 
-    def update(self, demand: Array) -> None:
-        """Moves the state on by one optimizer step.
+    def update(self, demand: Float[Array, "*layers E"]) -> None:
+        """Updates the state after an optimizer step.
 
         Args:
-            demand: ``(..., E)`` assignments asked for in the step, with the leading axes of scanned
-                layers.
+            demand: Number ``(..., E)`` of tokens that chose each expert in the step, with the
+                leading axes of scanned layers.
         """
         for name, value in self.router.next_state(self._carried(), demand).items():
             self.state[name][...] = value
 
 
-def _types(precision: str, given: jnp.dtype) -> tuple[jnp.dtype, jnp.dtype]:
-    """Returns the type of the tokens that a router multiplies, and that of its logits."""
+def _dtypes(precision: str, dtype: jnp.dtype) -> tuple[jnp.dtype, jnp.dtype]:
+    """Returns the types of the tokens in the router's product and of its logits."""
     wide = jnp.dtype(jnp.float32)
-    kinds = {
+    dtypes = {
         "float32": (wide, wide),
         "bfloat16_product": (jnp.dtype(jnp.bfloat16), wide),
-        "input": (given, given),
+        "input": (dtype, dtype),
     }
-    return kinds[precision]
+    return dtypes[precision]

@@ -1,4 +1,4 @@
-"""A dense network beside the experts, and how the two are mixed."""
+"""The shared network: a dense network beside the experts, and the sum of the two outputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
@@ -15,22 +16,25 @@ from moe_jax.nn.init import weight
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Chance, Natural, Ranged, Share, Weight
 
-Array = jax.Array
-
 
 @dataclasses.dataclass(frozen=True)
 class SharedConfig(Ranged):
-    """A network that every token passes beside its experts.
+    """The shared network, which computes an output for every token beside the token's experts.
 
     Attributes:
-        hidden: ``F`` of the network; 0 for none. Several shared experts are one as wide as all.
-        mix: ``sum`` adds it (DeepSeekMoE's shared experts, Llama 4); ``sigmoid`` scales it by a
-            learned gate first (Qwen2-MoE); ``softmax`` weights both by two learned coefficients
-            (residual MoE, DeepSpeed-MoE 2201.05596, section 4.1.1); ``conditional`` mixes both by
-            one learned gate, ``g`` experts and ``1 - g`` network (NLLB's conditional MoE routing).
-        gate_drop: chance in training that a token's conditional gate is 0 (``cmr_gate_drop``).
-        gate_target: share of tokens that the conditional gate should send (``cmr_gate_loss_p``).
-        gate_weight: factor of the distance to it in the objective (``cmr_gate_loss_wt``).
+        hidden: Hidden width ``F`` of the network; 0 means that the layer has none. Several shared
+            experts are one network with the sum of their widths.
+        mix: Combination of the two outputs: ``sum`` adds the network's output (DeepSeekMoE's shared
+            experts, Llama 4); ``sigmoid`` first scales it by a learned gate (Qwen2-MoE);
+            ``softmax`` weights both outputs by two learned coefficients (residual MoE,
+            DeepSpeed-MoE 2201.05596, section 4.1.1); ``conditional`` weights the experts by one
+            learned gate ``g`` and the network by ``1 - g`` (NLLB's conditional MoE routing).
+        gate_drop: Probability in training that the conditional gate of a token is 0 (NLLB's
+            ``cmr_gate_drop``).
+        gate_target: Mean of the conditional gate over tokens that its loss aims at (NLLB's
+            ``cmr_gate_loss_p``).
+        gate_weight: Weight in the objective of the loss that pulls the mean of the conditional gate
+            towards ``gate_target`` (NLLB's ``cmr_gate_loss_wt``).
     """
 
     hidden: Natural = 0
@@ -48,10 +52,16 @@ class SharedConfig(Ranged):
 
 
 class Shared(nnx.Module):
-    """The network, its gate, and the sum of network and experts."""
+    """The shared network, its gate, and the combination of its output with the experts' output."""
 
-    def __init__(self, config: SharedConfig, network: FeedForwardConfig, key: Array):
-        """Makes the network, and a gate ``(M, 1)`` or ``(M, 2)`` if it has one."""
+    def __init__(self, config: SharedConfig, network: FeedForwardConfig, key: PRNGKeyArray):
+        """Initialises the network, and a gate ``(M, 1)`` or ``(M, 2)`` if ``config.mix`` has one.
+
+        Args:
+            config: Width of the network and combination of the outputs.
+            network: Configuration of one expert, which the network shares except for its width.
+            key: Random key.
+        """
         network_key, gate_key = jax.random.split(key)
         network = dataclasses.replace(network, hidden=config.hidden)
         self.network = FeedForward(network, network_key)
@@ -62,18 +72,22 @@ class Shared(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: Array, routed: Array, valid: Array, rng: Array | None
-    ) -> tuple[Array, dict[str, Array]]:
-        """Mixes the network's output into that of the experts.
+        self,
+        x: Float[Array, "B L M"],
+        routed: Float[Array, "B L M"],
+        valid: Bool[Array, "B L"],
+        rng: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B L M"], dict[str, Float[Array, ""]]]:
+        """Combines the output of the network with the output of the experts.
 
         Args:
-            x: ``(B, L, M)`` the layer's input.
-            routed: ``(B, L, M)`` what the experts made of it.
-            valid: ``(B, L)`` bool.
-            rng: key in training.
+            x: Input ``(B, L, M)`` of the layer.
+            routed: Output ``(B, L, M)`` of the experts.
+            valid: Mask ``(B, L)``, False for padding.
+            rng: Random key in training, or ``None``.
 
         Returns:
-            ``(B, L, M)``, zero for padding, and the gate's own losses.
+            The output ``(B, L, M)``, zero for padding, and the losses of the gate by name.
         """
         done = jnp.where(valid[..., None], self.network(x), 0)
         if self.config.mix == "sum":
@@ -95,6 +109,6 @@ class Shared(nnx.Module):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The factor of each named loss in the objective."""
+        """The weight of each loss in the objective, by name."""
         conditional = self.config.mix == "conditional"
         return {"conditional_gate": self.config.gate_weight} if conditional else {}

@@ -27,7 +27,9 @@ from tests.nn.test_attention import loop
 
 GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
 DENSE = BlockConfig(GQA, FeedForwardConfig(8, 16))
-MOE = MoEConfig(every=1, num_experts=3, group_size=8, router=routing.preset("switch"))
+MOE = MoEConfig(
+    every=1, num_experts=3, expert_dim=16, group_size=8, router=routing.preset("switch")
+)
 X = jax.random.normal(jax.random.key(1), (2, 4, 8))
 POSITIONS = jnp.arange(4)[None] + jnp.zeros((2, 1), jnp.int32)
 SEGMENTS = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]])

@@ -11,7 +11,7 @@ from moe_jax.nn.mode import DECODE, TRAIN
 from moe_jax.nn.moe_config import MoEConfig
 
 DENSE = BlockConfig(AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 16), moe=None, dropout=0.0)
-SPARSE = dataclasses.replace(DENSE, moe=MoEConfig(num_experts=2, group_size=4))
+SPARSE = dataclasses.replace(DENSE, moe=MoEConfig(num_experts=2, expert_dim=16, group_size=4))
 X = jax.random.normal(jax.random.key(1), (2, 4, 8))
 POSITIONS = jnp.arange(4)[None] + jnp.zeros((2, 1), jnp.int32)
 SEGMENTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])

@@ -30,7 +30,7 @@ _STOPS = {
     "evaluation": ([INT], 130, "stopped by Ctrl-C; run the same command to go on"),
     "report": ([TERM], 143, "stopped by SIGTERM; run the same command to go on"),
 }
-_HELD = "Ctrl-C: what is under way is finished and saved first; once more ends at once"
+_HELD = "Ctrl-C: the command saves its work and then ends; a second signal ends it at once"
 
 
 def _run(cases):

@@ -85,7 +85,7 @@ def test_a_sweep_that_is_stopped_writes_the_plans_that_it_has(stopped):
     end = ends["sweep"]
     held, line = [said for said in end.err.splitlines() if said]
     assert (end.code, end.out) == (130, "")
-    assert held.startswith("Ctrl-C: what is under way is finished and saved first")
+    assert held.startswith("Ctrl-C: the command saves its work and then ends")
     assert line.startswith("stopped by Ctrl-C; the plans so far are written; run the same command")
     assert len(json.loads((top / "sweep" / "plans.json").read_text())["plans"]) == 2
     assert _names(top / "sweep") == {"plans.json"}
