@@ -40,6 +40,7 @@ planner: $(STAMP)
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 # The documentation site, into site/.
 docs: $(STAMP)

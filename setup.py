@@ -6,6 +6,7 @@ NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 TEST = [
+    "mypy>=1.15",
     "beartype>=0.22",  # checks the shapes in annotations
     "hypothesis>=6.100",
     "pytest>=8",

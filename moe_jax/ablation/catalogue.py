@@ -8,14 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moe_jax import experiments
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.runner import run_of
-from moe_jax.config.library import module_of, short_name
+from moe_jax.config.library import EXPERIMENTS, module_of, short_name
 from moe_jax.errors import ConfigError
 
-HERE = Path(experiments.__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = EXPERIMENTS / "results"
 LINES = "results.jsonl"
 _MARK = "ABLATION = "
 
@@ -84,7 +82,7 @@ def load(file: Path) -> Ablation:
     return module.ABLATION
 
 
-def entries(root: Path = HERE) -> list[Entry]:
+def entries(root: Path = EXPERIMENTS) -> list[Entry]:
     """Returns the ablations of ``root/*/*.py``, in the order of their files."""
     files = [path for path in sorted(root.glob("*/*.py")) if _MARK in path.read_text()]
     return [Entry(path.relative_to(root.parent), load(path)) for path in files]

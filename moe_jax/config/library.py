@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from moe_jax import configs, experiments
 from moe_jax.errors import ConfigError, fault_in
 
-CONFIGS = Path(configs.__file__).resolve().parent
+
+def _folder(package: str) -> Path:
+    return Path(str(importlib.resources.files(package))).resolve()
+
+
+CONFIGS = _folder("moe_jax.configs")
 PUBLISHED = CONFIGS / "published"
-EXPERIMENTS = Path(experiments.__file__).resolve().parent
+EXPERIMENTS = _folder("moe_jax.experiments")
 
 
 def config_file(name: str) -> Path:

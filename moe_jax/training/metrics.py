@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
 def train_record(
     step: int,
     report: StepReport,
-    moe_layers: Iterable[int],
+    moe_layers: Iterable[str | int],
     *,
     learning_rate: float,
     tokens_per_second: float,
@@ -96,7 +96,7 @@ def eval_record(step: int, means: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "eval", "step": step, **means}
 
 
-def eval_means(sums: EvalSums, moe_layers: Iterable[int]) -> dict[str, Any]:
+def eval_means(sums: EvalSums, moe_layers: Iterable[str | int]) -> dict[str, Any]:
     """Returns the metrics of a validation, from the sums over the validation set."""
     layers = [
         {"layer": layer, **_load(counts)}

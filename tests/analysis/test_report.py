@@ -1,6 +1,5 @@
 import json
 import re
-import time
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
