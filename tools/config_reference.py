@@ -49,7 +49,7 @@ _UNBOUNDED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class ReferenceSection:
     """One class of settings.
 
     Attributes:
@@ -63,12 +63,14 @@ class Section:
     alternative: bool
 
 
-def sections(root: type = Experiment) -> list[Section]:
+def sections(root: type = Experiment) -> list[ReferenceSection]:
     """Returns every class of settings that ``root`` reaches, each one once; routers come last."""
-    found: dict[type, Section] = {}
+    found: dict[type, ReferenceSection] = {}
     for path, cls, alternative in _walk(root, "", False, ()):
         paths = {path, *(found[cls].paths if cls in found else ())}
-        found[cls] = Section(cls, tuple(sorted(paths, key=lambda p: (len(p), p))), alternative)
+        found[cls] = ReferenceSection(
+            cls, tuple(sorted(paths, key=lambda p: (len(p), p))), alternative
+        )
     return sorted(found.values(), key=lambda section: ".router" in section.paths[0])
 
 
@@ -165,7 +167,7 @@ def default(field: dataclasses.Field) -> str:
     return f"`{list(value) if isinstance(value, tuple) else value!r}`"
 
 
-def rendered(section: Section) -> str:
+def rendered(section: ReferenceSection) -> str:
     """Returns the heading, the summary and the table of one class."""
     cls = section.cls
     first, *others = section.paths

@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 132e9, 0.004, "DBRX release"),
-    Claim("active.embedding_and_head", 36e9, 0.015, "DBRX release"),
-    Claim("total", 131.60e9, 0.001, "released weights"),
-    Claim("active.embedding_and_head", 36.47e9, 0.001, "released weights"),
+    PublishedNumber("total", 132e9, 0.004, "DBRX release"),
+    PublishedNumber("active.embedding_and_head", 36e9, 0.015, "DBRX release"),
+    PublishedNumber("total", 131.60e9, 0.001, "released weights"),
+    PublishedNumber("active.embedding_and_head", 36.47e9, 0.001, "released weights"),
 )
 
 

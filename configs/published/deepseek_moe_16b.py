@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 16.376e9, 0.001, "released weights"),
-    Claim("active.embedding_and_head", 2.829e9, 0.001, "released weights"),
-    Claim("total", 16.4e9, 0.002, "DeepSeekMoE table 5"),
-    Claim("active.embedding_and_head", 2.8e9, 0.015, "DeepSeekMoE table 5"),
+    PublishedNumber("total", 16.376e9, 0.001, "released weights"),
+    PublishedNumber("active.embedding_and_head", 2.829e9, 0.001, "released weights"),
+    PublishedNumber("total", 16.4e9, 0.002, "DeepSeekMoE table 5"),
+    PublishedNumber("active.embedding_and_head", 2.8e9, 0.015, "DeepSeekMoE table 5"),
 )
 
 

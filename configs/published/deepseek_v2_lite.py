@@ -8,13 +8,13 @@ import math
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 15.706e9, 0.001, "released weights"),
-    Claim("total", 15.7e9, 0.001, "DeepSeek-V2 appendix B"),
-    Claim("active.no_input_embedding", 2.451e9, 0.001, "released weights"),
-    Claim("active.no_input_embedding", 2.4e9, 0.025, "DeepSeek-V2 appendix B"),
+    PublishedNumber("total", 15.706e9, 0.001, "released weights"),
+    PublishedNumber("total", 15.7e9, 0.001, "DeepSeek-V2 appendix B"),
+    PublishedNumber("active.no_input_embedding", 2.451e9, 0.001, "released weights"),
+    PublishedNumber("active.no_input_embedding", 2.4e9, 0.025, "DeepSeek-V2 appendix B"),
 )
 
 

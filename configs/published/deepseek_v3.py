@@ -9,15 +9,15 @@ import math
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 671.026e9, 0.001, "released weights"),
-    Claim("total", 671e9, 0.001, "DeepSeek-V3 section 1"),
-    Claim("lookahead", 11.5e9, 0.01, "release notes, unique weights of the module"),
-    Claim("active.embedding_and_head", 37e9, 0.016, "DeepSeek-V3 section 1"),
-    Claim("active.no_input_embedding", 36.63e9, 0.001, "released weights"),
-    Claim("active.no_input_embedding", 36.7e9, 0.003, "release notes"),
+    PublishedNumber("total", 671.026e9, 0.001, "released weights"),
+    PublishedNumber("total", 671e9, 0.001, "DeepSeek-V3 section 1"),
+    PublishedNumber("lookahead", 11.5e9, 0.01, "release notes, unique weights of the module"),
+    PublishedNumber("active.embedding_and_head", 37e9, 0.016, "DeepSeek-V3 section 1"),
+    PublishedNumber("active.no_input_embedding", 36.63e9, 0.001, "released weights"),
+    PublishedNumber("active.no_input_embedding", 36.7e9, 0.003, "release notes"),
 )
 
 

@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import dsmoe
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 0.2e9, 0.06, "DeepSeekMoE table 1"),
-    Claim("training_flops_per_sequence.full", 2.9e12, 0.012, "DeepSeekMoE table 1"),
+    PublishedNumber("total", 0.2e9, 0.06, "DeepSeekMoE table 1"),
+    PublishedNumber("training_flops_per_sequence.full", 2.9e12, 0.012, "DeepSeekMoE table 1"),
 )
 
 

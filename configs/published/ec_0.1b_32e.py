@@ -7,9 +7,9 @@ Other variants are overrides: ``router.capacity_factor`` 0.5 or 1, and the route
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
-PUBLISHED = (Claim("total", 1.0e9, 0.01, "Expert Choice table 1"),)
+PUBLISHED = (PublishedNumber("total", 1.0e9, 0.01, "Expert Choice table 1"),)
 
 
 def get_config() -> ConfigDict:

@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import fairseq
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 1.1e12, 0.03, "Artetxe table 1"),
-    Claim("total", 1104.0e9, 0.001, "its closed form without biases"),
+    PublishedNumber("total", 1.1e12, 0.03, "Artetxe table 1"),
+    PublishedNumber("total", 1104.0e9, 0.001, "its closed form without biases"),
 )
 
 

@@ -3,10 +3,10 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim(
+    PublishedNumber(
         "total",
         130e6,
         0.02,

@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 1.9e9, 0.01, "GLaM table 4"),
-    Claim(
+    PublishedNumber("total", 1.9e9, 0.01, "GLaM table 4"),
+    PublishedNumber(
         "active.embedding_and_head",
         145e6,
         0.02,

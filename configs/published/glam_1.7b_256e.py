@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 105e9, 0.01, "GLaM table 4"),
-    Claim("active.embedding_and_head", 1.886e9, 0.0015, "GLaM table 4"),
+    PublishedNumber("total", 105e9, 0.01, "GLaM table 4"),
+    PublishedNumber("active.embedding_and_head", 1.886e9, 0.0015, "GLaM table 4"),
 )
 
 

@@ -6,13 +6,13 @@ The printed 20B cannot be right: the closed form of all other rows gives 13.96B.
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim(
+    PublishedNumber(
         "total", 20e9, 0.01, "GLaM table 4", wrong="13.96B by the closed form that fits all others"
     ),
-    Claim("active.embedding_and_head", 1.878e9, 0.0015, "GLaM table 4"),
+    PublishedNumber("active.embedding_and_head", 1.878e9, 0.0015, "GLaM table 4"),
 )
 
 

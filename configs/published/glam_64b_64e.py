@@ -6,12 +6,12 @@ The printed 180G FLOPs per token do not follow from the table (189G without the 
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 1.2e12, 0.04, "GLaM table 4"),
-    Claim("active.embedding_and_head", 96.6e9, 0.001, "GLaM table 4"),
-    Claim(
+    PublishedNumber("total", 1.2e12, 0.04, "GLaM table 4"),
+    PublishedNumber("active.embedding_and_head", 96.6e9, 0.001, "GLaM table 4"),
+    PublishedNumber(
         "flops_per_token.forward",
         180e9,
         0.01,

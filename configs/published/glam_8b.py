@@ -3,9 +3,9 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import glam
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
-PUBLISHED = (Claim("total", 8.7e9, 0.005, "GLaM table 4"),)
+PUBLISHED = (PublishedNumber("total", 8.7e9, 0.005, "GLaM table 4"),)
 
 
 def get_config() -> ConfigDict:

@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import gpt_oss
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 116.829e9, 0.001, "released weights"),
-    Claim("total", 116.83e9, 0.001, "model card"),
-    Claim("active.no_input_embedding", 5.133e9, 0.001, "released weights"),
-    Claim("active.no_input_embedding", 5.13e9, 0.001, "model card"),
+    PublishedNumber("total", 116.829e9, 0.001, "released weights"),
+    PublishedNumber("total", 116.83e9, 0.001, "model card"),
+    PublishedNumber("active.no_input_embedding", 5.133e9, 0.001, "released weights"),
+    PublishedNumber("active.no_input_embedding", 5.13e9, 0.001, "model card"),
 )
 
 

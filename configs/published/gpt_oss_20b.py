@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import gpt_oss
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 20.915e9, 0.001, "released weights"),
-    Claim("total", 20.91e9, 0.001, "model card"),
-    Claim("active.no_input_embedding", 3.608e9, 0.001, "released weights"),
-    Claim("active.no_input_embedding", 3.61e9, 0.001, "model card"),
+    PublishedNumber("total", 20.915e9, 0.001, "released weights"),
+    PublishedNumber("total", 20.91e9, 0.001, "model card"),
+    PublishedNumber("active.no_input_embedding", 3.608e9, 0.001, "released weights"),
+    PublishedNumber("active.no_input_embedding", 3.61e9, 0.001, "model card"),
 )
 
 

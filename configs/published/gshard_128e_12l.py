@@ -8,11 +8,11 @@ of 64k and 32k are one table of 96k here.
 from ml_collections import ConfigDict
 from moe_jax.configs.families import gshard
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("parameters.experts", 12.5e9, 0.05, "GShard table 1"),
-    Claim("experts", 768, 1e-06, "GShard table 1"),
+    PublishedNumber("parameters.experts", 12.5e9, 0.05, "GShard table 1"),
+    PublishedNumber("experts", 768, 1e-06, "GShard table 1"),
 )
 
 

@@ -3,12 +3,12 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import llama4
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 400.71e9, 0.001, "released weights, text"),
-    Claim("total", 400e9, 0.002, "model card"),
-    Claim("active.embedding_and_head", 17.18e9, 0.001, "released weights"),
+    PublishedNumber("total", 400.71e9, 0.001, "released weights, text"),
+    PublishedNumber("total", 400e9, 0.002, "model card"),
+    PublishedNumber("active.embedding_and_head", 17.18e9, 0.001, "released weights"),
 )
 
 

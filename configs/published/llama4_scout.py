@@ -4,12 +4,12 @@ from ml_collections import ConfigDict
 from moe_jax.configs import common
 from moe_jax.configs.families import llama4
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 107.77e9, 0.001, "released weights, text"),
-    Claim("total", 109e9, 0.012, "model card, with 0.81B of the vision tower"),
-    Claim("active.embedding_and_head", 17.17e9, 0.001, "released weights"),
+    PublishedNumber("total", 107.77e9, 0.001, "released weights, text"),
+    PublishedNumber("total", 109e9, 0.012, "model card, with 0.81B of the vision tower"),
+    PublishedNumber("active.embedding_and_head", 17.17e9, 0.001, "released weights"),
 )
 
 

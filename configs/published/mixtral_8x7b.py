@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 46.703e9, 0.001, "released weights"),
-    Claim("active.embedding_and_head", 12.88e9, 0.001, "released weights"),
-    Claim("total", 46.7e9, 0.001, "Mixtral section 1"),
-    Claim("active.embedding_and_head", 12.9e9, 0.002, "Mixtral section 1"),
+    PublishedNumber("total", 46.703e9, 0.001, "released weights"),
+    PublishedNumber("active.embedding_and_head", 12.88e9, 0.001, "released weights"),
+    PublishedNumber("total", 46.7e9, 0.001, "Mixtral section 1"),
+    PublishedNumber("active.embedding_and_head", 12.9e9, 0.002, "Mixtral section 1"),
 )
 
 

@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import megablocks
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 13041e6, 0.001, "MegaBlocks table 1"),
-    Claim("total", 13040.7e6, 0.001, "its closed form"),
+    PublishedNumber("total", 13041e6, 0.001, "MegaBlocks table 1"),
+    PublishedNumber("total", 13040.7e6, 0.001, "its closed form"),
 )
 
 

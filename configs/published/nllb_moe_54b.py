@@ -3,9 +3,9 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import fairseq
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
-PUBLISHED = (Claim("total", 54.5e9, 0.002, "NLLB section 8"),)
+PUBLISHED = (PublishedNumber("total", 54.5e9, 0.002, "NLLB section 8"),)
 
 
 def get_config() -> ConfigDict:

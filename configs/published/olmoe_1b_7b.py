@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import olmoe
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 6.919e9, 0.001, "released weights"),
-    Claim("active.embedding_and_head", 1.282e9, 0.001, "released weights"),
-    Claim("total", 6.9e9, 0.005, "OLMoE table 1"),
-    Claim("active.embedding_and_head", 1.3e9, 0.02, "OLMoE table 1"),
+    PublishedNumber("total", 6.919e9, 0.001, "released weights"),
+    PublishedNumber("active.embedding_and_head", 1.282e9, 0.001, "released weights"),
+    PublishedNumber("total", 6.9e9, 0.005, "OLMoE table 1"),
+    PublishedNumber("active.embedding_and_head", 1.3e9, 0.02, "OLMoE table 1"),
 )
 
 

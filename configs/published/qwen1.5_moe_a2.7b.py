@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 14.316e9, 0.001, "released weights"),
-    Claim("active.embedding_and_head", 2.689e9, 0.001, "released weights"),
-    Claim("total", 14.3e9, 0.002, "model card"),
-    Claim("active.embedding_and_head", 2.7e9, 0.005, "model card"),
+    PublishedNumber("total", 14.316e9, 0.001, "released weights"),
+    PublishedNumber("active.embedding_and_head", 2.689e9, 0.001, "released weights"),
+    PublishedNumber("total", 14.3e9, 0.002, "model card"),
+    PublishedNumber("active.embedding_and_head", 2.7e9, 0.005, "model card"),
 )
 
 

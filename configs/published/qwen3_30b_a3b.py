@@ -3,13 +3,13 @@
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 30.532e9, 0.001, "released weights"),
-    Claim("total", 30.5e9, 0.002, "Qwen3 report"),
-    Claim("active.embedding_and_head", 3.3e9, 0.02, "Qwen3 report"),
-    Claim("active.no_input_embedding", 3.042e9, 0.001, "released weights"),
+    PublishedNumber("total", 30.532e9, 0.001, "released weights"),
+    PublishedNumber("total", 30.5e9, 0.002, "Qwen3 report"),
+    PublishedNumber("active.embedding_and_head", 3.3e9, 0.02, "Qwen3 report"),
+    PublishedNumber("active.no_input_embedding", 3.042e9, 0.001, "released weights"),
 )
 
 

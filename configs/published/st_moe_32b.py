@@ -7,11 +7,11 @@ from ml_collections import ConfigDict
 from moe_jax.configs import common
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 269e9, 0.001, "ST-MoE table 11"),
-    Claim("flops_per_sequence.kaplan", 20.2e12, 0.006, "ST-MoE table 11"),
+    PublishedNumber("total", 269e9, 0.001, "ST-MoE table 11"),
+    PublishedNumber("flops_per_sequence.kaplan", 20.2e12, 0.006, "ST-MoE table 11"),
 )
 
 

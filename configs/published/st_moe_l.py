@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 from moe_jax.configs import common
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 4.1e9, 0.005, "ST-MoE table 11"),
-    Claim(
+    PublishedNumber("total", 4.1e9, 0.005, "ST-MoE table 11"),
+    PublishedNumber(
         "flops_per_sequence.kaplan",
         645e9,
         0.005,

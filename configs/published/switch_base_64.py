@@ -6,11 +6,11 @@ Table 9 prints gated layers of 2048, the released configuration plain ones of 30
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 3.8e9, 0.01, "Switch table 7"),
-    Claim("flops_per_sequence.kaplan", 124e9, 0.005, "Switch table 9"),
+    PublishedNumber("total", 3.8e9, 0.01, "Switch table 7"),
+    PublishedNumber("flops_per_sequence.kaplan", 124e9, 0.005, "Switch table 9"),
 )
 
 

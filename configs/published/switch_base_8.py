@@ -6,9 +6,9 @@ Table 9 prints gated layers of 2048, the released configuration plain ones of 30
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
-PUBLISHED = (Claim("flops_per_sequence.kaplan", 124e9, 0.005, "Switch table 9"),)
+PUBLISHED = (PublishedNumber("flops_per_sequence.kaplan", 124e9, 0.005, "Switch table 9"),)
 
 
 def get_config() -> ConfigDict:

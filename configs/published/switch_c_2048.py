@@ -6,11 +6,11 @@ Table 9 prints 32 heads; the released configuration has 30.
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 1571e9, 0.001, "Switch table 9"),
-    Claim(
+    PublishedNumber("total", 1571e9, 0.001, "Switch table 9"),
+    PublishedNumber(
         "flops_per_sequence.kaplan",
         890e9,
         0.005,

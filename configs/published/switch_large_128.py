@@ -7,11 +7,11 @@ give the printed 26B and 425G and are used here.
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 26e9, 0.02, "Switch table 9"),
-    Claim("flops_per_sequence.kaplan", 425e9, 0.005, "Switch table 9"),
+    PublishedNumber("total", 26e9, 0.02, "Switch table 9"),
+    PublishedNumber("flops_per_sequence.kaplan", 425e9, 0.005, "Switch table 9"),
 )
 
 

@@ -7,11 +7,11 @@ checkpoint.
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 395e9, 0.002, "Switch table 9"),
-    Claim("flops_per_sequence.kaplan", 6.3e12, 0.008, "Switch table 9"),
+    PublishedNumber("total", 395e9, 0.002, "Switch table 9"),
+    PublishedNumber("flops_per_sequence.kaplan", 6.3e12, 0.008, "Switch table 9"),
 )
 
 

@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 739e6, 0.003, "Switch table 9"),
-    Claim("flops_per_sequence.kaplan", 425e9, 0.005, "Switch table 9"),
+    PublishedNumber("total", 739e6, 0.003, "Switch table 9"),
+    PublishedNumber("flops_per_sequence.kaplan", 425e9, 0.005, "Switch table 9"),
 )
 
 

@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    Claim("total", 11e9, 0.02, "Switch table 9"),
-    Claim("flops_per_sequence.kaplan", 6.3e12, 0.008, "Switch table 9"),
+    PublishedNumber("total", 11e9, 0.02, "Switch table 9"),
+    PublishedNumber("flops_per_sequence.kaplan", 6.3e12, 0.008, "Switch table 9"),
 )
 
 

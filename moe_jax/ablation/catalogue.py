@@ -19,7 +19,7 @@ _MARK = "ABLATION = "
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """An ablation and its file.
 
     Attributes:
@@ -41,7 +41,7 @@ class Result:
         records: Lines of ``results.jsonl``.
     """
 
-    entry: Entry
+    entry: CatalogueEntry
     folder: Path
     records: list[dict[str, Any]]
 
@@ -82,13 +82,13 @@ def load(file: Path) -> Ablation:
     return module.ABLATION
 
 
-def entries(root: Path = EXPERIMENTS) -> list[Entry]:
+def entries(root: Path = EXPERIMENTS) -> list[CatalogueEntry]:
     """Returns the ablations of ``root/*/*.py``, in the order of their files."""
     files = [path for path in sorted(root.glob("*/*.py")) if _MARK in path.read_text()]
-    return [Entry(path.relative_to(root.parent), load(path)) for path in files]
+    return [CatalogueEntry(path.relative_to(root.parent), load(path)) for path in files]
 
 
-def results(found: Iterable[Entry], folder: Path = RESULTS) -> list[Result]:
+def results(found: Iterable[CatalogueEntry], folder: Path = RESULTS) -> list[Result]:
     """Returns the results in ``folder/NAME`` and its subfolders, in the order of the ablations."""
     return [
         Result(entry, path.parent.relative_to(folder), records)

@@ -17,7 +17,7 @@ from pathlib import Path
 import jinja2
 
 from moe_jax.ablation.ablation import Ablation, Claim
-from moe_jax.ablation.catalogue import RESULTS, Entry, Result, results
+from moe_jax.ablation.catalogue import RESULTS, CatalogueEntry, Result, results
 from moe_jax.ablation.figures import NAMES
 from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of
 from moe_jax.ablation.verdicts import MISSING
@@ -99,7 +99,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class IndexSection:
     """One ablation at one scale.
 
     Attributes:
@@ -129,16 +129,16 @@ class Section:
     figures: tuple[str, ...]
 
 
-def sections(found: Iterable[Result], folder: Path = RESULTS) -> list[Section]:
+def sections(found: Iterable[Result], folder: Path = RESULTS) -> list[IndexSection]:
     """Returns the section of each result; ``folder`` holds the figures."""
     return [_section(result, folder) for result in found]
 
 
-def _section(result: Result, folder: Path) -> Section:
+def _section(result: Result, folder: Path) -> IndexSection:
     ablation, records = result.entry.ablation, result.records
     report = folder / result.folder
     warnings = few_seeds(ablation, records) + ([_OUTDATED] if result.outdated else [])
-    return Section(
+    return IndexSection(
         title=ablation.title,
         folder=result.folder.as_posix(),
         command=result.command,
@@ -166,7 +166,7 @@ def _rows(ablation: Ablation, records: Sequence[dict]) -> tuple[Row, ...]:
     return tuple(row(claim) for claim in ablation.claims)
 
 
-def summary(shown: Iterable[Section]) -> str:
+def summary(shown: Iterable[IndexSection]) -> str:
     """Returns the number of claims with each verdict, in words."""
     counts = collections.Counter(row.verdict for section in shown for row in section.rows)
     total = sum(counts.values())
@@ -174,13 +174,13 @@ def summary(shown: Iterable[Section]) -> str:
     return f"{total} claims: {parts}." if total else "No result is committed yet."
 
 
-def waiting(every: Iterable[Entry], found: Iterable[Result]) -> list[Entry]:
+def waiting(every: Iterable[CatalogueEntry], found: Iterable[Result]) -> list[CatalogueEntry]:
     """Returns the ablations without a result."""
     done = {result.entry.file for result in found}
     return [entry for entry in every if entry.file not in done]
 
 
-def claims(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
+def claims(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str:
     """Returns every claim by ablation, for ``docs/results.md``."""
     lines = [summary(shown), ""]
     lines += [line for section in shown for line in _section_lines(section)]
@@ -191,7 +191,7 @@ def claims(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def _section_lines(section: Section) -> list[str]:
+def _section_lines(section: IndexSection) -> list[str]:
     link = f"../experiments/results/{section.folder}/{_REPORT}"
     about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of runs:"
     remarks = [line for text in (*section.warnings, *section.notes) for line in (text, "")]
@@ -206,7 +206,7 @@ def _section_lines(section: Section) -> list[str]:
     ]
 
 
-def chosen(shown: Sequence[Section]) -> str:
+def chosen(shown: Sequence[IndexSection]) -> str:
     """Returns the claims of ``CHOSEN`` that have a result, for ``README.md``."""
     rows = {
         (section.folder, row.claim): (section, row) for section in shown for row in section.rows
@@ -220,7 +220,7 @@ def chosen(shown: Sequence[Section]) -> str:
     return "\n".join([summary(shown), "", *([*header, *lines, ""] if lines else [])])
 
 
-def _chosen_line(sentence: str, section: Section, row: Row) -> str:
+def _chosen_line(sentence: str, section: IndexSection, row: Row) -> str:
     link = f"experiments/results/{section.folder}/{_REPORT}"
     return f"| [{sentence}]({link}) | {row.published} | {row.measured} | {row.verdict} |"
 
@@ -229,7 +229,7 @@ def _line(row: Row) -> str:
     return f"| {row.claim} | `{row.effect}` | {row.published} | {row.measured} | {row.verdict} |"
 
 
-def page(shown: Sequence[Section], rest: Sequence[Entry]) -> str:
+def page(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str:
     """Returns the page as HTML; it loads nothing from other hosts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -259,7 +259,7 @@ def put(page: str, text: str, name: Path) -> str:
     return f"{before}{begin}\n{text}{end}{after}"
 
 
-def made(every: Sequence[Entry], folder: Path, root: Path) -> dict[Path, str]:
+def made(every: Sequence[CatalogueEntry], folder: Path, root: Path) -> dict[Path, str]:
     """Returns the text of every file that is written from the results.
 
     Args:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from moe_jax import signals
 from moe_jax.ablation.ablation import Ablation
-from moe_jax.ablation.shares import Place, graphics_cards
+from moe_jax.ablation.shares import MachineShare, graphics_cards
 from moe_jax.config.experiment import Experiment
 from moe_jax.counting import Cost, count
 from moe_jax.errors import ConfigError, TrainingError
@@ -238,9 +238,9 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     if not missing:
         return
     cards = graphics_cards()
-    places: queue.Queue[Place] = queue.Queue()
+    places: queue.Queue[MachineShare] = queue.Queue()
     for index in range(side_by_side):
-        places.put(Place(index, side_by_side, cards))
+        places.put(MachineShare(index, side_by_side, cards))
     children = _Children()
 
     def one(run: Run) -> None:
@@ -313,7 +313,7 @@ class _Children:
             process.kill()
 
 
-def _train(run: Run, file: Path, place: Place, children: _Children) -> None:
+def _train(run: Run, file: Path, place: MachineShare, children: _Children) -> None:
     _wait_for(run, children)
     if run.ended:
         return

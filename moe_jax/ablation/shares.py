@@ -12,7 +12,7 @@ _ON_DEMAND = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class MachineShare:
     """One of several shares of the machine.
 
     Attributes:

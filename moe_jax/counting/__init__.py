@@ -1,7 +1,7 @@
 """Counts of parameters and FLOPs without allocation, published numbers, and scaling laws."""
 
-from moe_jax.counting.claims import Claim, record
+from moe_jax.counting.claims import PublishedNumber, record
 from moe_jax.counting.count import Cost, count
 from moe_jax.models.config import Tokens
 
-__all__ = ["Claim", "Cost", "Tokens", "count", "record"]
+__all__ = ["PublishedNumber", "Cost", "Tokens", "count", "record"]

@@ -10,7 +10,7 @@ from moe_jax.models.config import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class PublishedNumber:
     """One published number.
 
     Attributes:

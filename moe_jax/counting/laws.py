@@ -308,7 +308,7 @@ def saving(budget: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedOptimum:
     """A row of table 2 of Krajewski et al. 2024: a compute-optimal model of 64 experts.
 
     Attributes:
@@ -336,11 +336,11 @@ class Published:
 
 
 PUBLISHED = (
-    Published(100e6, 4.37e9, 8, 2.95e18, 3.133),
-    Published(1e9, 28.94e9, 16, 1.93e20, 2.491),
-    Published(3e9, 72.9e9, 16, 1.41e21, 2.245),
-    Published(7e9, 137.6e9, 32, 6.46e21, 2.076),
-    Published(70e9, 941e9, 32, 4.16e23, 1.694),
-    Published(300e9, 2.96e12, 64, 5.69e24, 1.503),
-    Published(1e12, 7.94e12, 64, 4.97e25, 1.367),
+    PublishedOptimum(100e6, 4.37e9, 8, 2.95e18, 3.133),
+    PublishedOptimum(1e9, 28.94e9, 16, 1.93e20, 2.491),
+    PublishedOptimum(3e9, 72.9e9, 16, 1.41e21, 2.245),
+    PublishedOptimum(7e9, 137.6e9, 32, 6.46e21, 2.076),
+    PublishedOptimum(70e9, 941e9, 32, 4.16e23, 1.694),
+    PublishedOptimum(300e9, 2.96e12, 64, 5.69e24, 1.503),
+    PublishedOptimum(1e12, 7.94e12, 64, 4.97e25, 1.367),
 )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build
-from moe_jax.counting.claims import Claim, record
+from moe_jax.counting.claims import PublishedNumber, record
 from moe_jax.errors import ConfigError
 
 _HEADER = """# Published models, counted
@@ -33,7 +33,7 @@ modules of each config in `configs/published`. The command
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A config file of a published model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Published:
 
     name: str
     config: ConfigDict
-    claims: tuple[Claim, ...]
+    claims: tuple[PublishedNumber, ...]
 
     def experiment(self) -> Experiment:
         """Returns the typed configuration."""
@@ -56,7 +56,7 @@ class Published:
         return record(experiment.model, experiment.vocab_size, experiment.sequence)
 
 
-def load(path: Path) -> Published:
+def load(path: Path) -> PublishedModel:
     """Returns the published model of one config file.
 
     Raises:
@@ -72,10 +72,10 @@ def load(path: Path) -> Published:
             raise ConfigError(
                 f"{path} has no {name}: a published model needs get_config and PUBLISHED"
             )
-    return Published(path.stem, module.get_config(), module.PUBLISHED)
+    return PublishedModel(path.stem, module.get_config(), module.PUBLISHED)
 
 
-def load_all(folder: Path) -> Iterator[Published]:
+def load_all(folder: Path) -> Iterator[PublishedModel]:
     """Yields the published model of every config file in a folder, in the order of the names.
 
     Raises:
@@ -93,7 +93,7 @@ def table(folder: Path) -> str:
     return _HEADER + "\n".join(rows) + "\n"
 
 
-def _rows(published: Published) -> Iterator[str]:
+def _rows(published: PublishedModel) -> Iterator[str]:
     found = published.record()
     if not published.claims:
         yield f"| `{published.name}` | total | – | {_short(found['total'])} | – | not printed |"

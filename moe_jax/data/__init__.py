@@ -3,7 +3,7 @@
 from moe_jax.data.baselines import baselines, best_possible_loss
 from moe_jax.data.config import DataConfig, MixtureConfig
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
-from moe_jax.data.mixture import Mixture, MixtureSource, make_mixture
+from moe_jax.data.mixture import MarkovLanguages, MixtureSource, make_mixture
 from moe_jax.data.rows import prepare_rows
 from moe_jax.data.sentinels import WithSentinels
 from moe_jax.data.sources import Contents, Source, check_source, open_source, read_contents
@@ -26,7 +26,7 @@ __all__ = [
     "Bytes",
     "Contents",
     "DataConfig",
-    "Mixture",
+    "MarkovLanguages",
     "MixtureConfig",
     "MixtureSource",
     "SentencePiece",

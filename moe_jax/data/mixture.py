@@ -18,7 +18,7 @@ _FIRST_SYMBOL = ord("!")
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
+class MarkovLanguages:
     """Markov languages with a uniform prior.
 
     Attributes:
@@ -72,7 +72,7 @@ class Mixture:
         return float(least - np.log(np.mean(np.exp(least - nll))))
 
 
-def make_mixture(config: MixtureConfig) -> Mixture:
+def make_mixture(config: MixtureConfig) -> MarkovLanguages:
     """Draws the languages of ``config``; the same config always gives the same languages."""
     rng = np.random.default_rng([config.seed, 0])
     shape = (config.num_languages, config.num_symbols)
@@ -80,7 +80,7 @@ def make_mixture(config: MixtureConfig) -> Mixture:
     # A small uniform share keeps every chain ergodic, so the stationary distribution is unique.
     transitions = 0.99 * transitions + 0.01 / config.num_symbols
     initial = np.stack([_stationary(matrix) for matrix in transitions])
-    return Mixture(transitions, initial, config.document_length)
+    return MarkovLanguages(transitions, initial, config.document_length)
 
 
 def symbols_to_text(symbols: np.ndarray) -> str:
@@ -120,7 +120,7 @@ class MixtureSource:
     split: str
 
     @functools.cached_property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> MarkovLanguages:
         """Languages of the mixture."""
         return make_mixture(self.config)
 

@@ -15,7 +15,7 @@ from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import description, families_of
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.run import workdir
-from moe_jax.run.predecessors import Finished
+from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.released import remembered
 from moe_jax.training.checkpoint import latest_step
 
@@ -46,7 +46,7 @@ def open_trained(folder: Path | str, family: str = "") -> Imported:
         mesh.resolve(jax.device_count())
     except ConfigError:
         mesh = MeshConfig()
-    run = Finished("--input", folder, experiment, tokenizer)
+    run = FinishedRun("--input", folder, experiment, tokenizer)
     graph, state = run.weights(make_mesh(mesh))
     model = nnx.merge(graph, state.params, state.router_state)
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)

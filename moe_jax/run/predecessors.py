@@ -26,7 +26,7 @@ from moe_jax.training.transplant import WEIGHTS, Transplant, check_all, shared, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -82,8 +82,8 @@ class Sources:
         teacher: Run whose distribution the new run learns.
     """
 
-    start: Finished | Released | None = None
-    teacher: Finished | None = None
+    start: FinishedRun | Released | None = None
+    teacher: FinishedRun | None = None
 
     @property
     def identities(self) -> dict[str, str]:
@@ -136,7 +136,7 @@ def open_sources(experiment: Experiment, folder: Path) -> Sources:
     return Sources(start, teacher)
 
 
-def open_finished(setting: str, folder: str) -> Finished:
+def open_finished(setting: str, folder: str) -> FinishedRun:
     """Opens a finished run for reading, without loading weights.
 
     Raises:
@@ -154,10 +154,10 @@ def open_finished(setting: str, folder: str) -> Finished:
         tokenizer = data.load_tokenizer(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{setting}={folder}: its tokenizer cannot be read: {error}") from error
-    return Finished(setting, path, experiment, tokenizer)
+    return FinishedRun(setting, path, experiment, tokenizer)
 
 
-def _open_start(experiment: Experiment) -> Finished | Released:
+def _open_start(experiment: Experiment) -> FinishedRun | Released:
     setting, folder = "training.start_from", experiment.training.start_from
     if is_released(folder):
         released = open_released(folder, experiment)
@@ -172,7 +172,7 @@ def _open_start(experiment: Experiment) -> Finished | Released:
     return run
 
 
-def _check_one_tokenizer(start: Finished | Released | None, teacher: Finished) -> None:
+def _check_one_tokenizer(start: FinishedRun | Released | None, teacher: FinishedRun) -> None:
     if start is None or start.tokenizer is None:
         return
     if not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
@@ -183,7 +183,7 @@ def _check_one_tokenizer(start: Finished | Released | None, teacher: Finished) -
 
 
 def _check_tokenizer(
-    experiment: Experiment, run: Finished | Released, theirs: data.DataConfig
+    experiment: Experiment, run: FinishedRun | Released, theirs: data.DataConfig
 ) -> None:
     """Rejects a source whose tokenizer contradicts the settings; a source may have none."""
     if run.tokenizer is None:
@@ -204,7 +204,7 @@ def _check_weights(
         raise ConfigError(f"{source} shares no weights with this model")
 
 
-def _check_teacher(experiment: Experiment, run: Finished) -> None:
+def _check_teacher(experiment: Experiment, run: FinishedRun) -> None:
     model = run.experiment.model
     if type(model) is not type(experiment.model):
         raise ConfigError(
@@ -222,12 +222,12 @@ def _check_teacher(experiment: Experiment, run: Finished) -> None:
         raise ConfigError(f"{run.setting}={run.folder}: {error}") from error
 
 
-def _teacher(run: Finished, mesh: Mesh) -> Teacher:
+def _teacher(run: FinishedRun, mesh: Mesh) -> Teacher:
     graph, state = run.weights(mesh)
     return Teacher(graph, state.params, state.router_state)
 
 
-def _first_state(session: Session, run: Finished | Released) -> TrainState:
+def _first_state(session: Session, run: FinishedRun | Released) -> TrainState:
     if isinstance(run, Released):
         model, source = run.found.config, run.weights(session.mesh)
     else:

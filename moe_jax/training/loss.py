@@ -15,7 +15,7 @@ from moe_jax.parallel import over_batch
 Array = jax.Array
 
 
-class Head(Protocol):
+class VocabularyHead(Protocol):
     """A module that maps hidden states to logits."""
 
     def logits(self, hidden: Array) -> Array:
@@ -24,7 +24,7 @@ class Head(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class TokenScores:
     """The scores of a model for every token.
 
     Attributes:
@@ -42,7 +42,7 @@ class Scored:
     distillation: Array | None = None
 
 
-def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Scored:
+def score_tokens(head: VocabularyHead, hidden: Array, targets: Array, *, chunk: int) -> TokenScores:
     """Returns the scores of every token.
 
     Args:
@@ -56,12 +56,17 @@ def score_tokens(head: Head, hidden: Array, targets: Array, *, chunk: int) -> Sc
 
 
 def distil_tokens(
-    heads: tuple[Head, Head], hidden: Array, targets: Array, teacher_hidden: Array, *, chunk: int
-) -> Scored:
+    heads: tuple[VocabularyHead, VocabularyHead],
+    hidden: Array,
+    targets: Array,
+    teacher_hidden: Array,
+    *,
+    chunk: int,
+) -> TokenScores:
     """Returns the student's scores of every token, against the targets and against the teacher.
 
     Args:
-        heads: Head of the student and head of the teacher.
+        heads: Heads of the student and of the teacher.
         hidden: Hidden states ``(B, L, M)`` of the student.
         targets: Target tokens ``(B, L)`` int32.
         teacher_hidden: Hidden states ``(B, L, M')`` of the teacher, which get no gradient.
@@ -92,8 +97,11 @@ def _in_chunks(score: Callable[..., Any], chunk: int, module: Any, *arrays: Arra
 
 
 def _distil(
-    heads: tuple[Head, Head], hidden: Array, targets: Array, teacher_hidden: Array
-) -> Scored:
+    heads: tuple[VocabularyHead, VocabularyHead],
+    hidden: Array,
+    targets: Array,
+    teacher_hidden: Array,
+) -> TokenScores:
     student, teacher = heads
     logits = student.logits(hidden)
     scored = _score_logits(logits, targets)
@@ -101,16 +109,16 @@ def _distil(
     return dataclasses.replace(scored, distillation=scored.log_z - (wanted * logits).sum(-1))
 
 
-def _score(head: Head, hidden: Array, targets: Array) -> Scored:
+def _score(head: VocabularyHead, hidden: Array, targets: Array) -> TokenScores:
     return _score_logits(head.logits(hidden), targets)
 
 
-def _score_logits(logits: Array, targets: Array) -> Scored:
+def _score_logits(logits: Array, targets: Array) -> TokenScores:
     # A masked sum replaces a gather: it fuses, and its transpose is not a scatter.
     chosen = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     target = jnp.where(chosen, logits, 0.0).sum(-1)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    return Scored(log_z - target, log_z, _greedy(jax.lax.stop_gradient(logits)) == targets)
+    return TokenScores(log_z - target, log_z, _greedy(jax.lax.stop_gradient(logits)) == targets)
 
 
 def _greedy(logits: Array) -> Array:

@@ -22,7 +22,7 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
-from moe_jax.training.loss import Scored, distil_tokens, score_tokens
+from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.state import TrainState, all_finite, split_model
 
 Array = jax.Array
@@ -247,7 +247,9 @@ class Objective:
         layers = tuple(_layer(aux, share) for aux, share in weighted)
         return losses, layers, tuple(aux.choices for aux in reading.reports)
 
-    def _scored(self, model: Model, hidden: Array, part: Batch, teacher: Teacher | None) -> Scored:
+    def _scored(
+        self, model: Model, hidden: Array, part: Batch, teacher: Teacher | None
+    ) -> TokenScores:
         head, targets, chunk = model.embedding, part["targets"], self.loss_chunk
         if teacher is None:
             return score_tokens(head, hidden, targets, chunk=chunk)

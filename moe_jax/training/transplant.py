@@ -22,7 +22,7 @@ _SPARSE = re.compile(r"/feed_forward/(experts|router)/")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class WeightPath:
     """The location of one layer's array in a state.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
 
 
 @functools.lru_cache
-def places(model: models.ModelConfig) -> Mapping[str, Place]:
+def places(model: models.ModelConfig) -> Mapping[str, WeightPath]:
     """Returns the location of each layer's weights, by a name that does not depend on scans.
 
     If a scan repeats a pattern of two blocks twice, ``params/layers/parts/0/1/attention/query``
@@ -47,7 +47,7 @@ def places(model: models.ModelConfig) -> Mapping[str, Place]:
     for path, stored in models.stored(abstract).items():
         tree = "params" if stored.path in learnt else "router_state"
         leaf, name = ("/".join(map(str, (tree, *keys))) for keys in (stored.path, path))
-        locations[name] = Place(leaf, stored.entry)
+        locations[name] = WeightPath(leaf, stored.entry)
     return locations
 
 
@@ -61,7 +61,7 @@ class Weights:
     """
 
     leaves: Mapping[str, Any]
-    places: Mapping[str, Place]
+    places: Mapping[str, WeightPath]
 
     @property
     def types(self) -> dict[str, str]:

@@ -9,9 +9,9 @@ from moe_jax.transport.slots import InSlots
 from moe_jax.transport.table import (
     TABLE,
     AnyWidthExchangeName,
-    Cost,
     ExchangeName,
     Implementation,
+    TransportCost,
     TransportName,
     check,
     implementation,
@@ -20,7 +20,7 @@ from moe_jax.transport.table import (
 __all__ = [
     "TABLE",
     "AnyWidthExchangeName",
-    "Cost",
+    "TransportCost",
     "Dispatch",
     "Einsum",
     "ExchangeName",

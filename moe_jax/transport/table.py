@@ -34,7 +34,7 @@ from moe_jax.transport.slots import InSlots
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class TransportCost:
     """The computation and the communication of an implementation.
 
     Attributes:
@@ -66,7 +66,7 @@ class Implementation:
     exchange: str
     dispatch: Dispatch
     requires: tuple[Requirement, ...] = ()
-    cost: Cost = Cost()
+    cost: TransportCost = TransportCost()
 
     def unmet(self, facts: Facts) -> Requirement | None:
         """Returns the first requirement that does not hold, or ``None``."""
@@ -79,12 +79,16 @@ _VISITS = (SLOT_TABLE, SAME_WIDTH, *_NO_OUTPUTS_BY_SLOT)
 
 # The rows are in order of preference: a message suggests the first row that fits the layer.
 TABLE: tuple[Implementation, ...] = (
-    Implementation("ragged", "gspmd", Ragged(), _BLOCKS, Cost(computes="choices", sends="nothing")),
-    Implementation("gather", "ring", Ring(), _VISITS, Cost(sends="tokens")),
+    Implementation(
+        "ragged", "gspmd", Ragged(), _BLOCKS, TransportCost(computes="choices", sends="nothing")
+    ),
+    Implementation("gather", "ring", Ring(), _VISITS, TransportCost(sends="tokens")),
     Implementation("gather", "gspmd", InSlots(Gather(), GSPMD), (SLOT_TABLE,)),
     Implementation("gather", "all_to_all", InSlots(Gather(), ALL_TO_ALL), (SLOT_TABLE,)),
-    Implementation("einsum", "gspmd", InSlots(Einsum(), GSPMD), (), Cost(products=True)),
-    Implementation("einsum", "all_to_all", InSlots(Einsum(), ALL_TO_ALL), (), Cost(products=True)),
+    Implementation("einsum", "gspmd", InSlots(Einsum(), GSPMD), (), TransportCost(products=True)),
+    Implementation(
+        "einsum", "all_to_all", InSlots(Einsum(), ALL_TO_ALL), (), TransportCost(products=True)
+    ),
 )
 
 if TYPE_CHECKING:

@@ -6,15 +6,23 @@ from pathlib import Path
 import pytest
 
 from moe_jax.ablation import index
-from moe_jax.ablation.catalogue import RESULTS, Entry, Result, command_of, entries, read, results
+from moe_jax.ablation.catalogue import (
+    RESULTS,
+    CatalogueEntry,
+    Result,
+    command_of,
+    entries,
+    read,
+    results,
+)
 from moe_jax.ablation.derived import DERIVED
 from moe_jax.ablation.index import BEGIN, CHOSEN, CLAIMS, END, README, ROOT, made, outdated, put
 from moe_jax.ablation.records import METRICS
 from moe_jax.errors import ConfigError
 from tests.ablation.records import FULL, records
 
-ENTRY = Entry(Path("experiments/paper/full.py"), FULL)
-OTHER = Entry(
+ENTRY = CatalogueEntry(Path("experiments/paper/full.py"), FULL)
+OTHER = CatalogueEntry(
     Path("experiments/paper/other.py"), dataclasses.replace(FULL, name="other", title="Other")
 )
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moe_jax.ablation.shares import Place, graphics_cards
+from moe_jax.ablation.shares import MachineShare, graphics_cards
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from moe_jax.ablation.shares import Place, graphics_cards
     ],
 )
 def test_runs_share_the_cards(places, cards, visible):
-    took = [taken(Place(index, places, cards), "gpu") for index in range(places)]
+    took = [taken(MachineShare(index, places, cards), "gpu") for index in range(places)]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in took] == visible
     shared = 0 < len(cards) < places
     assert {each.get("XLA_PYTHON_CLIENT_PREALLOCATE") for each in took} == (
@@ -35,10 +35,10 @@ def test_runs_share_the_cards(places, cards, visible):
 
 
 def test_runs_at_the_scale_of_cpus_take_no_card():
-    assert taken(Place(1, 2, ["0"]), "cpu") == {"JAX_PLATFORMS": "cpu"}
+    assert taken(MachineShare(1, 2, ["0"]), "cpu") == {"JAX_PLATFORMS": "cpu"}
 
 
-def taken(place: Place, scale: str) -> dict[str, str]:
+def taken(place: MachineShare, scale: str) -> dict[str, str]:
     """Takes a place in a thread of its own, which alone is bound to cores."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(place.take, scale).result()
@@ -46,12 +46,12 @@ def taken(place: Place, scale: str) -> dict[str, str]:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no threads")
 def test_places_share_all_cores_and_nothing_twice():
-    def cores(place: Place) -> set[int]:
+    def cores(place: MachineShare) -> set[int]:
         place.take("cpu")
         return os.sched_getaffinity(0)
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = (pool.submit(cores, Place(index, 2)).result() for index in (0, 1))
+        first, second = (pool.submit(cores, MachineShare(index, 2)).result() for index in (0, 1))
     mine = os.sched_getaffinity(0)
     assert first | second == mine
     assert len(mine) == 1 or not first & second

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.counting import Claim
+from moe_jax.counting import PublishedNumber
 from moe_jax.counting.published import load, load_all, table
 from moe_jax.errors import ConfigError
 
@@ -63,7 +63,7 @@ def test_the_committed_table_is_current():
 
 
 def test_a_claim_by_hand():
-    claim = Claim("active.no_input_embedding", 200.0, 0.01, "table 1")
+    claim = PublishedNumber("active.no_input_embedding", 200.0, 0.01, "table 1")
     assert claim.deviation({"active": {"no_input_embedding": 203}}) == pytest.approx(0.015)
     assert dataclasses.replace(claim, quantity="total").counted({"total": 7}) == 7
 

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from moe_jax.data import MixtureConfig, MixtureSource, make_mixture
-from moe_jax.data.mixture import Mixture, symbols_to_text, text_to_symbols
+from moe_jax.data.mixture import MarkovLanguages, symbols_to_text, text_to_symbols
 
 CONFIG = MixtureConfig(num_languages=3, num_symbols=8, document_length=400, num_documents=300)
 
 
 def test_two_state_chain_by_hand():
     transitions = np.array([[[0.9, 0.1], [0.5, 0.5]]])
-    mixture = Mixture(transitions, np.array([[5 / 6, 1 / 6]]), document_length=3)
+    mixture = MarkovLanguages(transitions, np.array([[5 / 6, 1 / 6]]), document_length=3)
     rate = 5 / 6 * -(0.9 * np.log(0.9) + 0.1 * np.log(0.1)) + 1 / 6 * np.log(2)
     start = -(5 / 6 * np.log(5 / 6) + 1 / 6 * np.log(1 / 6))
     np.testing.assert_allclose(mixture.entropy_rates(), [rate])
@@ -19,7 +19,7 @@ def test_two_state_chain_by_hand():
 
 def test_bayes_nll_of_two_languages_by_hand():
     transitions = np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.2, 0.8], [0.5, 0.5]]])
-    mixture = Mixture(transitions, np.full((2, 2), 0.5), document_length=2)
+    mixture = MarkovLanguages(transitions, np.full((2, 2), 0.5), document_length=2)
     expected = -np.log(0.5 * (0.5 * 0.9) + 0.5 * (0.5 * 0.2))
     np.testing.assert_allclose(mixture.bayes_nll("!!"), expected)
 

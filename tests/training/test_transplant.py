@@ -14,8 +14,8 @@ from moe_jax.routing.presets import loss_free
 from moe_jax.training.state import named_leaves
 from moe_jax.training.transplant import (
     WEIGHTS,
-    Place,
     Transplant,
+    WeightPath,
     Weights,
     check_all,
     places,
@@ -60,7 +60,7 @@ def test_layers_have_names_that_do_not_depend_on_scanning():
     name = "params/layers/parts/0/1/feed_forward/router/kernel"
     assert shapes.leaves[name].shape == (2, 16, 8)
     found = shapes.places
-    assert found["params/layers/3/feed_forward/router/kernel"] == Place(name, 1)
+    assert found["params/layers/3/feed_forward/router/kernel"] == WeightPath(name, 1)
     assert found["params/embedding/table"].entry is None
     assert shapes.types == weight_shapes(UNROLLED, VOCAB).types
     first = {n for n in found if n.startswith("params/layers/0/")}

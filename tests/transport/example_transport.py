@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.routing import Plan
-from moe_jax.transport import Cost, Implementation
+from moe_jax.transport import Implementation, TransportCost
 from moe_jax.transport.requirements import ALL_EXPERTS_HERE, NO_DROPOUT, NO_MASK
 
 
@@ -28,5 +28,5 @@ LINE = Implementation(
     "gspmd",
     everywhere,
     (NO_DROPOUT, NO_MASK, ALL_EXPERTS_HERE),
-    Cost(products=True, sends="nothing"),
+    TransportCost(products=True, sends="nothing"),
 )

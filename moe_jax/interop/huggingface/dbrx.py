@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import known
-from moe_jax.interop.huggingface.entries import Entry, ExpertRows, Matrix, Rows, Same
+from moe_jax.interop.huggingface.entries import Entry, ExpertRows, Matrix, RowRange, Same
 from moe_jax.interop.huggingface.family import (
     ACTIVATIONS,
     Family,
@@ -117,7 +117,7 @@ def _entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"{both}.norm_1.weight", (f"{ours}.attention_norm.scale",), Same())
         yield Entry(f"{both}.norm_2.weight", (f"{ours}.feed_forward_norm.scale",), Same())
         fused = tuple(f"{ours}.attention.{name}" for name in ("query", "key", "value"))
-        yield Entry(f"{both}.attn.Wqkv.weight", fused, Rows())
+        yield Entry(f"{both}.attn.Wqkv.weight", fused, RowRange())
         yield Entry(f"{both}.attn.out_proj.weight", (f"{ours}.attention.output",), Matrix(2))
         yield Entry(f"{block}.ffn.router.layer.weight", (f"{inner}.router.kernel",), Matrix())
         mlp, experts = f"{block}.ffn.experts.mlp", f"{inner}.experts"

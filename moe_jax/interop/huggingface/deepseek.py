@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import known
-from moe_jax.interop.huggingface.entries import Entry, HeadRows, Matrix, Rows, Same, Whole
+from moe_jax.interop.huggingface.entries import Entry, HeadRows, Matrix, RowRange, Same, Whole
 from moe_jax.interop.huggingface.family import (
     GATED,
     Family,
@@ -211,7 +211,7 @@ def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
     else:
         yield Entry(f"{theirs}.q_proj.weight", (f"{ours}.query",), Matrix())
     down = (f"{ours}.down", f"{ours}.rotated")
-    yield Entry(f"{theirs}.kv_a_proj_with_mqa.weight", down, Rows())
+    yield Entry(f"{theirs}.kv_a_proj_with_mqa.weight", down, RowRange())
     yield Entry(f"{theirs}.kv_a_layernorm.weight", (f"{ours}.norm.scale",), Same())
     yield Entry(f"{theirs}.kv_b_proj.weight", (f"{ours}.key", f"{ours}.value"), HeadRows())
     yield Entry(f"{theirs}.o_proj.weight", (f"{ours}.output",), Matrix(2))

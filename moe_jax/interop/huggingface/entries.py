@@ -82,7 +82,7 @@ class Matrix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowRange:
     """The tensor concatenates the outputs of several matrices of one input."""
 
     def to_ours(self, tensor: Array, shapes: Shapes) -> list[Array]:
