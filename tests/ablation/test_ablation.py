@@ -8,8 +8,8 @@ import pytest
 
 from moe_jax import models
 from moe_jax.ablation.ablation import Claim, Finished
+from moe_jax.ablation.catalogue import load
 from moe_jax.ablation.runner import fingerprint, runs_of, to_train
-from moe_jax.cli.ablate import load
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.training.state import named_leaves

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 from moe_jax import data
 from moe_jax.ablation.ablation import Ablation
+from moe_jax.ablation.catalogue import load
 from moe_jax.ablation.runner import fingerprint
-from moe_jax.cli.ablate import load
 from moe_jax.config.experiment import Experiment
 from moe_jax.parallel import make_mesh
 from moe_jax.run import session
