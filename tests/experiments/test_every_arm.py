@@ -167,7 +167,7 @@ def first_state(opened: Session, optimizer: optax.GradientTransformation) -> Tra
     return dataclasses.replace(state, params=params, opt_state=optimizer.init(params))
 
 
-@pytest.mark.parametrize("place", sample([f"{name}-{arm}" for name, arm in ARMS], part=12))
+@pytest.mark.parametrize("place", sample([f"{name}-{arm}" for name, arm in ARMS], part=36))
 def test_an_arm_trains(place: str):
     name, arm = place.split("-", 1)
     experiment = small(ABLATIONS[name], arm)
