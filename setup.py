@@ -7,6 +7,7 @@ HF = ["tokenizers>=0.20"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 TEST = [
     "mypy>=1.15",
+    "setuptools>=77",  # builds the wheel that is tested
     "beartype>=0.22",  # checks the shapes in annotations
     "hypothesis>=6.100",
     "pytest>=8",

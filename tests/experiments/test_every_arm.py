@@ -91,10 +91,10 @@ def small(ablation: Ablation, arm: str) -> Experiment:
 
 
 def _has(config: ConfigDict, name: str) -> bool:
-    """Whether a setting is there; those of the other kind of model are ``None``."""
+    """Whether a setting is there; a config holds no settings of the other kind of model."""
     value = config
     for part in name.split("."):
-        value = None if value is None else value[part]
+        value = None if value is None else value.get(part)
     return value is not None
 
 

@@ -33,7 +33,9 @@ def test_the_layer_has_the_values_and_gradients_of_the_others():
     valid = jnp.arange(16).reshape(2, 8) % 5 > 0
 
     def results(transport):
-        config = MoEConfig(num_experts=4, group_size=8, router=router, transport=transport)
+        config = MoEConfig(
+            num_experts=4, expert_dim=6, group_size=8, router=router, transport=transport
+        )
         moe = MoE(config, FeedForwardConfig(4, 6), jax.random.key(0))
 
         def objective(moe, x):
