@@ -164,9 +164,9 @@ class Router(Ranged):
         """Routes one group of tokens, or several groups; all arguments but logits have defaults.
 
         Args:
-            logits: Logits ``(S, E)`` of one group or ``(G, S, E)`` of several. A router that reads
-                ``P`` logits per token and expert also takes ``(S, E, P)`` and ``(G, S, E, P)``;
-                without the axis ``P``, the further logits are zeros.
+            logits: Logits ``(S, E)`` of one group or ``(G, S, E)`` of several. With the ``P`` logits
+                that the router reads per token and expert, 1 for most, also ``(S, E, P)`` and
+                ``(G, S, E, P)``; without the axis ``P``, the further logits are zeros.
             capacity: ``C``, slots per expert. ``None`` computes it from the router's capacity
                 factor, for training if there is a key and for evaluation otherwise.
             valid: Mask ``(S,)`` or ``(G, S)``, False for padding; ``None`` means that no token is
@@ -215,7 +215,7 @@ class Router(Ranged):
         self, logits: Float[Array, "*shape"]
     ) -> Float[Array, "S E P"] | Float[Array, "G S E P"]:
         """Returns ``(S, E, P)`` or ``(G, S, E, P)``, with zeros for missing planes."""
-        of_one_group = logits.ndim == 3 and self.planes > 1 and logits.shape[-1] == self.planes
+        of_one_group = logits.ndim == 3 and logits.shape[-1] == self.planes
         if logits.ndim == 4 or of_one_group:
             return logits
         return jnp.pad(logits[..., None], [(0, 0)] * logits.ndim + [(0, self.planes - 1)])

@@ -377,3 +377,9 @@ def test_groups_are_routed_one_by_one():
     _same_plan(jax.tree.map(lambda x: x[1], plan), router(logits[1]))
     valid = np.arange(S) < np.array([[0], [3], [S]])
     assert router(logits, valid=valid).counts.valid.tolist() == [0, 3, S]
+
+
+def test_one_group_may_have_the_axis_of_its_single_logit():
+    logits = jnp.array([[2.0, 0.0], [1.0, 3.0]])
+    plain, with_axis = (preset("switch")(x) for x in (logits, logits[..., None]))
+    np.testing.assert_array_equal(with_axis.combine, plain.combine)
