@@ -164,9 +164,9 @@ class Router(Ranged):
         """Routes one group of tokens, or several groups; all arguments but logits have defaults.
 
         Args:
-            logits: Logits ``(S, E)`` of one group or ``(G, S, E)`` of several. With the ``P`` logits
-                that the router reads per token and expert, 1 for most, also ``(S, E, P)`` and
-                ``(G, S, E, P)``; without the axis ``P``, the further logits are zeros.
+            logits: Logits ``(S, E)`` of one group or ``(G, S, E)`` of several. With the ``P``
+                logits that the router reads per token and expert, 1 for most, also ``(S, E, P)``
+                and ``(G, S, E, P)``; without the axis ``P``, the further logits are zeros.
             capacity: ``C``, slots per expert. ``None`` computes it from the router's capacity
                 factor, for training if there is a key and for evaluation otherwise.
             valid: Mask ``(S,)`` or ``(G, S)``, False for padding; ``None`` means that no token is
