@@ -21,7 +21,7 @@ test: $(STAMP) lint
 
 # What `make test` leaves out: the rest of matrices, and the tests of tests/exhaustive.txt.
 exhaustive: $(STAMP)
-	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile -m exhaustive
+	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile -m exhaustive $(EXCEPT)
 
 # A part of the suite: routing, transport, collectives, checkpoints and a run. For another Python,
 # `make smoke VENV=.venv-smoke PYTHON=python3.13`.
