@@ -121,7 +121,7 @@ def _remove_leftovers(parent: Path, name: str) -> None:
     prefix = _prefix(name)
     for path in list(parent.glob(f"{prefix}*")):
         writer = path.name.removeprefix(prefix).partition(".")[0]
-        if not writer.isdigit() or _lives(int(writer)):
+        if not writer.isdigit() or lives(int(writer)):
             continue
         if path.suffix == ".old" and not (parent / name).exists():
             os.rename(path, parent / name)
@@ -129,11 +129,20 @@ def _remove_leftovers(parent: Path, name: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Whether a process of this machine still runs; one that has ended but has no reaper does not.
+
+    In a container whose first process is no init, an orphan stays in the process table as a zombie.
+    """
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:  # not Linux, or the process has ended since
+        return not Path("/proc/self/stat").exists()
+    # The fields are: id, name in parentheses (which may hold any character), state, ...
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")

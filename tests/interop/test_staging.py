@@ -11,7 +11,7 @@ import pytest
 
 from moe_jax import signals
 from moe_jax.errors import ConfigError
-from moe_jax.interop.staging import replaced, require_room
+from moe_jax.interop.staging import lives, replaced, require_room
 
 
 @pytest.fixture
@@ -115,3 +115,14 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"needs 1000000000.0 GB and its disk has .* GB free"):
         require_room(tmp_path / "a" / "b", 10**18)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_process_that_ended_without_a_reaper_does_not_live():
+    assert lives(os.getpid())
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    process.stdout.read()  # its end closes the pipe
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
+    os.kill(process.pid, 0)
+    assert not lives(process.pid)
+    process.wait()
+    assert not lives(process.pid)
