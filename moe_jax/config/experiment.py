@@ -20,16 +20,16 @@ from moe_jax.transport import check as check_transport
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Ranged):
-    """Training: its length, its losses, its logs and checkpoints, and the runs it builds on.
+    """Length, losses, logs and checkpoints of the training, and earlier runs that it uses.
 
     Attributes:
         steps: Number of optimizer steps.
         seed: Seed of the initial parameters and of all randomness in training.
-        microbatches: Number of parts into which a batch is split; the parts are computed one after
-            the other, which saves memory.
+        microbatches: Number of equal parts of a batch; their gradients are computed one after the
+            other and added up, which saves memory.
         loss_chunk: Number of positions whose logits are held in memory at once; 0 means all.
-        z_loss: Weight of the squared log-partition function of the head (T5: 1e-4).
-        lookahead_weight: Weight of the loss of tokens further ahead, with ``model.lookahead``
+        z_loss: Weight of the squared log-partition function of the output logits (T5: 1e-4).
+        lookahead_weight: Weight of the multi-token prediction loss, if ``model.lookahead`` is set
             (DeepSeek-V3: 0.3, later 0.1).
         max_skipped_updates: Number of non-finite updates in a row after which the run stops; such
             updates are skipped.
@@ -42,14 +42,14 @@ class TrainingConfig(Ranged):
             workdir.
         replay_routing: Folder ``routing/`` of another run, whose recorded choices the router
             ``forced`` repeats; "" means none.
-        start_from: Workdir of a finished run, or folder of a released or converted model, whose
-            weights and tokenizer this run starts from, with a new optimizer; "" means none. The
+        start_from: Workdir of a finished run, or folder of a released or converted model. This run
+            starts from its weights and tokenizer, with a new optimizer state; "" means none. The
             folder is read once. A released model also gives its configuration.
-        start_with: Weights that are taken from ``start_from``: ``all``, which must match this
-            model, or ``shared``, which are the weights of equal name and shape except experts and
-            routers (Switch, 2101.03961, section 4.2).
-        teacher: Workdir of a finished run, the teacher of a distillation, whose probabilities are
-            soft targets and whose tokenizer this run uses; "" means none.
+        start_with: Weights that are taken from ``start_from``: ``all`` (they must match this
+            model) or ``shared`` (weights of equal name and shape, except experts and routers;
+            Switch, 2101.03961, section 4.2).
+        teacher: Workdir of a finished run, the teacher of a distillation. Its probabilities are the
+            soft targets, and this run uses its tokenizer; "" means none.
         teacher_weight: Weight of the cross-entropy with the teacher's probabilities; the
             cross-entropy with the data has the weight ``1 - teacher_weight`` (Switch, table 6:
             0.25).

@@ -26,12 +26,12 @@ Density = Annotated[float, Range(0, 1, above=True, below=True)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spans(Ranged):
-    """Amount of noise in a text; the defaults are the values of T5 and Switch.
+    """Noise spans of span corruption; the defaults are the values of T5 and Switch.
 
     Attributes:
-        noise_density: Share of the tokens of a text that are noise, in (0, 1).
+        noise_density: Share of the tokens of a text that are cut out, in (0, 1).
         mean_span_length: Mean number of tokens in a noise span, at least 1.
-        sentinels: Number of sentinels, the ids above the ids of the tokenizer that mark the spans;
+        sentinels: Number of sentinels, which mark the spans and have the ids above the tokenizer's;
             ``<extra_id_0>`` is the highest id.
     """
 

@@ -50,7 +50,7 @@ class AttentionOverride(Ranged):
     """Settings of attention that differ in some layers.
 
     Attributes:
-        every: Period of the layers ``every-1, 2*every-1, ...``; 0 for ``layers`` alone.
+        every: Period of these layers: 2 selects the layers 1, 3, ...; 0 selects ``layers`` alone.
         layers: Indices of layers, from 0.
         rotary: False turns rotary positions off in these layers (NoPE).
         details: Details of attention in these layers, instead of the model's.
@@ -132,19 +132,20 @@ class ModelConfig(Ranged):
         gated: True for gated linear units in dense layers, and in experts unless ``moe.gated``
             differs.
         mlp_bias: True for biases in dense layers and experts.
-        mlp_limit: Limit of gated units; see ``moe_jax.nn.feed_forward.FeedForwardConfig``.
-        mlp_up_offset: Offset of gated units; see ``moe_jax.nn.feed_forward.FeedForwardConfig``.
+        mlp_limit: Bound on both factors of gated units (gpt-oss: 7); 0 disables clipping.
+        mlp_up_offset: Number added to the linear factor of gated units (gpt-oss: 1).
         positions: Encoding of the tokens' positions.
-        attention: Details of plain attention, or settings of latent attention.
+        attention: Options of multi-head attention, or sizes of DeepSeek's latent attention.
         attention_overrides: Attention settings of single layers; the first override that matches a
             layer applies.
-        attention_experts: Experts that project in self-attention, and their layers in every stack.
-        norm: Norm of every residual branch and of the output.
-        tie_embeddings: True if the head is the transposed embedding.
+        attention_experts: Experts that compute the queries, keys and values of self-attention.
+        norm: Norm of the input of every residual branch and of the output.
+        tie_embeddings: True uses the transposed embedding as the output projection.
         scale_embedding: True multiplies embeddings by ``sqrt(M)``.
-        scale_head: True divides the head's inputs by ``sqrt(M)`` (T5's tied head).
+        scale_head: True divides the inputs of the output projection by ``sqrt(M)`` (tied T5).
         dropout: Dropout rate of residual branches in training.
-        init_scale: Scale of the truncated normals (Switch, 2101.03961, section 2.4, uses 0.1).
+        init_scale: Scale ``s`` of the initial weights, truncated normals of variance ``s / fan-in``
+            (Switch, 2101.03961, section 2.4, uses 0.1).
         scan_layers: True compiles repeating layers once. Results are equal, except that Adafactor
             then clips and scales the stacked layers as one array.
         remat: Activations that the backward pass recomputes: ``none``, ``full`` (all), ``dots``

@@ -32,9 +32,9 @@ class DecoderConfig(ModelConfig):
     Attributes:
         num_layers: Number of dense and MoE layers together.
         moe: Settings of the mixture-of-experts layers.
-        lookahead: Number of modules that each predict one more token ahead, in training alone. A
-            module has one layer, equal to the last layer of the model (DeepSeek-V3, 2412.19437,
-            section 2.2).
+        lookahead: Number of multi-token prediction modules, each for one token further ahead; only
+            training uses them. A module has one layer, configured as the last layer of the model
+            (DeepSeek-V3, 2412.19437, section 2.2).
     """
 
     num_layers: Layers = 4

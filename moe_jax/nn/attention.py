@@ -25,7 +25,7 @@ _MASKED = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class Details(Ranged):
-    """Additions of published models to plain attention.
+    """Options of multi-head attention in published models.
 
     Attributes:
         qkv_bias: True adds biases to queries, keys and values.

@@ -27,14 +27,14 @@ from moe_jax.transport import AnyWidthExchangeName, TransportName
 
 @dataclasses.dataclass(frozen=True)
 class AttentionExpertsConfig(Ranged):
-    """Layers in which experts project the tokens of the self-attention, and their routing.
+    """Experts that compute the queries, keys and values of self-attention, and their router.
 
     Attributes:
-        every: Distance between layers with experts, which are the layers ``every-1, 2*every-1,
-            ...``; 0 means that no layer has experts in its attention.
+        every: Period of the layers with experts in attention: 2 selects the layers 1, 3, ...
+            (counted from 0), and 0 selects none.
         layers: Indices, from 0, of the layers with experts, instead of ``every``.
         num_experts: Number ``E`` of experts per layer.
-        group_size: Number ``S`` of tokens per group; each expert has its capacity in each group.
+        group_size: Number ``S`` of tokens per group; the capacity of an expert is per group.
         router: The router.
         transport: Movement of tokens within a device, see ``model.moe.transport``.
         exchange: Movement of tokens between devices, see ``model.moe.exchange``.

@@ -24,8 +24,8 @@ class Latent(Ranged):
     """Sizes of DeepSeek's latent attention (2405.04434, section 2.1.2).
 
     Attributes:
-        query_rank: Width of the latent of queries; 0 means that queries come from the token itself.
-        kv_rank: Width ``R`` of the latent of keys and values, which a cache holds in their place.
+        query_rank: Width of the latent vector of queries; 0 projects tokens to queries directly.
+        kv_rank: Width ``R`` of the latent vector of keys and values; the cache holds this vector.
         plain_dim: Number of features per head that are not rotated.
         rotary_dim: Number of features per head that are rotated; all heads share the rotated key.
         value_dim: Number of features of a value per head.

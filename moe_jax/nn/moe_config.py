@@ -47,28 +47,28 @@ class MoEConfig(Ranged):
     """Mixture-of-experts (MoE) layers: their indices, experts, router and transport.
 
     Attributes:
-        every: Distance between MoE layers, which are the layers ``every-1, 2*every-1, ...``: 1
-            makes every layer an MoE layer, 0 makes the model dense.
+        every: Period of MoE layers: 2 makes the layers 1, 3, ... (counted from 0) MoE layers, 1
+            all layers, and 0 none.
         last: Number of MoE layers among the layers that ``every`` selects, counted from the last
             layer (V-MoE's last-n); 0 selects all of them.
         layers: Indices, from 0, of the MoE layers, instead of ``every`` and ``last``.
         overrides: Settings of MoE layers whose router or experts differ.
         num_experts: Number ``E`` of experts per layer.
         expert_dim: Hidden width ``F`` of each expert.
-        expert_dims: Hidden widths for experts of several sizes, instead of ``expert_dim``: equally
-            many neighbouring experts have each width.
+        expert_dims: Hidden widths for experts of several sizes, instead of ``expert_dim``; an equal
+            number of consecutive experts has each width.
         gated: True makes experts gated linear units; ``None`` makes them like the dense layers.
-        group_size: Number ``S`` of tokens per group; each expert has its capacity in each group. A
+        group_size: Number ``S`` of tokens per group; the capacity of an expert is per group. A
             batch that does not divide into groups is padded.
         router: The router.
         transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
             ``gather`` indexes by the slot table, and ``ragged`` sorts the choices into blocks of
             one expert (dropless routing on a device that holds all experts).
-        exchange: Movement of tokens between the devices of groups and of experts: ``gspmd`` lets
-            XLA partition a transpose of the slots, ``all_to_all`` writes the same exchange with
-            ``shard_map``, and ``ring`` passes tokens from device to device (dropless routing
-            without many empty slots).
-        shared: The shared network, a dense network beside the experts.
+        exchange: Movement of tokens to the devices of their experts and back: ``gspmd`` lets XLA
+            partition a transpose of the slots, ``all_to_all`` is the same exchange in
+            ``shard_map``, and ``ring`` passes tokens from device to device (for dropless routing,
+            with few empty slots).
+        shared: Shared experts, which process every token.
         extra_dense: Position of a further dense sub-layer, ``before`` or ``after`` the experts
             (sparse-dense stacking, ST-MoE 2202.08906, appendix C).
         expert_dropout: Dropout rate of the experts' output in training (Switch, section 2.4).

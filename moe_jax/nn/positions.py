@@ -82,7 +82,7 @@ class Llama3Scaling(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling(Ranged):
-    """YaRN (Peng et al. 2023, 2309.00071, section 3): a ramp of scaling over the features.
+    """YaRN (Peng et al. 2023, 2309.00071, section 3): long wavelengths grow more than short ones.
 
     Attributes:
         factor: Factor by which the longest wavelengths grow.
@@ -91,7 +91,7 @@ class YarnScaling(Ranged):
             wavelength.
         beta_slow: Features that turn less often than this over the original length grow their
             wavelength by the whole factor.
-        truncate: True rounds the ends of the ramp to whole features.
+        truncate: True rounds the bounds of these two groups to whole features.
         attention_factor: Factor of sine and cosine; 0 selects ``0.1 log(factor) + 1``.
     """
 
@@ -138,8 +138,8 @@ class Rotary(Ranged):
         base: Base of the frequencies; the longest wavelength is about ``2 * pi * base``.
         interleaved: True rotates the features ``2i`` and ``2i+1`` as a pair, False the features
             ``i`` and ``i + D/2``.
-        scaling: Scaling of the frequencies for texts longer than in the first training; ``None``
-            means no scaling.
+        scaling: Scaling of the frequencies for texts longer than the texts of pre-training;
+            ``None`` means no scaling.
     """
 
     base: RotaryBase = 10000.0
@@ -154,8 +154,8 @@ class T5Relative(Ranged):
     Source: Raffel et al. 2019, 1910.10683.
 
     Attributes:
-        buckets: Number of buckets of distances, which are the rows of the table.
-        max_distance: Distance from which on all distances share a bucket.
+        buckets: Number of buckets of distances; a bucket has one bias per head.
+        max_distance: Distance beyond which all distances share the last bucket.
     """
 
     buckets: Buckets = 32

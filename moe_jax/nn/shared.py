@@ -19,22 +19,22 @@ from moe_jax.ranges import Chance, Natural, Ranged, Share, Weight
 
 @dataclasses.dataclass(frozen=True)
 class SharedConfig(Ranged):
-    """The shared network, which computes an output for every token beside the token's experts.
+    """Shared experts: one dense network that processes every token, beside the routed experts.
 
     Attributes:
-        hidden: Hidden width ``F`` of the network; 0 means that the layer has none. Several shared
-            experts are one network with the sum of their widths.
-        mix: Combination of the two outputs: ``sum`` adds the network's output (DeepSeekMoE's shared
-            experts, Llama 4); ``sigmoid`` first scales it by a learned gate (Qwen2-MoE);
+        hidden: Hidden width ``F`` of the network, the sum of the widths of all shared experts; 0
+            means that the layer has no shared expert.
+        mix: Combination of routed and shared output: ``sum`` adds them (DeepSeekMoE, Llama 4);
+            ``sigmoid`` first scales the shared output by a learned gate (Qwen2-MoE);
             ``softmax`` weights both outputs by two learned coefficients (residual MoE,
             DeepSpeed-MoE 2201.05596, section 4.1.1); ``conditional`` weights the experts by one
             learned gate ``g`` and the network by ``1 - g`` (NLLB's conditional MoE routing).
         gate_drop: Probability in training that the conditional gate of a token is 0 (NLLB's
             ``cmr_gate_drop``).
-        gate_target: Mean of the conditional gate over tokens that its loss aims at (NLLB's
+        gate_target: Target for the mean of the conditional gate over tokens (NLLB's
             ``cmr_gate_loss_p``).
-        gate_weight: Weight in the objective of the loss that pulls the mean of the conditional gate
-            towards ``gate_target`` (NLLB's ``cmr_gate_loss_wt``).
+        gate_weight: Weight of the loss that pulls the mean of the conditional gate towards
+            ``gate_target`` (NLLB's ``cmr_gate_loss_wt``).
     """
 
     hidden: Natural = 0

@@ -113,7 +113,7 @@ class Linear(Head):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Head):
-    """Products of projected tokens and unit expert embeddings (X-MoE, 2204.09179, section 3).
+    """Products of projected tokens and normalised expert embeddings (X-MoE, 2204.09179).
 
     Attributes:
         dim: Dimension ``D`` of the embeddings.
@@ -145,7 +145,7 @@ class Cosine(Head):
 
 @dataclasses.dataclass(frozen=True)
 class UnitSlots(Head):
-    """Products of unit tokens and learned unit slots, times a learned scale (2308.00951)."""
+    """Products of normalised tokens and normalised slots, times a learned scale (2308.00951)."""
 
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
         """Returns ``slots (M, E, P)`` and ``log_scale ()``; the scale is 1 at the start."""
@@ -167,7 +167,7 @@ class UnitSlots(Head):
 
 @dataclasses.dataclass(frozen=True)
 class NoHead(Head):
-    """A head without parameters and with logits of zero, for routers that read no token."""
+    """Logits of zero, without parameters, for routers that do not read the tokens."""
 
     def parameters(self, width: int, experts: int, planes: int) -> dict[str, Parameter]:
         """Returns no parameters."""

@@ -28,7 +28,7 @@ AnyArray = Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Router(Ranged):
-    """Four parts that vary independently; a published router is one choice of each.
+    """The four parts of a router: score, select, balance and capacity, which vary independently.
 
     Attributes:
         score: Map from logits to scores.
@@ -38,12 +38,12 @@ class Router(Ranged):
         head: Map from tokens to logits, with the router's parameters.
         input_jitter: Half-width of the multiplicative uniform noise that the layer applies to the
             router's inputs in training (Mesh-TensorFlow's ``switch_jitter``); 0 disables it.
-        gate_on: Side of the experts that gates scale: their outputs (``out``) or their inputs
+        gate_on: Whether gates multiply the outputs (``out``) or the inputs of the experts
             (``in``, Llama 4).
-        precision: Precision of the router. ``float32`` holds on every device, product included
-            (Switch table 2's selective precision); ``input`` is the precision of the layer's input
-            (Switch's bfloat16 router); ``bfloat16_product`` is float32 except that the factors of
-            the product are rounded to bfloat16, as a TPU computes Mesh-TensorFlow's router.
+        precision: Precision of the router. ``float32`` applies to logits and softmax on every
+            device (Switch table 2, selective precision); ``input`` is the precision of the tokens
+            (Switch's bfloat16 router); ``bfloat16_product`` is float32 with factors of the product
+            rounded to bfloat16, as a TPU computes Mesh-TensorFlow's router.
         mask_padding: False routes padding like any token (fairseq without ``use_moe_pad_mask``).
         input_dropout: Dropout rate of the router's inputs in training (Mesh-TensorFlow's
             ``switch_dropout``); 0 disables it.

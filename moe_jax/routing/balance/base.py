@@ -22,7 +22,7 @@ class Balance(Part, abc.ABC):
     Attributes:
         weight: Factor in the objective.
         name: Name of the logged metric.
-        span: Tokens of one value of the loss: a ``group`` of the layer, or a ``sequence``, which
+        span: Tokens over which one loss is computed: a ``group``, or a ``sequence``, which
             is a row of the batch with all documents packed into it. A router that is called on its
             own treats its input tokens as either.
         needs_token_choice: True if the loss reads the experts that each token chose.

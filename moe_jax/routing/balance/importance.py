@@ -25,7 +25,7 @@ def squared_variation(per_expert: Float[Array, " E"]) -> Float[Array, ""]:
 
 @dataclasses.dataclass(frozen=True)
 class Importance(Balance):
-    """The spread of the gates summed over tokens (Shazeer et al. 2017, 1701.06538, section 4).
+    """The squared coefficient of variation of the summed gates (1701.06538, section 4).
 
     Attributes:
         weight: Factor ``w_importance`` in the objective.
@@ -52,7 +52,7 @@ class Importance(Balance):
 
 @dataclasses.dataclass(frozen=True)
 class Load(Balance):
-    """The spread of the smooth number of tokens per expert (Shazeer et al. 2017, appendix A).
+    """The squared coefficient of variation of a smooth load (Shazeer et al. 2017, appendix A).
 
     A token counts for an expert with the probability that the token chooses the expert after a new
     draw of that expert's noise alone. Without noise the loss counts choices and has no gradient.

@@ -47,7 +47,7 @@ class LoadBalance(Balance):
         ema: Decay of an average of the fraction over steps, which replaces the fraction of the
             group; the average excludes the current step. 0 selects the fraction of the group.
         name: Name of the logged metric.
-        span: Tokens of one value of the loss: each ``group`` (GShard) or each ``sequence``
+        span: Tokens over which one loss is computed: a ``group`` (GShard) or a ``sequence``
             (DeepSeek).
     """
 
@@ -136,7 +136,7 @@ class DeviceBalance(Balance):
         weight: Factor ``alpha_2`` in the objective.
         devices: ``D``, the number of groups of neighbouring experts.
         name: Name of the logged metric.
-        span: Tokens of one value of the loss, as in ``LoadBalance``.
+        span: Tokens over which one loss is computed, as in ``LoadBalance``.
     """
 
     weight: Weight = 0.05
@@ -169,7 +169,7 @@ class CommunicationBalance(Balance):
         devices: ``D``, the number of groups of neighbouring experts.
         keep: Devices per token (the paper's ``M``).
         name: Name of the logged metric.
-        span: Tokens of one value of the loss, as in ``LoadBalance``.
+        span: Tokens over which one loss is computed, as in ``LoadBalance``.
     """
 
     weight: Weight = 0.02

@@ -27,15 +27,15 @@ from moe_jax.routing.select.base import (
 
 @dataclasses.dataclass(frozen=True)
 class Balanced(Select):
-    """The balanced assignment of largest total logit, with one expert per token.
+    """The balanced assignment with the largest sum of logits, one expert per token (BASE).
 
     BASE layers (Lewis et al. 2021, 2103.16716) solve a linear assignment in training, here by an
     auction, and take the best expert in evaluation.
 
     Attributes:
-        tolerance: Least rise of a bid, as a share of the range of the logits. The total differs
-            from the optimum by at most ``S`` times this rise.
-        rounds: Largest number of rounds of bidding.
+        tolerance: Smallest bid increment of the auction, as a share of the range of the logits.
+            The total differs from the optimum by at most ``S`` times the increment.
+        rounds: Largest number of rounds of the auction.
     """
 
     tolerance: PositiveShare = 1e-3
@@ -115,9 +115,9 @@ class Hash(Select):
 
     Attributes:
         kind: Hash function. ``random`` hashes the id; ``modulo`` takes the id modulo ``E`` (Expert
-            Choice, section 4.6); ``balanced`` assigns ids by falling frequency, each to the expert
-            of least load. The id is the rank of its frequency, as SentencePiece orders ids, and
-            frequencies follow Zipf's law.
+            Choice, section 4.6); ``balanced`` assigns ids, the most frequent first, to the expert
+            of least load. It assumes that ids are sorted by frequency, as in SentencePiece, and
+            that frequencies follow Zipf's law.
         vocab_size: Number of ids, for ``balanced``.
         seed: Seed of ``random``.
     """
@@ -183,7 +183,7 @@ def balanced_table(vocab_size: int, num_experts: int) -> Int32[np.ndarray, " V"]
 
 @dataclasses.dataclass(frozen=True)
 class Random(Select):
-    """Random experts with gate ``1 / k``, for benchmarks; without a key, tokens take turns.
+    """Random experts with gate ``1 / k``, for benchmarks; in evaluation, experts take turns.
 
     Attributes:
         k: Experts per token.
@@ -219,7 +219,7 @@ class Random(Select):
 
 @dataclasses.dataclass(frozen=True)
 class Forced(Select):
-    """The experts of a recorded routing, with gates from this router's own scores.
+    """The experts of a recorded run; the scores of this router give the gates.
 
     The recorded experts are ``state["experts"] (S, K)``: an expert, or ``-1 - expert`` for a
     dropped choice. The gradient of the task flows through the gates as in the recorded run. In

@@ -137,7 +137,7 @@ class TopTokens(Select):
 
 @dataclasses.dataclass(frozen=True)
 class SoftSlots(Select):
-    """Slots that are mixtures of tokens, and tokens that are mixtures of slots (2308.00951).
+    """Slots are weighted means of all tokens, and outputs are means of all slots (2308.00951).
 
     The dispatch weights are a softmax over tokens, the combine weights a softmax over all slots.
 

@@ -61,13 +61,13 @@ class Bias(Rank):
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn(Rank):
-    """The entropic transport plan of the logits in training, the score in evaluation (S-BASE).
+    """The balanced assignment by Sinkhorn's algorithm in training, the logits in evaluation.
 
-    Clark et al. 2022 (2202.01169, section 3.1) define the plan: it assigns one unit to every token
-    and an even share of the tokens to every expert.
+    Clark et al. 2022 (S-BASE, 2202.01169, section 3.1) define the entropic transport plan, which
+    assigns one unit to every token and an even share of the tokens to every expert.
 
     Attributes:
-        iterations: Number of alternating normalisations.
+        iterations: Number of normalisations over tokens and over experts.
     """
 
     iterations: Iterations = 30
@@ -97,7 +97,7 @@ class Sinkhorn(Rank):
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Rank):
-    """A draw of experts from the softmax of the logits in training, the score in evaluation.
+    """Random draws from the softmax of the logits in training, the logits in evaluation.
 
     Switch (2101.03961, appendix C) calls the draw "sample softmax", Mesh-TensorFlow the policy
     ``sample``. The ``k`` largest sums of logits and Gumbel noise are ``k`` draws without
@@ -129,8 +129,8 @@ class Limit(Ranged):
     Attributes:
         groups: Number of groups, a divisor of ``E``.
         keep: Groups per token.
-        by: Value of a group: its best expert (``max``, DeepSeek-V2) or the sum of its two best
-            experts (``top2``, DeepSeek-V3).
+        by: Score of a group: the best score of its experts (``max``, DeepSeek-V2) or the sum of
+            the two best scores (``top2``, DeepSeek-V3).
     """
 
     groups: Positive

@@ -32,7 +32,7 @@ class TopK(Select):
         k: Experts per token.
         normalize: True divides the ``k`` gates by their sum.
         scale: Factor on every gate (DeepSeek's ``routed_scaling_factor``).
-        rank: Ranking of the experts; ``None`` ranks them by score.
+        rank: Values by which a token ranks the experts; ``None`` ranks them by score.
         limit: Restriction to a few groups of experts, or ``None``.
     """
 
@@ -153,7 +153,7 @@ class TopP(Select):
     """Every token chooses its best experts up to probability ``p`` (Huang et al. 2024, 2403.07652).
 
     Attributes:
-        p: Least sum of a token's gates.
+        p: Smallest sum of a token's gates.
         k_max: Largest number of experts per token, even if their gates sum to less than ``p``.
     """
 
