@@ -1,4 +1,4 @@
 """Experiments: each file defines an ablation and compares its results with published numbers."""
 
-# This import comes first: afterwards, a signal during an import ends with one line.
+# Import moe_jax first: a signal during a later import then prints one line, not a traceback.
 import moe_jax  # noqa: F401

@@ -7,13 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 from moe_jax.configs import quickstart
 
-# A core trains an arm in about a minute and a half. The model has few parameters and sees some 50
-# tokens for each parameter, so that more experts can lower the loss; batches are small, since the
-# number of steps is the bottleneck. One group is the whole batch, as on a TPU core. A window
-# shuffles the rows, in validation too: the rows of one long file, alone in a group, would overload
-# a few experts. The window holds about a third of the library, so each seed trains on another third
-# of the text, and the spread over seeds includes the spread over texts. The committed results use
-# this window and version 1.0.0 of the library, which contains tables of codecs and Unicode;
+# One core trains an arm in about a minute and a half. The model is trained on about 50 tokens per
+# parameter, so that more experts can lower the loss. Batches are small, because the number of steps
+# limits the loss. One group is the whole batch, as on a TPU core. A window shuffles the rows, in
+# validation too: a group that holds only rows of one long file would overload a few experts. The
+# window holds about a third of the library, so each seed trains on another third of the text, and
+# the spread over seeds includes the spread over texts. The committed results use this window and
+# version 1.0.0 of the library, which contains tables of codecs and Unicode;
 # ``data.shuffle_window=0`` would change the runs.
 CPU: dict[str, Any] = {
     "model.num_layers": 2,
@@ -68,7 +68,7 @@ POD: dict[str, Any] = GPU | {
 SCALES: dict[str, dict[str, Any]] = {"cpu": CPU, "gpu": GPU, "pod": POD}
 
 
-# A dropless router would need many slots for the worst case, so its transport is ragged.
+# The ragged transport has no slots; other transports of a dropless router need ``S`` per expert.
 DROPLESS = {"model.moe.transport": "ragged"}
 
 
@@ -100,7 +100,7 @@ def language_model() -> ConfigDict:
 
 
 def _of_stacks(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the same sizes for an encoder-decoder, whose two stacks have separate experts."""
+    """Returns the settings of a decoder as settings of both stacks of an encoder-decoder."""
     plain = {k: v for k, v in settings.items() if ".moe." not in k and k != "model.num_layers"}
     moe = {k.rsplit(".", 1)[1]: v for k, v in settings.items() if ".moe." in k}
     stacks = ("encoder_moe", "decoder_moe")

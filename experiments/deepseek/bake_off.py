@@ -1,7 +1,7 @@
-"""DeepSeekMoE table 1 in miniature: dense, hash, Switch, GShard, fine-grained with a shared one.
+"""DeepSeekMoE table 1: dense, hash, Switch, GShard, and fine-grained experts with a shared expert.
 
-Two arms of ours ask how much of the differences is the size of the gates. Hash multiplies by 1 and
-GShard's two gates sum to 1, while raw gates start at ``1 / E`` each and must grow.
+Two arms are not in the paper. They test how much of the differences is due to the size of the
+gates: the gate of hash is 1, GShard's two gates sum to 1, and raw gates start at about ``1 / E``.
 """
 
 from moe_jax.configs.common import router
@@ -9,8 +9,8 @@ from moe_jax.experiments.base import DROPLESS, SCALES, balanced, language_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 
-# As in the paper nothing is dropped, and every balance loss has the weight 0.01; that of top-2 is
-# a sum over both choices.
+# As in the paper, no token is dropped, and every balance loss has the weight 0.01. The loss of
+# top-2 is a sum over both choices, so its weight is half as large.
 _MOE = DROPLESS | {"model.moe.num_experts": 16}
 _TOP1 = router("olmoe", k=1, balance_weight=0.01, z_weight=0.0)
 _TOP2 = router("mixtral", k=2, balance_weight=0.005)
@@ -18,14 +18,14 @@ _FINE = DROPLESS | {
     "model.moe.num_experts": 63,
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 4,
     "model.moe.shared.hidden": lambda config: config.model.mlp_dim // 4,
-    # As in the other arms the loss is of a group, here the whole batch.
+    # The balance loss is computed over a group, here the whole batch, as in the other arms.
     "model.moe.router": router("deepseek_moe", k=7, balance_weight=0.01, span="group"),
 }
 
 
 ABLATION = Ablation(
     name="deepseek_bake_off",
-    title="DeepSeekMoE table 1 in miniature",
+    title="DeepSeekMoE table 1: comparison of routers",
     base=language_model,
     arms={
         "dense": {"model.moe.every": 0},
@@ -40,7 +40,7 @@ ABLATION = Ablation(
     published=(
         Published(
             "DeepSeekMoE table 1 (2401.06066)",
-            "2B parameters, 16 experts' worth, 100B tokens; every layer",
+            "2B parameters, experts as large as 16 FFNs in every layer, 100B tokens",
             "Pile loss in nats",
             {"dense": 2.060, "hash": 1.932, "switch": 1.881, "gshard": 1.867, "fine": 1.808},
             measures="loss",
@@ -83,12 +83,13 @@ ABLATION = Ablation(
     ),
     notes=(
         "The hash router has a lower loss than the learned routers here. Gates that start at 1 "
-        "explain a fifth of the difference. Not tested: with a vocabulary of 512, an expert of "
-        "the hash router serves the same 32 token ids from the first step, and a learned "
-        "router has to find such a division within 1000 steps.",
-        "The raw gates of 7 out of 63 experts sum to a ninth of the weight of GShard's two "
-        "gates at the start. With normalised gates, fine-grained experts come nearer to "
-        "GShard, whose seeds differ most.",
+        "remove a fifth of the difference between hash and Switch. A possible reason that was "
+        "not tested: with a vocabulary of 512, an expert of the hash router processes the same "
+        "32 token ids from the first step, and a learned router has to find such a partition "
+        "within 1000 steps.",
+        "At the start, the raw gates of 7 out of 63 experts sum to 1/9, and GShard's two gates "
+        "sum to 1. Normalised gates bring the loss of fine-grained experts nearer to the loss "
+        "of GShard, which varies most between seeds.",
     ),
 )
 

@@ -1,6 +1,6 @@
 """Loss-free balancing table 2: a bias on the ranking instead of a balance loss.
 
-Gates are sigmoids in all arms, so that only what balances differs.
+All arms have sigmoid gates and differ only in the method of balancing.
 """
 
 from moe_jax.configs.common import router
@@ -55,7 +55,7 @@ ABLATION = Ablation(
             paper=_PERPLEXITY,
         ),
         Claim(
-            "The losses of bias and balance loss are close",
+            "A bias and a balance loss give about the same loss",
             "loss",
             "bias",
             "loss",

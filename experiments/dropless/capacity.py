@@ -1,4 +1,4 @@
-"""MegaBlocks: capacity factors against dropping nothing."""
+"""MegaBlocks: dropless routing compared with capacity factors."""
 
 from moe_jax.configs.common import router
 from moe_jax.experiments.base import DROPLESS, SCALES, language_model
@@ -10,7 +10,7 @@ _FACTORS = {"0.5": 0.5, "1": 1.0, "1.5": 1.5, "2": 2.0}
 
 ABLATION = Ablation(
     name="dropless_capacity",
-    title="Dropless against capacity factors",
+    title="MegaBlocks: dropless routing and capacity factors",
     base=language_model,
     arms={
         "dense": {"model.moe.every": 0},

@@ -1,4 +1,4 @@
-"""Expert Choice: its capacity against top-1, top-2 and hash, in an encoder."""
+"""Expert Choice in an encoder: capacity factors, compared with top-1, top-2 and hash."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import span_corruption
@@ -21,7 +21,7 @@ def _arm(preset: str, **choices: float) -> dict:
 
 ABLATION = Ablation(
     name="expert_choice_capacity",
-    title="Expert Choice: capacity, and tokens' choice beside it",
+    title="Expert Choice: capacity factors, compared with token choice",
     base=_base,
     arms={
         "choice_0.5": _arm("expert_choice", capacity_factor=0.5, eval_capacity_factor=0.5),
@@ -42,7 +42,7 @@ ABLATION = Ablation(
             {"choice_2": 84.0, "capped_2": 83.2, "capped_3": 84.0, "hash": 81.3},
         ),
         Published(
-            "Expert Choice (2202.09368), against tokens that choose",
+            "Expert Choice (2202.09368), compared with token choice",
             "100M with 64 experts, data and recipe of GLaM",
             "average accuracy in fine-tuning on 11 tasks",
             {"choice_2": 84.0, "top1": 78.4, "top2": 82.2},
@@ -101,10 +101,10 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "All arms lie within 0.01 nats. One MoE layer in an encoder of two layers hardly "
-        "changes the loss of a decoder after 1000 steps, whatever the router.",
-        "`dropped` counts encoder and decoder together. Where experts choose in the encoder, "
-        "all drops are in the decoder.",
+        "The losses of all arms lie within 0.01 nats. With any router, one MoE layer in an "
+        "encoder of two layers hardly changes the loss of the decoder after 1000 steps.",
+        "`dropped` counts encoder and decoder together. If experts choose in the encoder, only "
+        "the decoder drops tokens.",
     ),
 )
 

@@ -1,8 +1,8 @@
-"""Loss-Free Balancing section 5.2: expert choice tells a causal model of later tokens.
+"""Loss-Free Balancing section 5.2: expert choice leaks later tokens to a causal model.
 
-An expert's choice among the tokens of a chunk depends on all of them. The fewer they are, the more
-each choice says of the next ones, and the more the loss falls. Where tokens choose, without a loss
-or slots, the chunk changes nothing.
+The choice of an expert among the tokens of a chunk depends on all of them. In a smaller chunk, each
+choice leaks more information about the next tokens, and the paper's loss is lower. As a control,
+token choice without a balance loss and without drops does not depend on the chunk.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 
 def _whole(config: ConfigDict) -> int:
-    # The paper's larger chunk; the batch is smaller on two cores.
+    # Larger chunk of the paper, or the whole batch if it is smaller.
     return min(8192, config.data.batch_size * config.data.seq_length)
 
 
@@ -38,14 +38,14 @@ def _token(chunk: Callable[[ConfigDict], int]) -> dict:
 
 ABLATION = Ablation(
     name="expert_choice_leak",
-    title="Expert choice in a causal model: the leak by size of the chunk",
+    title="Expert Choice in a causal model: leak of later tokens, by chunk size",
     base=language_model,
     arms={
         "choice_whole": _choice(_whole),
         "choice_sequence": _choice(_sequence),
         "choice_64": _choice(lambda _: 64),
         "choice_16": _choice(lambda _: 16),
-        # A layer after a choice can attend to what it tells; after the last layer none can.
+        # Attention reads a leak only in a later layer, so these arms have experts in both layers.
         "every_whole": _choice(_whole) | {"model.moe.every": 1},
         "every_sequence": _choice(_sequence) | {"model.moe.every": 1},
         "token_whole": _token(_whole),
@@ -56,7 +56,7 @@ ABLATION = Ablation(
         Published(
             "Wang et al. 2024 section 5.2 (2408.15664), chunks of 8192 and 512 tokens",
             "16 experts, 9 layers, 2 experts per token",
-            "loss as a share of that with the larger chunk, about",
+            "loss relative to the loss with the larger chunk, about",
             {"choice_whole": 1.0, "choice_sequence": 0.9},
         ),
     ),
@@ -85,7 +85,7 @@ ABLATION = Ablation(
             "loss",
             "every_sequence",
             "every_whole",
-            paper="Wang et al. 2024 section 5.2: about 10 % of the loss, of 9 such layers",
+            paper="Wang et al. 2024 section 5.2: about 10 % of the loss, with 9 such layers",
         ),
         Claim(
             "Control: with token choice, the size of the group does not change the loss",
@@ -97,13 +97,13 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "Earlier runs validated in the order of the files. A group of 2048 tokens was then "
-        "from one file, unlike any group in training, and smaller chunks had a lower loss. "
-        "With the rows of all files mixed, validation and training agree: smaller chunks have "
-        "a higher loss.",
-        "Chunks down to 16 tokens were tried, and experts in both layers, so that attention "
-        "can read the leaked information. The published model has nine such layers and trains "
-        "for longer.",
+        "Earlier runs read the validation files in order. A group of 2048 tokens then came from "
+        "one file, unlike any group in training, and smaller chunks had a lower loss. With "
+        "shuffled validation rows, validation and training agree: smaller chunks have a higher "
+        "loss.",
+        "Chunks down to 16 tokens were tried, and experts in both layers, so that the second "
+        "layer can attend to leaked information. The published model has nine such layers and "
+        "is trained for longer.",
     ),
 )
 

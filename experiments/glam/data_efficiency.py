@@ -1,6 +1,6 @@
-"""GLaM: dense and mixture models at equal FLOPs per token, by tokens, FLOPs and energy.
+"""GLaM: dense and MoE models of equal FLOPs per token, by training tokens, FLOPs and energy.
 
-The arms of half and twice the steps have schedules of their own: a curve cut short has not decayed.
+The arms with half and twice the steps have their own learning-rate schedules, which decay fully.
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from moe_jax.experiments.base import SCALES, language_model
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 _DENSE = {"model.moe.every": 0}
-# Two experts of half the width per token: the FLOPs of the dense twin.
+# A token has two experts of half the width, so its FLOPs equal the dense model's.
 _MOE = {
     "model.moe.num_experts": 16,
     "model.moe.expert_dim": lambda config: config.model.mlp_dim // 2,
@@ -50,7 +50,7 @@ ABLATION = Ablation(
             "loss",
             "moe",
             "dense",
-            paper="GLaM (2112.06905), scores alone",
+            paper="GLaM (2112.06905), which prints only scores",
         ),
         Claim(
             "The MoE model with half the tokens has a lower loss than the dense model (ours)",

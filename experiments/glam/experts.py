@@ -1,4 +1,4 @@
-"""GLaM: dense and mixture models at equal FLOPs, by number of experts."""
+"""GLaM: dense and MoE models of equal FLOPs per token, by number of experts."""
 
 from moe_jax.configs.common import router
 from moe_jax.experiments.base import SCALES, language_model
@@ -7,7 +7,7 @@ from moe_jax.ablation.ablation import Ablation, Claim
 
 
 def _arm(experts: int) -> dict:
-    # Two experts of half the width per token: the FLOPs of the dense twin.
+    # A token has two experts of half the width, so its FLOPs equal the dense model's.
     return {
         "model.moe.num_experts": experts,
         "model.moe.expert_dim": lambda config: config.model.mlp_dim // 2,
@@ -27,14 +27,14 @@ ABLATION = Ablation(
             "loss",
             "e16",
             "dense",
-            paper="GLaM (2112.06905), scores alone",
+            paper="GLaM (2112.06905), which prints only scores",
         ),
         Claim(
             "64 experts have a lower loss than 4",
             "loss",
             "e64",
             "e4",
-            paper="GLaM: better up to 64 experts, scores alone",
+            paper="GLaM: scores improve up to 64 experts; no loss is printed",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Krajewski et al. 2024: experts cut into G parts, of which a token meets G times as many."""
+"""Krajewski et al. 2024: experts split into G smaller experts, with G times as many per token."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def _arm(parts: int) -> dict:
     return DROPLESS | {
         "model.moe.num_experts": 8 * parts,
         "model.moe.expert_dim": lambda config: config.model.mlp_dim // parts,
-        # Its loss is a sum over choices.
+        # The balance loss is a sum over choices.
         "model.moe.router": router("qwen3_moe", k=parts, balance_weight=1e-2 / parts),
     }
 
@@ -38,7 +38,7 @@ ABLATION = Ablation(
     published=(
         Published(
             "Krajewski et al. 2024 (2402.07871), their law",
-            "64 experts' worth, 25M active parameters, 66B tokens",
+            "64 experts at G = 1, 25M active parameters, 66B tokens",
             "loss in nats",
             {"g1": 3.109, "g2": 3.045, "g4": 3.003, "g8": 2.974},
             measures="loss",
@@ -52,11 +52,11 @@ ABLATION = Ablation(
         Claim("G = 8 has a lower loss than G = 1 with a raw gate (ours)", "loss", "g8", "g1_raw"),
     ),
     notes=(
-        "The loss does not fall beyond G = 2 here. Experts of G = 8 have a width of 16; the "
-        "law was fitted on models with millions of parameters.",
+        "The loss does not fall beyond G = 2 here. At G = 8 an expert has a hidden width of "
+        "16; the law was fitted on models with millions of parameters.",
         "Gates are divided by their sum. With one expert per token the gate is therefore "
         "always 1, and only the balance loss trains the router of `g1`. The arm `g1_raw` has "
-        "the gate of Switch.",
+        "the raw gate of Switch.",
     ),
     overlay=Overlay(
         label="granularity",

@@ -1,7 +1,8 @@
-"""GShard and Mesh-TensorFlow: when the second expert is used.
+"""GShard and Mesh-TensorFlow: policies that keep or cancel a token's second expert.
 
-The first four are Mesh-TensorFlow's, which keeps it at random with ``min(1, g2 / 0.2)``; GShard's
-own rule is ``min(1, 2 * g2)``, with slots that lost choices still count for.
+The first four arms are policies of Mesh-TensorFlow; ``random`` keeps the second expert with
+probability ``min(1, g2 / 0.2)``. GShard keeps it with probability ``min(1, 2 * g2)``, and a
+cancelled choice still occupies a position in the queue of its expert.
 """
 
 from moe_jax.configs.common import router
@@ -16,7 +17,7 @@ def _arm(second: str) -> dict:
 
 ABLATION = Ablation(
     name="gshard_second_expert",
-    title="GShard: policies of the second expert",
+    title="GShard: policies for the second expert",
     base=language_model,
     arms={
         **{name: _arm(name) for name in ("all", "none", "threshold", "random")},

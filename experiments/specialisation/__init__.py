@@ -1,1 +1,1 @@
-"""Ablations on text whose domains and best possible loss are known."""
+"""Ablations on synthetic text with known domains and a known entropy."""

@@ -1,7 +1,7 @@
-"""Which routers find out the domain of a text: languages that are known, and the best loss too.
+"""Specialisation of experts on domains: synthetic languages with a known best possible loss.
 
-Each row is one document, so that the best possible loss is that of a model which reads it whole.
-Expert choice is left out: in a causal model it reads the future.
+Each row is one document, so that the model reads it whole and can reach the best possible loss.
+Expert choice is left out, because it leaks later tokens in a causal model.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from moe_jax.ablation.ablation import Ablation, Claim
 
 _INFORMATION = "mutual_information"
 _LENGTHS = {"cpu": 128, "gpu": 512, "pod": 512}
-# Tokens that are balanced together: many texts, so that balance lets one prefer an expert.
+# The load is balanced over many texts, so that all tokens of a text may choose one expert.
 _GROUPS = {"cpu": 2048, "gpu": 4096, "pod": 4096}
 
 
@@ -38,14 +38,14 @@ def _sizes(scale: str) -> dict[str, Any]:
 
 
 def _top(k: int, balance_weight: float = 1e-2) -> dict[str, Any]:
-    # The balance loss of Switch and nothing dropped, as with hash and bias.
+    # The balance loss of Switch; no token is dropped, as in the arms hash and bias.
     chosen = router("olmoe", k=k, balance_weight=balance_weight, z_weight=0.0)
     return DROPLESS | {"model.moe.router": chosen}
 
 
 ABLATION = Ablation(
     name="specialisation_domains",
-    title="Specialisation: experts against known domains",
+    title="Specialisation of experts on known domains",
     base=_base,
     arms={
         "dense": {"model.moe.every": 0},
@@ -61,32 +61,32 @@ ABLATION = Ablation(
     metric="mutual_information",
     claims=(
         Claim(
-            "Experts of top-1 tell more about the domain than those of hash (ours)",
+            "Experts of top-1 tell more about the domain than experts of hash (ours)",
             _INFORMATION,
             "hash",
             "top1",
         ),
         Claim(
-            "Experts of top-2 tell more about the domain than those of hash (ours)",
+            "Experts of top-2 tell more about the domain than experts of hash (ours)",
             _INFORMATION,
             "hash",
             "top2",
         ),
         Claim(
-            "Experts of bias balancing tell more about the domain than those of hash (ours)",
+            "Experts of bias balancing tell more about the domain than experts of hash (ours)",
             _INFORMATION,
             "hash",
             "bias",
         ),
         Claim(
-            "Experts of bias balancing specialise more than those of a balance loss",
+            "Experts specialise more with bias balancing than with a balance loss",
             _INFORMATION,
             "sigmoid",
             "bias",
             paper="DeepSeek-V3 (2412.19437) section 4.5.3, figure only",
         ),
         Claim(
-            "Experts balanced over many texts specialise more than within each text",
+            "Experts specialise more if balanced over many texts than within each text",
             _INFORMATION,
             "sequence",
             "top1",
@@ -99,7 +99,7 @@ ABLATION = Ablation(
             "top1",
         ),
         Claim(
-            "Experts of top-1 have a higher purity than those of hash (ours)",
+            "Experts of top-1 have a higher purity than experts of hash (ours)",
             "purity",
             "hash",
             "top1",
@@ -118,9 +118,10 @@ ABLATION = Ablation(
         ),
     ),
     notes=(
-        "In these languages the next symbol depends on the last symbol alone. A hash of the "
-        "symbol gives each expert a few rows of the table of every language, which makes hash "
-        "a strong router here. Its experts tell about the language only what the symbol tells.",
+        "In these languages the next symbol depends only on the current symbol. An expert of "
+        "the hash router always gets the same symbols and has to learn only their rows of the "
+        "transition matrices, so hash is a strong router here. Its experts carry no more "
+        "information about the language than the symbols do.",
     ),
 )
 

@@ -1,7 +1,7 @@
-"""ST-MoE table 18: who is dropped where slots are short, the last tokens or the least sure ones.
+"""ST-MoE table 18: slots for the first tokens, or for the tokens of highest score.
 
-An encoder-decoder, as in the paper. Only the encoder gives slots by score, as in flaxformer's
-released configurations: in a causal decoder later tokens would decide whether a token is dropped.
+The model is an encoder-decoder, as in the paper. Only the encoder assigns slots by score, as in
+flaxformer's released configurations: in a causal decoder, later tokens would affect the drops.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""ST-MoE table 8: top-2 by the capacity factor of training and that of evaluation.
+"""ST-MoE table 8: top-2 routing by the capacity factors of training and of evaluation.
 
-Who is dropped where slots are short is ``batch_priority.py``'s.
+The ablation in ``batch_priority.py`` compares priorities for the slots.
 """
 
 from moe_jax.configs.common import router
@@ -8,7 +8,7 @@ from moe_jax.experiments.base import SCALES, language_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Finished, Published
 
-# Factors of training, and the larger one of evaluation that table 8 has for each.
+# Training factors, and the larger evaluation factor of table 8 for each.
 _LARGER = {0.75: 2.0, 1.0: 2.0, 1.25: 2.0, 2.0: 3.0}
 
 
@@ -18,7 +18,7 @@ def _router(train: float, evaluation: float) -> dict:
 
 
 def _evaluated(train: float, evaluation: float) -> dict:
-    """The finished run of ``train``, evaluated otherwise."""
+    """Returns the settings that evaluate the run of factor ``train`` with another factor."""
     return _router(train, evaluation) | {
         "training.start_from": Finished(f"{train}"),
         # One step that is too small to change a weight.

@@ -1,7 +1,7 @@
-"""ST-MoE table 16: a dense sub-layer of its own beside each sparse one.
+"""ST-MoE table 16: an additional dense sub-layer before or after each MoE layer.
 
-The dense twin with more layers has one expert that every token takes with gate 1, which is a dense
-layer, and its further sub-layers in the same places.
+The dense model with additional sub-layers has one expert per MoE layer. Every token chooses it with
+gate 1, so it is a dense layer, and the additional sub-layers are in the same layers.
 """
 
 from moe_jax.configs.common import router
@@ -65,7 +65,7 @@ ABLATION = Ablation(
             "sparse",
         ),
         Claim(
-            "A dense sub-layer before and one after have about the same loss",
+            "Dense sub-layers before and after the experts have about the same loss",
             "loss",
             "sparse_before",
             "sparse_after",

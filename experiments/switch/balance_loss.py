@@ -1,4 +1,4 @@
-"""Switch section 2.2: the weight of the balance loss, in powers of ten, and none."""
+"""Switch section 2.2: weights of the balance loss in powers of ten, and no balance loss."""
 
 from moe_jax.configs.common import router
 from moe_jax.experiments.base import SCALES, language_model
@@ -33,11 +33,11 @@ ABLATION = Ablation(
             paper="Switch section 2.2",
         ),
         Claim(
-            "Without a balance loss, the load gathers on few experts (collapse)",
+            "Without a balance loss, the load collapses to few experts",
             "load_entropy",
             "none",
             "1e-2",
-            paper="OLMoE (2409.02060): the first layer falls to 1 or 2 experts",
+            paper="OLMoE (2409.02060): the first layer collapses to 1 or 2 experts",
         ),
         Claim(
             "Without a balance loss, the loss is higher",

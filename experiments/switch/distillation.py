@@ -1,4 +1,4 @@
-"""Switch table 6: a Switch model distilled into its dense twin."""
+"""Switch table 6: distillation of a Switch model into a dense model of equal FLOPs."""
 
 from moe_jax.experiments.base import SCALES, language_model
 
@@ -46,7 +46,7 @@ ABLATION = Ablation(
     claims=(
         Claim("The teacher has a lower loss than the student alone", "loss", "teacher", "student"),
         Claim(
-            "A quarter of soft targets and the teacher's weights lower the student's loss",
+            "Soft targets of weight 0.25 and the teacher's weights lower the student's loss",
             "loss",
             "initialised_mixed",
             "student",
@@ -59,7 +59,7 @@ ABLATION = Ablation(
             "distilled",
         ),
         Claim(
-            "A quarter of soft targets has a lower loss than soft targets alone",
+            "Soft targets of weight 0.25 give a lower loss than soft targets alone",
             "loss",
             "initialised_mixed",
             "initialised_distilled",
@@ -73,23 +73,23 @@ ABLATION = Ablation(
             True,
         ),
         Claim(
-            "The teacher's weights gain less than as many steps of the student (ours)",
+            "Twice the steps lower the student's loss more than the teacher's weights (ours)",
             "loss",
             "student_twice",
             "initialised",
         ),
         Claim(
-            "As many steps of the student gain more than distillation (ours)",
+            "Twice the steps lower the student's loss more than distillation (ours)",
             "loss",
             "student_twice",
             "initialised_mixed",
         ),
     ),
     notes=(
-        "Training ends here long before it converges, so the teacher's weights may only have "
-        "the effect of more training steps. The arm `student_twice` trains the student alone "
-        "for as many steps as the teacher and a student together. Three seeds do not separate "
-        "the two explanations.",
+        "Training ends here long before convergence, so the teacher's weights may only act like "
+        "more training steps. The arm `student_twice` therefore trains the student for as many "
+        "steps as the teacher and a student together. Three seeds do not resolve whether more "
+        "steps have the same effect.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Switch appendix C: how a router explores, by chance or by noise on what it reads."""
+"""Switch appendix C: exploration by sampled experts or by noise on the router's input."""
 
 from moe_jax.configs.common import router
 from moe_jax.experiments.base import SCALES, language_model
@@ -12,12 +12,12 @@ def _arm(**choices: float | bool) -> dict:
 
 ABLATION = Ablation(
     name="switch_exploration",
-    title="Switch appendix C: exploration of the router",
+    title="Switch appendix C: exploration across experts",
     base=language_model,
     arms={
         "argmax": _arm(),
         "sample": _arm(sample=True),
-        # The rate of Mesh-TensorFlow, moe_switch_dropout; the paper gives none.
+        # Rate of Mesh-TensorFlow's moe_switch_dropout; the paper does not print its rate.
         "input_dropout": _arm(input_dropout=0.1),
         "input_jitter": _arm(input_jitter=1e-2),
     },

@@ -1,7 +1,7 @@
-"""Switch table 4: dropout, and more of it in the experts, in fine-tuning on little text.
+"""Switch table 4: fine-tuning on little text with dropout, and with more dropout in the experts.
 
-Models of Python source are tuned on the protocol buffer definitions of Google's APIs: a third of a
-megabyte of C-like declarations under English comments, which TFDS installs.
+Models of Python source are tuned on the protocol buffer definitions of Google's APIs, which TFDS
+installs: a third of a megabyte of C-like declarations with English comments.
 """
 
 from importlib import metadata
@@ -96,7 +96,7 @@ ABLATION = Ablation(
     notes=(
         "The paper tunes models of 223 million parameters and more on little data, where "
         "dropout prevents overfitting. Models of this size still underfit at the end of "
-        "tuning: their best loss is the last one, and it is lower without dropout.",
+        "tuning: their last validation loss is the lowest, and it is lower without dropout.",
     ),
 )
 

@@ -1,10 +1,10 @@
-"""Switch table 3: initial weights a tenth as large in variance."""
+"""Switch table 3: initial weights with a tenth of the variance."""
 
 from moe_jax.experiments.base import SCALES, language_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 
-# Ten times the base's.
+# Ten times the base learning rate.
 _FAST = {"optimizer.learning_rate": 3e-2}
 
 ABLATION = Ablation(

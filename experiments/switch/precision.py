@@ -1,4 +1,4 @@
-"""Switch table 2: bfloat16, with the router in it or in float32."""
+"""Switch table 2: bfloat16 models with a router in bfloat16 or in float32."""
 
 from moe_jax.configs.common import router
 from moe_jax.experiments.base import SCALES, language_model
@@ -42,13 +42,13 @@ ABLATION = Ablation(
     ),
     claims=(
         Claim(
-            "A router in bfloat16 has a higher loss than one in float32",
+            "A router in bfloat16 has a higher loss than a router in float32",
             "loss",
             "selective",
             "bfloat16",
         ),
         Claim(
-            "Selective precision has about the loss of float32",
+            "Selective precision and float32 have about the same loss",
             "loss",
             "selective",
             "float32",

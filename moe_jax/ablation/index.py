@@ -63,7 +63,7 @@ CHOSEN = (
     ),
     (
         "switch_precision",
-        "A router in bfloat16 has a higher loss than one in float32",
+        "A router in bfloat16 has a higher loss than a router in float32",
         "A router in bfloat16 has a higher loss than a router in float32.",
     ),
     (
@@ -76,7 +76,7 @@ _HEADER = (
     "| claim | effect | published | measured, 95 % interval | verdict |",
     "|---|---|---|---|---|",
 )
-_OUTDATED = "Outdated: the configuration has changed since; the command trains another one."
+_OUTDATED = "Outdated: the configuration has changed since; the command trains another model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ def claims(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str
 
 def _section_lines(section: IndexSection) -> list[str]:
     link = f"../experiments/results/{section.folder}/{_REPORT}"
-    about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of runs:"
+    about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of run time:"
     remarks = [line for text in (*section.warnings, *section.notes) for line in (text, "")]
     rows = [*_HEADER, *map(_line, section.rows), ""] if section.rows else []
     return [

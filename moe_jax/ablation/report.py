@@ -50,9 +50,9 @@ _FORMATS = {
 }
 _ALT = {
     figures.CURVES: "Training loss of every arm, mean and range over seeds",
-    figures.AGAINST: "The same against what training takes",
+    figures.AGAINST: "Training loss of every arm against tokens, FLOPs and energy",
     figures.OVERLAY: "Measured and published differences to the first arm",
-    figures.EFFECTS: "Effects with their intervals",
+    figures.EFFECTS: "Effects with their 95 % intervals",
 }
 
 
@@ -85,7 +85,7 @@ def markdown(
     seeds = len({line["seed"] for line in records})
     parts = [
         [f"# {ablation.title}"],
-        [f"`{command}`: {len(records)} runs with {seeds} paired seeds, {minutes:.0f} min of runs."],
+        [f"`{command}`: {len(records)} runs, {seeds} paired seeds, {minutes:.0f} min of run time."],
         made_with(records),
         few_seeds(ablation, records),
         _measured(ablation, lines),
@@ -138,19 +138,20 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
         rows.append([arm, f"{size:,}", f"{flops:,}", *means, f"{speed:.2f}" if speed else ""])
     below = (
         "Means over seeds, ± standard deviation; losses in nats per token on validation text. "
-        "Speeds are of runs side by side: hints, no benchmark."
+        "Runs shared the machine, so the speeds are no benchmark."
     )
     if "train_loss" in names:
         below += (
-            " `train_loss` is a mean over the second half of training, and so are `dropped`, "
-            "`max_violation` and `load_entropy`. These two, and `eval_violation` over all of "
-            "validation, are of what tokens ask for, before capacity."
+            " `train_loss`, `dropped`, `max_violation` and `load_entropy` are means over the "
+            "second half of training, and `eval_violation` covers the whole validation set. The "
+            "violations and the entropy count dropped choices too."
         )
     below += "".join(_divergence(arm, mine) for arm, mine in arms.items())
     if ablation.threshold_arm:
         below += (
-            f" `steps_to` and `seconds_to`: until the training loss, a mean over a twentieth of "
-            f"the run, stays as low as `{ablation.threshold_arm}` ends; empty if never."
+            f" `steps_to` and `seconds_to` are the steps and seconds after which the training "
+            f"loss, a mean over a twentieth of the run, stays at or below the final loss of "
+            f"`{ablation.threshold_arm}`; they are empty if no run reaches it."
         )
     return [*_table(header, rows), "", below]
 
@@ -195,8 +196,8 @@ def _published(ablation: Ablation, records: Records, paper: Published) -> list[s
         compared = ["", ""] if arm == first else [theirs, ours]
         mean = _mean(metric, arms[arm])
         rows.append([arm, f"{paper.values[arm]:g}", compared[0], mean, compared[1]])
-    sign = " Its differences have the sign of a loss." if paper.negated else ""
-    other = "" if paper.measures else f" Another quantity than `{metric}`, which is measured."
+    sign = " Differences have the sign of a loss." if paper.negated else ""
+    other = "" if paper.measures else f" The runs measure `{metric}`, another quantity."
     about = f"{paper.source}, {paper.scale}: {paper.metric}, beside `{metric}`.{sign}{other}"
     return [about, "", *_table(header, rows)]
 
@@ -224,7 +225,7 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
         ours = paired(arms[arm], arms[overlay.first], ablation.metric)
         rows.append([arm, f"{place:g}", str(ours or ""), *expected])
     header = ["arm", overlay.label, "measured", *names]
-    about = f"Loss less that of `{overlay.first}`, since losses of other corpora do not compare."
+    about = f"Loss minus the loss of `{overlay.first}`; losses on different corpora do not compare."
     return [about, "", *_table(header, rows)]
 
 

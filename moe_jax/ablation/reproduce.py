@@ -19,8 +19,8 @@ from moe_jax.ablation.verdicts import Verdict, judge
 from moe_jax.config import library
 from moe_jax.errors import TrainingError
 
-# What training sustains, FLOP/s (one core at this scale, measured; the others are guesses), and
-# seconds that a run takes beside it.
+# Training speed in FLOP/s (measured on one core for ``cpu``, guessed for the others), and the
+# seconds that a run takes besides training.
 _RATE = {"cpu": 1e10, "gpu": 1e14, "pod": 1e16}
 _START = 20
 _MOST_PLACES = 8
@@ -28,15 +28,15 @@ _MOST_PLACES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """An ablation with the runs that are wanted of it.
+    """An ablation and its planned runs.
 
     Attributes:
-        file: of the ablation.
-        ablation: the ablation.
-        scale: of sizes and budgets.
-        arms: by name.
-        runs: one per arm and seed.
-        side_by_side: runs at a time.
+        file: File of the ablation.
+        ablation: The ablation.
+        scale: Scale of model sizes and budgets.
+        arms: Names of the arms.
+        runs: Runs, one per arm and seed.
+        side_by_side: Number of concurrent runs.
     """
 
     file: Path
@@ -48,30 +48,30 @@ class Study:
 
     @property
     def minutes(self) -> float:
-        """A guess of the time that is left."""
+        """Estimated minutes of the runs that are left to train."""
         unique = to_train(self.runs)
         training = sum(run.training_flops for run in unique) / _RATE[self.scale]
         return (training + _START * len(unique)) / self.side_by_side / 60
 
     def outline(self) -> str:
-        """Returns arms, sizes and time, in lines."""
+        """Returns arms, sizes and estimated time as lines of text."""
         lines = [f"{'arm':24s} {'parameters':>14s} {'FLOPs/token':>12s} {'training FLOPs':>14s}"]
         for run in (run for run in self.runs if run.seed == 0):
             cost, flops = run.cost, f"{run.training_flops:.2e}"
             lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
         left = len(to_train(self.runs))
-        lines.append(f"{len(self.runs)} runs, {left} to train, some {self.minutes:.0f} min")
+        lines.append(f"{len(self.runs)} runs, {left} to train, about {self.minutes:.0f} min")
         return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """What the runs of an ablation say.
+    """The results of an ablation.
 
     Attributes:
-        ablation: the ablation.
-        records: one per run that has ended, with its metrics.
-        report: the page ``report.md``, with figures beside it.
+        ablation: The ablation.
+        records: Metrics of the runs that have ended, one record per run.
+        report: Path of ``report.md``; its folder holds the figures.
     """
 
     ablation: Ablation
@@ -80,7 +80,7 @@ class Reproduction:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """What the runs say of each claim of which two seeds of both arms have ended."""
+        """Verdicts on the claims for which two seeds of both arms have ended."""
         found = (judge(claim, self.records) for claim in self.ablation.claims)
         return [verdict for verdict in found if verdict is not None]
 
@@ -116,33 +116,34 @@ def reproduce(
     side_by_side: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Reproduction:
-    """Trains the arms of an ablation that are not finished, and judges the paper's claims.
+    """Trains the unfinished runs of an ablation, and tests the claims of the paper.
 
     Args:
-        name: of an ablation of the package, such as ``switch/capacity_factor``, or a file.
-        workdir: folder of all runs; a run that is there is not trained again.
-        output: folder of the report; ``WORKDIR/NAME`` by default.
-        scale: ``cpu``, ``gpu`` or ``pod``: sizes and budgets.
-        seeds: how many; 0 for the ablation's own number.
-        arms: only these; all by default.
-        steps: only so many steps, for a trial; 0 for those of the scale.
-        side_by_side: runs at a time, with a share of the cores and GPUs each; 0 for one per core
-            at the scale ``cpu``.
-        say: takes what is left out, and where the report is; by default nothing is said.
+        name: Name of an ablation of the package, such as ``switch/capacity_factor``, or a file.
+        workdir: Folder of all runs; a finished run in it is not trained again.
+        output: Folder of the report; ``WORKDIR/NAME`` by default.
+        scale: Scale of model sizes and budgets: ``cpu``, ``gpu`` or ``pod``.
+        seeds: Number of seeds; 0 for the number that the ablation sets.
+        arms: Names of the arms to run; all by default.
+        steps: Number of steps of each run, for a trial; 0 for the steps of the scale.
+        side_by_side: Number of concurrent runs, which share cores and GPUs; 0 for one per core at
+            the scale ``cpu``.
+        say: Function that prints skipped runs and the path of the report; by default nothing is
+            printed.
 
     Raises:
-        ConfigError: if there is no such ablation, scale or arm.
-        TrainingError: if a run fails, other than by diverging.
+        ConfigError: The ablation, the scale or an arm is unknown.
+        TrainingError: A run fails other than by divergence.
 
     Examples:
-        Two arms of Switch's table 1, for one step:
+        Two arms of Switch table 1, trained for one step:
 
         >>> import moe_jax as mj
         >>> arms = ["switch_2.0", "switch_1.0"]
         >>> trial = mj.reproduce("switch/capacity_factor", arms=arms, seeds=1, steps=1)
         >>> [record["arm"] for record in trial.records], trial.report.name
         (['switch_2.0', 'switch_1.0'], 'report.md')
-        >>> trial.verdicts  # they need two seeds
+        >>> trial.verdicts  # a verdict needs two seeds
         []
     """
     wanted = study(
@@ -160,11 +161,11 @@ def reproduce(
 def carried_out(
     wanted: Study, workdir: str | Path, output: str | Path | None, say: Callable[[str], None]
 ) -> Reproduction:
-    """Trains what is missing and writes the report; see ``reproduce``.
+    """Trains the unfinished runs and writes the report; see ``reproduce``.
 
     Raises:
-        TrainingError: if a run fails, or none has ended.
-        Interrupted: after Ctrl-C or SIGTERM, once every run that was under way has saved its step.
+        TrainingError: A run fails, or no run has ended.
+        Interrupted: The user pressed Ctrl-C or sent SIGTERM; the active runs have saved a step.
     """
     ablation, runs = wanted.ablation, wanted.runs
     folder = Path(output or Path(workdir) / ablation.name)
@@ -175,14 +176,14 @@ def carried_out(
         execute(runs, wanted.file, wanted.side_by_side)
     except signals.Interrupted as stop:
         ended = sum(run.ended for run in runs)
-        detail = f": {ended} of {len(runs)} runs have ended, those under way are saved"
+        detail = f": {ended} of {len(runs)} runs have ended, and the active runs are saved"
         raise signals.Interrupted(stop.number, detail) from None
     for run in (run for run in runs if not run.ended):
-        say(f"left out: arm {run.arm}, seed {run.seed}, since what it needs has diverged")
+        say(f"left out: arm {run.arm}, seed {run.seed}: a run that it needs has diverged")
     records = [record(run) for run in runs if run.ended]
     if not records:
         names = ", ".join(wanted.arms)
-        raise TrainingError(f"no run ended: what the arms {names} need has diverged")
+        raise TrainingError(f"no run ended: the runs that {names} need have diverged")
     lines = "".join(json.dumps(line) + "\n" for line in records)
     (folder / "results.jsonl").write_text(lines)
     command = command_of(wanted.file, ablation, records, str(output) if output else None)

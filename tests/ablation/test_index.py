@@ -94,7 +94,7 @@ def test_results_and_what_waits_for_them(folder):
         assert command in text
         assert "+1.0033 ± 0.0143" in text
         assert "+0.2, A paper, table 1" in text
-        assert "9 min of runs" in text
+        assert "9 min of run time" in text
         assert "A longer run says the same." in text
         assert "experiments/paper/other.py" in text
     assert "| Switch is better | `loss: dense - switch` |" in claims_page

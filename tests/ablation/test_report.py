@@ -29,7 +29,7 @@ def test_published_effects_have_the_sign_of_what_is_measured():
 
 def test_a_report_has_published_beside_measured_as_differences():
     text = report()
-    assert "`a command`: 6 runs with 3 paired seeds, 9 min of runs." in text
+    assert "`a command`: 6 runs, 3 paired seeds, 9 min of run time." in text
     assert "| switch | -1.5 | -0.2 | 2.1000 ± 0.1000 | -1.0033 ± 0.0143 |" in text
     assert "| switch | 800 | 0.50 | 50 | 0.50 |" in text
     assert "| switch | 81.5 | +1.5 |" in text

@@ -200,9 +200,9 @@ def test_a_run_that_diverges_is_an_outcome(tmp_path):
     nothing = command("moe_jax.cli.ablate", file, f"--workdir={tmp_path}", "--arms=tuned")
     assert nothing.returncode == 2
     assert nothing.stdout.strip() == (
-        "left out: arm tuned, seed 0, since what it needs has diverged"
+        "left out: arm tuned, seed 0: a run that it needs has diverged"
     )
-    assert nothing.stderr.strip() == "error: no run ended: what the arms tuned need has diverged"
+    assert nothing.stderr.strip() == "error: no run ended: the runs that tuned need have diverged"
 
 
 def test_a_dry_run_trains_nothing(tmp_path):

@@ -176,4 +176,4 @@ for name in sys.argv[1:]:
     sys.argv = ["moe-jax", "ablate", name, "--dry-run"]
     main()
 """
-    assert python("-c", code, *names).count(" to train, some ") == len(names)
+    assert python("-c", code, *names).count(" to train, about ") == len(names)
