@@ -1,1 +1,1 @@
-"""Configurations: plain data, one file per experiment."""
+"""Configurations as plain data, one file per run or published model."""

@@ -1,4 +1,4 @@
-"""What every config starts from: the settings in force, each with its default."""
+"""Functions that build configs: the defaults of all settings, routers and other parts."""
 
 from ml_collections import ConfigDict
 
@@ -8,24 +8,24 @@ from moe_jax.models import DecoderConfig, ModelConfig
 
 
 def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
-    """Returns a published router; a choice that is not given is the preset's own."""
+    """Returns the settings of a router preset; other choices keep their defaults."""
     return ConfigDict({"preset": preset, **choices})
 
 
 def base(name: str, model: ModelConfig | None = None) -> ConfigDict:
-    """Returns the defaults of ``Experiment``; replace ``model.moe.router`` by a preset."""
+    """Returns the default settings of a run; set ``model.moe.router`` to a preset."""
     config = settings(Experiment(name=name, model=model or DecoderConfig()))
     config.model.attention_experts.router = router("switch")
     return config
 
 
 def part(kind: str, **choices: float | int | str | bool) -> ConfigDict:
-    """Returns a part that may be of several types, by the name of its type."""
+    """Returns the settings of a part that has several types, for the type ``kind``."""
     return ConfigDict({"type": kind, **choices})
 
 
 def adafactor(config: ConfigDict, learning_rate: float, warmup: int = 10_000) -> None:
-    """Sets the recipe of T5, GShard, Switch and GLaM: Adafactor, constant and then rsqrt."""
+    """Sets Adafactor with an inverse square root schedule, as in T5, GShard, Switch and GLaM."""
     config.optimizer.rule = part("Adafactor")
     config.optimizer.schedule = part("RSqrt")
     config.optimizer.warmup_steps = warmup

@@ -1,8 +1,8 @@
-"""Tuning of a released model: ``--config=from_hf:FOLDER``.
+"""Fine-tuning of a released model: ``--config=from_hf:FOLDER``.
 
-The folder is of ``transformers`` (``config.json`` and safetensors), or one that
-``moe_jax.convert`` wrote. Model, weights and tokenizer are those of the folder; every setting can
-be overridden, so long as the model computes the same.
+The folder holds a model of ``transformers`` (``config.json`` and safetensors) or the output of
+``moe-jax convert``. The run takes model, weights and tokenizer from the folder. Overrides must not
+change the function that the model computes.
 """
 
 from ml_collections import ConfigDict

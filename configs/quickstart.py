@@ -1,8 +1,8 @@
 """A small language model on the Python standard library, trained in minutes on two CPU cores.
 
-Variants, chosen as ``--config=quickstart:NAME``: ``switch`` (default), ``dense`` (no
-experts), ``gshard`` (two experts of half the width per token) and ``expert_choice`` (experts choose
-tokens; leaks the future in a causal model, so for looking at routing, not at the loss). All spend
+``--config=quickstart:NAME`` selects a variant: ``switch`` (default), ``dense`` (no experts),
+``gshard`` (two experts of half the width per token) or ``expert_choice`` (experts choose tokens).
+Expert choice leaks later tokens in a causal model, so its loss is not comparable. All variants have
 the same FLOPs per token.
 """
 
@@ -15,7 +15,7 @@ def get_config(variant: str = "switch") -> ConfigDict:
     config.data.vocab_size = 2048
     config.data.seq_length = 256
     config.data.batch_size = 8
-    # A run is shorter than an epoch; it sees rows of the whole library from its first step on.
+    # A run is shorter than an epoch; with 0 it draws rows from the whole library at every step.
     config.data.shuffle_window = 0
 
     model = config.model

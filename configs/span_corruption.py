@@ -1,9 +1,9 @@
 """T5's span corruption with a Switch encoder-decoder on the Python standard library.
 
-15 % of each text is cut out in spans of three tokens and written down again (Raffel et al. 2020,
-Fedus et al. 2021). Variants, as ``--config=span_corruption:NAME``: ``switch`` (default),
-``dense`` (no experts) and ``expert_choice`` (experts choose in the encoder, where nothing leaks;
-the decoder stays a Switch). All spend the same FLOPs per token.
+Spans of three tokens on average, 15 % of each text, are cut out, and the decoder predicts them
+(Raffel et al. 2020, Fedus et al. 2021). ``--config=span_corruption:NAME`` selects a variant:
+``switch`` (default), ``dense`` (no experts) or ``expert_choice`` (experts choose tokens in the
+encoder, where nothing leaks; the decoder keeps Switch). All have the same FLOPs per token.
 """
 
 from ml_collections import ConfigDict
@@ -20,9 +20,9 @@ def get_config(variant: str = "switch") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     config = common.base(f"span-corruption-{variant}", EncoderDecoderConfig())
-    # 256 inputs have 58 targets at most; 64 are whole groups.
+    # 256 inputs have at most 58 targets; with 64 target tokens per row, groups are whole.
     config.data.update(vocab_size=2048, seq_length=256, target_length=64, batch_size=8)
-    # A run is shorter than an epoch; it sees rows of the whole library from its first step on.
+    # A run is shorter than an epoch; with 0 it draws rows from the whole library at every step.
     config.data.shuffle_window = 0
     config.data.spans = settings(Spans())
     config.model.update(

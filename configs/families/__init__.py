@@ -1,1 +1,1 @@
-"""What published models of one family share; ``configs/published`` says how they differ."""
+"""Common settings of published model families; ``configs/published`` adds their differences."""

@@ -5,7 +5,7 @@ from moe_jax.configs import common
 
 
 def two_billion(name: str, router: ConfigDict | None, **moe) -> ConfigDict:
-    """Returns a model of 9 layers; all its experts together are 16 dense layers."""
+    """Returns a model of 9 layers; all experts of a layer together are as large as 16 FFNs."""
     config = common.base(name)
     model = config.model
     model.update(

@@ -1,7 +1,7 @@
-"""fairseq's mixture-of-experts models: language (Artetxe et al. 2021, 2112.10684), translation.
+"""fairseq's MoE models: language models (Artetxe et al. 2021, 2112.10684) and translation models.
 
-The language models are the closed form that gives the printed sizes: without the biases of
-fairseq's linear maps, which add 0.1 %.
+The language models omit the biases of fairseq's linear maps (0.1 % of the parameters), because the
+printed sizes do not include them.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from moe_jax.models import EncoderDecoderConfig
 
 
 def language_model(name: str, layers: int, width: int, heads: int) -> ConfigDict:
-    """Returns a model with 512 experts in every other layer, top-2."""
+    """Returns a language model with 512 experts in every other layer and top-2 routing."""
     config = common.base(name)
     model = config.model
     model.update(
@@ -34,7 +34,7 @@ def language_model(name: str, layers: int, width: int, heads: int) -> ConfigDict
 
 
 def translation(name: str, layers: int, width: int, heads: int, mlp_dim: int, **moe) -> ConfigDict:
-    """Returns an encoder-decoder of ``layers`` each, with biases and layer norms, top-2."""
+    """Returns a top-2 encoder-decoder of ``layers`` per stack, with biases and layer norms."""
     config = common.base(name, EncoderDecoderConfig())
     model = config.model
     model.update(

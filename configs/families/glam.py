@@ -1,9 +1,9 @@
 """GLaM (Du et al. 2021, 2112.06905) and the models of Expert Choice (Zhou et al. 2022, 2202.09368).
 
-Dense layers are gated, experts are not; one matrix embeds and predicts. GLaM's relative positions
-are each layer's own; here all layers share T5's table, which holds too little to be seen in a
-count. The printed active parameters of the largest model need the vocabulary of 256k, those of all
-others one of 32k.
+Dense layers are gated, experts are not, and embedding and output projection are tied. In GLaM each
+layer has its own relative positions; here all layers share one table, a difference too small to
+change a printed count. The printed active parameters of the largest model imply a vocabulary of
+256k, and of all other models a vocabulary of 32k.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ SIZES = {
 
 
 def glam(name: str, size: str, experts: int = 0, vocab_size: int = 32_000) -> ConfigDict:
-    """Returns a model with ``experts`` in every other layer, or a dense one."""
+    """Returns a model with ``experts`` in every other layer, or a dense model for 0."""
     config = common.base(name)
     config.model.update(SIZES[size])
     config.model.update(gated=True, compute_dtype="bfloat16", remat="full")
@@ -34,7 +34,7 @@ def glam(name: str, size: str, experts: int = 0, vocab_size: int = 32_000) -> Co
 
 
 def expert_choice(name: str, size: str, experts: int) -> ConfigDict:
-    """Returns the same model with expert choice, which leaks the future as the paper says."""
+    """Returns the same model with expert choice, which leaks later tokens, as the paper says."""
     config = glam(name, size, experts)
     config.model.moe.allow_future_leak = True
     config.model.moe.router = common.router("expert_choice", capacity_factor=2.0)

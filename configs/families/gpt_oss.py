@@ -1,11 +1,11 @@
-"""gpt-oss (OpenAI 2025, model card): biases, sinks, every other layer sees 128 tokens."""
+"""gpt-oss (OpenAI 2025, model card): biases, attention sinks, and windows of 128 tokens."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
 
 def gpt_oss(name: str, layers: int, experts: int) -> ConfigDict:
-    """Returns a model with ``experts`` in every layer, top-4."""
+    """Returns a model with ``experts`` in every layer and top-4 routing."""
     config = common.base(name)
     model = config.model
     model.update(

@@ -7,7 +7,7 @@ from moe_jax.models import EncoderDecoderConfig
 
 
 def m4(name: str, layers: int, experts: int) -> ConfigDict:
-    """Returns a model of ``layers`` in both stacks together, every other one with ``experts``."""
+    """Returns a model of ``layers`` in both stacks together; every other layer has ``experts``."""
     config = common.base(name, EncoderDecoderConfig())
     config.model.update(
         encoder_layers=layers // 2,

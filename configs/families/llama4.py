@@ -1,7 +1,7 @@
 """Llama 4's text models (Meta 2025, released configurations).
 
-Every fourth layer rotates nothing, sees everything and heats its queries; the others see chunks of
-8192 tokens. A gate scales what goes into its expert.
+Every fourth layer has no rotary positions, attends to all tokens and scales its queries with their
+position; other layers attend within chunks of 8192 tokens. Gates scale the inputs of the experts.
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from moe_jax.configs import common
 
 
 def llama4(name: str, experts: int, every: int) -> ConfigDict:
-    """Returns a model with ``experts`` in every ``every``-th layer, top-1, and a shared one."""
+    """Returns a top-1 model with ``experts`` and a shared expert in every ``every``-th layer."""
     config = common.base(name)
     model = config.model
     model.update(

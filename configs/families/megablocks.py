@@ -5,7 +5,7 @@ from moe_jax.configs import common
 
 
 def dropless(name: str, layers: int, width: int) -> ConfigDict:
-    """Returns a model with 64 experts in every layer, top-1, without drops."""
+    """Returns a model with 64 experts in every layer and dropless top-1 routing."""
     config = common.base(name)
     model = config.model
     model.update(

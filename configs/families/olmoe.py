@@ -1,11 +1,11 @@
-"""OLMoE and its ablations (Muennighoff et al. 2024, 2409.02060): 16 layers, 8192 active units."""
+"""OLMoE and its ablations (Muennighoff et al. 2024, 2409.02060), 8192 active hidden units."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common
 
 
 def olmoe(name: str, experts: int, k: int, expert_dim: int) -> ConfigDict:
-    """Returns a model with ``experts`` in every layer, of which a token takes ``k``."""
+    """Returns a model with ``experts`` in every layer; a token chooses ``k`` of them."""
     config = common.base(name)
     model = config.model
     model.update(
@@ -30,7 +30,7 @@ def olmoe(name: str, experts: int, k: int, expert_dim: int) -> ConfigDict:
 
 
 def dense(name: str) -> ConfigDict:
-    """Returns the twin without experts: one network as wide as those a token takes together."""
+    """Returns the dense model, whose hidden width is the sum of a token's 8 expert widths."""
     config = olmoe(name, experts=64, k=8, expert_dim=1024)
     config.model.mlp_dim = 8192
     config.model.moe.every = 0

@@ -1,7 +1,7 @@
-"""T5 and what was built upon it: encoder-decoders on 512 tokens in and 114 out.
+"""T5 and the models built on it: encoder-decoders with 512 input and 114 target tokens.
 
-Numbers: Fedus et al. 2021 (2101.03961) table 9, and flaxformer's released configurations, which are
-what the public checkpoints are.
+The sizes are from Fedus et al. 2021 (2101.03961, table 9) and from flaxformer's released
+configurations, which match the public checkpoints.
 """
 
 from ml_collections import ConfigDict
@@ -46,7 +46,7 @@ def t5(name: str, layers: int, width: int, heads: int, mlp_dim: int, **model) ->
 
 
 def sparse(config: ConfigDict, router: ConfigDict, **moe) -> ConfigDict:
-    """Puts the same experts into both stacks, each as wide as a dense layer."""
+    """Adds equally many experts to both stacks; an expert is as wide as a dense layer."""
     for stack in (config.model.encoder_moe, config.model.decoder_moe):
         stack.every = 2
         stack.expert_dim = config.model.mlp_dim
@@ -57,7 +57,7 @@ def sparse(config: ConfigDict, router: ConfigDict, **moe) -> ConfigDict:
 
 
 def switch(name: str, experts: int, *, capacity: tuple[float, float], base: ConfigDict, **moe):
-    """Returns a Switch model upon ``base``; ``capacity`` is for training and evaluation."""
+    """Returns ``base`` with Switch layers and the capacity factors of training and evaluation."""
     base.name = name
     router = common.router(
         "switch_t5x", capacity_factor=capacity[0], eval_capacity_factor=capacity[1]
@@ -66,17 +66,17 @@ def switch(name: str, experts: int, *, capacity: tuple[float, float], base: Conf
 
 
 def base_size(name: str) -> ConfigDict:
-    """T5-Base, 223M parameters."""
+    """Returns T5-Base, 223M parameters."""
     return t5(name, layers=12, width=768, heads=12, mlp_dim=3072)
 
 
 def large_size(name: str) -> ConfigDict:
-    """T5-Large."""
+    """Returns T5-Large."""
     return t5(name, layers=24, width=1024, heads=16, mlp_dim=4096)
 
 
 def xxl_size(name: str) -> ConfigDict:
-    """T5 v1.1 XXL: gated, untied."""
+    """Returns T5 v1.1 XXL, with gated layers and untied embeddings."""
     return t5(
         name,
         layers=24,
@@ -90,9 +90,9 @@ def xxl_size(name: str) -> ConfigDict:
 
 
 def flaxformer(name: str, layers: int, width: int, heads: int, mlp_dim: int, **moe) -> ConfigDict:
-    """Returns a gated, untied model whose tokens choose two experts, as flaxformer routes them.
+    """Returns a gated, untied model with the top-2 routing of flaxformer.
 
-    In the encoder the surest tokens are seated first.
+    In the encoder, tokens with higher scores take slots first.
     """
     base = t5(
         name,
@@ -110,5 +110,5 @@ def flaxformer(name: str, layers: int, width: int, heads: int, mlp_dim: int, **m
 
 
 def switch_base(name: str, experts: int) -> ConfigDict:
-    """Switch-Base, released with 8 to 256 experts."""
+    """Returns Switch-Base, which was released with 8 to 256 experts."""
     return switch(name, experts, capacity=(1.25, 2.0), base=base_size(name), group_size=8192)

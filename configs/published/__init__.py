@@ -1,4 +1,4 @@
-"""Published models, one file each: what was built, and what was printed of it.
+"""Published models, one file each, with the numbers that the papers print.
 
-``get_config`` is the model; ``PUBLISHED`` holds the printed numbers that the count is held to.
+``get_config`` returns the model; tests compare its counts with the numbers in ``PUBLISHED``.
 """

@@ -1,4 +1,4 @@
-"""DBRX (Databricks 2024, released configuration): projections cut at 8, norms without bias."""
+"""DBRX (Databricks 2024, released configuration): projections clipped to 8, norms without bias."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common

@@ -1,4 +1,4 @@
-"""DeepSeek-V2-Lite (2405.04434, appendix B): latent attention without a latent of the queries.
+"""DeepSeek-V2-Lite (2405.04434, appendix B): latent attention without a latent of queries.
 
 YaRN multiplies scores by the square of ``0.1 * 0.707 * log(40) + 1``.
 """

@@ -1,7 +1,7 @@
-"""DeepSeek-V3 (2412.19437): latent attention, 256 experts, a bias instead of a balance loss.
+"""DeepSeek-V3 (2412.19437): latent attention, 256 experts, balanced by a bias on the selection.
 
-YaRN multiplies scores by the square of ``0.1 * log(40) + 1``. The module that predicts a second
-token ahead is counted apart; embedding and head, which it shares, are stored with it once more.
+YaRN multiplies scores by the square of ``0.1 * log(40) + 1``. The count of the multi-token
+prediction module is separate and omits embedding and head, which the module shares.
 """
 
 import math

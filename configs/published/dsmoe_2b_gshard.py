@@ -1,4 +1,4 @@
-"""DeepSeekMoE's 2B comparison, gshard (Dai et al. 2024, 2401.06066, table 1)."""
+"""DeepSeekMoE's comparison at 2B parameters: GShard (Dai et al. 2024, 2401.06066, table 1)."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common

@@ -1,6 +1,6 @@
 """flaxformer's released experts_choose_base: experts choose in the encoder, tokens in the decoder.
 
-Expert choice is Zhou et al. 2022 (2202.09368); the decoder's tokens take two experts, raw gates.
+Expert choice is from Zhou et al. 2022 (2202.09368). The decoder has top-2 routing with raw gates.
 """
 
 from ml_collections import ConfigDict

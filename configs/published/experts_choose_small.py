@@ -1,4 +1,4 @@
-"""flaxformer's released experts_choose_small: experts choose in the encoder alone."""
+"""flaxformer's released experts_choose_small: expert choice, in the encoder only."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common

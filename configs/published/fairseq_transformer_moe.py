@@ -1,6 +1,6 @@
 """fairseq's translation transformer with experts in every other layer (branch ``moe``).
 
-Base size of 1706.03762; no number of it is published.
+The sizes are the base model of 1706.03762; no parameter count is published.
 """
 
 from ml_collections import ConfigDict

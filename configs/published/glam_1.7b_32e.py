@@ -1,6 +1,6 @@
 """GLaM 1.7B with 32 experts (Du et al. 2021, 2112.06905).
 
-The printed 20B cannot be right: the closed form of all other rows gives 13.96B.
+The printed 20B cannot be right: the formula that fits all other rows gives 13.96B.
 """
 
 from ml_collections import ConfigDict

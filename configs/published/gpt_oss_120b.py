@@ -1,4 +1,4 @@
-"""gpt-oss-120b (OpenAI 2025, model card): biases, sinks, every other layer sees 128 tokens."""
+"""gpt-oss-120b (OpenAI 2025, model card): biases, attention sinks, windows of 128 tokens."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs.families import gpt_oss

@@ -1,8 +1,7 @@
 """GShard M4, 2048 experts, 36 layers (Lepikhin et al. 2020, 2006.16668, table 1 and appendix A.2).
 
-Half of the layers are the encoder's. Printed weights are rounded down by 3 to 5 %: the experts
-alone are 618.5B. Source and target vocabularies
-of 64k and 32k are one table of 96k here.
+Half of the layers are in the encoder. The printed weights are rounded down by 3 to 5 %: the experts
+alone have 618.5B. The source and target vocabularies of 64k and 32k are one table of 96k here.
 """
 
 from ml_collections import ConfigDict

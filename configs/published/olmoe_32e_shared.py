@@ -1,4 +1,4 @@
-"""OLMoE's ablation with 31 experts of 2048, top-3, and a shared one (2409.02060, section 4.1.3)."""
+"""OLMoE's ablation with 31 experts of 2048, top-3, and a shared expert (2409.02060, 4.1.3)."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs.families import olmoe

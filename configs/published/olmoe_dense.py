@@ -1,4 +1,4 @@
-"""The dense twin of OLMoE's ablations, one layer of 8192 for 8 active experts of 1024."""
+"""The dense model of OLMoE's ablations, with layers of width 8192 for 8 experts of 1024."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs.families import olmoe

@@ -1,6 +1,6 @@
 """ST-MoE-32B with 64 experts (Zoph et al. 2022, 2202.08906, table 11).
 
-The table prints 27 layers; 24 and one dense sub-layer after each sparse layer give its 269B.
+The table prints 27 layers; 24 layers and a dense sub-layer after each MoE layer give its 269B.
 """
 
 from ml_collections import ConfigDict

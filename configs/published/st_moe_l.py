@@ -1,7 +1,7 @@
 """ST-MoE-L with 32 experts (Zoph et al. 2022, 2202.08906, table 11).
 
-The table prints 27 layers; 24 and one dense sub-layer after each sparse layer give its 4.1B. Its
-645G FLOPs are not reached by any reading we tried (563G).
+The table prints 27 layers; 24 layers and a dense sub-layer after each MoE layer give its 4.1B. No
+reading of the table gives its 645G FLOPs; this config has 563G.
 """
 
 from ml_collections import ConfigDict

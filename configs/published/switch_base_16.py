@@ -1,6 +1,7 @@
 """Switch-Base with 16 experts (Fedus et al. 2021, 2101.03961; released as base/e16).
 
-Table 9 prints gated layers of 2048, the released configuration plain ones of 3072: the same size.
+Table 9 prints gated layers of width 2048; the released configuration, used here, has plain layers
+of width 3072 and the same size.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Switch-Large (Fedus et al. 2021, 2101.03961; released as large/e128).
 
-Table 9 prints gated layers of 2816, which give 27.1B and 433G; the released plain layers of 4096
-give the printed 26B and 425G and are used here.
+Table 9 prints gated layers of 2816, which give 27.1B and 433G FLOPs. The released plain layers of
+4096 give the printed 26B and 425G FLOPs and are used here.
 """
 
 from ml_collections import ConfigDict

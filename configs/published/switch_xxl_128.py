@@ -1,7 +1,7 @@
 """Switch-XXL (Fedus et al. 2021, 2101.03961; released as xxl/e128).
 
-Table 9 prints 64 experts, which give 201B; 128 give the printed 395B, as does the released
-checkpoint.
+Table 9 prints 64 experts, which give 201B. The released checkpoint has 128 experts, which give the
+printed 395B.
 """
 
 from ml_collections import ConfigDict

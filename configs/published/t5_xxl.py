@@ -1,4 +1,4 @@
-"""T5-Xxl, the dense twin of Switch's (Raffel et al. 2020, 1910.10683; 2101.03961 table 9)."""
+"""T5-XXL, the dense baseline of Switch (Raffel et al. 2020, 1910.10683; 2101.03961 table 9)."""
 
 from ml_collections import ConfigDict
 from moe_jax.configs.families import t5
