@@ -1,7 +1,7 @@
 """Copies the project's address from ``pyproject.toml`` into every tracked text.
 
 ``python -m tools.address`` writes the address of ``[project.urls]`` into badges, notebooks, pages
-and ``CITATION.cff``; ``--check`` writes nothing and fails if a file has another address.
+and ``CITATION.cff``; ``--check`` writes nothing and fails if a file has a different address.
 ``--set=https://github.com/ACCOUNT/moe_jax`` changes ``pyproject.toml`` first.
 """
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     names = ", ".join(str(path.relative_to(root)) for path in files)
     if options.check:
         if files:
-            print(f"another address than pyproject.toml: {names}; run python -m tools.address")
+            print(f"not the address of pyproject.toml: {names}; run python -m tools.address")
         return 1 if files else 0
     for path, text in files.items():
         path.write_text(text)

@@ -27,8 +27,8 @@ _INTRODUCTION = """\
 Every setting of a run. A setting is overridden on the command line by its full name:
 `--config.model.moe.num_experts=16`. Where a setting has several possible classes, the key `type`
 selects one (`--config.optimizer.rule.type=Adafactor`), and the settings of that class stand beside
-`type`. An unknown name, a value of the wrong type and a number outside its range are errors, raised
-before anything is compiled.
+`type`. An unknown name, a value of the wrong type or a number outside its range is an error before
+anything is compiled.
 
 This page is written by `python -m tools.config_reference` from the dataclasses that hold the
 settings and from their docstrings.
@@ -37,8 +37,8 @@ _PRESETS = """\
 ## Choices of the router presets
 
 `model.moe.router.preset` names a published router ([the table](routers.md)); the choices below
-stand beside it, such as `--config.model.moe.router.capacity_factor=2.0`. A choice left at `None`
-has the value of the preset.
+stand beside it, such as `--config.model.moe.router.capacity_factor=2.0`. `None` keeps the value of
+the preset.
 
 | preset | choices and their defaults |
 | --- | --- |
@@ -53,8 +53,8 @@ class ReferenceSection:
     """One class of settings.
 
     Attributes:
-        cls: the dataclass.
-        paths: dotted names of the settings that hold it, the shortest one first.
+        cls: The dataclass.
+        paths: Dotted names of the settings that hold it, the shortest name first.
         alternative: True if the key ``type`` selects it among several classes.
     """
 

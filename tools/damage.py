@@ -11,7 +11,7 @@ checkpoint of the finished run, evaluates the run. Two outcomes are correct:
   the next result must equal the result of the undamaged run: the error destroyed nothing else.
 
 Each case adds a line to ``tools/damage.tsv``: run, file, damage, command and outcome. A case with a
-line is skipped. The tool fails if any outcome is another one.
+line is skipped. The tool fails on any other outcome.
 """
 
 from __future__ import annotations

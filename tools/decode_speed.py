@@ -2,8 +2,8 @@
 
 ``python -m tools.decode_speed`` compiles both decoders for the quickstart model with random weights
 and for the same model with latent attention. It runs them alternately and writes ``decoding.json``:
-median speeds, and the median ratio within a round. Without a cache, each token needs a pass over
-all positions.
+median speeds, and the median over rounds of their ratio. Without a cache, each token needs a pass
+over all positions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs the notebooks of ``colab/`` in a new kernel and draws the pictures of ``docs/``.
 
-``python -m tools.notebooks`` runs all notebooks, ``--only=02`` the notebooks with ``02`` in the
-name.
+``python -m tools.notebooks`` runs all notebooks, ``--only=02`` only notebooks whose name contains
+``02``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _stacked(figures: list[bytes]) -> bytes:
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string(
-        "only", "", "Run only notebooks whose name contains this.", flag_values=values
+        "only", "", "Run only notebooks whose name contains this text.", flag_values=values
     )
 
 
@@ -107,7 +107,9 @@ def main(given: flags.FlagValues) -> None:
     """Runs the notebooks and writes their pictures."""
     chosen = [path for path in paths() if given.only in path.name]
     if not chosen:
-        raise ConfigError(f"--only={given.only}: no notebook in {FOLDER} has a name with this")
+        raise ConfigError(
+            f"--only={given.only}: no name of a notebook in {FOLDER} contains this text"
+        )
     for path in chosen:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
 ``python -m tools.plans`` runs ``moe_jax.plan`` for every entry below, one at a time, and writes
 ``experiments/results/plans/NAME.json`` and the table of ``docs/plans.md``. ``--only=mixtral`` makes
-only the plans with ``mixtral`` in the name; ``--only=`` makes no plan and writes the table of the
+only plans whose name contains ``mixtral``; ``--only=`` makes no plan and writes the table of the
 existing plans.
 """
 
@@ -227,12 +227,12 @@ def write_table(page: Path, text: str) -> None:
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string(
-        "only", None, "Make only plans whose name contains this.", flag_values=values
+        "only", None, "Make only plans whose name contains this text.", flag_values=values
     )
     flags.DEFINE_string(
         "folder", "experiments/results/plans", "Folder of the plans.", flag_values=values
     )
-    flags.DEFINE_string("page", "docs/plans.md", "Page of the table.", flag_values=values)
+    flags.DEFINE_string("page", "docs/plans.md", "Page that shows the table.", flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
@@ -241,7 +241,7 @@ def main(given: flags.FlagValues) -> None:
     chosen = given.only
     for planned in PLANS:
         if chosen is None or (chosen and re.search(re.escape(chosen), planned.name)):
-            signals.advise(f"plans before {planned.name} are written; --only=NAME goes on with one")
+            signals.advise(f"plans before {planned.name} are written; --only=NAME makes one plan")
             print(f"{planned.name} ...", flush=True)
             print(row(planned.name, run(planned, folder)), end="", flush=True)
     write_table(Path(given.page), table(folder))

@@ -85,8 +85,8 @@ def curve_report(curve: Sequence[dict[str, float]]) -> str:
     shown = curve[3::4]
     climb = largest_climb([point["loss"] for point in curve])
     lines = [
-        f"Training loss in nats per token, each the mean over {_SMOOTHED} steps; it never is more",
-        f"than {climb:.2f} above its lowest value before.",
+        f"Training loss in nats per token, as means over {_SMOOTHED} steps. It never rises more",
+        f"than {climb:.2f} above its lowest earlier value.",
         "",
         "| step | " + " | ".join(str(point["step"]) for point in shown) + " |",
         "|---" * (len(shown) + 1) + "|",
@@ -101,8 +101,8 @@ def report(results: dict[str, list[dict[str, Any]]], steps: int) -> str:
     bits = {name: [run["bits_per_byte"] for run in runs] for name, runs in results.items()}
     seeds = len(bits["dense"])
     lines = [
-        f"{steps} steps, {seeds} paired seeds, validation bits per byte (lower is better); the",
-        "difference to the dense twin is by seed, with its 95 % confidence interval (Student's t).",
+        f"{steps} steps, {seeds} paired seeds, validation bits per byte (lower is better). The",
+        "last column is the mean difference to the dense model by seed, with its 95 % interval.",
         "",
         "| variant | parameters | FLOPs per token | bits per byte, by seed | minus dense |",
         "|---|---|---|---|---|",
@@ -123,8 +123,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output", "experiments/results/quickstart", "Folder of the results.", flag_values=values
     )
-    flags.DEFINE_integer("seeds", 3, "Seeds per variant.", lower_bound=2, flag_values=values)
-    flags.DEFINE_integer("steps", 150, "Steps per run.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "seeds", 3, "Number of seeds per variant.", lower_bound=2, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "steps", 150, "Number of steps per run.", lower_bound=1, flag_values=values
+    )
 
 
 def main(given: flags.FlagValues) -> None:

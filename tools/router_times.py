@@ -74,10 +74,11 @@ def step(name: str) -> tuple[str, Callable[[], None]]:
 def report(rows: dict[str, dict[str, float | str]]) -> str:
     """Returns the Markdown table of all routers."""
     lines = [
-        f"Gradient of one MoE layer on CPU: {TOKENS} tokens, width {WIDTH}, {EXPERTS} experts of "
-        f"{HIDDEN}, {SLOTS} slots each whatever",
-        "the router's own rule, in turn over all routers; median over rounds of the time over that",
-        "of `switch` in the same round, and the 10th to 90th percentile.",
+        f"Time of the gradient of one MoE layer on a CPU: {TOKENS} tokens of width {WIDTH}, "
+        f"{EXPERTS} experts of hidden width",
+        f"{HIDDEN}, and {SLOTS} slots per expert for every router. Times are relative to `switch` "
+        "in the same round:",
+        "the median over rounds, and the 10th to 90th percentile.",
         "",
         "| router | transport | time / switch | 10th - 90th |",
         "|---|---|---|---|",

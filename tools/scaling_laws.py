@@ -57,17 +57,18 @@ def report() -> str:
     return "\n".join(
         (
             "# Scaling laws\n",
-            "Losses in nats per token; the two papers' data differ, so theirs do not compare.\n",
+            "Losses in nats per token. The papers use different data, so their losses do not "
+            "compare.\n",
             "## Clark et al. 2022: parameters and experts, 130B tokens\n",
-            "In parentheses the parameters of the dense model of equal loss.\n",
+            "In parentheses: number of parameters of the dense model of equal loss.\n",
             _clark_table(),
             "## Krajewski et al. 2024: compute-optimal models of 64 experts\n",
             _optima_table(),
-            "The same budgets as the search spends them.\n",
+            "Compute-optimal models that `compute_optimal` finds for the same budgets:\n",
             _search_table(),
             "## Krajewski et al. 2024: granularity\n",
             _granularity_table(),
-            "## Krajewski et al. 2024: FLOPs of the dense model of equal loss over the MoE's\n",
+            "## Krajewski et al. 2024: FLOPs of a dense model of equal loss over MoE FLOPs\n",
             _savings_table(),
         )
     )

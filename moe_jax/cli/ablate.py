@@ -31,7 +31,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "seeds",
         0,
-        "Number of seeds; 0 for the number that the ablation names.",
+        "Number of seeds; 0 for the number that the ablation sets.",
         lower_bound=0,
         upper_bound=MOST,
         flag_values=values,

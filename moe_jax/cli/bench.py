@@ -23,7 +23,9 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_config(values)
     flags.DEFINE_string("output", None, "Also write the JSON to this file.", flag_values=values)
-    flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "rounds", 5, "Number of alternating rounds.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_integer(
         "steps", 5, "Number of training steps per round.", lower_bound=1, flag_values=values
     )

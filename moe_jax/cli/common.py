@@ -33,17 +33,17 @@ _FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 
 
 def define_config(values: flags.FlagValues) -> None:
-    """Defines ``--config=NAME_OR_FILE[:ARGUMENT]`` with overrides ``--config.a.b=value``."""
+    """Defines ``--config=NAME_OR_FILE[:ARGUMENT]`` and overrides ``--config.NAME=VALUE``."""
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Name or file of a configuration, with an argument after a colon.",
+        "Name or file of a configuration, with its argument after a colon (quickstart:dense).",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
         _OVERRIDE,
         [],
-        "Setting of the configuration, as NAME=VALUE; --config.NAME=VALUE is the same.",
+        "Setting of the configuration as NAME=VALUE, the same as --config.NAME=VALUE",
         flag_values=values,
     )
 

@@ -23,7 +23,13 @@ _NAMES = {"hf": "a released model", "moe_jax": "a converted model", "run": "a ru
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_enum("from", "hf", ["hf", "moe_jax"], "Kind of the input.", flag_values=values)
+    flags.DEFINE_enum(
+        "from",
+        "hf",
+        ["hf", "moe_jax"],
+        "Input: a model of transformers (hf), or a converted model or a run (moe_jax).",
+        flag_values=values,
+    )
     flags.DEFINE_string("input", None, "Folder to read.", required=True, flag_values=values)
     flags.DEFINE_string(
         "output", None, "Empty or new folder to write.", required=True, flag_values=values
@@ -95,7 +101,7 @@ def _check_input(given: flags.FlagValues, source: Path) -> None:
     if other != given["from"].value:
         raise ConfigError(f"--input={source} is {_NAMES[kind]}: use --from={other}")
     if given["from"].value == "hf" and given.family:
-        raise ConfigError("--family goes with --from=moe_jax only: leave it out")
+        raise ConfigError("--family has an effect only with --from=moe_jax: leave it out")
 
 
 if __name__ == "__main__":
