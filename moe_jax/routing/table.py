@@ -20,8 +20,8 @@ _INTRODUCTION = """\
 
 A router has four parts: score, select, balance and capacity. Each part is chosen independently. A
 preset is one published combination with the settings of its source. A cell shows only the settings
-that differ from the defaults of the part. The column `score` also shows other settings of the router,
-such as the head, if they differ from the defaults.
+that differ from the defaults of the part. The column `score` also shows the head and other settings
+of the router, if they differ from the defaults.
 
 `--config.model.moe.router.preset=NAME` selects a preset, and
 `--config.model.moe.router.CHOICE=VALUE` changes one of its settings, called
