@@ -1,10 +1,10 @@
 """Three mixture-of-experts layers from scratch, in plain JAX: read this file first.
 
 Switch (Fedus et al. 2021), GShard's top-2 (Lepikhin et al. 2020) and Expert Choice (Zhou et al.
-2022) differ only in the router. A router turns logits into two tensors: ``dispatch (S, E, C)`` says
-which token sits in which slot of which expert, and ``combine (S, E, C)`` holds the gate of that
-slot. Two einsums then carry tokens to the experts and back. The package computes the same values
-faster, on many devices and with padding; ``tests/examples/test_moe_from_scratch.py`` compares them.
+2022) differ only in the router. A router turns logits into two tensors: ``dispatch (S, E, C)`` is 1
+where a token has a slot of an expert, and ``combine (S, E, C)`` holds the gate of that slot. Two
+einsums then move tokens to the experts and back. The package computes the same values faster, on
+many devices and with padding; ``tests/examples/test_moe_from_scratch.py`` compares them.
 
 Letters: ``S`` tokens of one group, ``E`` experts, ``C`` slots per expert, ``M`` model width,
 ``F`` hidden width of an expert. Run it: ``python examples/moe_from_scratch.py``.
@@ -26,16 +26,24 @@ def slots_per_expert(tokens: int, experts: int, factor: float) -> int:
 
 
 def seats(wanted_SxE: Array, before_E: Array, capacity: int) -> Array:
-    """Returns ``(S, E, C)`` ones: the slot of every token, in the order of the tokens.
+    """Assigns slots in the order of the tokens.
 
     A token whose position in the queue of its expert is ``C`` or more gets no slot: it is dropped.
+
+    Args:
+        wanted_SxE: 1 where a token selects an expert, else 0.
+        before_E: Number of tokens that are ahead in the queue of each expert.
+        capacity: ``C``.
+
+    Returns:
+        An array ``(S, E, C)``, 1 where a token has a slot, else 0.
     """
     position_SxE = before_E + jnp.cumsum(wanted_SxE, axis=0) - wanted_SxE
     return wanted_SxE[..., None] * jax.nn.one_hot(position_SxE.astype(int), capacity)
 
 
 def balance(probs_SxE: Array, first_SxE: Array) -> Array:
-    """Returns the balance loss (Switch, equation 4): 1 where all experts get equal shares."""
+    """Returns the balance loss (Switch, equation 4), which is 1 if the load is even."""
     fraction_E, mean_E = first_SxE.mean(0), probs_SxE.mean(0)
     return probs_SxE.shape[1] * jnp.dot(jax.lax.stop_gradient(fraction_E), mean_E)
 
@@ -59,8 +67,7 @@ def gshard(
     """Routes each token to its two best experts; both gates are divided by their sum.
 
     All first choices get slots before any second choice. With a ``key`` (in training) the second
-    expert is kept with probability ``min(1, 2 * gate)``, and its place in the queue stays empty
-    otherwise.
+    expert is kept with probability ``min(1, 2 * gate)``; otherwise its slot stays empty.
 
     Returns:
         ``dispatch (S, E, C)``, ``combine (S, E, C)`` and the balance loss of first choices.
@@ -99,9 +106,9 @@ def moe(x_SxM: Array, params: dict[str, Array], router=switch) -> tuple[Array, A
     """Applies the layer to one group: dispatch, experts, combine.
 
     Args:
-        x_SxM: the tokens.
-        params: ``router (M, E)``, ``up (E, M, F)`` and ``down (E, F, M)``.
-        router: one of the three functions above.
+        x_SxM: Tokens of the group.
+        params: Arrays ``router (M, E)``, ``up (E, M, F)`` and ``down (E, F, M)``.
+        router: One of the three functions above.
 
     Returns:
         The output ``(S, M)``, zero for dropped tokens, and the balance loss.

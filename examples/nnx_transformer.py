@@ -1,8 +1,9 @@
-"""A plain Flax NNX transformer with a mixture-of-experts layer in it, trained for some steps.
+"""A plain Flax NNX transformer with one mixture-of-experts layer, trained for some steps.
 
-Attention, norms, embedding and training loop are plain ``flax.nnx`` and ``optax``. Three lines make
-it sparse, each marked ``MoE``: one makes the layer in place of a feed-forward network, one calls
-it, one adds its loss to the model's. Run it: ``python examples/nnx_transformer.py``.
+Attention, norms, embedding and training loop are plain ``flax.nnx`` and ``optax``. Three lines,
+marked ``MoE``, add the experts: the first creates the layer in place of a feed-forward network, the
+second calls it, and the third adds its loss to the objective. Run it:
+``python examples/nnx_transformer.py``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Block(nnx.Module):
         self.sparse = sparse
 
     def __call__(self, x: jax.Array, train: bool, rngs: nnx.Rngs) -> tuple[jax.Array, jax.Array]:
-        """Returns ``(B, L, M)`` and the balance loss of the block, 0 without experts."""
+        """Returns the output ``(B, L, M)`` and the balance loss of the block, 0 without experts."""
         mask = nnx.make_causal_mask(x[..., 0])
         x = x + self.attention(self.attention_norm(x), mask=mask)
         if not self.sparse:
@@ -75,7 +76,7 @@ class Transformer(nnx.Module):
 
 
 def batch_of(key: jax.Array) -> jax.Array:
-    """Returns ``(B, L + 1)`` ids that count up from a random start, by one or by three."""
+    """Returns ids ``(B, L + 1)`` that count up from a random start, by one or by three."""
     start_key, pace_key = jax.random.split(key)
     start = jax.random.randint(start_key, (ROWS, 1), 0, VOCAB)
     pace = jax.random.choice(pace_key, jnp.array([1, 3]), (ROWS, 1))
@@ -85,7 +86,7 @@ def batch_of(key: jax.Array) -> jax.Array:
 def losses(
     model: Transformer, ids: jax.Array, train: bool, rngs: nnx.Rngs
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the objective, and the cross-entropy of the next token in it."""
+    """Returns the objective and its main term, the cross-entropy of the next token."""
     logits, balance = model(ids[:, :-1], train, rngs)
     error = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
     return error + balance, error  # MoE
@@ -95,10 +96,10 @@ def losses(
 def step(
     model: Transformer, optimizer: nnx.Optimizer, ids: jax.Array, rngs: nnx.Rngs
 ) -> tuple[jax.Array, jax.Array]:
-    """Trains on a batch and returns its objective, and the cross-entropy in it."""
-    found, grads = nnx.value_and_grad(losses, has_aux=True)(model, ids, True, rngs)
+    """Trains on a batch and returns its objective and its cross-entropy."""
+    values, grads = nnx.value_and_grad(losses, has_aux=True)(model, ids, True, rngs)
     optimizer.update(model, grads)
-    return found
+    return values
 
 
 def train(steps: int) -> list[tuple[jax.Array, jax.Array]]:

@@ -20,11 +20,13 @@ _INTRODUCTION = """\
 
 A router has four parts: score, select, balance and capacity. Each part is chosen independently. A
 preset is one published combination with the settings of its source. A cell shows only the settings
-that differ from the defaults of the part.
+that differ from the defaults of the part. The column `score` also shows the head and other settings
+of the router, if they differ from the defaults.
 
 `--config.model.moe.router.preset=NAME` selects a preset, and
-`--config.model.moe.router.CHOICE=VALUE` changes one of its choices. A config may also state the
-four parts.
+`--config.model.moe.router.CHOICE=VALUE` changes one of its settings, called
+[choices](config_reference.md#choices-of-the-router-presets). A config may also give
+[the four parts](config.md#router).
 
 `python -m moe_jax.routing.table > docs/routers.md` writes this page from the presets.
 

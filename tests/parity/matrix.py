@@ -1,6 +1,6 @@
 """The table of what is compared with ``transformers``: ``python -m tests.parity.matrix``.
 
-Reads the result of a run: ``pytest tests/parity --junitxml=FILE``.
+Reads the result of a run: ``pytest tests/parity -m "" --junitxml=FILE``.
 """
 
 from __future__ import annotations
