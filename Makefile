@@ -7,6 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 STAMP := $(VENV)/.installed
+WORKERS := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 SMOKE := tests/routing/test_references.py tests/routing/test_capacity.py tests/transport \
 	tests/parallel/test_exchange.py tests/training/test_checkpoint.py tests/training/test_loss.py \
 	tests/system/test_resume.py
@@ -17,16 +18,16 @@ train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(STAMP) lint
-	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile
+	$(RUN) -m pytest tests $(WORKERS)
 
 # What `make test` leaves out: the rest of matrices, and the tests of tests/exhaustive.txt.
 exhaustive: $(STAMP)
-	$(RUN) -m pytest tests --numprocesses=2 --dist=loadfile -m exhaustive $(EXCEPT)
+	$(RUN) -m pytest tests $(WORKERS) -m exhaustive $(EXCEPT)
 
 # A part of the suite: routing, transport, collectives, checkpoints and a run. For another Python,
 # `make smoke VENV=.venv-smoke PYTHON=python3.13`.
 smoke: $(STAMP)
-	$(RUN) -m pytest --numprocesses=2 --dist=loadfile $(SMOKE)
+	$(RUN) -m pytest $(WORKERS) $(SMOKE)
 
 # The reference implementations, for the tests that compare with them live.
 parity: $(STAMP)

@@ -10,6 +10,8 @@ from tests.xla import EIGHT_DEVICES, QUICK
 
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, *QUICK])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The lines of Python in each lowered operation take a twentieth of the time.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 from pathlib import Path  # noqa: E402
 
@@ -17,6 +19,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 EXHAUSTIVE = Path(__file__).with_name("exhaustive.txt")
+# Long files start first, so that no worker is left with one of them while the others have ended.
+FIRST = ("tests/system", "tests/colab", "tests/ablation", "tests/experiments", "tests/training")
 MOST_MAPS = 15_000  # of the 65,530 that Linux allows; one module adds some thousands
 
 
@@ -63,12 +67,13 @@ def left_to_exhaustive():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks the tests that ``make exhaustive`` runs and ``make test`` leaves out, by name."""
+    """Marks the tests that ``make test`` leaves out, and puts long files first."""
     names = {item.nodeid for item in items}
     left = set().union(*(one.of(names) for one in left_to_exhaustive()))
     for item in items:
         if item.nodeid in left:
             item.add_marker(pytest.mark.exhaustive)
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
+import types
 from pathlib import Path
 
 import grain
@@ -341,9 +342,16 @@ def test_real_library_counts_every_byte(library):
     assert batches[0]["inputs"].shape == batches[-1]["inputs"].shape == (16, 256)
 
 
-def test_throughput_counts_tokens_per_second(library):
-    config = dataclasses.replace(library, shuffle_window=64)
-    assert measure_throughput(config, seconds=0.1) > 0
+def test_throughput_counts_tokens_without_padding_per_second(corpus, monkeypatch):
+    batches = train_batches(corpus, Bytes())
+    first, second, third = (int((next(batches)["segments"] > 0).sum()) for _ in range(3))
+    batches.close()
+    assert first and second + third < 2 * corpus.batch_size * corpus.seq_length
+    # The clock is read once before the first batch that counts, once before each batch, before the
+    # batch that would be late, and at the end: 0, 1, 2, 3 and 4 seconds.
+    clock = types.SimpleNamespace(perf_counter=iter(range(100)).__next__)
+    monkeypatch.setattr(loader, "time", clock)
+    assert measure_throughput(corpus, seconds=3) == (second + third) / 4
 
 
 def test_rows_must_be_whole_streams(corpus):

