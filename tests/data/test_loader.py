@@ -342,11 +342,11 @@ def test_real_library_counts_every_byte(library):
     assert batches[0]["inputs"].shape == batches[-1]["inputs"].shape == (16, 256)
 
 
-def test_throughput_counts_tokens_without_padding_per_second(corpus, monkeypatch):
+def test_throughput_counts_tokens_per_second_after_the_first_batch(corpus, monkeypatch):
     batches = train_batches(corpus, Bytes())
-    first, second, third = (int((next(batches)["segments"] > 0).sum()) for _ in range(3))
+    _, second, third = (int((next(batches)["segments"] > 0).sum()) for _ in range(3))
     batches.close()
-    assert first and second + third < 2 * corpus.batch_size * corpus.seq_length
+    assert second and third
     # The clock is read once before the first batch that counts, once before each batch, before the
     # batch that would be late, and at the end: 0, 1, 2, 3 and 4 seconds.
     clock = types.SimpleNamespace(perf_counter=iter(range(100)).__next__)
