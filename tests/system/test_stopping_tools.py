@@ -99,8 +99,8 @@ def test_plans_of_published_models_end_with_the_one_under_way(stopped, number, n
     end = ends[f"plans {number}"]
     assert (end.code, end.err) == (
         code,
-        f"stopped by {name}; plans before switch_base_128.v4 are written; --only=NAME goes on with "
-        "one\n",
+        f"stopped by {name}; plans before switch_base_128.v4 are written; --only=NAME makes one "
+        "plan\n",
     )
     assert _names(top / "plans") == {"page.md"}
     assert (top / "plans" / "page.md").read_text() == (ROOT / "docs" / "plans.md").read_text()
