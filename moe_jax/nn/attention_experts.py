@@ -13,10 +13,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.grouped import grouped_product
 from moe_jax.nn.attention import Attention, AttentionConfig
 from moe_jax.nn.init import weight
 from moe_jax.nn.moe_config import MoEConfig
@@ -150,6 +151,18 @@ class ProjectionExperts(nnx.Module):
             y = constrain(y, "expert", "slots", "heads", "head")
             parts.append(y.reshape(*y.shape[:2], -1))
         return jnp.concatenate(parts, axis=-1)
+
+    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R N"]:
+        """Returns the projections ``(R, (H + 2 H_kv) D)`` of rows sorted by expert.
+
+        Args:
+            rows: Rows ``(R, M)``.
+            sizes: Number ``(E,)`` of rows of each expert; the rows after their sum are unused.
+        """
+        kernels = (self.query, self.key, self.value)
+        maps = (kernel[...].astype(rows.dtype) for kernel in kernels)
+        parts = (grouped_product(rows, m.reshape(*m.shape[:2], -1), sizes) for m in maps)
+        return jnp.concatenate(list(parts), axis=-1)
 
 
 class ProjectedAttention(Attention):

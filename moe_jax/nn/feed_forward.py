@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from moe_jax.grouped import by_row, grouped_product
 from moe_jax.nn.init import constant, weight
 from moe_jax.parallel import constrain
 
@@ -75,8 +77,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L M"]) -> Float[Array, "B L M"]:
         """Returns the output ``(B, L, M)`` for the tokens ``x (B, L, M)``."""
-        hidden = _hidden(self, x, "blm,mf->blf", ("batch", "length", "mlp"))
-        return _linear(hidden, "blf,fm->blm", self, "down")
+        hidden = _hidden(self.config, _einsum(self, "blm,mf->blf"), x)
+        return _einsum(self, "blf,fm->blm")(constrain(hidden, "batch", "length", "mlp"), "down")
 
 
 class Experts(nnx.Module):
@@ -103,8 +105,19 @@ class Experts(nnx.Module):
 
     def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T M"]:
         """Returns the outputs ``(E, T, M)`` for the slots ``x (E, T, M)`` of all experts."""
-        hidden = _hidden(self, x, "etm,emf->etf", ("expert", "slots", "expert_mlp"))
-        return _linear(hidden, "etf,efm->etm", self, "down")
+        hidden = _hidden(self.config, _einsum(self, "etm,emf->etf"), x)
+        hidden = constrain(hidden, "expert", "slots", "expert_mlp")
+        return _einsum(self, "etf,efm->etm")(hidden, "down")
+
+    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R M"]:
+        """Returns the outputs ``(R, M)`` of rows sorted by expert.
+
+        Args:
+            rows: Rows ``(R, M)``.
+            sizes: Number ``(E,)`` of rows of each expert; the rows after their sum are unused.
+        """
+        linear = _grouped(self, sizes)
+        return linear(_hidden(self.config, linear, rows), "down")
 
 
 class MixedExperts(nnx.Module):
@@ -136,20 +149,41 @@ class MixedExperts(nnx.Module):
         return jnp.concatenate(done)
 
 
-def _hidden(layer: FeedForward | Experts, x: Array, product: str, axes: tuple[str, ...]) -> Array:
-    config = layer.config
+# A linear map of the rows of a tensor by the parameters of a name.
+_Linear = Callable[[Array, str], Array]
+
+
+def _hidden(config: FeedForwardConfig, linear: _Linear, x: Array) -> Array:
+    """Returns the hidden layer for the rows ``x (..., M)``, whose last axis becomes ``F``."""
     activation = _ACTIVATIONS[config.activation]
-    up = _linear(x, product, layer, "up")
+    up = linear(x, "up")
     if not config.gated:
-        return constrain(activation(up), *axes)
-    gate = _linear(x, product, layer, "gate")
+        return activation(up)
+    gate = linear(x, "gate")
     if config.limit:
         gate, up = jnp.minimum(gate, config.limit), jnp.clip(up, -config.limit, config.limit)
     if config.up_offset:
         up = up + config.up_offset
-    return constrain(activation(gate) * up, *axes)
+    return activation(gate) * up
 
 
-def _linear(x: Array, product: str, layer: FeedForward | Experts, name: str) -> Array:
-    y = jnp.einsum(product, x, getattr(layer, name)[...].astype(x.dtype))
-    return y + getattr(layer, f"{name}_bias")[...].astype(x.dtype) if layer.config.bias else y
+def _einsum(layer: FeedForward | Experts, product: str) -> _Linear:
+    """Returns the linear map of a tensor by ``einsum``."""
+
+    def linear(x: Array, name: str) -> Array:
+        y = jnp.einsum(product, x, getattr(layer, name)[...].astype(x.dtype))
+        return y + getattr(layer, f"{name}_bias")[...].astype(x.dtype) if layer.config.bias else y
+
+    return linear
+
+
+def _grouped(layer: Experts, sizes: Int[Array, " E"]) -> _Linear:
+    """Returns the linear map of rows sorted by expert."""
+
+    def linear(x: Array, name: str) -> Array:
+        y = grouped_product(x, getattr(layer, name)[...].astype(x.dtype), sizes)
+        if not layer.config.bias:
+            return y
+        return y + by_row(getattr(layer, f"{name}_bias")[...][:, 0].astype(x.dtype), sizes, len(x))
+
+    return linear

@@ -15,6 +15,7 @@ from moe_jax.parallel.rules import (
     axis_size,
     constrain,
     constrain_parameters,
+    platform,
     sharding_of,
     shardings_of_state,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "on_each_device",
     "over_batch",
     "over_groups",
+    "platform",
     "sharding_of",
     "shardings_of_state",
 ]

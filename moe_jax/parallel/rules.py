@@ -64,6 +64,16 @@ def axis_size(name: str) -> int:
     return 1 if mesh.empty else _shards(_left_to_xla(RULES[name], mesh), mesh)
 
 
+def platform() -> str:
+    """Returns the platform that a program is traced for: ``cpu``, ``tpu``, ``gpu`` or another.
+
+    The devices of the current mesh decide, so that a program for a TPU is traced alike on a machine
+    without one; without a mesh JAX's default device decides.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def _left_to_xla(
     part: str | tuple[str, ...] | None, mesh: jax.sharding.AbstractMesh
 ) -> tuple[str, ...] | None:

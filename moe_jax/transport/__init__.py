@@ -3,7 +3,7 @@
 from moe_jax.transport.dispatch import Dispatch, Transport
 from moe_jax.transport.einsum import Einsum
 from moe_jax.transport.gather import Gather
-from moe_jax.transport.ragged import Ragged, in_blocks
+from moe_jax.transport.ragged import Ragged, SortedExperts, in_order_of_experts
 from moe_jax.transport.ring import Ring
 from moe_jax.transport.slots import InSlots
 from moe_jax.transport.table import (
@@ -29,9 +29,10 @@ __all__ = [
     "InSlots",
     "Ragged",
     "Ring",
+    "SortedExperts",
     "Transport",
     "TransportName",
     "check",
     "implementation",
-    "in_blocks",
+    "in_order_of_experts",
 ]

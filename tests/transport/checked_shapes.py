@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-CHECKED = ("moe_jax.transport", "moe_jax.parallel")
+CHECKED = ("moe_jax.transport", "moe_jax.grouped", "moe_jax.parallel")
 
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     from moe_jax import transport
+    from moe_jax.grouped import grouped_product
     from moe_jax.parallel import MeshConfig, make_mesh
 
 from moe_jax import routing  # noqa: E402
@@ -38,6 +39,9 @@ class Experts(nnx.Module):
 
     def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T N"]:
         return jnp.einsum("etm,emn->etn", x, self.kernel[...].astype(x.dtype))
+
+    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R N"]:
+        return grouped_product(rows, self.kernel[...].astype(rows.dtype), sizes)
 
 
 def routed(name: str, logits: Float[Array, "G S E"]) -> routing.Plan:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax.grouped import grouped_product
 from moe_jax.routing import Forced, Plan, route
-from moe_jax.transport import Einsum, Gather, Transport, in_blocks
+from moe_jax.transport import Einsum, Gather, Transport, in_order_of_experts
 from tests.routing.cases import (
     TIGHT,
     TRANSPORTS,
@@ -85,18 +86,18 @@ def forward(
     return transport.combine(done, plan), plan
 
 
-def forward_in_blocks(
+def forward_sorted(
     case: Case, capacity: int, p: Parameters, valid: Array
 ) -> tuple[jax.Array, Plan]:
-    """The same, with the choices of all groups in blocks of one expert each."""
+    """The same, with the choices of all groups sorted by expert."""
     wide = jnp.promote_types(p["x"].dtype, jnp.float32)
     logits = jnp.einsum("gsm,mep->gsep", p["x"].astype(wide), p["kernel"].astype(wide))
     plan = planned(case, logits, valid, capacity)
-    laid, owner = in_blocks(plan.slots)
-    part = dataclasses.replace(plan, slots=laid)
+    slots, sizes = in_order_of_experts(plan.slots)
+    part = dataclasses.replace(plan, slots=slots)
     sent = Gather().dispatch(p["x"].reshape(1, G * S, M), part)
-    done = jnp.tanh(jnp.einsum("gncm,nmk->gnck", sent, p["experts"][owner]) + 0.3)
-    return Gather().combine(done, part).reshape(G, S, M), plan
+    done = jnp.tanh(grouped_product(sent[0, 0], p["experts"], sizes) + 0.3)
+    return Gather().combine(done[None, None], part).reshape(G, S, M), plan
 
 
 def gradients(transport: Transport, case: Case, capacity: int = TIGHT) -> Callable:
@@ -110,9 +111,9 @@ def _gradients(transport: Transport, case: Case, capacity: int) -> Callable:
 
 
 @functools.cache
-def blocks_gradients(case: Case, capacity: int) -> Callable:
-    """The same with the choices in blocks."""
-    return _compiled(forward_in_blocks, case, capacity)
+def sorted_gradients(case: Case, capacity: int) -> Callable:
+    """The same with the choices sorted by expert."""
+    return _compiled(forward_sorted, case, capacity)
 
 
 def _compiled(forward: Callable, case: Case, capacity: int) -> Callable:
@@ -130,7 +131,7 @@ def compare_transports(case: Case, capacity: int) -> None:
         (_, (expected, _)), expected_gradients = gradients(Einsum(), case, capacity)(p, valid)
         others = [gradients(Gather(), case, capacity)]
         if not case.router.select.experts_choose:
-            others += [blocks_gradients(case.executed, capacity)]
+            others += [sorted_gradients(case.executed, capacity)]
         for other in others:
             (_, (y, _)), got = other(p, valid)
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6, err_msg=what)

@@ -1,0 +1,9 @@
+"""Grouped products: rows sorted by expert, each times the matrix of its expert.
+
+This is the one product of a dropless layer. Its gradients are two more products of the same kind:
+by the transposed matrices for the rows, and a sum of outer products for the matrices.
+"""
+
+from moe_jax.grouped.product import BACKENDS, Backend, backend_of, by_row, grouped_product, using
+
+__all__ = ["BACKENDS", "Backend", "backend_of", "by_row", "grouped_product", "using"]

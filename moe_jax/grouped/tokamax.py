@@ -1,0 +1,48 @@
+"""Grouped products by the kernels of tokamax for NVIDIA GPUs (https://github.com/openxla/tokamax).
+
+Mosaic serves Hopper and later, Triton serves Ampere. Where tokamax is not installed or rejects a
+device, a type or a shape, blocks serve instead. These kernels have not been run on a device yet.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.grouped import blocks
+
+_KERNELS = ("mosaic", "triton")
+
+
+def product(
+    rows: Float[Array, "R M"], matrices: Float[Array, "E M N"], sizes: Int[Array, " E"]
+) -> Float[Array, "R N"]:
+    """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``."""
+    try:
+        y = _ragged_dot(rows, matrices, sizes)
+    except (ImportError, NotImplementedError, ExceptionGroup):
+        return blocks.product(rows, matrices, sizes)
+    return jnp.where(jnp.arange(rows.shape[0])[:, None] < sizes.sum(), y, 0)
+
+
+def outer(
+    rows: Float[Array, "R M"], others: Float[Array, "R N"], sizes: Int[Array, " E"]
+) -> Float[Array, "E M N"]:
+    """Returns the sums of the outer products of each expert's rows."""
+    unused = jnp.zeros((sizes.shape[0], rows.shape[1], others.shape[1]), rows.dtype)
+    try:
+        _, pull = jax.vjp(functools.partial(_ragged_dot, rows, sizes=sizes), unused)
+        return pull(others)[0]
+    except (ImportError, NotImplementedError, ExceptionGroup):
+        return blocks.outer(rows, others, sizes)
+
+
+def _ragged_dot(rows: Array, matrices: Array, sizes: Array) -> Array:
+    import tokamax
+
+    return tokamax.ragged_dot(
+        rows, matrices, sizes, preferred_element_type=rows.dtype, implementation=_KERNELS
+    )
