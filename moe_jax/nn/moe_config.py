@@ -62,8 +62,8 @@ class MoEConfig(Ranged):
             batch that does not divide into groups is padded.
         router: The router.
         transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
-            ``gather`` indexes by the slot table, and ``ragged`` sorts the choices into blocks of
-            one expert (dropless routing on a device that holds all experts).
+            ``gather`` indexes by the slot table, and ``ragged`` sorts the choices by expert and
+            computes them by grouped products (dropless routing on a device that holds all experts).
         exchange: Movement of tokens to the devices of their experts and back: ``gspmd`` lets XLA
             partition a transpose of the slots, ``all_to_all`` is the same exchange in
             ``shard_map``, and ``ring`` passes tokens from device to device (for dropless routing,

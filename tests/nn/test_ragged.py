@@ -1,4 +1,4 @@
-"""The layer with choices in blocks is the layer with slots, in value and in every gradient."""
+"""The layer with sorted choices is the layer with slots, in value and in every gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("what", ["even", "one expert", "empty expert"])
 @pytest.mark.parametrize("name", ROUTERS)
-def test_blocks_and_slots_agree_in_value_and_all_gradients(name, what):
+def test_sorted_choices_and_slots_agree_in_value_and_all_gradients(name, what):
     expected = gradients(ROUTERS[name], "einsum", what)
     found = gradients(ROUTERS[name], "ragged", what)
     assert_close(found, expected)
