@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import settings
-from moe_jax.models import DecoderConfig, ModelConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 
 
 def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
@@ -12,7 +12,7 @@ def router(preset: str, **choices: float | int | str | bool) -> ConfigDict:
     return ConfigDict({"preset": preset, **choices})
 
 
-def base(name: str, model: ModelConfig | None = None) -> ConfigDict:
+def base(name: str, model: DecoderConfig | EncoderDecoderConfig | None = None) -> ConfigDict:
     """Returns the default settings of a run; set ``model.moe.router`` to a preset."""
     config = settings(Experiment(name=name, model=model or DecoderConfig()))
     config.model.attention_experts.router = router("switch")

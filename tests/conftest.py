@@ -6,7 +6,7 @@ import os
 import zlib
 from collections import defaultdict
 
-from tests.xla import EIGHT_DEVICES, QUICK
+from tests.xla import EIGHT_DEVICES, QUICK, share_contexts
 
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, *QUICK])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,6 +22,7 @@ EXHAUSTIVE = Path(__file__).with_name("exhaustive.txt")
 # Long files start first, so that no worker is left with one of them while the others have ended.
 FIRST = ("tests/system", "tests/colab", "tests/ablation", "tests/experiments", "tests/training")
 MOST_MAPS = 15_000  # of the 65,530 that Linux allows; one module adds some thousands
+share_contexts()
 
 
 def pytest_sessionstart(session):

@@ -26,7 +26,7 @@ _RAW = {"model.moe.router": router("olmoe", k=1, balance_weight=1e-2, z_weight=0
 
 def _law(active: float, tokens: float) -> Callable[[float], float]:
     total = total_parameters(blocks_of(active))
-    return lambda parts: MOE.loss(total, tokens, parts)
+    return lambda parts: float(MOE.loss(total, tokens, parts))
 
 
 ABLATION = Ablation(

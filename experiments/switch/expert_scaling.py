@@ -62,7 +62,7 @@ ABLATION = Ablation(
         places=_ARMS,
         series={"Switch table 7": {n: -value for n, value in _PUBLISHED.items()}},
         laws={
-            "Clark et al., S-BASE at 15M": lambda experts: S_BASE.loss(_SMALLEST, experts),
+            "Clark et al., S-BASE at 15M": lambda experts: float(S_BASE.loss(_SMALLEST, experts)),
         },
     ),
 )
