@@ -52,6 +52,7 @@ class _Listener:
         last_words: Prints the last line if the main thread cannot.
         on_second: Functions to call before a second signal ends the process.
         held: True if a signal waits until the process has saved its work.
+        silent: True if a signal that waits prints no line, because it waits for an instant.
     """
 
     def __init__(self, last_words: LastWords):
@@ -60,6 +61,7 @@ class _Listener:
         self.last_words = last_words
         self.on_second: list[Callable[[], None]] = []
         self.held = False
+        self.silent = False
         self._answered = threading.Event()
 
     def hear(self, number: int, _: object) -> None:
@@ -70,7 +72,7 @@ class _Listener:
         self.came = number
         if not self.held:
             raise Interrupted(number)
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and not self.silent:
             # A person waits for a reaction. The signal may have interrupted a ``print``.
             os.write(2, _HELD.format(NAMES[number]).encode())
 
@@ -186,10 +188,10 @@ def second_time(act: Callable[[], None]) -> Iterator[None]:
 class Hold:
     """Delay of signals: after ``begin``, a signal waits until the process has saved its work."""
 
-    def begin(self) -> None:
-        """Delays signals from now on."""
+    def begin(self, *, silently: bool = False) -> None:
+        """Delays signals from now on; ``silently`` prints no line when one comes."""
         if _active:
-            _active.held = True
+            _active.held, _active.silent = True, silently
 
     @property
     def came(self) -> int:
@@ -208,7 +210,7 @@ def holding() -> Iterator[Hold]:
         yield Hold()
     finally:
         if _active:
-            _active.held = False
+            _active.held = _active.silent = False
     if _active and _active.came:
         raise Interrupted(_active.came)
 

@@ -41,6 +41,13 @@ def test_a_held_signal_is_noted_and_raised_at_the_end_of_the_hold(capfd):
     assert "a second signal ends it at once" in capfd.readouterr().err
 
 
+def test_a_silent_hold_prints_no_line(capfd):
+    with pytest.raises(Interrupted), signals.listening(_none), signals.holding() as hold:
+        hold.begin(silently=True)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_hold_that_has_not_begun_raises_at_once():
     with pytest.raises(Interrupted), signals.listening(_none), signals.holding():
         os.kill(os.getpid(), signal.SIGTERM)

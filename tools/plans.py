@@ -161,13 +161,18 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
         output = Path(scratch) / "plan.json"
         command = [sys.executable, "-m", "moe_jax.plan", *planned.arguments, f"--output={output}"]
         began = time.perf_counter()
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = None
         try:
+            # A signal between the start and the name of the process would leave it running.
+            with signals.holding() as hold:
+                hold.begin(silently=True)
+                process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             errors = process.stderr.read()
             _, status, used = os.wait4(process.pid, 0)
         except signals.Interrupted:
-            process.kill()
-            process.wait()
+            if process is not None:
+                process.kill()
+                process.wait()
             raise
         if status:
             raise RuntimeError(f"{planned.name}: {errors.strip()}")

@@ -23,13 +23,17 @@ def _at_second_plan(ready):
 
 
 def _at_planning_process(ready):
-    """Has the command start a process that takes long, and prints its number."""
+    """Has the command start a process that takes long, and prints its number.
+
+    The signal comes before the command has got the process.
+    """
     start = subprocess.Popen
 
     def started(_, **options):
         process = start(["sleep", "300"], **options)
         print(process.pid, flush=True)
         ready()
+        until_heard()
         return process
 
     subprocess.Popen = started
