@@ -118,6 +118,7 @@ def _tested(folder: Path, tests: list[str], deselected: list[str], killers: set[
     os.dup2(log, 2)
     seconds = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "seconds.json"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+    options += ["-m", ""]  # The tests of `make exhaustive` count too.
     options += [f"--deselect={test}" for test in deselected]
     return sys.modules["pytest"].main(
         [*options, *tests], plugins=[Watch(folder / "failed", seconds, killers)]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import ConfigError
 from moe_jax.grouped import blocks, loop, megablox, oracle, tokamax
-from moe_jax.parallel import platform
+from moe_jax.parallel import left_to_xla, platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ BACKENDS = {
 }
 _OF_PLATFORM = {"cpu": "loop", "tpu": "megablox", "gpu": "tokamax", "cuda": "tokamax"}
 _OTHERWISE = "blocks"
+# Kernels of Pallas, which XLA cannot partition.
+_KERNELS = ("megablox", "tokamax")
 _chosen: list[str] = []
 
 
@@ -80,12 +82,20 @@ def grouped_product(
     Returns:
         The products ``(R, N)``, and zeros in the rows that no expert has.
     """
-    return _product(_chosen[-1] if _chosen else backend_of(platform()), rows, matrices, sizes)
+    name = _chosen[-1] if _chosen else backend_of(platform(), left_to_xla())
+    return _product(name, rows, matrices, sizes)
 
 
-def backend_of(platform: str) -> str:
-    """Returns the name of the backend of a platform."""
-    return _OF_PLATFORM.get(platform, _OTHERWISE)
+def backend_of(platform: str, devices: int = 1) -> str:
+    """Returns the name of the backend of a platform.
+
+    Args:
+        platform: Name of the platform.
+        devices: Number of devices over which XLA may partition the product. On several devices,
+            blocks replace kernels, which XLA cannot partition.
+    """
+    name = _OF_PLATFORM.get(platform, _OTHERWISE)
+    return _OTHERWISE if name in _KERNELS and devices > 1 else name
 
 
 def by_row(values: Float[Array, "E N"], sizes: Int[Array, " E"], rows: int) -> Float[Array, "R N"]:

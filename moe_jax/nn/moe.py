@@ -20,8 +20,8 @@ from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared
-from moe_jax.parallel import constrain
-from moe_jax.transport import implementation
+from moe_jax.parallel import axis_size, constrain
+from moe_jax.transport import Bounded, implementation
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +137,9 @@ class MoE(nnx.Module):
                 record=None if record is None else into_groups(record, size, -1),
                 rng=keys[0],
             )
-        dispatch = implementation(self.config).dispatch
+            dispatch = implementation(self.config, axis_size("expert")).configured(self.config)
+            if isinstance(dispatch, Bounded):
+                plan = dispatch.within(plan)
         y = dispatch(
             self.experts,
             tokens,

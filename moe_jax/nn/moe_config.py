@@ -11,7 +11,7 @@ from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.shared import SharedConfig
-from moe_jax.ranges import Chance, Experts, LayerIndex, Natural, Positive, Ranged
+from moe_jax.ranges import Chance, Experts, Growth, LayerIndex, Natural, Positive, Ranged
 from moe_jax.transport import ExchangeName, TransportName
 from moe_jax.transport import check as check_transport
 
@@ -62,12 +62,17 @@ class MoEConfig(Ranged):
             batch that does not divide into groups is padded.
         router: The router.
         transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
-            ``gather`` indexes by the slot table, and ``ragged`` sorts the choices by expert and
-            computes them by grouped products (dropless routing on a device that holds all experts).
+            ``gather`` indexes by the slot table, ``ragged`` sorts the choices by expert and
+            computes them by grouped products (for dropless routing), and ``auto`` selects one of
+            them for the router and the mesh.
         exchange: Movement of tokens to the devices of their experts and back: ``gspmd`` lets XLA
             partition a transpose of the slots, ``all_to_all`` is the same exchange in
-            ``shard_map``, and ``ring`` passes tokens from device to device (for dropless routing,
-            with few empty slots).
+            ``shard_map``, ``ring`` passes tokens from device to device, and ``ragged`` sends each
+            choice to the device of its expert (both for dropless routing).
+            ``transport="auto"`` replaces ``gspmd`` by ``ragged`` where that suits.
+        exchange_buffer: Rows that a device can receive with ``exchange="ragged"``, relative to an
+            even share of the choices; choices beyond them are dropped and counted as dropped.
+            ``None`` gives every choice a row.
         shared: Shared experts, which process every token.
         extra_dense: Position of a further dense sub-layer, ``before`` or ``after`` the experts
             (sparse-dense stacking, ST-MoE 2202.08906, appendix C).
@@ -92,6 +97,7 @@ class MoEConfig(Ranged):
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
     transport: TransportName = "einsum"
     exchange: ExchangeName = "gspmd"
+    exchange_buffer: Growth | None = None
     shared: SharedConfig = SharedConfig()
     extra_dense: Literal["none", "before", "after"] = "none"
     expert_dropout: Chance = 0.0

@@ -7,14 +7,17 @@ from moe_jax.parallel.exchange import (
     around_the_ring,
     group_shards,
     on_each_device,
+    on_expert_devices,
     over_batch,
     over_groups,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
+from moe_jax.parallel.ragged import exchange_rows
 from moe_jax.parallel.rules import (
     axis_size,
     constrain,
     constrain_parameters,
+    left_to_xla,
     platform,
     sharding_of,
     shardings_of_state,
@@ -29,9 +32,12 @@ __all__ = [
     "axis_size",
     "constrain",
     "constrain_parameters",
+    "exchange_rows",
     "group_shards",
+    "left_to_xla",
     "make_mesh",
     "on_each_device",
+    "on_expert_devices",
     "over_batch",
     "over_groups",
     "platform",

@@ -14,9 +14,6 @@ from jaxtyping import Array, Float
 from moe_jax.parallel.mesh import AXES
 from moe_jax.parallel.rules import axis_size, constrain, spec
 
-# ``shard_map`` takes over all mesh axes except tensor parallelism, which XLA partitions.
-_MANUAL = frozenset(AXES) - {"model"}
-
 
 @runtime_checkable
 class Exchange(Protocol):
@@ -77,10 +74,15 @@ def on_each_device(function: Callable[..., Any], module: Any, *groups: Any) -> A
 
 
 def on_devices(function: Callable[..., Any], arguments: Any, result: Any) -> Callable[..., Any]:
-    """Returns ``function`` mapped over devices; see ``jax.shard_map`` for the partitions."""
+    """Returns ``function`` mapped over devices; see ``jax.shard_map`` for the partitions.
+
+    ``shard_map`` takes over all mesh axes except tensor parallelism, which XLA partitions. Kernels
+    of Pallas cannot be partitioned, so a ``model`` axis of one shard is taken over too.
+    """
+    manual = frozenset(AXES) - ({"model"} if axis_size("mlp") > 1 else set())
     # The check of varying axes would require marks on the constants from which loops start.
     return jax.shard_map(
-        function, in_specs=arguments, out_specs=result, axis_names=_MANUAL, check_vma=False
+        function, in_specs=arguments, out_specs=result, axis_names=manual, check_vma=False
     )
 
 
@@ -196,9 +198,21 @@ def around_the_ring(
         received = jax.lax.all_to_all(table, "expert", split_axis=1, concat_axis=0, tiled=True)
         return received.reshape(shards, -1, *received.shape[1:])
 
+    return on_expert_devices(local, experts, tokens, tables)
+
+
+def on_expert_devices(function: Callable[..., Any], experts: Any, *groups: Any) -> Any:
+    """Returns ``function(experts, *groups)``, where each device sees its experts and its groups.
+
+    Args:
+        function: Function whose result starts with ``G`` too.
+        experts: Module of the experts; the expert axes of its parameters are named ``expert``, and
+            their other axes are gathered.
+        groups: Arrays, or trees of arrays, that start with ``G``.
+    """
     by_expert = jax.tree.map(_by_expert, experts, is_leaf=_is_variable)
-    run = on_devices(local, (by_expert, spec("group"), spec("group")), spec("group"))
-    return run(experts, tokens, tables)
+    arguments = (by_expert, *(spec("group") for _ in groups))
+    return on_devices(function, arguments, spec("group"))(experts, *groups)
 
 
 def _is_variable(node: Any) -> bool:

@@ -64,6 +64,15 @@ def axis_size(name: str) -> int:
     return 1 if mesh.empty else _shards(_left_to_xla(RULES[name], mesh), mesh)
 
 
+def left_to_xla() -> int:
+    """Returns the number of devices over which XLA may partition an array here.
+
+    It is 1 without a mesh, and inside ``shard_map`` over all axes that have several devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes)
+
+
 def platform() -> str:
     """Returns the platform that a program is traced for: ``cpu``, ``tpu``, ``gpu`` or another.
 

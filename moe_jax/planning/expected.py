@@ -26,7 +26,11 @@ from moe_jax.planning.compile import Step, batch_shapes
 from moe_jax.transport import implementation
 
 # Kinds of the collectives over the expert axis; see ``moe_jax.transport.Cost.sends``.
-EXCHANGES = {"slots": "all-to-all", "tokens": "collective-permute"}
+EXCHANGES = {
+    "slots": "all-to-all",
+    "choices": "ragged-all-to-all",
+    "tokens": "collective-permute",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Layer:
         moe: Configuration of the layer.
         tokens: Number of tokens that the device routes.
         slots: Number of slots of all experts for these tokens, filled or empty.
+        choices: Largest number of these slots that hold a token.
         width: Mean of the widths of the experts' inputs and outputs.
         in_attention: True if the experts are projections of attention.
     """
@@ -44,6 +49,7 @@ class Layer:
     moe: MoEConfig
     tokens: int
     slots: int
+    choices: int
     width: int
     in_attention: bool
 
@@ -73,7 +79,9 @@ def _layer(experiment: Experiment, sizes: dict[str, int], layer: SparseLayer) ->
     groups = math.ceil(math.ceil(total / group) / over)
     capacity = moe.router.slots(group, moe.num_experts, train=True)
     slots = groups * capacity * moe.num_experts
-    return Layer(moe, total // over, slots, sum(layer.widths) // 2, layer.in_attention)
+    tokens, width = total // over, sum(layer.widths) // 2
+    choices = math.ceil(tokens * moe.router.experts_per_token(group, moe.num_experts))
+    return Layer(moe, tokens, slots, min(slots, choices), width, layer.in_attention)
 
 
 def itemsize(experiment: Experiment) -> int:
@@ -113,10 +121,10 @@ def _exchanges(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collec
     devices = sizes["expert"]
     passes = (6 if recomputes(experiment) else 4) * experiment.training.microbatches
     for layer in moe_layers(experiment, sizes):
-        sends = implementation(layer.moe).cost.sends
+        sends = implementation(layer.moe, devices).cost.sends
         size = layer.width * itemsize(experiment)
-        if sends == "slots":
-            sent, times = layer.slots * size * (devices - 1) // devices, passes
+        if sends in ("slots", "choices"):
+            sent, times = getattr(layer, sends) * size * (devices - 1) // devices, passes
         elif sends == "tokens":
             # A device sends all its tokens in every step of the ring.
             sent, times = layer.tokens * size, passes * devices

@@ -22,6 +22,7 @@ from moe_jax.planning.collectives import Collective, collectives, summary
 from moe_jax.planning.compile import Compiled, Step, compile_step, make_step
 from moe_jax.planning.links import wires
 from moe_jax.planning.topology import Topology
+from moe_jax.transport import implementation
 
 _POLICIES: tuple[Remat, ...] = ("none", "dots_no_batch", "full")
 
@@ -129,7 +130,10 @@ def _header(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "microbatches": experiment.training.microbatches,
         "loss_chunk": experiment.training.loss_chunk,
         "group_size": {layer.setting: layer.moe.group_size for layer in routed},
-        "transport": {layer.setting: layer.moe.transport for layer in routed},
+        "transport": {
+            layer.setting: implementation(layer.moe, experiment.mesh.expert).transport
+            for layer in routed
+        },
         "batch": {
             "rows": experiment.data.batch_size,
             "length": experiment.data.seq_length,

@@ -132,7 +132,7 @@ def _transport(experiment: Experiment) -> float:
     data, total = experiment.data, 0.0
     for layer in experiment.model.sparse_layers():
         moe = layer.moe
-        if implementation(moe).cost.products:
+        if implementation(moe, experiment.mesh.expert).cost.products:
             slots = moe.router.slots(moe.group_size, moe.num_experts, train=True)
             length = data.seq_length if layer.of_inputs else data.target_length
             each = 2 * moe.num_experts * slots * sum(layer.widths)

@@ -25,6 +25,7 @@ from moe_jax.run.released import Released, adopted
 from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
 from moe_jax.training.routing_log import check_replay
 from moe_jax.training.state import TrainState
+from moe_jax.transport import implementation
 
 Say = Callable[[str], None]
 
@@ -111,6 +112,7 @@ def _train(
     session = _prepared(experiment, folder, sources, voice)
     cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
     _announce(session, cost, voice)
+    _announce_transports(session, voice)
     _announce_start(sources, session.tokenizer, voice)
     with (
         open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints,
@@ -180,6 +182,25 @@ def _announce(session: Session, cost: Cost, voice: Voice) -> None:
     further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
     voice.say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
     voice.say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
+
+
+def _announce_transports(session: Session, voice: Voice) -> None:
+    """Says how the tokens of each kind of MoE layers travel, and what empty slots cost."""
+    experiment, shards = session.experiment, session.mesh.shape["expert"]
+    layers = experiment.model.sparse_layers()
+    moes = {layer.setting: layer.moe for layer in layers}
+    if not moes:
+        return
+    full, computed = (
+        count(experiment.model, session.tokenizer.vocab_size, experiment.sequence, convention)
+        for convention in ("full", "computed")
+    )
+    padding = computed.training_flops_per_token / full.training_flops_per_token - 1
+    for setting, moe in moes.items():
+        row = implementation(moe, shards)
+        why = f", because {row.reason}" if moe.transport == "auto" and row.reason else ""
+        voice.say(f"transport   {setting}: {row.transport}, exchange {row.exchange}{why}")
+    voice.say(f"padding     empty slots add {padding:.1%} to the FLOPs of a step")
 
 
 def _announce_start(sources: Sources, tokenizer: data.Tokenizer, voice: Voice) -> None:

@@ -1,9 +1,10 @@
 """Transports bring tokens to experts and back; all of them have equal values and gradients."""
 
-from moe_jax.transport.dispatch import Dispatch, Transport
+from moe_jax.transport.dispatch import Bounded, Dispatch, Transport
 from moe_jax.transport.einsum import Einsum
 from moe_jax.transport.gather import Gather
 from moe_jax.transport.ragged import Ragged, SortedExperts, in_order_of_experts
+from moe_jax.transport.ragged_exchange import RaggedExchange
 from moe_jax.transport.ring import Ring
 from moe_jax.transport.slots import InSlots
 from moe_jax.transport.table import (
@@ -20,6 +21,7 @@ from moe_jax.transport.table import (
 __all__ = [
     "TABLE",
     "AnyWidthExchangeName",
+    "Bounded",
     "TransportCost",
     "Dispatch",
     "Einsum",
@@ -28,6 +30,7 @@ __all__ = [
     "Implementation",
     "InSlots",
     "Ragged",
+    "RaggedExchange",
     "Ring",
     "SortedExperts",
     "Transport",

@@ -49,6 +49,14 @@ class Dispatch(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A dispatch that has room for a bounded number of choices."""
+
+    def within(self, plan: Plan) -> Plan:
+        """Returns the plan, where the choices without room are dropped and counted as dropped."""
+
+
+@runtime_checkable
 class Transport(Protocol):
     """Moves tokens into slots and the contents of slots back to tokens, on one device."""
 

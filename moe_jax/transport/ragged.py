@@ -47,10 +47,7 @@ class Ragged:
     ) -> Float[Array, "G S N"]:
         """Returns the tokens' outputs; see ``Dispatch``."""
         check_no_outputs_by_slot("transport='ragged'", on_outputs)
-        if not isinstance(experts, SortedExperts):
-            name, instead = type(experts).__name__, "transport='gather'"
-            needed = "experts with the function on_sorted"
-            raise refusal("transport='ragged'", needed, "experts", name, instead)
+        module = sorted_experts(experts, "transport='ragged'")
 
         def here(experts: SortedExperts, x: Array, slots: Slots) -> Array:
             with jax.named_scope("dispatch"):
@@ -63,7 +60,23 @@ class Ragged:
             with jax.named_scope("combine"):
                 return _GATHER.combine(outputs[None, None], part).reshape(*x.shape[:2], -1)
 
-        return on_each_device(here, experts, tokens, slot_table(plan))
+        return on_each_device(here, module, tokens, slot_table(plan))
+
+
+def sorted_experts(experts: Experts, chosen: str) -> SortedExperts:
+    """Returns experts that compute sorted rows.
+
+    Args:
+        experts: Module of the experts.
+        chosen: Setting that requires such experts, for the message.
+
+    Raises:
+        ConfigError: If the experts compute slots alone.
+    """
+    if isinstance(experts, SortedExperts):
+        return experts
+    needed, name = "experts with the function on_sorted", type(experts).__name__
+    raise refusal(chosen, needed, "experts", name, "transport='gather'")
 
 
 def in_order_of_experts(slots: Slots) -> tuple[Slots, Int[Array, " E"]]:

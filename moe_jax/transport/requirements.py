@@ -24,6 +24,10 @@ class Settings(Protocol):
         """Name of the exchange that moves slots to the devices of their experts."""
 
     @property
+    def exchange_buffer(self) -> float | None:
+        """Rows that a device can receive, relative to an even share; ``None`` means all."""
+
+    @property
     def router(self) -> Router:
         """Router of the layer."""
 
@@ -54,6 +58,12 @@ class Facts:
     settings: Settings
     expert_shards: int = 1
     same_width: bool = True
+
+    @property
+    def worst_case(self) -> bool:
+        """True if every expert has a slot for every token, of which most stay empty."""
+        capacity, select = self.settings.router.capacity, self.settings.router.select
+        return select.slots() is None and (capacity.dropless == "always" or capacity.devices > 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,15 @@ the alternatives that messages suggest, and the costs that counting and planning
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from moe_jax.parallel import ALL_TO_ALL, GSPMD
 from moe_jax.transport.dispatch import Dispatch
 from moe_jax.transport.einsum import Einsum
 from moe_jax.transport.gather import Gather
 from moe_jax.transport.ragged import Ragged
+from moe_jax.transport.ragged_exchange import RaggedExchange
 from moe_jax.transport.requirements import (
     ALL_EXPERTS_HERE,
     NO_DROPOUT,
@@ -42,12 +43,13 @@ class TransportCost:
             ``choices`` that got a slot.
         products: True if tokens are dispatched by matrix products with ``(S, E C)`` tensors.
         sends: Rows that cross the expert axis of the mesh, each way: ``slots`` by an all-to-all,
-            ``tokens`` by permutations around the ring, or ``nothing``.
+            ``choices`` by an all-to-all of unequal parts, ``tokens`` by permutations around the
+            ring, or ``nothing``.
     """
 
     computes: Literal["slots", "choices"] = "slots"
     products: bool = False
-    sends: Literal["slots", "tokens", "nothing"] = "slots"
+    sends: Literal["slots", "choices", "tokens", "nothing"] = "slots"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Implementation:
         dispatch: Function that executes plans.
         requires: Conditions on the layer and its mesh.
         cost: Computation and communication of the implementation.
+        reason: Reason why ``transport="auto"`` selects the implementation, for the log.
+        suits: Function that returns True if ``transport="auto"`` may select the implementation.
+        fields: Settings of the layer that are fields of the dispatch.
     """
 
     transport: str
@@ -67,28 +72,68 @@ class Implementation:
     dispatch: Dispatch
     requires: tuple[Requirement, ...] = ()
     cost: TransportCost = TransportCost()
+    reason: str = ""
+    suits: Callable[[Facts], bool] = lambda facts: False
+    fields: tuple[str, ...] = ()
+
+    def configured(self, settings: Settings) -> Dispatch:
+        """Returns the dispatch with the settings of a layer."""
+        values: dict[str, Any] = {name: getattr(settings, name) for name in self.fields}
+        return dataclasses.replace(self.dispatch, **values) if values else self.dispatch
 
     def unmet(self, facts: Facts) -> Requirement | None:
         """Returns the first requirement that does not hold, or ``None``."""
         return next((each for each in self.requires if not each.met(facts)), None)
 
 
+AUTO = "auto"
 _NO_OUTPUTS_BY_SLOT = (ONE_WIDTH, NO_DROPOUT, NO_MASK)
-_BLOCKS = (SLOT_TABLE, TOKENS_CHOOSE, *_NO_OUTPUTS_BY_SLOT, ALL_EXPERTS_HERE)
+_SORTED = (SLOT_TABLE, TOKENS_CHOOSE, *_NO_OUTPUTS_BY_SLOT)
 _VISITS = (SLOT_TABLE, SAME_WIDTH, *_NO_OUTPUTS_BY_SLOT)
+_PRODUCTS = TransportCost(products=True)
 
-# The rows are in order of preference: a message suggests the first row that fits the layer.
+# The rows are in order of preference: a message suggests the first row that fits the layer, and
+# ``auto`` selects the first that fits and suits it.
 TABLE: tuple[Implementation, ...] = (
     Implementation(
-        "ragged", "gspmd", Ragged(), _BLOCKS, TransportCost(computes="choices", sends="nothing")
+        "ragged",
+        "gspmd",
+        Ragged(),
+        (*_SORTED, ALL_EXPERTS_HERE),
+        TransportCost(computes="choices", sends="nothing"),
+        "no choice is dropped, and every device holds all experts",
+        lambda facts: facts.worst_case,
+    ),
+    Implementation(
+        "ragged",
+        "ragged",
+        RaggedExchange(),
+        _SORTED,
+        TransportCost(computes="choices", sends="choices"),
+        "no choice is dropped, and the mesh splits the experts",
+        lambda facts: facts.worst_case and facts.expert_shards > 1,
+        fields=("exchange_buffer",),
     ),
     Implementation("gather", "ring", Ring(), _VISITS, TransportCost(sends="tokens")),
-    Implementation("gather", "gspmd", InSlots(Gather(), GSPMD), (SLOT_TABLE,)),
-    Implementation("gather", "all_to_all", InSlots(Gather(), ALL_TO_ALL), (SLOT_TABLE,)),
-    Implementation("einsum", "gspmd", InSlots(Einsum(), GSPMD), (), TransportCost(products=True)),
     Implementation(
-        "einsum", "all_to_all", InSlots(Einsum(), ALL_TO_ALL), (), TransportCost(products=True)
+        "gather",
+        "gspmd",
+        InSlots(Gather(), GSPMD),
+        (SLOT_TABLE,),
+        reason="every slot holds one token or none",
+        suits=lambda facts: True,
     ),
+    Implementation("gather", "all_to_all", InSlots(Gather(), ALL_TO_ALL), (SLOT_TABLE,)),
+    Implementation(
+        "einsum",
+        "gspmd",
+        InSlots(Einsum(), GSPMD),
+        (),
+        _PRODUCTS,
+        "slots hold mixtures of tokens",
+        lambda facts: True,
+    ),
+    Implementation("einsum", "all_to_all", InSlots(Einsum(), ALL_TO_ALL), (), _PRODUCTS),
 )
 
 if TYPE_CHECKING:
@@ -96,7 +141,7 @@ if TYPE_CHECKING:
     ExchangeName = str
     AnyWidthExchangeName = str
 else:
-    TransportName = Literal[tuple(sorted({row.transport for row in TABLE}))]
+    TransportName = Literal[(AUTO, *sorted({row.transport for row in TABLE}))]
     ExchangeName = Literal[tuple(sorted({row.exchange for row in TABLE}))]
     # Exchanges for experts whose outputs are not as wide as tokens.
     AnyWidthExchangeName = Literal[
@@ -104,13 +149,17 @@ else:
     ]
 
 
-def implementation(settings: Settings) -> Implementation:
+def implementation(settings: Settings, expert_shards: int = 1) -> Implementation:
     """Returns the implementation that a layer's transport and exchange select.
+
+    Args:
+        settings: Settings of the layer.
+        expert_shards: Number of devices over which the mesh splits the experts.
 
     Raises:
         ConfigError: If no implementation has this transport and this exchange.
     """
-    return _selected(Facts(settings), "model.moe")
+    return _selected(Facts(settings, expert_shards), "model.moe")
 
 
 def check(
@@ -144,12 +193,14 @@ def check(
 
 
 def _selected(facts: Facts, setting: str) -> Implementation:
-    """Returns the row with a layer's transport and exchange.
+    """Returns the row with a layer's transport and exchange; ``auto`` selects a transport.
 
     Raises:
         ConfigError: If the table has no such row.
     """
     transport, exchange = facts.settings.transport, facts.settings.exchange
+    if transport == AUTO:
+        transport, exchange = _fastest(facts)
     for row in TABLE:
         if (row.transport, row.exchange) == (transport, exchange):
             return row
@@ -162,6 +213,21 @@ def _selected(facts: Facts, setting: str) -> Implementation:
     exchanges = [row.exchange for row in TABLE if row.transport == suggested.transport]
     chosen, needed = f"{setting}.transport={transport!r}", _one_of("exchange", exchanges)
     raise refusal(chosen, needed, "exchange", repr(exchange), instead)
+
+
+def _fastest(facts: Facts) -> tuple[str, str]:
+    """Returns transport and exchange of the first row that fits and suits a layer.
+
+    An exchange other than the default restricts the rows. If none of them fits, the first of them
+    is returned, and ``check`` names its requirement.
+    """
+    exchange = facts.settings.exchange
+    rows = [row for row in TABLE if row.exchange == exchange]
+    if exchange == "gspmd":
+        rows = [row for row in TABLE if row.suits(facts)]
+    fitting = (row for row in rows if row.unmet(facts) is None)
+    row = next(fitting, rows[0] if rows else TABLE[0])
+    return row.transport, exchange if not rows else row.exchange
 
 
 def _suggested(facts: Facts) -> Implementation:
@@ -180,9 +246,8 @@ def _suggested(facts: Facts) -> Implementation:
 
 def _changes(settings: Settings, row: Implementation) -> str:
     """Returns in words the settings that differ between a row and the layer."""
-    names = (
-        name for name in ("transport", "exchange") if getattr(settings, name) != getattr(row, name)
-    )
+    settable = ("exchange",) if settings.transport == AUTO else ("transport", "exchange")
+    names = (name for name in settable if getattr(settings, name) != getattr(row, name))
     return " with ".join(f"{name}={getattr(row, name)!r}" for name in names)
 
 

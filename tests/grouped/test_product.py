@@ -123,6 +123,9 @@ def test_the_devices_of_the_mesh_choose_the_backend():
     assert grouped.backend_of("cpu") == "loop"
     assert grouped.backend_of("gpu") == "tokamax"
     assert grouped.backend_of("metal") == "blocks"
+    # XLA partitions loops and blocks, but no kernel.
+    assert grouped.backend_of("tpu", devices=2) == "blocks"
+    assert grouped.backend_of("cpu", devices=2) == "loop"
 
 
 def test_a_program_for_a_tpu_has_the_kernel(monkeypatch):

@@ -121,3 +121,32 @@ def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(sizes, name, t
         assert collectives(compiled) == {"all-to-all": 2, **none}
         compiled = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(*args).compile()
         assert collectives(compiled) == {"all-to-all": 4, **none}
+
+
+def test_choices_are_sent_twice_and_four_times_with_the_gradient():
+    # On CPUs all-to-alls of padded parts stand for those of unequal parts; the all-gather is that
+    # of the numbers of rows.
+    mesh = make_mesh(MeshConfig(4, 2))
+    config = MoEConfig(
+        num_experts=8,
+        expert_dim=32,
+        group_size=32,
+        router=routing.preset("mixtral"),
+        transport="ragged",
+        exchange="ragged",
+    )
+    moe = MoE(config, FeedForwardConfig(16, 32), jax.random.key(0))
+    moe = jax.device_put(moe, shardings_of_state(moe, mesh))
+    x = jax.device_put(jnp.ones((32, 16, 16)), NamedSharding(mesh, GROUPS))
+    valid = jax.device_put(jnp.ones((32, 16), bool), NamedSharding(mesh, GROUPS))
+
+    def objective(moe, x):
+        y, aux = moe(x, valid, mode=TRAIN)
+        return jnp.square(y).sum() + aux.loss
+
+    others = {"all-gather": 1, "collective-permute": 0, "reduce-scatter": 0}
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(objective).lower(moe, x).compile()
+        assert collectives(compiled) == {"all-to-all": 2, **others}
+        compiled = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(moe, x).compile()
+        assert collectives(compiled) == {"all-to-all": 4, **others}

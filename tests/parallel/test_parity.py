@@ -57,9 +57,10 @@ def on_mesh(run, sizes, module, *arrays):
         return jax.jit(run)(module, *arrays)
 
 
-# The layer: 5 groups of 8 tokens, so that every mesh pads with groups of its own number.
+# The layer: 5 groups of 8 tokens, so that every mesh pads with groups of its own number. The width
+# differs from the number of tokens, so that no axis passes for another.
 
-X = jax.random.normal(jax.random.key(1), (5, 8, 8))
+X = jax.random.normal(jax.random.key(1), (5, 8, 12))
 VALID = jnp.arange(40).reshape(5, 8) % 7 > 0
 
 
@@ -74,7 +75,7 @@ def layer(name: str, **settings) -> MoE:
         transport="gather" if name == "gshard" else "einsum",
     )
     config = dataclasses.replace(config, **settings)
-    return MoE(config, FeedForwardConfig(8, 16), jax.random.key(0))
+    return MoE(config, FeedForwardConfig(12, 16), jax.random.key(0))
 
 
 def layer_step(moe, x, valid):
@@ -118,6 +119,14 @@ def dropless_alone(name: str):
 )
 def test_tokens_that_go_round_give_the_same(sizes, name):
     same(on_mesh(layer_step, sizes, layer(name, **RING), X, VALID), dropless_alone(name))
+
+
+SENT = {"transport": "ragged", "exchange": "ragged", "expert_dropout": 0.0}
+
+
+@pytest.mark.parametrize(("name", "sizes"), covering(["mixtral", "gpt_oss", "llama4"], ACROSS))
+def test_choices_that_are_sent_give_the_same(sizes, name):
+    same(on_mesh(layer_step, sizes, layer(name, **SENT), X, VALID), dropless_alone(name))
 
 
 NONE = AttentionExpertsConfig()

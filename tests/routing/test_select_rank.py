@@ -67,6 +67,16 @@ def test_bias_rests_at_even_load(rule: str, load: float):
     np.testing.assert_allclose(after["bias"], [0.5, 0.2])
 
 
+def test_a_proportional_step_is_relative_to_the_mean_load_and_to_one_at_least():
+    rank = Bias(0.1, "proportional")
+    start = {"bias": jnp.zeros(2)}
+    # Mean 1.5, errors 0.5 and -0.5: a third of the rate. Mean 0.5, with the same errors: a half.
+    after = rank.next_state(start, jnp.array([1.0, 2.0]))["bias"]
+    np.testing.assert_allclose(after, [0.1 / 3, -0.1 / 3], rtol=1e-6)
+    after = rank.next_state(start, jnp.array([0.0, 1.0]))["bias"]
+    np.testing.assert_allclose(after, [0.05, -0.05], rtol=1e-6)
+
+
 def test_bias_asks_for_its_state_by_name():
     with pytest.raises(ConfigError, match="Bias rank needs state=.'bias'"):
         select(TopK(1, rank=Bias()), [[0.6, 0.4]])

@@ -15,7 +15,7 @@ from moe_jax.grouped import grouped_product
 from moe_jax.nn.attention_experts import AttentionExpertsConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import presets, route
-from moe_jax.transport import TABLE, check
+from moe_jax.transport import TABLE, check, implementation
 from moe_jax.transport.requirements import NO_DROPOUT
 from tests.transport.example_transport import LINE
 
@@ -41,6 +41,7 @@ class Layer:
     expert_dims: tuple = ()
     expert_dropout: float = 0.0
     expert_mask: float = 0.0
+    exchange_buffer: float | None = None
 
 
 def refused(layer, *mesh):
@@ -68,8 +69,8 @@ def test_what_a_refusal_suggests_is_accepted(what):
         )
         suggested = dict(re.findall(r"(\w+)='(\w+)'", line.rsplit("or use ", 1)[1]))
         assert suggested and not refused(dataclasses.replace(layer, **suggested), *mesh), line
-    # Of 9 pairs 3 are no lines; a ring refuses projections, and blocks a mesh over experts.
-    assert len(lines) >= 3 * 3 + 1 + 1
+    # Of 12 pairs 5 are no lines; a ring refuses projections, and sorted rows a mesh over experts.
+    assert len(lines) >= 3 * 5 + 1 + 1
 
 
 @pytest.mark.parametrize(
@@ -85,13 +86,20 @@ def test_what_a_refusal_suggests_is_accepted(what):
             {"transport": "ragged"},
             (4,),
             "model.moe.transport='ragged' requires all experts on each device, but mesh.expert=4. "
-            "Change mesh.expert, or use transport='gather' with exchange='ring'.",
+            "Change mesh.expert, or use exchange='ragged'.",
         ),
         (
-            {"transport": "ragged"},
-            (4, False),
-            "model.moe.transport='ragged' requires all experts on each device, but mesh.expert=4. "
-            "Change mesh.expert, or use transport='gather'.",
+            {"transport": "ragged", "exchange": "ragged", "router": presets.expert_choice()},
+            (4,),
+            "model.moe.transport='ragged' with exchange='ragged' requires tokens that choose their "
+            "experts, but router.select=TopTokens. Change router.select, or use "
+            "transport='gather' with exchange='ring'.",
+        ),
+        (
+            {"transport": "auto", "exchange": "ring", "expert_dropout": 0.1},
+            (4,),
+            "model.moe.transport='gather' with exchange='ring' requires expert outputs without "
+            "dropout, but expert_dropout=0.1. Change expert_dropout, or use exchange='gspmd'.",
         ),
         (
             {"transport": "gather", "exchange": "ring"},
@@ -124,14 +132,48 @@ def test_a_refusal_names_the_requirement_and_the_setting(changes, mesh, line):
     assert refused(Layer(**{"transport": "einsum", "exchange": "gspmd", **changes}), *mesh) == line
 
 
+DROPLESS = {"router": presets.mixtral()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "shards", "selected"),
+    [
+        # Slots with a capacity: one gather, whatever the mesh.
+        ({}, 1, ("gather", "gspmd")),
+        ({}, 4, ("gather", "gspmd")),
+        ({"router": presets.expert_choice()}, 4, ("gather", "gspmd")),
+        # Slots for the worst case are mostly empty: only the choices are computed.
+        (DROPLESS, 1, ("ragged", "gspmd")),
+        (DROPLESS, 4, ("ragged", "ragged")),
+        ({"router": presets.deepseek_v2()}, 1, ("ragged", "gspmd")),
+        # Sorted rows do not know slots, widths or masks.
+        (DROPLESS | {"expert_dropout": 0.1}, 1, ("gather", "gspmd")),
+        (DROPLESS | {"expert_dims": (4, 8)}, 4, ("gather", "gspmd")),
+        # A slot of Soft MoE holds every token.
+        ({"router": presets.soft_moe()}, 4, ("einsum", "gspmd")),
+        # An exchange that is set stays.
+        (DROPLESS | {"exchange": "ring"}, 4, ("gather", "ring")),
+        (DROPLESS | {"exchange": "ragged"}, 4, ("ragged", "ragged")),
+        ({"exchange": "all_to_all"}, 4, ("gather", "all_to_all")),
+        ({"exchange": "all_to_all", "router": presets.soft_moe()}, 4, ("einsum", "all_to_all")),
+    ],
+)
+def test_auto_selects_the_transport_that_computes_and_sends_least(changes, shards, selected):
+    layer = Layer(**{"transport": "auto", "exchange": "gspmd", **changes})
+    row = implementation(layer, shards)
+    assert (row.transport, row.exchange) == selected
+    assert not refused(layer, shards)
+    assert row.reason or "exchange" in changes
+
+
 def test_the_settings_accept_the_names_of_the_table():
     def names(owner, setting):
         return typing.get_args(typing.get_type_hints(owner)[setting])
 
-    assert names(MoEConfig, "transport") == ("einsum", "gather", "ragged")
-    assert names(MoEConfig, "exchange") == ("all_to_all", "gspmd", "ring")
+    assert names(MoEConfig, "transport") == ("auto", "einsum", "gather", "ragged")
+    assert names(MoEConfig, "exchange") == ("all_to_all", "gspmd", "ragged", "ring")
     # Projections of attention are wider or narrower than tokens, and a ring adds up tokens.
-    assert names(AttentionExpertsConfig, "exchange") == ("all_to_all", "gspmd")
+    assert names(AttentionExpertsConfig, "exchange") == ("all_to_all", "gspmd", "ragged")
 
 
 @jax.tree_util.register_dataclass
