@@ -46,7 +46,7 @@ class RaggedExchange:
         gate_on: str = "out",
         on_outputs: OnOutputs | None = None,
     ) -> Float[Array, "G S N"]:
-        """Returns the tokens' outputs for a plan that is ``within`` the buffers; see ``Dispatch``."""
+        """Returns the outputs of a plan ``within`` the buffers; see ``Dispatch``."""
         shards = axis_size("expert")
         if shards == 1:
             return Ragged()(experts, tokens, plan, gate_on=gate_on, on_outputs=on_outputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_jax.parallel import ALL_TO_ALL, GSPMD
 from moe_jax.transport.dispatch import Dispatch
@@ -64,7 +64,7 @@ class Implementation:
         cost: Computation and communication of the implementation.
         reason: Reason why ``transport="auto"`` selects the implementation, for the log.
         suits: Function that returns True if ``transport="auto"`` may select the implementation.
-        fields: Settings of the layer that are fields of the dispatch.
+        configure: Function that makes the dispatch from the settings of a layer, if it has any.
     """
 
     transport: str
@@ -74,12 +74,11 @@ class Implementation:
     cost: TransportCost = TransportCost()
     reason: str = ""
     suits: Callable[[Facts], bool] = lambda facts: False
-    fields: tuple[str, ...] = ()
+    configure: Callable[[Settings], Dispatch] | None = None
 
     def configured(self, settings: Settings) -> Dispatch:
         """Returns the dispatch with the settings of a layer."""
-        values: dict[str, Any] = {name: getattr(settings, name) for name in self.fields}
-        return dataclasses.replace(self.dispatch, **values) if values else self.dispatch
+        return self.dispatch if self.configure is None else self.configure(settings)
 
     def unmet(self, facts: Facts) -> Requirement | None:
         """Returns the first requirement that does not hold, or ``None``."""
@@ -112,7 +111,7 @@ TABLE: tuple[Implementation, ...] = (
         TransportCost(computes="choices", sends="choices"),
         "no choice is dropped, and the mesh splits the experts",
         lambda facts: facts.worst_case and facts.expert_shards > 1,
-        fields=("exchange_buffer",),
+        configure=lambda settings: RaggedExchange(settings.exchange_buffer),
     ),
     Implementation("gather", "ring", Ring(), _VISITS, TransportCost(sends="tokens")),
     Implementation(
