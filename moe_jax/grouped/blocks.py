@@ -27,12 +27,16 @@ def block_size(rows: int, experts: int) -> int:
 
 
 def product(
-    rows: Float[Array, "R M"], matrices: Float[Array, "E M N"], sizes: Int[Array, " E"]
+    rows: Float[Array, "R M"],
+    matrices: Float[Array, "E ..."],
+    sizes: Int[Array, " E"],
+    transposed: bool = False,
 ) -> Float[Array, "R N"]:
     """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``."""
     row, owner, place = _layout(rows.shape[0], sizes)
     x = jnp.take(rows, row, axis=0, mode="fill", fill_value=0)
-    y = jnp.einsum("brm,bmn->brn", x, matrices[owner], precision=exact(rows.dtype))
+    form = "brm,bnm->brn" if transposed else "brm,bmn->brn"
+    y = jnp.einsum(form, x, matrices[owner], precision=exact(rows.dtype))
     return jnp.take(y.reshape(-1, y.shape[-1]), place, axis=0, mode="fill", fill_value=0)
 
 

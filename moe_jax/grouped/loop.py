@@ -31,9 +31,12 @@ def block_sizes(rows: int, groups: int) -> tuple[int, int]:
 
 
 def product(
-    rows: Float[Array, "R M"], weights: Float[Array, "E M N"], sizes: Int[Array, " E"]
+    rows: Float[Array, "R M"],
+    matrices: Float[Array, "E ..."],
+    sizes: Int[Array, " E"],
+    transposed: bool = False,
 ) -> Float[Array, "R N"]:
-    """Returns each row times the matrix of its expert; see ``moe_jax.grouped.product``."""
+    """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``."""
     precision, blocks = exact(rows.dtype), block_sizes(rows.shape[0], sizes.size)
 
     def one(out: Array, expert: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -43,14 +46,15 @@ def product(
             first, inside = _place(begin, size, rows.shape[0], end)
             x = jax.lax.dynamic_slice_in_dim(rows, first, size)
             old = jax.lax.dynamic_slice_in_dim(out, first, size)
-            y = jnp.where(inside, jnp.dot(x, matrix, precision=precision), old)
+            y = jnp.dot(x, matrix.T if transposed else matrix, precision=precision)
+            y = jnp.where(inside, y, old)
             return jax.lax.dynamic_update_slice_in_dim(out, y, first, 0)
 
         return _over_blocks(block, out, blocks, start, end), None
 
     starts, ends = edges(sizes)
-    out = jnp.zeros((rows.shape[0], weights.shape[2]), rows.dtype)
-    return jax.lax.scan(one, out, (weights, starts, ends))[0]
+    out = jnp.zeros((rows.shape[0], matrices.shape[1 if transposed else 2]), rows.dtype)
+    return jax.lax.scan(one, out, (matrices, starts, ends))[0]
 
 
 def outer(

@@ -15,21 +15,31 @@ _LEAST = 8
 
 def product(
     rows: Float[Array, "R M"],
-    matrices: Float[Array, "E M N"],
+    matrices: Float[Array, "E ..."],
     sizes: Int[Array, " E"],
+    transposed: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "R N"]:
     """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``.
 
     Args:
         rows: Rows ``(R, M)``.
-        matrices: Matrices ``(E, M, N)``.
+        matrices: Matrices ``(E, M, N)``, or ``(E, N, M)`` if ``transposed``.
         sizes: Number ``(E,)`` of rows of each expert.
+        transposed: True multiplies by the transposed matrices.
         interpret: True runs the kernel's program by XLA, on any device.
     """
-    tiles = _tiles(rows.shape[0], rows.shape[1], matrices.shape[2])
+    tiles = _tiles(*rows.shape, matrices.shape[1 if transposed else 2])
     padded, sizes = _padded(rows, tiles[0]), sizes.astype(jnp.int32)
-    y = gmm(padded, matrices, sizes, rows.dtype, tiles, interpret=interpret)
+    y = gmm(
+        padded,
+        matrices,
+        sizes,
+        rows.dtype,
+        tiles,
+        transpose_rhs=transposed,
+        interpret=interpret,
+    )
     y = y[: rows.shape[0]]
     return jnp.where(jnp.arange(rows.shape[0])[:, None] < sizes.sum(), y, 0)
 

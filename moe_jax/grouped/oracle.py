@@ -16,9 +16,13 @@ _OUTER = jax.lax.RaggedDotDimensionNumbers(
 
 
 def product(
-    rows: Float[Array, "R M"], matrices: Float[Array, "E M N"], sizes: Int[Array, " E"]
+    rows: Float[Array, "R M"],
+    matrices: Float[Array, "E ..."],
+    sizes: Int[Array, " E"],
+    transposed: bool = False,
 ) -> Float[Array, "R N"]:
     """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``."""
+    matrices = matrices.swapaxes(1, 2) if transposed else matrices
     y = jax.lax.ragged_dot(rows, matrices, sizes, precision=exact(rows.dtype))
     return jnp.where(jnp.arange(rows.shape[0])[:, None] < sizes.sum(), y, 0)
 

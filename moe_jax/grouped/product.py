@@ -24,12 +24,12 @@ class Backend:
     Attributes:
         product: Function of rows ``(R, M)`` sorted by expert, matrices ``(E, M, N)`` and sizes
             ``(E,)``, the number of rows of each expert. It returns ``(R, N)``; rows after the last
-            expert are zero.
+            expert are zero. With ``transposed=True`` the matrices are ``(E, N, M)``.
         outer: Function of rows ``(R, M)``, rows ``(R, N)`` and sizes ``(E,)``. It returns the sums
             ``(E, M, N)`` of the outer products of each expert's rows.
     """
 
-    product: Callable[[Array, Array, Array], Array]
+    product: Callable[..., Array]
     outer: Callable[[Array, Array, Array], Array]
 
 
@@ -122,7 +122,7 @@ def _forward(name: str, rows: Array, matrices: Array, sizes: Array) -> tuple[Arr
 def _backward(name: str, residuals: Any, gradient: Array) -> tuple[Array, Array, None]:
     rows, matrices, sizes = residuals
     backend = BACKENDS[name]
-    of_rows = backend.product(gradient, matrices.swapaxes(1, 2), sizes)
+    of_rows = backend.product(gradient, matrices, sizes, transposed=True)
     of_matrices = backend.outer(rows, gradient, sizes)
     return of_rows, of_matrices.astype(matrices.dtype), None
 

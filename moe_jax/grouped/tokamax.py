@@ -18,13 +18,16 @@ _KERNELS = ("mosaic", "triton")
 
 
 def product(
-    rows: Float[Array, "R M"], matrices: Float[Array, "E M N"], sizes: Int[Array, " E"]
+    rows: Float[Array, "R M"],
+    matrices: Float[Array, "E ..."],
+    sizes: Int[Array, " E"],
+    transposed: bool = False,
 ) -> Float[Array, "R N"]:
     """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``."""
     try:
-        y = _ragged_dot(rows, matrices, sizes)
+        y = _ragged_dot(rows, matrices.swapaxes(1, 2) if transposed else matrices, sizes)
     except (ImportError, NotImplementedError, ExceptionGroup):
-        return blocks.product(rows, matrices, sizes)
+        return blocks.product(rows, matrices, sizes, transposed)
     return jnp.where(jnp.arange(rows.shape[0])[:, None] < sizes.sum(), y, 0)
 
 
