@@ -1,8 +1,8 @@
 """Mutates the code, one expression at a time, and records the mutations that no test detects.
 
-``python tools/mutate.py --sample 120 --seed 0`` draws mutations of routing, transport, the MoE
-layer, the step, the loss and the exchange, evenly over their files. A trial applies a mutation to a
-copy of the package: the tests that mirror the changed file run first, wider tests run only if these
+``python tools/mutate.py --sample 120 --seed 0`` draws mutations of routing, transport, grouped
+products, the MoE layer, the step, the loss and the exchange, evenly over their files. A trial
+applies a mutation to a copy of the package: the tests that mirror the changed file run first, wider tests run only if these
 pass, and the first test that fails ends the trial. Each trial adds a line to
 ``tools/mutations.tsv``: file, line and column, the mutation, ``killed`` or ``survived``, and the
 test that failed. A mutation with a line is skipped, so a stopped run continues, and another seed
@@ -54,6 +54,12 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moe_jax/routing/select/*": (("tests/routing/test_select_{stem}.py",), _ROUTER),
     "moe_jax/routing/plan.py": (("tests/routing/test_plan.py", *_ROUTE), _ROUTER),
     "moe_jax/routing/*": (("tests/routing/test_{stem}.py",), _ROUTE, _ROUTER),
+    "moe_jax/grouped/*": (("tests/grouped",), ("tests/transport/test_ragged.py", "tests/nn")),
+    "moe_jax/parallel/ragged.py": (("tests/parallel/test_ragged.py",), _EXCHANGE[1:]),
+    "moe_jax/transport/ragged_exchange.py": (
+        ("tests/transport/test_ragged_exchange.py",),
+        _EXCHANGE[1:],
+    ),
     "moe_jax/transport/ragged.py": (("tests/transport/test_ragged.py",), ("tests/nn",)),
     "moe_jax/transport/ring.py": (("tests/transport/test_table.py",), _EXCHANGE[1:]),
     "moe_jax/transport/*": (("tests/transport",), _LAYER),

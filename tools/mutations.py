@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = (
     *("moe_jax/routing/**/*.py", "moe_jax/transport/*.py", "moe_jax/parallel/exchange.py"),
+    *("moe_jax/parallel/ragged.py", "moe_jax/grouped/*.py"),
     *("moe_jax/nn/moe.py", "moe_jax/nn/router.py"),
     *("moe_jax/training/step.py", "moe_jax/training/loss.py"),
 )

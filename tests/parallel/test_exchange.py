@@ -24,6 +24,7 @@ from moe_jax.parallel import (
 
 # data, expert, model, fsdp and sequence.
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (2, 2, 2), (1, 2, 2, 2), (1, 2, 1, 2, 2), (1, 4, 1, 1, 2)]
+MESHES += [(1, 2, 4)]  # two shards of the groups
 GROUPS = PartitionSpec(("data", "fsdp", "expert", "sequence"))
 EXCHANGES = {"gspmd": GSPMD, "all_to_all": ALL_TO_ALL}
 
@@ -47,6 +48,8 @@ def test_the_exchange_moves_slots_to_their_experts_and_back(sizes, exchange):
     np.testing.assert_array_equal(back, x)
     if sizes:
         assert there.sharding.shard_shape(there.shape)[0] == 8 // sizes[1]
+        model = sizes[2] if len(sizes) > 2 else 1
+        assert back.sharding.shard_shape(back.shape)[0] == 16 // (8 // model)
 
 
 def test_group_shards():

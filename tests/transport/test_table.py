@@ -84,8 +84,8 @@ def test_what_a_refusal_suggests_is_accepted(what):
         ),
         (
             {"transport": "ragged"},
-            (4,),
-            "model.moe.transport='ragged' requires all experts on each device, but mesh.expert=4. "
+            (2,),
+            "model.moe.transport='ragged' requires all experts on each device, but mesh.expert=2. "
             "Change mesh.expert, or use exchange='ragged'.",
         ),
         (
