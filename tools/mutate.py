@@ -2,9 +2,9 @@
 
 ``python tools/mutate.py --sample 120 --seed 0`` draws mutations of routing, transport, grouped
 products, the MoE layer, the step, the loss and the exchange, evenly over their files. A trial
-applies a mutation to a copy of the package: the tests that mirror the changed file run first, wider tests run only if these
-pass, and the first test that fails ends the trial. Each trial adds a line to
-``tools/mutations.tsv``: file, line and column, the mutation, ``killed`` or ``survived``, and the
+applies a mutation to a copy of the package: the tests that mirror the changed file run first, wider
+tests run only if these pass, and the first test that fails ends the trial. Each trial adds a line
+to ``tools/mutations.tsv``: file, line and column, the mutation, ``killed`` or ``survived``, and the
 test that failed. A mutation with a line is skipped, so a stopped run continues, and another seed
 extends the sample. For a survivor that does not change the behaviour, a person writes
 ``equivalent`` and the reason into the line.
