@@ -42,12 +42,12 @@ def product(
     def one(out: Array, expert: tuple[Array, Array, Array]) -> tuple[Array, None]:
         matrix, start, end = expert
 
-        def block(out: Array, begin: Array, size: int) -> Array:
+        def block(out: Array, begin: Array, size: int, whole: bool) -> Array:
             first, inside = _place(begin, size, rows.shape[0], end)
             x = jax.lax.dynamic_slice_in_dim(rows, first, size)
-            old = jax.lax.dynamic_slice_in_dim(out, first, size)
             y = jnp.dot(x, matrix.T if transposed else matrix, precision=precision)
-            y = jnp.where(inside, y, old)
+            if not whole:
+                y = jnp.where(inside, y, jax.lax.dynamic_slice_in_dim(out, first, size))
             return jax.lax.dynamic_update_slice_in_dim(out, y, first, 0)
 
         return _over_blocks(block, out, blocks, start, end), None
@@ -66,9 +66,10 @@ def outer(
     def one(_: None, edge: tuple[Array, Array]) -> tuple[None, Array]:
         start, end = edge
 
-        def block(total: Array, begin: Array, size: int) -> Array:
+        def block(total: Array, begin: Array, size: int, whole: bool) -> Array:
             first, inside = _place(begin, size, rows.shape[0], end)
-            x = jnp.where(inside, jax.lax.dynamic_slice_in_dim(rows, first, size), 0)
+            x = jax.lax.dynamic_slice_in_dim(rows, first, size)
+            x = x if whole else jnp.where(inside, x, 0)
             y = jax.lax.dynamic_slice_in_dim(others, first, size)
             return total + jnp.dot(x.T, y, precision=precision, preferred_element_type=total.dtype)
 
@@ -98,22 +99,26 @@ def _place(begin: Array, size: int, rows: int, end: Array) -> tuple[Array, Array
 
 
 def _over_blocks(
-    block: Callable[[Array, Array, int], Array],
+    block: Callable[[Array, Array, int, bool], Array],
     carried: Array,
     sizes: tuple[int, int],
     start: Array,
     end: Array,
 ) -> Array:
-    """Returns ``carried`` after ``block(carried, first row, size)`` of every block of an expert."""
+    """Returns ``carried`` after every block of an expert.
+
+    ``block(carried, first row, size, whole)`` computes one; all rows of a whole block belong to the
+    expert.
+    """
     large, small = sizes
     whole = (end - start) // large
     rest = start + whole * large
 
     def with_large(number: Array, carried: Array) -> Array:
-        return block(carried, start + number * large, large)
+        return block(carried, start + number * large, large, True)
 
     def with_small(number: Array, carried: Array) -> Array:
-        return block(carried, rest + number * small, small)
+        return block(carried, rest + number * small, small, False)
 
     carried = jax.lax.fori_loop(0, whole, with_large, carried)
     return jax.lax.fori_loop(0, -(-(end - rest) // small), with_small, carried)

@@ -298,19 +298,20 @@ def test_the_first_choice_of_a_later_token_may_take_the_slot_of_a_second_choice(
 
 
 def test_jitter_needs_a_key_stays_in_its_bounds_and_spares_the_experts():
-    # One feature, x = 1, kernel (1, 0), so the logits are (u, 0) with u the jitter factor. Expert 0
-    # is the identity on positive numbers: its token leaves with the gate sigmoid(u).
+    # One feature, x = 2, kernel (1, 0), so the logits are (2 u, 0) with u the jitter factor. Expert 0
+    # halves positive numbers, so its token leaves as the gate sigmoid(2 u).
     router = routing.presets.switch(input_jitter=0.25)
     expert = FeedForwardConfig(1, 1, activation="relu")
     moe = make(MoEConfig(num_experts=2, group_size=64, router=router), expert)
     moe.router.kernel[...] = jnp.array([[1.0, 0.0]])
-    moe.experts.up[...] = moe.experts.down[...] = jnp.ones((2, 1, 1))
-    x = jnp.ones((4, 64, 1))
+    moe.experts.up[...] = jnp.ones((2, 1, 1))
+    moe.experts.down[...] = 0.5 * jnp.ones((2, 1, 1))
+    x = 2 * jnp.ones((4, 64, 1))
 
     def factor(mode, rng):
         y, _ = apply(moe, x, all_valid(x), rng, mode=mode)
         gate = np.asarray(y, np.float64)
-        return np.log(gate / (1 - gate))
+        return np.log(gate / (1 - gate)) / 2
 
     full = Mode("full")
     np.testing.assert_allclose(factor(full, None), 1.0, atol=1e-5)

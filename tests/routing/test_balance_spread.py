@@ -102,6 +102,7 @@ def test_z_loss(padding: str, total: float, tokens: int):
 def test_z_loss_of_padding_alone():
     given = inputs(np.log([[4, 4], [4, 4]]), [F, F])
     assert ZLoss()(scored([[0, 0]]), None, given) == 0
+    assert ZLoss().weight == 1e-3  # ST-MoE, section 3.3
     np.testing.assert_allclose(
         ZLoss(padding="zeroed")(scored([[0, 0]]), None, given), np.log(2) ** 2
     )

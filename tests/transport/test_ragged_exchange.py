@@ -123,6 +123,7 @@ def test_choices_beyond_a_buffer_are_dropped_and_counted():
     assert counts.dropped.sum() == (slots.expert < 0).sum() > 0
     np.testing.assert_array_equal(counts.unrouted, (slots.expert < 0).all(-1).sum(-1))
     np.testing.assert_array_equal(slots.gate[slots.expert < 0], 0)
+    np.testing.assert_array_equal(slots.weight[~slots.filled], 0)
     assert slots.filled.sum() == (slots.expert >= 0).sum() == (slots.place < E * S).sum()
     # The outputs are those of slots for the same plan on one device.
     executed = dataclasses.replace(plan, slots=jax.device_get(plan.slots))
