@@ -298,8 +298,8 @@ def test_the_first_choice_of_a_later_token_may_take_the_slot_of_a_second_choice(
 
 
 def test_jitter_needs_a_key_stays_in_its_bounds_and_spares_the_experts():
-    # One feature, x = 2, kernel (1, 0), so the logits are (2 u, 0) with u the jitter factor. Expert 0
-    # halves positive numbers, so its token leaves as the gate sigmoid(2 u).
+    # One feature, x = 2, kernel (1, 0), so the logits are (2 u, 0) with u the jitter factor. Expert
+    # 0 halves positive numbers, so its token leaves as the gate sigmoid(2 u).
     router = routing.presets.switch(input_jitter=0.25)
     expert = FeedForwardConfig(1, 1, activation="relu")
     moe = make(MoEConfig(num_experts=2, group_size=64, router=router), expert)
