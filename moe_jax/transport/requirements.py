@@ -56,7 +56,7 @@ class Facts:
     """
 
     settings: Settings
-    expert_shards: int = 1
+    expert_shards: int
     same_width: bool = True
 
     @property
