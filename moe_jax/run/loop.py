@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from moe_jax import data, processes, signals
 from moe_jax.errors import CheckpointError, TrainingError
+from moe_jax.run.profile import PROFILE, Profiler, Window
 from moe_jax.run.session import Batch, Session
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
@@ -87,6 +88,7 @@ class Loop:
         workdir: Folder of the run, for metrics.
         lost: Description of the lines that the log has lost, or "".
         say: Function that receives progress lines if no terminal can show a bar.
+        profile: Steps to trace, or ``None``.
     """
 
     session: Session
@@ -94,6 +96,7 @@ class Loop:
     workdir: Path
     lost: str = ""
     say: Callable[[str], None] = printed
+    profile: Window | None = None
     _saved: int | None = dataclasses.field(default=None, init=False)
 
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
@@ -136,6 +139,7 @@ class Loop:
             MetricsWriter(self.workdir, start, logged) as writer,
             ProgressBar(start, steps, say=self.say) as bar,
             _stopping() as stopping,
+            Profiler(self.workdir / PROFILE, self.profile).open() as profiler,
             jax.set_mesh(self.session.mesh),
         ):
             self.lost = writer.lost
@@ -144,7 +148,9 @@ class Loop:
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
                 batch = self._with_record(step, self.session.place(next(batches)))
-                state, report = self.session.train_step(state, batch)
+                with profiler.step(step) as results:
+                    state, report = self.session.train_step(state, batch)
+                    results.append(report)
                 stopping.begin()
                 if experiment.training.record_routing:
                     self._record(step, batch, report)
