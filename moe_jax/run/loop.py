@@ -17,7 +17,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from moe_jax import data, processes, signals
+from moe_jax.counting import count
 from moe_jax.errors import CheckpointError, TrainingError
+from moe_jax.planning.topology import peak_of
 from moe_jax.run.profile import PROFILE, Profiler, Window
 from moe_jax.run.session import Batch, Session
 from moe_jax.training.checkpoint import Checkpoints
@@ -269,6 +271,10 @@ class _Log:
     def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar):
         self._session, self._writer, self._bar = session, writer, bar
         self._time, self._tokens = time.perf_counter(), 0
+        experiment = session.experiment
+        cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
+        self._flops_per_token = float(cost.training_flops_per_token)
+        self._peak = peak_of(jax.devices())
 
     def step(self, step: int, report: StepReport) -> None:
         experiment = self._session.experiment
@@ -282,6 +288,8 @@ class _Log:
             experiment.moe_layers,
             learning_rate=self._learning_rate(step, report),
             tokens_per_second=self._rate(),
+            flops_per_token=self._flops_per_token,
+            peak_flops=self._peak,
         )
         self._writer.write(record)
         self._bar.update(
@@ -289,6 +297,8 @@ class _Log:
             loss=record["loss"],
             tokens_per_second=record["tokens_per_second"],
             dropped=record["dropped_fraction"],
+            model_flops_per_second=record["model_flops_per_second"],
+            mfu=record.get("mfu"),
         )
 
     def _learning_rate(self, step: int, report: StepReport) -> float:
