@@ -66,6 +66,19 @@ def _threshold(line: Record, end: float | None) -> dict[str, float]:
     return {"steps_to": step, "seconds_to": tokens / line["tokens_per_second"]}
 
 
+def step_seconds(records: Records) -> dict[str, float]:
+    """Returns for each arm the median over seeds of the seconds per step, without compilation.
+
+    Runs that diverged have no speed, and an arm of such runs alone is left out.
+    """
+    seconds: dict[str, list[float]] = {}
+    for line in records:
+        if line.get("tokens_per_second"):
+            tokens_per_step = line["tokens"] / line["steps"]
+            seconds.setdefault(line["arm"], []).append(tokens_per_step / line["tokens_per_second"])
+    return {arm: float(np.median(values)) for arm, values in seconds.items()}
+
+
 def diverged(line: Record) -> bool:
     """Returns whether a run diverged: its loss or gradient stayed non-finite."""
     return "diverged" in line

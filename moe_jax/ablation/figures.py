@@ -16,7 +16,15 @@ from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from moe_jax.ablation.ablation import Ablation
-from moe_jax.ablation.derived import Record, Records, axis_of, by_arm, diverged, paired
+from moe_jax.ablation.derived import (
+    Record,
+    Records,
+    axis_of,
+    by_arm,
+    diverged,
+    paired,
+    step_seconds,
+)
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.verdicts import Verdict
 
@@ -78,13 +86,22 @@ def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> 
 
 
 def _curves(ablation: Ablation, records: Records) -> Figure:
+    seconds = step_seconds(records)
+    timed = [line for line in records if line["arm"] in seconds]
     figure = Figure((8.0, 4.0), layout="constrained")
-    axes = figure.subplots()
-    _bands(axes, ablation, records, lambda line: np.array([step for step, _ in line["curve"]]))
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss (nats per token)")
-    axes.legend()
+    panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    _bands(panels[0], ablation, records, _steps)
+    panels[0].set_xlabel("step")
+    panels[0].set_ylabel("training loss (nats per token)")
+    panels[0].legend()
+    if timed:
+        _bands(panels[1], ablation, timed, lambda line: _steps(line) * seconds[line["arm"]])
+        panels[1].set_xlabel("seconds at the median speed of the arm")
     return figure
+
+
+def _steps(line: Record) -> np.ndarray:
+    return np.array([step for step, _ in line["curve"]], float)
 
 
 def _against(ablation: Ablation, records: Records) -> Figure:
@@ -107,8 +124,9 @@ def _bands(
 
     A diverged run has a separate line, with a cross at its end.
     """
-    for number, (arm, lines) in enumerate(by_arm(ablation, records).items()):
-        colour = f"C{number % 10}"
+    colours = {arm: f"C{number % 10}" for number, arm in enumerate(ablation.arms)}
+    for arm, lines in by_arm(ablation, records).items():
+        colour = colours[arm]
         whole = [line for line in lines if not diverged(line)]
         if whole:
             _band(axes, whole, x_of, colour, arm)

@@ -49,7 +49,7 @@ _FORMATS = {
     "seconds_to": "{:,.1f}",
 }
 _ALT = {
-    figures.CURVES: "Training loss of every arm, mean and range over seeds",
+    figures.CURVES: "Training loss of every arm against steps and seconds, mean and range",
     figures.AGAINST: "Training loss of every arm against tokens, FLOPs and energy",
     figures.OVERLAY: "Measured and published differences to the first arm",
     figures.EFFECTS: "Effects with their 95 % intervals",

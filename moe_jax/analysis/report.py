@@ -97,6 +97,12 @@ def summary(records: Sequence[Record], result: Record, config: Record) -> dict[s
     rates = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
     if rates:
         rows["tokens per second, median"] = f"{np.median(rates):,.0f}"
+    flops = [r["model_flops_per_second"] for r in records if r.get("model_flops_per_second")]
+    if flops:
+        rows["model FLOP/s, median"] = f"{np.median(flops):.3g}"
+    shares = [r["mfu"] for r in records if r.get("mfu")]
+    if shares:
+        rows["model FLOPs utilisation, median"] = f"{np.median(shares):.1%}"
     if result.get("seconds") is not None:
         seconds = datetime.timedelta(seconds=round(result["seconds"]))
         rows["wall time since the last start"] = f"{seconds} h"

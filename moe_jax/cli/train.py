@@ -19,6 +19,12 @@ def define(values: flags.FlagValues) -> None:
     common.define_config(values)
     common.define_workdir(values)
     common.define_hosts(values)
+    flags.DEFINE_string(
+        "profile",
+        None,
+        "Steps FIRST:END to trace into WORKDIR/profile: 5:8 traces the steps 5, 6 and 7.",
+        flag_values=values,
+    )
 
 
 def main(given: flags.FlagValues) -> None:
@@ -28,7 +34,7 @@ def main(given: flags.FlagValues) -> None:
     experiment = common.experiment_of(given)
     folder, overrides = common.folder_of(given), common.overrides_of(given)
     try:
-        train_in(folder, experiment, overrides, Voice(common.say, common.warn))
+        train_in(folder, experiment, overrides, Voice(common.say, common.warn), given.profile)
     except Terminated as stop:
         if processes.is_first():
             common.say(f"{stop}; {_GO_ON}")

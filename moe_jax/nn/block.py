@@ -140,10 +140,12 @@ class Block(nnx.Module):
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         sources, reports = self._sources(x, context, mode, rng, records)
-        mixed, cache = self._attend(sources, context.view, cache)
+        with jax.named_scope("attention"):
+            mixed, cache = self._attend(sources, context.view, cache)
         x = self._add(x, mixed, keys[0])
         if self.config.cross_attention is not None:
-            mixed, cache = self._attend_memory(x, context, cache)
+            with jax.named_scope("attention"):
+                mixed, cache = self._attend_memory(x, context, cache)
             x = self._add(x, mixed, keys[4])
         if self.config.extra_dense == "before":
             x = self._add(x, self.extra(self.extra_norm(x)), keys[3])

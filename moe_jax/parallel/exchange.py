@@ -189,7 +189,8 @@ def around_the_ring(
             x, y = carried
             visiting = jax.tree.map(lambda table: table[(me - number) % shards], tables)
             y += work(experts, x, visiting)
-            return jax.lax.ppermute((x, y), "expert", onward), None
+            with jax.named_scope("exchange"):
+                return jax.lax.ppermute((x, y), "expert", onward), None
 
         return jax.lax.scan(step, (x, jnp.zeros_like(x)), jnp.arange(shards))[0][1]
 

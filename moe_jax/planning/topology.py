@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -38,6 +39,7 @@ class Chip:
         domain: Number of GPUs that links connect; the links of TPUs connect the whole slice.
         network: Bandwidth of a GPU to other domains in one direction in bytes/s.
         devices: Number of JAX devices per chip, which share all resources equally.
+        kinds: Starts of the names that JAX gives to the devices (``device_kind``).
         sources: Sources of the numbers.
     """
 
@@ -51,6 +53,7 @@ class Chip:
     domain: int = 0
     network: float = 0.0
     devices: int = 1
+    kinds: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
     @property
@@ -77,6 +80,7 @@ _CHIPS = (
     Chip(
         "v4",
         "tpu",
+        kinds=("TPU v4",),
         flops=275 * TERA,
         hbm=32 * GIB,
         hbm_bandwidth=1200 * GB,
@@ -90,6 +94,7 @@ _CHIPS = (
     Chip(
         "v5e",
         "tpu",
+        kinds=("TPU v5 lite", "TPU v5e"),
         flops=197 * TERA,
         hbm=16 * GIB,
         hbm_bandwidth=819 * GB,
@@ -100,6 +105,7 @@ _CHIPS = (
     Chip(
         "v5p",
         "tpu",
+        kinds=("TPU v5", "TPU v5p"),
         flops=459 * TERA,
         hbm=95 * GIB,
         hbm_bandwidth=2765 * GB,
@@ -110,6 +116,7 @@ _CHIPS = (
     Chip(
         "v6e",
         "tpu",
+        kinds=("TPU v6 lite", "TPU v6e"),
         flops=918 * TERA,
         hbm=32 * GIB,
         hbm_bandwidth=1638 * GB,
@@ -123,6 +130,7 @@ _CHIPS = (
     Chip(
         "tpu7x",
         "tpu",
+        kinds=("TPU7x", "TPU v7x", "TPU v7"),
         flops=2307 * TERA,
         hbm=192 * GIB,
         hbm_bandwidth=7380 * GB,
@@ -137,6 +145,7 @@ _CHIPS = (
     Chip(
         "a100",
         "gpu",
+        kinds=("NVIDIA A100",),
         flops=312 * TERA,
         hbm=80 * GB,
         hbm_bandwidth=2039 * GB,
@@ -153,6 +162,8 @@ _CHIPS = (
     Chip(
         "h100",
         "gpu",
+        # Other boards of the H100 have another peak.
+        kinds=("NVIDIA H100 80GB HBM3",),
         flops=989 * TERA,
         hbm=80 * GB,
         hbm_bandwidth=3350 * GB,
@@ -169,6 +180,7 @@ _CHIPS = (
     Chip(
         "h200",
         "gpu",
+        kinds=("NVIDIA H200",),
         flops=989 * TERA,
         hbm=141 * GB,
         hbm_bandwidth=4800 * GB,
@@ -185,6 +197,7 @@ _CHIPS = (
     Chip(
         "b200",
         "gpu",
+        kinds=("NVIDIA B200",),
         flops=2250 * TERA,
         hbm=180 * GB,
         hbm_bandwidth=8000 * GB,
@@ -202,6 +215,7 @@ _CHIPS = (
     Chip("cpu", "cpu"),
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}
+_OTHER_BOARDS = ("NVIDIA H200 NVL",)
 _EXAMPLES = "v5p:8x8x16, v5e:16x16, h100:64 or cpu:8"
 
 
@@ -306,6 +320,23 @@ def parse(text: str) -> Topology:
         what = "number" if expected == 1 else f"shape of {expected} sides"
         raise ConfigError(f"--topology={text}: {name} takes a {what}, such as {name}:{example}")
     return Topology(chip, sides)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns the chip of devices that JAX calls ``device_kind``; ``None`` for unknown devices.
+
+    The longest name decides: ``TPU v5 lite`` is a v5e, and ``TPU v5`` a v5p.
+    """
+    if device_kind.startswith(_OTHER_BOARDS):
+        return None
+    fitting = {kind: chip for chip in _CHIPS for kind in chip.kinds if device_kind.startswith(kind)}
+    return fitting[max(fitting, key=len)] if fitting else None
+
+
+def peak_of(devices: Sequence[Any]) -> float:
+    """Returns the dense bfloat16 FLOP/s of all devices together; 0 if a device is unknown."""
+    chips = [chip_of(device.device_kind) for device in devices]
+    return 0.0 if None in chips else sum(chip.device_flops for chip in chips if chip)
 
 
 def prepare(topology: Topology) -> None:

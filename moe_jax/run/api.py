@@ -114,6 +114,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     say: Say | None = None,
+    profile: str | None = None,
 ) -> OpenRun:
     """Trains a model to its last step, or resumes the run that ``workdir`` holds.
 
@@ -123,13 +124,15 @@ def train(
         workdir: Folder of the run, for checkpoints, metrics and the report.
         overrides: Settings to change, by dotted name.
         say: Function that receives progress lines, such as ``print``; by default the run is silent.
+        profile: Steps to trace as ``FIRST:END``, such as ``5:8`` for the steps 5, 6 and 7; the
+            trace is in the folder ``profile`` of ``workdir``.
 
     Returns:
         The finished run.
 
     Raises:
-        ConfigError: If the configuration cannot run on these devices, or if the folder holds a run
-            of another configuration.
+        ConfigError: If the configuration cannot run on these devices, the folder holds a run of
+            another configuration, or the run has no steps ``profile``.
         Diverged: After too many consecutive non-finite updates.
         TrainingError: If training cannot continue.
         CheckpointError: If no checkpoint can be read or written.
@@ -169,7 +172,8 @@ def train(
         True
     """
     folder = Path(workdir)
-    trained = train_in(folder, experiment_of(config, overrides), overrides, Voice(say or _silent))
+    experiment, voice = experiment_of(config, overrides), Voice(say or _silent)
+    trained = train_in(folder, experiment, overrides, voice, profile)
     if trained is None:
         return open_run(folder)
     session, state = trained

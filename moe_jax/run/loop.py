@@ -17,7 +17,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from moe_jax import data, processes, signals
+from moe_jax.counting import count
 from moe_jax.errors import CheckpointError, TrainingError
+from moe_jax.planning.topology import peak_of
+from moe_jax.run.profile import PROFILE, Profiler, Window
 from moe_jax.run.session import Batch, Session
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
@@ -87,6 +90,7 @@ class Loop:
         workdir: Folder of the run, for metrics.
         lost: Description of the lines that the log has lost, or "".
         say: Function that receives progress lines if no terminal can show a bar.
+        profile: Steps to trace, or ``None``.
     """
 
     session: Session
@@ -94,6 +98,7 @@ class Loop:
     workdir: Path
     lost: str = ""
     say: Callable[[str], None] = printed
+    profile: Window | None = None
     _saved: int | None = dataclasses.field(default=None, init=False)
 
     def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
@@ -136,6 +141,7 @@ class Loop:
             MetricsWriter(self.workdir, start, logged) as writer,
             ProgressBar(start, steps, say=self.say) as bar,
             _stopping() as stopping,
+            Profiler(self.workdir / PROFILE, self.profile).open() as profiler,
             jax.set_mesh(self.session.mesh),
         ):
             self.lost = writer.lost
@@ -144,7 +150,9 @@ class Loop:
             guard = _Guard(experiment.training.max_skipped_updates)
             for step in range(start + 1, steps + 1):
                 batch = self._with_record(step, self.session.place(next(batches)))
-                state, report = self.session.train_step(state, batch)
+                with profiler.step(step) as results:
+                    state, report = self.session.train_step(state, batch)
+                    results.append(report)
                 stopping.begin()
                 if experiment.training.record_routing:
                     self._record(step, batch, report)
@@ -263,6 +271,10 @@ class _Log:
     def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar):
         self._session, self._writer, self._bar = session, writer, bar
         self._time, self._tokens = time.perf_counter(), 0
+        experiment = session.experiment
+        cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
+        self._flops_per_token = float(cost.training_flops_per_token)
+        self._peak = peak_of(jax.devices())
 
     def step(self, step: int, report: StepReport) -> None:
         experiment = self._session.experiment
@@ -276,6 +288,8 @@ class _Log:
             experiment.moe_layers,
             learning_rate=self._learning_rate(step, report),
             tokens_per_second=self._rate(),
+            flops_per_token=self._flops_per_token,
+            peak_flops=self._peak,
         )
         self._writer.write(record)
         self._bar.update(
@@ -283,6 +297,8 @@ class _Log:
             loss=record["loss"],
             tokens_per_second=record["tokens_per_second"],
             dropped=record["dropped_fraction"],
+            model_flops_per_second=record["model_flops_per_second"],
+            mfu=record.get("mfu"),
         )
 
     def _learning_rate(self, step: int, report: StepReport) -> float:

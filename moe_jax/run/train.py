@@ -21,6 +21,7 @@ from moe_jax.run.finish import finish, has_result, note_divergence
 from moe_jax.run.loop import Diverged, Loop
 from moe_jax.run.memory import check_memory
 from moe_jax.run.predecessors import Sources, open_sources
+from moe_jax.run.profile import Window, window_of
 from moe_jax.run.released import Released, adopted
 from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
 from moe_jax.training.routing_log import check_replay
@@ -52,6 +53,7 @@ def train_in(
     experiment: Experiment,
     overrides: Mapping[str, Any] | None = None,
     voice: Voice | None = None,
+    profile: str | None = None,
 ) -> tuple[Session, TrainState] | None:
     """Trains an experiment to its last step, from its newest checkpoint if it has one.
 
@@ -61,6 +63,7 @@ def train_in(
         overrides: Settings of ``experiment`` that the user gave by dotted name; they take
             precedence over the settings of a released start model.
         voice: Receivers of the run's messages.
+        profile: Steps to trace as ``FIRST:END``, without step ``END``; ``None`` traces none.
 
     Returns:
         The session and the last state, or ``None`` if the run was already finished.
@@ -75,10 +78,12 @@ def train_in(
     """
     voice = (voice or Voice()).of_first()
     experiment = adopted(experiment, folder, overrides or {})
+    steps = experiment.training.steps
+    window = None if profile is None else window_of(profile, steps)
     sources = _checked(experiment, folder, voice)
     with contextlib.ExitStack() as held:
         processes.first(lambda: held.enter_context(workdir.locked(folder)))
-        return _train(experiment, folder, sources, voice)
+        return _train(experiment, folder, sources, voice, window)
 
 
 def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
@@ -100,7 +105,11 @@ def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
 
 
 def _train(
-    experiment: Experiment, folder: Path, sources: Sources, voice: Voice
+    experiment: Experiment,
+    folder: Path,
+    sources: Sources,
+    voice: Voice,
+    window: Window | None,
 ) -> tuple[Session, TrainState] | None:
     processes.first(lambda: workdir.claim(folder, experiment, sources.identities))
     workdir.check_shared(folder)
@@ -119,10 +128,11 @@ def _train(
         # This context is inside, because closing the checkpoints waits for a process that died.
         processes.together(lambda: _how_to_go_on(checkpoints.latest_step())),
     ):
-        loop = Loop(session, checkpoints, folder, say=voice.say)
+        loop = Loop(session, checkpoints, folder, say=voice.say, profile=window)
         step, state, position = loop.restore()
         if step:
             voice.say(f"resuming at step {step} of {experiment.training.steps}")
+        _warn_of_late_trace(window, step, voice)
         try:
             state = loop.run(step, state, position)
         except Diverged as end:
@@ -132,6 +142,12 @@ def _train(
         lines = finish(session, state, cost, folder, seconds=seconds, lost_lines=loop.lost)
         voice.say(lines)
     return session, state
+
+
+def _warn_of_late_trace(window: Window | None, step: int, voice: Voice) -> None:
+    if window is not None and step >= window.first:
+        traced = "no step" if step + 1 not in window else f"the steps from {step + 1} on"
+        voice.warn(f"--profile={window}: the run resumes at step {step}, so {traced} is traced")
 
 
 def _prepared(experiment: Experiment, folder: Path, sources: Sources, voice: Voice) -> Session:

@@ -52,7 +52,8 @@ def score_tokens(head: VocabularyHead, hidden: Array, targets: Array, *, chunk: 
         chunk: Number of positions of a device's length that are computed at a time, and recomputed
             in the backward pass; 0 for all. A chunk that does not divide the length counts as 0.
     """
-    return _chunked(_score, head, hidden, targets, chunk=chunk)
+    with jax.named_scope("head"):
+        return _chunked(_score, head, hidden, targets, chunk=chunk)
 
 
 def distil_tokens(
@@ -76,7 +77,8 @@ def distil_tokens(
         The student's scores including ``distillation``, at temperature 1 (Switch, 2101.03961,
         section 4.2).
     """
-    return _chunked(_distil, heads, hidden, targets, teacher_hidden, chunk=chunk)
+    with jax.named_scope("head"):
+        return _chunked(_distil, heads, hidden, targets, teacher_hidden, chunk=chunk)
 
 
 def _chunked(score: Callable[..., Any], module: Any, *arrays: Array, chunk: int) -> Any:

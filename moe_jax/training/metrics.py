@@ -64,6 +64,8 @@ def train_record(
     *,
     learning_rate: float,
     tokens_per_second: float,
+    flops_per_token: float = 0.0,
+    peak_flops: float = 0.0,
 ) -> dict[str, Any]:
     """Returns the line of ``metrics.jsonl`` for the batch before update ``step``.
 
@@ -73,6 +75,8 @@ def train_record(
         moe_layers: Index of each layer that the report describes.
         learning_rate: Learning rate of the update.
         tokens_per_second: Number of tokens per second since the previous line.
+        flops_per_token: FLOPs per token that training the model needs; 0 if they are unknown.
+        peak_flops: Peak of all devices in FLOP/s; 0 if it is unknown.
     """
     layers = [
         {"layer": layer, "losses": _floats(one.losses), **_load(one.counts)}
@@ -88,7 +92,26 @@ def train_record(
         "layers": layers,
         "learning_rate": learning_rate,
         "tokens_per_second": tokens_per_second,
+        **utilisation(tokens_per_second * flops_per_token, peak_flops),
     }
+
+
+def utilisation(flops_per_second: float, peak_flops: float) -> dict[str, float]:
+    """Returns the rate of the model's FLOPs and its share of the peak, as far as they are known.
+
+    Args:
+        flops_per_second: FLOPs per second that the model needs: neither recomputed FLOPs nor those
+            of empty slots count. 0 if they are unknown.
+        peak_flops: Peak of all devices in FLOP/s; 0 if it is unknown.
+
+    Returns:
+        ``model_flops_per_second``, and ``mfu``, the model FLOPs utilisation (PaLM, 2204.02311,
+        appendix B), if the peak is known.
+    """
+    if not flops_per_second:
+        return {}
+    known = {"model_flops_per_second": flops_per_second}
+    return known | ({"mfu": flops_per_second / peak_flops} if peak_flops else {})
 
 
 def eval_record(step: int, means: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,7 +340,7 @@ def printed(text: str) -> None:
 
 
 class ProgressBar:
-    """Shows step, loss, tokens/s, dropped fraction and remaining time.
+    """Shows step, loss, tokens/s, model FLOP/s, MFU, dropped fraction and remaining time.
 
     Outside a terminal the progress bar prints plain lines.
     """
@@ -348,9 +371,23 @@ class ProgressBar:
         terminal = self._active and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=start, unit="step") if terminal else None
 
-    def update(self, step: int, *, loss: float, tokens_per_second: float, dropped: float) -> None:
-        """Shows the metrics after ``step``."""
-        numbers = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {dropped:.1%} dropped"
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        tokens_per_second: float,
+        dropped: float,
+        model_flops_per_second: float = 0.0,
+        mfu: float | None = None,
+    ) -> None:
+        """Shows the metrics after ``step``; a rate of 0 and an MFU of ``None`` are unknown."""
+        rates = [f"{tokens_per_second:,.0f} tokens/s"]
+        if model_flops_per_second:
+            rates.append(f"{tqdm.format_sizeof(model_flops_per_second)}FLOP/s")
+        if mfu is not None:
+            rates.append(f"MFU {mfu:.1%}")
+        numbers = f"loss {loss:.3f}, {', '.join(rates)}, {dropped:.1%} dropped"
         if self._bar is not None:
             self._bar.set_postfix_str(numbers, refresh=False)
             self._bar.update(step - self._bar.n)

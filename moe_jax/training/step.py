@@ -331,8 +331,9 @@ def train_step(
     routers = _next_router_state(graph, state, layers)
 
     def update() -> tuple[nnx.State, nnx.State, Any]:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return optax.apply_updates(state.params, updates), routers, opt_state
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), routers, opt_state
 
     # The update is computed twice, since a second copy of the state might not fit into memory.
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(losses.objective) & all_finite(update())

@@ -37,12 +37,14 @@ class InSlots:
         """Returns the tokens' outputs; see ``Dispatch``."""
         with jax.named_scope("dispatch"):
             sent, plan = dispatched(self.transport, tokens, plan, gate_on)
-            sent = self.exchange.to_experts(sent)
+            with jax.named_scope("exchange"):
+                sent = self.exchange.to_experts(sent)
         with jax.named_scope("experts"):
             outputs = experts(sent)
         with jax.named_scope("combine"):
             # A random mask is drawn per group, so that it does not depend on the mesh.
-            outputs = self.exchange.to_groups(outputs, tokens.shape[0])
+            with jax.named_scope("exchange"):
+                outputs = self.exchange.to_groups(outputs, tokens.shape[0])
             outputs = outputs if on_outputs is None else on_outputs(outputs)
             return self.transport.combine(outputs, plan)
 

@@ -8,9 +8,10 @@ from moe_jax.ablation.derived import (
     paired,
     ratio,
     smoothed,
+    step_seconds,
     with_thresholds,
 )
-from tests.ablation.records import FULL, STEPS, record, records
+from tests.ablation.records import FULL, STEPS, divergent, record, records
 
 
 def test_smoothing_is_the_mean_of_the_last_twentieth():
@@ -26,6 +27,14 @@ def test_a_threshold_is_the_last_loss_of_the_arm_with_the_same_seed():
     assert [line["steps_to"] for line in lines] == [STEPS, 30, STEPS, 30]
     assert lines[0]["seconds_to"] == pytest.approx(STEPS * 10 / 100)
     assert lines[1]["seconds_to"] == pytest.approx(30 * 10 / 50)
+
+
+def test_seconds_of_a_step_are_the_median_over_seeds():
+    speeds = (100.0, 50.0, 10.0)
+    lines = [record(FULL, "dense", seed, 3.0, speed) for seed, speed in enumerate(speeds)]
+    # Steps have 10 tokens.
+    assert step_seconds(lines) == {"dense": pytest.approx(0.2)}
+    assert step_seconds([divergent(FULL, "dense", 0, 10)]) == {}
 
 
 def test_a_dip_is_not_yet_there():

@@ -7,7 +7,7 @@ from moe_jax.ablation import figures
 from moe_jax.ablation.ablation import Effect
 from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of, write_report
 from moe_jax.ablation.verdicts import CONTRADICTED, MISSING, REPRODUCED
-from tests.ablation.records import FULL, divergent, record, records
+from tests.ablation.records import FULL, STEPS, divergent, record, records
 
 
 def report(ablation=FULL, lines=None):
@@ -117,6 +117,11 @@ def test_runs_that_diverged_are_shown(tmp_path):
     # The seed that has no curve does not keep the arm out of the legend.
     curves = figures.drawn(FULL, lines, judged(FULL, lines))["curves"]
     assert "switch" in [text.get_text() for text in curves.axes[0].get_legend().get_texts()]
+
+    # An arm without a speed has no place in the panel of seconds.
+    steps, seconds = curves.axes
+    assert len(steps.lines) > len(seconds.lines) == 1
+    assert seconds.lines[0].get_xdata()[-1] == pytest.approx(STEPS * 10 / 100)
 
     one = [*records()[:-1], divergent(FULL, "switch", 2, 20)]
     assert "| switch | 1,000 | 2,000 | 2.0500 ± 0.0707 (2 of 3 seeds) |" in report(lines=one)

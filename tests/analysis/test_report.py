@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from moe_jax.analysis.report import visible, write_report
+from moe_jax.analysis.report import summary, visible, write_report
 from moe_jax.training.metrics import MetricsWriter, load_statistics
 
 _RESULT = {
@@ -80,6 +80,15 @@ def test_shows_curves_loads_and_tokens(moe):
     assert "layer 3" in moe
     assert "expert 1" in moe
     assert "dense" not in re.sub(r"<style>.*?</style>", "", moe, flags=re.DOTALL)
+
+
+def test_the_summary_has_the_rates_that_are_known():
+    line = _train(1, [])
+    assert "model FLOP/s, median" not in summary([line], {}, {})
+    known = {**line, "model_flops_per_second": 2.5e12, "mfu": 0.25}
+    rows = summary([line, known], {}, {})
+    assert rows["model FLOP/s, median"] == "2.5e+12"
+    assert rows["model FLOPs utilisation, median"] == "25.0%"
 
 
 def test_shows_scores_beside_baselines(moe):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from moe_jax.errors import ConfigError
@@ -58,3 +60,35 @@ def test_simulated_devices():
         topology.parse("cpu:16").devices()
     with pytest.raises(ConfigError, match="analytic"):
         topology.parse("h100:8").devices()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+    ],
+)
+def test_the_name_of_a_device_tells_its_chip(kind, name):
+    assert topology.chip_of(kind) is topology.CHIPS[name]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "TPU v99", ""])
+def test_other_boards_and_unknown_devices_have_no_peak(kind):
+    assert topology.chip_of(kind) is None
+
+
+def test_peaks_add_up_and_one_unknown_device_hides_them():
+    h100, cpu = (
+        SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3"),
+        SimpleNamespace(device_kind="cpu"),
+    )
+    half = SimpleNamespace(device_kind="TPU7x")
+    assert topology.peak_of([h100] * 8) == 8 * 989e12
+    assert topology.peak_of([half] * 2) == 2307e12
+    assert topology.peak_of([h100, cpu]) == 0

@@ -109,10 +109,13 @@ class Braked:
         return self.process.returncode, out, err
 
 
+_CLOCK = ("tokens_per_second", "model_flops_per_second", "mfu")
+
+
 def records(workdir, kind="train"):
     """The records of one kind, less what depends on the clock."""
     return [
-        {name: value for name, value in record.items() if name != "tokens_per_second"}
+        {name: value for name, value in record.items() if name not in _CLOCK}
         for record in read_metrics(workdir)
         if record["kind"] == kind
     ]

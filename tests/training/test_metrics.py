@@ -225,6 +225,13 @@ def test_a_training_line_by_hand():
         "tokens_per_second": 9.0,
     }
     assert line == plain
+    rates = {"learning_rate": 0.1, "tokens_per_second": 9.0, "flops_per_token": 100.0}
+    line = train_record(7, report, [3], **rates)
+    line.pop("layers")
+    assert line == plain | {"model_flops_per_second": 900.0}  # the peak of a CPU is unknown
+    line = train_record(7, report, [3], **rates, peak_flops=1800.0)
+    line.pop("layers")
+    assert line == plain | {"model_flops_per_second": 900.0, "mfu": 0.5}
     # Losses that the objective has are there under their own names.
     losses = Losses(np.float32(2), np.array([3.0, 4.0], "f"), np.float32(1), np.float32(2.5))
     line = train_record(
@@ -253,6 +260,18 @@ def test_plain_lines_are_sparse_and_the_last_step_always_shows(capsys):
     assert lines[0].endswith("? left")
     # 12 seconds for 3 steps.
     assert lines[1].endswith("00:12 left")
+
+
+def test_plain_lines_have_the_rates_that_are_known(capsys):
+    with ProgressBar(0, 3) as bar:
+        bar.update(1, loss=1.0, tokens_per_second=5.0, dropped=0.25)
+    with ProgressBar(0, 3) as bar:
+        rates = {"model_flops_per_second": 3.21e13, "mfu": 0.1634}
+        bar.update(1, loss=1.0, tokens_per_second=5.0, dropped=0.25, **rates)
+    without, with_rates = capsys.readouterr().out.splitlines()
+    assert without.startswith("step 1/3: loss 1.000, 5 tokens/s, 25.0% dropped")
+    middle = "5 tokens/s, 32.1TFLOP/s, MFU 16.3%, 25.0% dropped"
+    assert with_rates.startswith(f"step 1/3: loss 1.000, {middle}")
 
 
 def test_lines_that_a_checkpoint_knows_of_and_the_file_has_lost_are_named(tmp_path, caplog):
