@@ -29,7 +29,8 @@ def product(
         transposed: True multiplies by the transposed matrices.
         interpret: True runs the kernel's program by XLA, on any device.
     """
-    tiles = _tiles(*rows.shape, matrices.shape[1 if transposed else 2])
+    columns = matrices.shape[1 if transposed else 2]
+    tiles = _tiles(rows.shape[0], rows.shape[1], columns)
     padded, sizes = _padded(rows, tiles[0]), sizes.astype(jnp.int32)
     y = gmm(
         padded,
