@@ -127,8 +127,8 @@ def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(sizes, name, t
 
 
 def test_choices_are_sent_twice_and_four_times_with_the_gradient():
-    # On CPUs all-to-alls of padded parts stand for those of unequal parts; the all-gather is that
-    # of the numbers of rows.
+    # On CPUs, all-to-alls send padded parts in place of unequal parts. One all-gather collects the
+    # numbers of rows.
     mesh = make_mesh(MeshConfig(4, 2))
     config = MoEConfig(
         num_experts=8,
