@@ -77,7 +77,7 @@ def left_to_exhaustive():
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leaves out files of which the expression of ``-m`` selects no test, without importing them."""
+    """Leaves out, without an import, files of which the expression of ``-m`` selects no test."""
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     file = str(collection_path.relative_to(config.rootpath))
