@@ -1,4 +1,4 @@
-"""Imports point one way: a room imports rooms below it; no two modules define one class."""
+"""Imports point one way and without a circle, and no two modules define a class of one name."""
 
 import ast
 from graphlib import TopologicalSorter
