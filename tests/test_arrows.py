@@ -11,7 +11,8 @@ ROOT = Path(moe_jax.__file__).parent
 ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
     *("routing", "parallel", "grouped", "transport", "nn", "models", "data", "config", "counting"),
-    *("training", "interop", "decoding", "analysis", "planning", "run", "ablation", "cli"),
+    *("training", "interop", "decoding", "analysis", "planning", "run", "ablation"),
+    *("benchmark", "cli"),
 ]
 # The public names and the thin doors of ``python -m moe_jax.train`` stand above all rooms.
 DOORS = {path.stem for path in ROOT.glob("*.py")} - {*ROOMS}

@@ -1,27 +1,43 @@
-"""Compares data loader and training: ``moe-jax bench --config=quickstart``.
+"""Measures MoE layers: ``moe-jax bench --shapes=laptop_e8 --output=bench.jsonl``.
 
-The command prints one JSON line: tokens per second of the data loader alone, tokens per second of
-training steps on one batch, and their ratio. One process measures both in alternating rounds.
+The command measures the transports and backends of this package and layers of other libraries on
+the same weights, tokens and routing, in interleaved rounds. It prints a table and writes one JSON
+line per row. With ``--config`` it compares data loader and training instead: it prints one JSON
+line with the tokens per second of the data loader alone, those of training steps on one batch, and
+their ratio.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 
 from moe_jax import data, files
+from moe_jax.benchmark import layers, peers, report
+from moe_jax.benchmark.candidate import Candidate
+from moe_jax.benchmark.given import REGIMES, problem
+from moe_jax.benchmark.measure import TOLERANCE, Row
+from moe_jax.benchmark.measure import measure as layer_rows
+from moe_jax.benchmark.shapes import shape
 from moe_jax.cli import common
+from moe_jax.errors import ConfigError
 from moe_jax.run.session import Session, open_session
+
+_DIRECTIONS, _PARTS = ("forward", "forward_backward"), ("experts", "layer")
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_config(values)
+    _define_layers(values)
     flags.DEFINE_string("output", None, "Also write the JSON to this file.", flag_values=values)
     flags.DEFINE_integer(
         "rounds", 5, "Number of alternating rounds.", lower_bound=1, flag_values=values
@@ -31,10 +47,85 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
+def _define_layers(values: flags.FlagValues) -> None:
+    texts = {
+        "shapes": ("laptop_e8", "Names of shapes of moe_jax/benchmark/shapes.json."),
+        "regimes": (",".join(REGIMES), "Routing regimes of the experts."),
+        "directions": (",".join(_DIRECTIONS), "Directions to measure."),
+        "parts": (",".join(_PARTS), "Experts with a given routing, or the layer with its router."),
+        "candidates": ("", "Starts of names of candidates; empty for all of them."),
+    }
+    for name, (default, text) in texts.items():
+        flags.DEFINE_list(name, default, text, flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", [*TOLERANCE], "Type of numbers.", flag_values=values)
+    flags.DEFINE_integer(
+        "empty", 1, "Experts without tokens in the regime empty.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "baseline", None, "Lines of an earlier run, to fail if a row is slower.", flag_values=values
+    )
+
+
 def main(given: flags.FlagValues) -> None:
-    """Measures loader and training, and prints the rates."""
+    """Measures layers, or loader and training with ``--config``, and prints the rates."""
     if given.output:
         files.check_file(Path(given.output), "--output")
+    flag: Any = given["config"]
+    (_loader if flag.present else _layers)(given)
+
+
+def _layers(given: flags.FlagValues) -> None:
+    """Measures layers; exits with code 1 if a row misses its baseline."""
+    chosen = [shape(name) for name in given.shapes]
+    _check_names("--regimes", given.regimes, REGIMES)
+    _check_names("--directions", given.directions, _DIRECTIONS)
+    _check_names("--parts", given.parts, _PARTS)
+    every = _candidates(given.candidates)
+    baseline = report.read_baseline(Path(given.baseline)) if given.baseline else {}
+    problems = (
+        problem(one, regime, given.dtype, empty=given.empty)
+        for one in chosen
+        for regime in given.regimes
+    )
+    rows: list[Row] = []
+    for number, one in enumerate(problems):
+        for part in given.parts:
+            # The routing of a layer's own router does not depend on the regime.
+            if part == "layer" and number % len(given.regimes):
+                continue
+            mine = [candidate for candidate in every if candidate.part == part]
+            for direction in given.directions:
+                rows += layer_rows(one, mine, part, direction != "forward", given.rounds)
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if given.output:
+        with files.replaced(Path(given.output)) as temporary:
+            temporary.write_text(report.lines(rows, device))
+    print(report.table(rows))
+    late = report.slower(rows, baseline)
+    if late:
+        more = f", and {len(late) - 1} more rows" if len(late) > 1 else ""
+        print(f"slower than --baseline: {late[0]}{more}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names or [""]:
+        if name not in known:
+            raise ConfigError(f"{flag} has no {name!r}: use {', '.join(known)}")
+
+
+def _candidates(starts: Sequence[str]) -> list[Candidate]:
+    """Returns the candidates whose names begin with one of ``starts``; all without ``starts``."""
+    every = [*layers.candidates(), *peers.candidates()]
+    names = list(dict.fromkeys(candidate.name for candidate in every))
+    for start in starts:
+        if not any(name.startswith(start) for name in names):
+            raise ConfigError(f"--candidates: no name starts with {start!r}: {', '.join(names)}")
+    return [one for one in every if not starts or one.name.startswith(tuple(starts))]
+
+
+def _loader(given: flags.FlagValues) -> None:
+    """Measures loader and training, and prints the rates."""
     experiment = common.experiment_of(given)
     experiment.check(jax.device_count())
     session = open_session(experiment, data.open_tokenizer(experiment.data))
