@@ -10,7 +10,7 @@ ROOT = Path(moe_jax.__file__).parent
 # From the ground up. A room may import itself and every room above its line.
 ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
-    *("routing", "parallel", "grouped", "transport", "nn", "models", "data", "config", "counting"),
+    *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data", "config", "counting"),
     *("training", "interop", "decoding", "analysis", "planning", "run", "ablation", "cli"),
 ]
 # The public names and the thin doors of ``python -m moe_jax.train`` stand above all rooms.

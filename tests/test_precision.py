@@ -232,7 +232,7 @@ def results(found, last):
     return [kinds[2].rsplit("x", 1)[1] for _, *kinds in found if f"x{last}x" in f"x{kinds[2]}"]
 
 
-SCORES = f"{HEADS}x{LENGTH}x{LENGTH}"
+SCORES = f"{HEADS}x1x{LENGTH}x{LENGTH}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -243,9 +243,9 @@ def test_no_float32_tensor_of_a_bfloat16_model_is_rounded_in_a_product(name):
     logits = [one for one in found if one[3].endswith(f"{LENGTH}x{VOCAB}xf32")]
     assert len(logits) == 1 + (name == "lookahead")
     assert not any(one[3].endswith(f"{LENGTH}x{VOCAB}xbf16") for one in found)
-    # The products of the forward pass, of which latent attention adds two, and their gradients.
+    # The products of the forward pass, and their gradients.
     scores = results(found, SCORES)
-    assert 0 < scores.count("f32") == scores.count("bf16") * (2 if name == "latent" else 1)
+    assert 0 < scores.count("f32") == scores.count("bf16")
 
 
 @pytest.mark.parametrize("options", [{"distilled": True}, {"loss_chunk": 4}], ids=str)

@@ -9,6 +9,7 @@ from moe_jax.parallel.exchange import (
     on_each_device,
     over_batch,
     over_groups,
+    over_heads,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.parallel.rules import (
@@ -34,6 +35,7 @@ __all__ = [
     "on_each_device",
     "over_batch",
     "over_groups",
+    "over_heads",
     "platform",
     "sharding_of",
     "shardings_of_state",
