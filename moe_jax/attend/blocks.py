@@ -111,6 +111,7 @@ def _looped(
     shards = 1 if length % shards else shards
     split = functools.partial(_split, blocks=blocks, shards=shards)
     view = view.with_keys()
+    assert view.entries is not None  # A view with keys has all vectors.
     queries = (
         split(q, axis=3),
         split(view.segments, axis=1),

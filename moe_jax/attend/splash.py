@@ -85,6 +85,7 @@ def _call(
 ) -> Array:
     """Returns the mixed values of the rows and heads of one device."""
     shape = (q.shape[2], q.shape[2])
+    mask: kernels.Mask
     if window:
         mask = kernels.LocalMask(shape, (window - 1, 0 if causal else None), 0)
     else:
