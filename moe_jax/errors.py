@@ -88,7 +88,9 @@ def fault_in(file: str | Path, error: BaseException) -> str | None:
 def _no_text(error: BaseException) -> bool:
     """Returns True if Python cannot read a file as text, so that the error names no line."""
     nameless = isinstance(error, SyntaxError) and error.filename is None
-    return nameless or isinstance(error, UnicodeDecodeError)
+    # Python 3.11.3 and earlier raise a ValueError for a file with a null byte.
+    null = isinstance(error, ValueError) and "null bytes" in str(error)
+    return nameless or null or isinstance(error, UnicodeDecodeError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""Imports point one way: a room imports rooms below it, and no two modules import each other."""
+"""Imports point one way: a room imports rooms below it; no two modules define one class."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -57,3 +57,13 @@ def test_no_modules_import_each_other():
     known = modules()
     graph = {name: imported(path, known) - {name} for name, path in known.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_name_belongs_to_one_class():
+    trees = {name: ast.parse(path.read_text()) for name, path in modules().items()}
+    homes: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(name)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

@@ -24,7 +24,7 @@ from moe_jax.cli import common
 from moe_jax.files import write_json
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import PRESETS, Capacity, Router
 
@@ -57,12 +57,12 @@ def step(name: str) -> tuple[str, Callable[[], None]]:
     transport = "gather" if chosen.select.slot_table else "einsum"
     sizes = {"num_experts": EXPERTS, "expert_dim": HIDDEN, "group_size": TOKENS}
     config = MoEConfig(router=chosen, transport=transport, **sizes)
-    layer = MoE(config, FeedForwardConfig(WIDTH, HIDDEN, "relu"), jax.random.key(0))
+    layer = ConfiguredMoE(config, FeedForwardConfig(WIDTH, HIDDEN, "relu"), jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
     ids = jax.random.randint(jax.random.key(2), (1, TOKENS), 0, 32000)
     record = ids[..., None] % EXPERTS if name == "forced" else None
 
-    def loss(layer: MoE, x: jax.Array) -> jax.Array:
+    def loss(layer: ConfiguredMoE, x: jax.Array) -> jax.Array:
         valid = jnp.ones(x.shape[:2], bool)
         y, aux = layer(x, valid, mode=TRAIN, rng=jax.random.key(3), token_ids=ids, record=record)
         return (y * x).sum() + aux.loss

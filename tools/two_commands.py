@@ -24,10 +24,12 @@ from moe_jax.run.workdir import RESULT
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, str]:
     """Runs ``command`` in ``folder`` and returns its seconds and its last line of output."""
     began = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return round(time.perf_counter() - began, 1), done.stdout.strip().splitlines()[-1]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    seconds = round(time.perf_counter() - began, 1)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode:
+        raise SystemExit("\n".join([*lines[-40:], f"error: {command} failed after {seconds} s"]))
+    return seconds, lines[-1]
 
 
 def define(values: flags.FlagValues) -> None:

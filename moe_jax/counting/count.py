@@ -18,7 +18,7 @@ from moe_jax.models.stack import Stack
 from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.block import Block
 from moe_jax.nn.latent import LatentConfig
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.transport import implementation
 
@@ -196,14 +196,14 @@ def _sizes(block: Block) -> dict[str, int]:
         found["router"] += _size(mixture.router)
         found["experts"] += _size(mixture.experts)
         found["dense"] += _attributes(mixture, ["shared"])
-    if not isinstance(inner, MoE):
+    if not isinstance(inner, ConfiguredMoE):
         found["dense"] += _size(inner)
     return found
 
 
-def _mixtures(block: Block) -> list[MoE]:
+def _mixtures(block: Block) -> list[ConfiguredMoE]:
     parts = (getattr(block, "attention_experts", None), block.feed_forward)
-    return [part for part in parts if isinstance(part, MoE)]
+    return [part for part in parts if isinstance(part, ConfiguredMoE)]
 
 
 def _attributes(module: nnx.Module, names: list[str]) -> int:
@@ -241,7 +241,7 @@ def _flops(
     if memory:
         attention += _cross_flops(block, own, memory, convention)
     dense = 2 * _products(block.extra) if hasattr(block, "extra") else 0.0
-    if not isinstance(inner, MoE):
+    if not isinstance(inner, ConfiguredMoE):
         dense += 2 * _products(inner)
     experts = router = 0.0
     for mixture in _mixtures(block):

@@ -1,12 +1,14 @@
 """Grouped products by the kernels of tokamax for NVIDIA GPUs (https://github.com/openxla/tokamax).
 
 Mosaic serves Hopper and later, Triton serves Ampere. Where tokamax is not installed or rejects a
-device, a type or a shape, blocks serve instead. These kernels have not been run on a device yet.
+device, a type or a shape, blocks serve instead and a warning says why. These kernels have not been
+run on a device yet.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.grouped import blocks
 
 _KERNELS = ("mosaic", "triton")
+_REJECTED = (ImportError, NotImplementedError, ExceptionGroup)
 
 
 def product(
@@ -26,7 +29,8 @@ def product(
     """Returns each row times the matrix of its expert; see ``moe_jax.grouped.Backend``."""
     try:
         y = _ragged_dot(rows, matrices.swapaxes(1, 2) if transposed else matrices, sizes)
-    except (ImportError, NotImplementedError, ExceptionGroup):
+    except _REJECTED as error:
+        _warn(error)
         return blocks.product(rows, matrices, sizes, transposed)
     return jnp.where(jnp.arange(rows.shape[0])[:, None] < sizes.sum(), y, 0)
 
@@ -39,8 +43,15 @@ def outer(
     try:
         _, pull = jax.vjp(functools.partial(_ragged_dot, rows, sizes=sizes), unused)
         return pull(others)[0]
-    except (ImportError, NotImplementedError, ExceptionGroup):
+    except _REJECTED as error:
+        _warn(error)
         return blocks.outer(rows, others, sizes)
+
+
+def _warn(error: Exception) -> None:
+    """Warns that blocks, which are slower, compute a product."""
+    why = f"{type(error).__name__}: {error}"
+    warnings.warn(f"blocks replace the kernels of tokamax in grouped products: {why}", stacklevel=2)
 
 
 def _ragged_dot(rows: Array, matrices: Array, sizes: Array) -> Array:

@@ -16,7 +16,7 @@ from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.latent import LatentAttention, LatentConfig
 from moe_jax.nn.mode import Mode
-from moe_jax.nn.moe import MoE, MoEAux
+from moe_jax.nn.moe import ConfiguredMoE, MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig, norm
 from moe_jax.nn.router import RouterLayer
@@ -95,16 +95,16 @@ class Block(nnx.Module):
             self.attention = _attention(config.attention, attention_key)
         else:
             attention, experts_key = _projected(config.attention), jax.random.fold_in(key, 4)
-            self.attention_experts = MoE(
+            self.attention_experts = ConfiguredMoE(
                 config.attention_experts, Projections(attention), experts_key
             )
             self.attention = ProjectedAttention(attention, attention_key)
         self.feed_forward_norm = norm(config.norm, width)
-        self.feed_forward: FeedForward | MoE
+        self.feed_forward: FeedForward | ConfiguredMoE
         if config.moe is None:
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
-            self.feed_forward = MoE(config.moe, config.feed_forward, feed_forward_key)
+            self.feed_forward = ConfiguredMoE(config.moe, config.feed_forward, feed_forward_key)
         if config.cross_attention is not None:
             self.cross_norm = norm(config.norm, width)
             self.cross = Attention(config.cross_attention, jax.random.fold_in(key, 3))
@@ -180,7 +180,7 @@ class Block(nnx.Module):
     def routers(self) -> tuple[RouterLayer, ...]:
         """The routers of the MoE layers, in the order of their reports."""
         layers = (getattr(self, "attention_experts", None), self.feed_forward)
-        return tuple(layer.router for layer in layers if isinstance(layer, MoE))
+        return tuple(layer.router for layer in layers if isinstance(layer, ConfiguredMoE))
 
     def _sources(
         self,

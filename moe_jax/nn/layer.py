@@ -110,7 +110,7 @@ class MoE(nnx.Module):
             bias=bias,
             init_scale=init_scale,
         )
-        self.mixture = moe.MoE(config, expert, rngs.params())
+        self.mixture = moe.ConfiguredMoE(config, expert, rngs.params())
         self.width = width
         self.deterministic = True
 

@@ -69,8 +69,8 @@ class Expert(Protocol):
         """Returns ``E`` experts as a module from slots ``(E, T, M)`` to outputs ``(E, T, N)``."""
 
 
-class MoE(nnx.Module):
-    """Mixture-of-experts layer of the models; ``moe_jax.MoE`` is the layer for other models."""
+class ConfiguredMoE(nnx.Module):
+    """Mixture-of-experts layer that a configuration describes; ``moe_jax.MoE`` is built on it."""
 
     def __init__(self, config: MoEConfig, expert: Expert, key: PRNGKeyArray):
         """Initialises the router, the experts and the shared network.

@@ -72,7 +72,7 @@ class Head(Ranged, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Head):
+class LinearHead(Head):
     """A linear map.
 
     Attributes:
@@ -112,7 +112,7 @@ class Linear(Head):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine(Head):
+class CosineHead(Head):
     """Products of projected tokens and normalised expert embeddings (X-MoE, 2204.09179).
 
     Attributes:

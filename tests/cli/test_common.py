@@ -209,7 +209,7 @@ def program(monkeypatch, capsys):
         ("def get_config():\n    return int('a b')\n", "line 2: ValueError: invalid literal"),
         ("def get_config():\n    raise OSError('full')\n", "line 2: OSError: full"),
         ("raise SystemExit(3)\n", "line 1: SystemExit: 3"),
-        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+        ("\0", "Error: source code string cannot contain null bytes"),
         ("x = 1\n", "has no function get_config()"),
         ("def get_config():\n    pass\n", "returns NoneType, not a ConfigDict"),
         ("def get_config():\n    return 3\n", "returns int, not a ConfigDict"),

@@ -10,7 +10,7 @@ from examples import moe_from_scratch as scratch
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 
 TOKENS, EXPERTS, WIDTH, HIDDEN = 16, 4, 8, 12
@@ -56,7 +56,7 @@ def test_output_and_gradients_of_the_layer_are_those_of_the_library(name):
     from_scratch, router = CASES[name]
     config = MoEConfig(num_experts=EXPERTS, expert_dim=HIDDEN, group_size=TOKENS, router=router)
     network = FeedForwardConfig(WIDTH, HIDDEN, activation="relu")
-    layer = MoE(config, network, jax.random.key(0))
+    layer = ConfiguredMoE(config, network, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1, TOKENS, WIDTH))
     graph, params, rest = nnx.split(layer, nnx.Param, ...)
 

@@ -1,6 +1,7 @@
 """Grouped products on every backend, against products expert by expert in float64."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,13 @@ def test_a_program_for_a_tpu_has_the_kernel(monkeypatch):
     with grouped.using("megablox"):
         traced = jax.jit(grouped.grouped_product).trace(*shapes)
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tokamax"), reason="tokamax is installed")
+def test_blocks_that_replace_the_kernels_of_a_gpu_are_named():
+    # In the tests above, blocks stand for tokamax too: its kernels need a GPU.
+    with pytest.warns(UserWarning, match="blocks replace the kernels of tokamax.*ModuleNotFound"):
+        computed("tokamax", *narrow(made([1, 2, 0, 0], 7)))
 
 
 def test_an_unknown_backend_is_named():

@@ -14,7 +14,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import LayerOverride, MoEConfig
 from moe_jax.nn.shared import SharedConfig
 
@@ -26,7 +26,7 @@ ROUTER = routing.preset("switch", input_jitter=0.0, balance_weight=0.0)
 
 def make(config=None, **settings):
     usual = {"num_experts": 3, "expert_dim": HIDDEN, "group_size": 8, "router": ROUTER}
-    return MoE(config or MoEConfig(**(usual | settings)), EXPERT, KEY)
+    return ConfiguredMoE(config or MoEConfig(**(usual | settings)), EXPERT, KEY)
 
 
 def tokens(rows=2, length=8):

@@ -165,4 +165,4 @@ def test_tokens_of_another_shape_are_refused():
 )
 def test_a_layer_of_the_models_refuses_two_descriptions_that_differ(config, said):
     with pytest.raises(ConfigError, match=said):
-        moe.MoE(config, FeedForwardConfig(64, 32), jax.random.key(0))
+        moe.ConfiguredMoE(config, FeedForwardConfig(64, 32), jax.random.key(0))

@@ -11,7 +11,7 @@ from moe_jax import routing
 from moe_jax.nn import moe as moe_layer
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared, SharedConfig
@@ -29,9 +29,9 @@ ROUTERS = {
 }
 
 
-def make(config: MoEConfig, expert: FeedForwardConfig = EXPERT, seed: int = 0) -> MoE:
+def make(config: MoEConfig, expert: FeedForwardConfig = EXPERT, seed: int = 0) -> ConfiguredMoE:
     config = dataclasses.replace(config, expert_dim=expert.hidden)
-    return MoE(config, expert, jax.random.key(seed))
+    return ConfiguredMoE(config, expert, jax.random.key(seed))
 
 
 def normal(shape: tuple[int, ...], seed: int = 1) -> jax.Array:
@@ -39,7 +39,7 @@ def normal(shape: tuple[int, ...], seed: int = 1) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="mode")
-def apply(moe: MoE, x, valid, rng=None, *, mode=EVAL):
+def apply(moe: ConfiguredMoE, x, valid, rng=None, *, mode=EVAL):
     return moe(x, valid, mode=mode, rng=rng)
 
 
@@ -47,7 +47,7 @@ def all_valid(x: jax.Array) -> jax.Array:
     return jnp.ones(x.shape[:2], bool)
 
 
-def loop(moe: MoE, x: jax.Array, experts_per_token: int) -> np.ndarray:
+def loop(moe: ConfiguredMoE, x: jax.Array, experts_per_token: int) -> np.ndarray:
     """Every token on its own: softmax, its best experts, their gated sum. Nothing is dropped."""
     kernel, up, down = (
         np.asarray(p[...], np.float64)
@@ -144,7 +144,7 @@ def test_einsum_and_gather_agree_in_value_and_all_gradients(name):
 # Drops and padding
 
 
-def one_way(capacity: Capacity, transport: str = "einsum", group_size: int = 4) -> MoE:
+def one_way(capacity: Capacity, transport: str = "einsum", group_size: int = 4) -> ConfiguredMoE:
     """Two experts; every token whose first feature is positive wants expert 0."""
     router = Router(Softmax(), TopK(1), (LoadBalance(),), capacity)
     moe = make(MoEConfig(num_experts=2, group_size=group_size, router=router, transport=transport))
@@ -261,7 +261,7 @@ def test_the_mode_chooses_the_capacity(mode, slots):
 # Order
 
 
-def preferences(priority: str) -> MoE:
+def preferences(priority: str) -> ConfiguredMoE:
     """Two experts with one slot each and top-2 routing; the sign of feature 0 is the first wish."""
     capacity = dataclasses.replace(TIGHT, factor=1.0, eval_factor=1.0, priority=priority)
     router = Router(Softmax(), Top2("all"), (), capacity)

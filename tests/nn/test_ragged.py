@@ -9,7 +9,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.nn.attention_experts import AttentionExpertsConfig
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE, TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.parallel import MeshConfig, make_mesh
@@ -32,7 +32,7 @@ def gradients(router, transport, what, mode=TRAIN, **settings):
     expert = FeedForwardConfig(WIDTH, 6, "gelu", gated=True, bias=True)
     settings = {"expert_dim": 6, "group_size": 16, "transport": transport, **settings}
     config = MoEConfig(num_experts=4, router=router, **settings)
-    moe = MoE(config, expert, jax.random.key(0))
+    moe = ConfiguredMoE(config, expert, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, 16, WIDTH))
     if what != "even" and hasattr(moe.router, "kernel"):
         # The first feature is 1, so the first row of the kernel prefers or shuns an expert.

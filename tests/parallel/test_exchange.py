@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import (
     ALL_TO_ALL,
@@ -105,7 +105,7 @@ def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(sizes, name, t
         exchange=exchange,
         expert_dropout=0.1,
     )
-    moe = MoE(config, FeedForwardConfig(16, 32), jax.random.key(0))
+    moe = ConfiguredMoE(config, FeedForwardConfig(16, 32), jax.random.key(0))
     moe = jax.device_put(moe, shardings_of_state(moe, mesh))
     x = jax.device_put(jnp.ones((32, 16, 16)), NamedSharding(mesh, GROUPS))
     valid = jax.device_put(jnp.ones((32, 16), bool), NamedSharding(mesh, GROUPS))
@@ -127,8 +127,8 @@ def test_the_layer_has_two_all_to_alls_and_four_with_its_gradient(sizes, name, t
 
 
 def test_choices_are_sent_twice_and_four_times_with_the_gradient():
-    # On CPUs all-to-alls of padded parts stand for those of unequal parts; the all-gather is that
-    # of the numbers of rows.
+    # On CPUs, all-to-alls send padded parts in place of unequal parts. One all-gather collects the
+    # numbers of rows.
     mesh = make_mesh(MeshConfig(4, 2))
     config = MoEConfig(
         num_experts=8,
@@ -138,7 +138,7 @@ def test_choices_are_sent_twice_and_four_times_with_the_gradient():
         transport="ragged",
         exchange="ragged",
     )
-    moe = MoE(config, FeedForwardConfig(16, 32), jax.random.key(0))
+    moe = ConfiguredMoE(config, FeedForwardConfig(16, 32), jax.random.key(0))
     moe = jax.device_put(moe, shardings_of_state(moe, mesh))
     x = jax.device_put(jnp.ones((32, 16, 16)), NamedSharding(mesh, GROUPS))
     valid = jax.device_put(jnp.ones((32, 16), bool), NamedSharding(mesh, GROUPS))

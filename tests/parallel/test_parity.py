@@ -15,7 +15,7 @@ from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, EncoderDecode
 from moe_jax.nn.attention_experts import AttentionExpertsConfig
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.parallel.mesh import batch_shards
@@ -65,7 +65,7 @@ VALID = jnp.arange(40).reshape(5, 8) % 7 > 0
 
 
 @functools.cache
-def layer(name: str, **settings) -> MoE:
+def layer(name: str, **settings) -> ConfiguredMoE:
     config = MoEConfig(
         num_experts=8,
         expert_dim=16,
@@ -75,7 +75,7 @@ def layer(name: str, **settings) -> MoE:
         transport="gather" if name == "gshard" else "einsum",
     )
     config = dataclasses.replace(config, **settings)
-    return MoE(config, FeedForwardConfig(12, 16), jax.random.key(0))
+    return ConfiguredMoE(config, FeedForwardConfig(12, 16), jax.random.key(0))
 
 
 def layer_step(moe, x, valid):

@@ -8,7 +8,7 @@ import pytest
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.parallel import MeshConfig, make_mesh
@@ -44,7 +44,7 @@ def measured(config, mesh):
         return jnp.sin(y).sum() + aux.loss, (y, aux)
 
     def whole():
-        layer = MoE(config, EXPERT, jax.random.key(0))
+        layer = ConfiguredMoE(config, EXPERT, jax.random.key(0))
         return jax.grad(objective, (0, 1), has_aux=True, allow_int=True)(layer, x)
 
     with jax.set_mesh(mesh):

@@ -39,7 +39,7 @@ def test_softmax_over_tokens_leaves_padding_out_of_the_sum():
 def test_softmax_over_tokens_of_padding_alone_is_zero():
     made = Softmax("tokens")(inputs(np.full((2, 3), 7), [False, False]))
     np.testing.assert_array_equal(made.scores, np.zeros((2, 3)))
-    # Its logarithm is the least number, and not that of an even share.
+    # The logarithm of a padded token's score is the least number, not the log of an even share.
     np.testing.assert_array_equal(made.log_scores, np.full((2, 3), np.finfo(np.float32).min))
 
 

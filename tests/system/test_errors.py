@@ -30,9 +30,9 @@ _CASES = {
         ["--config.model.moe.num_experts=6", "--config.mesh.expert=4"],
         ["model.moe.num_experts=6", "mesh.expert=4"],
     ),
-    "blocks over mesh": (
+    "sorted choices over mesh": (
         ["--config.model.moe.transport=ragged", "--config.mesh.expert=4"],
-        ["transport='ragged'", "mesh.expert=4", "exchange='ring'"],
+        ["transport='ragged'", "mesh.expert=4", "exchange='ragged'"],
     ),
     "devices": (["--config.mesh.data=3"], ["mesh data=3", "8 devices"]),
     "batch": (["--config.data.batch_size=12"], ["data.batch_size=12", "multiple of 8"]),

@@ -13,7 +13,7 @@ from moe_jax.config.schema import build
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.planning import roofline
 from moe_jax.routing import presets
@@ -36,7 +36,7 @@ def test_the_layer_has_the_values_and_gradients_of_the_others():
         config = MoEConfig(
             num_experts=4, expert_dim=6, group_size=8, router=router, transport=transport
         )
-        moe = MoE(config, FeedForwardConfig(4, 6), jax.random.key(0))
+        moe = ConfiguredMoE(config, FeedForwardConfig(4, 6), jax.random.key(0))
 
         def objective(moe, x):
             y, aux = moe(x, valid, mode=TRAIN, rng=jax.random.key(2))

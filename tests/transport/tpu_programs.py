@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.planning import topology
@@ -22,7 +22,7 @@ GROUPS, SIZE, WIDTH, HIDDEN, EXPERTS = 8, 256, 256, 128, 8
 KINDS = ("ragged-all-to-all", "all-to-all", "collective-permute", "reduce-scatter")
 
 
-def layer() -> MoE:
+def layer() -> ConfiguredMoE:
     """Returns a dropless layer whose transport is selected for the mesh."""
     config = MoEConfig(
         num_experts=EXPERTS,
@@ -31,10 +31,12 @@ def layer() -> MoE:
         router=presets.mixtral(),
         transport="auto",
     )
-    return MoE(config, FeedForwardConfig(WIDTH, HIDDEN, "silu", gated=True), jax.random.key(0))
+    return ConfiguredMoE(
+        config, FeedForwardConfig(WIDTH, HIDDEN, "silu", gated=True), jax.random.key(0)
+    )
 
 
-def objective(moe: MoE, x: jax.Array, valid: jax.Array) -> jax.Array:
+def objective(moe: ConfiguredMoE, x: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns a value that depends on all outputs and losses."""
     y, aux = moe(x, valid, mode=TRAIN)
     return jnp.square(y.astype(jnp.float32)).sum() + aux.loss
