@@ -18,7 +18,7 @@ from moe_jax.benchmark.oracle import Values
 from moe_jax.grouped import BACKENDS, using
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
-from moe_jax.nn.moe import MoE
+from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import presets
 from moe_jax.transport import implementation
@@ -94,7 +94,7 @@ def _layer(problem: Problem, transport: str) -> MoE:
         transport=transport,
     )
     expert = FeedForwardConfig(shape.width, shape.hidden, shape.activation, shape.gated)
-    layer: Any = MoE(config, expert, jax.random.key(0))
+    layer: Any = ConfiguredMoE(config, expert, jax.random.key(0))
     for name, value in problem.matrices.items():
         parameter = getattr(layer.experts, name)
         setattr(layer.experts, name, parameter.replace(jnp.asarray(value, problem.dtype)))
