@@ -51,12 +51,12 @@ def _open(part: str, transport: str, backend: str, problem: Problem, backward: b
     capacity = layer.config.router.slots(problem.shape.tokens, problem.shape.experts, train=True)
     plan = layer.config.router(problem.logits[None], capacity=capacity)
 
-    def forward(layer: MoE, x: Array, plan: Any) -> Array:
+    def forward(layer: ConfiguredMoE, x: Array, plan: Any) -> Array:
         if part == "layer":
             return layer(x, jnp.ones(x.shape[:2], bool), mode=TRAIN)[0]
         return implementation(layer.config).dispatch(layer.experts, x, plan)
 
-    def loss(layer: MoE, x: Array, plan: Any) -> tuple[Array, Array]:
+    def loss(layer: ConfiguredMoE, x: Array, plan: Any) -> tuple[Array, Array]:
         y = forward(layer, x, plan)
         return jnp.vdot(y.astype(jnp.float32), dy.astype(jnp.float32)), y
 
@@ -83,7 +83,7 @@ def _require(transport: str, backend: str, problem: Problem) -> None:
         raise Skipped("dropless einsum needs too large a dispatch tensor")
 
 
-def _layer(problem: Problem, transport: str) -> MoE:
+def _layer(problem: Problem, transport: str) -> ConfiguredMoE:
     """Returns the layer with the weights of a problem."""
     shape = problem.shape
     config = MoEConfig(
