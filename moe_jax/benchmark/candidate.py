@@ -21,13 +21,16 @@ class Call:
     Attributes:
         run: Function that computes once and waits for the result.
         values: Function from a result to arrays by name: ``y``, and after a backward pass the
-            gradients ``x``, ``up``, ``down``, ``gate`` and, of a whole layer, ``router``.
+            gradients ``x``, ``up``, ``down``, ``gate`` and, of a whole layer, ``router``. No array
+            if the layer drops tokens, since the oracle drops none.
         memory: Peak bytes above inputs, weights and results; ``None`` if they are unknown.
+        advances: True if each run changes what the next run computes, as a train step does.
     """
 
     run: Callable[[], Any]
     values: Callable[[Any], Values]
     memory: int | None = None
+    advances: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 from typing import Any
@@ -25,28 +26,50 @@ from moe_jax.transport import implementation
 
 # Largest number of elements of the dispatch tensor (S, E C) of the transport ``einsum``.
 _EINSUM = 2**24
+# Largest product of tokens and experts for which dense grouped products are worth their time.
+_DENSE = 2**12
 _ONLY_ON = {"megablox": "tpu", "tokamax": "gpu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How a layer computes.
+
+    Attributes:
+        transport: Transport of the tokens.
+        backend: Backend of grouped products, or "".
+        capacity: Capacity factor; ``None`` drops nothing.
+    """
+
+    transport: str
+    backend: str = ""
+    capacity: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the candidate."""
+        parts = ["moe_jax", self.transport, self.backend]
+        return "/".join(part for part in parts if part) + (
+            "" if self.capacity is None else f"/capacity_{self.capacity:g}"
+        )
 
 
 def candidates() -> list[Candidate]:
     """Returns every transport, and every backend of the transport ``ragged``, for both parts."""
-    ways = [("ragged", name) for name in BACKENDS] + [("gather", ""), ("einsum", "")]
+    ways = [
+        *(_Way("ragged", name) for name in BACKENDS),
+        *(_Way(name, "", capacity) for name in ("gather", "einsum") for capacity in (None, 1.0)),
+    ]
     return [
-        Candidate(
-            f"moe_jax/{transport}{'/' if backend else ''}{backend}",
-            part,
-            functools.partial(_open, part, transport, backend),
-            transport,
-            backend,
-        )
+        Candidate(way.name, part, functools.partial(_open, part, way), way.transport, way.backend)
         for part in ("experts", "layer")
-        for transport, backend in ways
+        for way in ways
     ]
 
 
-def _open(part: str, transport: str, backend: str, problem: Problem, backward: bool) -> Call:
-    _require(transport, backend, problem)
-    layer = _layer(problem, transport)
+def _open(part: str, way: _Way, problem: Problem, backward: bool) -> Call:
+    _require(part, way, problem)
+    layer = _layer(problem, way)
     x, dy = (jnp.asarray(value, problem.dtype)[None] for value in (problem.x, problem.dy))
     capacity = layer.config.router.slots(problem.shape.tokens, problem.shape.experts, train=True)
     plan = layer.config.router(problem.logits[None], capacity=capacity)
@@ -61,37 +84,42 @@ def _open(part: str, transport: str, backend: str, problem: Problem, backward: b
         return jnp.vdot(y.astype(jnp.float32), dy.astype(jnp.float32)), y
 
     step: Any = jax.grad(loss, (0, 1), has_aux=True) if backward else forward
-    with using(backend) if backend else contextlib.nullcontext():
+    with using(way.backend) if way.backend else contextlib.nullcontext():
         compiled = jax.jit(step).lower(layer, x, plan).compile()
     memory = compiled.memory_analysis()
+    drops = part == "layer" and way.capacity is not None
     return Call(
         lambda: jax.block_until_ready(compiled(layer, x, plan)),
-        functools.partial(_values, part, backward),
+        (lambda _: {}) if drops else functools.partial(_values, part, backward),
         None if memory is None else int(memory.temp_size_in_bytes),
     )
 
 
-def _require(transport: str, backend: str, problem: Problem) -> None:
-    platform = jax.default_backend()
-    needed = _ONLY_ON.get(backend, platform)
+def _require(part: str, way: _Way, problem: Problem) -> None:
+    platform, shape = jax.default_backend(), problem.shape
+    needed = _ONLY_ON.get(way.backend, platform)
     if needed != platform:
         raise Skipped(f"needs a {needed}")
-    if backend == "tokamax" and importlib.util.find_spec("tokamax") is None:
+    if way.backend == "tokamax" and importlib.util.find_spec("tokamax") is None:
         raise Skipped("tokamax is not installed")
-    shape = problem.shape
-    if transport == "einsum" and shape.tokens**2 * shape.experts > _EINSUM:
-        raise Skipped("dropless einsum needs too large a dispatch tensor")
+    if way.backend == "ragged_dot" and platform != "tpu" and shape.experts * shape.tokens > _DENSE:
+        raise Skipped("ragged_dot computes every expert for every row here")
+    slots = shape.tokens if way.capacity is None else shape.tokens * shape.k // shape.experts
+    if way.transport == "einsum" and shape.tokens * shape.experts * slots > _EINSUM:
+        raise Skipped("einsum needs too large a dispatch tensor for one group")
+    if part == "experts" and way.capacity is not None and problem.regime != "balanced":
+        raise Skipped("drops tokens of this regime")
 
 
-def _layer(problem: Problem, transport: str) -> ConfiguredMoE:
+def _layer(problem: Problem, way: _Way) -> ConfiguredMoE:
     """Returns the layer with the weights of a problem."""
     shape = problem.shape
     config = MoEConfig(
         num_experts=shape.experts,
-        router=presets.mixtral(k=shape.k, balance_weight=0.0),
+        router=presets.mixtral(shape.k, 0.0, way.capacity),
         expert_dim=shape.hidden,
         group_size=shape.tokens,
-        transport=transport,
+        transport=way.transport,
     )
     expert = FeedForwardConfig(shape.width, shape.hidden, shape.activation, shape.gated)
     layer: Any = ConfiguredMoE(config, expert, jax.random.key(0))

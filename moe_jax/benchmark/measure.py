@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,9 +17,11 @@ from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values, error, oracle
 
 CEILING = "matmul"
+FORWARD_BACKWARD = "forward_backward"
+DIRECTIONS = ("forward", FORWARD_BACKWARD)
 # Largest relative errors by norm that are accepted before a time is believed.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-_SIDE = {"cpu": 1024}
+_SIDE = {"cpu": 2048}
 _QUANTILES = (20, 50, 80)
 
 
@@ -29,21 +32,23 @@ class Row:
     Attributes:
         shape: Name of the shape.
         regime: Routing regime; ``router`` if the layer's own router chooses.
-        part: ``experts`` or ``layer``.
+        part: ``experts``, ``layer``, or ``step`` for a whole train step.
         name: Name of the candidate.
         transport: Transport of moe_jax, or "".
         backend: Backend of grouped products, or "".
-        direction: ``forward`` or ``forward_backward``.
+        direction: One of ``DIRECTIONS``, or ``step``.
         dtype: Type of the computation.
         skipped: Reason why there is no time, or "".
         p20: Seconds of a call that a fifth of the calls stays below.
         p50: Median seconds of a call.
         p80: Seconds of a call that four fifths of the calls stay below.
-        tflops: Useful TFLOP/s of the experts at the median.
+        tflops: Useful TFLOP/s of the experts, or of the whole model in a step, at the median.
         ceiling_share: ``tflops`` over the rate of a matrix product in the same rounds.
         memory: Peak bytes above inputs, weights and results.
-        repeats: True if two runs give equal bits.
-        error: Largest relative error against float32, by norm, of the output and the gradients.
+        repeats: True if two runs give equal bits; ``None`` of a train step, which changes its
+            weights, and of a layer that drops tokens.
+        error: Largest relative error against float32, by norm, of the output and the gradients;
+            ``None`` of a layer that drops tokens.
     """
 
     shape: str
@@ -65,42 +70,80 @@ class Row:
     error: float | None = None
 
 
-def measure(
-    problem: Problem, candidates: Sequence[Candidate], part: str, backward: bool, rounds: int
-) -> list[Row]:
-    """Returns a row for each candidate of one part, in one direction.
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row without values, and the function that opens its call.
 
-    All candidates stay in memory, and each round calls each of them once, so that a change of the
-    machine's speed reaches all of them. A candidate with a wrong value gets no time.
+    Attributes:
+        row: Row to complete.
+        open: Function that returns the call. It raises ``Skipped`` if the candidate cannot run.
+    """
+
+    row: Row
+    open: Callable[[], Call]
+
+
+def measure(
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    part: str,
+    directions: Sequence[str],
+    rounds: int,
+) -> list[Row]:
+    """Returns a row for each direction and each candidate of one part.
 
     Args:
         problem: Weights, tokens and routing.
         candidates: Candidates of the part ``part``.
         part: ``experts`` or ``layer``.
-        backward: True measures forward and backward pass together.
+        directions: Of ``DIRECTIONS``; the second one is forward and backward pass together.
         rounds: Number of rounds after the warm-up.
     """
     wanted = oracle(problem, part)
+    rows = []
+    for direction in directions:
+        backward = direction == FORWARD_BACKWARD
+        entries = [
+            Entry(_row(problem, one, direction), functools.partial(one.open, problem, backward))
+            for one in candidates
+        ]
+        rows += completed(entries, wanted, problem.shape.flops(backward), rounds)
+    return rows
+
+
+def completed(entries: Sequence[Entry], wanted: Values, flops: float, rounds: int) -> list[Row]:
+    """Returns the rows of entries that do the same work, with values and times.
+
+    All calls stay in memory, and each round runs each of them once, so that a change of the
+    machine's speed reaches all of them. A call with a wrong value gets no time.
+
+    Args:
+        entries: Rows and the functions that open their calls.
+        wanted: Right values by name.
+        flops: Useful FLOPs of a call.
+        rounds: Number of rounds after the warm-up.
+    """
     rows, calls = {}, {}
-    for candidate in candidates:
-        row = _row(problem, candidate, backward)
+    for entry in entries:
+        row = entry.row
         try:
-            call = candidate.open(problem, backward)
+            call = entry.open()
             row = _checked(row, call, wanted)
         except Skipped as reason:
             row = dataclasses.replace(row, skipped=str(reason))
         except Exception as fault:  # a candidate that fails must not end the others
             line = (str(fault) or type(fault).__name__).splitlines()[0]
             row = dataclasses.replace(row, skipped=f"failed: {line[:120]}")
-        rows[candidate.name] = row
+        rows[row.name] = row
         if not row.skipped:
-            calls[candidate.name] = call.run
-    product, flops = _matmul(problem.dtype)
+            calls[row.name] = call.run
+    if not calls:
+        return [*rows.values()]
+    product, work = _matmul(next(iter(rows.values())).dtype)
     times = interleaved({CEILING: product, **calls}, rounds)
-    ceiling = flops / float(np.median(times[CEILING])) / 1e12
-    useful = problem.shape.flops(backward) / 1e12
+    ceiling = work / float(np.median(times[CEILING])) / 1e12
     return [
-        _timed(row, times[name], useful, ceiling) if name in times else row
+        _timed(row, times[name], flops / 1e12, ceiling) if name in times else row
         for name, row in rows.items()
     ]
 
@@ -127,7 +170,7 @@ def interleaved(
     return times
 
 
-def _row(problem: Problem, candidate: Candidate, backward: bool) -> Row:
+def _row(problem: Problem, candidate: Candidate, direction: str) -> Row:
     return Row(
         problem.shape.name,
         problem.regime if candidate.part == "experts" else "router",
@@ -135,7 +178,7 @@ def _row(problem: Problem, candidate: Candidate, backward: bool) -> Row:
         candidate.name,
         candidate.transport,
         candidate.backend,
-        "forward_backward" if backward else "forward",
+        direction,
         problem.dtype,
     )
 
@@ -143,11 +186,14 @@ def _row(problem: Problem, candidate: Candidate, backward: bool) -> Row:
 def _checked(row: Row, call: Call, wanted: Values) -> Row:
     """Returns the row with memory, equality of two runs and error."""
     first, second = (call.values(call.run()) for _ in range(2))
+    row = dataclasses.replace(row, memory=call.memory)
+    if not first:
+        return row
     repeats = all(np.array_equal(value, second[name]) for name, value in first.items())
     found = error(first, wanted)
     wrong = "" if found <= TOLERANCE[row.dtype] else f"wrong: relative error {found:.2g}"
     return dataclasses.replace(
-        row, skipped=wrong, memory=call.memory, repeats=bool(repeats), error=found
+        row, skipped=wrong, repeats=None if call.advances else bool(repeats), error=found
     )
 
 

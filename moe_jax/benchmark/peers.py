@@ -15,17 +15,22 @@ from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values
 
 # Values of the attribute ``_experts_implementation`` of a config of ``transformers``.
-_IMPLEMENTATIONS = ("eager", "grouped_mm")
+IMPLEMENTATIONS = ("eager", "grouped_mm")
+COMPILED = "grouped_mm_compiled"
 
 
 def candidates() -> list[Candidate]:
-    """Returns ``MixtralSparseMoeBlock`` of ``transformers`` and Liger's fused experts."""
+    """Returns layers of ``transformers``, products of ``torch`` by hand, and Liger's experts."""
     blocks = [
         Candidate(f"transformers/{name}", part, functools.partial(_open_transformers, part, name))
         for part in ("experts", "layer")
-        for name in _IMPLEMENTATIONS
+        for name in (*IMPLEMENTATIONS, COMPILED)
     ]
-    return [*blocks, Candidate("liger", "experts", _open_liger)]
+    return [
+        *blocks,
+        Candidate("torch/grouped_mm", "experts", _open_torch),
+        Candidate("liger", "experts", _open_liger),
+    ]
 
 
 def imported(name: str) -> Any:
@@ -66,7 +71,7 @@ def _open_transformers(part: str, name: str, problem: Problem, backward: bool) -
         num_experts_per_tok=shape.k,
         hidden_act=shape.activation,
     )
-    config._experts_implementation = name
+    config._experts_implementation = "grouped_mm" if name == COMPILED else name
     block = models.MixtralSparseMoeBlock(config)
     place = functools.partial(_placed, torch, device, problem.dtype)
     gate_up, down = _transposed(problem)
@@ -84,7 +89,37 @@ def _open_transformers(part: str, name: str, problem: Problem, backward: bool) -
 
     weights = (block.experts.gate_up_proj, block.experts.down_proj)
     weights += (block.gate.weight,) if part == "layer" else ()
-    return _call(torch, forward, weights, place(problem.x), place(problem.dy), backward)
+    run = torch.compile(forward) if name == COMPILED else forward
+    return _call(torch, run, weights, place(problem.x), place(problem.dy), backward)
+
+
+def _open_torch(problem: Problem, backward: bool) -> Call:
+    """Opens experts by ``torch.nn.functional.grouped_mm``, as torchtitan computes them."""
+    torch = imported("torch")
+    device, k = device_of(torch), problem.shape.k
+    if not problem.shape.gated or problem.shape.activation != "silu":
+        raise Skipped("the experts by hand have SwiGLU")
+    functional = torch.nn.functional
+    if not hasattr(functional, "grouped_mm"):
+        raise Skipped("this torch has no grouped_mm")
+    place = functools.partial(_placed, torch, device, problem.dtype)
+    gate_up, down = (place(value).requires_grad_() for value in _transposed(problem))
+    expert = torch.from_numpy(problem.choices.reshape(-1)).to(device)
+    gates = place(problem.gates).reshape(-1, 1)
+
+    def forward(x: Any) -> Any:
+        order = torch.argsort(expert, stable=True)
+        loads = torch.bincount(expert, minlength=problem.shape.experts)
+        ends = loads.cumsum(0).to(torch.int32)
+        rows = x[order // k]
+        gate, up = functional.grouped_mm(rows, gate_up.mT, offs=ends).chunk(2, dim=-1)
+        hidden = functional.silu(gate) * up
+        out = functional.grouped_mm(hidden, down.mT, offs=ends) * gates[order]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(order.numel(), device=device)
+        return out[back].reshape(-1, k, x.shape[-1]).sum(1)
+
+    return _call(torch, forward, (gate_up, down), place(problem.x), place(problem.dy), backward)
 
 
 def _open_liger(problem: Problem, backward: bool) -> Call:

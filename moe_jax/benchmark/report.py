@@ -42,8 +42,32 @@ def _cells(row: Row) -> list[str]:
         return [*place, f"- ({row.skipped})"]
     times = "/".join(f"{1e3 * seconds:.3g}" for seconds in (row.p20, row.p50, row.p80))
     memory = "" if row.memory is None else f"{row.memory / 2**20:.1f}"
-    measured = [f"{row.tflops:.3g}", f"{row.ceiling_share:.1%}", memory]
-    return [*place, times, *measured, "yes" if row.repeats else "no", f"{row.error:.1e}"]
+    repeats = "" if row.repeats is None else "yes" if row.repeats else "no"
+    error = "" if row.error is None else f"{row.error:.1e}"
+    return [*place, times, f"{row.tflops:.3g}", f"{row.ceiling_share:.1%}", memory, repeats, error]
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draws the share of the ceiling of each measured row, a panel per kind of work."""
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.ceiling_share is not None:
+            key = (row.shape, row.part, row.regime, row.direction)
+            panels.setdefault(key, []).append(row)
+    heights = [len(panel) + 1.5 for panel in panels.values()] or [1.0]
+    figure = Figure((7.0, 0.25 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for one, (key, panel) in zip(axes, panels.items(), strict=False):
+        ordered = sorted(panel, key=lambda row: row.ceiling_share or 0.0)
+        shares = [100 * (row.ceiling_share or 0.0) for row in ordered]
+        colors = ["C0" if row.name.startswith("moe_jax") else "0.6" for row in ordered]
+        one.barh([row.name for row in ordered], shares, color=colors)
+        one.set_title(" ".join(dict.fromkeys(key)), fontsize="small", loc="left")
+        one.tick_params(labelsize="small")
+    axes[-1].set_xlabel("useful FLOP/s in % of a matrix product in the same rounds")
+    figure.savefig(path)
 
 
 def read_baseline(path: Path) -> dict[tuple[str, ...], float]:

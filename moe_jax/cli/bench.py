@@ -2,7 +2,7 @@
 
 The command measures the transports and backends of this package and layers of other libraries on
 the same weights, tokens and routing, in interleaved rounds. It prints a table and writes one JSON
-line per row. With ``--config`` it compares data loader and training instead: it prints one JSON
+line per row. The part ``step`` is a whole train step of a small Mixtral. With ``--config`` it compares data loader and training instead: it prints one JSON
 line with the tokens per second of the data loader alone, those of training steps on one batch, and
 their ratio.
 """
@@ -21,17 +21,17 @@ import jax
 from absl import flags
 
 from moe_jax import data, files
-from moe_jax.benchmark import layers, peers, report
+from moe_jax.benchmark import layers, peers, report, steps
 from moe_jax.benchmark.candidate import Candidate
 from moe_jax.benchmark.given import REGIMES, problem
-from moe_jax.benchmark.measure import TOLERANCE, Row
+from moe_jax.benchmark.measure import DIRECTIONS, TOLERANCE, Row
 from moe_jax.benchmark.measure import measure as layer_rows
-from moe_jax.benchmark.shapes import shape
+from moe_jax.benchmark.shapes import Shape, shape
 from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 from moe_jax.run.session import Session, open_session
 
-_DIRECTIONS, _PARTS = ("forward", "forward_backward"), ("experts", "layer")
+_PARTS = ("experts", "layer", steps.STEP)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -51,8 +51,11 @@ def _define_layers(values: flags.FlagValues) -> None:
     texts = {
         "shapes": ("laptop_e8", "Names of shapes of moe_jax/benchmark/shapes.json."),
         "regimes": (",".join(REGIMES), "Routing regimes of the experts."),
-        "directions": (",".join(_DIRECTIONS), "Directions to measure."),
-        "parts": (",".join(_PARTS), "Experts with a given routing, or the layer with its router."),
+        "directions": (",".join(DIRECTIONS), "Directions to measure."),
+        "parts": (
+            "experts,layer",
+            "Experts with a given routing, the layer with its router, or a whole train step.",
+        ),
         "candidates": ("", "Starts of names of candidates; empty for all of them."),
     }
     for name, (default, text) in texts.items():
@@ -60,6 +63,9 @@ def _define_layers(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("dtype", "float32", [*TOLERANCE], "Type of numbers.", flag_values=values)
     flags.DEFINE_integer(
         "empty", 1, "Experts without tokens in the regime empty.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "figure", None, "Also draw the shares of the ceiling, SVG or PNG.", flag_values=values
     )
     flags.DEFINE_string(
         "baseline", None, "Lines of an earlier run, to fail if a row is slower.", flag_values=values
@@ -78,34 +84,38 @@ def _layers(given: flags.FlagValues) -> None:
     """Measures layers; exits with code 1 if a row misses its baseline."""
     chosen = [shape(name) for name in given.shapes]
     _check_names("--regimes", given.regimes, REGIMES)
-    _check_names("--directions", given.directions, _DIRECTIONS)
+    _check_names("--directions", given.directions, DIRECTIONS)
     _check_names("--parts", given.parts, _PARTS)
     every = _candidates(given.candidates)
     baseline = report.read_baseline(Path(given.baseline)) if given.baseline else {}
-    problems = (
-        problem(one, regime, given.dtype, empty=given.empty)
-        for one in chosen
-        for regime in given.regimes
-    )
-    rows: list[Row] = []
-    for number, one in enumerate(problems):
-        for part in given.parts:
-            # The routing of a layer's own router does not depend on the regime.
-            if part == "layer" and number % len(given.regimes):
-                continue
-            mine = [candidate for candidate in every if candidate.part == part]
-            for direction in given.directions:
-                rows += layer_rows(one, mine, part, direction != "forward", given.rounds)
+    if given.figure:
+        files.check_file(Path(given.figure), "--figure")
+    rows = [row for one in chosen for row in _rows_of(one, every, given)]
+    if steps.STEP in given.parts:
+        rows += steps.measure_steps(tuple(given.candidates), given.dtype, given.rounds)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if given.output:
         with files.replaced(Path(given.output)) as temporary:
             temporary.write_text(report.lines(rows, device))
+    if given.figure:
+        report.draw(rows, Path(given.figure))
     print(report.table(rows))
     late = report.slower(rows, baseline)
     if late:
         more = f", and {len(late) - 1} more rows" if len(late) > 1 else ""
         print(f"slower than --baseline: {late[0]}{more}", file=sys.stderr)
         sys.exit(1)
+
+
+def _rows_of(one: Shape, every: Sequence[Candidate], given: flags.FlagValues) -> list[Row]:
+    """Returns the rows of one shape; the routing of a layer's own router has no regimes."""
+    rows: list[Row] = []
+    for part in [part for part in given.parts if part != steps.STEP]:
+        mine = [candidate for candidate in every if candidate.part == part]
+        for regime in given.regimes if part == "experts" else given.regimes[:1]:
+            routed = problem(one, regime, given.dtype, empty=given.empty)
+            rows += layer_rows(routed, mine, part, given.directions, given.rounds)
+    return rows
 
 
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -117,7 +127,7 @@ def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
 def _candidates(starts: Sequence[str]) -> list[Candidate]:
     """Returns the candidates whose names begin with one of ``starts``; all without ``starts``."""
     every = [*layers.candidates(), *peers.candidates()]
-    names = list(dict.fromkeys(candidate.name for candidate in every))
+    names = list(dict.fromkeys([*(candidate.name for candidate in every), *steps.NAMES]))
     for start in starts:
         if not any(name.startswith(start) for name in names):
             raise ConfigError(f"--candidates: no name starts with {start!r}: {', '.join(names)}")

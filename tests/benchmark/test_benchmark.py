@@ -45,7 +45,7 @@ def test_regimes_have_the_load_of_their_name():
 
 def test_the_plan_of_the_logits_is_the_given_routing():
     one = problem(TINY, "zipf", "float32")
-    layer = layers._layer(one, "ragged")
+    layer = layers._layer(one, layers._Way("ragged"))
     plan = layer.config.router(one.logits[None], capacity=TINY.tokens)
     weights = np.zeros((TINY.tokens, TINY.experts), np.float32)
     np.put_along_axis(weights, one.choices, one.gates, axis=1)
@@ -55,7 +55,7 @@ def test_the_plan_of_the_logits_is_the_given_routing():
 def rows(part, start, regime="one_hot", one=TINY):
     every = [*layers.candidates(), *peers.candidates()]
     chosen = [c for c in every if c.part == part and c.name.startswith(start)]
-    return measure(problem(one, regime, "float32"), chosen, part, True, 1)
+    return measure(problem(one, regime, "float32"), chosen, part, ["forward_backward"], 1)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_candidate_that_cannot_run_or_is_wrong_has_a_reason_and_no_time():
         return Call(lambda: None, lambda _: {"y": 2 * problem.x})
 
     chosen = [Candidate(f.__name__, "experts", f) for f in (refuses, breaks, lies)]
-    found = measure(problem(TINY, "balanced", "float32"), chosen, "experts", False, 1)
+    found = measure(problem(TINY, "balanced", "float32"), chosen, "experts", ["forward"], 1)
     said = [row.skipped for row in found]
     assert said[:2] == ["needs a moon", "failed: first line"]
     assert said[2].startswith("wrong: relative error")
