@@ -2,9 +2,9 @@
 
 The command measures the transports and backends of this package and layers of other libraries on
 the same weights, tokens and routing, in interleaved rounds. It prints a table and writes one JSON
-line per row. The part ``step`` is a whole train step of a small Mixtral. With ``--config`` it compares data loader and training instead: it prints one JSON
-line with the tokens per second of the data loader alone, those of training steps on one batch, and
-their ratio.
+line per row. The part ``step`` is a whole train step of a small Mixtral. With ``--config`` the
+command compares data loader and training instead: it prints one JSON line with the tokens per
+second of the data loader alone, those of training steps on one batch, and their ratio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from moe_jax import data, files
-from moe_jax.benchmark import layers, peers, report, steps
+from moe_jax.benchmark import attention, layers, peers, report, steps
 from moe_jax.benchmark.candidate import Candidate
 from moe_jax.benchmark.given import REGIMES, problem
 from moe_jax.benchmark.measure import DIRECTIONS, TOLERANCE, Row
@@ -31,7 +31,8 @@ from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 from moe_jax.run.session import Session, open_session
 
-_PARTS = ("experts", "layer", steps.STEP)
+_OF_SHAPES = ("experts", "layer")
+_PARTS = (*_OF_SHAPES, attention.ATTENTION, steps.STEP)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -53,8 +54,8 @@ def _define_layers(values: flags.FlagValues) -> None:
         "regimes": (",".join(REGIMES), "Routing regimes of the experts."),
         "directions": (",".join(DIRECTIONS), "Directions to measure."),
         "parts": (
-            "experts,layer",
-            "Experts with a given routing, the layer with its router, or a whole train step.",
+            ",".join(_OF_SHAPES),
+            "Experts with a given routing, the layer with its router, attention, or a train step.",
         ),
         "candidates": ("", "Starts of names of candidates; empty for all of them."),
     }
@@ -91,8 +92,11 @@ def _layers(given: flags.FlagValues) -> None:
     if given.figure:
         files.check_file(Path(given.figure), "--figure")
     rows = [row for one in chosen for row in _rows_of(one, every, given)]
+    starts, dtype, rounds = tuple(given.candidates), given.dtype, given.rounds
+    if attention.ATTENTION in given.parts:
+        rows += attention.measure_attention(starts, dtype, given.directions, rounds)
     if steps.STEP in given.parts:
-        rows += steps.measure_steps(tuple(given.candidates), given.dtype, given.rounds)
+        rows += steps.measure_steps(starts, dtype, rounds)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if given.output:
         with files.replaced(Path(given.output)) as temporary:
@@ -110,7 +114,7 @@ def _layers(given: flags.FlagValues) -> None:
 def _rows_of(one: Shape, every: Sequence[Candidate], given: flags.FlagValues) -> list[Row]:
     """Returns the rows of one shape; the routing of a layer's own router has no regimes."""
     rows: list[Row] = []
-    for part in [part for part in given.parts if part != steps.STEP]:
+    for part in [part for part in given.parts if part in _OF_SHAPES]:
         mine = [candidate for candidate in every if candidate.part == part]
         for regime in given.regimes if part == "experts" else given.regimes[:1]:
             routed = problem(one, regime, given.dtype, empty=given.empty)
@@ -127,7 +131,8 @@ def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
 def _candidates(starts: Sequence[str]) -> list[Candidate]:
     """Returns the candidates whose names begin with one of ``starts``; all without ``starts``."""
     every = [*layers.candidates(), *peers.candidates()]
-    names = list(dict.fromkeys([*(candidate.name for candidate in every), *steps.NAMES]))
+    others = (*attention.NAMES, *steps.NAMES)
+    names = list(dict.fromkeys([*(candidate.name for candidate in every), *others]))
     for start in starts:
         if not any(name.startswith(start) for name in names):
             raise ConfigError(f"--candidates: no name starts with {start!r}: {', '.join(names)}")
