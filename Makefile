@@ -12,7 +12,7 @@ SMOKE := tests/routing/test_references.py tests/routing/test_capacity.py tests/t
 	tests/parallel/test_exchange.py tests/training/test_checkpoint.py tests/training/test_loss.py \
 	tests/system/test_resume.py
 
-.PHONY: train test exhaustive smoke parity planner lint docs clean
+.PHONY: train test exhaustive smoke parity planner lint gpu docs clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -41,6 +41,10 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# Kernels, layers, steps and an ablation on a GPU, in eight minutes.
+gpu:
+	$(if $(wildcard $(RUN)),$(RUN),python3) -m tools.gpu
 
 # The documentation site, into site/.
 docs: $(STAMP)

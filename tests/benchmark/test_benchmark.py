@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from moe_jax.benchmark import layers, peers, report
+from moe_jax.benchmark import attention, layers, peers, report, steps
 from moe_jax.benchmark.candidate import Call, Candidate, Skipped
 from moe_jax.benchmark.given import choices_of, problem
 from moe_jax.benchmark.measure import Row, interleaved, measure
@@ -109,6 +109,40 @@ def test_a_candidate_that_cannot_run_or_is_wrong_has_a_reason_and_no_time():
     assert "- (needs a moon)" in report.table(found)
     with pytest.raises(Skipped, match="no_such_library is not installed"):
         peers.imported("no_such_library.part")
+
+
+def test_capacity_1_is_measured_where_it_drops_nothing():
+    (row,) = rows("experts", "moe_jax/gather/capacity_1", "balanced")
+    assert (row.skipped, row.error < 1e-5) == ("", True)
+    (row,) = rows("experts", "moe_jax/gather/capacity_1", "zipf")
+    assert row.skipped == "drops tokens of this regime"
+    (row,) = rows("layer", "moe_jax/gather/capacity_1")
+    assert (row.skipped, row.error, row.repeats, row.p50 > 0) == ("", None, None, True)
+
+
+@pytest.mark.parametrize("mask", ["causal", "window"])
+def test_attention_agrees_with_whole_scores(mask):
+    sizes = attention.Sizes(heads=4, kv_heads=2, length=600, depth=8)
+    found = attention.measure_attention((), "float32", ["forward_backward"], 1, sizes)
+    by_name = {row.name: row for row in found if row.regime == mask}
+    blocks, splash = by_name["moe_jax/blocks"], by_name["moe_jax/splash"]
+    assert (blocks.skipped, blocks.error < 1e-5, blocks.repeats) == ("", True, True)
+    assert splash.skipped == "it runs on tpu and not on cpu"
+
+
+def test_train_steps_start_with_the_same_losses():
+    pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    names = ("moe_jax/auto", "transformers/eager")
+    found = {row.name: row for row in steps.measure_steps(names, "float32", 1)}
+    assert [found[name].skipped for name in names] == ["", ""]
+    assert max(found[name].error for name in names) < 1e-5
+    assert found["moe_jax/auto/capacity_1.25"].error is None
+
+
+def test_a_figure_shows_measured_rows(tmp_path):
+    other = dataclasses.replace(ROW, name="b", direction="forward_backward")
+    report.draw([ROW, other, dataclasses.replace(ROW, ceiling_share=None)], tmp_path / "f.svg")
+    assert "forward_backward" in (tmp_path / "f.svg").read_text()
 
 
 def test_rounds_are_interleaved_after_a_warm_up():
