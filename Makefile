@@ -12,6 +12,9 @@ SMOKE := tests/routing/test_references.py tests/routing/test_capacity.py tests/t
 	tests/parallel/test_exchange.py tests/training/test_checkpoint.py tests/training/test_loss.py \
 	tests/system/test_resume.py
 
+# Test processes start faster if modules stay compiled, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train test exhaustive smoke parity planner lint gpu docs clean
 
 train: $(STAMP)

@@ -1,6 +1,7 @@
 """Every test process sees 8 simulated devices, so multi-device tests are never skipped."""
 
 import dataclasses
+import functools
 import math
 import os
 import zlib
@@ -54,16 +55,37 @@ class Left:
             left.update(sorted(cases, key=lambda case: zlib.crc32(case.encode()))[staying:])
         return left
 
+    def concerns(self, file):
+        """Whether the line names tests of a file."""
+        return self._names(file) or self.name.startswith(f"{file}::")
+
+    def whole(self, file):
+        """Whether the line leaves out every test of a file."""
+        return self._names(file) and not self.part
+
     def _names(self, test):
         name = self.name
         return test == name or (test.startswith(name) and test[len(name)] in "[:/")
 
 
+@functools.cache
 def left_to_exhaustive():
     """Returns the lines of ``exhaustive.txt``: ``NAME``, or ``NAME but 1/PART``."""
     lines = EXHAUSTIVE.read_text().splitlines()
     pairs = (line.partition(" but 1/") for line in lines if line and not line.startswith("#"))
     return [Left(name.strip(), int(part or 0)) for name, _, part in pairs]
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out, without an import, files of which the expression of ``-m`` selects no test."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    file = str(collection_path.relative_to(config.rootpath))
+    lines = [one for one in left_to_exhaustive() if one.concerns(file)]
+    if config.option.markexpr == "exhaustive":
+        return (not lines and "tests.matrix" not in collection_path.read_text()) or None
+    whole = any(one.whole(file) for one in lines)
+    return (whole and config.option.markexpr == "not exhaustive") or None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -50,7 +50,7 @@ def product(
                 y = jnp.where(inside, y, jax.lax.dynamic_slice_in_dim(out, first, size))
             return jax.lax.dynamic_update_slice_in_dim(out, y, first, 0)
 
-        return _over_blocks(block, out, blocks, start, end), None
+        return over_blocks(block, out, blocks, start, end), None
 
     starts, ends = edges(sizes)
     out = jnp.zeros((rows.shape[0], matrices.shape[1 if transposed else 2]), rows.dtype)
@@ -76,7 +76,7 @@ def outer(
         total = jnp.zeros(
             (rows.shape[1], others.shape[1]), jnp.promote_types(rows.dtype, "float32")
         )
-        total = _over_blocks(block, total, blocks, start, end)
+        total = over_blocks(block, total, blocks, start, end)
         return None, total.astype(rows.dtype)
 
     return jax.lax.scan(one, None, edges(sizes))[1]
@@ -98,7 +98,7 @@ def _place(begin: Array, size: int, rows: int, end: Array) -> tuple[Array, Array
     return first, (row >= begin) & (row < end)
 
 
-def _over_blocks(
+def over_blocks(
     block: Callable[[Array, Array, int, bool], Array],
     carried: Array,
     sizes: tuple[int, int],

@@ -13,7 +13,7 @@ from moe_jax.routing.balance import (
     ZLoss,
 )
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.head import CosineHead, Head, LinearHead, NoHead, UnitSlots
+from moe_jax.routing.head import Cosine, Head, Linear, NoHead, UnitSlots
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
 from moe_jax.routing.presets import PRESETS, choices_of, preset, register
@@ -56,7 +56,7 @@ __all__ = [
     "Cap",
     "Capacity",
     "CommunicationBalance",
-    "CosineHead",
+    "Cosine",
     "Counts",
     "DeviceBalance",
     "Entropy",
@@ -69,7 +69,7 @@ __all__ = [
     "Inputs",
     "LearnedNoise",
     "Limit",
-    "LinearHead",
+    "Linear",
     "Load",
     "LoadBalance",
     "Mixture",

@@ -72,7 +72,7 @@ class Head(Ranged, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearHead(Head):
+class Linear(Head):
     """A linear map.
 
     Attributes:
@@ -112,7 +112,7 @@ class LinearHead(Head):
 
 
 @dataclasses.dataclass(frozen=True)
-class CosineHead(Head):
+class Cosine(Head):
     """Products of projected tokens and normalised expert embeddings (X-MoE, 2204.09179).
 
     Attributes:

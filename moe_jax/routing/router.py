@@ -17,7 +17,7 @@ from moe_jax.ranges import Chance, Ranged
 from moe_jax.routing.balance import Balance, Evidence
 from moe_jax.routing.balance.base import token_choice
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.head import Head, LinearHead
+from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs
 from moe_jax.routing.plan import Plan
 from moe_jax.routing.score import Score
@@ -53,7 +53,7 @@ class Router(Ranged):
     select: Select
     balance: tuple[Balance, ...] = ()
     capacity: Capacity = Capacity()
-    head: Head = LinearHead()
+    head: Head = Linear()
     input_jitter: Chance = 0.0
     gate_on: Literal["out", "in"] = "out"
     precision: Literal["float32", "input", "bfloat16_product"] = "float32"

@@ -18,7 +18,7 @@ from moe_jax.routing import (
     Cap,
     Capacity,
     CommunicationBalance,
-    CosineHead,
+    Cosine,
     DeviceBalance,
     Entropy,
     Everyone,
@@ -28,7 +28,7 @@ from moe_jax.routing import (
     Importance,
     LearnedNoise,
     Limit,
-    LinearHead,
+    Linear,
     Load,
     LoadBalance,
     NoHead,
@@ -59,7 +59,7 @@ NAMES = [function.__name__ for function in PRESETS]
 # Written out in full, each argument by position: a changed default of a part must not change a
 # published router. The few shapes below recur.
 SOFTMAX, SIGMOID = Softmax("experts", None), Sigmoid()
-LINEAR = LinearHead(False, "scaled")
+LINEAR = Linear(False, "scaled")
 # factor, eval_factor, dropless, eval_fraction, minimum, multiple, rounding, per_choice, priority,
 # reroute, devices, renormalize
 DROPLESS = Capacity(1.25, 2.0, "always", 0.0, 4, 1, "ceil", False, "choice", False, 0, False)
@@ -93,7 +93,7 @@ PUBLISHED = {
         top_k(4, True),
         (Importance(0.1, "gates", "importance"), Load(0.1, True, "load")),
         DROPLESS,
-        LinearHead(False, "zeros"),
+        Linear(False, "zeros"),
         0.0,
         "out",
         "float32",
@@ -138,7 +138,7 @@ PUBLISHED = {
         top_k(1),
         (balance(1e-2, "all", "diluted"),),
         Capacity(1.25, 2.0, "never", 0.0, 4, 1, "round", False, "choice", False, 0, False),
-        LinearHead(False, "normal"),
+        Linear(False, "normal"),
         0.0,
         "out",
         "float32",
@@ -197,7 +197,7 @@ PUBLISHED = {
         Top2("random", 0.5, False, True),
         (balance(1e-2, "first", "unsent"),),
         Capacity(2.0, 2.0, "never", 0.25, 1, 1, "share", False, "choice", False, 0, False),
-        CosineHead(16, False),
+        Cosine(16, False),
         0.0,
         "out",
         "float32",
@@ -305,7 +305,7 @@ PUBLISHED = {
         top_k(4, True),
         (balance(0.9, "all", "masked"),),
         DROPLESS,
-        LinearHead(True, "scaled"),
+        Linear(True, "scaled"),
         0.0,
         "out",
         "float32",

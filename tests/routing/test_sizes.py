@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_jax.routing import Bias, LoadBalance, Mixture, Sigmoid, SoftSlots, TopK, preset
-from moe_jax.routing.head import CosineHead, UnitSlots
+from moe_jax.routing.head import Cosine, UnitSlots
 from tests.matrix import sample
 from tests.routing.cases import KEY, TIGHT, Case, case, names
 from tests.routing.helpers import S, compiled, inputs, normal, scored
@@ -151,7 +151,7 @@ def test_the_best_experts_are_found_where_all_scores_round_to_the_same():
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e-8, 1.0, 1e25])
-@pytest.mark.parametrize("head", [CosineHead(dim=2, unit_tokens=True), UnitSlots()])
+@pytest.mark.parametrize("head", [Cosine(dim=2, unit_tokens=True), UnitSlots()])
 def test_unit_vectors_have_norm_one_at_any_size(head, size: float):
     # Along the first axis of the experts the cosine is 1, whatever the size of token and weights.
     eye = size * jnp.eye(2)

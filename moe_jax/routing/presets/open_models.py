@@ -16,7 +16,7 @@ from moe_jax.routing.balance import (
     ZLoss,
 )
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.head import LinearHead
+from moe_jax.routing.head import Linear
 from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import Sigmoid, Softmax
@@ -218,5 +218,5 @@ def gpt_oss(
         select=TopK(k, normalize=True),
         balance=every_choice_losses(balance_weight),
         capacity=slots_or_dropless(capacity_factor),
-        head=LinearHead(bias=True),
+        head=Linear(bias=True),
     )

@@ -17,7 +17,7 @@ from moe_jax.ranges import (
 )
 from moe_jax.routing.balance import Entropy, Importance, Load, LoadBalance
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.head import LinearHead, NoHead
+from moe_jax.routing.head import Linear, NoHead
 from moe_jax.routing.presets.parts import slots_or_dropless, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import (
@@ -61,7 +61,7 @@ def noisy_top_k(
         select=TopK(k, normalize=True),
         balance=weighted(Importance(importance_weight), Load(load_weight)),
         capacity=slots_or_dropless(capacity_factor),
-        head=LinearHead(init="zeros"),
+        head=Linear(init="zeros"),
     )
 
 

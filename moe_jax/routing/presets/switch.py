@@ -7,7 +7,7 @@ from typing import Literal
 from moe_jax.ranges import CapacityFactor, Chance, NonNegative, Positive, Weight
 from moe_jax.routing.balance import Importance, Load, LoadBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.head import LinearHead
+from moe_jax.routing.head import Linear
 from moe_jax.routing.presets.parts import switch_losses, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import GaussianNoise, Softmax
@@ -87,7 +87,7 @@ def switch_t5x(
         capacity=Capacity(
             capacity_factor, eval_capacity_factor, rounding="round", priority=priority
         ),
-        head=LinearHead(init="normal"),
+        head=Linear(init="normal"),
     )
 
 

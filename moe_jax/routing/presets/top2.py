@@ -7,7 +7,7 @@ from typing import Literal
 from moe_jax.ranges import CapacityFactor, EvalShare, Positive, Share, Weight
 from moe_jax.routing.balance import LoadBalance, SecondBalance, ZLoss
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.head import CosineHead
+from moe_jax.routing.head import Cosine
 from moe_jax.routing.presets.parts import switch_losses, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import Softmax
@@ -174,5 +174,5 @@ def xmoe(
             minimum=1,
             rounding="share",
         ),
-        head=CosineHead(dim, unit_tokens),
+        head=Cosine(dim, unit_tokens),
     )
