@@ -50,7 +50,7 @@ class AttentionExpertsConfig(Ranged):
     num_experts: Experts = 8
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: TransportName = "einsum"
+    transport: TransportName = "auto"
     exchange: AnyWidthExchangeName = "gspmd"
     allow_future_leak: bool = False
 
