@@ -15,7 +15,7 @@ SMOKE := tests/routing/test_references.py tests/routing/test_capacity.py tests/t
 # Test processes start faster if modules stay compiled, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test exhaustive smoke parity planner lint gpu docs clean
+.PHONY: train test exhaustive smoke parity planner lint gpu docs python-version clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -31,6 +31,9 @@ exhaustive: $(STAMP)
 # `make smoke VENV=.venv-smoke PYTHON=python3.13`.
 smoke: $(STAMP)
 	$(RUN) -m pytest $(WORKERS) $(SMOKE)
+
+python-version:
+	@$(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
 # The reference implementations, for the tests that compare with them live.
 parity: $(STAMP)
