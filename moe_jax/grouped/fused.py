@@ -77,7 +77,7 @@ def _padded(index: tuple[Array, ...], tokens: int) -> tuple[tuple[int, int], Arr
     """
     token, weight, place, sizes = index
     rows = token.shape[0]
-    blocks = block_sizes(rows, sizes.size)
+    blocks = block_sizes(max(rows, 1), sizes.size)
     token = jnp.pad(jnp.minimum(token, tokens - 1), (0, blocks[0]))
     weight = jnp.pad(weight, (0, blocks[0]))[:, None]
     return blocks, token, weight, jnp.where(place < rows, place, rows + blocks[0])

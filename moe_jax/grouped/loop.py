@@ -8,6 +8,7 @@ A large block makes the product efficient, and small blocks take the rest of an 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +100,12 @@ def _place(begin: Array, size: int, rows: int, end: Array) -> tuple[Array, Array
 
 
 def over_blocks(
-    block: Callable[[Array, Array, int, bool], Array],
-    carried: Array,
+    block: Callable[[Any, Array, int, bool], Any],
+    carried: Any,
     sizes: tuple[int, int],
     start: Array,
     end: Array,
-) -> Array:
+) -> Any:
     """Returns ``carried`` after every block of an expert.
 
     ``block(carried, first row, size, whole)`` computes one; all rows of a whole block belong to the
@@ -114,10 +115,10 @@ def over_blocks(
     whole = (end - start) // large
     rest = start + whole * large
 
-    def with_large(number: Array, carried: Array) -> Array:
+    def with_large(number: Array, carried: Any) -> Any:
         return block(carried, start + number * large, large, True)
 
-    def with_small(number: Array, carried: Array) -> Array:
+    def with_small(number: Array, carried: Any) -> Any:
         return block(carried, rest + number * small, small, False)
 
     carried = jax.lax.fori_loop(0, whole, with_large, carried)

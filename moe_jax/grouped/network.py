@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.ad_checkpoint
@@ -24,6 +24,7 @@ GateOn = Literal["in", "out", "none"]
 _KEPT = "pre_activations"
 
 
+@runtime_checkable
 class Linear(Protocol):
     """The linear maps of an expert's parameters, or of every row's expert."""
 
@@ -31,6 +32,7 @@ class Linear(Protocol):
         """Returns ``gate`` times the map ``name`` of the rows ``x``, its bias included."""
 
 
+@runtime_checkable
 class Network(Protocol):
     """A network in two stages, as hashable settings; a stage is a function of linear maps."""
 

@@ -55,7 +55,7 @@ class FeedForwardConfig:
         """Returns ``num_experts`` experts, each a network of this configuration."""
         return Experts(self, num_experts, key)
 
-    def before(self, linear: Linear, x: Float[Array, "R M"]) -> dict[str, Float[Array, "R F"]]:
+    def before(self, linear: Linear, x: Float[Array, "*R M"]) -> dict[str, Float[Array, "*R F"]]:
         """Returns the pre-activations of rows by name; see ``moe_jax.grouped.network.Network``."""
         return {name: linear(x, name) for name in (("up", "gate") if self.gated else ("up",))}
 
