@@ -15,7 +15,7 @@ SMOKE := tests/routing/test_references.py tests/routing/test_capacity.py tests/t
 # Test processes start faster if modules stay compiled, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test exhaustive smoke parity planner lint docs python-version clean
+.PHONY: train test exhaustive smoke parity planner lint gpu docs python-version clean
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -47,6 +47,10 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# Kernels, layers, steps and an ablation on a GPU, in eight minutes.
+gpu:
+	$(if $(wildcard $(RUN)),$(RUN),python3) -m tools.gpu
 
 # The documentation site, into site/.
 docs: $(STAMP)

@@ -10,8 +10,9 @@ ROOT = Path(moe_jax.__file__).parent
 # From the ground up. A room may import itself and every room above its line.
 ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
-    *("routing", "parallel", "grouped", "transport", "nn", "models", "data", "config", "counting"),
-    *("training", "interop", "decoding", "analysis", "planning", "run", "ablation", "cli"),
+    *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data", "config"),
+    *("counting", "training", "interop", "decoding", "analysis", "planning", "run", "ablation"),
+    *("benchmark", "cli"),
 ]
 # The public names and the thin doors of ``python -m moe_jax.train`` stand above all rooms.
 DOORS = {path.stem for path in ROOT.glob("*.py")} - {*ROOMS}

@@ -15,7 +15,7 @@ COMMANDS = {
     "count": "counts parameters and FLOPs of a model",
     "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
-    "bench": "measures data loader and training",
+    "bench": "measures MoE layers and peers, or loader and training",
     "ablate": "runs an ablation and writes its report",
 }
 # Flag of each command that a first argument without a flag name sets.

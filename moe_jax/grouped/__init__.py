@@ -4,6 +4,18 @@ This is the one product of a dropless layer. Its gradients are two more products
 by the transposed matrices for the rows, and a sum of outer products for the matrices.
 """
 
+from moe_jax.grouped.network import Choices, GateOn, Linear, on_choices
 from moe_jax.grouped.product import BACKENDS, Backend, backend_of, by_row, grouped_product, using
 
-__all__ = ["BACKENDS", "Backend", "backend_of", "by_row", "grouped_product", "using"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Choices",
+    "GateOn",
+    "Linear",
+    "backend_of",
+    "by_row",
+    "grouped_product",
+    "on_choices",
+    "using",
+]

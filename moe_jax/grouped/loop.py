@@ -8,6 +8,7 @@ A large block makes the product efficient, and small blocks take the rest of an 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def product(
                 y = jnp.where(inside, y, jax.lax.dynamic_slice_in_dim(out, first, size))
             return jax.lax.dynamic_update_slice_in_dim(out, y, first, 0)
 
-        return _over_blocks(block, out, blocks, start, end), None
+        return over_blocks(block, out, blocks, start, end), None
 
     starts, ends = edges(sizes)
     out = jnp.zeros((rows.shape[0], matrices.shape[1 if transposed else 2]), rows.dtype)
@@ -76,7 +77,7 @@ def outer(
         total = jnp.zeros(
             (rows.shape[1], others.shape[1]), jnp.promote_types(rows.dtype, "float32")
         )
-        total = _over_blocks(block, total, blocks, start, end)
+        total = over_blocks(block, total, blocks, start, end)
         return None, total.astype(rows.dtype)
 
     return jax.lax.scan(one, None, edges(sizes))[1]
@@ -98,13 +99,13 @@ def _place(begin: Array, size: int, rows: int, end: Array) -> tuple[Array, Array
     return first, (row >= begin) & (row < end)
 
 
-def _over_blocks(
-    block: Callable[[Array, Array, int, bool], Array],
-    carried: Array,
+def over_blocks(
+    block: Callable[[Any, Array, int, bool], Any],
+    carried: Any,
     sizes: tuple[int, int],
     start: Array,
     end: Array,
-) -> Array:
+) -> Any:
     """Returns ``carried`` after every block of an expert.
 
     ``block(carried, first row, size, whole)`` computes one; all rows of a whole block belong to the
@@ -114,10 +115,10 @@ def _over_blocks(
     whole = (end - start) // large
     rest = start + whole * large
 
-    def with_large(number: Array, carried: Array) -> Array:
+    def with_large(number: Array, carried: Any) -> Any:
         return block(carried, start + number * large, large, True)
 
-    def with_small(number: Array, carried: Array) -> Array:
+    def with_small(number: Array, carried: Any) -> Any:
         return block(carried, rest + number * small, small, False)
 
     carried = jax.lax.fori_loop(0, whole, with_large, carried)

@@ -67,7 +67,10 @@ def using(name: str) -> Iterator[None]:
 
 
 def grouped_product(
-    rows: Float[Array, "R M"], matrices: Float[Array, "E M N"], sizes: Int[Array, " E"]
+    rows: Float[Array, "R M"],
+    matrices: Float[Array, "E M N"],
+    sizes: Int[Array, " E"],
+    backend: str = "",
 ) -> Float[Array, "R N"]:
     """Returns each row times the matrix of its expert.
 
@@ -78,12 +81,17 @@ def grouped_product(
         rows: Rows ``(R, M)``, sorted by expert.
         matrices: Matrices ``(E, M, N)`` of the experts, in the type of the rows.
         sizes: Number ``(E,)`` of rows of each expert; their sum is at most ``R``.
+        backend: Name of a backend; "" chooses by platform.
 
     Returns:
         The products ``(R, N)``, and zeros in the rows that no expert has.
     """
-    name = _chosen[-1] if _chosen else backend_of(platform(), left_to_xla())
-    return _product(name, rows, matrices, sizes)
+    return _product(backend or chosen_backend(), rows, matrices, sizes)
+
+
+def chosen_backend() -> str:
+    """Returns the name of the backend of ``using``, or else of the platform that is traced for."""
+    return _chosen[-1] if _chosen else backend_of(platform(), left_to_xla())
 
 
 def backend_of(platform: str, devices: int = 1) -> str:

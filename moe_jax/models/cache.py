@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from moe_jax.attend import View
 from moe_jax.models.stack import StackCache
-from moe_jax.nn.attention import View, cached_bias
 from moe_jax.nn.positions import RelativeBias
 
 
@@ -65,11 +65,8 @@ def causal_view(
         relative: Relative positions of the stack, by cache entry.
         cache: Cache that is already extended by these tokens.
     """
-    length = segments.shape[1]
-    start = 0 if cache is None else cache.used - length
-    keys = segments if cache is None else cache.segments
-    entries = start + jnp.arange(length)
-    bias = cached_bias(segments, keys, entries)
-    if relative is not None:
-        bias = bias + relative(entries, jnp.arange(keys.shape[1]))
-    return View(bias, positions, positions if cache is None else cache.positions, start)
+    by_distance = None if relative is None else relative.by_distance
+    if cache is None:
+        return View(segments, positions, relative=by_distance)
+    start = cache.used - segments.shape[1]
+    return View(segments, positions, cache.segments, cache.positions, start, by_distance)

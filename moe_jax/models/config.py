@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
+from moe_jax.attend import Kernel, Needs
 from moe_jax.errors import ConfigError
 from moe_jax.models.stack import Remat
 from moe_jax.nn.attention import AttentionConfig, Details
@@ -138,6 +139,9 @@ class ModelConfig(Ranged):
         attention: Options of multi-head attention, or sizes of DeepSeek's latent attention.
         attention_overrides: Attention settings of single layers; the first override that matches a
             layer applies.
+        attention_kernel: Implementation of attention: ``splash`` (TPU), ``cudnn`` (GPU), ``blocks``
+            (XLA, on every device), or ``auto`` for the one of the platform; layers that it cannot
+            express take ``blocks``, and a run names them at its start.
         attention_experts: Experts that compute the queries, keys and values of self-attention.
         norm: Norm of the input of every residual branch and of the output.
         tie_embeddings: True uses the transposed embedding as the output projection.
@@ -166,6 +170,7 @@ class ModelConfig(Ranged):
     positions: Positions = Rotary()
     attention: Details | Latent = Details()
     attention_overrides: tuple[AttentionOverride, ...] = ()
+    attention_kernel: Kernel = "auto"
     attention_experts: AttentionExpertsConfig = AttentionExpertsConfig()
     norm: NormConfig = NormConfig()
     tie_embeddings: bool = True
@@ -269,6 +274,7 @@ class ModelConfig(Ranged):
             rotary=self.positions,
             norm_eps=self.norm.eps,
             init_scale=self.init_scale,
+            kernel=self.attention_kernel,
         )
 
     def _plain_attention_at(self, layer: int) -> AttentionConfig:
@@ -289,6 +295,39 @@ class ModelConfig(Ranged):
             details=details,
             norm_eps=self.norm.eps,
             init_scale=self.init_scale,
+            kernel=self.attention_kernel,
+        )
+
+    def attentions(self) -> dict[str, Needs]:
+        """Returns the properties of the attention of every layer, by the layer's name."""
+        return {
+            f"{stack} {index}".strip(): self._needs(self.attention_at(index))
+            for stack, count in self._attention_stacks()
+            for index in range(count)
+        }
+
+    def _attention_stacks(self) -> tuple[tuple[str, int], ...]:
+        """Returns name and number of the layers of each stack."""
+        return tuple(
+            (f"{setting.removesuffix('moe').rstrip('_')} layer".strip(), count)
+            for setting, _, count in self._stacks()
+        )
+
+    def _needs(self, attention: AttentionConfig | LatentConfig) -> Needs:
+        if isinstance(attention, LatentConfig):
+            sizes, kv_heads, sinks = attention.latent, self.num_heads, False
+            widths = sizes.plain_dim + sizes.rotary_dim, sizes.value_dim
+        else:
+            kv_heads, sinks = attention.num_kv_heads, attention.details.sinks
+            widths = self.head_dim, self.head_dim
+        return Needs(
+            dtype=self.compute_dtype,
+            heads=self.num_heads,
+            kv_heads=kv_heads,
+            key_dim=widths[0],
+            value_dim=widths[1],
+            relative=isinstance(self.positions, T5Relative),
+            sinks=sinks,
         )
 
     def sparse_layers(self) -> tuple[SparseLayer, ...]:

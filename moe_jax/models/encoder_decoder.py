@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from moe_jax.attend import View
 from moe_jax.errors import ConfigError
 from moe_jax.models.cache import Cache, causal_view
 from moe_jax.models.config import ModelConfig, Reading
 from moe_jax.models.embedding import Embedding, relative_bias
 from moe_jax.models.stack import Stack
-from moe_jax.nn.attention import View, segment_bias
 from moe_jax.nn.block import Context
 from moe_jax.nn.feed_forward import Activation
 from moe_jax.nn.mode import DECODE, EVAL, Mode
@@ -152,11 +152,9 @@ class EncoderDecoder(nnx.Module):
             records: Routing to force, ``(B, T, K)`` per MoE layer in order.
         """
         positions = _columns(tokens) if positions is None else positions
-        bias = segment_bias(segments, segments)
-        if self.encoder_bias is not None:
-            columns = jnp.arange(tokens.shape[1])
-            bias = bias + self.encoder_bias(columns, columns)
-        context = Context(View(bias, positions), valid_tokens(segments), tokens)
+        relative = None if self.encoder_bias is None else self.encoder_bias.by_distance
+        view = View(segments, positions, relative=relative, causal=False)
+        context = Context(view, valid_tokens(segments), tokens)
         x = self.embedding(tokens, positions)
         x, reports, _ = self.encoder(x, context, mode=mode, rng=rng, records=records)
         return self.encoder_norm(x), reports
@@ -188,7 +186,7 @@ class EncoderDecoder(nnx.Module):
         """
         positions = _columns(tokens) if positions is None else positions
         view = causal_view(segments, positions, self.decoder_bias, None)
-        across = View(segment_bias(segments, memory_segments), positions)
+        across = View(segments, positions, memory_segments, causal=False)
         context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)
         x, reports, _ = self.decoder(x, context, mode=mode, rng=rng, records=records)
@@ -223,7 +221,7 @@ class EncoderDecoder(nnx.Module):
         """
         cache = cache.extended(segments, positions)
         view = causal_view(segments, positions, self.decoder_bias, cache)
-        across = View(segment_bias(segments, memory_segments), positions)
+        across = View(segments, positions, memory_segments, causal=False)
         context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)
         x, _, layers = self.decoder(x, context, mode=mode, rng=None, cache=cache.layers)

@@ -1,4 +1,4 @@
-"""Multi-head attention of queries to the sequence itself or to a memory, and attention masks."""
+"""Multi-head attention of queries to the sequence itself or to a memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from moe_jax.attend import Kernel, Options, View, attend
 from moe_jax.nn.init import constant, weight
 from moe_jax.nn.norm import unit_rms
 from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
-from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
 # The keys and values of one attention, by name.
 KV = dict[str, Array]
-_MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,7 @@ class AttentionConfig:
         details: Additions to plain attention.
         norm_eps: Number added to the mean square in the norm of queries and keys.
         init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
+        kernel: Implementation of the scores and the mix of values, see ``moe_jax.attend``.
     """
 
     width: int
@@ -83,45 +83,12 @@ class AttentionConfig:
     details: Details = Details()
     norm_eps: float = 1e-6
     init_scale: float = 1.0
+    kernel: Kernel = "auto"
 
     @property
     def score_dims(self) -> int:
         """Number of multiply-adds per query and key in all heads, for scores and values."""
         return 2 * self.num_heads * self.head_dim
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class View:
-    """Mask and positions: which keys each query attends to.
-
-    Attributes:
-        bias: Float32 bias ``(B or 1, H or 1, L, T)`` of the scores: the mask, plus the bias of
-            relative positions if the model has them.
-        positions: Positions ``(B or 1, L)`` of the queries, int32.
-        key_positions: Positions ``(B or 1, T)`` of the keys, int32; ``None`` means that the keys
-            have the positions of the queries.
-        start: Index in the cache at which the keys of the queries' tokens are written.
-    """
-
-    bias: Float[Array, "#B #H L T"]
-    positions: Int[Array, "#B L"]
-    key_positions: Int[Array, "#B T"] | None = None
-    start: Int[Array, ""] | int = 0
-
-    @property
-    def distance(self) -> Int[Array, "B L T"]:
-        """Distance ``(B, L, T)`` of each query from each key, positive for earlier keys."""
-        return self.positions[:, :, None] - self._positions_of_keys[:, None, :]
-
-    def same_chunk(self, size: int) -> Bool[Array, "B L T"]:
-        """Returns the mask ``(B, L, T)``, True if query and key are in one chunk of ``size``."""
-        keys = self._positions_of_keys
-        return self.positions[:, :, None] // size == keys[:, None, :] // size
-
-    @property
-    def _positions_of_keys(self) -> Int[Array, "B T"]:
-        return self.positions if self.key_positions is None else self.key_positions
 
 
 class Attention(nnx.Module):
@@ -197,17 +164,12 @@ class Attention(nnx.Module):
             steps = jnp.floor((view.positions + 1.0) / details.temperature_length)
             heat = 1.0 + details.temperature * jnp.log1p(steps)
             q = q * heat[:, None, :, None].astype(q.dtype)
-        repeats = config.num_heads // config.num_kv_heads
-        k, v = (
-            jnp.repeat(t, repeats, axis=1) if repeats > 1 else t for t in (kv["key"], kv["value"])
-        )
         q = constrain(q, "batch", "heads", "length", "head")
-        k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
+        k, v = (constrain(kv[name], "batch", "heads", None, "head") for name in ("key", "value"))
         q = q * details.scale if details.scale else q / math.sqrt(config.head_dim)
-        scores = wide_einsum("bhqd,bhkd->bhqk", q, k) + view.bias
-        scores += local_bias(view, details.window, details.chunk)
-        weights = softmax(scores, self.sinks[...] if details.sinks else None).astype(x.dtype)
-        mixed = wide_einsum("bhqk,bhkd->bhqd", weights, v).astype(x.dtype)
+        options = Options(window=details.window, chunk=details.chunk, kernel=config.kernel)
+        sinks = self.sinks[...] if details.sinks else None
+        mixed = attend(q, k, v, view, options, sinks).astype(x.dtype)
         y = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
         return y + self.output_bias[...].astype(x.dtype) if details.output_bias else y
 
@@ -232,69 +194,3 @@ class Attention(nnx.Module):
         if self.config.details.qk_norm != "unit" or self.config.rotary is None:
             return x
         return unit_rms(x, self.config.norm_eps).astype(x.dtype)
-
-
-def softmax(
-    scores: Float[Array, "B H L T"], sinks: Float[Array, " H"] | None
-) -> Float[Array, "B H L T"]:
-    """Returns the weights ``(B, H, L, T)`` of keys.
-
-    Args:
-        scores: Scores ``(B, H, L, T)``.
-        sinks: Scores ``(H,)`` that take part in the softmax and have no key, or ``None``.
-    """
-    if sinks is None:
-        return jax.nn.softmax(scores, axis=-1)
-    column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
-    return jax.nn.softmax(jnp.concatenate([scores, column], axis=-1), axis=-1)[..., :-1]
-
-
-def local_bias(view: View, window: int, chunk: int) -> Float[Array, "B 1 L T"] | float:
-    """Returns the bias ``(B, 1, L, T)`` that masks keys outside the window or the chunk.
-
-    Args:
-        view: Positions of queries and keys.
-        window: Number of keys in the window; 0 means no window.
-        chunk: Number of positions per chunk; 0 means no chunks.
-    """
-    bias: Array | float = 0.0
-    if window:
-        bias = bias + jnp.where(view.distance < window, 0.0, _MASKED)[:, None]
-    if chunk:
-        bias = bias + jnp.where(view.same_chunk(chunk), 0.0, _MASKED)[:, None]
-    return bias
-
-
-def causal_bias(segments: Int[Array, "B L"]) -> Float[Array, "B 1 L L"]:
-    """Returns the bias ``(B, 1, L, L)`` that masks later tokens and other segments.
-
-    Args:
-        segments: Segment ``(B, L)`` of each token, int32, 0 for padding.
-    """
-    return cached_bias(segments, segments, jnp.arange(segments.shape[1]))
-
-
-def cached_bias(
-    queries: Int[Array, "B L"], keys: Int[Array, "B T"], indices: Int[Array, " L"]
-) -> Float[Array, "B 1 L T"]:
-    """Returns the bias ``(B, 1, L, T)`` that masks later keys and other segments.
-
-    Args:
-        queries: Segment ``(B, L)`` of each query, int32, 0 for padding.
-        keys: Segment ``(B, T)`` of each key, int32.
-        indices: Index ``(L,)`` among the keys of the key of each query's own token.
-    """
-    same = queries[:, :, None] == keys[:, None, :]
-    causal = jnp.arange(keys.shape[1]) <= indices[:, None]
-    return jnp.where(same & causal, 0.0, _MASKED)[:, None].astype(jnp.float32)
-
-
-def segment_bias(queries: Int[Array, "B L"], keys: Int[Array, "B T"]) -> Float[Array, "B 1 L T"]:
-    """Returns the bias ``(B, 1, L, T)`` that masks the tokens of other segments.
-
-    Args:
-        queries: Segment ``(B, L)`` of each query, int32, 0 for padding.
-        keys: Segment ``(B, T)`` of each key, int32.
-    """
-    same = queries[:, :, None] == keys[:, None, :]
-    return jnp.where(same, 0.0, _MASKED)[:, None].astype(jnp.float32)

@@ -13,17 +13,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.grouped import grouped_product
+from moe_jax.grouped import Choices, GateOn, Linear, on_choices
 from moe_jax.nn.attention import Attention, AttentionConfig
 from moe_jax.nn.init import weight
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import constrain
 from moe_jax.ranges import Experts, LayerIndex, Natural, Positive, Ranged
 from moe_jax.transport import AnyWidthExchangeName, TransportName
+
+_MAPS = ("query", "key", "value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class AttentionExpertsConfig(Ranged):
     num_experts: Experts = 8
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: TransportName = "einsum"
+    transport: TransportName = "auto"
     exchange: AnyWidthExchangeName = "gspmd"
     allow_future_leak: bool = False
 
@@ -124,6 +126,18 @@ class Projections:
         """Returns ``num_experts`` experts."""
         return ProjectionExperts(self, num_experts, key)
 
+    def before(self, linear: Linear, x: Float[Array, "R M"]) -> list[Float[Array, "R _"]]:
+        """Returns queries, keys and values of rows; see ``moe_jax.grouped.network.Network``."""
+        return [linear(x, name) for name in _MAPS]
+
+    def after(
+        self, linear: Linear, pre: list[Float[Array, "R _"]], gate: Float[Array, "R 1"] | None
+    ) -> Float[Array, "R N"]:
+        """Returns the projections of rows side by side, times ``gate``."""
+        del linear
+        projections = jnp.concatenate(pre, axis=-1)
+        return projections if gate is None else projections * gate
+
 
 class ProjectionExperts(nnx.Module):
     """``E`` triples of query, key and value maps, each applied to the tokens in its own slots."""
@@ -142,6 +156,7 @@ class ProjectionExperts(nnx.Module):
             for each, heads in zip(jax.random.split(key, 3), config.heads, strict=True)
         )
         self.query, self.key, self.value = maps
+        self.config = config
 
     def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T N"]:
         """Returns the projections ``(E, T, (H + 2 H_kv) D)`` of the slots ``x (E, T, M)``."""
@@ -152,17 +167,21 @@ class ProjectionExperts(nnx.Module):
             parts.append(y.reshape(*y.shape[:2], -1))
         return jnp.concatenate(parts, axis=-1)
 
-    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R N"]:
-        """Returns the projections ``(R, (H + 2 H_kv) D)`` of rows sorted by expert.
+    def on_choices(
+        self,
+        tokens: Float[Array, "T M"],
+        gate: Float[Array, "T K"],
+        choices: Choices,
+        gate_on: GateOn = "out",
+    ) -> Float[Array, "T N"]:
+        """Returns the sums of the projections of sorted choices.
 
-        Args:
-            rows: Rows ``(R, M)``.
-            sizes: Number ``(E,)`` of rows of each expert; the rows after their sum are unused.
+        See ``moe_jax.grouped.on_choices``; ``N`` is ``(H + 2 H_kv) D``.
         """
-        kernels = (self.query, self.key, self.value)
-        maps = (kernel[...].astype(rows.dtype) for kernel in kernels)
-        parts = (grouped_product(rows, m.reshape(*m.shape[:2], -1), sizes) for m in maps)
-        return jnp.concatenate(list(parts), axis=-1)
+        kernels = zip(_MAPS, (self.query, self.key, self.value), strict=True)
+        maps = {name: kernel[...].astype(tokens.dtype) for name, kernel in kernels}
+        parameters = {name: m.reshape(*m.shape[:2], -1) for name, m in maps.items()}
+        return on_choices(self.config, parameters, tokens, gate, choices, gate_on)
 
 
 class ProjectedAttention(Attention):
@@ -174,7 +193,7 @@ class ProjectedAttention(Attention):
     def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         """Returns the queries, keys or values in the projections ``(B, L, (H + 2 H_kv) D)``."""
         heads = Projections(self.config).heads
-        index = ("query", "key", "value").index(name)
+        index = _MAPS.index(name)
         depth = self.config.head_dim
         start = sum(heads[:index]) * depth
         columns = x[..., start : start + heads[index] * depth]

@@ -8,8 +8,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from moe_jax.attend import View
 from moe_jax.errors import ConfigError
-from moe_jax.nn.attention import KV, Attention, AttentionConfig, View
+from moe_jax.nn.attention import KV, Attention, AttentionConfig
 from moe_jax.nn.attention_experts import ProjectedAttention, Projections
 from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from moe_jax.grouped import by_row, grouped_product
+from moe_jax.grouped import Choices, GateOn, Linear, on_choices
 from moe_jax.nn.init import constant, weight
 from moe_jax.parallel import constrain
 
@@ -56,6 +55,28 @@ class FeedForwardConfig:
         """Returns ``num_experts`` experts, each a network of this configuration."""
         return Experts(self, num_experts, key)
 
+    def before(self, linear: Linear, x: Float[Array, "*R M"]) -> dict[str, Float[Array, "*R F"]]:
+        """Returns the pre-activations of rows by name; see ``moe_jax.grouped.network.Network``."""
+        return {name: linear(x, name) for name in (("up", "gate") if self.gated else ("up",))}
+
+    def after(
+        self, linear: Linear, pre: dict[str, Float[Array, "R F"]], gate: Float[Array, "R 1"] | None
+    ) -> Float[Array, "R M"]:
+        """Returns the outputs of rows, times ``gate``."""
+        return linear(self.hidden_layer(pre), "down", gate)
+
+    def hidden_layer(self, pre: dict[str, Float[Array, "*R F"]]) -> Float[Array, "*R F"]:
+        """Returns the hidden layer from the pre-activations ``up`` and, if gated, ``gate``."""
+        activation, up = _ACTIVATIONS[self.activation], pre["up"]
+        if not self.gated:
+            return activation(up)
+        gate = pre["gate"]
+        if self.limit:
+            gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        if self.up_offset:
+            up = up + self.up_offset
+        return activation(gate) * up
+
 
 class FeedForward(nnx.Module):
     """The dense feed-forward layer of a transformer."""
@@ -77,7 +98,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L M"]) -> Float[Array, "B L M"]:
         """Returns the output ``(B, L, M)`` for the tokens ``x (B, L, M)``."""
-        hidden = _hidden(self.config, _einsum(self, "blm,mf->blf"), x)
+        hidden = self.config.hidden_layer(self.config.before(_einsum(self, "blm,mf->blf"), x))
         return _einsum(self, "blf,fm->blm")(constrain(hidden, "batch", "length", "mlp"), "down")
 
 
@@ -105,19 +126,25 @@ class Experts(nnx.Module):
 
     def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T M"]:
         """Returns the outputs ``(E, T, M)`` for the slots ``x (E, T, M)`` of all experts."""
-        hidden = _hidden(self.config, _einsum(self, "etm,emf->etf"), x)
+        hidden = self.config.hidden_layer(self.config.before(_einsum(self, "etm,emf->etf"), x))
         hidden = constrain(hidden, "expert", "slots", "expert_mlp")
         return _einsum(self, "etf,efm->etm")(hidden, "down")
 
-    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R M"]:
-        """Returns the outputs ``(R, M)`` of rows sorted by expert.
-
-        Args:
-            rows: Rows ``(R, M)``.
-            sizes: Number ``(E,)`` of rows of each expert; the rows after their sum are unused.
-        """
-        linear = _grouped(self, sizes)
-        return linear(_hidden(self.config, linear, rows), "down")
+    def on_choices(
+        self,
+        tokens: Float[Array, "T M"],
+        gate: Float[Array, "T K"],
+        choices: Choices,
+        gate_on: GateOn = "out",
+    ) -> Float[Array, "T M"]:
+        """Returns the sums of the outputs of sorted choices; see ``moe_jax.grouped.on_choices``."""
+        names = [f"{name}{end}" for name in ("up", "gate", "down") for end in ("", "_bias")]
+        arrays = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
+        parameters = {
+            name: (array[:, 0] if name.endswith("_bias") else array).astype(tokens.dtype)
+            for name, array in arrays.items()
+        }
+        return on_choices(self.config, parameters, tokens, gate, choices, gate_on)
 
 
 class MixedExperts(nnx.Module):
@@ -149,41 +176,15 @@ class MixedExperts(nnx.Module):
         return jnp.concatenate(done)
 
 
-# A linear map of the rows of a tensor by the parameters of a name.
-_Linear = Callable[[Array, str], Array]
+def _einsum(layer: FeedForward | Experts, product: str) -> Linear:
+    """Returns the linear maps of a tensor by ``einsum``."""
 
-
-def _hidden(config: FeedForwardConfig, linear: _Linear, x: Array) -> Array:
-    """Returns the hidden layer for the rows ``x (..., M)``, whose last axis becomes ``F``."""
-    activation = _ACTIVATIONS[config.activation]
-    up = linear(x, "up")
-    if not config.gated:
-        return activation(up)
-    gate = linear(x, "gate")
-    if config.limit:
-        gate, up = jnp.minimum(gate, config.limit), jnp.clip(up, -config.limit, config.limit)
-    if config.up_offset:
-        up = up + config.up_offset
-    return activation(gate) * up
-
-
-def _einsum(layer: FeedForward | Experts, product: str) -> _Linear:
-    """Returns the linear map of a tensor by ``einsum``."""
-
-    def linear(x: Array, name: str) -> Array:
+    def linear(x: Array, name: str, gate: Array | None = None) -> Array:
+        x = x if gate is None else x * gate
         y = jnp.einsum(product, x, getattr(layer, name)[...].astype(x.dtype))
-        return y + getattr(layer, f"{name}_bias")[...].astype(x.dtype) if layer.config.bias else y
-
-    return linear
-
-
-def _grouped(layer: Experts, sizes: Int[Array, " E"]) -> _Linear:
-    """Returns the linear map of rows sorted by expert."""
-
-    def linear(x: Array, name: str) -> Array:
-        y = grouped_product(x, getattr(layer, name)[...].astype(x.dtype), sizes)
         if not layer.config.bias:
             return y
-        return y + by_row(getattr(layer, f"{name}_bias")[...][:, 0].astype(x.dtype), sizes, len(x))
+        bias = getattr(layer, f"{name}_bias")[...].astype(x.dtype)
+        return y + (bias if gate is None else bias * gate)
 
     return linear

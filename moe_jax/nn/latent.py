@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from moe_jax.nn.attention import KV, View, softmax
+from moe_jax.attend import Kernel, Options, View, attend
+from moe_jax.nn.attention import KV
 from moe_jax.nn.init import weight
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.positions import Rotary, rotate
 from moe_jax.parallel import constrain
-from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Natural, NonNegative, Positive, Ranged
 
 
@@ -51,6 +51,7 @@ class LatentConfig:
         rotary: Rotation of the rotated features.
         norm_eps: Number added to the mean square in the norms of the latents.
         init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
+        kernel: Implementation of the scores and the mix of values, see ``moe_jax.attend``.
     """
 
     width: int
@@ -59,6 +60,7 @@ class LatentConfig:
     rotary: Rotary = Rotary()
     norm_eps: float = 1e-6
     init_scale: float = 1.0
+    kernel: Kernel = "auto"
 
     @property
     def score_dims(self) -> int:
@@ -123,13 +125,13 @@ class LatentAttention(nnx.Module):
         plain, turned = self._queries(x, view.positions)
         k = jnp.einsum("btr,rhd->bhtd", latent, self.key[...].astype(dtype))
         v = jnp.einsum("btr,rhd->bhtd", latent, self.value[...].astype(dtype))
-        plain = constrain(plain, "batch", "heads", "length", "head")
+        shared = jnp.broadcast_to(rotated[:, None], (*k.shape[:-1], sizes.rotary_dim))
+        q, k = jnp.concatenate([plain, turned], -1), jnp.concatenate([k, shared], -1)
+        q = constrain(q, "batch", "heads", "length", "head")
         k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
-        scores = wide_einsum("bhqd,bhtd->bhqt", plain, k)
-        scores += wide_einsum("bhqd,btd->bhqt", turned, rotated)
         scale = sizes.scale or 1 / math.sqrt(sizes.plain_dim + sizes.rotary_dim)
-        weights = softmax(scores * scale + view.bias, None).astype(dtype)
-        mixed = wide_einsum("bhqt,bhtd->bhqd", weights, v).astype(dtype)
+        options = Options(scale=scale, kernel=self.config.kernel)
+        mixed = attend(q, k, v, view, options).astype(dtype)
         return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(dtype))
 
     def _queries(self, x: Array, positions: Array) -> tuple[Array, Array]:

@@ -61,7 +61,7 @@ class MoE(nnx.Module):
         shared: int | SharedConfig = 0,
         expert_dropout: float = 0.0,
         group_size: int = 1024,
-        transport: TransportName | None = None,
+        transport: TransportName = "auto",
         init_scale: float = 1.0,
     ):
         """Initialises the parameters.
@@ -80,8 +80,8 @@ class MoE(nnx.Module):
                 beside the experts; 0 for no such network; or its whole configuration.
             expert_dropout: Dropout rate of the experts' output in training.
             group_size: Number ``S`` of tokens that are routed together and compete for slots.
-            transport: Movement of tokens to experts, see ``MoEConfig``; ``None`` selects
-                ``gather``, or ``einsum`` for routers that mix tokens.
+            transport: Movement of tokens to experts, see ``MoEConfig``; ``auto`` selects one for
+                the router and the mesh.
             init_scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
 
         Raises:
@@ -90,7 +90,6 @@ class MoE(nnx.Module):
         router = routing.preset(router) if isinstance(router, str) else router
         widths = () if isinstance(hidden, int) else tuple(hidden)
         one = hidden if isinstance(hidden, int) else widths[0]
-        usual: TransportName = "gather" if router.select.slot_table else "einsum"
         config = MoEConfig(
             every=1,
             num_experts=num_experts,
@@ -98,7 +97,7 @@ class MoE(nnx.Module):
             expert_dims=widths,
             group_size=group_size,
             router=router,
-            transport=transport or usual,
+            transport=transport,
             shared=SharedConfig(shared) if isinstance(shared, int) else shared,
             expert_dropout=expert_dropout,
         )

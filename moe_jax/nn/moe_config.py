@@ -95,7 +95,7 @@ class MoEConfig(Ranged):
     gated: bool | None = None
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    transport: TransportName = "einsum"
+    transport: TransportName = "auto"
     exchange: ExchangeName = "gspmd"
     exchange_buffer: Growth | None = None
     shared: SharedConfig = SharedConfig()

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -245,6 +246,33 @@ class RelativeBias(nnx.Module):
         self.max_distance = max_distance
         self.both_ways = both_ways
 
+    @property
+    def by_distance(self) -> BiasByDistance:
+        """The bias as a function of the table's present values."""
+        return BiasByDistance(self.table[...], self.max_distance, self.both_ways)
+
+    def __call__(
+        self, queries: Int[Array, " L"], keys: Int[Array, " T"]
+    ) -> Float[Array, "1 H L T"]:
+        """Returns the bias ``(1, H, L, T)`` of scores; see ``BiasByDistance``."""
+        return self.by_distance(queries, keys)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BiasByDistance:
+    """A bias of scores by the distance of query and key.
+
+    Attributes:
+        table: Biases ``(buckets, H)``.
+        max_distance: Distance beyond which all distances share the last bucket.
+        both_ways: True if half of the table is for later keys.
+    """
+
+    table: Float[Array, "N H"]
+    max_distance: int = dataclasses.field(metadata={"static": True})
+    both_ways: bool = dataclasses.field(metadata={"static": True})
+
     def __call__(
         self, queries: Int[Array, " L"], keys: Int[Array, " T"]
     ) -> Float[Array, "1 H L T"]:
@@ -254,7 +282,7 @@ class RelativeBias(nnx.Module):
             queries: Positions ``(L,)`` of the queries.
             keys: Positions ``(T,)`` of the keys.
         """
-        table = self.table[...]
+        table = self.table
         distance = queries[:, None] - keys[None, :]
         if self.both_ways:
             half = table.shape[0] // 2

@@ -10,6 +10,7 @@ from moe_jax.parallel.exchange import (
     on_expert_devices,
     over_batch,
     over_groups,
+    over_heads,
 )
 from moe_jax.parallel.mesh import MeshConfig, make_mesh
 from moe_jax.parallel.ragged import exchange_rows
@@ -40,6 +41,7 @@ __all__ = [
     "on_expert_devices",
     "over_batch",
     "over_groups",
+    "over_heads",
     "platform",
     "sharding_of",
     "shardings_of_state",

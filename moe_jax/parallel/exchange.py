@@ -86,6 +86,37 @@ def on_devices(function: Callable[..., Any], arguments: Any, result: Any) -> Cal
     )
 
 
+def over_heads(
+    function: Callable[..., Any],
+    heads: tuple[Array, ...],
+    tokens: tuple[Array, ...],
+    scalars: tuple[Array, ...] = (),
+) -> Any:
+    """Returns ``function(*heads, *tokens, *scalars)`` on the rows and heads of each device.
+
+    A batch that the mesh does not divide is whole on every device. The numbers of heads must be
+    multiples of the mesh axis.
+
+    Args:
+        function: Function that treats rows and heads independently; its result is ``(B, H, ...)``.
+        heads: Arrays ``(B, H, ...)``, whose numbers of heads may differ.
+        tokens: Arrays ``(B, L)``, which every head reads.
+        scalars: Arrays ``(H,)``.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*heads, *tokens, *scalars)
+    rows = "batch" if heads[0].shape[0] % axis_size("batch") == 0 else None
+    arguments = (
+        *(spec(rows, "heads") for _ in heads),
+        *(spec(rows) for _ in tokens),
+        *(spec("heads") for _ in scalars),
+    )
+    return jax.shard_map(
+        function, in_specs=arguments, out_specs=spec(rows, "heads"), check_vma=False
+    )(*heads, *tokens, *scalars)
+
+
 class Gspmd:
     """The all-to-all as a transpose that XLA partitions (GShard, 2006.16668, section 3.3).
 

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moe_jax import data, processes
+from moe_jax import attend, data, processes
 from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import make_mesh
@@ -127,6 +127,17 @@ class Session:
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         assert total is not None  # The validation set has at least one batch.
         return eval_means(total, self.experiment.moe_layers)
+
+
+def attention_kernels(experiment: Experiment) -> dict[str, attend.Choice]:
+    """Returns the implementation of the attention of every layer on this machine's devices.
+
+    Raises:
+        ConfigError: If ``model.attention_kernel`` names one that does not run.
+    """
+    model = experiment.model
+    with jax.set_mesh(make_mesh(experiment.mesh)):
+        return attend.check(model.attention_kernel, model.attentions())
 
 
 def check_streams(experiment: Experiment) -> None:

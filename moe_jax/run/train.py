@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from moe_jax import data, processes
+from moe_jax import attend, data, processes
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.unread import unread
 from moe_jax.counting import Cost, count
@@ -23,7 +23,13 @@ from moe_jax.run.memory import check_memory
 from moe_jax.run.predecessors import Sources, open_sources
 from moe_jax.run.profile import Window, window_of
 from moe_jax.run.released import Released, adopted
-from moe_jax.run.session import Session, check_streams, open_checkpoints, open_session
+from moe_jax.run.session import (
+    Session,
+    attention_kernels,
+    check_streams,
+    open_checkpoints,
+    open_session,
+)
 from moe_jax.training.routing_log import check_replay
 from moe_jax.training.state import TrainState
 from moe_jax.transport import implementation
@@ -99,6 +105,7 @@ def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
     experiment.check_vocabulary(vocab_size)
     if not (folder / workdir.RESULT).exists():
         check_memory(experiment, vocab_size)
+        attention_kernels(experiment)
         for line in unread(experiment):
             voice.warn(line)
     return sources
@@ -198,6 +205,7 @@ def _announce(session: Session, cost: Cost, voice: Voice) -> None:
     further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
     voice.say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
     voice.say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
+    voice.say(f"attention   {attend.summary(attention_kernels(session.experiment))}")
 
 
 def _announce_transports(session: Session, voice: Voice) -> None:

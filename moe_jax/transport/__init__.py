@@ -3,7 +3,7 @@
 from moe_jax.transport.dispatch import Bounded, Dispatch, Transport
 from moe_jax.transport.einsum import Einsum
 from moe_jax.transport.gather import Gather
-from moe_jax.transport.ragged import Ragged, SortedExperts, in_order_of_experts
+from moe_jax.transport.ragged import Ragged, SortedExperts, choices_of, in_order_of_experts
 from moe_jax.transport.ragged_exchange import RaggedExchange
 from moe_jax.transport.ring import Ring
 from moe_jax.transport.slots import InSlots
@@ -37,5 +37,6 @@ __all__ = [
     "TransportName",
     "check",
     "implementation",
+    "choices_of",
     "in_order_of_experts",
 ]

@@ -86,13 +86,6 @@ def _sum_of_takes(
     return functools.reduce(operator.add, map(term, range(place.shape[-1])))
 
 
-def permuted(
-    rows: Float[Array, "R M"], index: Int[Array, " R"], inverse: Int[Array, " R"]
-) -> Float[Array, "R M"]:
-    """Returns the rows ``index (R,)`` of ``rows``; ``inverse`` is the inverse permutation."""
-    return _permute(rows[None], index[None], inverse[None, :, None])[0]
-
-
 # The transposes below gather through the other index map: a scatter-add costs as much as eight
 # gathers on CPU and is not deterministic on GPU.
 @jax.custom_vjp

@@ -9,27 +9,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.grouped import Choices, GateOn
 from moe_jax.parallel import on_each_device
 from moe_jax.routing.plan import Plan, Slots
 from moe_jax.transport.dispatch import Experts, OnOutputs
-from moe_jax.transport.gather import Gather, slot_table
+from moe_jax.transport.gather import slot_table
 from moe_jax.transport.requirements import TOKENS_CHOOSE, check_no_outputs_by_slot, refusal
-from moe_jax.transport.slots import dispatched
 
-_GATHER = Gather()
+_GATES: dict[str, GateOn] = {"in": "in", "out": "out"}
 
 
 @runtime_checkable
 class SortedExperts(Protocol):
-    """Experts that compute rows sorted by expert."""
+    """Experts that compute choices sorted by expert."""
 
-    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R N"]:
-        """Returns the outputs ``(R, N)`` of rows sorted by expert.
-
-        Args:
-            rows: Rows ``(R, M)``.
-            sizes: Number ``(E,)`` of rows of each expert; the rows after their sum are unused.
-        """
+    def on_choices(
+        self,
+        tokens: Float[Array, "T M"],
+        gate: Float[Array, "T K"],
+        choices: Choices,
+        gate_on: GateOn = "out",
+    ) -> Float[Array, "T N"]:
+        """Returns for each token the sum of its experts' outputs; see ``moe_jax.grouped``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,9 @@ class Ragged:
         def here(experts: SortedExperts, x: Array, slots: Slots) -> Array:
             with jax.named_scope("dispatch"):
                 slots, sizes = in_order_of_experts(slots)
-                part = dataclasses.replace(plan, slots=slots)
-                tokens_in_line = x.reshape(1, -1, x.shape[-1])
-                sent, part = dispatched(_GATHER, tokens_in_line, part, gate_on)
-            with jax.named_scope("experts"):
-                outputs = experts.on_sorted(sent[0, 0], sizes)
-            with jax.named_scope("combine"):
-                return _GATHER.combine(outputs[None, None], part).reshape(*x.shape[:2], -1)
+                gate, choices = choices_of(slots, sizes)
+            y = experts.on_choices(x.reshape(-1, x.shape[-1]), gate, choices, _GATES[gate_on])
+            return y.reshape(*x.shape[:2], -1)
 
         return on_each_device(here, module, tokens, slot_table(plan))
 
@@ -75,8 +72,20 @@ def sorted_experts(experts: Experts, chosen: str) -> SortedExperts:
     """
     if isinstance(experts, SortedExperts):
         return experts
-    needed, name = "experts with the function on_sorted", type(experts).__name__
+    needed, name = "experts with the function on_choices", type(experts).__name__
     raise refusal(chosen, needed, "experts", name, "transport='gather'")
+
+
+def choices_of(slots: Slots, sizes: Int[Array, " E"]) -> tuple[Float[Array, "T K"], Choices]:
+    """Returns the gates and the choices of slots in the order of their experts.
+
+    Args:
+        slots: Slots of one group, from ``in_order_of_experts``.
+        sizes: Number ``(E,)`` of slots of each expert.
+    """
+    assert slots.gate is not None and slots.place is not None
+    token, weight = slots.token[0, 0], slots.weight[0, 0]
+    return slots.gate[0], Choices(token, weight, slots.place[0], sizes)
 
 
 def in_order_of_experts(slots: Slots) -> tuple[Slots, Int[Array, " E"]]:

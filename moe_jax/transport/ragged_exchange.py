@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.grouped import Choices
 from moe_jax.parallel import axis_size, exchange_rows, on_each_device, on_expert_devices
 from moe_jax.routing.plan import Counts, Plan, Slots
 from moe_jax.transport.dispatch import Experts, OnOutputs
-from moe_jax.transport.gather import Gather, permuted, slot_table
-from moe_jax.transport.ragged import Ragged, in_order_of_experts, sorted_experts
+from moe_jax.transport.gather import Gather, slot_table
+from moe_jax.transport.ragged import Ragged, SortedExperts, in_order_of_experts, sorted_experts
 from moe_jax.transport.requirements import check_no_outputs_by_slot
 from moe_jax.transport.slots import dispatched
 
@@ -65,15 +66,25 @@ class RaggedExchange:
                 received = exchange_rows(rows[0, 0], to_device, length)
             with jax.named_scope("experts"):
                 mine = counts[:, jax.lax.axis_index("expert")]
-                place, inverse = by_expert(mine, length)
-                outputs = module.on_sorted(permuted(received, inverse, place), mine.sum(0))
-                outputs = permuted(outputs, place, inverse)
+                outputs = _on_received(module, received, mine)
             with jax.named_scope("exchange"):
                 returned = exchange_rows(outputs, to_device.T, rows.shape[2])
             with jax.named_scope("combine"):
                 return _GATHER.combine(returned[None, None], part).reshape(*x.shape[:2], -1)
 
         return on_expert_devices(local, module, tokens, slot_table(plan))
+
+
+def _on_received(
+    module: SortedExperts, rows: Float[Array, "R M"], counts: Int[Array, "D E"]
+) -> Float[Array, "R N"]:
+    """Returns the outputs of received rows; see ``by_expert`` for ``counts``."""
+    place, inverse = by_expert(counts, len(rows))
+    # A row that was not received has no output.
+    place = jnp.where(jnp.arange(len(rows)) < counts.sum(), place, len(rows))[:, None]
+    unweighted = jnp.ones_like(rows[:, 0])
+    choices = Choices(inverse, unweighted, place, counts.sum(0))
+    return module.on_choices(rows, unweighted[:, None], choices, "none")
 
 
 def by_expert(counts: Int[Array, "D E"], length: int) -> tuple[Int[Array, " T"], Int[Array, " T"]]:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from moe_jax.attend import View
 from moe_jax.models.stack import Stack, runs
-from moe_jax.nn.attention import AttentionConfig, View, causal_bias
+from moe_jax.nn.attention import AttentionConfig
 from moe_jax.nn.block import Block, BlockConfig, Context
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE
@@ -29,7 +30,7 @@ def shapes(layers: list[BlockConfig], scan: bool) -> Stack:
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (1, 4, 8))
 SEGMENTS = jnp.ones((1, 4), jnp.int32)
-CONTEXT = Context(View(causal_bias(SEGMENTS), jnp.arange(4)[None]), SEGMENTS > 0, SEGMENTS)
+CONTEXT = Context(View(SEGMENTS, jnp.arange(4)[None]), SEGMENTS > 0, SEGMENTS)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 
-with jaxtyping.install_import_hook("moe_jax.nn", "beartype.beartype"):
+with jaxtyping.install_import_hook(["moe_jax.attend", "moe_jax.nn"], "beartype.beartype"):
+    from moe_jax.attend import View
     from moe_jax.models import DecoderConfig, EncoderDecoderConfig
     from moe_jax.models.decoder import Decoder
     from moe_jax.models.encoder_decoder import EncoderDecoder
-    from moe_jax.nn.attention import Details, View, causal_bias
+    from moe_jax.nn.attention import Details
     from moe_jax.nn.attention_experts import AttentionExpertsConfig
     from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
     from moe_jax.nn.latent import Latent
@@ -125,9 +126,9 @@ def layer(key: jax.Array) -> jax.Array:
 
 def rejects_an_untrue_shape() -> bool:
     """Returns True if arrays of wrong shapes are rejected, in a dataclass and in a module."""
-    masked = causal_bias(jnp.ones((B, L), jnp.int32))
+    segments = jnp.ones((B, L), jnp.int32)
     longer = jnp.ones((B, L + 1), jnp.int32)
-    untrue = [lambda: View(masked, longer), lambda: FeedForward(NETWORK, KEY)(jnp.ones((L, 4)))]
+    untrue = [lambda: View(segments, longer), lambda: FeedForward(NETWORK, KEY)(jnp.ones((L, 4)))]
     for call in untrue:
         try:
             call()

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.nn.attention import Attention, AttentionConfig, View, causal_bias
+from moe_jax.attend import View
+from moe_jax.nn.attention import Attention, AttentionConfig
 from moe_jax.nn.positions import RelativeBias, _bucket
 
 GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
@@ -17,7 +18,7 @@ X = jax.random.normal(jax.random.key(1), (2, 6, 8))
 
 @jax.jit
 def apply(layer, x, segments, positions):
-    return layer(x, View(causal_bias(segments), positions))
+    return layer(x, View(segments, positions))
 
 
 def rotate(x: np.ndarray, position: int, base: float) -> np.ndarray:
@@ -62,7 +63,8 @@ def test_attention_is_a_loop_over_queries(config):
 
 def test_the_mask_is_causal_within_segments():
     # Two documents of two tokens and one of padding.
-    bias = causal_bias(jnp.array([[1, 1, 2, 2, 0]]))
+    segments = jnp.array([[1, 1, 2, 2, 0]])
+    bias = View(segments, jnp.zeros_like(segments)).bias()
     assert bias.shape == (1, 1, 5, 5) and bias.dtype == jnp.float32
     np.testing.assert_array_equal(
         bias[0, 0] == 0,
@@ -163,7 +165,7 @@ def test_relative_bias_reads_the_table_by_distance():
 def test_scores_are_softmaxed_in_float32_under_bfloat16():
     layer = Attention(GQA, jax.random.key(0))
     narrow = X.astype(jnp.bfloat16)
-    traced = jax.make_jaxpr(lambda x: layer(x, View(causal_bias(ONE_DOCUMENT), POSITIONS)))(narrow)
+    traced = jax.make_jaxpr(lambda x: layer(x, View(ONE_DOCUMENT, POSITIONS)))(narrow)
     exponentials = [e for e in traced.jaxpr.eqns if e.primitive.name == "exp"]
     assert exponentials and all(e.invars[0].aval.dtype == jnp.float32 for e in exponentials)
     y = apply(layer, narrow, ONE_DOCUMENT, POSITIONS)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from moe_jax import routing
+from moe_jax.attend import View
 from moe_jax.counting import count
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoderConfig
-from moe_jax.nn.attention import AttentionConfig, Details, View, causal_bias
+from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.attention_experts import (
     AttentionExpertsConfig,
     ProjectedAttention,
@@ -33,7 +34,7 @@ MOE = MoEConfig(
 X = jax.random.normal(jax.random.key(1), (2, 4, 8))
 POSITIONS = jnp.arange(4)[None] + jnp.zeros((2, 1), jnp.int32)
 SEGMENTS = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]])
-CONTEXT = Context(View(causal_bias(SEGMENTS), POSITIONS), SEGMENTS > 0, SEGMENTS)
+CONTEXT = Context(View(SEGMENTS, POSITIONS), SEGMENTS > 0, SEGMENTS)
 ON = AttentionExpertsConfig(every=2, num_experts=3, group_size=8)
 SMALL = DecoderConfig(
     num_layers=4, width=8, num_heads=2, head_dim=4, mlp_dim=16, moe=MoEConfig(expert_dim=16)
@@ -110,7 +111,7 @@ def test_equal_experts_with_gate_one_are_attention_by_a_loop():
     whole = jnp.ones((2, 4), bool)
     ids = jnp.arange(8).reshape(2, 4)
     sources, _ = block.attention_experts(X, whole, mode=DECODE, token_ids=ids)
-    view = View(causal_bias(whole.astype(jnp.int32)), POSITIONS)
+    view = View(whole.astype(jnp.int32), POSITIONS)
     expected = loop(plain, X, np.ones((2, 4)), np.asarray(POSITIONS))
     np.testing.assert_allclose(block.attention(sources, view), expected, atol=2e-6)
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.nn.attention import AttentionConfig, View, causal_bias
+from moe_jax.attend import View
+from moe_jax.nn.attention import AttentionConfig
 from moe_jax.nn.block import Block, BlockConfig, Context
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE, TRAIN
@@ -15,7 +16,7 @@ SPARSE = dataclasses.replace(DENSE, moe=MoEConfig(num_experts=2, expert_dim=16, 
 X = jax.random.normal(jax.random.key(1), (2, 4, 8))
 POSITIONS = jnp.arange(4)[None] + jnp.zeros((2, 1), jnp.int32)
 SEGMENTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])
-CONTEXT = Context(View(causal_bias(SEGMENTS), POSITIONS), SEGMENTS > 0, SEGMENTS)
+CONTEXT = Context(View(SEGMENTS, POSITIONS), SEGMENTS > 0, SEGMENTS)
 
 
 def test_sub_layers_read_normed_inputs_and_add_to_the_residual():

@@ -101,7 +101,7 @@ def test_expert_mask_drops_whole_expert_outputs_and_scales_at_test_time():
     x = tokens(8, 16)
     full, _ = apply(plain, x)
     tested, _ = apply(moe, x)
-    np.testing.assert_allclose(tested, 0.5 * full, rtol=1e-6)
+    np.testing.assert_allclose(tested, 0.5 * full, rtol=1e-6, atol=1e-7)
     y = np.asarray(apply(moe, x, jax.random.key(2))[0])
     parts = []
     for lost in (0, 1):

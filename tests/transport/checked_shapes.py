@@ -7,6 +7,7 @@ file in a process of its own, with four devices.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import sys
@@ -16,19 +17,30 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 CHECKED = ("moe_jax.transport", "moe_jax.grouped", "moe_jax.parallel")
 
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     from moe_jax import transport
-    from moe_jax.grouped import grouped_product
+    from moe_jax.grouped import Choices, on_choices
     from moe_jax.parallel import MeshConfig, make_mesh
 
 from moe_jax import routing  # noqa: E402
 
 G, S, E, M, N = 4, 6, 8, 5, 7
 NAMES = ("mixtral", "expert_choice", "soft_moe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """One linear map."""
+
+    def before(self, linear, x):
+        return linear(x, "kernel")
+
+    def after(self, linear, pre, gate):
+        return pre if gate is None else pre * gate
 
 
 class Experts(nnx.Module):
@@ -40,8 +52,15 @@ class Experts(nnx.Module):
     def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T N"]:
         return jnp.einsum("etm,emn->etn", x, self.kernel[...].astype(x.dtype))
 
-    def on_sorted(self, rows: Float[Array, "R M"], sizes: Int[Array, " E"]) -> Float[Array, "R N"]:
-        return grouped_product(rows, self.kernel[...].astype(rows.dtype), sizes)
+    def on_choices(
+        self,
+        tokens: Float[Array, "T M"],
+        gate: Float[Array, "T K"],
+        choices: Choices,
+        gate_on: str = "out",
+    ) -> Float[Array, "T N"]:
+        parameters = {"kernel": self.kernel[...].astype(tokens.dtype)}
+        return on_choices(Matrix(), parameters, tokens, gate, choices, gate_on)
 
 
 def routed(name: str, logits: Float[Array, "G S E"]) -> routing.Plan:

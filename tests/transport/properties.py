@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.grouped import grouped_product
+from moe_jax.grouped import on_choices
 from moe_jax.routing import Forced, Plan, route
-from moe_jax.transport import Einsum, Gather, Transport, in_order_of_experts
+from moe_jax.transport import Einsum, Gather, Transport, choices_of, in_order_of_experts
 from tests.routing.cases import (
     TIGHT,
     TRANSPORTS,
@@ -86,6 +86,17 @@ def forward(
     return transport.combine(done, plan), plan
 
 
+@dataclasses.dataclass(frozen=True)
+class ShiftedTanh:
+    """Experts ``tanh(x kernel + 0.3)`` in two stages."""
+
+    def before(self, linear, x):
+        return linear(x, "kernel")
+
+    def after(self, linear, pre, gate):
+        return jnp.tanh(pre + 0.3) * gate
+
+
 def forward_sorted(
     case: Case, capacity: int, p: Parameters, valid: Array
 ) -> tuple[jax.Array, Plan]:
@@ -93,11 +104,10 @@ def forward_sorted(
     wide = jnp.promote_types(p["x"].dtype, jnp.float32)
     logits = jnp.einsum("gsm,mep->gsep", p["x"].astype(wide), p["kernel"].astype(wide))
     plan = planned(case, logits, valid, capacity)
-    slots, sizes = in_order_of_experts(plan.slots)
-    part = dataclasses.replace(plan, slots=slots)
-    sent = Gather().dispatch(p["x"].reshape(1, G * S, M), part)
-    done = jnp.tanh(grouped_product(sent[0, 0], p["experts"], sizes) + 0.3)
-    return Gather().combine(done[None, None], part).reshape(G, S, M), plan
+    gate, choices = choices_of(*in_order_of_experts(plan.slots))
+    tokens, parameters = p["x"].reshape(G * S, M), {"kernel": p["experts"]}
+    y = on_choices(ShiftedTanh(), parameters, tokens, gate, choices)
+    return y.reshape(G, S, M), plan
 
 
 def gradients(transport: Transport, case: Case, capacity: int = TIGHT) -> Callable:

@@ -74,5 +74,5 @@ def test_experts_that_choose_are_refused():
 
 def test_experts_without_the_function_are_named():
     # The experts are rejected before the plan is read.
-    with pytest.raises(ConfigError, match="requires experts with the function on_sorted.*partial"):
+    with pytest.raises(ConfigError, match="requires experts with the function on_choices.*partial"):
         Ragged()(functools.partial(jnp.multiply, 2), jnp.ones((1, 4, 3)), None)

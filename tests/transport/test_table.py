@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import ConfigError
-from moe_jax.grouped import grouped_product
+from moe_jax.grouped import on_choices
 from moe_jax.nn.attention_experts import AttentionExpertsConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import presets, route
@@ -186,8 +186,15 @@ class Tanh:
     def __call__(self, x):
         return jnp.tanh(jnp.einsum("etm,emn->etn", x, self.kernel))
 
-    def on_sorted(self, rows, sizes):
-        return jnp.tanh(grouped_product(rows, self.kernel, sizes))
+    def before(self, linear, x):
+        return linear(x, "kernel")
+
+    def after(self, linear, pre, gate):
+        return jnp.tanh(pre) if gate is None else jnp.tanh(pre) * gate
+
+    def on_choices(self, tokens, gate, choices, gate_on="out"):
+        network, parameters = Tanh(None), {"kernel": self.kernel}
+        return on_choices(network, parameters, tokens, gate, choices, gate_on)
 
 
 @pytest.mark.parametrize("gate_on", ["in", "out"])

@@ -1,0 +1,130 @@
+"""The mask of attention as structure: segments, order, windows, chunks and relative positions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+MASKED = -1e30
+
+
+@runtime_checkable
+class Relative(Protocol):
+    """A bias of scores by the distance of query and key; its arrays are leaves of a tree."""
+
+    def __call__(
+        self, queries: Int[Array, " L"], keys: Int[Array, " T"]
+    ) -> Float[Array, "1 H L T"]:
+        """Returns the bias ``(1, H, L, T)`` for indices of queries and keys."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Which keys each query attends to, held as vectors of queries and of keys.
+
+    A query attends to the keys of its segment; in a causal view, to those that are no later than
+    the key of its own token. The matrix of a mask exists only where ``bias`` is called.
+
+    Attributes:
+        segments: Segments ``(B, L)`` of the queries, int32, 0 for padding.
+        positions: Positions ``(B or 1, L)`` of the queries, int32. Within a segment of a row they
+            count up by one.
+        key_segments: Segments ``(B, T)`` of the keys, int32; ``None`` means that the keys are those
+            of the queries' own tokens.
+        key_positions: Positions ``(B or 1, T)`` of the keys, int32; ``None`` means that the keys
+            have the positions of the queries.
+        start: Index in the cache at which the keys of the queries' tokens are written.
+        relative: Bias by the distance of the indices of query and key, or ``None``.
+        entries: Index ``(L,)`` among the keys of the key of each query's own token; ``None`` counts
+            from ``start``.
+        causal: True masks later keys.
+    """
+
+    segments: Int[Array, "B L"]
+    positions: Int[Array, "#B L"]
+    key_segments: Int[Array, "B T"] | None = None
+    key_positions: Int[Array, "#B T"] | None = None
+    start: Int[Array, ""] | int = 0
+    relative: Relative | None = None
+    entries: Int[Array, " L"] | None = None
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    @property
+    def own(self) -> bool:
+        """True if the keys are those of the queries' own tokens, without a cache or a memory."""
+        return self.key_segments is None
+
+    def bias(self, window: int = 0, chunk: int = 0) -> Float[Array, "B H L T"]:
+        """Returns the float32 bias ``(B, H or 1, L, T)`` of the scores.
+
+        Args:
+            window: Number of keys in the window; 0 means no window.
+            chunk: Number of positions per chunk; 0 means no chunks.
+        """
+        indices, keys = self._indices, self._segments_of_keys
+        bias = _masked(self._seen)
+        if self.relative is not None:
+            bias = bias + self.relative(indices, jnp.arange(keys.shape[1]))
+        if window:
+            bias = bias + _masked(self._distance < window)
+        if chunk:
+            bias = bias + _masked(self._same_chunk(chunk))
+        return bias
+
+    def mask(self, window: int = 0, chunk: int = 0) -> Bool[Array, "B L T"]:
+        """Returns the mask ``(B, L, T)``, True where a query attends to a key; see ``bias``."""
+        seen = self._seen
+        if window:
+            seen = seen & (self._distance < window)
+        if chunk:
+            seen = seen & self._same_chunk(chunk)
+        return seen
+
+    @property
+    def _seen(self) -> Bool[Array, "B L T"]:
+        keys = self._segments_of_keys
+        same = self.segments[:, :, None] == keys[:, None, :]
+        if not self.causal:
+            return same
+        return same & (jnp.arange(keys.shape[1]) <= self._indices[:, None])
+
+    @property
+    def _distance(self) -> Int[Array, "#B L T"]:
+        """Distance of each query from each key, positive for earlier keys."""
+        return self.positions[:, :, None] - self._positions_of_keys[:, None, :]
+
+    def _same_chunk(self, size: int) -> Bool[Array, "#B L T"]:
+        keys = self._positions_of_keys
+        return self.positions[:, :, None] // size == keys[:, None, :] // size
+
+    @property
+    def _indices(self) -> Int[Array, " L"]:
+        if self.entries is not None:
+            return self.entries
+        return self.start + jnp.arange(self.segments.shape[1])
+
+    @property
+    def _segments_of_keys(self) -> Int[Array, "B T"]:
+        return self.segments if self.key_segments is None else self.key_segments
+
+    @property
+    def _positions_of_keys(self) -> Int[Array, "#B T"]:
+        return self.positions if self.key_positions is None else self.key_positions
+
+    def with_keys(self) -> View:
+        """Returns the view with all vectors present, so that its queries may be regrouped."""
+        return dataclasses.replace(
+            self,
+            key_segments=self._segments_of_keys,
+            key_positions=self._positions_of_keys,
+            entries=self._indices,
+        )
+
+
+def _masked(seen: Bool[Array, "#B L T"]) -> Float[Array, "#B 1 L T"]:
+    return jnp.where(seen, 0.0, MASKED)[:, None].astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Benchmarks of one layer: shapes, given routing, candidates, checks, timing and tables."""
