@@ -59,12 +59,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     heights = [len(panel) + 1.5 for panel in panels.values()] or [1.0]
     figure = Figure((7.0, 0.25 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-    for one, (key, panel) in zip(axes, panels.items(), strict=False):
+    for one, (named, panel) in zip(axes, panels.items(), strict=False):
         ordered = sorted(panel, key=lambda row: row.ceiling_share or 0.0)
         shares = [100 * (row.ceiling_share or 0.0) for row in ordered]
         colors = ["C0" if row.name.startswith("moe_jax") else "0.6" for row in ordered]
         one.barh([row.name for row in ordered], shares, color=colors)
-        one.set_title(" ".join(dict.fromkeys(key)), fontsize="small", loc="left")
+        one.set_title(" ".join(dict.fromkeys(named)), fontsize="small", loc="left")
         one.tick_params(labelsize="small")
     axes[-1].set_xlabel("useful FLOP/s in % of a matrix product in the same rounds")
     figure.savefig(path)
