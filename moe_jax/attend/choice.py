@@ -40,8 +40,8 @@ class Needs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Implementation:
-    """One way to compute attention.
+class Kernel:
+    """One implementation of attention.
 
     Attributes:
         attend: Function of queries, keys, values, sinks, view and options.
@@ -100,9 +100,9 @@ def _cudnn_lacks(needs: Needs) -> str:
 
 
 IMPLEMENTATIONS = {
-    "blocks": Implementation(blocks.attend, (), lambda needs: ""),
-    "cudnn": Implementation(cudnn.attend, ("gpu", "cuda"), _cudnn_lacks),
-    "splash": Implementation(splash.attend, ("tpu",), _splash_lacks),
+    "blocks": Kernel(blocks.attend, (), lambda needs: ""),
+    "cudnn": Kernel(cudnn.attend, ("gpu", "cuda"), _cudnn_lacks),
+    "splash": Kernel(splash.attend, ("tpu",), _splash_lacks),
 }
 _OTHERWISE = "blocks"
 

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from moe_jax.attend import IMPLEMENTATIONS, Options, View, attend
 from moe_jax.attend.choice import Needs, choose
-from moe_jax.benchmark.candidate import Call, Skipped
-from moe_jax.benchmark.measure import FORWARD_BACKWARD, Entry, Row, completed
+from moe_jax.benchmark.candidate import Call, CannotRun
+from moe_jax.benchmark.measure import FORWARD_BACKWARD, Measurement, Trial, completed
 from moe_jax.benchmark.oracle import Values
 
 ATTENTION = "attention"
@@ -62,7 +62,7 @@ def measure_attention(
     directions: Sequence[str],
     rounds: int,
     sizes: Sizes | None = None,
-) -> list[Row]:
+) -> list[Measurement]:
     """Returns a row for each mask, direction and implementation.
 
     Args:
@@ -74,15 +74,17 @@ def measure_attention(
     """
     sizes = sizes or _OF_PLATFORM.get(jax.default_backend(), _OTHERWISE)
     names = [n for n in IMPLEMENTATIONS if not starts or f"moe_jax/{n}".startswith(starts)]
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for mask, options in _VIEWS.items() if names else ():
         options = dataclasses.replace(options, scale=sizes.depth**-0.5)
         arrays, wanted = _arrays(sizes, dtype), _oracle(sizes, dtype, options)
         for direction in directions:
             backward = direction == FORWARD_BACKWARD
             entries = [
-                Entry(
-                    Row(sizes.name, mask, ATTENTION, f"moe_jax/{name}", "", "", direction, dtype),
+                Trial(
+                    Measurement(
+                        sizes.name, mask, ATTENTION, f"moe_jax/{name}", "", "", direction, dtype
+                    ),
                     functools.partial(_open, arrays, name, options, backward),
                 )
                 for name in names
@@ -114,7 +116,7 @@ def _open(arrays: tuple[Array, ...], name: str, options: Options, backward: bool
     needs = Needs(str(q.dtype), q.shape[1], v.shape[1], q.shape[3], v.shape[3])
     reason = choose(name, needs).reason
     if reason:
-        raise Skipped(reason)
+        raise CannotRun(reason)
     options = dataclasses.replace(options, kernel=name)  # type: ignore[arg-type]
     view = _view(q.shape[2])
 

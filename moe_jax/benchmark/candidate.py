@@ -10,7 +10,7 @@ from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values
 
 
-class Skipped(Exception):
+class CannotRun(Exception):
     """A candidate that cannot run here; the message is the reason."""
 
 
@@ -41,7 +41,7 @@ class Candidate:
         name: Name of the implementation.
         part: ``experts`` with a given routing, or the whole ``layer`` with its router.
         open: Function of a problem and of the direction (True with the backward pass) that returns
-            the call. It raises ``Skipped`` if the candidate cannot run here.
+            the call. It raises ``CannotRun`` if the candidate cannot run here.
         transport: Transport of the tokens, for layers of moe_jax.
         backend: Backend of grouped products, for the transport ``ragged``.
     """

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from moe_jax.benchmark.candidate import Call, Candidate, Skipped
+from moe_jax.benchmark.candidate import Call, Candidate, CannotRun
 from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values
 from moe_jax.grouped import BACKENDS, using
@@ -99,16 +99,16 @@ def _require(part: str, way: _Way, problem: Problem) -> None:
     platform, shape = jax.default_backend(), problem.shape
     needed = _ONLY_ON.get(way.backend, platform)
     if needed != platform:
-        raise Skipped(f"needs a {needed}")
+        raise CannotRun(f"needs a {needed}")
     if way.backend == "tokamax" and importlib.util.find_spec("tokamax") is None:
-        raise Skipped("tokamax is not installed")
+        raise CannotRun("tokamax is not installed")
     if way.backend == "ragged_dot" and platform != "tpu" and shape.experts * shape.tokens > _DENSE:
-        raise Skipped("ragged_dot computes every expert for every row here")
+        raise CannotRun("ragged_dot computes every expert for every row here")
     slots = shape.tokens if way.capacity is None else shape.tokens * shape.k // shape.experts
     if way.transport == "einsum" and shape.tokens * shape.experts * slots > _EINSUM:
-        raise Skipped("einsum needs too large a dispatch tensor for one group")
+        raise CannotRun("einsum needs too large a dispatch tensor for one group")
     if part == "experts" and way.capacity is not None and problem.regime != "balanced":
-        raise Skipped("drops tokens of this regime")
+        raise CannotRun("drops tokens of this regime")
 
 
 def _layer(problem: Problem, way: _Way) -> ConfiguredMoE:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.benchmark.candidate import Call, Candidate, Skipped
+from moe_jax.benchmark.candidate import Call, Candidate, CannotRun
 from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values, error, oracle
 
@@ -26,7 +26,7 @@ _QUANTILES = (20, 50, 80)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Measurement:
     """One line of the result; a value is ``None`` if it was not measured.
 
     Attributes:
@@ -71,15 +71,15 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class Trial:
     """A row without values, and the function that opens its call.
 
     Attributes:
-        row: Row to complete.
-        open: Function that returns the call. It raises ``Skipped`` if the candidate cannot run.
+        row: Measurement to complete.
+        open: Function that returns the call. It raises ``CannotRun`` if the candidate cannot run.
     """
 
-    row: Row
+    row: Measurement
     open: Callable[[], Call]
 
 
@@ -89,7 +89,7 @@ def measure(
     part: str,
     directions: Sequence[str],
     rounds: int,
-) -> list[Row]:
+) -> list[Measurement]:
     """Returns a row for each direction and each candidate of one part.
 
     Args:
@@ -104,14 +104,16 @@ def measure(
     for direction in directions:
         backward = direction == FORWARD_BACKWARD
         entries = [
-            Entry(_row(problem, one, direction), functools.partial(one.open, problem, backward))
+            Trial(_row(problem, one, direction), functools.partial(one.open, problem, backward))
             for one in candidates
         ]
         rows += completed(entries, wanted, problem.shape.flops(backward), rounds)
     return rows
 
 
-def completed(entries: Sequence[Entry], wanted: Values, flops: float, rounds: int) -> list[Row]:
+def completed(
+    entries: Sequence[Trial], wanted: Values, flops: float, rounds: int
+) -> list[Measurement]:
     """Returns the rows of entries that do the same work, with values and times.
 
     All calls stay in memory, and each round runs each of them once, so that a change of the
@@ -129,7 +131,7 @@ def completed(entries: Sequence[Entry], wanted: Values, flops: float, rounds: in
         try:
             call = entry.open()
             row = _checked(row, call, wanted)
-        except Skipped as reason:
+        except CannotRun as reason:
             row = dataclasses.replace(row, skipped=str(reason))
         except Exception as fault:  # a candidate that fails must not end the others
             line = (str(fault) or type(fault).__name__).splitlines()[0]
@@ -170,8 +172,8 @@ def interleaved(
     return times
 
 
-def _row(problem: Problem, candidate: Candidate, direction: str) -> Row:
-    return Row(
+def _row(problem: Problem, candidate: Candidate, direction: str) -> Measurement:
+    return Measurement(
         problem.shape.name,
         problem.regime if candidate.part == "experts" else "router",
         candidate.part,
@@ -183,7 +185,7 @@ def _row(problem: Problem, candidate: Candidate, direction: str) -> Row:
     )
 
 
-def _checked(row: Row, call: Call, wanted: Values) -> Row:
+def _checked(row: Measurement, call: Call, wanted: Values) -> Measurement:
     """Returns the row with memory, equality of two runs and error."""
     first, second = (call.values(call.run()) for _ in range(2))
     row = dataclasses.replace(row, memory=call.memory)
@@ -197,7 +199,7 @@ def _checked(row: Row, call: Call, wanted: Values) -> Row:
     )
 
 
-def _timed(row: Row, times: Sequence[float], useful: float, ceiling: float) -> Row:
+def _timed(row: Measurement, times: Sequence[float], useful: float, ceiling: float) -> Measurement:
     p20, p50, p80 = (float(value) for value in np.percentile(times, _QUANTILES))
     rate = useful / p50
     return dataclasses.replace(

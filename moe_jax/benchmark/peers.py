@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_jax.benchmark.candidate import Call, Candidate, Skipped
+from moe_jax.benchmark.candidate import Call, Candidate, CannotRun
 from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values
 
@@ -37,33 +37,33 @@ def imported(name: str) -> Any:
     """Returns a module.
 
     Raises:
-        Skipped: If the module is not installed.
+        CannotRun: If the module is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise Skipped(f"{name.partition('.')[0]} is not installed") from error
+        raise CannotRun(f"{name.partition('.')[0]} is not installed") from error
 
 
 def device_of(torch: Any) -> str:
     """Returns the device of PyTorch that is of the same kind as JAX's first device.
 
     Raises:
-        Skipped: If there is none.
+        CannotRun: If there is none.
     """
     platform = jax.default_backend()
     if platform == "cpu":
         return "cpu"
     if platform == "gpu" and torch.cuda.is_available():
         return "cuda"
-    raise Skipped(f"torch has no device of the kind {platform}")
+    raise CannotRun(f"torch has no device of the kind {platform}")
 
 
 def _open_transformers(part: str, name: str, problem: Problem, backward: bool) -> Call:
     torch, models = imported("torch"), imported("transformers.models.mixtral.modeling_mixtral")
     shape, device = problem.shape, device_of(torch)
     if not shape.gated:
-        raise Skipped("the experts of Mixtral are gated")
+        raise CannotRun("the experts of Mixtral are gated")
     config = importlib.import_module("transformers").MixtralConfig(
         hidden_size=shape.width,
         intermediate_size=shape.hidden,
@@ -98,10 +98,10 @@ def _open_torch(problem: Problem, backward: bool) -> Call:
     torch = imported("torch")
     device, k = device_of(torch), problem.shape.k
     if not problem.shape.gated or problem.shape.activation != "silu":
-        raise Skipped("the experts by hand have SwiGLU")
+        raise CannotRun("the experts by hand have SwiGLU")
     functional = torch.nn.functional
     if not hasattr(functional, "grouped_mm"):
-        raise Skipped("this torch has no grouped_mm")
+        raise CannotRun("this torch has no grouped_mm")
     place = functools.partial(_placed, torch, device, problem.dtype)
     gate_up, down = (place(value).requires_grad_() for value in _transposed(problem))
     expert = torch.from_numpy(problem.choices.reshape(-1)).to(device)
@@ -126,7 +126,7 @@ def _open_liger(problem: Problem, backward: bool) -> Call:
     torch, liger = imported("torch"), imported("liger_kernel.ops.fused_moe")
     device = device_of(torch)
     if device != "cuda" or not problem.shape.gated or problem.shape.activation != "silu":
-        raise Skipped("liger needs CUDA and SwiGLU")
+        raise CannotRun("liger needs CUDA and SwiGLU")
     place = functools.partial(_placed, torch, device, problem.dtype)
     weights = tuple(place(value).requires_grad_() for value in _transposed(problem))
     index = torch.from_numpy(problem.choices).to(device)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_jax.benchmark.measure import Row
+from moe_jax.benchmark.measure import Measurement
 from moe_jax.errors import ConfigError
 
 # A row may have a share of the ceiling that is smaller by this factor.
@@ -17,13 +17,13 @@ _HEADER = ("shape", "regime", "part", "name", "direction", "ms p20/p50/p80")
 _MEASURED = ("TFLOP/s", "of matmul", "MiB", "repeats", "error")
 
 
-def lines(rows: Sequence[Row], device: str) -> str:
+def lines(rows: Sequence[Measurement], device: str) -> str:
     """Returns one line of JSON per row, each with the name of the device."""
     records = ({"device": device, **dataclasses.asdict(row)} for row in rows)
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Measurement]) -> str:
     """Returns the rows as an aligned table; a skipped row has its reason."""
     cells = [[*_HEADER, *_MEASURED], *(_cells(row) for row in rows)]
     widths = [
@@ -36,7 +36,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Measurement) -> list[str]:
     place = [row.shape, row.regime, row.part, row.name, row.direction]
     if row.p20 is None or row.p50 is None or row.p80 is None:
         return [*place, f"- ({row.skipped})"]
@@ -47,11 +47,11 @@ def _cells(row: Row) -> list[str]:
     return [*place, times, f"{row.tflops:.3g}", f"{row.ceiling_share:.1%}", memory, repeats, error]
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Measurement], path: Path) -> None:
     """Draws the share of the ceiling of each measured row, a panel per kind of work."""
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[str, ...], list[Row]] = {}
+    panels: dict[tuple[str, ...], list[Measurement]] = {}
     for row in rows:
         if row.ceiling_share is not None:
             key = (row.shape, row.part, row.regime, row.direction)
@@ -90,7 +90,7 @@ def read_baseline(path: Path) -> dict[tuple[str, ...], float]:
     return shares
 
 
-def slower(rows: Sequence[Row], baseline: dict[tuple[str, ...], float]) -> list[str]:
+def slower(rows: Sequence[Measurement], baseline: dict[tuple[str, ...], float]) -> list[str]:
     """Returns in words each row that misses its baseline by more than the factor ``LARGEST``.
 
     The ratio to the ceiling is compared, and not the time, so that the baseline of a machine holds

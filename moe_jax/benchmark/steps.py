@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from moe_jax.benchmark.candidate import Call
-from moe_jax.benchmark.measure import Entry, Row, completed
+from moe_jax.benchmark.measure import Measurement, Trial, completed
 from moe_jax.benchmark.oracle import Values
 from moe_jax.benchmark.peers import COMPILED, IMPLEMENTATIONS, device_of, imported
 from moe_jax.config.experiment import Experiment
@@ -68,7 +68,7 @@ NAMES = (
 Batch = Mapping[str, np.ndarray]
 
 
-def measure_steps(starts: tuple[str, ...], dtype: str, rounds: int) -> list[Row]:
+def measure_steps(starts: tuple[str, ...], dtype: str, rounds: int) -> list[Measurement]:
     """Returns a row for the train step of each candidate.
 
     Args:
@@ -95,7 +95,7 @@ def measure_steps(starts: tuple[str, ...], dtype: str, rounds: int) -> list[Row]
             return []
         wanted = _ours(_REFERENCE, "float32", batch).values(None)
         entries = [
-            Entry(_row(name, dtype), functools.partial(opener, dtype, batch))
+            Trial(_row(name, dtype), functools.partial(opener, dtype, batch))
             for name, opener in chosen.items()
         ]
         return completed(entries, wanted, flops, rounds)
@@ -105,8 +105,8 @@ def _experiment(way: Mapping[str, Any], dtype: str) -> Experiment:
     return experiment_of("mixtral_8x7b", {**_SETTINGS, "model.compute_dtype": dtype, **way})
 
 
-def _row(name: str, dtype: str) -> Row:
-    return Row(_SHAPE, "router", STEP, name, "", "", STEP, dtype)
+def _row(name: str, dtype: str) -> Measurement:
+    return Measurement(_SHAPE, "router", STEP, name, "", "", STEP, dtype)
 
 
 def _batch() -> Batch:

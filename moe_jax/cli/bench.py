@@ -24,7 +24,7 @@ from moe_jax import data, files
 from moe_jax.benchmark import attention, layers, peers, report, steps
 from moe_jax.benchmark.candidate import Candidate
 from moe_jax.benchmark.given import REGIMES, problem
-from moe_jax.benchmark.measure import DIRECTIONS, TOLERANCE, Row
+from moe_jax.benchmark.measure import DIRECTIONS, TOLERANCE, Measurement
 from moe_jax.benchmark.measure import measure as layer_rows
 from moe_jax.benchmark.shapes import Shape, shape
 from moe_jax.cli import common
@@ -111,9 +111,9 @@ def _layers(given: flags.FlagValues) -> None:
         sys.exit(1)
 
 
-def _rows_of(one: Shape, every: Sequence[Candidate], given: flags.FlagValues) -> list[Row]:
+def _rows_of(one: Shape, every: Sequence[Candidate], given: flags.FlagValues) -> list[Measurement]:
     """Returns the rows of one shape; the routing of a layer's own router has no regimes."""
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for part in [part for part in given.parts if part in _OF_SHAPES]:
         mine = [candidate for candidate in every if candidate.part == part]
         for regime in given.regimes if part == "experts" else given.regimes[:1]:

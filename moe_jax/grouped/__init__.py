@@ -4,7 +4,7 @@ This is the one product of a dropless layer. Its gradients are two more products
 by the transposed matrices for the rows, and a sum of outer products for the matrices.
 """
 
-from moe_jax.grouped.network import Choices, GateOn, Linear, on_choices
+from moe_jax.grouped.network import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.grouped.product import BACKENDS, Backend, backend_of, by_row, grouped_product, using
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "Backend",
     "Choices",
     "GateOn",
-    "Linear",
+    "LinearMaps",
     "backend_of",
     "by_row",
     "grouped_product",

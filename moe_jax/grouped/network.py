@@ -25,7 +25,7 @@ _KEPT = "pre_activations"
 
 
 @runtime_checkable
-class Linear(Protocol):
+class LinearMaps(Protocol):
     """The linear maps of an expert's parameters, or of every row's expert."""
 
     def __call__(self, x: Array, name: str, gate: Array | None = None) -> Array:
@@ -36,10 +36,10 @@ class Linear(Protocol):
 class Network(Protocol):
     """A network in two stages, as hashable settings; a stage is a function of linear maps."""
 
-    def before(self, linear: Linear, x: Array) -> Any:
+    def before(self, linear: LinearMaps, x: Array) -> Any:
         """Returns the pre-activations of the rows ``x (R, M)``: a tree of arrays ``(R, ...)``."""
 
-    def after(self, linear: Linear, pre: Any, gate: Array | None) -> Array:
+    def after(self, linear: LinearMaps, pre: Any, gate: Array | None) -> Array:
         """Returns the outputs ``(R, N)`` times ``gate (R, 1)``."""
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.grouped import Choices, GateOn, Linear, on_choices
+from moe_jax.grouped import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.nn.attention import Attention, AttentionConfig
 from moe_jax.nn.init import weight
 from moe_jax.nn.moe_config import MoEConfig
@@ -126,12 +126,12 @@ class Projections:
         """Returns ``num_experts`` experts."""
         return ProjectionExperts(self, num_experts, key)
 
-    def before(self, linear: Linear, x: Float[Array, "R M"]) -> list[Float[Array, "R _"]]:
+    def before(self, linear: LinearMaps, x: Float[Array, "R M"]) -> list[Float[Array, "R _"]]:
         """Returns queries, keys and values of rows; see ``moe_jax.grouped.network.Network``."""
         return [linear(x, name) for name in _MAPS]
 
     def after(
-        self, linear: Linear, pre: list[Float[Array, "R _"]], gate: Float[Array, "R 1"] | None
+        self, linear: LinearMaps, pre: list[Float[Array, "R _"]], gate: Float[Array, "R 1"] | None
     ) -> Float[Array, "R N"]:
         """Returns the projections of rows side by side, times ``gate``."""
         del linear

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from moe_jax.grouped import Choices, GateOn, Linear, on_choices
+from moe_jax.grouped import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.nn.init import constant, weight
 from moe_jax.parallel import constrain
 
@@ -55,12 +55,17 @@ class FeedForwardConfig:
         """Returns ``num_experts`` experts, each a network of this configuration."""
         return Experts(self, num_experts, key)
 
-    def before(self, linear: Linear, x: Float[Array, "*R M"]) -> dict[str, Float[Array, "*R F"]]:
+    def before(
+        self, linear: LinearMaps, x: Float[Array, "*R M"]
+    ) -> dict[str, Float[Array, "*R F"]]:
         """Returns the pre-activations of rows by name; see ``moe_jax.grouped.network.Network``."""
         return {name: linear(x, name) for name in (("up", "gate") if self.gated else ("up",))}
 
     def after(
-        self, linear: Linear, pre: dict[str, Float[Array, "R F"]], gate: Float[Array, "R 1"] | None
+        self,
+        linear: LinearMaps,
+        pre: dict[str, Float[Array, "R F"]],
+        gate: Float[Array, "R 1"] | None,
     ) -> Float[Array, "R M"]:
         """Returns the outputs of rows, times ``gate``."""
         return linear(self.hidden_layer(pre), "down", gate)
@@ -176,7 +181,7 @@ class MixedExperts(nnx.Module):
         return jnp.concatenate(done)
 
 
-def _einsum(layer: FeedForward | Experts, product: str) -> Linear:
+def _einsum(layer: FeedForward | Experts, product: str) -> LinearMaps:
     """Returns the linear maps of a tensor by ``einsum``."""
 
     def linear(x: Array, name: str, gate: Array | None = None) -> Array:

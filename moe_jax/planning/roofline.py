@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from moe_jax.config.experiment import Experiment
-from moe_jax.counting.count import count
+from moe_jax.counting.count import Cost, count
 from moe_jax.planning import expected
 from moe_jax.planning.collectives import Collective
 from moe_jax.planning.compile import Step
@@ -37,20 +37,28 @@ class Work:
     Attributes:
         model: FLOPs of the forward and backward pass for unmasked scores and filled slots, which
             are the numerator of MFU.
-        padding: FLOPs of empty slots and of masked scores.
+        slots: FLOPs of empty slots.
+        masked: FLOPs of masked scores, if nothing skips them.
         transport: FLOPs of dispatch and combine in transports that use matrix products.
-        recomputed: FLOPs of the recomputed forward pass, by rematerialisation and ``loss_chunk``.
+        recomputed: FLOPs of the forward pass that rematerialisation and ``loss_chunk`` repeat,
+            without masked scores and transport.
     """
 
     model: float
-    padding: float
+    slots: float
+    masked: float
     transport: float
     recomputed: float
 
     @property
+    def needed(self) -> float:
+        """FLOPs of the model, of the slots of its capacity, and of rematerialisation."""
+        return self.model + self.slots + self.recomputed
+
+    @property
     def hardware(self) -> float:
         """FLOPs of all computations of the devices."""
-        return self.model + self.padding + self.transport + self.recomputed
+        return self.needed + self.masked + self.transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +109,7 @@ def work(experiment: Experiment) -> Work:
 
     The backward pass has twice the FLOPs of the forward pass. Rematerialisation ``full`` recomputes
     all layers, ``dots_no_batch`` the products with a batch axis: experts, transport and attention
-    scores.
+    scores. A compiled program may skip masked scores; ``compiled_flops`` counts what it does.
     """
     sequence = experiment.sequence
     costs = {
@@ -111,20 +119,30 @@ def work(experiment: Experiment) -> Work:
     tokens = experiment.tokens_per_step
     exact, computed = costs["exact"], costs["computed"]
     parts = computed.flops_by_part
-    model = exact.training_flops_per_token * tokens
-    padding = (computed.training_flops_per_token - exact.training_flops_per_token) * tokens
-    transport = _transport(experiment)
-    masked = costs["full"].flops_per_token - exact.flops_per_token
+    transport, remat = _transport(experiment), experiment.model.remat
+    masked = _forward(costs["full"]) - _forward(exact)
+    slots = _forward(computed) - _forward(costs["full"])
     again = 0.0
-    if experiment.model.remat == "full":
-        layers = sum(flops for part, flops in parts.items() if part != "head")
-        again = (layers + computed.lookahead_flops) * tokens + transport
-    elif experiment.model.remat == "dots_no_batch":
+    if remat == "full":
+        again = _forward(computed) - masked - parts["head"]
+    elif remat == "dots_no_batch":
         # Of causal attention, half of the scores is masked.
-        again = (parts["experts"] + 2 * masked) * tokens + transport
+        again = parts["experts"] + masked
     if experiment.training.loss_chunk:
-        again += parts["head"] * tokens
-    return Work(model, padding, 3 * transport, again)
+        again += parts["head"]
+    # Dispatch, combine and masked scores run again with the rest.
+    passes = 4 if remat in ("full", "dots_no_batch") else 3
+    return Work(
+        model=3 * _forward(exact) * tokens,
+        slots=3 * slots * tokens,
+        masked=passes * masked * tokens,
+        transport=passes * transport,
+        recomputed=again * tokens,
+    )
+
+
+def _forward(cost: Cost) -> int:
+    return cost.flops_per_token + cost.lookahead_flops
 
 
 def _transport(experiment: Experiment) -> float:

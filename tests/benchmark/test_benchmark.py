@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from moe_jax.benchmark import attention, layers, peers, report, steps
-from moe_jax.benchmark.candidate import Call, Candidate, Skipped
+from moe_jax.benchmark.candidate import Call, Candidate, CannotRun
 from moe_jax.benchmark.given import choices_of, problem
-from moe_jax.benchmark.measure import Row, interleaved, measure
+from moe_jax.benchmark.measure import Measurement, interleaved, measure
 from moe_jax.benchmark.oracle import error
 from moe_jax.benchmark.shapes import shape, shapes
 from moe_jax.cli import bench, common
 from moe_jax.errors import ConfigError
 
 TINY = shape("tiny")
-ROW = Row("tiny", "zipf", "experts", "a", "", "", "forward", "float32", ceiling_share=0.5)
+ROW = Measurement("tiny", "zipf", "experts", "a", "", "", "forward", "float32", ceiling_share=0.5)
 
 
 def test_useful_flops_are_6_or_18_of_gated_experts_and_4_or_12_of_others():
@@ -92,7 +92,7 @@ def test_peers_agree_with_the_oracle(part):
 
 def test_a_candidate_that_cannot_run_or_is_wrong_has_a_reason_and_no_time():
     def refuses(problem, backward):
-        raise Skipped("needs a moon")
+        raise CannotRun("needs a moon")
 
     def breaks(problem, backward):
         raise RuntimeError("first line\nsecond line")
@@ -107,7 +107,7 @@ def test_a_candidate_that_cannot_run_or_is_wrong_has_a_reason_and_no_time():
     assert said[2].startswith("wrong: relative error")
     assert [row.p50 for row in found] == [None] * 3
     assert "- (needs a moon)" in report.table(found)
-    with pytest.raises(Skipped, match="no_such_library is not installed"):
+    with pytest.raises(CannotRun, match="no_such_library is not installed"):
         peers.imported("no_such_library.part")
 
 

@@ -111,7 +111,7 @@ def test_it_holds_package_configs_and_ablations_and_no_results(wheel):
     assert "moe-jax = moe_jax.cli.main:main" in about["entry_points.txt"]
     # Every file that is no module is one of these, so that no glob packs what nobody reads.
     data = {Path(name).suffix for name in names if name.startswith("moe_jax/")}
-    assert data == {".py", ".typed", ".j2"}
+    assert data == {".py", ".typed", ".j2", ".json"}
 
 
 def test_every_module_of_the_sources_is_in_it(wheel):
