@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,17 @@ from moe_jax.cli import common
 from moe_jax.planning.page import human, mesh
 
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
+_BEFORE_MARKS = ("<!-- before -->\n", "<!-- end of before -->")
 _HEAD = (
     "| plan | parameters | chips | mesh | tokens a step | remat, microbatches | compiles | "
-    "state | peak of HBM | sent | step, at best | MFU, at most | planning |\n" + "|---" * 13 + "|\n"
+    "state | peak of HBM | sent | FLOPs | step, at best | MFU, at most | planning |\n"
+    + "|---" * 14
+    + "|\n"
+)
+_BEFORE = (
+    "| plan | temporaries | FLOPs | step, at best | MFU, at most | transport | mesh |\n"
+    + "|---" * 7
+    + "|\n"
 )
 
 
@@ -68,11 +77,7 @@ def _groups(encoder: int, decoder: int) -> tuple[str, str]:
     )
 
 
-_MIXTRAL = (
-    "data.seq_length=4096",
-    "model.moe.router.capacity_factor=1.25",
-    "training.loss_chunk=512",
-)
+_MIXTRAL = ("data.batch_size=1024", "data.seq_length=4096", "training.loss_chunk=512")
 PLANS = (
     Planned(
         "switch_base_128.v4",
@@ -92,15 +97,36 @@ PLANS = (
         "mixtral_8x7b.v5p",
         "mixtral_8x7b",
         "v5p:4x4x8",
-        "fsdp=16,expert=8",
-        ("data.batch_size=1024", *_MIXTRAL, "training.microbatches=4"),
+        "fsdp=128",
+        (*_MIXTRAL, "training.microbatches=4"),
     ),
     Planned(
         "mixtral_8x7b.v6e",
         "mixtral_8x7b",
         "v6e:16x16",
-        "fsdp=32,expert=8",
-        ("data.batch_size=1024", *_MIXTRAL, "training.microbatches=4"),
+        "fsdp=256",
+        (*_MIXTRAL, "training.microbatches=4"),
+    ),
+    Planned(
+        "mixtral_8x7b.v5p.32768",
+        "mixtral_8x7b",
+        "v5p:4x4x8",
+        "fsdp=128",
+        ("training.loss_chunk=512",),
+    ),
+    Planned(
+        "qwen3_30b_a3b.v5p",
+        "qwen3_30b_a3b",
+        "v5p:4x4x4",
+        "fsdp=64",
+        ("training.loss_chunk=512", "training.microbatches=2"),
+    ),
+    Planned(
+        "olmoe_1b_7b.v5p",
+        "olmoe_1b_7b",
+        "v5p:2x4x4",
+        "fsdp=32",
+        ("data.batch_size=1024", "training.loss_chunk=512", "training.microbatches=8"),
     ),
     Planned(
         "ec_8b_64e.v4",
@@ -143,7 +169,7 @@ PLANS = (
         "v5p:8x8x8",
         "fsdp=32,expert=16",
         (
-            "model.moe.router.capacity_factor=1.0",
+            "model.moe.exchange_buffer=1.1",
             "training.loss_chunk=512",
             "training.microbatches=30",
         ),
@@ -178,6 +204,7 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
             raise RuntimeError(f"{planned.name}: {errors.strip()}")
         plan = json.loads(output.read_text())
     plan["arguments"] = planned.arguments
+    plan["before"] = _before(folder / f"{planned.name}.json")
     plan["planning"] = {
         "seconds": round(time.perf_counter() - began, 1),
         "peak_bytes": used.ru_maxrss * 1024,
@@ -187,14 +214,63 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
     return plan
 
 
-def table(folder: Path) -> str:
-    """Returns the table of the existing plans, in the order of ``PLANS``."""
-    rows = []
+def _before(path: Path) -> dict[str, Any] | None:
+    """Returns the figures that a plan had before, from its file, or ``None`` if it is new.
+
+    A file that has such figures keeps them, so that they are those of the first plan.
+    """
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return found["before"] if "before" in found else figures(found)
+
+
+def figures(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures of a plan that are compared with its figures before."""
+    flops, compiled = found["flops_per_step"], found.get("compiled_flops")
+    return {
+        "temporaries": found["bytes_per_device"]["temporaries"],
+        "flops": compiled["total"] if compiled else flops["hardware"],
+        "step_seconds": found["roofline"]["step_seconds"],
+        "mfu": found["roofline"]["mfu"],
+        "transport": sorted(set(found["transport"].values())),
+        "mesh": mesh(found),
+    }
+
+
+def _existing(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for planned in PLANS:
         path = folder / f"{planned.name}.json"
         if path.exists():
-            rows.append(row(planned.name, json.loads(path.read_text())))
-    return _HEAD + "".join(rows)
+            yield planned.name, json.loads(path.read_text())
+
+
+def table(folder: Path) -> str:
+    """Returns the table of the existing plans, in the order of ``PLANS``."""
+    return _HEAD + "".join(row(name, found) for name, found in _existing(folder))
+
+
+def comparison(folder: Path) -> str:
+    """Returns the table of the figures before and after, of all plans that are not new."""
+    rows = []
+    for name, found in _existing(folder):
+        if found.get("before"):
+            after = figures(found)
+            rows += [_compared(f"`{name}` before", found["before"]), _compared("after", after)]
+    return _BEFORE + "".join(rows)
+
+
+def _compared(name: str, values: dict[str, Any]) -> str:
+    cells = (
+        name,
+        human(values["temporaries"]),
+        f"{values['flops']:.3g}",
+        f"{values['step_seconds']:.3g} s",
+        f"{100 * values['mfu']:.1f} %",
+        ", ".join(values["transport"]),
+        values["mesh"],
+    )
+    return f"| {' | '.join(cells)} |\n"
 
 
 def row(name: str, found: dict[str, Any]) -> str:
@@ -214,6 +290,7 @@ def row(name: str, found: dict[str, Any]) -> str:
         human(state),
         f"{human(memory['peak'])} of {human(memory['hbm'])}",
         human(sent),
+        f"{found['compiled_flops']['of_needed']:.2f}x" if found.get("compiled_flops") else "",
         f"{bound['step_seconds']:.3g} s ({bound['bound']})",
         f"{100 * bound['mfu']:.1f} %",
         f"{found['planning']['seconds']:.0f} s, {human(found['planning']['peak_bytes'])}",
@@ -221,12 +298,12 @@ def row(name: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def write_table(page: Path, text: str) -> None:
-    """Writes the table between the two comments of the page."""
-    before, rest = page.read_text().split(_MARKS[0])
-    _, after = rest.split(_MARKS[1])
+def write_table(page: Path, text: str, marks: tuple[str, str] = _MARKS) -> None:
+    """Writes the table between two comments of the page."""
+    before, rest = page.read_text().split(marks[0])
+    _, after = rest.split(marks[1])
     with files.replaced(page) as temporary:
-        temporary.write_text(before + _MARKS[0] + text + _MARKS[1] + after)
+        temporary.write_text(before + marks[0] + text + marks[1] + after)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -250,6 +327,7 @@ def main(given: flags.FlagValues) -> None:
             print(f"{planned.name} ...", flush=True)
             print(row(planned.name, run(planned, folder)), end="", flush=True)
     write_table(Path(given.page), table(folder))
+    write_table(Path(given.page), comparison(folder), _BEFORE_MARKS)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class Cost:
             that follows it.
         flops_by_part: FLOPs of the forward pass per token by part; a multiply-add is two FLOPs.
         lookahead_flops: FLOPs of the lookahead modules in the forward pass per token.
+        score_flops: FLOPs of the layers' scores and of the sums of values by them, per token, which
+            are a part of attention's.
         tokens: Length of the sequence for which FLOPs are counted.
     """
 
@@ -52,6 +54,7 @@ class Cost:
     flops_by_part: dict[str, int]
     lookahead: int
     lookahead_flops: int
+    score_flops: int
     tokens: Tokens
 
     @property
@@ -108,7 +111,7 @@ def count(
     model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
     parameters = dict.fromkeys(PARTS, 0)
     flops = dict.fromkeys(PARTS, 0.0)
-    idle, experts = 0.0, 0
+    idle, experts, scores = 0.0, 0, 0.0
     for stack, own, memory, causal in _stacks(model, tokens):
         for block, repeats in _blocks(stack):
             for part, size in _sizes(block).items():
@@ -116,6 +119,7 @@ def count(
             for part, spent in _flops(block, own, memory, causal, convention).items():
                 flops[part] += spent * own * repeats
             idle += _idle(block) * repeats
+            scores += _scores(block, own, causal, convention) * own * repeats
             experts += sum(moe.num_experts for moe in block.config.mixtures) * repeats
     head = config.width * vocab_size
     embedding = _size(model.embedding)
@@ -136,6 +140,7 @@ def count(
         flops_by_part=per_token,
         lookahead=further,
         lookahead_flops=round(further_flops),
+        score_flops=round(scores / everything),
         tokens=tokens,
     )
 
@@ -235,9 +240,8 @@ def _flops(
     block: Block, own: int, memory: int, causal: bool, convention: Convention
 ) -> dict[str, float]:
     """Returns the FLOPs by part of one layer, per token of its stack."""
-    config, inner = block.config, block.feed_forward
-    seen = _seen(config.attention, own, causal, convention)
-    attention = 2 * _products(block.attention) + 2 * config.attention.score_dims * seen
+    inner = block.feed_forward
+    attention = 2 * _products(block.attention) + _scores(block, own, causal, convention)
     if memory:
         attention += _cross_flops(block, own, memory, convention)
     dense = 2 * _products(block.extra) if hasattr(block, "extra") else 0.0
@@ -251,6 +255,12 @@ def _flops(
         experts += 2 * _products(mixture.experts) * share
         router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router)
     return {"attention": attention, "dense": dense, "experts": experts, "router": router}
+
+
+def _scores(block: Block, own: int, causal: bool, convention: Convention) -> float:
+    """Returns the FLOPs of the scores and of the sums of values, per token."""
+    attention = block.config.attention
+    return 2 * attention.score_dims * _seen(attention, own, causal, convention)
 
 
 def _cross_flops(block: Block, own: int, memory: int, convention: Convention) -> float:

@@ -87,6 +87,8 @@ def collectives(hlo_text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
             chains |= {chain} if chain else set()
             if scatters and kind == "all-reduce":
                 kind, instruction = "reduce-scatter", _with_type(instruction, program, name)
+            if kind == "ragged-all-to-all":
+                instruction = _with_fewest_rows(instruction, program, name)
             one = _collective(kind, instruction, times, mesh)
             found += [one] if one.devices > 1 else []
     return found
@@ -135,6 +137,18 @@ def _with_type(
     """
     root = next(x for x in program.computations[computation] if x.root)
     return dataclasses.replace(instruction, type=root.type)
+
+
+def _with_fewest_rows(
+    instruction: hlo.Instruction, program: hlo.Program, computation: str
+) -> hlo.Instruction:
+    """Returns an exchange of unequal parts with the type of its smaller side.
+
+    One side holds a row for each choice, and the other is a buffer that may have room for more.
+    """
+    sent = hlo.operands(instruction, program.computations[computation])[:1]
+    smaller = min([instruction.type, *sent], key=hlo.size)
+    return dataclasses.replace(instruction, type=smaller)
 
 
 def _collective(

@@ -164,13 +164,18 @@ def _partial_sums(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Col
     routed = [layer for layer in moe_layers(experiment, sizes) if not layer.in_attention]
     for layer in routed:
         yield summed(layer.slots, "experts", times // 2)
-    for tokens, layers in _stacks(experiment, sizes):
+    for tokens, layers in stacks(experiment, sizes):
         yield summed(tokens, "attention", times // 2 * layers)
         yield summed(tokens, "dense", times // 2 * layers)
 
 
-def _stacks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[tuple[int, int]]:
-    """Yields the tokens per device and microbatch, and the number of layers, of each stack."""
+def stacks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[tuple[int, int]]:
+    """Yields the tokens per device and microbatch, and the number of layers, of each stack.
+
+    Args:
+        experiment: The experiment.
+        sizes: Number of devices on each axis of the mesh.
+    """
     data, over = experiment.data, shards(sizes) * experiment.training.microbatches
     model = experiment.model
     if isinstance(model, EncoderDecoderConfig):
@@ -231,7 +236,7 @@ def working_set(experiment: Experiment, step: Step) -> int:
     """
     if experiment.model.remat == "none":
         return 0
-    layers = sum(layers for _, layers in _stacks(experiment, dict.fromkeys(AXES, 1)))
+    layers = sum(layers for _, layers in stacks(experiment, dict.fromkeys(AXES, 1)))
     return needed_activations(experiment, step) // layers
 
 

@@ -12,7 +12,6 @@ import re
 
 from moe_jax.planning import hlo
 
-_OPERANDS = re.compile(r"%([\w.\-]+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
@@ -45,12 +44,12 @@ def count(text: str) -> Flops:
     products = kernels = 0.0
     unknown: dict[str, int] = {}
     for name, times in program.times.items():
-        types = {one.name: one.type for one in program.computations[name]}
-        for one in program.computations[name]:
+        computation = program.computations[name]
+        for one in computation:
             if one.operation == "dot":
-                products += times * _dot(one, types)
+                products += times * _dot(one, *_operands(one, computation))
             elif one.operation == "convolution":
-                products += times * _convolution(one, types)
+                products += times * _convolution(one, *_operands(one, computation))
             elif one.operation == "custom-call" and any(kind in one.line for kind in _KERNELS):
                 estimate = _ESTIMATE.search(one.line)
                 if estimate:
@@ -67,23 +66,21 @@ def _sizes(type_: str) -> list[int]:
     return [int(size) for size in inside.split(",") if size]
 
 
-def _operands(one: hlo.Instruction, types: dict[str, str]) -> list[list[int]]:
-    inside = one.line.partition(f" {one.operation}(")[2].partition(")")[0]
-    return [_sizes(types[name]) for name in _OPERANDS.findall(inside)]
+def _operands(one: hlo.Instruction, computation: list[hlo.Instruction]) -> list[list[int]]:
+    return [_sizes(type_) for type_ in hlo.operands(one, computation)[:2]]
 
 
-def _dot(one: hlo.Instruction, types: dict[str, str]) -> float:
+def _dot(one: hlo.Instruction, left: list[int], right: list[int]) -> float:
+    del right
     contracted = _CONTRACTED.search(one.line)
     axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
-    left = _operands(one, types)[0]
     return 2.0 * math.prod(_sizes(one.type)) * math.prod(left[axis] for axis in axes)
 
 
-def _convolution(one: hlo.Instruction, types: dict[str, str]) -> float:
+def _convolution(one: hlo.Instruction, left: list[int], right: list[int]) -> float:
     """Returns two operations for each pair of an element of the input and one of the kernel."""
     labels = _LABELS.search(one.line)
     assert labels, one.line
-    left, right = _operands(one, types)
     of_input = dict(zip(labels[1], left, strict=True))
     of_kernel = dict(zip(labels[2], right, strict=True))
     of_output = dict(zip(labels[3], _sizes(one.type), strict=True))

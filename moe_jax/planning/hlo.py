@@ -21,6 +21,7 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 _INTEGER = re.compile(r"^[su]\d+\[\]")
 
 
@@ -140,6 +141,18 @@ def elements(type_: str) -> list[str]:
             parts.append(inner[start:index].strip())
             start = index + 1
     return parts
+
+
+def operands(one: Instruction, computation: list[Instruction]) -> list[str]:
+    """Returns the types of an instruction's operands, in order.
+
+    Args:
+        one: The instruction.
+        computation: All instructions of its computation.
+    """
+    inside = one.line.partition(f" {one.operation}(")[2].partition(")")[0]
+    types = {other.name: other.type for other in computation}
+    return [types[name] for name in _OPERAND.findall(inside) if name in types]
 
 
 def size(type_: str) -> int:

@@ -17,13 +17,15 @@ from moe_jax.errors import ConfigError, nearest
 from moe_jax.models.stack import Remat
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.mesh import AXES
-from moe_jax.planning import expected, roofline
+from moe_jax.planning import expected, flops, roofline
 from moe_jax.planning.collectives import Collective, collectives, summary
 from moe_jax.planning.compile import Compiled, Step, compile_step, make_step
 from moe_jax.planning.links import wires
 from moe_jax.planning.topology import Topology
 from moe_jax.transport import implementation
 
+# Products per score of the kernels of attention; the backward kernels compute scores again.
+_SCORES = {"_fwd": 2, "_dq": 3, "_dkv": 4}
 _POLICIES: tuple[Remat, ...] = ("none", "dots_no_batch", "full")
 
 
@@ -96,6 +98,7 @@ def plan(experiment: Experiment, topology: Topology, *, compiled: bool = True) -
     program = compile_step(step) if compiled else None
     sent = collectives(program.text, mesh) if program and program.text else formula
     memory = _memory(experiment, step, program, topology)
+    done = _compiled_flops(experiment, program, topology.num_devices)
     return {
         **_header(experiment, topology),
         "compiled": _compiled(program),
@@ -104,7 +107,8 @@ def plan(experiment: Experiment, topology: Topology, *, compiled: bool = True) -
         "collectives": summary(sent),
         "expected_collectives": summary(formula),
         "flops_per_step": _flops(experiment),
-        "roofline": _roofline(experiment, step, sent, topology),
+        "compiled_flops": done,
+        "roofline": _roofline(experiment, step, sent, topology, done),
         "sources": list(topology.chip.sources),
     }
 
@@ -192,17 +196,50 @@ def _memory(
 
 def _flops(experiment: Experiment) -> dict[str, float]:
     work = roofline.work(experiment)
-    return {**dataclasses.asdict(work), "hardware": work.hardware}
+    return {**dataclasses.asdict(work), "needed": work.needed, "hardware": work.hardware}
+
+
+def _compiled_flops(
+    experiment: Experiment, program: Compiled | None, devices: int
+) -> dict[str, Any] | None:
+    """Returns the FLOPs of a step on all devices as the compiled program computes them.
+
+    A kernel of attention has no cost estimate: it counts with the products that it computes for
+    each unmasked score of an average layer. ``of_needed`` relates the sum to ``Work.needed``.
+    """
+    if program is None or program.error:
+        return None
+    counted, work = flops.count(program.text), roofline.work(experiment)
+    kernels = sum(
+        times * next((n for name, n in _SCORES.items() if name in kernel), 0)
+        for kernel, times in counted.without_estimate.items()
+    )
+    layers = sum(number for _, number in expected.stacks(experiment, dict.fromkeys(AXES, 1)))
+    attention = kernels * work.scores / (2 * layers * experiment.training.microbatches)
+    total = (counted.products + counted.kernels) * devices + attention
+    return {
+        "products": counted.products * devices,
+        "kernels": counted.kernels * devices,
+        "attention_kernels": attention,
+        "without_estimate": counted.without_estimate,
+        "total": total,
+        "of_needed": total / work.needed,
+    }
 
 
 def _roofline(
-    experiment: Experiment, step: Step, sent: list[Collective], topology: Topology
+    experiment: Experiment,
+    step: Step,
+    sent: list[Collective],
+    topology: Topology,
+    done: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     if not topology.chip.flops:
         return None
     devices = np.asarray(step.mesh.devices) if isinstance(step.mesh, Mesh) else None
     under = wires(topology, dict(step.mesh.shape), devices)
-    return roofline.record(roofline.roofline(experiment, step, sent, under))
+    total = done["total"] if done else None
+    return roofline.record(roofline.roofline(experiment, step, sent, under, total))
 
 
 def variants(experiment: Experiment, num_devices: int) -> Iterator[Experiment]:

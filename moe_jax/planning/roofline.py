@@ -42,6 +42,7 @@ class Work:
         transport: FLOPs of dispatch and combine in transports that use matrix products.
         recomputed: FLOPs of the forward pass that rematerialisation and ``loss_chunk`` repeat,
             without masked scores and transport.
+        scores: FLOPs of the forward pass for unmasked scores and their sums of values, once.
     """
 
     model: float
@@ -49,6 +50,7 @@ class Work:
     masked: float
     transport: float
     recomputed: float
+    scores: float
 
     @property
     def needed(self) -> float:
@@ -138,6 +140,7 @@ def work(experiment: Experiment) -> Work:
         masked=passes * masked * tokens,
         transport=passes * transport,
         recomputed=again * tokens,
+        scores=exact.score_flops * tokens,
     )
 
 
@@ -184,7 +187,11 @@ def _chunks(experiment: Experiment) -> int:
 
 
 def roofline(
-    experiment: Experiment, step: Step, sent: Iterable[Collective], wires: Wires
+    experiment: Experiment,
+    step: Step,
+    sent: Iterable[Collective],
+    wires: Wires,
+    flops: float | None = None,
 ) -> Roofline:
     """Returns the bounds on the time of a step.
 
@@ -193,6 +200,7 @@ def roofline(
         step: The training step.
         sent: Collectives of the step, from the compiled program or by formula.
         wires: Positions of the mesh's devices in the machine.
+        flops: FLOPs of the compiled step on all devices; ``None`` takes them from ``work``.
     """
     topology = wires.topology
     chip, done = topology.chip, work(experiment)
@@ -204,7 +212,7 @@ def roofline(
         else:
             beside += wires.seconds(one)
     found = Roofline(
-        compute=done.hardware / (topology.num_chips * chip.flops),
+        compute=(flops or done.hardware) / (topology.num_chips * chip.flops),
         memory=memory_bytes(experiment, step) / chip.device_bandwidth,
         beside=beside,
         in_the_way=in_the_way,

@@ -70,6 +70,20 @@ def test_bytes_that_one_device_sends(instruction, kind, sent, shape):
     assert found.times == 1
 
 
+def test_an_exchange_of_unequal_parts_sends_the_rows_of_its_smaller_side():
+    # Four devices send 8 rows each into buffers of 32, and get 8 rows back.
+    text = """ENTRY %main (x: bf16[8,4], b: bf16[32,4]) -> bf16[8,4] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  %b = bf16[32,4]{1,0} parameter(1)
+  %there = bf16[32,4]{1,0} ragged-all-to-all(%x, %b), replica_groups=[2,4]<=[8]
+  ROOT %back = bf16[8,4]{1,0} ragged-all-to-all(%there, %x), replica_groups=[2,4]<=[8]
+}
+"""
+    found = [(one.kind, one.bytes, one.shape) for one in collectives(text, MESH)]
+    # Three of four rows go to another device.
+    assert found == [("ragged-all-to-all", 6 * 4 * 2, "bf16[8,4]")] * 2
+
+
 def test_permutations_and_ends_of_asynchronous_ones():
     pairs = "source_target_pairs={{0,4},{4,0}}"
     found = one(f"%p = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%x), {pairs}")
