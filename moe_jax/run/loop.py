@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -40,6 +39,9 @@ from moe_jax.training.state import (
     named_leaves,
 )
 from moe_jax.training.step import StepReport
+
+# One small program; each operation of its own would be compiled for a second or two.
+_compiled_rate = jax.jit(learning_rate, static_argnums=(0, 2))
 
 _finite_leaves = jax.jit(finite_leaves)
 
@@ -304,8 +306,8 @@ class _Log:
     def _learning_rate(self, step: int, report: StepReport) -> float:
         experiment = self._session.experiment
         # The schedule counts updates, and a skipped batch is no update.
-        updates = jnp.float32(step - 1 - int(report.skipped) + (not report.updated))
-        return float(learning_rate(experiment.optimizer, updates, experiment.training.steps))
+        updates = np.float32(step - 1 - int(report.skipped) + (not report.updated))
+        return float(_compiled_rate(experiment.optimizer, updates, experiment.training.steps))
 
     def _rate(self) -> float:
         now = time.perf_counter()
