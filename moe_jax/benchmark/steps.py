@@ -31,7 +31,7 @@ from moe_jax.training.step import Objective, jit_train_step
 
 STEP = "step"
 _SHAPE, _VOCABULARY, _ROWS, _LENGTH, _RATE = "mixtral_step", 4096, 8, 256, 1e-3
-_SETTINGS = {
+SETTINGS = {
     "model.num_layers": 4,
     "model.width": 256,
     "model.num_heads": 4,
@@ -102,7 +102,7 @@ def measure_steps(starts: tuple[str, ...], dtype: str, rounds: int) -> list[Meas
 
 
 def _experiment(way: Mapping[str, Any], dtype: str) -> Experiment:
-    return experiment_of("mixtral_8x7b", {**_SETTINGS, "model.compute_dtype": dtype, **way})
+    return experiment_of("mixtral_8x7b", {**SETTINGS, "model.compute_dtype": dtype, **way})
 
 
 def _row(name: str, dtype: str) -> Measurement:
