@@ -7,7 +7,8 @@ copy of a large array. It writes ``experiments/benchmarks/cpu_floor.json`` and t
 
 The bytes that a step must move are those of an update by Adam (parameters, two moments and
 gradients are read and written once), and the values of the forward pass that the backward pass
-reads (written and read once). The time of a call that computes nothing is subtracted from every product.
+reads (written and read once). The time of a call that computes nothing is subtracted from every
+product.
 """
 
 from __future__ import annotations
