@@ -119,7 +119,12 @@ PLANS = (
         "qwen3_30b_a3b",
         "v5p:4x4x4",
         "fsdp=64",
-        ("training.loss_chunk=512", "training.microbatches=2"),
+        (
+            "data.batch_size=1024",
+            "data.seq_length=4096",
+            "training.loss_chunk=512",
+            "training.microbatches=4",
+        ),
     ),
     Planned(
         "olmoe_1b_7b.v5p",

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.parallel import axis_size, constrain
+
 MASKED = -1e30
 
 
@@ -69,7 +71,7 @@ class View:
         indices, keys = self._indices, self._segments_of_keys
         bias = _masked(self._seen)
         if self.relative is not None:
-            bias = bias + self.relative(indices, jnp.arange(keys.shape[1]))
+            bias = bias + _of_every_shard(self.relative, *keys.shape, indices)
         if window:
             bias = bias + _masked(self._distance < window)
         if chunk:
@@ -124,6 +126,28 @@ class View:
             key_positions=self._positions_of_keys,
             entries=self._indices,
         )
+
+
+def _of_every_shard(
+    relative: Relative, rows: int, length: int, indices: Int[Array, " L"]
+) -> Float[Array, "#B H L T"]:
+    """Returns the bias of ``rows`` rows, from a copy of its arrays for each shard of the batch.
+
+    The gradient of a copy stays on its devices, so that devices sum the gradients of the arrays and
+    not those of the bias, which is as large as the scores of a head.
+    """
+    shards = axis_size("batch")
+    if shards == 1 or rows % shards:
+        return relative(indices, jnp.arange(length))
+
+    def copied(x: Array) -> Array:
+        copies = jnp.broadcast_to(x, (shards, *x.shape))
+        return constrain(copies, "batch", *(None,) * x.ndim)
+
+    copies = jax.tree.map(copied, relative)
+    bias = jax.vmap(lambda one: one(indices, jnp.arange(length)))(copies)
+    bias = jnp.broadcast_to(bias, (shards, rows // shards, *bias.shape[2:]))
+    return bias.reshape(rows, *bias.shape[2:])
 
 
 def _masked(seen: Bool[Array, "#B L T"]) -> Float[Array, "#B 1 L T"]:
