@@ -71,7 +71,7 @@ class View:
         indices, keys = self._indices, self._segments_of_keys
         bias = _masked(self._seen)
         if self.relative is not None:
-            bias = bias + _of_every_shard(self.relative, *keys.shape, indices)
+            bias = bias + _of_every_shard(self.relative, indices, keys)
         if window:
             bias = bias + _masked(self._distance < window)
         if chunk:
@@ -129,23 +129,24 @@ class View:
 
 
 def _of_every_shard(
-    relative: Relative, rows: int, length: int, indices: Int[Array, " L"]
+    relative: Relative, indices: Int[Array, " L"], segments: Int[Array, "B T"]
 ) -> Float[Array, "#B H L T"]:
-    """Returns the bias of ``rows`` rows, from a copy of its arrays for each shard of the batch.
+    """Returns the bias of all rows, from a copy of its arrays for each shard of the batch.
 
     The gradient of a copy stays on its devices, so that devices sum the gradients of the arrays and
     not those of the bias, which is as large as the scores of a head.
     """
+    rows, keys = segments.shape[0], jnp.arange(segments.shape[1])
     shards = axis_size("batch")
     if shards == 1 or rows % shards:
-        return relative(indices, jnp.arange(length))
+        return relative(indices, keys)
 
     def copied(x: Array) -> Array:
         copies = jnp.broadcast_to(x, (shards, *x.shape))
         return constrain(copies, "batch", *(None,) * x.ndim)
 
     copies = jax.tree.map(copied, relative)
-    bias = jax.vmap(lambda one: one(indices, jnp.arange(length)))(copies)
+    bias = jax.vmap(lambda one: one(indices, keys))(copies)
     bias = jnp.broadcast_to(bias, (shards, rows // shards, *bias.shape[2:]))
     return bias.reshape(rows, *bias.shape[2:])
 
