@@ -59,7 +59,7 @@ _WAYS: dict[str, dict[str, Any]] = {
         "model.moe.router.capacity_factor": 1.25,
     },
 }
-_REFERENCE = {"model.moe.transport": "einsum"}
+_REFERENCE = {"model.moe.transport": "gather"}
 NAMES = (
     *(f"moe_jax/{name}" for name in _WAYS),
     *(f"transformers/{name}" for name in (*IMPLEMENTATIONS, COMPILED)),
