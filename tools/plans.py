@@ -105,7 +105,7 @@ PLANS = (
         "mixtral_8x7b",
         "v6e:16x16",
         "fsdp=256",
-        (*_MIXTRAL, "training.microbatches=4"),
+        (*_MIXTRAL, "training.microbatches=2"),
     ),
     Planned(
         "mixtral_8x7b.v5p.32768",

@@ -22,6 +22,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _OPERAND = re.compile(r"%([\w.\-]+)")
+_INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
 _INTEGER = re.compile(r"^[su]\d+\[\]")
 
 
@@ -71,19 +72,41 @@ class Program:
         """Returns the number of executions of the body of a ``while``.
 
         The number is ``known_trip_count``, or else the only constant in the loop's condition, which
-        is the length of a ``jax.lax.scan``. It is 1 if the length is unknown, as in a search.
+        is the length of a ``jax.lax.scan``, over the step of the loop's counter, which is 2 in a
+        loop that XLA unrolled once. It is 1 if the length is unknown, as in a search.
         """
         known = _TRIPS.search(loop.line)
         if known:
             return int(known[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
+        condition = self._computation(loop, "condition")
         constants = [
-            int(value[1])
-            for instruction in self.computations.get(condition[1] if condition else "", ())
-            if instruction.operation == "constant" and _INTEGER.match(instruction.type)
-            if (value := re.search(r"constant\((\d+)\)", instruction.line))
+            value
+            for instruction in condition
+            if (value := _constant(instruction)) is not None and _INTEGER.match(instruction.type)
         ]
-        return constants[0] if len(constants) == 1 else 1
+        if len(constants) != 1:
+            return 1
+        return -(-constants[0] // self._step(condition, self._computation(loop, "body")))
+
+    def _step(self, condition: list[Instruction], body: list[Instruction]) -> int:
+        """Returns the constant that a loop's body adds to the counter, or 1 if it is not seen."""
+        counters = [_INDEX.search(one.line) for one in condition if _INTEGER.match(one.type)]
+        places = [int(found[1]) for found in counters if found]
+        root = next((one for one in body if one.root and one.operation == "tuple"), None)
+        if root is None or len(places) != 1:
+            return 1
+        names = {one.name: one for one in body}
+        results = _OPERAND.findall(root.line.partition(" tuple(")[2].partition(")")[0])
+        counter = names.get(results[places[0]]) if places[0] < len(results) else None
+        if counter is None or counter.operation != "add":
+            return 1
+        added = _OPERAND.findall(counter.line.partition(" add(")[2].partition(")")[0])
+        steps = [_constant(names[name]) for name in added if name in names]
+        return next((step for step in steps if step), 1)
+
+    def _computation(self, loop: Instruction, part: str) -> list[Instruction]:
+        found = re.search(rf"{part}=%?([\w.\-]+)", loop.line)
+        return self.computations.get(found[1], []) if found else []
 
     def _called(self, instruction: Instruction) -> list[str]:
         names = _CALLED.findall(instruction.line)
@@ -105,6 +128,11 @@ class Program:
                 for instruction in self.computations[name]:
                     stack += [(called, False) for called in self._called(instruction)]
         return order[::-1]
+
+
+def _constant(instruction: Instruction) -> int | None:
+    value = re.search(r" constant\((\d+)\)", instruction.line)
+    return int(value[1]) if value and instruction.operation == "constant" else None
 
 
 def parse(text: str) -> Program:

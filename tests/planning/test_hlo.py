@@ -50,6 +50,36 @@ def test_a_loop_without_a_constant_counts_once():
     assert hlo.parse(TEXT.replace("constant(5)", "parameter(1)")).times["body"] == 1
 
 
+UNROLLED = """HloModule m
+
+%body (p: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %p = (f32[4], u32[]) parameter(0)
+  %two = u32[] constant(2)
+  %x = f32[4]{0} get-tuple-element(%p), index=0
+  %i = u32[] get-tuple-element(%p), index=1
+  %next = u32[] add(%i, %two)
+  ROOT %t = (f32[4], u32[]) tuple(%x, %next)
+}
+
+%condition (p: (f32[4], u32[])) -> pred[] {
+  %p = (f32[4], u32[]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=1
+  %bound = u32[] constant(8)
+  ROOT %more = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (p: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %p = (f32[4], u32[]) parameter(0)
+  ROOT %loop = (f32[4], u32[]) while(%p), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_that_counts_by_two_runs_half_as_often():
+    # 0, 2, 4 and 6 are below 8.
+    assert hlo.parse(UNROLLED).times["body"] == 4
+
+
 @pytest.mark.parametrize(
     ("type_", "expected"),
     [
