@@ -150,7 +150,7 @@ def run(name: str, arguments: Sequence[str], folder: Path) -> None:
     """Runs one benchmark in a process of its own, which writes its rows and its figure."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "moe_jax.bench", *arguments, f"--rounds={_ROUNDS}"]
-    command += [f"--output={folder / name}.jsonl", f"--figure={folder / name}.svg"]
+    command += [f"--output={folder / name}.jsonl", f"--figure={folder / name}.png"]
     subprocess.run(command, check=True)
 
 
