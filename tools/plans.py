@@ -295,12 +295,17 @@ def row(name: str, found: dict[str, Any]) -> str:
         human(state),
         f"{human(memory['peak'])} of {human(memory['hbm'])}",
         human(sent),
-        f"{found['compiled_flops']['of_needed']:.2f}x" if found.get("compiled_flops") else "",
+        _of_needed(found),
         f"{bound['step_seconds']:.3g} s ({bound['bound']})",
         f"{100 * bound['mfu']:.1f} %",
         f"{found['planning']['seconds']:.0f} s, {human(found['planning']['peak_bytes'])}",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _of_needed(found: dict[str, Any]) -> str:
+    share = (found.get("compiled_flops") or {}).get("of_needed")
+    return "" if share is None else f"{share:.2f}x"
 
 
 def write_table(page: Path, text: str, marks: tuple[str, str] = _MARKS) -> None:

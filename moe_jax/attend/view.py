@@ -29,8 +29,8 @@ class Relative(Protocol):
 class View:
     """Which keys each query attends to, held as vectors of queries and of keys.
 
-    A query attends to the keys of its segment; in a causal view, to those that are no later than
-    the key of its own token. The matrix of a mask exists only where ``bias`` is called.
+    A query attends to the keys of its segment. In a causal view, a query attends to no key that is
+    later than the key of its own token. The matrix of a mask exists only where ``bias`` is called.
 
     Attributes:
         segments: Segments ``(B, L)`` of the queries, int32, 0 for padding.

@@ -91,5 +91,5 @@ by_choice.defvjp(_by_choice_forward, _by_choice_backward)
 
 
 def gate_gradient(gradient: Float[Array, " R"], place: Int[Array, "T K"]) -> Float[Array, "T K"]:
-    """Returns the gradient of the gates ``(T, K)`` from that of the rows' weights ``(R,)``."""
+    """Returns the gradient ``(T, K)`` of the gates, given the gradient ``(R,)`` of the weights."""
     return taken(gradient, place.reshape(-1)).reshape(place.shape)

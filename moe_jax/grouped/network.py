@@ -1,9 +1,9 @@
 """The networks of all experts on sorted choices: tokens in, sums of weighted outputs out.
 
-What the backward pass keeps are the tokens, the pre-activations and the indices. The rows of the
-choices, the hidden layer and the outputs are computed again, so the memory of activations does not
-grow with the number of choices per token at a fixed width of all chosen experts together. The gates
-scale the hidden layer instead of the outputs: their gradient then needs no output.
+The forward pass keeps the tokens, the pre-activations and the indices. The backward pass computes
+the rows of the choices, the hidden layer and the outputs again. The memory of activations therefore
+does not grow with the number of choices per token at a fixed width of all chosen experts together.
+The gates scale the hidden layer instead of the outputs: their gradient then needs no output.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Counts the floating-point operations of a compiled program: matrix products and kernels.
 
-Compilers write a matrix product as ``dot`` or as ``convolution``. Every product counts once per
-execution: the body of a loop counts once per iteration, which ``cost_analysis`` of JAX does not do.
+Plans compile for CPUs and TPUs, whose compilers write a matrix product as ``dot`` or as
+``convolution``. Every product counts once per execution: the body of a loop counts once per
+iteration, which ``cost_analysis`` of JAX does not do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
-_KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "triton_kernel_call")
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def count(text: str) -> Flops:
                 products += times * _dot(one, *_operands(one, computation))
             elif one.operation == "convolution":
                 products += times * _convolution(one, *_operands(one, computation))
-            elif one.operation == "custom-call" and any(kind in one.line for kind in _KERNELS):
+            elif one.operation == "custom-call" and _KERNEL in one.line:
                 estimate = _ESTIMATE.search(one.line)
                 if estimate:
                     kernels += times * int(estimate[1])

@@ -25,7 +25,7 @@ from moe_jax.planning.topology import Topology
 from moe_jax.transport import implementation
 
 # Products per score of the kernels of attention; the backward kernels compute scores again.
-_SCORES = {"_fwd": 2, "_dq": 3, "_dkv": 4}
+_SCORES = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 _POLICIES: tuple[Remat, ...] = ("none", "dots_no_batch", "full")
 
 
@@ -205,26 +205,32 @@ def _compiled_flops(
     """Returns the FLOPs of a step on all devices as the compiled program computes them.
 
     A kernel of attention has no cost estimate: it counts with the products that it computes for
-    each unmasked score of an average layer. ``of_needed`` relates the sum to ``Work.needed``.
+    each unmasked score of an average layer. ``of_needed`` relates the sum to ``Work.needed``; it is
+    ``None`` if the program has another kernel without an estimate.
     """
     if program is None or program.error:
         return None
     counted, work = flops.count(program.text), roofline.work(experiment)
-    kernels = sum(
-        times * next((n for name, n in _SCORES.items() if name in kernel), 0)
-        for kernel, times in counted.without_estimate.items()
-    )
-    layers = sum(number for _, number in expected.stacks(experiment, dict.fromkeys(AXES, 1)))
-    attention = kernels * work.scores / (2 * layers * experiment.training.microbatches)
+    unknown = counted.without_estimate
+    of_scores = {kernel: _products_per_score(kernel) for kernel in unknown}
+    passes = sum(times * (of_scores[kernel] or 0) for kernel, times in unknown.items())
+    layers = len(experiment.model.attentions()) * experiment.training.microbatches
+    # The forward pass has two products per score.
+    attention = passes / 2 * work.scores / layers
     total = (counted.products + counted.kernels) * devices + attention
     return {
         "products": counted.products * devices,
         "kernels": counted.kernels * devices,
         "attention_kernels": attention,
-        "without_estimate": counted.without_estimate,
+        "without_estimate": unknown,
         "total": total,
-        "of_needed": total / work.needed,
+        "of_needed": None if None in of_scores.values() else total / work.needed,
     }
+
+
+def _products_per_score(kernel: str) -> int | None:
+    """Returns the products per score of a kernel of attention; ``None`` for other kernels."""
+    return next((products for name, products in _SCORES.items() if name in kernel), None)
 
 
 def _roofline(

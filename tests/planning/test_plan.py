@@ -16,7 +16,14 @@ from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import AXES
 from moe_jax.planning import page, topology
 from moe_jax.planning.collectives import collectives, summary
-from moe_jax.planning.plan import fitted, parse_mesh, plan, sweep, variants
+from moe_jax.planning.plan import (
+    _products_per_score,
+    fitted,
+    parse_mesh,
+    plan,
+    sweep,
+    variants,
+)
 from moe_jax.run.session import Session, open_session
 
 EIGHT = topology.parse("cpu:8")
@@ -73,6 +80,19 @@ def test_the_formula_of_the_exchange_is_what_xla_compiles(planned):
         return sum(r["bytes"] for r in records if r["kind"] == "all-to-all")
 
     assert exchanged(planned["collectives"]) == exchanged(planned["expected_collectives"]) > 0
+
+
+def test_the_compiled_program_computes_what_the_formula_counts(planned):
+    done, formula = planned["compiled_flops"], planned["flops_per_step"]
+    # On CPUs attention also computes masked scores, which are not needed.
+    assert done["total"] == pytest.approx(formula["hardware"], rel=0.03)
+    assert done["of_needed"] == done["total"] / formula["needed"] > 1
+    assert done["kernels"] == done["attention_kernels"] == 0
+
+
+def test_kernels_of_attention_count_their_products_and_others_are_unknown():
+    kernels = ("splash_mha_fwd_segmented_residuals", "splash_mha_dq_no_residuals", "another")
+    assert [_products_per_score(kernel) for kernel in kernels] == [2, 3, None]
 
 
 def test_a_plan_is_json_and_has_a_page(planned):
