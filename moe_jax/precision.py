@@ -52,9 +52,17 @@ def _forward(subscripts: str, x: Array, y: Array) -> tuple[Array, tuple[Array, A
 
 def _backward(subscripts: str, operands: tuple[Array, Array], gradient: Array):
     dtype = jnp.promote_types(*(operand.dtype for operand in operands))
-    narrow = functools.partial(jnp.einsum, subscripts, precision=exact(dtype))
-    _, pull = jax.vjp(narrow, *operands)
-    return pull(gradient.astype(dtype))
+    narrow, gradient = functools.partial(jnp.einsum, precision=exact(dtype)), gradient.astype(dtype)
+    inputs, result = subscripts.split("->")
+    first, second = inputs.split(",")
+    if set(first) & set(second) & set(result):
+        _, pull = jax.vjp(functools.partial(narrow, subscripts), *operands)
+        return pull(gradient)
+    # The transpose of a product without a batch has its second operand's gradient transposed, for
+    # which a CPU copies ``gradient``, such as that of all logits.
+    x, y = operands
+    dx = narrow(f"{result},{second}->{first}", gradient, y)
+    return dx, narrow(f"{first},{result}->{second}", x, gradient)
 
 
 wide_einsum.defvjp(_forward, _backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Annotated
 
@@ -197,25 +198,50 @@ class NoPositions(Ranged):
 Positions = Rotary | T5Relative | Learned | Sinusoidal | NoPositions
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rotate(
     x: Float[Array, "B H L D"], positions: Int[Array, "#B L"], rotary: Rotary
 ) -> Float[Array, "B H L D"]:
     """Returns ``x (B, H, L, D)``, each vector rotated by its position in ``positions (B, L)``."""
-    dim = x.shape[-1]
+    cos, sin = _turns(positions, rotary, x.shape[-1])
+    return _rotated(x, cos, sin, rotary.interleaved)
+
+
+def _rotate_forward(x: Array, positions: Array, rotary: Rotary) -> tuple[Array, Array]:
+    return rotate(x, positions, rotary), positions
+
+
+def _rotate_backward(rotary: Rotary, positions: Array, gradient: Array) -> tuple[Array, None]:
+    """The transpose of a rotation is the rotation by the negative angle."""
+    cos, sin = _turns(positions, rotary, gradient.shape[-1])
+    return _rotated(gradient, cos, -sin, rotary.interleaved), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
+
+
+def _turns(
+    positions: Int[Array, "#B L"], rotary: Rotary, dim: int
+) -> tuple[Float[Array, "#B 1 L D2"], Float[Array, "#B 1 L D2"]]:
+    """Returns cosine and sine ``(B, 1, L, D / 2)`` of the angles, times their magnitude."""
     frequency = rotary.base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
     magnitude = 1.0
     if rotary.scaling is not None:
         frequency = rotary.scaling.frequencies(frequency, rotary.base)
         magnitude = rotary.scaling.magnitude
     angle = positions[:, None, :, None] * frequency
-    sin, cos = jnp.sin(angle) * magnitude, jnp.cos(angle) * magnitude
+    # Without the barrier, XLA computes sine and cosine again for every head and half.
+    return jax.lax.optimization_barrier((jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude))
+
+
+def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     wide = x.astype(jnp.float32)
-    if rotary.interleaved:
+    if interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
     else:
         first, second = jnp.split(wide, 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    if rotary.interleaved:
+    if interleaved:
         return jnp.stack(rotated, axis=-1).reshape(x.shape).astype(x.dtype)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
