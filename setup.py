@@ -55,6 +55,7 @@ setup(
         "sentencepiece>=0.2",
         "tensorboardX>=2.6",
         "safetensors>=0.5",
+        "scipy>=1.13",
         "tensorflow-datasets>=4.9.10",
         # Newer ones fail on the protobuf that TensorFlow holds back, and ask for no other.
         "tensorflow-metadata>=1.16,<1.21",

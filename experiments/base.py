@@ -32,6 +32,22 @@ CPU: dict[str, Any] = {
     "training.log_every": 2,
     "training.checkpoint_every": 1000,
 }
+# The regime that ``experiments/registration.md`` proposes: one pass over the whole library, MoE
+# layers in two blocks of four. ``pilot/regime.py`` checks its gates; no ablation uses it yet.
+SINGLE_PASS: dict[str, Any] = CPU | {
+    "model.num_layers": 4,
+    "model.width": 48,
+    "model.num_heads": 2,
+    "model.head_dim": 24,
+    "model.mlp_dim": 192,
+    "model.moe.expert_dim": 192,
+    "data.vocab_size": 1024,
+    "data.shuffle_window": 0,
+    "data.eval_documents": None,
+    "training.steps": 2500,
+    "training.log_every": 5,
+    "training.checkpoint_every": 2500,
+}
 # 20 to 60 million active parameters, for one epoch of the library.
 GPU: dict[str, Any] = {
     "model.num_layers": 8,

@@ -134,6 +134,9 @@ class Ablation:
         against: Axes, besides steps, for the curves of the training loss.
         overlay: Published series and laws that the figure of the metric shows.
         notes: Remarks for the reader, such as checks that try to explain a contradiction.
+        first_seed: Seed of the first run; seeds for tuning differ from the seeds of verdicts.
+        registered: Commit that registered the claims, before any run counted. Verdicts then follow
+            the rule of ``experiments/registration.md``; without it, the interval is Student's.
     """
 
     name: str
@@ -149,6 +152,8 @@ class Ablation:
     against: tuple[Axis, ...] = ()
     overlay: Overlay | None = None
     notes: tuple[str, ...] = ()
+    first_seed: int = 0
+    registered: str = ""
 
     def __post_init__(self) -> None:
         """Raises ConfigError if arms, claims or scales do not fit together."""

@@ -1,10 +1,10 @@
 """The index of all ablations: ``python -m tools.index``.
 
-The command reads the committed ``experiments/results``. It writes all claims into
-``docs/results.md``, chosen claims into ``README.md``, the page ``experiments/results/index.html``
-and every ``report.md`` (with ``--figures`` also the figures). Two comments in each page enclose the
-written text; the rest of the page stays. ``--check`` writes nothing and fails if a file is out of
-date with the results.
+The command reads the committed ``experiments/results``. It writes every printed table and all claims
+into ``docs/results.md``, a row per printed table into ``README.md``, the page
+``experiments/results/index.html`` and every ``report.md`` (with ``--figures`` also the figures). Two
+comments in each page enclose the written text; the rest of the page stays. ``--check`` writes
+nothing and fails if a file is out of date with the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import jinja2
 
 from moe_jax.ablation.ablation import Ablation, Claim
 from moe_jax.ablation.catalogue import RESULTS, CatalogueEntry, Result, results
+from moe_jax.ablation.derived import with_thresholds
 from moe_jax.ablation.figures import NAMES
+from moe_jax.ablation.pairs import READINGS, TableAgreement, agreements
 from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of
 from moe_jax.ablation.verdicts import MISSING
 from moe_jax.errors import ConfigError
@@ -28,54 +30,17 @@ README, CLAIMS = Path("README.md"), Path("docs/results.md")
 BEGIN, END = "<!-- ablations -->", "<!-- /ablations -->"
 INDEX = "index.html"
 _REPORT = "report.md"
-# Rows of README.md: the folder of a result, the text of one of its claims, and the claim as a
-# sentence that is clear without context.
-CHOSEN = (
-    (
-        "switch_expert_scaling",
-        "16 experts have a lower loss than a dense model",
-        "A model with 16 experts has a lower loss than the dense model of equal FLOPs.",
-    ),
-    (
-        "st_moe_capacity",
-        "A model trained at 0.75 has a lower loss when evaluated at 2.0",
-        "A model trained with capacity factor 0.75 has a lower loss when evaluated with 2.0.",
-    ),
-    (
-        "dropless_capacity",
-        "Dropless routing has a lower loss than capacity factor 1",
-        "Dropless routing has a lower loss than capacity factor 1.",
-    ),
-    (
-        "deepseek_loss_free",
-        "A bias gives a more even load over validation than a balance loss",
-        "A bias on the selection gives a lower MaxVio, a more even load, than a balance loss.",
-    ),
-    (
-        "deepseek_bake_off",
-        "Switch has a lower loss than a hash router",
-        "Switch has a lower loss than a hash router.",
-    ),
-    (
-        "switch_attention_experts",
-        "Experts in attention have a lower loss than in feed-forward layers (.024)",
-        "Experts in attention give a lower loss than experts in feed-forward layers.",
-    ),
-    (
-        "switch_precision",
-        "A router in bfloat16 has a higher loss than a router in float32",
-        "A router in bfloat16 has a higher loss than a router in float32.",
-    ),
-    (
-        "expert_choice_capacity",
-        "Capacity factor 2 has a lower loss than top-2 token choice",
-        "Expert Choice with capacity factor 2 has a lower loss than top-2 routing.",
-    ),
+# Smallest number of pairs of a table in README.md; ``docs/results.md`` has every table.
+_PAIRS = 3
+_TABLES = (
+    "| published table | pairs of its arms | Kendall's tau | slope |",
+    "|---|---|---|---|",
 )
 _HEADER = (
     "| claim | effect | published | measured, 95 % interval | verdict |",
     "|---|---|---|---|---|",
 )
+_EXPLORATORY = "No commit registered these claims before the runs: they are exploratory."
 _OUTDATED = "Outdated: the configuration has changed since; the command trains another model."
 
 
@@ -111,6 +76,8 @@ class IndexSection:
         scale: Scale of sizes and budgets.
         device: Devices of the runs.
         rows: One row per claim.
+        tables: Agreement with each printed table that the runs measure too.
+        registered: Commit that registered the claims; "" for claims that no commit registered.
         warnings: Warnings to read before the numbers.
         notes: Notes of the ablation.
         figures: Names of the existing figures.
@@ -124,6 +91,8 @@ class IndexSection:
     scale: str
     device: str
     rows: tuple[Row, ...]
+    tables: tuple[TableAgreement, ...]
+    registered: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     figures: tuple[str, ...]
@@ -147,6 +116,8 @@ def _section(result: Result, folder: Path) -> IndexSection:
         scale=result.scale,
         device=", ".join(dict.fromkeys(line.get("device", "") for line in records)),
         rows=_rows(ablation, records),
+        tables=tuple(agreements(ablation, with_thresholds(ablation, records))),
+        registered=ablation.registered,
         warnings=tuple(warnings),
         notes=ablation.notes,
         figures=tuple(f"{name}.png" for name in NAMES if (report / f"{name}.png").exists()),
@@ -182,7 +153,8 @@ def waiting(every: Iterable[CatalogueEntry], found: Iterable[Result]) -> list[Ca
 
 def claims(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str:
     """Returns every claim by ablation, for ``docs/results.md``."""
-    lines = [summary(shown), ""]
+    root = "../experiments/results"
+    lines = [pairs(shown, 1, root), summary(shown), ""]
     lines += [line for section in shown for line in _section_lines(section)]
     if rest:
         lines += ["### Ablations without a result", ""]
@@ -194,6 +166,7 @@ def claims(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str
 def _section_lines(section: IndexSection) -> list[str]:
     link = f"../experiments/results/{section.folder}/{_REPORT}"
     about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of run time:"
+    kind = f"Claims registered at {section.registered[:9]}." if section.registered else _EXPLORATORY
     remarks = [line for text in (*section.warnings, *section.notes) for line in (text, "")]
     rows = [*_HEADER, *map(_line, section.rows), ""] if section.rows else []
     return [
@@ -201,28 +174,36 @@ def _section_lines(section: IndexSection) -> list[str]:
         "",
         f"{about} `{section.command}`",
         "",
+        *([kind, ""] if section.rows else []),
         *remarks,
         *rows,
     ]
 
 
-def chosen(shown: Sequence[IndexSection]) -> str:
-    """Returns the claims of ``CHOSEN`` that have a result, for ``README.md``."""
-    rows = {
-        (section.folder, row.claim): (section, row) for section in shown for row in section.rows
-    }
-    lines = [
-        _chosen_line(sentence, *rows[folder, claim])
-        for folder, claim, sentence in CHOSEN
-        if (folder, claim) in rows
+def pairs(shown: Sequence[IndexSection], fewest: int, root: str) -> str:
+    """Returns a row per printed table, and the sums over all printed tables.
+
+    Args:
+        shown: Sections of all results.
+        fewest: Smallest number of pairs of a table in a row.
+        root: Path to ``experiments/results`` from the page.
+    """
+    tables = [(section, table) for section in shown for table in section.tables]
+    if not tables:
+        return ""
+    counts = collections.Counter(text for _, table in tables for text in table.readings.values())
+    parts = ", ".join(f"{counts[kind]} {kind}" for kind in READINGS)
+    total = f"{sum(counts.values())} pairs of arms in {len(tables)} published tables: {parts}."
+    rows = [
+        _table_line(section, table, root) for section, table in tables if len(table.pairs) >= fewest
     ]
-    header = ["| claim | published | measured | verdict |", "|---|---|---|---|"]
-    return "\n".join([summary(shown), "", *([*header, *lines, ""] if lines else [])])
+    return "\n".join([total, "", *_TABLES, *rows, ""])
 
 
-def _chosen_line(sentence: str, section: IndexSection, row: Row) -> str:
-    link = f"experiments/results/{section.folder}/{_REPORT}"
-    return f"| [{sentence}]({link}) | {row.published} | {row.measured} | {row.verdict} |"
+def _table_line(section: IndexSection, table: TableAgreement, root: str) -> str:
+    tau = "" if table.tau is None else f"{table.tau:.2f}"
+    link = f"[{table.paper.source}]({root}/{section.folder}/{_REPORT})"
+    return f"| {link} | {table.counts} | {tau} | {table.slope:.2f} |"
 
 
 def _line(row: Row) -> str:
@@ -238,7 +219,9 @@ def page(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("index.html.j2")
-    return template.render(sections=shown, waiting=rest, summary=summary(shown)) + "\n"
+    tables = [(section.folder, table) for section in shown for table in section.tables]
+    text = template.render(sections=shown, waiting=rest, summary=summary(shown), tables=tables)
+    return text + "\n"
 
 
 def put(page: str, text: str, name: Path) -> str:
@@ -269,7 +252,8 @@ def made(every: Sequence[CatalogueEntry], folder: Path, root: Path) -> dict[Path
     """
     found = results(every, folder)
     shown, rest = sections(found, folder), waiting(every, found)
-    tables = {README: chosen(shown), CLAIMS: claims(shown, rest)}
+    rows = pairs(shown, _PAIRS, "experiments/results")
+    tables = {README: rows or summary(shown) + "\n", CLAIMS: claims(shown, rest)}
     return {
         **{root / name: put((root / name).read_text(), tables[name], name) for name in tables},
         folder / INDEX: page(shown, rest),

@@ -7,11 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-# Largest number of values of an interval.
-MOST = len(_T95) + 1
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +27,16 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Returns the mean and 95 % interval (Student's t) of 2 to 11 values.
+    """Returns the mean and 95 % interval (Student's t) of at least two values.
 
     Raises:
-        ValueError: There are fewer than 2 or more than 11 values.
+        ValueError: There are fewer than two values.
     """
-    if not 2 <= len(values) <= MOST:
-        raise ValueError(f"an interval needs 2 to {MOST} values, got {len(values)}")
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values, got {len(values)}")
     deviation = float(np.std(values, ddof=1))
-    half_width = _T95[len(values) - 2] * deviation / math.sqrt(len(values))
-    return Interval(float(np.mean(values)), half_width)
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return Interval(float(np.mean(values)), quantile * deviation / math.sqrt(len(values)))
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:

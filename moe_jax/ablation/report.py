@@ -24,6 +24,7 @@ from moe_jax.ablation.derived import (
     with_thresholds,
 )
 from moe_jax.ablation.overlay import Overlay
+from moe_jax.ablation.pairs import TableAgreement, agreements
 from moe_jax.ablation.verdicts import MISSING, Verdict, judge
 
 # Columns of the table; a metric is left out if no arm has it.
@@ -73,7 +74,11 @@ def write_report(ablation: Ablation, records: Records, command: str, folder: Pat
 def judged(ablation: Ablation, records: Records) -> list[Verdict]:
     """Returns the verdicts on the claims with enough records."""
     lines = with_thresholds(ablation, records)
-    return [verdict for claim in ablation.claims if (verdict := judge(claim, lines))]
+    return [
+        verdict
+        for claim in ablation.claims
+        if (verdict := judge(claim, lines, ablation.registered))
+    ]
 
 
 def markdown(
@@ -90,6 +95,7 @@ def markdown(
         few_seeds(ablation, records),
         _measured(ablation, lines),
         *(_published(ablation, lines, paper) for paper in ablation.published),
+        *(_agreement(table) for table in agreements(ablation, lines)),
         _overlay(ablation, ablation.overlay, lines) if ablation.overlay else [],
         _verdicts(ablation, records, verdicts),
         [ENERGY] if "energy" in ablation.against else [],
@@ -199,6 +205,21 @@ def _published(ablation: Ablation, records: Records, paper: Published) -> list[s
     sign = " Differences have the sign of a loss." if paper.negated else ""
     other = "" if paper.measures else f" The runs measure `{metric}`, another quantity."
     about = f"{paper.source}, {paper.scale}: {paper.metric}, beside `{metric}`.{sign}{other}"
+    return [about, "", *_table(header, rows)]
+
+
+def _agreement(table: TableAgreement) -> list[str]:
+    """Returns every pair of arms of a printed table."""
+    header = ["lower in the paper", "higher", "published", "measured, 95 % interval", "pair"]
+    rows = [
+        [pair.low, pair.high, f"{pair.published:+.4g}", str(pair.measured), reading]
+        for pair, reading in table.readings.items()
+    ]
+    tau = "" if table.tau is None else f" Kendall's tau is {table.tau:.2f}."
+    about = (
+        f"Every pair of arms that {table.paper.source} prints: {table.counts}.{tau} The slope of "
+        f"measured against printed numbers is {table.slope:.2f}."
+    )
     return [about, "", *_table(header, rows)]
 
 

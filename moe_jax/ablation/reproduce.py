@@ -13,9 +13,9 @@ from moe_jax import files, signals
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.catalogue import command_of, load
 from moe_jax.ablation.records import record
-from moe_jax.ablation.report import write_report
+from moe_jax.ablation.report import judged, write_report
 from moe_jax.ablation.runner import Run, execute, runs_of, to_train
-from moe_jax.ablation.verdicts import Verdict, judge
+from moe_jax.ablation.verdicts import Verdict
 from moe_jax.config import library
 from moe_jax.errors import TrainingError
 
@@ -56,7 +56,7 @@ class Study:
     def outline(self) -> str:
         """Returns arms, sizes and estimated time as lines of text."""
         lines = [f"{'arm':24s} {'parameters':>14s} {'FLOPs/token':>12s} {'training FLOPs':>14s}"]
-        for run in (run for run in self.runs if run.seed == 0):
+        for run in (run for run in self.runs if run.seed == self.ablation.first_seed):
             cost, flops = run.cost, f"{run.training_flops:.2e}"
             lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
         left = len(to_train(self.runs))
@@ -81,8 +81,7 @@ class Reproduction:
     @property
     def verdicts(self) -> list[Verdict]:
         """Verdicts on the claims for which two seeds of both arms have ended."""
-        found = (judge(claim, self.records) for claim in self.ablation.claims)
-        return [verdict for verdict in found if verdict is not None]
+        return judged(self.ablation, self.records)
 
 
 def study(

@@ -144,7 +144,9 @@ def runs_of(
     """
     arms = list(arms)
     return [
-        run_of(ablation, scale, seed, arm, workdir, steps) for seed in range(seeds) for arm in arms
+        run_of(ablation, scale, ablation.first_seed + number, arm, workdir, steps)
+        for number in range(seeds)
+        for arm in arms
     ]
 
 

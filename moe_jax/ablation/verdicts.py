@@ -7,6 +7,7 @@ import dataclasses
 from moe_jax.ablation.ablation import Claim
 from moe_jax.ablation.derived import DERIVED, Records, diverged, paired, values_of
 from moe_jax.ablation.intervals import Interval
+from moe_jax.ablation.statistics import LOOKS, contrasts, moderated_interval, variance_prior
 
 REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "not resolved at this scale"
 MISSING = "no verdict: fewer than two seeds of both arms"
@@ -37,12 +38,14 @@ class Verdict:
         return str(self.effect or "")
 
 
-def judge(claim: Claim, records: Records) -> Verdict | None:
+def judge(claim: Claim, records: Records, registered: str = "") -> Verdict | None:
     """Returns the verdict on a claim, or ``None`` with fewer than two seeds of both arms.
 
     Args:
         claim: Claim about two arms.
         records: Lines of ``results.jsonl``; lines without the metric of the claim do not count.
+        registered: Commit that registered the claim. The verdict then is the first decided one of
+            the looks of ``moe_jax.ablation.statistics``, with a pooled variance.
     """
     low, high = ([line for line in records if line["arm"] == a] for a in (claim.low, claim.high))
     if decided := _by_divergence(claim, low, high):
@@ -52,7 +55,32 @@ def judge(claim: Claim, records: Records) -> Verdict | None:
         return None
     seeds = {line["seed"] for line in low} & {line["seed"] for line in high}
     has_all = all(seeds <= values_of(arm, claim.metric).keys() for arm in (low, high))
+    if registered:
+        effect = _first_decided(claim, records)
+        has_all = has_all and len(seeds) >= LOOKS[0].seeds
     return Verdict(claim, effect, _verdict(claim, effect) if has_all else OPEN)
+
+
+def _first_decided(claim: Claim, records: Records) -> Interval:
+    """Returns the effect at the first look that decides a claim, or else at the last look so far.
+
+    With fewer seeds than the first look, the interval has the level of that look.
+    """
+    arms = dict.fromkeys(line["arm"] for line in records)
+    values = {
+        arm: values_of([line for line in records if line["arm"] == arm], claim.metric)
+        for arm in arms
+    }
+    low, high = values[claim.low], values[claim.high]
+    seeds = sorted(low.keys() & high.keys())
+    for look in [look for look in LOOKS if look.seeds <= len(seeds)] or LOOKS[:1]:
+        counted = seeds[: look.seeds]
+        prior = variance_prior(contrasts(values, counted))
+        differences = [high[seed] - low[seed] for seed in counted]
+        effect = moderated_interval(differences, prior, look.level)
+        if _verdict(claim, effect) != OPEN:
+            break
+    return effect
 
 
 def _by_divergence(claim: Claim, low: Records, high: Records) -> str | None:

@@ -11,7 +11,6 @@ from absl import flags
 
 from moe_jax import signals
 from moe_jax.ablation.ablation import SCALES
-from moe_jax.ablation.intervals import MOST
 from moe_jax.ablation.reproduce import carried_out, study
 from moe_jax.cli import common
 
@@ -33,7 +32,6 @@ def define(values: flags.FlagValues) -> None:
         0,
         "Number of seeds; 0 for the number that the ablation sets.",
         lower_bound=0,
-        upper_bound=MOST,
         flag_values=values,
     )
     flags.DEFINE_list("arms", [], "Arms to run; all by default.", flag_values=values)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.ablation import index
 from moe_jax.ablation.catalogue import (
     RESULTS,
     CatalogueEntry,
@@ -16,7 +15,7 @@ from moe_jax.ablation.catalogue import (
     results,
 )
 from moe_jax.ablation.derived import DERIVED
-from moe_jax.ablation.index import BEGIN, CHOSEN, CLAIMS, END, README, ROOT, made, outdated, put
+from moe_jax.ablation.index import BEGIN, CLAIMS, END, README, ROOT, made, outdated, put
 from moe_jax.ablation.records import METRICS
 from moe_jax.errors import ConfigError
 from tests.ablation.records import FULL, records
@@ -59,13 +58,11 @@ def test_the_repository_shows_what_its_results_give(every):
     assert not outdated(made(every, RESULTS, ROOT)), "run python -m tools.index"
 
 
-def test_the_readme_has_eight_claims_of_three_verdicts():
-    text = (ROOT / README).read_text()
-    rows = text.partition(BEGIN)[2].partition(END)[0].splitlines()
-    lines = [line for line in rows if line.startswith("| [")]
-    assert len(lines) == len(CHOSEN) == 8
-    verdicts = {line.split("|")[-2].strip() for line in lines}
-    assert verdicts == {"reproduced", "contradicted", "not resolved at this scale"}
+def test_the_readme_has_a_row_for_each_table_and_at_most_twelve():
+    text = (ROOT / README).read_text().partition(BEGIN)[2].partition(END)[0]
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert 0 < len(rows) <= 12
+    assert "discordant" in text.splitlines()[1]
 
 
 def test_every_claim_names_a_metric_and_every_ablation_another_folder(every):
@@ -113,15 +110,26 @@ def test_a_changed_result_is_noticed(folder):
     assert {path.name for path in wrong} == {"results.md", "index.html", "report.md"}
 
 
-def test_the_readme_shows_the_chosen_claims_alone(folder, monkeypatch):
+def test_the_readme_shows_tables_of_three_pairs(folder):
     write(folder, "tiny", records())
-    chosen = (("tiny", "Switch is better", "A sentence."), ("tiny", "No such claim", "Another."))
-    monkeypatch.setattr(index, "CHOSEN", chosen)
-    written(folder)
-    text = (folder / README).read_text()
-    assert "4 claims: 2 reproduced" in text  # the summary counts all of them
-    (line,) = [line for line in text.splitlines() if line.startswith("| [")]
-    assert line.startswith("| [A sentence.](experiments/results/tiny/report.md) | +0.2, A paper")
+    claims_page, page = written(folder)
+    # Two arms are one pair, which only the page of all results shows.
+    total = "1 pairs of arms in 1 published tables: 1 concordant, 0 discordant, 0 open"
+    row = "experiments/results/tiny/report.md) | 1 concordant |  | 5.02 |"
+    readme = (folder / README).read_text()
+    assert total in readme and row not in readme
+    assert total in claims_page and f"| [A paper, table 1](../{row}" in claims_page
+    assert "Every pair of arms" in page
+    report = (folder / "tiny" / "report.md").read_text()
+    assert "| switch | dense | +0.2 | +1.0033 ± 0.0143 | concordant |" in report
+
+
+def test_claims_say_whether_they_were_registered(folder):
+    write(folder, "tiny", records())
+    assert "they are exploratory" in written(folder)[0]
+    known = dataclasses.replace(FULL, registered="0123456789abcdef")
+    claims_page, _ = written(folder, (dataclasses.replace(ENTRY, ablation=known),))
+    assert "Claims registered at 012345678." in claims_page
 
 
 def test_other_scales_stand_beside(folder):
