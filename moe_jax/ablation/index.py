@@ -1,9 +1,9 @@
 """The index of all ablations: ``python -m tools.index``.
 
-The command reads the committed ``experiments/results``. It writes every printed table and all claims
-into ``docs/results.md``, a row per printed table into ``README.md``, the page
-``experiments/results/index.html`` and every ``report.md`` (with ``--figures`` also the figures). Two
-comments in each page enclose the written text; the rest of the page stays. ``--check`` writes
+The command reads the committed ``experiments/results``. It writes every printed table and all
+claims into ``docs/results.md``, a row per printed table into ``README.md``, the page
+``experiments/results/index.html`` and every ``report.md`` (with ``--figures`` also the figures).
+Two comments in each page enclose the written text; the rest of the page stays. ``--check`` writes
 nothing and fails if a file is out of date with the results.
 """
 
