@@ -43,7 +43,7 @@ _MARKS = ("<!-- floor -->\n", "<!-- end of floor -->")
 _OLMOE = {
     **SETTINGS,
     "model.moe.num_experts": 64,
-    "model.moe.router.select.k": 8,
+    "model.moe.router.k": 8,
     "model.moe.expert_dim": 128,
 }
 # Name of a model here, the config that it changes, and the settings that it changes.

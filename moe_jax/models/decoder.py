@@ -154,10 +154,23 @@ class Decoder(nnx.Module):
 
     def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
         """Updates the state of all routers after one optimizer step; see ``Stack``."""
-        sparse = self.layers.num_sparse
-        self.layers.update_routers(demands[:sparse])
-        for step, module in enumerate(self._further):
-            module.layers.update_routers(demands[self._slice_of(step)])
+        for stack, own in self._with_stacks(demands):
+            stack.update_routers(own)
+
+    def announce_load(self, demands: Sequence[Float[Array, " _"]]) -> None:
+        """Makes the choices of a whole batch known to all routers; see ``RouterLayer.announce``."""
+        for stack, own in self._with_stacks(demands):
+            for router, demand in stack.with_routers(own):
+                router.announce(demand)
+
+    def _with_stacks(
+        self, demands: Sequence[Float[Array, " _"]]
+    ) -> list[tuple[Stack, Sequence[Float[Array, " _"]]]]:
+        further = [
+            (module.layers, demands[self._slice_of(step)])
+            for step, module in enumerate(self._further)
+        ]
+        return [(self.layers, demands[: self.layers.num_sparse]), *further]
 
     def _slice_of(self, step: int) -> slice:
         """Returns the slice of a lookahead module's MoE layers among all MoE layers."""

@@ -130,6 +130,13 @@ class EncoderDecoder(nnx.Module):
         self.encoder.update_routers(demands[:sparse])
         self.decoder.update_routers(demands[sparse:])
 
+    def announce_load(self, demands: Sequence[Float[Array, " _"]]) -> None:
+        """Makes the choices of a whole batch known to all routers; see ``RouterLayer.announce``."""
+        sparse = self.encoder.num_sparse
+        for stack, own in ((self.encoder, demands[:sparse]), (self.decoder, demands[sparse:])):
+            for router, demand in stack.with_routers(own):
+                router.announce(demand)
+
     def encode(
         self,
         tokens: Int[Array, "B T"],

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from moe_jax.nn.block import Block, BlockConfig, Context, LayerCache
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
+from moe_jax.nn.router import RouterLayer
 from moe_jax.parallel import constrain_parameters
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
@@ -178,11 +179,17 @@ class Stack(nnx.Module):
             demands: Choices ``(E,)`` of each expert in the whole step, before capacity, per MoE
                 layer in order.
         """
+        for router, demand in self.with_routers(demands):
+            router.update(demand)
+
+    def with_routers(
+        self, demands: Sequence[Float[Array, " _"]]
+    ) -> Iterator[tuple[RouterLayer, Float[Array, "*layers _"]]]:
+        """Yields each router with its demand; scanned layers share a router and stack demands."""
         by_part = self._by_part(self._by_layer(demands))
         for blocks, part_demands in zip(self.parts, by_part, strict=True):
             for block, block_demands in zip(blocks, part_demands, strict=True):
-                for router, demand in zip(block.routers, block_demands, strict=True):
-                    router.update(demand)
+                yield from zip(block.routers, block_demands, strict=True)
 
     def _by_layer(self, values: Sequence[Array] | None) -> list[tuple[Array, ...] | None]:
         """Returns for each layer the arrays of its MoE layers; ``()`` for a dense layer."""

@@ -13,7 +13,7 @@ from moe_jax.nn.groups import out_of_groups
 from moe_jax.nn.init import described
 from moe_jax.parallel import constrain, over_groups
 from moe_jax.routing import Plan, Router
-from moe_jax.routing.balance import Evidence
+from moe_jax.routing.balance import BATCH_LOAD, Evidence
 
 
 class RouterState(nnx.Variable):
@@ -117,6 +117,10 @@ class RouterLayer(nnx.Module):
         if plan.evidence is None:
             return {}
         state = self._carried()
+        if BATCH_LOAD in state:
+            # Zeros unless the step has counted the choices of all microbatches before.
+            known, here = state[BATCH_LOAD], plan.counts.demand.sum(0)
+            state[BATCH_LOAD] = jnp.where(known.sum() > 0, known, here)
 
         def rows(x: Array) -> Array:
             return constrain(out_of_groups(x, valid.shape), "batch", "length")
@@ -125,6 +129,15 @@ class RouterLayer(nnx.Module):
             return self.router.sequence_losses(evidence, valid, jax.lax.stop_gradient(state))
 
         return jax.vmap(one)(jax.tree.map(rows, plan.evidence), valid)
+
+    def announce(self, demand: Float[Array, "*layers E"]) -> None:
+        """Makes the choices of a whole batch known to the losses that read them.
+
+        Args:
+            demand: Number ``(..., E)`` of tokens that choose each expert in the batch.
+        """
+        if BATCH_LOAD in self.state:
+            self.state[BATCH_LOAD][...] = demand
 
     def update(self, demand: Float[Array, "*layers E"]) -> None:
         """Updates the state after an optimizer step.

@@ -273,8 +273,12 @@ class Router(Ranged):
 
     @property
     def of_sequences(self) -> tuple[Balance, ...]:
-        """The losses with a sequence as their span, whatever the groups of the layer are."""
-        return tuple(part for part in self.balance if part.span == "sequence")
+        """The losses that are computed per sequence, whatever the groups of the layer are.
+
+        A loss that reads the choices of the whole batch is among them, since these are known only
+        when all groups are routed.
+        """
+        return tuple(part for part in self.balance if part.span == "sequence" or part.of_batch)
 
     def sequence_losses(
         self, evidence: Evidence, valid: Bool[Array, " L"], state: Mapping[str, Array]

@@ -22,6 +22,7 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
+from moe_jax.routing.balance import BATCH_LOAD
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.state import TrainState, all_finite, split_model
 
@@ -188,8 +189,10 @@ class Objective:
         tokens = valid_tokens(batch["segments"]).sum()
         routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
+        router_state = state.router_state
+
         def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
-            model = nnx.merge(graph, params, state.router_state)
+            model = nnx.merge(graph, params, router_state)
             losses, *rest = self._share(model, part, key, tokens, routed, teacher)
             return losses.objective, (losses, *rest)
 
@@ -202,6 +205,9 @@ class Objective:
             (gradient, losses, layers), choices = one((batch, keys[0]))
         else:
             steps = (_split(batch, self.microbatches), keys)
+            if _read_whole_batches(router_state):
+                demands = _demands(functools.partial(share, state.params), steps)
+                router_state = _announced(graph, state, demands)
             (gradient, losses, layers), choices = _add_up(one, steps)
         return gradient, _per_target(losses, batch, tokens), layers, choices
 
@@ -264,6 +270,30 @@ class Objective:
             scored = score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
             sums.append((scored.nll * valid_ahead(part["segments"], steps)).sum())
         return jnp.array(sums, jnp.float32)
+
+
+def _read_whole_batches(router_state: nnx.State) -> bool:
+    """Returns whether a router has a loss that reads the choices of the whole batch."""
+    paths = jax.tree_util.tree_flatten_with_path(router_state)[0]
+    return any(BATCH_LOAD in jax.tree_util.keystr(path) for path, _ in paths)
+
+
+def _demands(share: Callable[[Batch, Array], tuple[Array, Any]], steps: Any) -> list[Array]:
+    """Returns the choices ``(E,)`` of each MoE layer over all microbatches, by a forward pass."""
+
+    def one(step: tuple[Batch, Array]) -> list[Array]:
+        _, (_, layers, _) = share(*step)
+        return [layer.counts.demand for layer in layers]
+
+    return [demand.sum(0) for demand in jax.lax.map(one, steps)]
+
+
+def _announced(graph: nnx.GraphDef, state: TrainState, demands: list[Array]) -> nnx.State:
+    """Returns the routers' state with the choices of the whole batch."""
+    # A merged module shares its variables with the state; the copy keeps the old state unchanged.
+    model = nnx.merge(graph, state.params, jax.tree.map(lambda x: x, state.router_state))
+    model.announce_load(jax.lax.stop_gradient(demands))
+    return split_model(model)[2]
 
 
 def _add_up(one: Callable[[Any], tuple[Any, Any]], steps: Any) -> tuple[Any, Any]:

@@ -74,6 +74,32 @@ def test_which_choices_count(choices: str, expected: float):
     assert value(LoadBalance(choices=choices), scores, k=2) == pytest.approx(expected)
 
 
+def test_fractions_of_the_whole_batch():
+    # P = (2.2/3, 0.8/3), and 1 of 4 tokens of the batch chose expert 0: 2 * (1.1 + 1.2) / 6.
+    scores, part = [SCORES[0], SCORES[1], SCORES[0]], LoadBalance(choices="mean", over="batch")
+    assert value(part, scores, batch_load=jnp.array([1.0, 3.0])) == pytest.approx(2.3 / 3)
+    # The sum over two choices of each token is twice the mean.
+    both = LoadBalance(choices="all", over="batch")
+    load = {"batch_load": jnp.array([2.0, 6.0])}
+    assert value(both, scores, k=2, **load) == pytest.approx(2 * 2.3 / 3)
+    # Without counts, the tokens at hand are the batch: f = (1, 0).
+    for state in ({}, {"batch_load": jnp.zeros(2)}):
+        assert value(part, scores, **state) == pytest.approx(4.4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "choices='first'"),
+        ({"choices": "all", "padding": "diluted"}, "padding='diluted'"),
+        ({"choices": "mean", "ema": 0.9}, "ema=0.9"),
+    ],
+)
+def test_fractions_of_the_whole_batch_reject_settings_that_they_ignore(settings, named):
+    with pytest.raises(ConfigError, match=f"so {named} does not fit: use choices='mean'"):
+        LoadBalance(over="batch", **settings)
+
+
 @pytest.mark.parametrize(
     ("padding", "expected"),
     [

@@ -257,7 +257,11 @@ PUBLISHED = {
     ),
     "qwen2_moe": Router(SOFTMAX, top_k(4), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN),
     "qwen3_moe": Router(
-        SOFTMAX, top_k(8, True), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN
+        SOFTMAX,
+        top_k(8, True),
+        (dataclasses.replace(balance(1e-3, "all", "masked"), over="batch"),),
+        DROPLESS,
+        *PLAIN,
     ),
     # The losses of DeepSeek's models are of each sequence.
     # alpha_1 = 0.001 at 16B, whose experts sit on one device: no device loss.
@@ -347,7 +351,8 @@ def test_presets_say_over_which_tokens_a_balance_loss_is_taken(name: str):
     # Z-loss and entropy are means over tokens, whichever tokens lie together.
     spread = [loss for loss in preset(name).balance if not isinstance(loss, ZLoss | Entropy)]
     said = " ".join(functions()[name].__doc__.split())
-    assert all(f"per {loss.span}" in said for loss in spread)
+    tokens = ["over the global batch" if loss.of_batch else f"per {loss.span}" for loss in spread]
+    assert all(words in said for words in tokens)
 
 
 # A choice that a preset's default makes void, and what gives it something to choose.

@@ -16,7 +16,7 @@ from moe_jax.models import DecoderConfig, EncoderDecoderConfig, Reading
 from moe_jax.nn.mode import EVAL, TRAIN
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.routing import Counts
+from moe_jax.routing import Capacity, Counts, LoadBalance, Router, Softmax, TopK
 from moe_jax.run import session as session_module
 from moe_jax.run.session import Session
 from moe_jax.training import step as step_module
@@ -147,6 +147,54 @@ def test_the_objective_is_loss_and_weighted_means_of_the_layers_losses(microbatc
     # A balance loss is about 1 whatever the number of microbatches: averaged, not summed.
     for layer in layers:
         assert 0.9 < layer.losses["balance"] < 3
+
+
+WHOLE = Router(
+    score=Softmax(),
+    select=TopK(2),
+    balance=(LoadBalance(0.5, choices="mean", over="batch"),),
+    capacity=Capacity(dropless="always"),
+)
+
+
+@functools.cache
+def of_whole_batches(microbatches=1, devices=1, **settings):
+    """Gradient, losses and layer reports with fractions of the whole batch."""
+    mesh = make_mesh(MeshConfig(devices), jax.devices()[:devices])
+    graph, state = made(recipe(model(WHOLE, **settings), mesh))
+    with jax.set_mesh(mesh):
+        step = compiled(functools.partial(Objective(microbatches).value_and_gradient, graph))
+        return jax.device_get(step(state, batch())[:3])
+
+
+@pytest.mark.parametrize(("microbatches", "devices"), [(4, 1), (1, 2), (1, 4), (4, 2), (1, 8)])
+def test_fractions_of_the_whole_batch_ignore_microbatches_and_devices(microbatches, devices):
+    wanted = of_whole_batches()
+    found = of_whole_batches(microbatches, devices)
+    close(found[0], wanted[0], 5e-6)
+    close(found[1], wanted[1], 5e-6)
+    for layer, other in zip(found[2], wanted[2], strict=True):
+        np.testing.assert_allclose(layer.losses["balance"], other.losses["balance"], rtol=1e-5)
+
+
+def test_fractions_of_the_whole_batch_need_no_even_rows():
+    _, _, layers = of_whole_batches()
+    losses = [float(layer.losses["balance"]) for layer in layers]
+    assert losses[0] != losses[1]
+    rows = dataclasses.replace(WHOLE.balance[0], over="span", span="sequence")
+    graph, state = made(recipe(model(dataclasses.replace(WHOLE, balance=(rows,)))))
+    step = compiled(functools.partial(Objective().value_and_gradient, graph))
+    stricter = step(state, batch())[2]
+    for layer, loss in zip(stricter, losses, strict=True):
+        assert layer.losses["balance"] > loss
+
+
+def test_no_state_of_a_batch_is_left_after_a_step():
+    config = recipe(model(WHOLE))
+    graph, state = made(config)
+    step = functools.partial(train_step, graph, config.optimizer, Objective(4))
+    after, _ = compiled(step)(state, batch())
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(after.router_state))
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Auxiliary losses that balance the load and bound the logits; each is unweighted, of one group."""
 
-from moe_jax.routing.balance.base import Balance, Evidence
+from moe_jax.routing.balance.base import BATCH_LOAD, Balance, Evidence
 from moe_jax.routing.balance.importance import Importance, Load
 from moe_jax.routing.balance.load import (
     CommunicationBalance,
@@ -15,6 +15,7 @@ __all__ = [
     "CommunicationBalance",
     "DeviceBalance",
     "Entropy",
+    "BATCH_LOAD",
     "Evidence",
     "Importance",
     "Load",

@@ -15,6 +15,9 @@ from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 from moe_jax.routing.select import Selection, TokenChoice
 
+# Name of the router's state that has the choices (E,) of each expert in the whole batch.
+BATCH_LOAD = "batch_load"
+
 
 class Balance(Part, abc.ABC):
     """An unweighted loss of one group. A subclass is a frozen dataclass with a weight and a name.
@@ -27,6 +30,7 @@ class Balance(Part, abc.ABC):
             own treats its input tokens as either.
         needs_token_choice: True if the loss reads the experts that each token chose.
         needs_second_choice: True if the loss reads second choices.
+        of_batch: True if the loss also reads the choices of the whole batch, ``BATCH_LOAD``.
     """
 
     weight: Weight
@@ -34,6 +38,7 @@ class Balance(Part, abc.ABC):
     span: str = "group"
     needs_token_choice = False
     needs_second_choice = False
+    of_batch = False
 
     @abc.abstractmethod
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:

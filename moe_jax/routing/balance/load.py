@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.errors import ConfigError
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Chance, Positive, Weight
 from moe_jax.routing.balance.base import (
+    BATCH_LOAD,
     Balance,
     by_device,
     check_devices,
@@ -49,6 +51,10 @@ class LoadBalance(Balance):
         name: Name of the logged metric.
         span: Tokens over which one loss is computed: a ``group`` (GShard) or a ``sequence``
             (DeepSeek).
+        over: Tokens of the fraction: those of the ``span``, or the whole ``batch`` over all
+            devices and microbatches (Qiu et al. 2025, 2501.11873; Qwen3). Several microbatches
+            then cost a second forward pass, which counts the choices of all of them first. A
+            router that is called on its own takes its input tokens as the batch.
     """
 
     weight: Weight = 1e-2
@@ -58,12 +64,38 @@ class LoadBalance(Balance):
     ema: Chance = 0.0
     name: str = "balance"
     span: Literal["group", "sequence"] = "group"
+    over: Literal["span", "batch"] = "span"
 
     needs_token_choice = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.of_batch:
+            return
+        wrong = {
+            "choices='first'": self.choices == "first",
+            f"padding={self.padding!r}": self.padding != "masked",
+            f"ema={self.ema}": self.ema > 0,
+        }
+        for setting in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise ConfigError(
+                f"LoadBalance(over='batch') counts all choices of tokens in one step, so {setting} "
+                "does not fit: use choices='mean' or 'all', padding='masked' and ema=0"
+            )
+
+    @property
+    def of_batch(self) -> bool:
+        """True if the fraction is of the whole batch."""
+        return self.over == "batch"
+
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of ``load_ema (E,)`` if the fraction is an average over steps."""
-        return {"load_ema": (num_experts,)} if self.ema else {}
+        """Returns the shape ``(E,)`` of the fraction's array, if it is not of the span.
+
+        ``load_ema`` is the average over steps. ``batch_load`` has the choices of all microbatches
+        during a step, and is zero between steps.
+        """
+        wanted = {"load_ema": self.ema > 0, BATCH_LOAD: self.of_batch}
+        return {name: (num_experts,) for name, is_wanted in wanted.items() if is_wanted}
 
     def next_state(
         self, state: dict[str, Array], demand: Float[Array, "... E"]
@@ -89,6 +121,10 @@ class LoadBalance(Balance):
         fraction = jnp.where(mask_sent[:, None], chosen, 0).sum(0) / tokens
         if self.ema:
             fraction = inputs.needs_state("load_ema", "LoadBalance(ema)", "(E,) zeros at first")
+        if self.of_batch:
+            load = inputs.state.get(BATCH_LOAD, jnp.zeros(num_experts))
+            each = 1 if self.choices == "mean" else choice.expert.shape[1]
+            fraction = jnp.where(load.sum() > 0, load * each / jnp.maximum(load.sum(), 1), fraction)
         proxy = jnp.where(mask_proxy[:, None], scores, 0).sum(0) / tokens
         loss = num_experts * wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
         return loss * valid.mean(dtype=loss.dtype) if self.padding == "counted" else loss

@@ -59,10 +59,15 @@ def qwen3_moe(
 ) -> Router:
     """Qwen3-MoE (2505.09388): normalised top-8, no shared expert.
 
-    The report balances the load over the global batch. The preset computes the balance loss per
-    group, which is stricter, because it requires an even load in every group.
+    The fractions of the balance loss are counted over the global batch (Qiu et al. 2025,
+    2501.11873), so a group or a device may prefer some experts.
     """
-    return mixtral(k, balance_weight, capacity_factor)
+    return Router(
+        score=Softmax(),
+        select=TopK(k, normalize=True),
+        balance=weighted(LoadBalance(balance_weight, choices="all", over="batch")),
+        capacity=slots_or_dropless(capacity_factor),
+    )
 
 
 def olmoe(
