@@ -278,7 +278,9 @@ class Router(Ranged):
         A loss that reads the choices of the whole batch is among them, since these are known only
         when all groups are routed.
         """
-        return tuple(part for part in self.balance if part.span == "sequence" or part.of_batch)
+        return tuple(
+            part for part in self.balance if part.span == "sequence" or part.over == "batch"
+        )
 
     def sequence_losses(
         self, evidence: Evidence, valid: Bool[Array, " L"], state: Mapping[str, Array]

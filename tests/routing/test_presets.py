@@ -351,7 +351,9 @@ def test_presets_say_over_which_tokens_a_balance_loss_is_taken(name: str):
     # Z-loss and entropy are means over tokens, whichever tokens lie together.
     spread = [loss for loss in preset(name).balance if not isinstance(loss, ZLoss | Entropy)]
     said = " ".join(functions()[name].__doc__.split())
-    tokens = ["over the global batch" if loss.of_batch else f"per {loss.span}" for loss in spread]
+    tokens = [
+        "over the global batch" if loss.over == "batch" else f"per {loss.span}" for loss in spread
+    ]
     assert all(words in said for words in tokens)
 
 

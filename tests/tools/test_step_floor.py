@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from tools.step_floor import _multiplying, products, table
+from moe_jax.config.loading import experiment_of
+from tools.step_floor import STEPS, _multiplying, products, table
 
 
 def test_products_of_a_compiled_program_and_their_executions():
@@ -22,6 +24,12 @@ def test_products_of_a_compiled_program_and_their_executions():
         shapes[times] = tuple(sorted(result.shape))
         assert np.isfinite(result).all()
     assert shapes == {1: (2, 32, 32), 5: (32, 64)}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_is_a_model(name):
+    config, settings = STEPS[name]
+    assert experiment_of(config, dict(settings)).model.moe.num_experts > 0
 
 
 def test_the_table_says_how_far_a_step_is_from_its_floor():

@@ -28,17 +28,18 @@ class Balance(Part, abc.ABC):
         span: Tokens over which one loss is computed: a ``group``, or a ``sequence``, which
             is a row of the batch with all documents packed into it. A router that is called on its
             own treats its input tokens as either.
+        over: Tokens whose choices the loss counts: those of the ``span``, or of the whole
+            ``batch``, which are in the state ``BATCH_LOAD``.
         needs_token_choice: True if the loss reads the experts that each token chose.
         needs_second_choice: True if the loss reads second choices.
-        of_batch: True if the loss also reads the choices of the whole batch, ``BATCH_LOAD``.
     """
 
     weight: Weight
     name: str
     span: str = "group"
+    over: str = "span"
     needs_token_choice = False
     needs_second_choice = False
-    of_batch = False
 
     @abc.abstractmethod
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:

@@ -70,7 +70,7 @@ class LoadBalance(Balance):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.of_batch:
+        if self.over != "batch":
             return
         wrong = {
             "choices='first'": self.choices == "first",
@@ -83,18 +83,13 @@ class LoadBalance(Balance):
                 "does not fit: use choices='mean' or 'all', padding='masked' and ema=0"
             )
 
-    @property
-    def of_batch(self) -> bool:
-        """True if the fraction is of the whole batch."""
-        return self.over == "batch"
-
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape ``(E,)`` of the fraction's array, if it is not of the span.
 
         ``load_ema`` is the average over steps. ``batch_load`` has the choices of all microbatches
         during a step, and is zero between steps.
         """
-        wanted = {"load_ema": self.ema > 0, BATCH_LOAD: self.of_batch}
+        wanted = {"load_ema": self.ema > 0, BATCH_LOAD: self.over == "batch"}
         return {name: (num_experts,) for name, is_wanted in wanted.items() if is_wanted}
 
     def next_state(
@@ -121,7 +116,7 @@ class LoadBalance(Balance):
         fraction = jnp.where(mask_sent[:, None], chosen, 0).sum(0) / tokens
         if self.ema:
             fraction = inputs.needs_state("load_ema", "LoadBalance(ema)", "(E,) zeros at first")
-        if self.of_batch:
+        if self.over == "batch":
             load = inputs.state.get(BATCH_LOAD, jnp.zeros(num_experts))
             each = 1 if self.choices == "mean" else choice.expert.shape[1]
             fraction = jnp.where(load.sum() > 0, load * each / jnp.maximum(load.sum(), 1), fraction)
