@@ -15,6 +15,9 @@ SMOKE := tests/routing/test_references.py tests/routing/test_capacity.py tests/t
 # Test processes start faster if modules stay compiled, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
+# By default, glibc returns the memory of a step to the system and gets it back page by page.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: train test exhaustive smoke parity planner lint gpu docs python-version clean
 
 train: $(STAMP)

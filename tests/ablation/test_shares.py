@@ -35,7 +35,10 @@ def test_runs_share_the_cards(places, cards, visible):
 
 
 def test_runs_at_the_scale_of_cpus_take_no_card():
-    assert taken(MachineShare(1, 2, ["0"]), "cpu") == {"JAX_PLATFORMS": "cpu"}
+    assert taken(MachineShare(1, 2, ["0"]), "cpu") == {
+        "JAX_PLATFORMS": "cpu",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
 
 
 def taken(place: MachineShare, scale: str) -> dict[str, str]:
