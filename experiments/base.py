@@ -44,9 +44,9 @@ SINGLE_PASS: dict[str, Any] = CPU | {
     "data.vocab_size": 1024,
     "data.shuffle_window": 0,
     "data.eval_documents": None,
-    "training.steps": 2500,
+    "training.steps": 1600,
     "training.log_every": 5,
-    "training.checkpoint_every": 2500,
+    "training.checkpoint_every": 1600,
 }
 # 20 to 60 million active parameters, for one epoch of the library.
 GPU: dict[str, Any] = {

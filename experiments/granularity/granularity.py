@@ -17,7 +17,7 @@ def _arm(parts: int) -> dict:
         "model.moe.num_experts": 8 * parts,
         "model.moe.expert_dim": lambda config: config.model.mlp_dim // parts,
         # The balance loss is a sum over choices.
-        "model.moe.router": router("qwen3_moe", k=parts, balance_weight=1e-2 / parts),
+        "model.moe.router": router("qwen3_moe", k=parts, balance_weight=1e-2 / parts, over="span"),
     }
 
 

@@ -55,17 +55,21 @@ def qwen2_moe(
 
 
 def qwen3_moe(
-    k: Positive = 8, balance_weight: Weight = 1e-3, capacity_factor: CapacityFactor | None = None
+    k: Positive = 8,
+    balance_weight: Weight = 1e-3,
+    capacity_factor: CapacityFactor | None = None,
+    over: Literal["span", "batch"] = "batch",
 ) -> Router:
     """Qwen3-MoE (2505.09388): normalised top-8, no shared expert.
 
     The fractions of the balance loss are counted over the global batch (Qiu et al. 2025,
-    2501.11873), so a group or a device may prefer some experts.
+    2501.11873), so a group or a device may prefer some experts; ``over="span"`` counts them per
+    group.
     """
     return Router(
         score=Softmax(),
         select=TopK(k, normalize=True),
-        balance=weighted(LoadBalance(balance_weight, choices="all", over="batch")),
+        balance=weighted(LoadBalance(balance_weight, choices="all", over=over)),
         capacity=slots_or_dropless(capacity_factor),
     )
 
