@@ -108,6 +108,8 @@ def record(run: Run) -> dict[str, Any]:
         "commit": about["git_commit"],
         **_of_corpus(about),
         "versions": {name: about["versions"][name] for name in _VERSIONS},
+        # Bits per byte of simple models on the validation text, such as zlib.
+        "baselines": result.get("baselines", {}),
         **({"diverged": result["step"]} if run.diverged else _measured(run)),
         "curve": _curve(run.lines),
     }
