@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from absl import flags
 
+from moe_jax.ablation.shares import LARGE_PAGES
 from moe_jax.cli import common
 from tools.plans import write_table
 
@@ -151,7 +153,7 @@ def run(name: str, arguments: Sequence[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "moe_jax.bench", *arguments, f"--rounds={_ROUNDS}"]
     command += [f"--output={folder / name}.jsonl", f"--figure={folder / name}.png"]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=os.environ | LARGE_PAGES)
 
 
 def define(values: flags.FlagValues) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # By default, glibc returns the memory of a step to the system and gets it back page by page.
-_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _ON_DEMAND = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
@@ -33,7 +33,7 @@ class MachineShare:
         if self.of > 1 and hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(os.getpid()))
             os.sched_setaffinity(0, cores[self.index :: self.of] or cores)
-        return _LARGE_PAGES | {"JAX_PLATFORMS": "cpu"} if scale == "cpu" else self._card()
+        return LARGE_PAGES | {"JAX_PLATFORMS": "cpu"} if scale == "cpu" else self._card()
 
     def _card(self) -> dict[str, str]:
         if self.of == 1 or not self.cards:
