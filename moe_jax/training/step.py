@@ -283,7 +283,7 @@ def _demands(share: Callable[[Batch, Array], tuple[Array, Any]], steps: Any) -> 
 
     def one(step: tuple[Batch, Array]) -> list[Array]:
         _, (_, layers, _) = share(*step)
-        return [layer.counts.demand for layer in layers]
+        return [report.counts.demand for report in layers]
 
     return [demand.sum(0) for demand in jax.lax.map(one, steps)]
 

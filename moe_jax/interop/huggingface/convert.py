@@ -32,6 +32,7 @@ from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QW
 from moe_jax.interop.huggingface.opened import opened
 from moe_jax.interop.staging import replaced, require_room
 from moe_jax.parallel.rules import sharding_of
+from moe_jax.routing.balance import BATCH_LOAD
 
 _FAMILIES: tuple[Family[Any], ...] = (
     MIXTRAL,
@@ -235,7 +236,8 @@ class _Parameters:
             ConfigError: If there is such a parameter, which the message names.
         """
         held = {self._find(name)[0] for entry in entries for name in entry.ours}
-        for path in [*self._flat.keys() - held, *held - self._flat.keys()]:
+        ours = {path for path in self._flat if not _of_one_step(path)}
+        for path in [*ours - held, *held - ours]:
             name = ".".join(map(str, path))
             raise ConfigError(f"{family} cannot express {name}: its tensors and the model's differ")
 
@@ -265,11 +267,15 @@ class _Parameters:
         Raises:
             ConfigError: If no tensor of the family holds a parameter.
         """
-        empty = [
-            ".".join(map(str, path))
+        unread = {
+            path: variable
             for path, variable in self._flat.items()
             if isinstance(variable.get_value(), jax.ShapeDtypeStruct)
-        ]
+        }
+        for path in filter(_of_one_step, unread):
+            variable = unread[path]
+            self._flat[path] = variable.replace(self._empty(variable, variable.get_value()))
+        empty = [".".join(map(str, path)) for path in unread if not _of_one_step(path)]
         if empty:
             raise ConfigError(f"no tensor holds {', '.join(empty)}")
         return nnx.from_flat_state(self._flat)
@@ -295,6 +301,11 @@ class _Parameters:
         stored = self._stored.get(keys, models.Stored(keys))
         index = () if stored.entry is None else (stored.entry,)
         return stored.path, (*index, int(part)) if part else index
+
+
+def _of_one_step(path: tuple) -> bool:
+    """Returns whether a state is zero between training steps, so that no folder holds it."""
+    return path[-1] == BATCH_LOAD
 
 
 @functools.partial(jax.jit, donate_argnums=0)
