@@ -58,8 +58,8 @@ def _backward(subscripts: str, operands: tuple[Array, Array], gradient: Array):
     if set(first) & set(second) & set(result):
         _, pull = jax.vjp(functools.partial(narrow, subscripts), *operands)
         return pull(gradient)
-    # The transpose of a product without a batch has its second operand's gradient transposed, for
-    # which a CPU copies ``gradient``, such as that of all logits.
+    # JAX would compute the gradient of the second operand transposed. XLA for CPUs then copies the
+    # whole ``gradient`` first, and the gradient of all logits is large.
     x, y = operands
     dx = narrow(f"{result},{second}->{first}", gradient, y)
     return dx, narrow(f"{first},{result}->{second}", x, gradient)

@@ -1,1 +1,1 @@
-"""Ablations of GLaM (Du et al. 2021, 2112.06905)."""
+"""Pilots, which tune a scale before any ablation uses it."""
