@@ -9,8 +9,8 @@ from moe_jax.experiments.base import SINGLE_PASS, language_model
 
 from moe_jax.ablation.ablation import Ablation, Claim
 
-# The rate of the last two arms: a placeholder until the arms ``dense_...`` have ended, then the rate
-# with their lowest mean validation loss over both seeds.
+# The rate of the last two arms: a placeholder until the arms ``dense_...`` have ended, then the
+# rate with their lowest mean validation loss over both seeds.
 RATE = 3e-2
 _DENSE = {"model.moe.every": 0}
 _RATES = {"dense_3e-3": 3e-3, "dense_1e-2": 1e-2, "dense_3e-2": 3e-2, "dense_6e-2": 6e-2}
