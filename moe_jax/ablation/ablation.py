@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -97,6 +98,25 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gate:
+    """A condition of the runs without which no claim can be tested.
+
+    Attributes:
+        text: Condition in words.
+        arm: Arm whose runs must meet it.
+        metric: Metric whose mean over seeds must lie in the range.
+        least: Lower end of the range.
+        most: Upper end of the range.
+    """
+
+    text: str
+    arm: str
+    metric: str
+    least: float = -math.inf
+    most: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
 class Effect:
     """The published effect of a claim.
 
@@ -137,6 +157,8 @@ class Ablation:
         first_seed: Seed of the first run; seeds for tuning differ from the seeds of verdicts.
         registered: Commit that registered the claims, before any run counted. Verdicts then follow
             the rule of ``experiments/registration.md``; without it, the interval is Student's.
+        gates: Conditions without which no claim and no pair of arms can be tested. A claim among
+            them is a positive control, which must be reproduced.
     """
 
     name: str
@@ -154,10 +176,13 @@ class Ablation:
     notes: tuple[str, ...] = ()
     first_seed: int = 0
     registered: str = ""
+    gates: tuple[Gate | Claim, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ConfigError if arms, claims or scales do not fit together."""
-        named = [arm for claim in self.claims for arm in (claim.low, claim.high)]
+        controls = [gate for gate in self.gates if isinstance(gate, Claim)]
+        named = [arm for claim in (*self.claims, *controls) for arm in (claim.low, claim.high)]
+        named += [gate.arm for gate in self.gates if isinstance(gate, Gate)]
         named += [arm for paper in self.published for arm in paper.values]
         named += [self.threshold_arm] if self.threshold_arm else []
         named += self.overlay.places if self.overlay else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ Array = np.ndarray
 DERIVED = ("steps_to", "seconds_to")
 # Metrics that are compared by ratio, since their values depend on the machine.
 RATIOS = ("tokens_per_second", *DERIVED)
+# Metrics in nats per token.
+IN_NATS = ("loss", "best_loss", "train_loss", "excess_loss")
 # GLaM (arXiv 2112.06905) used 456 MWh for 600B tokens with 96.6B active parameters, at six FLOPs
 # per parameter and token. Its 574 h for 280B tokens on 1,024 TPU v4 correspond to 28 % of their
 # peak of 275 TFLOP/s; its 213 MWh for 280B tokens give the same energy per FLOP.
@@ -40,23 +42,37 @@ def smoothed(curve: Sequence[Sequence[float]]) -> tuple[Array, Array]:
 def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]]:
     """Returns the records, with ``steps_to`` and ``seconds_to`` if a run reaches the threshold.
 
-    The threshold is the final smoothed training loss of the threshold arm with the same seed. The
-    two metrics are the time after which the smoothed training loss of a run stays at or below the
-    threshold; seconds assume the median speed of the run, without compilation. A diverged run
-    never reaches a threshold and sets none.
+    The threshold is the last validation loss of the threshold arm with the same seed, if the runs
+    validate during training, and else its final smoothed training loss. The two metrics are the
+    time after which the loss of a run stays at or below the threshold; seconds assume the median
+    speed of the run, without compilation. A diverged run never reaches a threshold and sets none.
     """
+    validated = all("eval_curve" in line for line in records if not diverged(line))
+    loss_of = validation if validated else _training
     ends = {
-        line["seed"]: smoothed(line["curve"])[1][-1]
+        line["seed"]: loss_of(line)[1][-1]
         for line in records
         if line["arm"] == ablation.threshold_arm and not diverged(line)
     }
-    return [{**line, **_threshold(line, ends.get(line["seed"]))} for line in records]
+    return [{**line, **_threshold(line, ends.get(line["seed"]), loss_of)} for line in records]
 
 
-def _threshold(line: Record, end: float | None) -> dict[str, float]:
+def validation(line: Record) -> tuple[Array, Array]:
+    """Returns steps and validation losses of a run, ``(T,)`` each."""
+    steps, losses = np.array(line["eval_curve"], float).T
+    return steps, losses
+
+
+def _training(line: Record) -> tuple[Array, Array]:
+    return smoothed(line["curve"])
+
+
+def _threshold(
+    line: Record, end: float | None, loss_of: Callable[[Record], tuple[Array, Array]]
+) -> dict[str, float]:
     if end is None or diverged(line):
         return {}
-    steps, losses = smoothed(line["curve"])
+    steps, losses = loss_of(line)
     above = np.flatnonzero(losses > end)
     first = above[-1] + 1 if len(above) else 0
     if first == len(steps):

@@ -12,21 +12,23 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.derived import (
+    IN_NATS,
     Record,
     Records,
     axis_of,
     by_arm,
     diverged,
     paired,
+    smoothed,
     step_seconds,
 )
+from moe_jax.ablation.intervals import Interval
 from moe_jax.ablation.overlay import Overlay
-from moe_jax.ablation.verdicts import Verdict
+from moe_jax.ablation.verdicts import CONTRADICTED, REPRODUCED, Verdict
 
 CURVES, AGAINST, OVERLAY, EFFECTS = "curves", "against", "overlay", "effects"
 NAMES = (CURVES, AGAINST, OVERLAY, EFFECTS)
@@ -46,7 +48,9 @@ _STYLE: dict[Any, Any] = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
     ),
 }
-_TICKS = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50)
+_DASHES = ("-", "--", ":")
+_COLOURS = {REPRODUCED: "#0072b2", CONTRADICTED: "#d55e00"}
+_UNDECIDED = "#667079"
 _AXES = {
     "tokens": "training tokens",
     "flops": "training FLOPs",
@@ -76,7 +80,7 @@ def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> 
     drawings: dict[str, Callable[[], Figure]] = {
         CURVES: lambda: _curves(ablation, records),
         AGAINST: lambda: _against(ablation, records),
-        EFFECTS: lambda: _effects(verdicts),
+        EFFECTS: lambda: _effects(ablation, verdicts),
     }
     overlay = ablation.overlay
     if overlay is not None:
@@ -86,22 +90,78 @@ def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> 
 
 
 def _curves(ablation: Ablation, records: Records) -> Figure:
+    """Draws the loss minus the baseline's by step, above the loss by step and by seconds."""
     seconds = step_seconds(records)
     timed = [line for line in records if line["arm"] in seconds]
-    figure = Figure((8.0, 4.0), layout="constrained")
-    panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    _bands(panels[0], ablation, records, _steps)
-    panels[0].set_xlabel("step")
-    panels[0].set_ylabel("training loss (nats per token)")
-    panels[0].legend()
+    first = baseline(ablation, records)
+    lower = ["steps", "seconds" if timed else "steps"]
+    rows: list[Any] = [["difference"] * 2, lower] if first else [lower]
+    figure = Figure((8.0, 6.4 if first else 3.6), layout="constrained")
+    heights = (3, 2) if first else None
+    panels = figure.subplot_mosaic(rows, height_ratios=heights)
+    if first:
+        _differences(panels["difference"], ablation, records, first)
+    _bands(panels["steps"], ablation, records, _steps)
+    panels["steps"].set_xlabel("step")
+    panels["steps"].set_ylabel("training loss (nats)")
+    if not first:
+        panels["steps"].legend()
     if timed:
-        _bands(panels[1], ablation, timed, lambda line: _steps(line) * seconds[line["arm"]])
-        panels[1].set_xlabel("seconds at the median speed of the arm")
+        panels["seconds"].sharey(panels["steps"])
+        _bands(panels["seconds"], ablation, timed, lambda line: _steps(line) * seconds[line["arm"]])
+        panels["seconds"].set_xlabel("seconds at the median speed of the arm")
     return figure
+
+
+def baseline(ablation: Ablation, records: Records) -> str:
+    """Returns the arm that others are compared with; "" if no other arm has the same seeds.
+
+    It is the threshold arm, or else the first arm.
+    """
+    arm = ablation.threshold_arm or next(iter(ablation.arms))
+    seeds = {line["seed"] for line in records if line["arm"] == arm and not diverged(line)}
+    others = [line for line in records if line["arm"] != arm and not diverged(line)]
+    return arm if any(line["seed"] in seeds and line["curve"] for line in others) else ""
+
+
+def _differences(axes: Axes, ablation: Ablation, records: Records, first: str) -> None:
+    """Draws the smoothed training loss of each arm minus the baseline's of the same seed.
+
+    Arms with another number of steps than the baseline are left out.
+    """
+    whole = [line for line in records if line["curve"] and not diverged(line)]
+    theirs = {line["seed"]: line for line in whole if line["arm"] == first}
+    for arm, lines in by_arm(ablation, whole).items():
+        pairs = [(line, theirs[line["seed"]]) for line in lines if line["seed"] in theirs]
+        both = [(ours, base) for ours, base in pairs if ours["steps"] == base["steps"]]
+        if arm == first or not both:
+            continue
+        steps = smoothed(both[0][1]["curve"])[0]
+        values = np.array([_at(steps, ours) - _at(steps, base) for ours, base in both])
+        style = _line_of(ablation, arm)
+        axes.plot(steps, values.mean(0), label=arm, **style)
+        axes.fill_between(
+            steps, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0
+        )
+    axes.axhline(0.0, color="#888888", linewidth=0.8)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"training loss - {first} (nats)")
+    axes.legend(fontsize="small", ncols=2)
+
+
+def _at(steps: np.ndarray, line: Record) -> np.ndarray:
+    """Returns the smoothed training loss at some steps, ``(T,)``."""
+    return np.interp(steps, *smoothed(line["curve"]))
 
 
 def _steps(line: Record) -> np.ndarray:
     return np.array([step for step, _ in line["curve"]], float)
+
+
+def _line_of(ablation: Ablation, arm: str) -> dict[str, Any]:
+    """Returns colour and style of the line of an arm; ten arms have one style."""
+    number = list(ablation.arms).index(arm)
+    return {"color": f"C{number % 10}", "linestyle": _DASHES[number // 10 % len(_DASHES)]}
 
 
 def _against(ablation: Ablation, records: Records) -> Figure:
@@ -124,32 +184,34 @@ def _bands(
 
     A diverged run has a separate line, with a cross at its end.
     """
-    colours = {arm: f"C{number % 10}" for number, arm in enumerate(ablation.arms)}
-    for arm, lines in by_arm(ablation, records).items():
-        colour = colours[arm]
+    drawn = [line for line in records if line["curve"]]
+    for arm, lines in by_arm(ablation, drawn).items():
+        style = _line_of(ablation, arm)
         whole = [line for line in lines if not diverged(line)]
         if whole:
-            _band(axes, whole, x_of, colour, arm)
-        lost = [line for line in lines if diverged(line) and line["curve"]]
+            _band(axes, whole, x_of, style, arm)
+        lost = [line for line in lines if diverged(line)]
         for line in lost:
             losses = [loss for _, loss in line["curve"]]
             label = None if whole or line is not lost[0] else arm
-            axes.plot(x_of(line), losses, "-x", color=colour, markevery=[-1], label=label)
+            axes.plot(x_of(line), losses, marker="x", markevery=[-1], label=label, **style)
 
 
 def _band(
     axes: Axes,
     lines: Records,
     x_of: Callable[[Record], np.ndarray],
-    colour: str,
+    style: dict[str, Any],
     label: str,
 ) -> None:
     # All lines end with the shortest run, so that a run that was cut short can be drawn.
     length = min(len(line["curve"]) for line in lines)
     losses = np.array([[loss for _, loss in line["curve"][:length]] for line in lines])
     x = x_of(lines[0])[:length]
-    axes.plot(x, losses.mean(0), color=colour, label=label)
-    axes.fill_between(x, losses.min(0), losses.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, losses.mean(0), label=label, **style)
+    axes.fill_between(
+        x, losses.min(0), losses.max(0), color=style["color"], alpha=0.15, linewidth=0
+    )
 
 
 def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
@@ -185,28 +247,40 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
     return figure
 
 
-def _effects(verdicts: Sequence[Verdict]) -> Figure:
-    figure = Figure((8.0, 1.0 + 0.5 * len(verdicts)), layout="constrained")
-    axes = figure.subplots()
-    shown = [(found.claim, found.effect) for found in reversed(verdicts) if found.effect]
-    for row, (claim, effect) in enumerate(shown):
-        # Effects of different units share the axis as multiples of their half-width.
-        half = effect.half_width or 1.0
-        mean, margin = effect.mean / half, claim.margin / half
-        width = effect.half_width / half
-        axes.errorbar(mean, row, xerr=width, fmt="o", color="#0072b2", capsize=3)
-        for side in (-margin, margin) if claim.within else (margin,):
-            axes.plot([side] * 2, [row - 0.3, row + 0.3], color="#d55e00")
-    names = [f"{claim.metric}: {claim.high} - {claim.low}" for claim, _ in shown]
-    axes.set_yticks(range(len(names)), names)
-    axes.axvline(0.0, color="#888888", linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=5)
-    ends = axes.get_xlim()
-    axes.set_xticks([tick for tick in _TICKS if ends[0] <= tick <= ends[1]])
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel("effect in half-widths of its 95 % interval, and the margin claimed")
+def _effects(ablation: Ablation, verdicts: Sequence[Verdict]) -> Figure:
+    """Draws each measured effect beside the published one; every unit has a panel."""
+    units: dict[str, list[tuple[Verdict, Interval]]] = {}
+    for found in verdicts:
+        if found.effect:
+            metric = found.claim.metric
+            unit = "nats" if metric in IN_NATS else metric
+            units.setdefault(unit, []).append((found, found.effect))
+    counts = [len(rows) for rows in units.values()]
+    figure = Figure((8.0, 0.9 * len(units) + 0.4 * sum(counts)), layout="constrained")
+    panels = figure.subplots(
+        len(units), 1, squeeze=False, height_ratios=[2.25 + count for count in counts]
+    )[:, 0]
+    for axes, (unit, rows) in zip(panels, units.items(), strict=True):
+        _effect_rows(axes, ablation, rows)
+        axes.set_xlabel(f"effect ({unit}); diamond: published, band: margin")
     return figure
+
+
+def _effect_rows(axes: Axes, ablation: Ablation, rows: Sequence[tuple[Verdict, Interval]]) -> None:
+    for row, (found, effect) in enumerate(reversed(rows)):
+        claim = found.claim
+        colour = _COLOURS.get(found.text.split(":")[0], _UNDECIDED)
+        axes.errorbar(effect.mean, row, xerr=effect.half_width, fmt="o", color=colour, capsize=3)
+        if claim.margin:
+            low, high = sorted((-claim.margin if claim.within else 0.0, claim.margin))
+            axes.fill_betweenx((row - 0.35, row + 0.35), low, high, color="#888888", alpha=0.25)
+        published = ablation.effect(claim).value
+        if published is not None:
+            axes.plot(published, row, "D", markerfacecolor="none", markeredgecolor=_INK)
+    names = [f"{found.claim.high} - {found.claim.low}" for found, _ in reversed(rows)]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.axvline(0.0, color="#888888", linewidth=0.8)
 
 
 def _save(figure: Figure, path: Path) -> None:

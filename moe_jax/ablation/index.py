@@ -20,8 +20,9 @@ from moe_jax.ablation.ablation import Ablation, Claim
 from moe_jax.ablation.catalogue import RESULTS, CatalogueEntry, Result, results
 from moe_jax.ablation.derived import with_thresholds
 from moe_jax.ablation.figures import NAMES
+from moe_jax.ablation.judgement import judged
 from moe_jax.ablation.pairs import READINGS, TableAgreement, agreements
-from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of
+from moe_jax.ablation.report import few_seeds, markdown, minutes_of
 from moe_jax.ablation.verdicts import MISSING
 from moe_jax.errors import ConfigError
 
@@ -37,7 +38,7 @@ _TABLES = (
     "|---|---|---|---|",
 )
 _HEADER = (
-    "| claim | effect | published | measured, 95 % interval | verdict |",
+    "| claim | effect | published | measured, interval | verdict |",
     "|---|---|---|---|---|",
 )
 _EXPLORATORY = "No commit registered these claims before the runs: they are exploratory."
@@ -192,7 +193,7 @@ def pairs(shown: Sequence[IndexSection], fewest: int, root: str) -> str:
     if not tables:
         return ""
     counts = collections.Counter(text for _, table in tables for text in table.readings.values())
-    parts = ", ".join(f"{counts[kind]} {kind}" for kind in READINGS)
+    parts = ", ".join(f"{counts[kind]} {kind}" for kind in READINGS if counts[kind])
     total = f"{sum(counts.values())} pairs of arms in {len(tables)} published tables: {parts}."
     rows = [
         _table_line(section, table, root) for section, table in tables if len(table.pairs) >= fewest

@@ -12,18 +12,21 @@ from scipy import stats
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % confidence interval.
+    """A mean with its confidence interval, of 95 % unless a look sets another level.
 
     Attributes:
         mean: Mean of the values.
         half_width: Half-width of the interval.
+        seeds: Number of seeds of the look that sets the level; 0 for an interval of 95 %.
     """
 
     mean: float
     half_width: float
+    seeds: int = 0
 
     def __str__(self) -> str:
-        return f"{self.mean:+.4f} ± {self.half_width:.4f}"
+        look = f" ({self.seeds} seeds)" if self.seeds else ""
+        return f"{self.mean:+.4f} ± {self.half_width:.4f}{look}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from scipy import stats
 
-from moe_jax.ablation.ablation import Ablation, Published
-from moe_jax.ablation.derived import RATIOS, Records, by_arm, paired, values_of
+from moe_jax.ablation.ablation import Ablation, Claim, Published
+from moe_jax.ablation.derived import IN_NATS, RATIOS, Records, by_arm, paired, values_of
 from moe_jax.ablation.intervals import Interval
+from moe_jax.ablation.judgement import failed_gates
 from moe_jax.ablation.statistics import SMALLEST_EFFECT
+from moe_jax.ablation.verdicts import UNTESTABLE, first_decided
 
 CONCORDANT, DISCORDANT, UNRESOLVED = "concordant", "discordant", "open"
 BELOW = "below resolution"
-READINGS = (CONCORDANT, DISCORDANT, UNRESOLVED, BELOW)
-# Metrics in nats, for which effects below ``SMALLEST_EFFECT`` are not tested.
-_IN_NATS = ("loss", "best_loss", "train_loss", "excess_loss")
+READINGS = (CONCORDANT, DISCORDANT, UNRESOLVED, BELOW, UNTESTABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Pair:
         low: Arm with the lower printed number, in the sign of the metric.
         high: Other arm.
         published: Printed difference ``high - low``, above 0.
-        measured: Measured difference over the common seeds, with its 95 % interval.
+        measured: Measured difference over the common seeds, with its interval.
     """
 
     low: str
@@ -56,17 +56,22 @@ class TableAgreement:
         pairs: Every pair of arms with different printed numbers and at least two common seeds.
         tau: Kendall's tau-b of printed numbers and measured means; ``None`` for two arms.
         slope: Slope of the line through printed (x) and measured (y) numbers by least squares.
+        testable: Whether the runs pass the gates of the ablation.
     """
 
     paper: Published
     pairs: tuple[Pair, ...]
     tau: float | None
     slope: float
+    testable: bool = True
 
     @property
     def readings(self) -> dict[Pair, str]:
         """Reading of each pair."""
-        in_nats = self.paper.measures in _IN_NATS
+        if not self.testable:
+            return dict.fromkeys(self.pairs, UNTESTABLE)
+        # In nats, effects below ``SMALLEST_EFFECT`` are not tested.
+        in_nats = self.paper.measures in IN_NATS
         return {pair: pair.reading(in_nats) for pair in self.pairs}
 
     @property
@@ -80,11 +85,11 @@ def agreements(ablation: Ablation, records: Records) -> list[TableAgreement]:
     """Returns the agreement with each printed table that the runs measure too.
 
     A table of speeds or of times has no agreement, since the runs share a machine. Arms without
-    the metric are left out.
+    the metric are left out. The pairs of a registered ablation have the intervals of its looks.
 
     Args:
         ablation: Ablation of the records.
-        records: Lines of ``results.jsonl``.
+        records: Lines of ``results.jsonl``, with the metrics of ``with_thresholds``.
     """
     found = (_agreement(ablation, paper, records) for paper in ablation.published)
     return [table for table in found if table is not None]
@@ -99,19 +104,25 @@ def _agreement(ablation: Ablation, paper: Published, records: Records) -> TableA
         for arm, lines in by_arm(ablation, records).items()
         if arm in paper.values and len(values_of(lines, metric)) > 1
     }
-    pairs = tuple(_pairs(paper, arms, metric))
+    pairs = tuple(_pairs(paper, arms, metric, records if ablation.registered else ()))
     if not pairs:
         return None
     printed = [paper.measured[arm] for arm in arms]
     means = [float(np.mean(list(values_of(lines, metric).values()))) for lines in arms.values()]
     tau = float(stats.kendalltau(printed, means).statistic) if len(arms) > 2 else None
-    return TableAgreement(paper, pairs, tau, float(stats.linregress(printed, means).slope))
+    slope = float(stats.linregress(printed, means).slope)
+    return TableAgreement(paper, pairs, tau, slope, not failed_gates(ablation, records))
 
 
-def _pairs(paper: Published, arms: Mapping[str, Records], metric: str) -> Iterator[Pair]:
+def _pairs(
+    paper: Published, arms: Mapping[str, Records], metric: str, pooled: Records
+) -> Iterator[Pair]:
+    """Yields the pairs; ``pooled`` has the records of a registered ablation."""
     for pair in itertools.combinations(arms, 2):
         low, high = sorted(pair, key=lambda arm: paper.measured[arm])
         published = paper.effect(metric, low, high)
         measured = paired(arms[high], arms[low], metric)
         if published and measured is not None:
+            if pooled:
+                measured = first_decided(Claim("", metric, low, high), pooled)
             yield Pair(low, high, published, measured)

@@ -67,11 +67,17 @@ def _excess_loss(run: Run) -> float | None:
     return None if best is None else run.result["loss"] - best
 
 
+def _bits_above_zlib(run: Run) -> float | None:
+    zlib = run.result.get("baselines", {}).get("zlib")
+    return None if zlib is None else run.result["bits_per_byte"] - zlib
+
+
 # A metric is ``None`` if it does not apply to a run.
 METRICS: dict[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result["loss"],
     "best_loss": lambda run: min(line["loss"] for line in run.evaluations),
     "bits_per_byte": lambda run: run.result["bits_per_byte"],
+    "bits_above_zlib": _bits_above_zlib,
     "train_loss": lambda run: _late(run, lambda line: line["loss"]),
     "dropped": lambda run: _late(run, lambda line: line["dropped_fraction"]),
     "eval_dropped": lambda run: run.result["dropped_fraction"],
@@ -112,7 +118,14 @@ def record(run: Run) -> dict[str, Any]:
         "baselines": result.get("baselines", {}),
         **({"diverged": result["step"]} if run.diverged else _measured(run)),
         "curve": _curve(run.lines),
+        **_validations(run),
     }
+
+
+def _validations(run: Run) -> dict[str, list[list[float]]]:
+    """Returns step and validation loss of every validation, if there is one during training."""
+    points = [[line["step"], line["loss"]] for line in run.evaluations if line["loss"] is not None]
+    return {"eval_curve": points} if len(points) > 1 else {}
 
 
 def _of_corpus(about: dict[str, Any]) -> dict[str, str]:

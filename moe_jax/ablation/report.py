@@ -23,9 +23,11 @@ from moe_jax.ablation.derived import (
     values_of,
     with_thresholds,
 )
+from moe_jax.ablation.judgement import failed_gates, judged
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.pairs import TableAgreement, agreements
-from moe_jax.ablation.verdicts import MISSING, Verdict, judge
+from moe_jax.ablation.statistics import LOOKS
+from moe_jax.ablation.verdicts import MISSING, Verdict
 
 # Columns of the table; a metric is left out if no arm has it.
 _SHOWN = (
@@ -50,10 +52,10 @@ _FORMATS = {
     "seconds_to": "{:,.1f}",
 }
 _ALT = {
-    figures.CURVES: "Training loss of every arm against steps and seconds, mean and range",
+    figures.CURVES: "Training loss minus the baseline's by step; below, by step and by seconds",
     figures.AGAINST: "Training loss of every arm against tokens, FLOPs and energy",
     figures.OVERLAY: "Measured and published differences to the first arm",
-    figures.EFFECTS: "Effects with their 95 % intervals",
+    figures.EFFECTS: "Effects with their intervals, beside the published effects",
 }
 
 
@@ -71,16 +73,6 @@ def write_report(ablation: Ablation, records: Records, command: str, folder: Pat
     (folder / "report.md").write_text(markdown(ablation, records, verdicts, command))
 
 
-def judged(ablation: Ablation, records: Records) -> list[Verdict]:
-    """Returns the verdicts on the claims with enough records."""
-    lines = with_thresholds(ablation, records)
-    return [
-        verdict
-        for claim in ablation.claims
-        if (verdict := judge(claim, lines, ablation.registered))
-    ]
-
-
 def markdown(
     ablation: Ablation, records: Records, verdicts: Sequence[Verdict], command: str
 ) -> str:
@@ -93,6 +85,7 @@ def markdown(
         [f"`{command}`: {len(records)} runs, {seeds} paired seeds, {minutes:.0f} min of run time."],
         made_with(records),
         few_seeds(ablation, records),
+        _rule(ablation, lines),
         _measured(ablation, lines),
         *(_published(ablation, lines, paper) for paper in ablation.published),
         *(_agreement(table) for table in agreements(ablation, lines)),
@@ -103,6 +96,21 @@ def markdown(
         _notes(ablation),
     ]
     return "\n".join(line for part in parts if part for line in (*part, ""))
+
+
+def _rule(ablation: Ablation, records: Records) -> list[str]:
+    """Returns the rule of intervals and the failed gates of a registered ablation."""
+    if not ablation.registered:
+        return ["Intervals are Student's, of 95 %, and no commit registered the claims."]
+    looks = ", ".join(f"{1 - look.level:.2%} with {look.seeds} seeds" for look in LOOKS)
+    rule = (
+        f"Registered at {ablation.registered[:9]}. The intervals of claims and pairs are those of "
+        f"the first look that decides ({looks}), with variances pooled over all arms; other "
+        "intervals are Student's, of 95 %."
+    )
+    failed = failed_gates(ablation, records)
+    gates = f"{len(ablation.gates) - len(failed)} of {len(ablation.gates)} gates passed."
+    return [" ".join([rule, gates, *(f"Failed: {text}." for text in failed)])]
 
 
 def minutes_of(records: Records) -> float:
@@ -123,10 +131,11 @@ def made_with(records: Records) -> list[str]:
 def few_seeds(ablation: Ablation, records: Records) -> list[str]:
     """Returns a warning if an arm has fewer seeds than the ablation requires."""
     counts = [len(lines) for lines in by_arm(ablation, records).values()]
-    if not counts or min(counts) >= ablation.seeds:
+    needed = min(ablation.seeds, LOOKS[0].seeds) if ablation.registered else ablation.seeds
+    if not counts or min(counts) >= needed:
         return []
     return [
-        f"Too few seeds: {min(counts)} of {ablation.seeds}, so intervals are wide or missing "
+        f"Too few seeds: {min(counts)} of {needed}, so intervals are wide or missing "
         "and no verdict here is final."
     ]
 
@@ -155,11 +164,17 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
     below += "".join(_divergence(arm, mine) for arm, mine in arms.items())
     if ablation.threshold_arm:
         below += (
-            f" `steps_to` and `seconds_to` are the steps and seconds after which the training "
-            f"loss, a mean over a twentieth of the run, stays at or below the final loss of "
+            f" `steps_to` and `seconds_to` are the steps and seconds after which the "
+            f"{_threshold_loss(records)} stays at or below the final loss of "
             f"`{ablation.threshold_arm}`; they are empty if no run reaches it."
         )
     return [*_table(header, rows), "", below]
+
+
+def _threshold_loss(records: Records) -> str:
+    if any("eval_curve" in line for line in records):
+        return "validation loss"
+    return "training loss, a mean over a twentieth of the run,"
 
 
 def _divergence(arm: str, records: Records) -> str:
@@ -210,7 +225,7 @@ def _published(ablation: Ablation, records: Records, paper: Published) -> list[s
 
 def _agreement(table: TableAgreement) -> list[str]:
     """Returns every pair of arms of a printed table."""
-    header = ["lower in the paper", "higher", "published", "measured, 95 % interval", "pair"]
+    header = ["lower in the paper", "higher", "published", "measured, interval", "pair"]
     rows = [
         [pair.low, pair.high, f"{pair.published:+.4g}", str(pair.measured), reading]
         for pair, reading in table.readings.items()
@@ -252,7 +267,7 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
 
 def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> list[str]:
     found = {verdict.claim: verdict for verdict in verdicts}
-    header = ["claim", "effect", "published", "measured, 95 % interval", "verdict"]
+    header = ["claim", "effect", "published", "measured, interval", "verdict"]
     # The verdict uses unseen validation text; the training loss covers more text, partly seen.
     twice = _any("train_loss", records) and any(c.metric == "loss" for c in ablation.claims)
     header += ["in training loss"] if twice else []

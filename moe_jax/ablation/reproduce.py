@@ -12,9 +12,12 @@ from typing import Any
 from moe_jax import files, signals
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.catalogue import command_of, load
+from moe_jax.ablation.judgement import judged
+from moe_jax.ablation.looks import undecided_arms
 from moe_jax.ablation.records import record
-from moe_jax.ablation.report import judged, write_report
+from moe_jax.ablation.report import write_report
 from moe_jax.ablation.runner import Run, execute, runs_of, to_train
+from moe_jax.ablation.statistics import LOOKS, Look
 from moe_jax.ablation.verdicts import Verdict
 from moe_jax.config import library
 from moe_jax.errors import TrainingError
@@ -35,8 +38,11 @@ class Study:
         ablation: The ablation.
         scale: Scale of model sizes and budgets.
         arms: Names of the arms.
-        runs: Runs, one per arm and seed.
+        runs: Runs, one per arm and seed; those of the first look, if the ablation is registered.
         side_by_side: Number of concurrent runs.
+        seeds: Largest number of seeds.
+        workdir: Folder of all runs.
+        steps: Number of steps of each run, for a trial; 0 for the steps of the scale.
     """
 
     file: Path
@@ -45,6 +51,17 @@ class Study:
     arms: tuple[str, ...]
     runs: tuple[Run, ...]
     side_by_side: int
+    seeds: int
+    workdir: Path
+    steps: int = 0
+
+    def further(self, look: Look, arms: Sequence[str]) -> list[Run]:
+        """Returns the runs of a look that are no runs of the study, without the arms left out."""
+        known = {run.folder for run in self.runs}
+        chosen = [arm for arm in arms if arm in self.arms]
+        seeds = min(look.seeds, self.seeds)
+        runs = runs_of(self.ablation, self.scale, seeds, chosen, self.workdir, self.steps)
+        return [run for run in runs if run.folder not in known]
 
     @property
     def minutes(self) -> float:
@@ -98,9 +115,12 @@ def study(
     file = library.ablation_file(str(name))
     ablation = load(file)
     chosen = tuple(arms or ablation.arms)
-    runs = runs_of(ablation, scale, seeds or ablation.seeds, chosen, Path(workdir), steps)
+    most = seeds or ablation.seeds
+    first = min(most, LOOKS[0].seeds) if ablation.registered else most
+    runs = runs_of(ablation, scale, first, chosen, Path(workdir), steps)
     alone = 1 if scale != "cpu" else min(os.cpu_count() or 1, _MOST_PLACES)
-    return Study(file, ablation, scale, chosen, tuple(runs), side_by_side or alone)
+    places = side_by_side or alone
+    return Study(file, ablation, scale, chosen, tuple(runs), places, most, Path(workdir), steps)
 
 
 def reproduce(
@@ -122,7 +142,8 @@ def reproduce(
         workdir: Folder of all runs; a finished run in it is not trained again.
         output: Folder of the report; ``WORKDIR/NAME`` by default.
         scale: Scale of model sizes and budgets: ``cpu``, ``gpu`` or ``pod``.
-        seeds: Number of seeds; 0 for the number that the ablation sets.
+        seeds: Number of seeds; 0 for the number that the ablation sets. A registered ablation
+            trains the arms of decided claims at fewer seeds, so 4 is its first look.
         arms: Names of the arms to run; all by default.
         steps: Number of steps of each run, for a trial; 0 for the steps of the scale.
         side_by_side: Number of concurrent runs, which share cores and GPUs; 0 for one per core at
@@ -166,17 +187,15 @@ def carried_out(
         TrainingError: A run fails, or no run has ended.
         Interrupted: The user pressed Ctrl-C or sent SIGTERM; the active runs have saved a step.
     """
-    ablation, runs = wanted.ablation, wanted.runs
+    ablation = wanted.ablation
     folder = Path(output or Path(workdir) / ablation.name)
     for path, flag in ((Path(workdir), "--workdir"), (folder, "--output")):
         files.check_folder(path, flag)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        execute(runs, wanted.file, wanted.side_by_side)
-    except signals.Interrupted as stop:
-        ended = sum(run.ended for run in runs)
-        detail = f": {ended} of {len(runs)} runs have ended, and the active runs are saved"
-        raise signals.Interrupted(stop.number, detail) from None
+    wanted = _executed(wanted)
+    if ablation.registered:
+        wanted = _after_looks(wanted, say)
+    runs = wanted.runs
     for run in (run for run in runs if not run.ended):
         say(f"left out: arm {run.arm}, seed {run.seed}: a run that it needs has diverged")
     records = [record(run) for run in runs if run.ended]
@@ -189,3 +208,27 @@ def carried_out(
     write_report(ablation, records, command, folder)
     say(f"report: {folder}/report.md")
     return Reproduction(ablation, records, folder / "report.md")
+
+
+def _executed(wanted: Study) -> Study:
+    """Trains the unfinished runs of a study, and returns the study."""
+    try:
+        execute(wanted.runs, wanted.file, wanted.side_by_side)
+    except signals.Interrupted as stop:
+        ended = sum(run.ended for run in wanted.runs)
+        detail = f": {ended} of {len(wanted.runs)} runs have ended, and the active runs are saved"
+        raise signals.Interrupted(stop.number, detail) from None
+    return wanted
+
+
+def _after_looks(wanted: Study, say: Callable[[str], None]) -> Study:
+    """Trains more seeds of the arms that are not decided, look by look."""
+    for look in LOOKS[1:]:
+        records = [record(run) for run in wanted.runs if run.ended]
+        arms = undecided_arms(wanted.ablation, records)
+        more = wanted.further(look, arms)
+        if not more:
+            break
+        say(f"{look.seeds} seeds of {', '.join(arms)}, which are not decided: {len(more)} runs")
+        wanted = _executed(dataclasses.replace(wanted, runs=(*wanted.runs, *more)))
+    return wanted

@@ -99,7 +99,8 @@ def moderated_interval(values: Sequence[float], prior: VariancePrior, level: flo
     spread = float(np.var(values, ddof=1))
     variance = (prior.freedom * prior.variance + own * spread) / freedom
     quantile = float(stats.t.ppf(1 - level / 2, freedom))
-    return Interval(float(np.mean(values)), quantile * math.sqrt(variance / len(values)))
+    half_width = quantile * math.sqrt(variance / len(values))
+    return Interval(float(np.mean(values)), half_width, len(values))
 
 
 def contrasts(

@@ -10,6 +10,7 @@ from moe_jax.ablation.intervals import Interval
 from moe_jax.ablation.statistics import LOOKS, contrasts, moderated_interval, variance_prior
 
 REPRODUCED, CONTRADICTED, OPEN = "reproduced", "contradicted", "not resolved at this scale"
+UNTESTABLE = "not testable here"
 MISSING = "no verdict: fewer than two seeds of both arms"
 # Metrics in which a diverged run counts as worse than any other run.
 _LOSSES = ("loss", "best_loss", "train_loss", "excess_loss", "bits_per_byte", *DERIVED)
@@ -21,11 +22,12 @@ class Verdict:
 
     Attributes:
         claim: Claim that the runs test.
-        effect: Difference ``high - low`` over paired seeds, with its 95 % interval; ``None`` if all
+        effect: Difference ``high - low`` over paired seeds, with its interval; ``None`` if all
             seeds of one arm diverged.
-        text: Verdict in words: ``REPRODUCED``, ``CONTRADICTED`` or ``OPEN``, with the diverged arm
-            if the divergence decides. The verdict is also ``OPEN`` if a seed lacks the metric in
-            one arm, for example because the run never reaches a threshold.
+        text: Verdict in words: ``REPRODUCED``, ``CONTRADICTED``, ``OPEN`` or ``UNTESTABLE``, with
+            the diverged arm or the failed gate that decides. The verdict is also ``OPEN`` if a
+            seed lacks the metric in one arm, for example because the run never reaches a
+            threshold.
     """
 
     claim: Claim
@@ -56,15 +58,19 @@ def judge(claim: Claim, records: Records, registered: str = "") -> Verdict | Non
     seeds = {line["seed"] for line in low} & {line["seed"] for line in high}
     has_all = all(seeds <= values_of(arm, claim.metric).keys() for arm in (low, high))
     if registered:
-        effect = _first_decided(claim, records)
+        effect = first_decided(claim, records)
         has_all = has_all and len(seeds) >= LOOKS[0].seeds
     return Verdict(claim, effect, _verdict(claim, effect) if has_all else OPEN)
 
 
-def _first_decided(claim: Claim, records: Records) -> Interval:
+def first_decided(claim: Claim, records: Records) -> Interval:
     """Returns the effect at the first look that decides a claim, or else at the last look so far.
 
     With fewer seeds than the first look, the interval has the level of that look.
+
+    Args:
+        claim: Claim about two arms that have at least two common seeds.
+        records: Records of all arms of the ablation, whose variances are pooled.
     """
     arms = dict.fromkeys(line["arm"] for line in records)
     values = {

@@ -83,3 +83,20 @@ def test_the_energy_of_a_flop_is_that_of_glams_second_figure_too():
     assert pytest.approx(JOULES_PER_FLOP, rel=0.01) == 213e6 * 3600 / (280e9 * 6 * 96.6e9)
     utilisation = 280e9 * 6 * 96.6e9 / (574 * 3600 * 1024 * 275e12)
     assert utilisation == pytest.approx(0.28, abs=0.005)
+
+
+def test_a_threshold_is_of_validation_losses_if_all_runs_have_them():
+    # The dense model ends at 3.0; switch is there from the third validation on, step 30 of 40.
+    def validated(arm, losses, **more):
+        curve = [[10 * (place + 1), loss] for place, loss in enumerate(losses)]
+        return record(FULL, arm, 0, losses[-1], eval_curve=curve, **more)
+
+    dense, switch = with_thresholds(
+        FULL, [validated("dense", (4.0, 3.5, 3.2, 3.0)), validated("switch", (3.0, 3.1, 2.9, 2.8))]
+    )
+    assert dense["steps_to"] == 40
+    assert switch["steps_to"] == 30
+    assert switch["seconds_to"] == pytest.approx(30 * 10 / 100.0)
+    # One run without validations: the training losses are compared again.
+    mixed = [validated("dense", (4.0, 3.0)), record(FULL, "switch", 0, 2.5)]
+    assert with_thresholds(FULL, mixed)[1]["steps_to"] > 30

@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from moe_jax.ablation import figures
-from moe_jax.ablation.ablation import Effect
-from moe_jax.ablation.report import few_seeds, judged, markdown, minutes_of, write_report
+from moe_jax.ablation.ablation import Effect, Gate
+from moe_jax.ablation.judgement import judged
+from moe_jax.ablation.report import few_seeds, markdown, minutes_of, write_report
 from moe_jax.ablation.verdicts import CONTRADICTED, MISSING, REPRODUCED
 from tests.ablation.records import FULL, STEPS, divergent, record, records
 
@@ -39,7 +40,7 @@ def test_a_report_has_published_beside_measured_as_differences():
 
 
 def test_a_report_has_speed_load_and_steps_to_the_threshold():
-    header, _, dense, switch = report().split("\n\n")[2].splitlines()
+    header, _, dense, switch = report().split("\n\n")[3].splitlines()
     columns = [cell.strip() for cell in header.split("|")[1:-1]]
     row = dict(zip(columns, (cell.strip() for cell in switch.split("|")[1:-1]), strict=True))
     assert row["tokens_per_second"] == "50"
@@ -145,3 +146,26 @@ def test_figures_are_png_files_with_a_palette(tmp_path):
     write_report(FULL, records(), "a command", again)
     for path in tmp_path.glob("*.png"):
         assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_a_registered_report_names_commit_looks_and_failed_gates():
+    gate = Gate("the dense model beats zlib", "dense", "bits_above_zlib", most=0.0)
+    registered = dataclasses.replace(FULL, registered="0123456789abcdef", gates=(gate,))
+    lines = [line | {"bits_above_zlib": 0.1} for line in records(registered, seeds=4)]
+    text = markdown(registered, lines, judged(registered, lines), "a command")
+    assert "Registered at 012345678. " in text
+    assert "99.95% with 4 seeds, 98.85% with 8 seeds, 96.40% with 12 seeds" in text
+    assert "0 of 1 gates passed. Failed: the dense model beats zlib." in text
+    assert "**not testable here: the dense model beats zlib**" in text
+    assert "Too few seeds" not in text
+
+
+@pytest.mark.parametrize(
+    ("threshold", "seeds", "expected"),
+    [("switch", {0}, "switch"), ("", {0}, "dense"), ("", {1}, "")],
+)
+def test_curves_are_compared_with_the_threshold_arm_or_the_first(threshold, seeds, expected):
+    ablation = dataclasses.replace(FULL, threshold_arm=threshold)
+    lines = [record(FULL, "dense", 0, 3.0)]
+    lines += [record(FULL, "switch", seed, 2.0) for seed in seeds]
+    assert figures.baseline(ablation, lines) == expected
