@@ -35,7 +35,10 @@ setup(
         *(f"moe_jax.{name}" for name in find_packages(include=["experiments*"])),
     ],
     package_dir={"moe_jax.configs": "configs", "moe_jax.experiments": "experiments"},
-    package_data={"moe_jax": ["py.typed", "*/*.j2", "benchmark/*.json"]},
+    package_data={
+        "moe_jax": ["py.typed", "*/*.j2", "benchmark/*.json"],
+        "moe_jax.experiments": ["results/*/results.jsonl"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.5",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sysconfig
 from typing import Any
 
 from ml_collections import ConfigDict
 from moe_jax.configs import quickstart
+
+from moe_jax.ablation.ablation import Gate
 
 # One core trains an arm in about a minute and a half. The model is trained on about 50 tokens per
 # parameter, so that more experts can lower the loss. Batches are small, because the number of steps
@@ -32,23 +35,26 @@ CPU: dict[str, Any] = {
     "training.log_every": 2,
     "training.checkpoint_every": 1000,
 }
-# The regime that ``experiments/registration.md`` proposes: one pass over the whole library, MoE
-# layers in two blocks of four. ``pilot/regime.py`` checks its gates; no ablation uses it yet.
-SINGLE_PASS: dict[str, Any] = CPU | {
-    "model.num_layers": 4,
-    "model.width": 48,
+# The regime of ``experiments/registration.md``: a small model that is trained until twice the
+# tokens lower its loss by less than experts do. ``pilot/regime.py`` checks its gates.
+SATURATED: dict[str, Any] = CPU | {
     "model.num_heads": 2,
-    "model.head_dim": 24,
-    "model.mlp_dim": 192,
-    "model.moe.expert_dim": 192,
-    "data.vocab_size": 1024,
+    "model.head_dim": 16,
     "data.shuffle_window": 0,
     "data.eval_documents": None,
-    "training.steps": 1600,
-    "training.log_every": 5,
-    "training.checkpoint_every": 1600,
+    "training.steps": 4000,
+    "training.log_every": 10,
+    "training.checkpoint_every": 4000,
 }
-# 20 to 60 million active parameters, for one epoch of the library.
+
+
+def _installed_packages(_: ConfigDict) -> str:
+    """Returns the source of all installed Python packages, about 130 MB beside this one."""
+    return f"files:{sysconfig.get_path('purelib')}/**/*.py"
+
+
+# 20 to 60 million active parameters and 105 million tokens, of text that every machine has: about
+# three passes over the source of the installed packages.
 GPU: dict[str, Any] = {
     "model.num_layers": 8,
     "model.width": 512,
@@ -59,12 +65,14 @@ GPU: dict[str, Any] = {
     "model.moe.group_size": 2048,
     "model.compute_dtype": "bfloat16",
     "model.scan_layers": True,
+    "data.source": _installed_packages,
     "data.seq_length": 512,
-    "data.batch_size": 16,
+    "data.batch_size": 64,
     "data.shuffle_window": 8192,
     "data.eval_shuffle_window": 8192,
+    "data.eval_documents": 200,
     "data.vocab_size": 8192,
-    "training.steps": 400,
+    "training.steps": 3200,
     "training.checkpoint_every": 400,
 }
 POD: dict[str, Any] = GPU | {
@@ -82,6 +90,8 @@ POD: dict[str, Any] = GPU | {
     "training.checkpoint_every": 1000,
 }
 SCALES: dict[str, dict[str, Any]] = {"cpu": CPU, "gpu": GPU, "pod": POD}
+# Scales of the registered ablations.
+REGISTERED: dict[str, dict[str, Any]] = SCALES | {"cpu": SATURATED}
 
 
 # The ragged transport has no slots; other transports of a dropless router need ``S`` per expert.
@@ -113,6 +123,32 @@ def balanced(
 def language_model() -> ConfigDict:
     """Returns a decoder with a Switch layer in every other block, trained on Python source."""
     return quickstart.get_config("switch")
+
+
+def saturated_model() -> ConfigDict:
+    """Returns the base of registered ablations, with 16 experts in every layer."""
+    config = language_model()
+    config.model.moe.every = 1
+    config.model.moe.num_experts = 16
+    return config
+
+
+def gates_from_one(config: ConfigDict) -> ConfigDict:
+    """Returns Switch's router with gates times the number of experts: about one at the start."""
+    parts = {
+        "score": {"type": "Softmax"},
+        "select": {"type": "TopK", "k": 1, "scale": float(config.model.moe.num_experts)},
+        "balance": [{"type": "LoadBalance", "weight": 1e-2}],
+        "capacity": {"factor": 1.25, "eval_factor": 2.0},
+        "input_jitter": 1e-2,
+    }
+    return ConfigDict(parts)
+
+
+def beats_zlib(arm: str = "dense") -> Gate:
+    """Returns gate c: the arm needs fewer bits per byte of the validation text than zlib."""
+    text = "the dense model needs fewer bits per byte than zlib"
+    return Gate(text, arm, "bits_above_zlib", most=0.0)
 
 
 def _of_stacks(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from moe_jax import signals
 
 if TYPE_CHECKING:
-    from moe_jax.ablation.reproduce import reproduce
+    from moe_jax.ablation.reproduce import committed, reproduce
     from moe_jax.config.experiment import Experiment
     from moe_jax.config.loading import experiment_of as experiment
     from moe_jax.config.loading import load_config
@@ -57,6 +57,7 @@ _HOMES = {
     "load_hf": "moe_jax.run.loaded:load_hf",
     "save_hf": "moe_jax.run.loaded:save_hf",
     "LoadedModel": "moe_jax.run.loaded:LoadedModel",
+    "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
     "ConfigError": "moe_jax.errors:ConfigError",
     "TrainingError": "moe_jax.errors:TrainingError",
@@ -74,6 +75,7 @@ __all__ = [
     "OpenRun",
     "TrainingError",
     "__version__",
+    "committed",
     "count",
     "experiment",
     "load_config",

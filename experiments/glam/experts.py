@@ -1,9 +1,12 @@
 """GLaM: dense and MoE models of equal FLOPs per token, by number of experts."""
 
 from moe_jax.configs.common import router
-from moe_jax.experiments.base import SCALES, language_model
+from moe_jax.experiments.base import REGISTERED, beats_zlib, saturated_model
 
 from moe_jax.ablation.ablation import Ablation, Claim
+from moe_jax.ablation.overlay import Overlay
+
+_ARMS = {"dense": 1, **{f"e{n}": n for n in (4, 16, 64)}}
 
 
 def _arm(experts: int) -> dict:
@@ -18,9 +21,13 @@ def _arm(experts: int) -> dict:
 ABLATION = Ablation(
     name="glam_experts",
     title="GLaM: number of experts at fixed active parameters",
-    base=language_model,
-    arms={"dense": {"model.moe.every": 0}, **{f"e{n}": _arm(n) for n in (4, 16, 64)}},
-    scales=SCALES,
+    base=saturated_model,
+    arms={
+        "dense": {"model.moe.every": 0},
+        **{arm: _arm(n) for arm, n in _ARMS.items() if n > 1},
+    },
+    scales=REGISTERED,
+    seeds=12,
     claims=(
         Claim(
             "16 experts have a lower loss than a dense model of equal FLOPs",
@@ -36,7 +43,16 @@ ABLATION = Ablation(
             "e4",
             paper="GLaM: scores improve up to 64 experts; no loss is printed",
         ),
+        Claim(
+            "64 experts have a lower loss than 16",
+            "loss",
+            "e64",
+            "e16",
+            paper="GLaM: scores improve up to 64 experts; no loss is printed",
+        ),
     ),
+    gates=(beats_zlib(),),
+    overlay=Overlay(label="experts", places=_ARMS),
 )
 
 get_config = ABLATION.get_config

@@ -4,9 +4,8 @@ The published runs with experts in attention diverge in bfloat16. The router is 
 everywhere in the paper.
 """
 
-from ml_collections import ConfigDict
 from moe_jax.configs.common import router
-from moe_jax.experiments.base import SCALES, language_model
+from moe_jax.experiments.base import SCALES, gates_from_one, language_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 
@@ -34,18 +33,6 @@ def _in(place: str, dtype: str) -> dict:
     return _PLACES[place] | {"model.compute_dtype": lambda _: dtype}
 
 
-def _from_one(config: ConfigDict) -> ConfigDict:
-    """Switch's router with gates times the number of experts: about one at the start."""
-    parts = {
-        "score": {"type": "Softmax"},
-        "select": {"type": "TopK", "k": 1, "scale": float(config.model.moe.num_experts)},
-        "balance": [{"type": "LoadBalance", "weight": 1e-2}],
-        "capacity": {"factor": 1.25, "eval_factor": 2.0},
-        "input_jitter": 1e-2,
-    }
-    return ConfigDict(parts)
-
-
 ABLATION = Ablation(
     name="switch_attention_experts",
     title="Switch appendix A: experts in attention",
@@ -57,11 +44,12 @@ ABLATION = Ablation(
     }
     | {f"{place}_x4": _in(place, "float32") | _FOUR_TIMES for place in ("dense", "attention")}
     | {
-        "feed_forward_from_1": _in("feed_forward", "float32") | {"model.moe.router": _from_one},
+        "feed_forward_from_1": _in("feed_forward", "float32")
+        | {"model.moe.router": gates_from_one},
         "attention_from_1": _in("attention", "float32")
-        | {"model.attention_experts.router": _from_one},
+        | {"model.attention_experts.router": gates_from_one},
         "both_from_1": _in("both", "float32")
-        | {"model.moe.router": _from_one, "model.attention_experts.router": _from_one},
+        | {"model.moe.router": gates_from_one, "model.attention_experts.router": gates_from_one},
     },
     scales=SCALES,
     published=(

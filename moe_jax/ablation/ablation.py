@@ -96,6 +96,11 @@ class Claim:
     published: float | None = None
     paper: str = ""
 
+    @property
+    def ours(self) -> bool:
+        """Whether no paper makes the claim; its text then ends with ``(ours)``."""
+        return self.text.endswith("(ours)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Gate:

@@ -34,8 +34,8 @@ _REPORT = "report.md"
 # Smallest number of pairs of a table in README.md; ``docs/results.md`` has every table.
 _PAIRS = 3
 _TABLES = (
-    "| published table | pairs of its arms | Kendall's tau | slope |",
-    "|---|---|---|---|",
+    "| published table | seeds | pairs of its arms | Kendall's tau | slope |",
+    "|---|---|---|---|---|",
 )
 _HEADER = (
     "| claim | effect | published | measured, interval | verdict |",
@@ -55,6 +55,7 @@ class Row:
         published: Published effect.
         measured: Measured effect, with its interval.
         verdict: Verdict in words.
+        registered: Whether a commit registered the claim, which a paper makes, before the runs.
     """
 
     claim: str
@@ -62,6 +63,7 @@ class Row:
     published: str
     measured: str
     verdict: str
+    registered: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +135,28 @@ def _rows(ablation: Ablation, records: Sequence[dict]) -> tuple[Row, ...]:
         effect = f"{claim.metric}: {claim.high} - {claim.low}"
         measured = verdict.measured if verdict else ""
         text = verdict.text if verdict else MISSING
-        return Row(claim.text, effect, str(ablation.effect(claim)), measured, text)
+        registered = bool(ablation.registered) and not claim.ours
+        return Row(claim.text, effect, str(ablation.effect(claim)), measured, text, registered)
 
     return tuple(row(claim) for claim in ablation.claims)
 
 
 def summary(shown: Iterable[IndexSection]) -> str:
-    """Returns the number of claims with each verdict, in words."""
-    counts = collections.Counter(row.verdict for section in shown for row in section.rows)
-    total = sum(counts.values())
-    parts = ", ".join(f"{count} {text.split(':')[0]}" for text, count in counts.most_common())
-    return f"{total} claims: {parts}." if total else "No result is committed yet."
+    """Returns the number of claims with each verdict, in words, exploratory claims apart."""
+    rows = [row for section in shown for row in section.rows]
+    if not rows:
+        return "No result is committed yet."
+    kinds = {
+        "registered": [row.verdict for row in rows if row.registered],
+        "exploratory": [row.verdict for row in rows if not row.registered],
+    }
+    return " ".join(_counted(kind, verdicts) for kind, verdicts in kinds.items() if verdicts)
+
+
+def _counted(kind: str, verdicts: Sequence[str]) -> str:
+    counts = collections.Counter(text.split(":")[0] for text in verdicts)
+    parts = ", ".join(f"{count} {text}" for text, count in counts.most_common())
+    return f"{len(verdicts)} {kind} claims: {parts}."
 
 
 def waiting(every: Iterable[CatalogueEntry], found: Iterable[Result]) -> list[CatalogueEntry]:
@@ -167,7 +180,11 @@ def claims(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str
 def _section_lines(section: IndexSection) -> list[str]:
     link = f"../experiments/results/{section.folder}/{_REPORT}"
     about = f"[Report]({link}), {section.seeds} seeds, {section.minutes:.0f} min of run time:"
-    kind = f"Claims registered at {section.registered[:9]}." if section.registered else _EXPLORATORY
+    kind = (
+        f"Claims registered at {section.registered[:9]}; those marked (ours) are exploratory."
+        if section.registered
+        else _EXPLORATORY
+    )
     remarks = [line for text in (*section.warnings, *section.notes) for line in (text, "")]
     rows = [*_HEADER, *map(_line, section.rows), ""] if section.rows else []
     return [
@@ -204,7 +221,8 @@ def pairs(shown: Sequence[IndexSection], fewest: int, root: str) -> str:
 def _table_line(section: IndexSection, table: TableAgreement, root: str) -> str:
     tau = "" if table.tau is None else f"{table.tau:.2f}"
     link = f"[{table.paper.source}]({root}/{section.folder}/{_REPORT})"
-    return f"| {link} | {table.counts} | {tau} | {table.slope:.2f} |"
+    seeds = f"{section.seeds}{', registered' if section.registered else ''}"
+    return f"| {link} | {seeds} | {table.counts} | {tau} | {table.slope:.2f} |"
 
 
 def _line(row: Row) -> str:
@@ -220,7 +238,7 @@ def page(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("index.html.j2")
-    tables = [(section.folder, table) for section in shown for table in section.tables]
+    tables = [(section, table) for section in shown for table in section.tables]
     text = template.render(sections=shown, waiting=rest, summary=summary(shown), tables=tables)
     return text + "\n"
 

@@ -266,20 +266,33 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
 
 
 def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> list[str]:
+    """Returns the claims; a registered ablation has its own exploratory claims apart."""
+    ours = [claim for claim in ablation.claims if ablation.registered and claim.ours]
+    papers = [claim for claim in ablation.claims if claim not in ours]
+    lines = _claims(ablation, papers, records, verdicts) if papers else []
+    if ours:
+        lines += ["", "Exploratory claims, which no paper makes:", ""]
+        lines += _claims(ablation, ours, records, verdicts)
+    return lines
+
+
+def _claims(
+    ablation: Ablation, claims: Sequence[Claim], records: Records, verdicts: Sequence[Verdict]
+) -> list[str]:
     found = {verdict.claim: verdict for verdict in verdicts}
     header = ["claim", "effect", "published", "measured, interval", "verdict"]
     # The verdict uses unseen validation text; the training loss covers more text, partly seen.
     twice = _any("train_loss", records) and any(c.metric == "loss" for c in ablation.claims)
     header += ["in training loss"] if twice else []
     rows = []
-    for claim in ablation.claims:
+    for claim in claims:
         verdict = found.get(claim)
         effect = verdict.measured if verdict else ""
         text = f"**{verdict.text}**" if verdict else MISSING
         what = f"{claim.metric}: {claim.high} - {claim.low}"
         row = [claim.text, what, str(ablation.effect(claim)), effect, text]
         rows.append(row + ([_in_training(claim, records)] if twice else []))
-    return _table(header, rows) if rows else []
+    return _table(header, rows)
 
 
 def _in_training(claim: Claim, records: Records) -> str:

@@ -11,16 +11,18 @@ from typing import Any
 
 from moe_jax import files, signals
 from moe_jax.ablation.ablation import Ablation
-from moe_jax.ablation.catalogue import command_of, load
+from moe_jax.ablation.catalogue import LINES, RESULTS, command_of, load, read
+from moe_jax.ablation.derived import with_thresholds
 from moe_jax.ablation.judgement import judged
 from moe_jax.ablation.looks import undecided_arms
+from moe_jax.ablation.pairs import TableAgreement, agreements
 from moe_jax.ablation.records import record
 from moe_jax.ablation.report import write_report
 from moe_jax.ablation.runner import Run, execute, runs_of, to_train
 from moe_jax.ablation.statistics import LOOKS, Look
 from moe_jax.ablation.verdicts import Verdict
 from moe_jax.config import library
-from moe_jax.errors import TrainingError
+from moe_jax.errors import ConfigError, TrainingError
 
 # Training speed in FLOP/s (measured on one core for ``cpu``, guessed for the others), and the
 # seconds that a run takes besides training.
@@ -100,6 +102,11 @@ class Reproduction:
         """Verdicts on the claims for which two seeds of both arms have ended."""
         return judged(self.ablation, self.records)
 
+    @property
+    def tables(self) -> list[TableAgreement]:
+        """Every pair of arms of each printed table that the runs measure too."""
+        return agreements(self.ablation, with_thresholds(self.ablation, self.records))
+
 
 def study(
     name: str | Path,
@@ -176,6 +183,30 @@ def reproduce(
         side_by_side=side_by_side,
     )
     return carried_out(wanted, workdir, output, say or (lambda text: None))
+
+
+def committed(name: str | Path) -> Reproduction:
+    """Returns the committed results of an ablation, judged anew from the records of their runs.
+
+    Args:
+        name: Name of an ablation of the package, such as ``deepseek/bake_off``, or a file.
+
+    Raises:
+        ConfigError: The ablation is unknown, or has no committed results.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> found = mj.committed("deepseek/bake_off")
+        >>> found.verdicts[0].claim.text
+        'A hash router has a lower loss than a dense model'
+        >>> found.verdicts[0].text
+        'reproduced'
+    """
+    ablation = load(library.ablation_file(str(name)))
+    folder = RESULTS / ablation.name
+    if not (folder / LINES).is_file():
+        raise ConfigError(f"{name} has no committed results; mj.reproduce({str(name)!r}) trains it")
+    return Reproduction(ablation, read(folder / LINES), folder / "report.md")
 
 
 def carried_out(

@@ -112,7 +112,7 @@ class Experiment:
     def vocab_size(self) -> int:
         """Number of ids in the configuration, sentinels included; a small corpus can have fewer."""
         text = data.Bytes.vocab_size if self.data.tokenizer == "bytes" else self.data.vocab_size
-        return text + (self.data.spans.sentinels if self.data.spans else 0)
+        return text + self.data.sentinels
 
     @property
     def sequence(self) -> Tokens:
@@ -195,10 +195,25 @@ class Experiment:
                     "model.type=EncoderDecoderConfig needs span corruption, which cuts its targets "
                     "out of a text: set data.spans.sentinels=100, or use DecoderConfig"
                 )
-        elif self.data.spans is not None or self.data.target_length:
+            if self.data.mask_rate:
+                raise ConfigError(
+                    "an encoder-decoder restores spans: unset data.mask_rate, or use DecoderConfig"
+                )
+            return
+        if self.data.spans is not None or self.data.target_length:
             raise ConfigError(
                 "a decoder alone reads whole texts: unset data.spans and data.target_length, or "
                 "use model.type=EncoderDecoderConfig"
+            )
+        if self.model.causal and self.data.mask_rate:
+            raise ConfigError(
+                f"data.mask_rate={self.data.mask_rate} is for a model that reads in both "
+                "directions: set model.causal=False, or unset data.mask_rate"
+            )
+        if not self.model.causal and not self.data.mask_rate:
+            raise ConfigError(
+                "model.causal=False reads the next token, which it should predict: set "
+                "data.mask_rate=0.15"
             )
 
     def _check_batch(self, mesh: MeshConfig) -> None:

@@ -160,7 +160,7 @@ def _lookahead(model: models.Model, tokens: Tokens, convention: Convention) -> t
 def _stacks(model: models.Model, tokens: Tokens) -> Iterator[tuple[Stack, int, int, bool]]:
     """Yields each stack, its tokens, the tokens of its memory, and whether it is causal."""
     if isinstance(model, models.Decoder):
-        yield model.layers, tokens.inputs, 0, True
+        yield model.layers, tokens.inputs, 0, model.config.causal
     else:
         yield model.encoder, tokens.inputs, 0, False
         yield model.decoder, tokens.targets, tokens.inputs, True

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from moe_jax.data.span_corruption import Spans
-from moe_jax.ranges import Factor, Natural, Positive, Range, Ranged, Seed, Vocabulary
+from moe_jax.ranges import Chance, Factor, Natural, Positive, Range, Ranged, Seed, Vocabulary
 
 Languages = Annotated[int, Range(1, 10_000)]
 # The alphabet is printable ASCII.
@@ -61,6 +61,9 @@ class DataConfig(Ranged):
             decoder-only model.
         spans: Span corruption of T5: spans are cut out of each text, and an encoder-decoder
             restores them. ``None`` leaves the text whole, for a decoder-only model.
+        mask_rate: Share of the tokens that a mask replaces and the model predicts (BERT,
+            1810.04805, section 3.1, here always by a mask); the model then reads in both directions
+            (``model.causal=False``). 0 predicts every next token.
         batch_size: Number of rows in each global batch, over all processes.
         eval_documents: Number of validation documents to use, from the first; ``None`` uses all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
@@ -94,6 +97,7 @@ class DataConfig(Ranged):
     seq_length: Positive = 256
     target_length: Natural = 0
     spans: Spans | None = None
+    mask_rate: Chance = 0.0
     batch_size: Positive = 16
     eval_documents: Positive | None = None
     packing: bool = True
@@ -103,6 +107,11 @@ class DataConfig(Ranged):
     seed: Seed = 0
     prefetch: Natural = 4
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+
+    @property
+    def sentinels(self) -> int:
+        """Number of ids above the tokenizer's: those that mark spans, or one for the mask."""
+        return self.spans.sentinels if self.spans else int(self.mask_rate > 0)
 
     def __post_init__(self) -> None:
         """Raises ValueError if a field is out of range or two fields do not fit together."""

@@ -223,6 +223,25 @@ class _Corrupted:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Masked:
+    """Replaces a share of a row's tokens by the mask; the model predicts these tokens.
+
+    The batch has a further field ``predicted (L,)``, which is 1 for these tokens.
+    """
+
+    rate: float
+    mask_id: int
+
+    def __call__(self, row: dict[str, np.ndarray], rng: np.random.Generator) -> Batch:
+        batch = _named(row)
+        real = batch["segments"] > 0
+        predicted = real & (rng.random(real.shape) < self.rate)
+        shown = np.where(predicted, np.int32(self.mask_id), batch["targets"])
+        inputs = np.where(real, shown, batch["inputs"])
+        return batch | {"inputs": inputs, "predicted": predicted.astype(np.int32)}
+
+
 class _Restorable(grain.DatasetIterator):
     """An iterator that accepts states from JSON and stops its thread before the interpreter ends.
 
@@ -297,11 +316,11 @@ def _indexed_stream(
     length = config.spans.lengths(config.seq_length)[0] if config.spans else config.seq_length
     rows = grain.MapDataset.source(rows_of_stream(corpus, config, stream, length))
     rows = rows.shuffle((config.seed + stream) % 2**32).repeat(None)
-    if config.spans is None:
+    corruption = _corruption(config, corpus.tokenizer)
+    if corruption is None:
         rows = rows.map(_named)
     else:
-        corrupted = _Corrupted(config, config.spans, corpus.tokenizer)
-        rows = rows.random_map(corrupted, seed=(config.seed + stream) % 2**32)
+        rows = rows.random_map(corruption, seed=(config.seed + stream) % 2**32)
     share = config.batch_size // config.streams
     return rows.to_iter_dataset(read).batch(share, drop_remainder=True)
 
@@ -319,11 +338,21 @@ def _joined(parts: tuple[Batch, ...]) -> Batch:
 def _rows(
     documents: grain.IterDataset, config: DataConfig, tokenizer: Tokenizer, stream: int = 0
 ) -> grain.IterDataset:
-    if config.spans is None:
-        return _cut(documents, config.packing, config.seq_length).map(_named)
-    corrupted = _Corrupted(config, config.spans, tokenizer)
-    rows = _cut(documents, config.packing, config.spans.lengths(config.seq_length)[0])
-    return rows.random_map(corrupted, seed=(config.seed + stream) % 2**32)
+    length = config.spans.lengths(config.seq_length)[0] if config.spans else config.seq_length
+    rows = _cut(documents, config.packing, length)
+    corruption = _corruption(config, tokenizer)
+    if corruption is None:
+        return rows.map(_named)
+    return rows.random_map(corruption, seed=(config.seed + stream) % 2**32)
+
+
+def _corruption(config: DataConfig, tokenizer: Tokenizer) -> _Corrupted | _Masked | None:
+    """Returns what hides tokens of a row from the model; ``None`` for whole rows."""
+    if config.spans is not None:
+        return _Corrupted(config, config.spans, tokenizer)
+    if config.mask_rate:
+        return _Masked(config.mask_rate, without_spare_ids(tokenizer).vocab_size - 1)
+    return None
 
 
 def _cut(documents: grain.IterDataset, packing: bool, length: int) -> grain.IterDataset:

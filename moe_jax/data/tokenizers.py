@@ -189,7 +189,7 @@ def open_tokenizer(config: DataConfig) -> Tokenizer:
         config: The data config.
 
     Returns:
-        Tokenizer of the run; it has sentinels if ``data.spans`` is set.
+        Tokenizer of the run; it has sentinels if ``data.spans`` or ``data.mask_rate`` is set.
 
     Raises:
         FileNotFoundError: ``sentencepiece:PATH`` names no file, or the source is missing.
@@ -197,12 +197,12 @@ def open_tokenizer(config: DataConfig) -> Tokenizer:
     """
     check_tokenizer(config)
     base = _open_base(config)
-    return base if config.spans is None else WithSentinels(base, config.spans.sentinels)
+    return WithSentinels(base, config.sentinels) if config.sentinels else base
 
 
 def _open_base(config: DataConfig) -> Tokenizer:
     if is_hf(config.tokenizer):
-        return open_hf(config.tokenizer, config.spans.sentinels if config.spans else 0)
+        return open_hf(config.tokenizer, config.sentinels)
     if config.tokenizer == "bytes":
         return Bytes()
     if config.tokenizer.startswith(_MODEL_PREFIX):
@@ -285,7 +285,7 @@ def contradiction(config: DataConfig, trained: DataConfig, tokenizer: Tokenizer)
         FileNotFoundError: ``sentencepiece:PATH`` names no file.
     """
     model, sentinels = _content(tokenizer)
-    wanted = config.spans.sentinels if config.spans else 0
+    wanted = config.sentinels
     if wanted != sentinels:
         return (
             f"the other run has {sentinels} sentinels and this run {wanted}; set data.spans as in "

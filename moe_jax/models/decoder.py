@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from moe_jax.errors import ConfigError
 from moe_jax.models.cache import Cache, causal_view
 from moe_jax.models.config import ModelConfig, Reading, SparseLayer
 from moe_jax.models.embedding import Embedding, relative_bias
@@ -35,15 +36,24 @@ class DecoderConfig(ModelConfig):
         lookahead: Number of multi-token prediction modules, each for one token further ahead; only
             training uses them. A module has one layer, configured as the last layer of the model
             (DeepSeek-V3, 2412.19437, section 2.2).
+        causal: True if a token attends to no later token. False makes an encoder, which predicts
+            masked tokens (``data.mask_rate``) and generates nothing; experts may choose its tokens.
     """
 
     num_layers: Layers = 4
     moe: MoEConfig = MoEConfig()
     lookahead: LayerIndex = 0
+    causal: bool = True
 
     def __post_init__(self):
         super().__post_init__()
-        self._refuse_leaks()
+        if self.causal:
+            self._refuse_leaks()
+        elif self.lookahead:
+            raise ConfigError(
+                f"model.lookahead={self.lookahead} predicts later tokens, which a model with "
+                "model.causal=False reads: set one of the two to its default"
+            )
 
     def sparse_layers(self) -> tuple[SparseLayer, ...]:
         """Returns the layers with experts; the layers of lookahead modules come last."""
@@ -71,7 +81,7 @@ class Decoder(nnx.Module):
         self.embedding = Embedding(config, vocab_size, keys[0], keys[2])
         self.layers = Stack(config.layers(), keys[1], scan=config.scan_layers, remat=config.remat)
         self.final_norm = norm(config.norm, config.width)
-        self.relative_bias = relative_bias(config, keys[3], both_ways=False)
+        self.relative_bias = relative_bias(config, keys[3], both_ways=not config.causal)
         if config.lookahead:
             further = jax.random.split(jax.random.fold_in(key, 1), config.lookahead)
             self.lookahead = nnx.List(Lookahead(config, config.layers()[-1], k) for k in further)
@@ -101,6 +111,7 @@ class Decoder(nnx.Module):
             The hidden states ``(B, L, M)`` and one report per MoE layer.
         """
         view = causal_view(segments, positions, self.relative_bias, None)
+        view = dataclasses.replace(view, causal=self.config.causal)
         context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
         x, reports, _ = self.layers(x, context, mode=mode, rng=rng, records=records)
@@ -214,6 +225,10 @@ class Decoder(nnx.Module):
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns an empty cache for ``batch`` rows of up to ``slots`` tokens, prompts included."""
+        if not self.config.causal:
+            raise ConfigError(
+                "a model with model.causal=False predicts masked tokens and generates no text"
+            )
         dtype = jnp.dtype(self.config.compute_dtype)
         return Cache.empty(self.layers.empty_cache(batch, slots, dtype), batch, slots)
 

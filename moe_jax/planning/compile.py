@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from moe_jax.config.experiment import Experiment
-from moe_jax.models import EncoderDecoderConfig, ModelConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.parallel.rules import spec
 from moe_jax.planning import hlo
 from moe_jax.training.optimizer import make_optimizer
@@ -181,6 +181,8 @@ def batch_shapes(
     """
     names = ("inputs", "targets", "segments", "positions", "bytes", "domains")
     batch = dict.fromkeys(names, (rows, targets or length))
+    if isinstance(model, DecoderConfig) and not model.causal:
+        batch["predicted"] = (rows, length)
     if isinstance(model, EncoderDecoderConfig):
         batch |= dict.fromkeys(("encoder_inputs", "encoder_segments"), (rows, length))
     return batch

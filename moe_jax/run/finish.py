@@ -53,7 +53,7 @@ def finish(
     if not processes.is_first():
         return ""
     # Span-corruption targets are not comparable with baselines that compress whole documents.
-    baselines = {} if experiment.data.spans else data.baselines(experiment.data)
+    baselines = {} if experiment.data.sentinels else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
         writer.write(eval_record(steps, record))
     files.write_json(folder / workdir.EXPERT_TOKENS, table)

@@ -186,7 +186,7 @@ class Objective:
             raise ConfigError("this command does not load training.teacher: unset it")
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, self.microbatches)
-        tokens = valid_tokens(batch["segments"]).sum()
+        tokens = predicted_tokens(batch).sum()
         routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
         router_state = state.router_state
@@ -233,7 +233,7 @@ class Objective:
         mode = dataclasses.replace(TRAIN, record=self.record)
         reading = model.read(part, mode=mode, rng=key)
         scored = self._scored(model, reading.hidden, part, teacher)
-        valid = valid_tokens(part["segments"])
+        valid = predicted_tokens(part)
         count = jnp.maximum(tokens, 1)
         loss = (scored.nll * valid).sum() / count
         distillation_loss, mixed = None, loss
@@ -270,6 +270,12 @@ class Objective:
             scored = score_tokens(model.embedding, hidden, targets, chunk=self.loss_chunk)
             sums.append((scored.nll * valid_ahead(part["segments"], steps)).sum())
         return jnp.array(sums, jnp.float32)
+
+
+def predicted_tokens(batch: Batch) -> Array:
+    """Returns the mask ``(B, L)`` of the targets that count: all tokens, or the masked ones."""
+    valid = valid_tokens(batch["segments"])
+    return valid & (batch["predicted"] > 0) if "predicted" in batch else valid
 
 
 def _read_whole_batches(router_state: nnx.State) -> bool:
@@ -404,7 +410,7 @@ def eval_step(
     model = nnx.merge(graph, params, router_state)
     reading = model.read(batch, mode=EVAL)
     scored = score_tokens(model.embedding, reading.hidden, batch["targets"], chunk=loss_chunk)
-    valid = valid_tokens(batch["segments"])
+    valid = predicted_tokens(batch)
     return EvalSums(
         nll=(scored.nll * valid).sum(),
         correct=(scored.correct & valid).sum(),

@@ -15,8 +15,20 @@ from moe_jax.ablation.catalogue import (
     results,
 )
 from moe_jax.ablation.derived import DERIVED
-from moe_jax.ablation.index import BEGIN, CLAIMS, END, README, ROOT, made, outdated, put
+from moe_jax.ablation.index import (
+    BEGIN,
+    CLAIMS,
+    END,
+    README,
+    ROOT,
+    made,
+    outdated,
+    put,
+    sections,
+    summary,
+)
 from moe_jax.ablation.records import METRICS
+from moe_jax.ablation.report import markdown
 from moe_jax.errors import ConfigError
 from tests.ablation.records import FULL, records
 
@@ -81,7 +93,7 @@ def test_results_and_what_waits_for_them(folder):
     claims_page, page = written(folder)
     assert claims_page.startswith("before\n") and claims_page.endswith("after\n")
     assert "old" not in claims_page
-    claims = "4 claims: 2 reproduced, 1 contradicted, 1 no verdict."
+    claims = "4 exploratory claims: 2 reproduced, 1 contradicted, 1 no verdict."
     command = (
         "moe-jax ablate --ablation=paper/full --scale=cpu --seeds=3 "
         "--output=experiments/results/tiny"
@@ -115,7 +127,7 @@ def test_the_readme_shows_tables_of_three_pairs(folder):
     claims_page, page = written(folder)
     # Two arms are one pair, which only the page of all results shows.
     total = "1 pairs of arms in 1 published tables: 1 concordant.\n"
-    row = "experiments/results/tiny/report.md) | 1 concordant |  | 5.02 |"
+    row = "experiments/results/tiny/report.md) | 3 | 1 concordant |  | 5.02 |"
     readme = (folder / README).read_text()
     assert total in readme and row not in readme
     assert total in claims_page and f"| [A paper, table 1](../{row}" in claims_page
@@ -129,7 +141,7 @@ def test_claims_say_whether_they_were_registered(folder):
     assert "they are exploratory" in written(folder)[0]
     known = dataclasses.replace(FULL, registered="0123456789abcdef")
     claims_page, _ = written(folder, (dataclasses.replace(ENTRY, ablation=known),))
-    assert "Claims registered at 012345678." in claims_page
+    assert "Claims registered at 012345678; " in claims_page
 
 
 def test_other_scales_stand_beside(folder):
@@ -137,7 +149,7 @@ def test_other_scales_stand_beside(folder):
     write(folder, "tiny/gpu", [{**line, "scale": "gpu"} for line in records()])
     claims_page, _ = written(folder)
     assert "--scale=gpu --seeds=3 --output=experiments/results/tiny/gpu`" in claims_page
-    assert "8 claims: 4 reproduced" in claims_page
+    assert "8 exploratory claims: 4 reproduced" in claims_page
     # Batches are larger at that scale than in these records.
     assert claims_page.count("Outdated: ") == 1
 
@@ -193,3 +205,19 @@ def test_the_page_asks_nobody_for_anything(folder):
 def test_a_page_without_the_comments_is_rejected():
     with pytest.raises(ConfigError, match="README.md has no <!-- ablations -->"):
         put("text", "table", README)
+
+
+def test_exploratory_claims_are_counted_and_shown_apart(folder):
+    paper, sooner, *_ = FULL.claims
+    ours = dataclasses.replace(paper, text="Switch is better (ours)")
+    registered = dataclasses.replace(FULL, registered="0123456789abcdef", claims=(paper, ours))
+    entry = CatalogueEntry(Path("experiments/tiny.py"), registered)
+    (section,) = sections([Result(entry, Path("tiny"), records(registered, seeds=4))], folder)
+    assert [row.registered for row in section.rows] == [True, False]
+    assert (
+        summary([section])
+        == "1 registered claims: 1 reproduced. 1 exploratory claims: 1 reproduced."
+    )
+    text = markdown(registered, records(registered, seeds=4), [], "a command")
+    before, _, after = text.partition("Exploratory claims, which no paper makes:")
+    assert "Switch is better |" in before and "Switch is better (ours) |" in after

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from moe_jax.configs import common, quickstart, span_corruption
+from moe_jax.configs import common, masked_language, quickstart, span_corruption
 
 from moe_jax.config.experiment import Experiment, TrainingConfig
 from moe_jax.config.schema import build, describe, from_text, override
@@ -321,3 +321,30 @@ def test_encoder_decoders_are_checked_before_anything_starts(changes, message):
             config.update_from_flattened_dict({name: value})
     with pytest.raises((ConfigError, ValueError), match=message):
         build(Experiment, config).check(8)
+
+
+@pytest.mark.parametrize("variant", quickstart.VARIANTS)
+def test_masked_language_variants_build_and_pass_the_checks(variant):
+    made = build(Experiment, masked_language.get_config(variant))
+    made.check(1)
+    assert made.vocab_size == made.data.vocab_size + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.causal": True}, r"data\.mask_rate=0\.15 .*set model\.causal=False"),
+        ({"data.mask_rate": 0.0}, r"model\.causal=False reads the next token"),
+    ],
+)
+def test_masks_need_a_model_that_reads_in_both_directions(changes, message):
+    config = masked_language.get_config()
+    override(Experiment, config, changes)
+    with pytest.raises(ConfigError, match=message):
+        build(Experiment, config).check(1)
+
+
+def test_an_encoder_decoder_has_no_masks(encoder_decoder):
+    data = dataclasses.replace(encoder_decoder.data, mask_rate=0.15)
+    with pytest.raises(ConfigError, match=r"unset data\.mask_rate"):
+        dataclasses.replace(encoder_decoder, data=data).check(1)

@@ -183,3 +183,10 @@ def test_windows_and_chunks_bound_the_scores():
     # Masked scores computed after all: 64 keys instead of 32.
     full = count(DENSE, VOCAB, 64, "full").flops_by_part["attention"]
     assert full - plain == 2 * 2 * 2 * 16 * 32
+
+
+def test_an_encoder_reads_every_token():
+    # Scores and their weighted sum over all 16 tokens: 2 * 2 * 16 * 16 = 1024 instead of 512.
+    cost = count(dataclasses.replace(DENSE, causal=False), VOCAB, LENGTH)
+    assert cost.flops_by_part["attention"] == 2 * (2048 + 1024)
+    assert cost.total == count(DENSE, VOCAB, LENGTH).total

@@ -318,3 +318,43 @@ def test_the_key_determines_the_model():
     one, same, other = make(SMALL), make(SMALL), make(SMALL, seed=1)
     jax.tree.map(np.testing.assert_array_equal, one, same)
     assert not np.array_equal(one.embedding.table[...], other.embedding.table[...])
+
+
+ENCODER = dataclasses.replace(BASE, causal=False)
+
+
+def test_an_encoder_reads_in_both_directions():
+    # The last token of row 0 changes: in a causal model, only its own logits change.
+    changed = TOKENS.at[0, -1].set((TOKENS[0, -1] + 1) % VOCAB)
+    for config, reaches in ((BASE, False), (ENCODER, True)):
+        config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, every=0))
+        model = make(config)
+        one, other = forward(model)[0], forward(model, changed)[0]
+        assert (jnp.abs(one - other)[0, 0].max() > 1e-6) == reaches
+        # Row 1 is another text.
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_an_encoder_with_relative_positions_tells_left_from_right():
+    config = dataclasses.replace(
+        ENCODER, positions=T5Relative(), moe=dataclasses.replace(BASE.moe, every=0)
+    )
+    model = make(config)
+    one = jnp.full_like(TOKENS, 3).at[0, 5].set(4)
+    logits = forward(model, one, jnp.ones_like(TOKENS))[0]
+    # Equal distances to the left and to the right of token 5 have different biases.
+    assert jnp.abs(logits[0, 4] - logits[0, 6]).max() > 1e-6
+
+
+def test_experts_may_choose_tokens_of_an_encoder():
+    moe = dataclasses.replace(BASE.moe, router=routing.preset("expert_choice"))
+    with pytest.raises(ConfigError, match="allow_future_leak"):
+        dataclasses.replace(BASE, moe=moe)
+    forward(make(dataclasses.replace(ENCODER, moe=moe)))
+
+
+def test_an_encoder_generates_nothing():
+    with pytest.raises(ConfigError, match="generates no text"):
+        make(ENCODER).empty_cache(1, 8)
+    with pytest.raises(ConfigError, match=r"model\.lookahead=1"):
+        dataclasses.replace(ENCODER, lookahead=1)

@@ -91,7 +91,7 @@ def python(installed, tmp_path):
     return run
 
 
-def test_it_holds_package_configs_and_ablations_and_no_results(wheel):
+def test_it_holds_package_configs_ablations_and_records(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         about = {Path(name).name: archive.read(name).decode() for name in names if "info/" in name}
@@ -107,11 +107,13 @@ def test_it_holds_package_configs_and_ablations_and_no_results(wheel):
         "moe_jax/experiments/switch/capacity_factor.py",
     ):
         assert name in names
-    assert not [name for name in names if "results/" in name]
+    results = [name for name in names if "results/" in name]
+    assert "moe_jax/experiments/results/deepseek_bake_off/results.jsonl" in results
+    assert {Path(name).name for name in results} == {"results.jsonl"}
     assert "moe-jax = moe_jax.cli.main:main" in about["entry_points.txt"]
     # Every file that is no module is one of these, so that no glob packs what nobody reads.
     data = {Path(name).suffix for name in names if name.startswith("moe_jax/")}
-    assert data == {".py", ".typed", ".j2", ".json"}
+    assert data == {".py", ".typed", ".j2", ".json", ".jsonl"}
 
 
 def test_every_module_of_the_sources_is_in_it(wheel):

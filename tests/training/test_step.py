@@ -517,6 +517,49 @@ def test_padding_is_in_no_sum_of_an_evaluation():
     np.testing.assert_allclose(sums.nll, math.log(4 / 3) + math.log(4), rtol=1e-6)
 
 
+def test_only_predicted_tokens_count():
+    # Probabilities 3/4, 1/4 and 3/4 of the targets; the model predicts the second token alone.
+    three = math.log(3)
+    given = {
+        "logits": jnp.array([[[three, 0.0], [0.0, three], [three, 0.0]]]),
+        "targets": jnp.array([[0, 0, 0]]),
+        "segments": jnp.array([[1, 1, 1]]),
+        "bytes": jnp.array([[3, 5, 7]]),
+        "predicted": jnp.array([[0, 1, 0]]),
+    }
+    graph, params, rest = nnx.split(Parrot(), nnx.Param, ...)
+    sums = eval_step(graph, 0, params, rest, given)
+    assert (int(sums.correct), int(sums.tokens), int(sums.bytes)) == (0, 1, 5)
+    np.testing.assert_allclose(sums.nll, math.log(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_gradient_is_of_the_predicted_tokens(microbatches):
+    # If all targets are predicted, the step is that of a batch without masks; if those of one row
+    # are, the loss is that of a batch whose other rows are padding for the loss alone.
+    config = dataclasses.replace(model(every=0), causal=False)
+    whole = batch(lengths=(LENGTH,) * ROWS)
+    graph, state = made(recipe(config))
+    objective = Objective(microbatches=microbatches)
+
+    def step(predicted=None):
+        given = whole if predicted is None else whole | {"predicted": predicted}
+        gradient, losses, _, _ = objective.value_and_gradient(graph, state, given)
+        return losses.loss, gradient
+
+    every, of_all = step(), step(np.ones_like(whole["inputs"]))
+    for one, other in zip(jax.tree.leaves(every), jax.tree.leaves(of_all), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+    rows = [
+        step(np.eye(ROWS, dtype=np.int32)[[row]].T * np.ones_like(whole["inputs"]))
+        for row in range(ROWS)
+    ]
+    np.testing.assert_allclose(np.mean([loss for loss, _ in rows]), every[0], rtol=1e-5)
+    mean = jax.tree.map(lambda *parts: sum(parts) / ROWS, *(gradient for _, gradient in rows))
+    for one, other in zip(jax.tree.leaves(mean), jax.tree.leaves(every[1]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+
+
 # ---------------------------------------------------------------- the session's compiled steps
 
 
