@@ -90,8 +90,10 @@ POD: dict[str, Any] = GPU | {
     "training.checkpoint_every": 1000,
 }
 SCALES: dict[str, dict[str, Any]] = {"cpu": CPU, "gpu": GPU, "pod": POD}
-# Scales of the registered ablations.
-REGISTERED: dict[str, dict[str, Any]] = SCALES | {"cpu": SATURATED}
+# Scales of the registered ablations, with the rate that the pilot found.
+REGISTERED: dict[str, dict[str, Any]] = SCALES | {
+    "cpu": SATURATED | {"optimizer.learning_rate": 1e-2}
+}
 
 
 # The ragged transport has no slots; other transports of a dropless router need ``S`` per expert.

@@ -40,17 +40,19 @@ def smoothed(curve: Sequence[Sequence[float]]) -> tuple[Array, Array]:
 
 
 def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]]:
-    """Returns the records, with ``steps_to`` and ``seconds_to`` if a run reaches the threshold.
+    """Returns the records, with the time to the threshold if a run reaches it.
 
     The threshold is the last validation loss of the threshold arm with the same seed, if the runs
-    validate during training, and else its final smoothed training loss. The two metrics are the
-    time after which the loss of a run stays at or below the threshold; seconds assume the median
-    speed of the run, without compilation. A diverged run never reaches a threshold and sets none.
+    validate during training, and else its final smoothed training loss. ``steps_to`` and
+    ``seconds_to`` are the time after which the loss of a run stays at or below the threshold;
+    seconds assume the median speed of the run, without compilation. ``compute_multiplier`` is the
+    training FLOPs of the threshold arm over those of the run until then. A diverged run never
+    reaches a threshold and sets none.
     """
     validated = all("eval_curve" in line for line in records if not diverged(line))
     loss_of = validation if validated else _training
     ends = {
-        line["seed"]: loss_of(line)[1][-1]
+        line["seed"]: line
         for line in records
         if line["arm"] == ablation.threshold_arm and not diverged(line)
     }
@@ -68,18 +70,22 @@ def _training(line: Record) -> tuple[Array, Array]:
 
 
 def _threshold(
-    line: Record, end: float | None, loss_of: Callable[[Record], tuple[Array, Array]]
+    line: Record, end: Record | None, loss_of: Callable[[Record], tuple[Array, Array]]
 ) -> dict[str, float]:
     if end is None or diverged(line):
         return {}
     steps, losses = loss_of(line)
-    above = np.flatnonzero(losses > end)
+    above = np.flatnonzero(losses > loss_of(end)[1][-1])
     first = above[-1] + 1 if len(above) else 0
     if first == len(steps):
         return {}
     step = float(steps[first])
-    tokens = step * line["tokens"] / line["steps"]
-    return {"steps_to": step, "seconds_to": tokens / line["tokens_per_second"]}
+    share = step / line["steps"]
+    return {
+        "steps_to": step,
+        "seconds_to": share * line["tokens"] / line["tokens_per_second"],
+        "compute_multiplier": end["training_flops"] / (share * line["training_flops"]),
+    }
 
 
 def step_seconds(records: Records) -> dict[str, float]:

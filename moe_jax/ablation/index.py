@@ -72,6 +72,7 @@ class IndexSection:
 
     Attributes:
         title: Title of the ablation.
+        paper: Paper of the ablation, by the folder of its file.
         folder: Folder of report and figures, relative to the folder of all results.
         command: Command that reproduces the results.
         minutes: Minutes of all runs.
@@ -87,6 +88,7 @@ class IndexSection:
     """
 
     title: str
+    paper: str
     folder: str
     command: str
     minutes: float
@@ -112,6 +114,7 @@ def _section(result: Result, folder: Path) -> IndexSection:
     warnings = few_seeds(ablation, records) + ([_OUTDATED] if result.outdated else [])
     return IndexSection(
         title=ablation.title,
+        paper=result.entry.file.parent.name,
         folder=result.folder.as_posix(),
         command=result.command,
         minutes=minutes_of(records),
@@ -239,7 +242,10 @@ def page(shown: Sequence[IndexSection], rest: Sequence[CatalogueEntry]) -> str:
     )
     template = environment.get_template("index.html.j2")
     tables = [(section, table) for section in shown for table in section.tables]
-    text = template.render(sections=shown, waiting=rest, summary=summary(shown), tables=tables)
+    verdicts = sorted({row.verdict.split(":")[0] for section in shown for row in section.rows})
+    text = template.render(
+        sections=shown, waiting=rest, summary=summary(shown), tables=tables, verdicts=verdicts
+    )
     return text + "\n"
 
 

@@ -42,6 +42,7 @@ _SHOWN = (
     "mutual_information",
     "purity",
     *DERIVED,
+    "compute_multiplier",
 )
 _FORMATS = {
     "dropped": "{:.1%}",
@@ -50,6 +51,7 @@ _FORMATS = {
     "tokens_per_second": "{:,.0f}",
     "steps_to": "{:,.0f}",
     "seconds_to": "{:,.1f}",
+    "compute_multiplier": "{:.2f}",
 }
 _ALT = {
     figures.CURVES: "Training loss minus the baseline's by step; below, by step and by seconds",
@@ -166,7 +168,9 @@ def _measured(ablation: Ablation, records: Records) -> list[str]:
         below += (
             f" `steps_to` and `seconds_to` are the steps and seconds after which the "
             f"{_threshold_loss(records)} stays at or below the final loss of "
-            f"`{ablation.threshold_arm}`; they are empty if no run reaches it."
+            f"`{ablation.threshold_arm}`; they are empty if no run reaches it. "
+            f"`compute_multiplier` is all training FLOPs of `{ablation.threshold_arm}` over the "
+            "FLOPs until then."
         )
     return [*_table(header, rows), "", below]
 

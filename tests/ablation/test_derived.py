@@ -97,6 +97,11 @@ def test_a_threshold_is_of_validation_losses_if_all_runs_have_them():
     assert dense["steps_to"] == 40
     assert switch["steps_to"] == 30
     assert switch["seconds_to"] == pytest.approx(30 * 10 / 100.0)
+    # Equal FLOPs per step: three quarters of the steps are three quarters of the FLOPs.
+    assert switch["compute_multiplier"] == pytest.approx(4 / 3)
+    dear = validated("switch", (3.0, 3.1, 2.9, 2.8), training_flops=2 * dense["training_flops"])
+    costly = with_thresholds(FULL, [validated("dense", (4.0, 3.5, 3.2, 3.0)), dear])[1]
+    assert costly["compute_multiplier"] == pytest.approx(2 / 3)
     # One run without validations: the training losses are compared again.
     mixed = [validated("dense", (4.0, 3.0)), record(FULL, "switch", 0, 2.5)]
     assert with_thresholds(FULL, mixed)[1]["steps_to"] > 30
