@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from optax import contrib
 
 from moe_jax.ranges import (
     Chance,
@@ -81,6 +83,100 @@ class Adafactor(Ranged):
 
 
 @dataclasses.dataclass(frozen=True)
+class Lion(Ranged):
+    """Lion (Chen et al., 2302.06675), with weight decay on matrices only.
+
+    The paper advises a learning rate 3 to 10 times below AdamW's, and as much more weight decay.
+
+    Attributes:
+        b1: Weight of the momentum in the update, whose sign is applied.
+        b2: Decay rate of the momentum.
+        weight_decay: Weight decay per step, multiplied by the learning rate.
+    """
+
+    b1: Chance = 0.9
+    b2: Chance = 0.99
+    weight_decay: Weight = 0.1
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the gradient transformation, without the learning rate."""
+        return optax.chain(
+            optax.scale_by_lion(self.b1, self.b2),
+            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD(Ranged):
+    """Stochastic gradient descent with momentum, and with weight decay on matrices only.
+
+    Attributes:
+        momentum: Decay rate of the momentum; 0 disables it.
+        nesterov: True looks ahead along the momentum.
+        weight_decay: Weight decay per step, multiplied by the learning rate.
+    """
+
+    momentum: Chance = 0.9
+    nesterov: bool = False
+    weight_decay: Weight = 0.0
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the gradient transformation, without the learning rate."""
+        return optax.chain(
+            optax.trace(self.momentum, self.nesterov),
+            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Ranged):
+    """Muon (Jordan et al. 2024) on projections, and AdamW on all other parameters.
+
+    Each projection is orthogonalised by itself, also in stacks of experts and of scanned layers:
+    the update of E experts is that of E separate matrices. The update has the root mean square of
+    AdamW's (Liu et al., 2502.16982, equation 4), so both share the learning rate. Embeddings, the
+    head, routers, norms and biases take AdamW.
+
+    Attributes:
+        momentum: Decay rate of the momentum of projections.
+        nesterov: True looks ahead along the momentum.
+        iterations: Number of Newton-Schulz iterations.
+        rms: Root mean square of the update of a projection, before the learning rate.
+        b1: Decay rate of AdamW's first moment.
+        b2: Decay rate of AdamW's second moment.
+        eps: Number added to the root of AdamW's second moment.
+        weight_decay: Weight decay per step of all matrices, multiplied by the learning rate.
+    """
+
+    momentum: Chance = 0.95
+    nesterov: bool = True
+    iterations: Positive = 5
+    rms: Factor = 0.2
+    b1: Chance = 0.9
+    b2: Chance = 0.95
+    eps: Epsilon = 1e-8
+    weight_decay: Weight = 0.1
+
+    def transform(self) -> optax.GradientTransformation:
+        """Returns the gradient transformation, without the learning rate."""
+        orthogonal = optax.chain(
+            contrib.scale_by_muon(
+                beta=self.momentum,
+                nesterov=self.nesterov,
+                ns_steps=self.iterations,
+                weight_dimension_numbers=_matrix_axes,
+            ),
+            optax.stateless(lambda updates, _: _with_rms(updates, self.rms)),
+        )
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        rules = {"projections": orthogonal, "others": adam}
+        return optax.chain(
+            optax.partition(rules, _projections),
+            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Constant(Ranged):
     """Constant schedule: the learning rate stays at its peak after the warm-up."""
 
@@ -137,6 +233,28 @@ class Linear(Ranged):
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmupStableDecay(Ranged):
+    """Warm-up, stable, decay (Hu et al., 2404.06395): the learning rate stays, then falls linearly.
+
+    A run before its decay can be extended, since the decay alone depends on the number of steps.
+
+    Attributes:
+        decay: Share of all steps in which the learning rate falls.
+        final: Learning rate at the last step, as a share of the peak.
+    """
+
+    decay: PositiveShare = 0.2
+    final: Share = 0.0
+
+    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
+        """Returns the factor of the peak at ``step``."""
+        del warmup
+        length = max(self.decay * steps, 1.0)
+        done = jnp.clip((step - (steps - length)) / length, 0.0, 1.0)
+        return 1 - (1 - self.final) * done
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Ranged):
     """The optimizer.
 
@@ -150,8 +268,8 @@ class OptimizerConfig(Ranged):
         router_multiplier: Factor of the learning rate for the routers.
     """
 
-    rule: AdamW | Adafactor = AdamW()
-    schedule: Constant | RSqrt | Cosine | Linear = Cosine()
+    rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
+    schedule: Constant | RSqrt | Cosine | Linear | WarmupStableDecay = Cosine()
     learning_rate: Factor = 1e-3
     warmup_steps: Natural = 100
     clip_norm: NonNegative = 1.0
@@ -167,6 +285,63 @@ def _matrices(params: Any) -> Any:
         return param.replace(metadata.get("decayed", len(metadata["axes"]) > 1))
 
     return map_variables(one, params)
+
+
+# Axes of projections; embeddings, heads and routers have others.
+_PROJECTED = {"embed", "heads", "head", "mlp", "latent", "latent_embed"}
+_PROJECTED |= {"expert", "expert_mlp", "expert_embed"}
+_WIDTHS = ("embed", "expert_embed")
+
+
+def _projections(params: Any) -> Any:
+    """Returns ``projections`` for matrices between features and stacks of them, else ``others``."""
+
+    def one(param: nnx.Variable) -> nnx.Variable:
+        metadata = param.get_metadata()
+        axes = [name for name in metadata["axes"] if name != "expert"]
+        plain = metadata.get("decayed", True) and _PROJECTED.issuperset(axes)
+        return param.replace("projections" if plain and len(axes) > 1 else "others")
+
+    return map_variables(one, params)
+
+
+def _with_rms(updates: Any, rms: float) -> Any:
+    """Returns orthogonal updates with a root mean square; theirs is ``1 / sqrt(larger side)``."""
+
+    def one(update: nnx.Variable) -> nnx.Variable:
+        value = update.get_value()
+        if isinstance(value, optax.MaskedNode):
+            return update
+        inputs, outputs = _sides(update)
+        sides = (math.prod(value.shape[axis] for axis in axes) for axes in (inputs, outputs))
+        return update.replace(value * (rms * math.sqrt(max(sides))))
+
+    return map_variables(one, updates)
+
+
+def _matrix_axes(params: Any) -> Any:
+    """Returns the axes of the inputs and of the outputs of each projection.
+
+    Other axes, of experts and of scanned layers, count separate matrices.
+    """
+
+    def one(param: nnx.Variable) -> nnx.Variable:
+        value = param.get_value()
+        if isinstance(value, optax.MaskedNode):
+            return param
+        return param.replace(contrib.MuonDimensionNumbers(*_sides(param)))
+
+    return map_variables(one, params)
+
+
+def _sides(param: nnx.Variable) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the axes of the inputs and of the outputs of a projection."""
+    axes = [name for name in param.get_metadata()["axes"] if name != "expert"]
+    count = param.get_value().ndim
+    # An output projection sums over several axes, such as heads and features of a head.
+    inputs = len(axes) - 1 if axes[-1] in _WIDTHS else 1
+    places = tuple(range(count - len(axes), count))
+    return places[:inputs], places[inputs:]
 
 
 def map_variables(function: Any, params: Any) -> Any:

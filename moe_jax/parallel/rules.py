@@ -146,6 +146,8 @@ def shardings_of_state(state: Any, mesh: Mesh) -> Any:
     def one(variable: Any) -> Any:
         if isinstance(variable, nnx.Variable):
             value = variable.get_value()
+            if not jax.tree.leaves(value):  # another rule of the optimizer has this parameter
+                return variable
             return variable.replace(sharding_of(variable, value.shape, mesh))
         return NamedSharding(mesh, PartitionSpec())
 

@@ -6,13 +6,17 @@ import pytest
 from flax import nnx
 
 from moe_jax.config.optimizer import (
+    SGD,
     Adafactor,
     AdamW,
     Constant,
     Cosine,
     Linear,
+    Lion,
+    Muon,
     OptimizerConfig,
     RSqrt,
+    WarmupStableDecay,
 )
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
@@ -39,6 +43,9 @@ STEPS = 12  # the schedule's end
         # Half-way is number 8, the last number 12.
         (Linear(), {5: 1.5, 7: 1.0, 9: 0.5, 11: 0.0, 50: 0.0}),
         (Linear(0.2), {7: 1.2, 11: 0.4, 50: 0.4}),
+        # The last quarter of 12 steps falls: numbers 10, 11, 12 have 2/3, 1/3 and 0 of the peak.
+        (WarmupStableDecay(0.25), {8: 2.0, 9: 4 / 3, 10: 2 / 3, 11: 0.0, 50: 0.0}),
+        (WarmupStableDecay(0.25, 0.5), {8: 2.0, 11: 1.0}),
     ],
     ids=str,
 )
@@ -50,7 +57,9 @@ def test_learning_rates(schedule, expected):
         np.testing.assert_allclose(found, rate, rtol=1e-5, atol=1e-6, err_msg=str(step))
 
 
-@pytest.mark.parametrize("schedule", [Constant(), RSqrt(), Cosine(), Linear()], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [Constant(), RSqrt(), Cosine(), Linear(), WarmupStableDecay()], ids=str
+)
 def test_without_warm_up_the_first_rate_is_near_the_peak(schedule):
     config = OptimizerConfig(schedule=schedule, learning_rate=2.0, warmup_steps=0)
     found = float(learning_rate(config, jnp.int32(0), 1000))
@@ -148,6 +157,111 @@ def test_decay_alone_shrinks_matrices_and_leaves_norms():
         np.testing.assert_allclose(found[name], factor * params[name], rtol=1e-6, err_msg=name)
 
 
+def test_lion_is_numpys():
+    rule = Lion(b1=0.8, b2=0.9, weight_decay=0.5)
+    params, gradients = arrays(0), [arrays(1), arrays(2), arrays(3)]
+    found = train(plain(rule=rule, learning_rate=0.1), params, gradients)
+    for name in AXES:
+        p = params[name].astype(np.float64)
+        m = np.zeros_like(p)
+        for t, gradient in enumerate(gradients):
+            g = gradient[name].astype(np.float64)
+            step = np.sign(0.8 * m + 0.2 * g)
+            m = 0.9 * m + 0.1 * g
+            p = p - 0.1 * (step + (0.5 * p if name in DECAYED else 0.0))
+            np.testing.assert_allclose(found[t][name], p, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_numpys(nesterov):
+    rule = SGD(momentum=0.8, nesterov=nesterov, weight_decay=0.5)
+    params, gradients = arrays(0), [arrays(1), arrays(2), arrays(3)]
+    found = train(plain(rule=rule, learning_rate=0.1), params, gradients)
+    for name in AXES:
+        p = params[name].astype(np.float64)
+        m = np.zeros_like(p)
+        for t, gradient in enumerate(gradients):
+            g = gradient[name].astype(np.float64)
+            m = 0.8 * m + g
+            step = g + 0.8 * m if nesterov else m
+            p = p - 0.1 * (step + (0.5 * p if name in DECAYED else 0.0))
+            np.testing.assert_allclose(found[t][name], p, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+# ---------------------------------------------------------------- Muon
+
+MUON = Muon(weight_decay=0.0)
+
+
+def muon_change(axes, value, gradient, rule=MUON):
+    """The change of one parameter by one step at the rate 1."""
+    optimizer = make_optimizer(plain(rule=rule, learning_rate=1.0), STEPS)
+    params = nnx.State({"w": nnx.Param(jnp.asarray(value), axes=axes)})
+    given = nnx.State({"w": nnx.Param(jnp.asarray(gradient), axes=axes)})
+    updates, _ = jax.jit(optimizer.update)(given, optimizer.init(params), params)
+    return np.asarray(updates["w"].get_value())
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("f")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
+def test_an_update_of_muon_is_nearly_orthogonal_and_has_the_rms_of_adamw(shape):
+    gradient = drawn(*shape)
+    change = muon_change(("embed", "mlp"), drawn(*shape, seed=1), gradient)
+    # All singular values are equal up to the tolerance of five iterations, 0.7 to 1.2.
+    singular = np.linalg.svd(change, compute_uv=False) / (0.2 * max(shape) ** 0.5)
+    assert 0.6 < singular.min() <= singular.max() < 1.3
+    # The exact factor of the polar decomposition has the same directions.
+    left, _, right = np.linalg.svd(-gradient, full_matrices=False)
+    exact = left @ right
+    cosine = (change * exact).sum() / np.linalg.norm(change) / np.linalg.norm(exact)
+    assert cosine > 0.95
+    assert np.sqrt((change**2).mean()) == pytest.approx(0.2, rel=0.25)
+
+
+def test_stacked_experts_are_orthogonalised_alone():
+    # Four experts, one with a gradient a thousand times as large, in two scanned layers.
+    gradient = drawn(2, 4, 8, 6) * np.array([1.0, 1e3, 1.0, 0.0], "f")[:, None, None]
+    value = drawn(2, 4, 8, 6, seed=1)
+    stacked = muon_change(("expert", "expert_embed", "expert_mlp"), value, gradient)
+    for layer in range(2):
+        for expert in range(4):
+            alone = muon_change(("embed", "mlp"), value[layer, expert], gradient[layer, expert])
+            np.testing.assert_allclose(stacked[layer, expert], alone, rtol=1e-4, atol=1e-6)
+    # An expert without a token has no gradient, and its update is zero and finite.
+    assert not stacked[:, 3].any()
+
+
+def test_heads_are_one_matrix():
+    gradient, value = drawn(8, 2, 3), drawn(8, 2, 3, seed=1)
+    query = muon_change(("embed", "heads", "head"), value, gradient)
+    flat = muon_change(("embed", "mlp"), value.reshape(8, 6), gradient.reshape(8, 6))
+    np.testing.assert_allclose(query.reshape(8, 6), flat, rtol=1e-5, atol=1e-7)
+    gradient, value = drawn(2, 3, 8), drawn(2, 3, 8, seed=1)
+    output = muon_change(("heads", "head", "embed"), value, gradient)
+    flat = muon_change(("mlp", "embed"), value.reshape(6, 8), gradient.reshape(6, 8))
+    np.testing.assert_allclose(output.reshape(6, 8), flat, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "axes", [("vocab", "embed"), ("embed", "vocab"), ("embed", "router"), ("embed",)], ids=str
+)
+def test_other_parameters_take_adamw(axes):
+    shape = (8, 6)[: len(axes)]
+    gradient, value = drawn(*shape), drawn(*shape, seed=1)
+    adamw = AdamW(b1=MUON.b1, b2=MUON.b2, eps=MUON.eps, weight_decay=0.0)
+    found, expected = (muon_change(axes, value, gradient, rule) for rule in (MUON, adamw))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_muon_decays_matrices():
+    value = drawn(8, 6)
+    change = muon_change(("embed", "mlp"), value, 0 * value, Muon(weight_decay=0.5))
+    np.testing.assert_allclose(change, -0.5 * value, rtol=1e-6)
+
+
 @pytest.mark.parametrize("by_scale", [True, False])
 @pytest.mark.parametrize("factored_from", [4, 128])
 def test_adafactor_is_optaxs(factored_from, by_scale):
@@ -206,7 +320,9 @@ def test_the_norm_that_is_clipped_is_that_of_all_parameters_together(clip_norm, 
         np.testing.assert_allclose(found[name], factor * gradient[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [AdamW(), Adafactor()], ids=["adamw", "adafactor"])
+@pytest.mark.parametrize(
+    "rule", [AdamW(), Adafactor(), Lion(), SGD(), Muon()], ids=lambda rule: type(rule).__name__
+)
 def test_multipliers_change_their_own_group_alone(rule):
     params, gradient = arrays(0), arrays(1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.config.optimizer import Adafactor, OptimizerConfig
+from moe_jax.config.optimizer import SGD, Adafactor, AdamW, Lion, Muon, OptimizerConfig
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
@@ -79,10 +79,13 @@ def test_every_array_has_its_own_readable_name():
     ]
 
 
-@pytest.mark.parametrize("update", ["adamw", "adafactor"])
-def test_names_there_and_back(update):
-    optimizer = OptimizerConfig(Adafactor(factored_from=8)) if update == "adafactor" else None
-    _, state = recipe(optimizer=optimizer).abstract()
+@pytest.mark.parametrize(
+    "rule",
+    [AdamW(), Adafactor(factored_from=8), Lion(), SGD(), Muon()],
+    ids=lambda r: type(r).__name__,
+)
+def test_names_there_and_back(rule):
+    _, state = recipe(optimizer=OptimizerConfig(rule)).abstract()
     leaves = named_leaves(state)
     assert len(leaves) == len(jax.tree.leaves(state))
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_/") for name in leaves)
@@ -152,3 +155,18 @@ def test_abstract_is_what_create_makes(created, sizes):
         assert isinstance(leaf, jax.ShapeDtypeStruct)
         assert (found[name].shape, found[name].dtype) == (leaf.shape, leaf.dtype), name
         assert found[name].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), name
+
+
+def test_the_momentum_of_an_expert_lives_where_the_expert_lives():
+    _, state = recipe(sizes=(2, 4), optimizer=OptimizerConfig(Muon())).abstract()
+    leaves = named_leaves(state)
+    projections = [name for name in leaves if "/projections/" in name and "/mu/" in name]
+    assert {name.rsplit("/", 1)[-1] for name in projections} == {
+        *("query", "key", "value", "output", "up", "down")
+    }
+    for name in projections:
+        param = leaves[f"params/{name.split('/mu/')[1]}"]
+        assert leaves[name].sharding.spec == param.sharding.spec, name
+    # AdamW has two moments of each of the others.
+    others = [name for name in leaves if "/others/" in name and "/nu/" in name]
+    assert {name.rsplit("/", 1)[-1] for name in others} == {"table", "scale", "kernel"}
