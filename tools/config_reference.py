@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import re
 import sys
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from moe_jax import ranges, routing
+from moe_jax import routing
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.reference import attributes, classes, default, is_interface, kind, summary
 
 PAGE = Path(__file__).parents[1] / "docs" / "config_reference.md"
 _INTRODUCTION = """\
@@ -43,9 +42,6 @@ the preset.
 | preset | choices and their defaults |
 | --- | --- |
 """
-_NAMES = {int: "integer", float: "number", str: "text", bool: "`True` or `False`"}
-# A larger upper end only keeps numbers inside the types of the program.
-_UNBOUNDED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,41 +78,10 @@ def _walk(
     for field in dataclasses.fields(cls):
         options = classes(hints[field.name])
         name = f"{path}.{field.name}" if path else field.name
-        several = len(options) > 1 or _is_interface(hints[field.name])
+        several = len(options) > 1 or is_interface(hints[field.name])
         for option in options:
             if option not in (cls, *parents):
                 yield from _walk(option, name, several, (cls, *parents))
-
-
-def classes(hint: Any) -> list[type]:
-    """Returns the dataclasses that a setting may hold: one, or all of a union or interface."""
-    if inspect.isabstract(hint):
-        # A router that a notebook or a test adds is not part of the library.
-        ours = (one for one in hint.__subclasses__() if one.__module__.startswith("moe_jax."))
-        return [option for part in ours for option in classes(part)]
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return [hint]
-    return [option for part in typing.get_args(hint) for option in classes(part)]
-
-
-def _is_interface(hint: Any) -> bool:
-    return any(inspect.isabstract(part) for part in (hint, *typing.get_args(hint)))
-
-
-def attributes(cls: type) -> dict[str, str]:
-    """Returns the meaning of every field, from the ``Attributes:`` of a class and its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
-        entries = re.split(r"^    (\w+): ", text.split("\n\n")[0], flags=re.MULTILINE)[1:]
-        pairs = zip(entries[::2], entries[1::2], strict=True)
-        found |= {name: _in_markdown(" ".join(words.split())) for name, words in pairs}
-    return found
-
-
-def summary(cls: type) -> str:
-    """Returns the first paragraph of a class's docstring."""
-    return _in_markdown(" ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split()))
 
 
 def _in_markdown(text: str) -> str:
@@ -124,49 +89,12 @@ def _in_markdown(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|")
 
 
-def kind(hint: Any) -> str:
-    """Returns the type of a setting in words, with its range."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        limits = [mark for mark in hint.__metadata__ if isinstance(mark, ranges.Range)]
-        return " ".join(filter(None, [kind(parts[0]), *map(_limits, limits)]))
-    if origin is Literal:
-        return ", ".join(f"`{option}`" for option in parts)
-    if hint is type(None):
-        return "`None`"
-    if origin is tuple:
-        return f"list of {kind(parts[0])}"
-    if classes(hint):
-        links = [f"[{option.__name__}](#{_anchor(option)})" for option in classes(hint)]
-        return ", ".join(links) + (" or `None`" if type(None) in parts else "")
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(kind, parts))
-    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _limits(limits: ranges.Range) -> str:
-    low = f"{'>' if limits.above else '≥'} {limits.low:g}"
-    high = f"{'<' if limits.below else '≤'} {limits.high:g}"
-    shown = low if limits.high >= _UNBOUNDED else f"{low} and {high}"
-    shown = "" if limits.low <= -_UNBOUNDED else shown
-    return shown + "".join(f", or {value:g}" for value in limits.also)
-
-
 def _anchor(cls: type) -> str:
     return cls.__name__.lower()
 
 
-def default(field: dataclasses.Field) -> str:
-    """Returns the default of a setting as it would be written."""
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    else:
-        return "required"
-    if dataclasses.is_dataclass(value):
-        return type(value).__name__
-    return f"`{list(value) if isinstance(value, tuple) else value!r}`"
+def _link(cls: type) -> str:
+    return f"[{cls.__name__}](#{_anchor(cls)})"
 
 
 def rendered(section: ReferenceSection) -> str:
@@ -176,10 +104,11 @@ def rendered(section: ReferenceSection) -> str:
     title = first or "The run"
     title += f": {cls.__name__}" if section.alternative else ""
     also = f"\nAlso at {', '.join(f'`{path}`' for path in others)}.\n" if others else ""
-    lines = [f"## {title} {{ #{_anchor(cls)} }}", "", summary(cls), also]
+    lines = [f"## {title} {{ #{_anchor(cls)} }}", "", _in_markdown(summary(cls)), also]
     meanings, hints = attributes(cls), typing.get_type_hints(cls, include_extras=True)
     rows = [
-        f"| `{f.name}` | {kind(hints[f.name])} | {default(f)} | {meanings.get(f.name, '')} |"
+        f"| `{f.name}` | {kind(hints[f.name], _link)} | {default(f)} | "
+        f"{_in_markdown(meanings.get(f.name, ''))} |"
         for f in dataclasses.fields(cls)
     ]
     table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
     "report": "writes the report of a run again",
+    "settings": "prints settings with their types, ranges and meanings",
     "count": "counts parameters and FLOPs of a model",
     "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
@@ -19,7 +20,9 @@ COMMANDS = {
     "ablate": "runs an ablation and writes its report",
 }
 # Flag of each command that a first argument without a flag name sets.
-_FIRST = dict.fromkeys(("train", "count", "plan", "bench"), "config") | {"ablate": "ablation"}
+_FIRST = dict.fromkeys(("train", "settings", "count", "plan", "bench"), "config") | {
+    "ablate": "ablation"
+}
 
 
 def main(command: str | None = None) -> None:
