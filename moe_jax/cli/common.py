@@ -53,6 +53,17 @@ def define_workdir(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True, flag_values=values)
 
 
+def define_step(values: flags.FlagValues) -> None:
+    """Defines ``--step``."""
+    flags.DEFINE_integer(
+        "step",
+        None,
+        "Step of the checkpoint; the newest intact one by default.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
 def folder_of(given: flags.FlagValues) -> Path:
     """Returns the folder of the ``--workdir`` flag.
 

@@ -30,6 +30,7 @@ def define(values: flags.FlagValues) -> None:
         "Input: a model of transformers (hf), or a converted model or a run (moe_jax).",
         flag_values=values,
     )
+    common.define_step(values)
     flags.DEFINE_string("input", None, "Folder to read.", required=True, flag_values=values)
     flags.DEFINE_string(
         "output", None, "Empty or new folder to write.", required=True, flag_values=values
@@ -79,7 +80,7 @@ def _convert(given: flags.FlagValues, source: Path, output: Path) -> None:
 
 def _opened(given: flags.FlagValues, source: Path) -> Imported:
     if folders.kind_of(source) == "run":
-        return open_trained(source, given.family or "")
+        return open_trained(source, given.family or "", given.step)
     return native.load(source)
 
 
@@ -88,7 +89,7 @@ def _check_input(given: flags.FlagValues, source: Path) -> None:
 
     Raises:
         ConfigError: If the folder is missing, empty or of another kind, or if ``--family`` is set
-            with ``--from=hf``.
+            with ``--from=hf`` or ``--step`` without a run.
     """
     if not source.is_dir():
         raise ConfigError(f"--input={source} is not a folder")
@@ -102,6 +103,8 @@ def _check_input(given: flags.FlagValues, source: Path) -> None:
         raise ConfigError(f"--input={source} is {_NAMES[kind]}: use --from={other}")
     if given["from"].value == "hf" and given.family:
         raise ConfigError("--family has an effect only with --from=moe_jax: leave it out")
+    if given.step is not None and kind != "run":
+        raise ConfigError(f"--step selects a checkpoint of a run, and {source} is {_NAMES[kind]}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from moe_jax.run.restored import open_restored
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_workdir(values)
+    common.define_step(values)
     common.define_hosts(values)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Restores the newest checkpoint and prints loss, bits per byte, accuracy and load."""
+    """Restores a checkpoint and prints loss, bits per byte, accuracy and load."""
     common.join_hosts(given)
-    step, session, state = open_restored(common.folder_of(given))
+    step, session, state = open_restored(common.folder_of(given), given.step)
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
     if processes.is_first():

@@ -20,6 +20,7 @@ from moe_jax.run.sampling import check_can_generate, generate
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_workdir(values)
+    common.define_step(values)
     flags.DEFINE_string(
         "prompt",
         "def ",
@@ -56,11 +57,11 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    """Restores the newest checkpoint and prints samples."""
+    """Restores a checkpoint and prints samples."""
     sampling = Sampling(given.tokens, given.temperature, given.top_k, given.top_p, given.seed)
     folder = common.folder_of(given)
     check_can_generate(workdir.load(folder).model)
-    _, session, state = open_restored(folder)
+    _, session, state = open_restored(folder, given.step)
     with jax.set_mesh(session.mesh):
         for text in generate(session, state, [given.prompt] * given.samples, sampling):
             print(text)

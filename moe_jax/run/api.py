@@ -180,15 +180,16 @@ def train(
     return OpenRun(folder, session.experiment.training.steps, session, state)
 
 
-def open_run(workdir: str | Path) -> OpenRun:
-    """Opens a run at its newest intact checkpoint, finished or not, without writing a file.
+def open_run(workdir: str | Path, *, step: int | None = None) -> OpenRun:
+    """Opens a run at one of its checkpoints, finished or not, without writing a file.
 
     Args:
         workdir: Folder of the run.
+        step: Step of the checkpoint; ``None`` for the newest intact one.
 
     Raises:
         ConfigError: If the folder holds no run, or no checkpoint yet.
-        CheckpointError: If every checkpoint is corrupt.
+        CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
 
     Examples:
         >>> import moe_jax as mj
@@ -198,8 +199,8 @@ def open_run(workdir: str | Path) -> OpenRun:
         >>> sorted(run.evaluate())
         ['accuracy', 'bits_per_byte', 'dropped_fraction', 'layers', 'loss']
     """
-    step, session, state = open_restored(workdir)
-    return OpenRun(Path(workdir), step, session, state)
+    found, session, state = open_restored(workdir, step)
+    return OpenRun(Path(workdir), found, session, state)
 
 
 def _silent(text: str) -> None:

@@ -20,18 +20,19 @@ from moe_jax.run.released import remembered
 from moe_jax.training.checkpoint import latest_step
 
 
-def open_trained(folder: Path | str, family: str = "") -> Imported:
-    """Returns the model of the newest intact checkpoint of a run, finished or not.
+def open_trained(folder: Path | str, family: str = "", step: int | None = None) -> Imported:
+    """Returns the model of a checkpoint of a run, finished or not.
 
     Args:
         folder: Workdir of the run.
         family: ``model_type`` to export to; "" for the family of the released model that the run,
             or an earlier run of its chain, started from.
+        step: Step of the checkpoint; ``None`` for the newest intact one.
 
     Raises:
         ConfigError: If the folder holds no run or no checkpoint yet, or if the family is unknown or
             cannot express the model. The error is raised before weights are loaded.
-        CheckpointError: If every checkpoint is corrupt.
+        CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
     """
     folder = Path(folder)
     experiment = workdir.load(folder)
@@ -47,7 +48,7 @@ def open_trained(folder: Path | str, family: str = "") -> Imported:
     except ConfigError:
         mesh = MeshConfig()
     run = FinishedRun("--input", folder, experiment, tokenizer)
-    graph, state = run.weights(make_mesh(mesh))
+    graph, state = run.weights(make_mesh(mesh), step)
     model = nnx.merge(graph, state.params, state.router_state)
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
 

@@ -190,7 +190,7 @@ def save_hf(
         True
     """
     origin = source.workdir if isinstance(source, OpenRun) else source.folder
-    found = open_trained(origin, family) if isinstance(source, OpenRun) else source
+    found = open_trained(origin, family, source.step) if isinstance(source, OpenRun) else source
     huggingface.save(
         found.model,
         folder,

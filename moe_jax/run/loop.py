@@ -103,8 +103,8 @@ class Loop:
     profile: Window | None = None
     _saved: int | None = dataclasses.field(default=None, init=False)
 
-    def restore(self) -> tuple[int, TrainState, dict[str, Any] | None]:
-        """Returns step, state and data position of the newest intact checkpoint.
+    def restore(self, step: int | None = None) -> tuple[int, TrainState, dict[str, Any] | None]:
+        """Returns step, state and data position of the newest intact checkpoint, or of a step.
 
         A run without a checkpoint gets step 0, its first state and no data position.
 
@@ -112,7 +112,7 @@ class Loop:
             CheckpointError: If every checkpoint is corrupt, or if the tokenizer in the folder is
                 not the tokenizer of the checkpoint.
         """
-        found = self.checkpoints.restore(named_leaves(self.session.abstract))
+        found = self.checkpoints.restore(named_leaves(self.session.abstract), step=step)
         if found is None:
             first = self.session.first_state
             return 0, self.session.recipe.create()[1] if first is None else first(), None

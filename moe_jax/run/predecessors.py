@@ -57,17 +57,21 @@ class FinishedRun:
         model, seed = self.experiment.model, self.experiment.training.seed
         return Recipe(model, self.tokenizer.vocab_size, optax.identity(), seed, mesh).abstract()
 
-    def weights(self, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
+    def weights(self, mesh: Mesh, step: int | None = None) -> tuple[nnx.GraphDef, TrainState]:
         """Returns the model, and the state with loaded parameters and router state.
 
+        Args:
+            mesh: Mesh of devices.
+            step: Step of the checkpoint; ``None`` for the newest intact one.
+
         Raises:
-            CheckpointError: If every checkpoint is corrupt.
+            CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
         """
         graph, abstract = self.abstract(mesh)
         leaves = named_leaves(abstract)
         wanted = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
         with Checkpoints(self.folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-            found = checkpoints.restore(wanted, partial=True)
+            found = checkpoints.restore(wanted, partial=True, step=step)
         assert found is not None  # ``open_finished`` has checked that a checkpoint exists.
         return graph, from_named_leaves(abstract, leaves | found[1])
 

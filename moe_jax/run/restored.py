@@ -1,4 +1,4 @@
-"""Opens a run at its newest checkpoint for reading."""
+"""Opens a run at one of its checkpoints for reading."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from moe_jax.training.checkpoint import latest_step
 from moe_jax.training.state import TrainState
 
 
-def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
-    """Returns step, session and state of the newest intact checkpoint in a workdir.
+def open_restored(folder: str | Path, step: int | None = None) -> tuple[int, Session, TrainState]:
+    """Returns step, session and state of a checkpoint in a workdir, by default the newest intact.
 
     The session uses the run's mesh if that mesh fits the devices, else the default mesh, in which
     each device holds a copy of the model.
@@ -27,7 +27,7 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
     Raises:
         ConfigError: If the folder holds no run, or no checkpoint yet, or if the text of the corpus
             has changed since the run began.
-        CheckpointError: If every checkpoint is corrupt.
+        CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
     """
     folder = Path(folder)
     experiment = workdir.load(folder)
@@ -43,8 +43,8 @@ def open_restored(folder: str | Path) -> tuple[int, Session, TrainState]:
     processes.first(lambda: _check_corpus(experiment, folder))
     session = open_session(experiment, data.load_tokenizer(folder))
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
-        step, state, _ = Loop(session, checkpoints, folder).restore()
-    return step, session, state
+        found, state, _ = Loop(session, checkpoints, folder).restore(step)
+    return found, session, state
 
 
 def _check_corpus(experiment: Experiment, folder: Path) -> None:

@@ -168,25 +168,27 @@ class Checkpoints:
             self._settle()
 
     def restore(
-        self, like: PyTree, *, partial: bool = False
+        self, like: PyTree, *, partial: bool = False, step: int | None = None
     ) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """Returns the newest checkpoint whose files are all intact.
+        """Returns the newest checkpoint whose files are all intact, or the checkpoint of a step.
 
         Damaged and unfinished checkpoints are skipped, with a warning and an entry in ``skipped``.
 
         Args:
             like: State as ``jax.ShapeDtypeStruct`` with shardings, on any mesh.
             partial: True if ``like`` is only a part of the saved state; the rest is not read.
+            step: Step of the checkpoint; ``None`` for the newest intact one.
 
         Returns:
             The step, the state and the data state; ``None`` if no checkpoint was ever committed.
 
         Raises:
-            CheckpointError: If checkpoints exist but none is intact, if the newest intact
-                checkpoint is of another model, or if it cannot be loaded.
+            CheckpointError: If checkpoints exist but none is intact, if there is no intact one of
+                ``step``, if the checkpoint is of another model, or if it cannot be loaded.
         """
         self.wait()
-        step = self._agree(self._newest_intact)
+        wanted = step
+        step = self._agree(self._newest_intact if wanted is None else lambda: self._intact(wanted))
         if step < 0:
             return None
         path = self.directory / str(step)
@@ -329,6 +331,20 @@ class Checkpoints:
         for entry in self._skipped:
             logging.warning("%s", entry)
         return chosen
+
+    def _intact(self, step: int) -> int:
+        """Returns a step that has an intact checkpoint."""
+        path = self.directory / str(step)
+        steps = sorted(_committed(self.directory))
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"{self.directory} has no checkpoint of step {step}; it has {known}"
+            )
+        reason = damage(path)
+        if reason is not None:
+            raise CheckpointError(f"checkpoint {path} is damaged ({reason}): choose another step")
+        return step
 
     def _make_room(self, step: int) -> int:
         """Moves damaged checkpoints aside and returns whether the directory of ``step`` is free."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+import moe_jax as mj
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build
 from moe_jax.decoding import Sampling
@@ -204,6 +205,16 @@ def test_evaluate_on_other_devices_agrees(restored, run):
     with jax.set_mesh(session.mesh):
         loss = session.evaluate(state)["loss"]
     assert loss == pytest.approx(records(run.folder, "eval")[-1]["loss"], rel=1e-6)
+
+
+def test_an_earlier_step_is_opened_by_its_number(run):
+    first, _ = records(run.folder, "eval")
+    opened = mj.open_run(run.folder, step=first["step"])
+    assert opened.step == first["step"]
+    assert opened.evaluate()["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    # The commands have the same choice; a step without a checkpoint is one line.
+    wrong = command("moe_jax.evaluate", f"--workdir={run.folder}", "--step=7")
+    assert "has no checkpoint of step 7; it has " in error_line(wrong)
 
 
 def test_generate_only_reads_and_continues_the_prompt_alike_for_a_seed(protected):

@@ -116,6 +116,29 @@ def test_round_trip_with_data_state(tmp_path):
     assert checkpoints.skipped == ()
 
 
+def test_a_step_is_restored_by_its_number(two_checkpoints):
+    directory, old, new = two_checkpoints
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        for step, saved in ((10, old), (20, new), (None, new)):
+            found, restored, _ = checkpoints.restore(like(new), step=step)
+            assert found == (step or 20)
+            assert_same(restored, saved)
+        with pytest.raises(CheckpointError, match="no checkpoint of step 15; it has 10, 20"):
+            checkpoints.restore(like(new), step=15)
+
+
+def test_a_damaged_step_is_not_replaced_by_another(tmp_path):
+    directory = tmp_path
+    _, new = save_two(directory)
+    name = next(name for name in names_of_a_checkpoint(directory) if name.startswith("state"))
+    flip(directory / "20" / name)
+    with (
+        Checkpoints(directory, read_only=True) as checkpoints,
+        pytest.raises(CheckpointError, match="is damaged .*choose another step"),
+    ):
+        checkpoints.restore(like(new), step=20)
+
+
 def test_optimizer_state_lists_and_typed_keys(tmp_path):
     params = {"layers": [{"w": jnp.ones((4, 4))}, {"w": jnp.zeros((4, 2))}]}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
