@@ -92,7 +92,7 @@ POD: dict[str, Any] = GPU | {
 SCALES: dict[str, dict[str, Any]] = {"cpu": CPU, "gpu": GPU, "pod": POD}
 # Scales of the registered ablations, with the rate that the pilot found.
 REGISTERED: dict[str, dict[str, Any]] = SCALES | {
-    "cpu": SATURATED | {"optimizer.learning_rate": 1e-2}
+    "cpu": SATURATED | {"optimizer.learning_rate": 2e-2}
 }
 
 
