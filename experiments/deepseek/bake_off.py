@@ -41,6 +41,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="dc57d6faa22382212a04ba26a7f1fd9334ff4c1e",
     published=(
         Published(
             "DeepSeekMoE table 1 (2401.06066)",

@@ -37,6 +37,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="dc57d6faa22382212a04ba26a7f1fd9334ff4c1e",
     published=(
         Published(
             "GLaM (2112.06905), against GPT-3",

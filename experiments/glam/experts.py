@@ -28,6 +28,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="dc57d6faa22382212a04ba26a7f1fd9334ff4c1e",
     claims=(
         Claim(
             "16 experts have a lower loss than a dense model of equal FLOPs",
