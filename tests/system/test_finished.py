@@ -208,13 +208,14 @@ def test_evaluate_on_other_devices_agrees(restored, run):
 
 
 def test_an_earlier_step_is_opened_by_its_number(run):
-    first, _ = records(run.folder, "eval")
-    opened = mj.open_run(run.folder, step=first["step"])
-    assert opened.step == first["step"]
-    assert opened.evaluate()["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    # Of the checkpoints of the steps 10, 20, 30 and 40, the last two are kept.
+    middle, last = records(run.folder, "eval")
+    opened = mj.open_run(run.folder, step=30)
+    assert opened.step == 30
+    assert last["loss"] < opened.evaluate()["loss"] < middle["loss"]
     # The commands have the same choice; a step without a checkpoint is one line.
     wrong = command("moe_jax.evaluate", f"--workdir={run.folder}", "--step=7")
-    assert "has no checkpoint of step 7; it has " in error_line(wrong)
+    assert "has no checkpoint of step 7; it has 30, 40" in error_line(wrong)
 
 
 def test_generate_only_reads_and_continues_the_prompt_alike_for_a_seed(protected):

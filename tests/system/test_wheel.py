@@ -39,9 +39,8 @@ TINY = (
 
 
 def _left_out(folder, names):
-    """Caches, results and links are no part of what is packed."""
-    unwanted = {"__pycache__", "results"}
-    return [name for name in names if name in unwanted or (Path(folder) / name).is_symlink()]
+    """Caches and links are no part of what is packed."""
+    return [name for name in names if name == "__pycache__" or (Path(folder) / name).is_symlink()]
 
 
 @pytest.fixture(scope="module")

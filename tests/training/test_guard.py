@@ -97,7 +97,7 @@ class Disk:
     def __init__(self, found=None, damaged=None):
         self.found, self.newest, self.saved = found, damaged or found, []
 
-    def restore(self, like):
+    def restore(self, like, *, step=None):
         return None if self.found is None else (self.found, like, {})
 
     def latest_step(self):
