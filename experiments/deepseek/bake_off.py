@@ -93,6 +93,10 @@ ABLATION = Ablation(
             "gshard",
         ),
     ),
+    notes=(
+        "Two runs of the first look were paused while they trained, and their seconds include the "
+        "pause.",
+    ),
     gates=(
         beats_zlib(),
         Claim("top-2 has a lower loss than a dense model", "loss", "gshard", "dense"),
