@@ -26,6 +26,9 @@ from moe_jax.nn.padding import valid_tokens
 from moe_jax.ranges import LayerIndex, Layers
 
 
+NOT_CAUSAL = "a model with model.causal=False predicts masked tokens and generates no text"
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
     """A decoder-only transformer.
@@ -226,9 +229,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns an empty cache for ``batch`` rows of up to ``slots`` tokens, prompts included."""
         if not self.config.causal:
-            raise ConfigError(
-                "a model with model.causal=False predicts masked tokens and generates no text"
-            )
+            raise ConfigError(NOT_CAUSAL)
         dtype = jnp.dtype(self.config.compute_dtype)
         return Cache.empty(self.layers.empty_cache(batch, slots, dtype), batch, slots)
 

@@ -12,6 +12,7 @@ from moe_jax import data, decoding
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, EncoderDecoder, Model, ModelConfig
+from moe_jax.models.decoder import NOT_CAUSAL
 from moe_jax.run.session import Session
 from moe_jax.training.state import TrainState
 
@@ -26,11 +27,13 @@ class MarksBlanks(Protocol):
 
 
 def check_can_generate(config: ModelConfig) -> None:
-    """Rejects models whose experts choose tokens, because the choice depends on later tokens.
+    """Rejects models that read later tokens, by attention or because experts choose tokens.
 
     Raises:
-        ConfigError: If a router of the decoder lets experts choose tokens.
+        ConfigError: If the model is not causal, or a router of the decoder lets experts choose.
     """
+    if not getattr(config, "causal", True):
+        raise ConfigError(NOT_CAUSAL)
     layers = config.sparse_layers()
     if any(layer.moe.router.experts_choose and layer.stack != "encoder" for layer in layers):
         raise ConfigError(
