@@ -25,7 +25,6 @@ from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.ranges import LayerIndex, Layers
 
-
 NOT_CAUSAL = "a model with model.causal=False predicts masked tokens and generates no text"
 
 
