@@ -132,10 +132,10 @@ class SGD(Ranged):
 class Muon(Ranged):
     """Muon (Jordan et al. 2024) on projections, and AdamW on all other parameters.
 
-    Each projection is orthogonalised by itself, also in stacks of experts and of scanned layers:
-    the update of E experts is that of E separate matrices. The update has the root mean square of
-    AdamW's (Liu et al., 2502.16982, equation 4), so both share the learning rate. Embeddings, the
-    head, routers, norms and biases take AdamW.
+    Each projection is orthogonalised by itself, also in stacks of experts and of scanned layers, so
+    an expert gets the same update as a matrix outside a stack. Updates of projections are scaled to
+    the typical root mean square of AdamW's updates (Liu et al., 2502.16982, equation 4), so both
+    rules share the learning rate. AdamW updates embeddings, head, routers, norms and biases.
 
     Attributes:
         momentum: Decay rate of the momentum of projections.

@@ -1,4 +1,4 @@
-"""What every setting means: its type, range, default and meaning, from the dataclasses."""
+"""Settings described by type, range, default and meaning, from their dataclasses."""
 
 from __future__ import annotations
 

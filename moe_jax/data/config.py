@@ -110,7 +110,7 @@ class DataConfig(Ranged):
 
     @property
     def sentinels(self) -> int:
-        """Number of ids above the tokenizer's: those that mark spans, or one for the mask."""
+        """Number of ids above the text's: one per sentinel of spans, or one for the mask."""
         return self.spans.sentinels if self.spans else int(self.mask_rate > 0)
 
     def __post_init__(self) -> None:

@@ -189,7 +189,7 @@ def open_run(workdir: str | Path, *, step: int | None = None) -> OpenRun:
 
     Raises:
         ConfigError: If the folder holds no run, or no checkpoint yet.
-        CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
+        CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
 
     Examples:
         >>> import moe_jax as mj

@@ -32,7 +32,7 @@ def open_trained(folder: Path | str, family: str = "", step: int | None = None) 
     Raises:
         ConfigError: If the folder holds no run or no checkpoint yet, or if the family is unknown or
             cannot express the model. The error is raised before weights are loaded.
-        CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
+        CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
     folder = Path(folder)
     experiment = workdir.load(folder)

@@ -65,7 +65,7 @@ class FinishedRun:
             step: Step of the checkpoint; ``None`` for the newest intact one.
 
         Raises:
-            CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
+            CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
         """
         graph, abstract = self.abstract(mesh)
         leaves = named_leaves(abstract)

@@ -27,7 +27,7 @@ def open_restored(folder: str | Path, step: int | None = None) -> tuple[int, Ses
     Raises:
         ConfigError: If the folder holds no run, or no checkpoint yet, or if the text of the corpus
             has changed since the run began.
-        CheckpointError: If every checkpoint is corrupt, or that of ``step`` is, or is missing.
+        CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
     folder = Path(folder)
     experiment = workdir.load(folder)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,6 +111,15 @@ class Braked:
 
 
 _CLOCK = ("tokens_per_second", "model_flops_per_second", "mfu")
+
+
+def kill_and_resume(folder, whole, *flags, devices=1):
+    """Kills a run of 30 steps after step 20, resumes it, and compares it with a whole run."""
+    process = Braked(folder, 25, *flags, devices=devices)
+    process.wait_for(checkpoint=20)
+    assert process.signal(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert "resuming at step 20 of 30" in train(folder, *flags, devices=devices).stdout
+    assert_same(folder, whole)
 
 
 def records(workdir, kind="train"):

@@ -208,7 +208,7 @@ def test_evaluate_on_other_devices_agrees(restored, run):
 
 
 def test_an_earlier_step_is_opened_by_its_number(run):
-    # Of the checkpoints of the steps 10, 20, 30 and 40, the last two are kept.
+    # The run saves steps 10, 20, 30 and 40 and keeps the last two.
     middle, last = records(run.folder, "eval")
     opened = mj.open_run(run.folder, step=30)
     assert opened.step == 30

@@ -1,7 +1,6 @@
 """An encoder-decoder from the command lines: trained on eight devices, killed, resumed, used."""
 
 import json
-import signal
 
 import pytest
 
@@ -24,12 +23,7 @@ def whole(flags, tmp_path_factory):
 
 
 def test_killed_run_ends_as_if_it_had_not_been(flags, whole, tmp_path):
-    folder = tmp_path / "run"
-    process = runs.Braked(folder, 25, *flags, devices=DEVICES)
-    process.wait_for(checkpoint=20)
-    assert process.signal(signal.SIGKILL)[0] == -signal.SIGKILL
-    assert "resuming at step 20 of 30" in runs.train(folder, *flags, devices=DEVICES).stdout
-    runs.assert_same(folder, whole)
+    runs.kill_and_resume(tmp_path / "run", whole, *flags, devices=DEVICES)
 
 
 def test_evaluate_and_report_name_both_stacks(whole):

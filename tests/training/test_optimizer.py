@@ -157,35 +157,33 @@ def test_decay_alone_shrinks_matrices_and_leaves_norms():
         np.testing.assert_allclose(found[name], factor * params[name], rtol=1e-6, err_msg=name)
 
 
-def test_lion_is_numpys():
-    rule = Lion(b1=0.8, b2=0.9, weight_decay=0.5)
+def check_by_numpy(rule, step):
+    """Compares three updates with ``step``, from momentum and gradient to update and momentum."""
     params, gradients = arrays(0), [arrays(1), arrays(2), arrays(3)]
     found = train(plain(rule=rule, learning_rate=0.1), params, gradients)
     for name in AXES:
         p = params[name].astype(np.float64)
         m = np.zeros_like(p)
         for t, gradient in enumerate(gradients):
-            g = gradient[name].astype(np.float64)
-            step = np.sign(0.8 * m + 0.2 * g)
-            m = 0.9 * m + 0.1 * g
-            p = p - 0.1 * (step + (0.5 * p if name in DECAYED else 0.0))
+            update, m = step(m, gradient[name].astype(np.float64))
+            p = p - 0.1 * (update + (0.5 * p if name in DECAYED else 0.0))
             np.testing.assert_allclose(found[t][name], p, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_lion_is_numpys():
+    def step(m, g):
+        return np.sign(0.8 * m + 0.2 * g), 0.9 * m + 0.1 * g
+
+    check_by_numpy(Lion(b1=0.8, b2=0.9, weight_decay=0.5), step)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_numpys(nesterov):
-    rule = SGD(momentum=0.8, nesterov=nesterov, weight_decay=0.5)
-    params, gradients = arrays(0), [arrays(1), arrays(2), arrays(3)]
-    found = train(plain(rule=rule, learning_rate=0.1), params, gradients)
-    for name in AXES:
-        p = params[name].astype(np.float64)
-        m = np.zeros_like(p)
-        for t, gradient in enumerate(gradients):
-            g = gradient[name].astype(np.float64)
-            m = 0.8 * m + g
-            step = g + 0.8 * m if nesterov else m
-            p = p - 0.1 * (step + (0.5 * p if name in DECAYED else 0.0))
-            np.testing.assert_allclose(found[t][name], p, rtol=1e-5, atol=1e-6, err_msg=name)
+    def step(m, g):
+        m = 0.8 * m + g
+        return (g + 0.8 * m if nesterov else m), m
+
+    check_by_numpy(SGD(momentum=0.8, nesterov=nesterov, weight_decay=0.5), step)
 
 
 # ---------------------------------------------------------------- Muon

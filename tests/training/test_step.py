@@ -535,8 +535,8 @@ def test_only_predicted_tokens_count():
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_the_gradient_is_of_the_predicted_tokens(microbatches):
-    # If all targets are predicted, the step is that of a batch without masks; if those of one row
-    # are, the loss is that of a batch whose other rows are padding for the loss alone.
+    # A batch whose tokens are all predicted has the gradient of a batch without masks. Rows of
+    # equal length, predicted one at a time, have gradients whose mean is this gradient.
     config = dataclasses.replace(model(every=0), causal=False)
     whole = batch(lengths=(LENGTH,) * ROWS)
     graph, state = made(recipe(config))
