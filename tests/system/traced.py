@@ -37,8 +37,8 @@ def _save_and_tell(self, step, state, data_state):
     _save(self, step, state, data_state)
 
 
-def _restore_and_tell(self, like):
-    found = _restore(self, like)
+def _restore_and_tell(self, like, **chosen):
+    found = _restore(self, like, **chosen)
     if found is not None:
         _tell("restored", *found[:2])
     return found
