@@ -149,7 +149,8 @@ def gates_from_one(config: ConfigDict) -> ConfigDict:
 
 def beats_zlib(arm: str = "dense") -> Gate:
     """Returns gate c: the arm needs fewer bits per byte of the validation text than zlib."""
-    text = "the dense model needs fewer bits per byte than zlib"
+    model = "the dense model" if arm == "dense" else f"the model of arm {arm}"
+    text = f"{model} needs fewer bits per byte than zlib"
     return Gate(text, arm, "bits_above_zlib", most=0.0)
 
 
