@@ -37,6 +37,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="e0083e1940936396e9a797ac14eb75ff6b22e312",
     published=(
         Published(
             "ST-MoE table 8 (2202.08906), top-2",

@@ -24,6 +24,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="e0083e1940936396e9a797ac14eb75ff6b22e312",
     published=(
         Published(
             "Switch table 11 (2101.03961)",
