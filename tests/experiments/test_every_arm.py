@@ -180,7 +180,6 @@ def test_an_arm_trains(place: str):
 
 def test_every_ablation_is_here_and_equal_arms_are_trained_once():
     assert len(ABLATIONS) >= 20
-    precision = ABLATIONS["switch/precision"]
-    exploration = ABLATIONS["switch/exploration"]
-    same = small(precision, "float32"), small(exploration, "input_jitter")
+    experts, tokens = ABLATIONS["glam/experts"], ABLATIONS["glam/data_efficiency"]
+    same = small(experts, "e16"), small(tokens, "moe")
     assert len({fingerprint(experiment) for experiment in same}) == 1
