@@ -16,7 +16,7 @@ from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import FAMILIES, Imported, load, save
-from moe_jax.run.exported import open_trained
+from moe_jax.run.exported import open_trained, tokenizer_texts
 
 _NAMES = {"hf": "a released model", "moe_jax": "a converted model", "run": "a run"}
 
@@ -71,6 +71,7 @@ def _convert(given: flags.FlagValues, source: Path, output: Path) -> None:
             given.family or imported.family,
             original=imported.original,
             companions=folders.companions_of(source),
+            texts=tokenizer_texts(source),
             dtype=given.dtype,
             progress=True,
         )

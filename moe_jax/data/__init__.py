@@ -9,6 +9,7 @@ from moe_jax.data.sentinels import WithSentinels
 from moe_jax.data.sources import Contents, Source, check_source, open_source, read_contents
 from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.spare import WithSpareIds, with_spare_ids
+from moe_jax.data.tokenizer_json import tokenizer_files
 from moe_jax.data.tokenizers import (
     Bytes,
     SentencePiece,
@@ -51,6 +52,7 @@ __all__ = [
     "read_contents",
     "same_tokenizer",
     "train_batches",
+    "tokenizer_files",
     "train_sentencepiece",
     "with_spare_ids",
 ]

@@ -214,16 +214,22 @@ def _special_ids(inner: Any) -> list[int]:
 def _plain_length(text: str) -> Callable[[str], int]:
     """Returns a function from a piece to the number of its UTF-8 bytes.
 
-    In a byte-level vocabulary each character of a piece is one byte.
+    In a byte-level vocabulary each character of a piece is one byte. Elsewhere, the decoder
+    replaces characters that stand for others, such as U+2581 for a space.
     """
     parsed = json.loads(text)
-    kinds = json.dumps([parsed.get("pre_tokenizer"), parsed.get("decoder")])
-    if '"ByteLevel"' in kinds:
+    decoder = parsed.get("decoder") or {}
+    if '"ByteLevel"' in json.dumps([parsed.get("pre_tokenizer"), decoder]):
         return len
+    steps = [step for step in decoder.get("decoders", [decoder]) if step.get("type") == "Replace"]
+    replaced = {_SPACE: " "}
+    replaced |= {step["pattern"].get("String", _SPACE): step["content"] for step in steps}
 
     def length(piece: str) -> int:
         if _BYTE.fullmatch(piece):
             return 1
-        return len(piece.replace(_SPACE, " ").encode("utf-8"))
+        for old, new in replaced.items():
+            piece = piece.replace(old, new)
+        return len(piece.encode("utf-8"))
 
     return length

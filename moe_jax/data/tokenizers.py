@@ -34,8 +34,8 @@ _RESTORE = "put the file of the run back from a copy, or start a new run in anot
 # SentencePiece ends a sentence at a newline and writes a space as U+2581. A newline is therefore
 # encoded as a private-use character. A text with U+2581 or with this character is escaped, by a
 # second private-use character.
-_NEWLINE, _ESCAPE, _SPACE = "\ue000", "\ue001", "\u2581"
-_ESCAPES = {_ESCAPE: "e", _NEWLINE: "n", _SPACE: "u"}
+NEWLINE, ESCAPE, SPACE = "\ue000", "\ue001", "\u2581"
+ESCAPES = {ESCAPE: "e", NEWLINE: "n", SPACE: "u"}
 _ESCAPED_BYTES = 2  # An escape and its ASCII letter encode a character of 3 UTF-8 bytes.
 
 _TRAINING_BYTES = 16_000_000
@@ -54,7 +54,7 @@ _TRAINER: dict[str, Any] = {
     "allow_whitespace_only_pieces": True,
     "max_sentencepiece_length": 32,
     "character_coverage": 0.9995,
-    "required_chars": _NEWLINE + _ESCAPE + _SPACE,
+    "required_chars": NEWLINE + ESCAPE + SPACE,
     "hard_vocab_limit": False,
     "pad_id": 0,
     "bos_id": 1,
@@ -110,7 +110,7 @@ class SentencePiece:
 
     def __post_init__(self) -> None:
         """Loads the model, so that a bad model fails here and not at first use."""
-        missing = [c for c in (_NEWLINE, _ESCAPE, _SPACE) if self._processor.piece_to_id(c) == 3]
+        missing = [c for c in (NEWLINE, ESCAPE, SPACE) if self._processor.piece_to_id(c) == 3]
         probe = "  a \t\r\n\n\u2581\ue000\ue001\ufb01\U0001f600 "
         specials = (self.pad_id, self.bos_id, self.eos_id, self._processor.unk_id())
         if missing or specials != (0, 1, 2, 3) or self.decode(self.encode(probe)) != probe:
@@ -156,7 +156,7 @@ class SentencePiece:
 
     def piece(self, token: int) -> str:
         """See ``Tokenizer``."""
-        return self._processor.id_to_piece(int(token)).replace(_NEWLINE, "\n").replace(_SPACE, " ")
+        return self._processor.id_to_piece(int(token)).replace(NEWLINE, "\n").replace(SPACE, " ")
 
     def save(self, directory: str | Path) -> None:
         """See ``Tokenizer``."""
@@ -175,8 +175,8 @@ class SentencePiece:
         if self._processor.is_byte(token):
             return 1
         piece = self._processor.id_to_piece(token)
-        plain = piece.replace(_NEWLINE, "\n").replace(_SPACE, " ").replace(_ESCAPE, "")
-        return len(plain.encode("utf-8")) + _ESCAPED_BYTES * piece.count(_ESCAPE)
+        plain = piece.replace(NEWLINE, "\n").replace(SPACE, " ").replace(ESCAPE, "")
+        return len(plain.encode("utf-8")) + _ESCAPED_BYTES * piece.count(ESCAPE)
 
 
 def open_tokenizer(config: DataConfig) -> Tokenizer:
@@ -401,15 +401,15 @@ def _sentences(source: Source) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    for character, letter in _ESCAPES.items():
-        text = text.replace(character, _ESCAPE + letter)
-    return text.replace("\n", _NEWLINE)
+    for character, letter in ESCAPES.items():
+        text = text.replace(character, ESCAPE + letter)
+    return text.replace("\n", NEWLINE)
 
 
 def _unescape(text: str) -> str:
-    text = text.replace(_NEWLINE, "\n")
-    first, *rest = text.split(_ESCAPE)
-    restored = {letter: character for character, letter in _ESCAPES.items()}
+    text = text.replace(NEWLINE, "\n")
+    first, *rest = text.split(ESCAPE)
+    restored = {letter: character for character, letter in ESCAPES.items()}
     return first + "".join(restored.get(part[:1], part[:1]) + part[1:] for part in rest)
 
 

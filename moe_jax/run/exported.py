@@ -53,6 +53,16 @@ def open_trained(folder: Path | str, family: str = "", step: int | None = None) 
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
 
 
+def tokenizer_texts(folder: Path | str) -> dict[str, str]:
+    """Returns the files, by name, from which ``transformers`` loads the tokenizer of a run.
+
+    A run that uses a released tokenizer has no such file: it keeps a copy of the released files.
+    """
+    if folders.kind_of(folder) != "run" or folders.tokenizer_of(folder):
+        return {}
+    return data.tokenizer_files(data.load_tokenizer(folder))
+
+
 def _only_family(model: Any, folder: Path) -> NoReturn:
     """Raises a ``ConfigError`` that names the families which can express the model."""
     able = families_of(FAMILIES, model)

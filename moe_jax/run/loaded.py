@@ -20,7 +20,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface
 from moe_jax.nn.mode import DECODE
 from moe_jax.run.api import OpenRun
-from moe_jax.run.exported import open_trained
+from moe_jax.run.exported import open_trained, tokenizer_texts
 from moe_jax.run.sampling import texts
 
 Array = jax.Array
@@ -197,6 +197,7 @@ def save_hf(
         family or found.family,
         original=found.original,
         companions=folders.companions_of(origin),
+        texts=tokenizer_texts(origin),
         dtype=dtype,
     )
 

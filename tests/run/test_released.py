@@ -18,7 +18,7 @@ from moe_jax.interop import native
 from moe_jax.interop.huggingface import load, save
 from moe_jax.models import DecoderConfig
 from moe_jax.run import workdir
-from moe_jax.run.exported import open_trained
+from moe_jax.run.exported import open_trained, tokenizer_texts
 from moe_jax.run.predecessors import open_sources
 from moe_jax.run.released import adopted, remembered
 from moe_jax.run.session import open_checkpoints, open_session
@@ -202,6 +202,7 @@ def test_an_unfinished_run_is_exported_as_the_family_it_started_from(released, t
         np.testing.assert_array_equal(after[name][: len(tensor)], tensor, err_msg=name)
     said = json.loads((out / "config.json").read_text())
     assert (said["vocab_size"], said["bos_token_id"], said["eos_token_id"]) == (259, 1, 2)
+    assert tokenizer_texts(released) == {}
 
 
 def test_a_run_of_our_own_asks_for_a_family(released, tmp_path):
@@ -214,6 +215,8 @@ def test_a_run_of_our_own_asks_for_a_family(released, tmp_path):
         open_trained(tmp_path / "can")
     imported = open_trained(tmp_path / "can", "mixtral")
     assert imported.original["eos_token_id"] == data.Bytes.eos_id
+    # transformers needs a tokenizer.json, which a run of our own writes from its tokenizer.
+    assert "tokenizer.json" in tokenizer_texts(tmp_path / "can")
     with pytest.raises(ConfigError, match="no family can express its model"):
         open_trained(tmp_path / "cannot")
     with pytest.raises(ConfigError, match="mixtral cannot express "):

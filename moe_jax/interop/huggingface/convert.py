@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def save(
     *,
     original: dict[str, Any] | None = None,
     companions: Path | None = None,
+    texts: Mapping[str, str] | None = None,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
     progress: bool = False,
@@ -158,6 +160,7 @@ def save(
             the settings that are copied.
         companions: Folder whose tokenizer, chat template, generation settings and licences are
             copied; ``None`` for no copies.
+        texts: Further files by name, such as the tokenizer of a run.
         dtype: Type of the written tensors, ``float32`` or ``bfloat16``.
         shard_bytes: Size of a shard in bytes.
         progress: True shows a progress bar.
@@ -179,6 +182,8 @@ def save(
     with replaced(directory, is_export) as folder:
         if companions:
             copy_companions(companions, folder)
+        for name, text in (texts or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         write(pairs, folder, shard_bytes)
         (folder / "config.json").write_text(json.dumps(described, indent=2))
 
