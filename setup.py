@@ -55,6 +55,7 @@ setup(
         "numpy>=1.26",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "pyarrow>=16",
         "sentencepiece>=0.2",
         "tensorboardX>=2.6",
         "safetensors>=0.5",

@@ -77,15 +77,23 @@ def _of_data(experiment: Experiment) -> Iterator[str]:
     config = experiment.data
     names: Sequence[str]
     files = config.source.startswith("files:")
-    if files or config.source == "mixture":
-        names = ("text_feature", "train_split", "eval_split")
+    if not files:
+        reason = f"data.source={config.source!r} has splits of its own"
+        yield from _changed(config, ["eval_one_in"], "data", reason)
+    elif config.eval_source:
+        yield from _changed(config, ["eval_one_in"], "data", "data.eval_source is set")
+    if (files or config.source == "mixture") and not config.eval_source:
+        names = ("train_split", "eval_split")
         reason = f"data.source={config.source!r} has splits of its own"
         yield from _changed(config, names, "data", reason)
+    if config.source == "mixture" and not config.eval_source:
+        reason = f"data.source={config.source!r} has no fields"
+        yield from _changed(config, ["text_feature"], "data", reason)
     if config.source != "mixture":
         names = [field.name for field in dataclasses.fields(config.mixture)]
         reason = f"data.source={config.source!r} is not 'mixture'"
         yield from _changed(config.mixture, names, "data.mixture", reason)
-    if (files or config.source == "mixture") and config.tokenizer != "sentencepiece":
+    if config.source == "mixture" and config.tokenizer != "sentencepiece":
         reason = "neither the source nor the tokenizer uses this folder"
         yield from _changed(config, ["data_dir"], "data", reason)
 

@@ -6,7 +6,14 @@ from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_b
 from moe_jax.data.mixture import MarkovLanguages, MixtureSource, make_mixture
 from moe_jax.data.rows import prepare_rows
 from moe_jax.data.sentinels import WithSentinels
-from moe_jax.data.sources import Contents, Source, check_source, open_source, read_contents
+from moe_jax.data.source import Source
+from moe_jax.data.sources import (
+    Contents,
+    check_source,
+    empty_files,
+    open_source,
+    read_contents,
+)
 from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.spare import WithSpareIds, with_spare_ids
 from moe_jax.data.tokenizer_json import tokenizer_files
@@ -42,6 +49,7 @@ __all__ = [
     "check_source",
     "check_tokenizer",
     "contradiction",
+    "empty_files",
     "eval_batches",
     "load_tokenizer",
     "make_mixture",

@@ -7,7 +7,8 @@ import numpy as np
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.mixture import make_mixture
-from moe_jax.data.sources import Source, open_source
+from moe_jax.data.source import Source
+from moe_jax.data.sources import open_source
 from moe_jax.data.tokenizer import Tokenizer
 
 _TRAINING_BYTES = 64_000_000

@@ -7,6 +7,7 @@ from moe_jax.data.span_corruption import Spans
 from moe_jax.ranges import Chance, Factor, Natural, Positive, Range, Ranged, Seed, Vocabulary
 
 Languages = Annotated[int, Range(1, 10_000)]
+OneIn = Annotated[int, Range(2, 1_000_000)]
 # The alphabet is printable ASCII.
 Symbols = Annotated[int, Range(2, 94)]
 
@@ -41,15 +42,21 @@ class DataConfig(Ranged):
 
     Attributes:
         source: Corpus of the run: ``python_library`` (the interpreter's own standard library),
-            ``mixture`` (synthetic, with a known entropy), ``files:GLOB`` (local UTF-8 text files,
-            one document each) or any prepared TFDS dataset, such as ``lm1b``, ``c4/en`` or
-            ``wikipedia/20220301.en``.
-        text_feature: TFDS feature that holds the text of a document.
+            ``mixture`` (synthetic, with a known entropy), ``files:GLOB`` (local files: a UTF-8 text
+            file is one document; a ``.jsonl`` file, which may end in ``.gz`` or ``.zst``, has one
+            in each line, and a ``.parquet`` file one in each row) or any prepared TFDS dataset,
+            such as ``lm1b``, ``c4/en`` or ``wikipedia/20220301.en``.
+        text_feature: Feature, JSON key or column that holds the text of a document.
         train_split: TFDS split expression of the training documents, such as ``train[:90%]``.
             ``files:`` and ``mixture`` have fixed splits and ignore it.
         eval_split: TFDS split expression of the validation documents.
-        data_dir: Folder of prepared TFDS datasets and of cached tokenizers; ``None`` is the
-            default of TFDS.
+        eval_source: Source of the validation documents, such as ``files:held_out/*.jsonl``: all its
+            documents, or its ``eval_split``. ``source`` is then for training only. "" takes them
+            from ``source``.
+        eval_one_in: Number of documents of ``files:`` per document for validation; of a single
+            document, number of spans per span for validation.
+        data_dir: Folder of prepared TFDS datasets, of documents read from files with many, and of
+            cached tokenizers; ``None`` is the default of TFDS.
         tokenizer: Tokenizer of the run: ``bytes``, ``sentencepiece`` (trained on the training
             documents, then cached), ``sentencepiece:PATH`` (a model file that this package
             trained) or ``hf:FOLDER`` (the ``tokenizer.json`` of a released model; needs the package
@@ -65,6 +72,7 @@ class DataConfig(Ranged):
             1810.04805, section 3.1, here always by a mask); the model then reads in both directions
             (``model.causal=False``). 0 predicts every next token.
         batch_size: Number of rows in each global batch, over all processes.
+        train_documents: Number of training documents to use, from the first; ``None`` uses all.
         eval_documents: Number of validation documents to use, from the first; ``None`` uses all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
             piece of one document, padded.
@@ -91,6 +99,8 @@ class DataConfig(Ranged):
     text_feature: str = "text"
     train_split: str = "train"
     eval_split: str = "validation"
+    eval_source: str = ""
+    eval_one_in: OneIn = 20
     data_dir: str | None = None
     tokenizer: str = "sentencepiece"
     vocab_size: Vocabulary = 4096
@@ -99,6 +109,7 @@ class DataConfig(Ranged):
     spans: Spans | None = None
     mask_rate: Chance = 0.0
     batch_size: Positive = 16
+    train_documents: Positive | None = None
     eval_documents: Positive | None = None
     packing: bool = True
     shuffle_window: Natural = 2048

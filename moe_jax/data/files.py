@@ -1,4 +1,4 @@
-"""Local text files as documents, and their split into training and validation."""
+"""Local files as documents, and their split into training and validation."""
 
 import dataclasses
 import functools
@@ -10,17 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.data.config import DataConfig
-from moe_jax.data.python_library.python_library_dataset_builder import (
-    VALIDATION_ONE_IN,
-    is_validation,
-)
+from moe_jax.data.formats import Fields, has_rows, rows
+from moe_jax.data.python_library.python_library_dataset_builder import is_validation
+from moe_jax.data.records import Kept, RecordSource, kept
+from moe_jax.data.source import Source
+from moe_jax.data.views import Joined, side
 from moe_jax.errors import ConfigError
 
-PREFIX = "files:"
-# A single file is cut into equal spans. The spans with these numbers are for validation: 5 %,
-# spread evenly.
-_SPANS = 100
-_VALIDATION_SPANS = (10, 30, 50, 70, 90)
+_PREFIX = "files:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,89 +62,101 @@ class FileSource:
         return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class SpanSource:
-    """One file cut into a hundred spans: five for validation, the others for training.
-
-    Attributes:
-        path: Path of the file.
-        validation: Whether the documents are the validation documents.
-    """
-
-    path: str
-    validation: bool
-
-    @property
-    def identity(self) -> str:
-        """Identity of the documents."""
-        split = "validation" if self.validation else "training"
-        return f"{FileSource((self.path,)).identity}/{_SPANS} spans/{split}"
-
-    @property
-    def size(self) -> int:
-        """Number of bytes of the file."""
-        return os.path.getsize(self.path)
-
-    @functools.cached_property
-    def _documents(self) -> list[str]:
-        text = _text(self.path)
-        if len(text) < _SPANS:
-            raise ConfigError(
-                f"{self.path} is the only file and has {len(text)} characters, too few to "
-                f"split off validation text: give at least {_SPANS}, or a second file"
-            )
-        chosen = _VALIDATION_SPANS
-        spans = [(n, n + 1) for n in chosen]
-        if not self.validation:
-            spans = list(zip((0, *(n + 1 for n in chosen)), (*chosen, _SPANS), strict=True))
-        return [text[a * len(text) // _SPANS : b * len(text) // _SPANS] for a, b in spans]
-
-    def __len__(self) -> int:
-        """Returns the number of documents."""
-        return len(self._documents)
-
-    def __getitem__(self, index: int) -> str:
-        """Returns the text of document ``index``."""
-        return self._documents[index]
-
-    def domain(self, index: int) -> int:
-        """Returns 0, since files have no domains."""
-        del index
-        return 0
+def is_files(config: DataConfig) -> bool:
+    """Returns whether the source is ``files:GLOB``."""
+    return config.source.startswith(_PREFIX)
 
 
-def open_files(config: DataConfig, validation: bool) -> FileSource | SpanSource:
+def open_files(config: DataConfig, validation: bool) -> Source:
     """Opens one split of the files that match the glob; empty files are left out.
 
-    About one file in twenty is for validation. The hash of the path below the fixed part of the
-    glob selects it, so the split survives a move of the folder. If the hash leaves one split empty,
-    a twentieth of the files, and at least one file, is for validation. A single file is cut into
-    spans (``SpanSource``).
+    A text file is one document. The documents of other files (``formats.has_rows``) are written to
+    the data directory first, for random access.
+
+    Of text files alone, about one in ``data.eval_one_in`` is for validation. The hash of the path
+    below the fixed part of the glob selects it, so the split survives a move of the folder. If the
+    hash leaves one split empty, as many of the files, and at least one, are for validation. Of
+    other documents, one in ``data.eval_one_in`` is, at equal distances. A single document is cut
+    into spans (``SpanSource``).
 
     Raises:
         FileNotFoundError: No file matches.
-        ConfigError: All files are empty.
+        ConfigError: All files are empty, or a file cannot be used.
     """
     paths, root = _matching(config)
-    if len(paths) == 1:
-        return SpanSource(paths[0], validation)
+    if len(paths) > 1 and not any(map(has_rows, paths)):
+        return FileSource(_hashed_side(paths, root, config.eval_one_in, validation))
+    return side(open_all_files(config), config.eval_one_in, validation, _name(config, paths))
+
+
+def open_all_files(config: DataConfig) -> Source:
+    """Opens the documents of all files that match the glob, as one split.
+
+    Raises:
+        FileNotFoundError: No file matches.
+        ConfigError: All files are empty, or a file cannot be used.
+    """
+    paths, _ = _matching(config)
+    plain = tuple(path for path in paths if not has_rows(path))
+    files = tuple(_kept(config, path) for path in paths if has_rows(path))
+    parts: list[Source] = [FileSource(plain)] if plain else []
+    parts += [RecordSource(files)] if files else []
+    source = parts[0] if len(parts) == 1 else Joined(tuple(parts))
+    if not len(source):
+        raise ConfigError(f"the files that {config.source!r} matches hold no document")
+    return source
+
+
+def _name(config: DataConfig, paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else config.source
+
+
+def _hashed_side(paths: list[str], root: Path, one_in: int, validation: bool) -> tuple[str, ...]:
+    """Returns the text files of one side of the split."""
     names = {path: os.path.relpath(path, root) for path in paths}
-    chosen = {path for path in paths if is_validation(names[path])}
+    chosen = {path for path in paths if is_validation(names[path], one_in)}
     if len(chosen) in (0, len(paths)):
         ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(names[path])).digest())
-        chosen = set(ranked[: max(1, len(paths) // VALIDATION_ONE_IN)])
-    return FileSource(tuple(path for path in paths if (path in chosen) == validation))
+        chosen = set(ranked[: max(1, len(paths) // one_in)])
+    return tuple(path for path in paths if (path in chosen) == validation)
+
+
+def are_prepared(config: DataConfig) -> bool:
+    """Returns whether the documents of all files with rows are written."""
+    return all(_target(config, path).exists for path in _found(config) if has_rows(path))
+
+
+def _kept(config: DataConfig, path: str) -> Kept:
+    """Returns the documents of a file with rows, which the first call writes."""
+    file = _target(config, path)
+    if not file.exists:
+        file.write(_documents(path, Fields.of(config)))
+    return file
+
+
+def _target(config: DataConfig, path: str) -> Kept:
+    stat = os.stat(path)
+    identity = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, Fields.of(config))
+    return kept(config, *identity)
+
+
+def _documents(path: str, fields: Fields) -> Iterator[str]:
+    """Yields the documents of a file with rows; empty ones are left out."""
+    for number, row in enumerate(rows(path, fields.names), 1):
+        document = fields.document(row, f"{path}, row {number}")
+        if document:
+            yield document
 
 
 def check_files(config: DataConfig) -> None:
-    """Reads every file that matches the glob.
+    """Reads every text file that matches the glob, and the first row of every other file.
 
     Raises:
         FileNotFoundError: No file matches.
-        ConfigError: All files are empty, or some are not UTF-8 text; the message counts them.
+        ConfigError: All files are empty, or some cannot be used; the message counts them.
     """
     paths, _ = _matching(config)
-    wrong = list(_wrong(paths))
+    wrong = list(_wrong(config, paths))
     if wrong:
         raise ConfigError(
             f"{len(wrong)} of {len(paths)} files that data.source={config.source!r} matches cannot "
@@ -155,25 +164,42 @@ def check_files(config: DataConfig) -> None:
         )
 
 
-def _wrong(paths: list[str]) -> Iterator[ConfigError]:
+def empty_files(config: DataConfig) -> list[str]:
+    """Returns the files that match the glob and hold nothing, which are left out."""
+    found = _found(config) if is_files(config) else []
+    return [path for path in found if not os.path.getsize(path)]
+
+
+def _wrong(config: DataConfig, paths: list[str]) -> Iterator[ConfigError]:
     for path in paths:
         try:
-            _text(path)
+            if has_rows(path):
+                next(_documents(path, Fields.of(config)), None)
+            else:
+                _text(path)
         except ConfigError as error:
             yield error
 
 
+def _found(config: DataConfig) -> list[str]:
+    """Returns the files that match the glob, sorted."""
+    pattern = _pattern(config)
+    return sorted(path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path))
+
+
+def _pattern(config: DataConfig) -> str:
+    return os.path.expanduser(config.source.removeprefix(_PREFIX))
+
+
 def _matching(config: DataConfig) -> tuple[list[str], Path]:
     """Returns the non-empty files, sorted, and the folder above all of them."""
-    pattern = config.source.removeprefix(PREFIX)
-    expanded = os.path.expanduser(pattern)
-    paths = sorted(path for path in glob.iglob(expanded, recursive=True) if os.path.isfile(path))
+    pattern, paths = _pattern(config), _found(config)
     if not paths:
         raise FileNotFoundError(f"no file matches {pattern!r}; correct the glob in data.source.")
     filled = [path for path in paths if os.path.getsize(path)]
     if not filled:
         raise ConfigError(f"all {len(paths)} file(s) that {pattern!r} matches are empty")
-    return filled, _fixed_part(expanded)
+    return filled, _fixed_part(pattern)
 
 
 def _fixed_part(pattern: str) -> Path:

@@ -38,7 +38,8 @@ import numpy as np
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
-from moe_jax.data.sources import Source, open_source
+from moe_jax.data.source import Source
+from moe_jax.data.sources import open_source
 from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.spare import without_spare_ids
 from moe_jax.data.tokenizer import Tokenizer

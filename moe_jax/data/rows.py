@@ -18,7 +18,8 @@ import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import data_directory, write_parts
-from moe_jax.data.sources import LARGEST, Source, open_source
+from moe_jax.data.source import Source
+from moe_jax.data.sources import LARGEST, open_source
 from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.data.tokenizers import identity_of
 from moe_jax.errors import ConfigError

@@ -2,43 +2,19 @@
 
 import dataclasses
 import hashlib
-from typing import Literal, Protocol
+from typing import Literal
 
+from moe_jax.data import files
 from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import check_directory
-from moe_jax.data.files import PREFIX, check_files, open_files
 from moe_jax.data.mixture import MixtureSource
 from moe_jax.data.prepared import PYTHON_LIBRARY, library_is_prepared, open_prepared
+from moe_jax.data.source import Source
+from moe_jax.data.views import FirstDocuments, SpanSource
 
 Split = Literal["train", "eval"]
 # Largest corpus, in bytes of text, that is hashed whole or shuffled by an index.
 LARGEST = 4 << 30
-
-
-class Source(Protocol):
-    """Documents with random access."""
-
-    @property
-    def identity(self) -> str:
-        """Identity of the documents; two sources with one identity hold the same text."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Approximate number of bytes of all documents."""
-        ...
-
-    def __len__(self) -> int:
-        """Returns the number of documents."""
-        ...
-
-    def __getitem__(self, index: int) -> str:
-        """Returns the text of document ``index``, 0 <= index < len."""
-        ...
-
-    def domain(self, index: int) -> int:
-        """Returns the language or topic of document ``index``; 0 if the corpus has none."""
-        ...
 
 
 def open_source(config: DataConfig, split: Split) -> Source:
@@ -59,24 +35,34 @@ def open_source(config: DataConfig, split: Split) -> Source:
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be 'train' or 'eval', got {split!r}.")
-    if config.source == "mixture":
-        source: Source = MixtureSource(config.mixture, split)
-    elif config.source.startswith(PREFIX):
-        source = open_files(config, validation=split == "eval")
-    else:
-        source = open_prepared(config, validation=split == "eval")
+    source = _open(config, split)
     if len(source) == 0:
         raise ValueError(f"the {split} split of source {config.source!r} holds no document.")
-    if split == "eval" and config.eval_documents is not None:
-        return FirstDocuments(source, config.eval_documents)
-    return source
+    limit = config.train_documents if split == "train" else config.eval_documents
+    return source if limit is None else FirstDocuments(source, limit)
+
+
+def _open(config: DataConfig, split: Split) -> Source:
+    validation, whole = split == "eval", bool(config.eval_source)
+    if validation and whole:
+        config = _of_validation(config)
+    if config.source == "mixture":
+        return MixtureSource(config.mixture, split)
+    if files.is_files(config):
+        return files.open_all_files(config) if whole else files.open_files(config, validation)
+    return open_prepared(config, validation)
+
+
+def _of_validation(config: DataConfig) -> DataConfig:
+    """Returns a config whose source is ``eval_source``."""
+    return dataclasses.replace(config, source=config.eval_source)
 
 
 def check_source(config: DataConfig) -> None:
     """Raises the errors of ``open_source`` without preparing a dataset.
 
-    The check reads all text files, or the metadata and the footers of the shards of a prepared
-    dataset.
+    The check reads all text files, the first row of files with many documents, or the metadata and
+    the footers of the shards of a prepared dataset.
 
     Args:
         config: The data config. A ``python_library`` that is not prepared yet passes.
@@ -87,12 +73,30 @@ def check_source(config: DataConfig) -> None:
         ValueError: See ``open_source``.
     """
     check_directory(config)
-    if config.source == PYTHON_LIBRARY and not library_is_prepared(config):
-        return
-    if config.source.startswith(PREFIX):
-        check_files(config)
-    open_source(config, "train")
-    open_source(config, "eval")
+    sources = _sources(config)
+    for one in sources:
+        if files.is_files(one):
+            files.check_files(one)
+    if all(is_prepared(one) for one in sources):
+        open_source(config, "train")
+        open_source(config, "eval")
+
+
+def is_prepared(config: DataConfig) -> bool:
+    """Returns whether ``open_source`` can open ``source`` without writing it first."""
+    if config.source == PYTHON_LIBRARY:
+        return library_is_prepared(config)
+    return not files.is_files(config) or files.are_prepared(config)
+
+
+def empty_files(config: DataConfig) -> list[str]:
+    """Returns the files of ``source`` and ``eval_source`` that are left out as empty."""
+    return [path for one in _sources(config) for path in files.empty_files(one)]
+
+
+def _sources(config: DataConfig) -> list[DataConfig]:
+    """Returns a config for each local or prepared source that the documents come from."""
+    return [config, _of_validation(config)] if config.eval_source else [config]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +107,13 @@ class Contents:
         training: Number of training documents.
         validation: Number of validation documents.
         sha256: SHA-256 of the text of all documents; above 4 GB, of their number and size.
+        counted: What the two numbers count: documents, or spans of one document.
     """
 
     training: int
     validation: int
     sha256: str
+    counted: str = "documents"
 
 
 def read_contents(config: DataConfig) -> Contents:
@@ -122,6 +128,9 @@ def read_contents(config: DataConfig) -> Contents:
     digest = hashlib.sha256()
     for source in (training, validation):
         digest.update(_fingerprint(source))
+    if isinstance(training, SpanSource) and isinstance(validation, SpanSource):
+        counted = "spans of one document"
+        return Contents(training.spans, validation.spans, digest.hexdigest(), counted)
     return Contents(len(training), len(validation), digest.hexdigest())
 
 
@@ -137,40 +146,3 @@ def _fingerprint(source: Source) -> bytes:
         text = source[index].encode("utf-8")
         digest.update(len(text).to_bytes(8, "big") + text)
     return digest.digest()
-
-
-@dataclasses.dataclass(frozen=True)
-class FirstDocuments:
-    """The first documents of a source.
-
-    Attributes:
-        source: Source of all documents.
-        limit: Maximum number of documents.
-    """
-
-    source: Source
-    limit: int
-
-    @property
-    def identity(self) -> str:
-        """Identity of the documents."""
-        return f"{self.source.identity}[:{self.limit}]"
-
-    @property
-    def size(self) -> int:
-        """Number of bytes of the whole source."""
-        return self.source.size
-
-    def __len__(self) -> int:
-        """Returns the number of documents."""
-        return min(self.limit, len(self.source))
-
-    def __getitem__(self, index: int) -> str:
-        """Returns the text of document ``index``."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        return self.source[index]
-
-    def domain(self, index: int) -> int:
-        """Returns the domain that the whole source gives the document."""
-        return self.source.domain(index)

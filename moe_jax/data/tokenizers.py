@@ -21,7 +21,8 @@ from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import data_directory, write_parts
 from moe_jax.data.hf_tokenizer import HFTokenizer, check_hf, is_hf, load_hf, open_hf
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
-from moe_jax.data.sources import Source, open_source
+from moe_jax.data.source import Source
+from moe_jax.data.sources import open_source
 from moe_jax.data.spare import load_spare_ids, without_spare_ids
 from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.errors import ConfigError, line_of

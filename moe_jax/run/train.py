@@ -171,9 +171,12 @@ def _claim_corpus(experiment: Experiment, folder: Path, voice: Voice) -> None:
     contents = data.read_contents(experiment.data)
     workdir.claim_corpus(folder, dataclasses.asdict(contents))
     voice.say(
-        f"data        {experiment.data.source}: {contents.training:,} documents for training, "
-        f"{contents.validation:,} for validation, SHA-256 {contents.sha256[:12]}"
+        f"data        {experiment.data.source}: {contents.training:,} {contents.counted} for "
+        f"training, {contents.validation:,} for validation, SHA-256 {contents.sha256[:12]}"
     )
+    empty = data.empty_files(experiment.data)
+    if empty:
+        voice.say(f"            {len(empty):,} empty files are left out, first {empty[0]}")
 
 
 def _tokenizer(experiment: Experiment, folder: Path, sources: Sources) -> data.Tokenizer:

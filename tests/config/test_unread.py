@@ -55,8 +55,15 @@ _CASES = [
     ({"optimizer": OptimizerConfig(warmup_steps=1001)}, "warmup_steps=1001", "steps=1000"),
     ({"data.mixture": MixtureConfig(seed=1)}, "data.mixture.seed=1", "is not 'mixture'"),
     ({"data": DataConfig("mixture", text_feature="x")}, "data.text_feature='x'", "'mixture'"),
+    ({"data": DataConfig("files:x", train_split="x")}, "data.train_split='x'", "splits of its own"),
+    ({"data": DataConfig("lm1b", eval_one_in=9)}, "data.eval_one_in=9", "'lm1b'"),
     (
-        {"data": DataConfig("files:x", tokenizer="bytes", data_dir="/d")},
+        {"data": DataConfig("files:x", eval_source="files:y", eval_one_in=9)},
+        "data.eval_one_in=9",
+        "data.eval_source is set",
+    ),
+    (
+        {"data": DataConfig("mixture", tokenizer="bytes", data_dir="/d")},
         "data.data_dir='/d'",
         "neither",
     ),

@@ -1,5 +1,10 @@
 """Small corpora for the tests of the data layer."""
 
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from moe_jax.data.python_library import Builder, PythonLibraryConfig
 from moe_jax.data.python_library.python_library_dataset_builder import is_validation
 
@@ -17,6 +22,16 @@ def write_corpus(directory, train, validation):
         for name, text in zip(names(len(texts), is_eval), texts, strict=True):
             (directory / name).write_bytes(text.encode("utf-8"))
     return f"files:{directory}/*.txt"
+
+
+def write_rows(path, rows):
+    """Writes one row per document, as JSON lines or Parquet, compressed as the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+        return
+    with pa.output_stream(str(path)) as stream:
+        stream.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
 
 def write_library(root):

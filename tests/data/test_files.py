@@ -1,11 +1,13 @@
+import dataclasses
+import gzip
 import re
 
 import pytest
 
-from moe_jax.data import DataConfig, check_source, open_source, read_contents
+from moe_jax.data import DataConfig, check_source, empty_files, open_source, read_contents
 from moe_jax.errors import ConfigError
 
-from .corpora import names, write_corpus
+from .corpora import names, write_corpus, write_rows
 
 
 def texts(config, split):
@@ -40,7 +42,7 @@ def test_of_one_file_every_twentieth_part_is_for_validation(tmp_path):
 
 
 def test_one_file_that_is_too_short_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="only file and has 4 characters") as error:
+    with pytest.raises(ConfigError, match="00000.txt is the only document and has 4 char") as error:
         check_source(DataConfig(source=write_corpus(tmp_path, ["only"], [])))
     assert "\n" not in str(error.value)
 
@@ -79,3 +81,128 @@ def test_the_hash_of_a_corpus_is_of_its_text_alone(tmp_path):
     # Where one document ends and the next begins counts.
     write_corpus(tmp_path / "two", ["a", "bc"], ["d"])
     assert read_contents(DataConfig(source=moved)).sha256 != digest
+
+
+def config_of(tmp_path, pattern, **more):
+    return DataConfig(source=f"files:{tmp_path}/{pattern}", data_dir=str(tmp_path / "data"), **more)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet"])
+def test_each_row_is_a_document(tmp_path, ending):
+    documents = [f"text {i}\r\n é" for i in range(40)]
+    write_rows(tmp_path / f"a{ending}", [{"body": text, "url": "u"} for text in documents])
+    config = config_of(tmp_path, f"*{ending}", text_feature="body")
+    check_source(config)
+    # One in 20 of 40, at equal distances: documents 10 and 30.
+    assert texts(config, "eval") == [documents[10], documents[30]]
+    assert texts(config, "train") == documents[:10] + documents[11:30] + documents[31:]
+    size = open_source(config, "train").size
+    assert size == sum(len(text.encode()) for text in documents) * 38 // 40
+
+
+def test_a_second_start_reads_the_kept_documents(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    config = config_of(tmp_path, "*.jsonl")
+    texts(config, "train")
+    (kept,) = (tmp_path / "data/records").glob("*.array_record")
+    before = kept.stat().st_mtime_ns
+    texts(config, "train")
+    assert kept.stat().st_mtime_ns == before
+    write_rows(tmp_path / "a.jsonl", [{"text": "other"}, {"text": "b"}])
+    assert "other" in texts(config, "train") + texts(config, "eval")
+
+
+def test_a_damaged_file_of_kept_documents_is_named(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    config = config_of(tmp_path, "*.jsonl")
+    texts(config, "train")
+    (kept,) = (tmp_path / "data/records").glob("*.array_record")
+    kept.write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{kept} is damaged .*delete it"):
+        texts(config, "train")
+
+
+def test_texts_and_rows_form_one_corpus(tmp_path):
+    (tmp_path / "a.md").write_text("whole file")
+    write_rows(tmp_path / "b.jsonl", [{"text": "row"}, {"text": ""}])
+    config = config_of(tmp_path, "*.*")
+    # An empty document is left out.
+    assert sorted(texts(config, "train") + texts(config, "eval")) == ["row", "whole file"]
+
+
+def test_the_share_of_validation_is_a_setting(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(12)])
+    held = texts(config_of(tmp_path, "*.jsonl", eval_one_in=4), "eval")
+    assert held == ["2", "6", "10"]
+    write_corpus(tmp_path, [str(i) for i in range(300)], [])
+    assert 100 < len(texts(config_of(tmp_path, "*.txt", eval_one_in=2), "eval")) < 200
+
+
+def test_validation_has_a_pattern_of_its_own(tmp_path):
+    write_rows(tmp_path / "train.jsonl", [{"text": "a"}, {"text": "b"}])
+    write_rows(tmp_path / "held.jsonl.gz", [{"text": "c"}])
+    config = config_of(tmp_path, "train.*", eval_source=f"files:{tmp_path}/held*")
+    check_source(config)
+    assert texts(config, "train") == ["a", "b"]
+    assert texts(config, "eval") == ["c"]
+    contents = read_contents(config)
+    assert (contents.training, contents.validation, contents.counted) == (2, 1, "documents")
+    missing = dataclasses.replace(config, eval_source=f"files:{tmp_path}/none*")
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        check_source(missing)
+
+
+def test_spans_are_what_is_counted_of_one_document(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 500)
+    contents = read_contents(config_of(tmp_path, "a.txt"))
+    expected = (95, 5, "spans of one document")
+    assert (contents.training, contents.validation, contents.counted) == expected
+    write_rows(tmp_path / "a.parquet", [{"text": "x" * 500}])
+    contents = read_contents(config_of(tmp_path, "*.parquet", eval_one_in=50))
+    assert (contents.training, contents.validation) == (98, 2)
+    # A smaller share needs more spans.
+    contents = read_contents(config_of(tmp_path, "*.parquet", eval_one_in=200))
+    assert (contents.training, contents.validation) == (199, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "line 2 is not UTF-8 text (byte 13)"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 is not JSON"),
+        ("a.jsonl", b"[1]", "line 1 is not a JSON object"),
+        ("a.jsonl", b'{"body": "a"}', "has no field 'text'; it has body (set data.text_feature)"),
+        ("a.jsonl", b'{"text": 3}', "row 1: the field 'text' holds int and not text"),
+        ("a.jsonl", b'{"text": "a\\u0000"}', "holds binary data"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "is not Unicode text"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-20], "cannot be read (Truncated"),
+        ("a.parquet", b"PAR1", "a.parquet cannot be read"),
+        ("a.jsonl", b"\n\n", "hold no document"),
+    ],
+)
+def test_rows_that_are_no_text_are_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    config = config_of(tmp_path, name)
+    with pytest.raises(ConfigError, match=re.escape(said)) as error:
+        texts(config, "train")
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_the_check_reads_the_first_row_and_writes_nothing(tmp_path):
+    write_rows(tmp_path / "a.parquet", [{"body": "a"}])
+    with pytest.raises(ConfigError, match="1 of 1 files .*no field 'text'; it has body"):
+        check_source(config_of(tmp_path, "*.parquet"))
+    check_source(config_of(tmp_path, "*.parquet", text_feature="body"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_empty_files_are_named(tmp_path):
+    config = DataConfig(source=write_corpus(tmp_path, ["a", ""], ["b"]))
+    assert [path[-9:] for path in empty_files(config)] == ["00001.txt"]
+    assert empty_files(DataConfig(source="mixture")) == []
+
+
+def test_the_first_training_documents(tmp_path):
+    config = DataConfig(source=write_corpus(tmp_path, ["a", "b", "c"], ["d"]), train_documents=2)
+    assert texts(config, "train") == ["a", "b"] and texts(config, "eval") == ["d"]

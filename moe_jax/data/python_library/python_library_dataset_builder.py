@@ -71,10 +71,10 @@ def source_paths(root: Path) -> list[Path]:
     return sorted(path for path in paths if not _SKIPPED_DIRECTORIES & set(path.parts[:-1]))
 
 
-def is_validation(path: str) -> bool:
+def is_validation(path: str, one_in: int = VALIDATION_ONE_IN) -> bool:
     """Whether a document belongs to the validation split, by the hash of its relative path."""
     digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest, "big") % VALIDATION_ONE_IN == 0
+    return int.from_bytes(digest, "big") % one_in == 0
 
 
 def is_table(text: str) -> bool:
