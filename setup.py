@@ -4,6 +4,7 @@ from setuptools import find_namespace_packages, find_packages, setup
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
+DATASETS = ["datasets>=3.0", "zstandard>=0.22"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 TEST = [
     "mypy>=1.15",
@@ -15,11 +16,13 @@ TEST = [
     "ruff>=0.8",
     *NOTEBOOKS,
     *HF,
+    *DATASETS,
 ]
 EXTRAS = {
     "test": TEST,
     "docs": DOCS,
     "hf": HF,  # tokenizers of released models
+    "datasets": DATASETS,  # data.source=hf:NAME
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],  # for drivers older than 580

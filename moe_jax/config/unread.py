@@ -77,7 +77,8 @@ def _of_data(experiment: Experiment) -> Iterator[str]:
     config = experiment.data
     names: Sequence[str]
     files = config.source.startswith("files:")
-    if not files:
+    takes_from_training = config.source.startswith("hf:") and not config.eval_split
+    if not files and not takes_from_training:
         reason = f"data.source={config.source!r} has splits of its own"
         yield from _changed(config, ["eval_one_in"], "data", reason)
     elif config.eval_source:

@@ -44,17 +44,21 @@ class DataConfig(Ranged):
         source: Corpus of the run: ``python_library`` (the interpreter's own standard library),
             ``mixture`` (synthetic, with a known entropy), ``files:GLOB`` (local files: a UTF-8 text
             file is one document; a ``.jsonl`` file, which may end in ``.gz`` or ``.zst``, has one
-            in each line, and a ``.parquet`` file one in each row) or any prepared TFDS dataset,
-            such as ``lm1b``, ``c4/en`` or ``wikipedia/20220301.en``.
+            in each line, and a ``.parquet`` file one in each row), ``hf:NAME`` or
+            ``hf:NAME/CONFIG`` (a local folder, or a dataset of the Hugging Face Hub, such as
+            ``hf:allenai/c4/en``; needs the package ``datasets``) or any prepared TFDS dataset, such
+            as ``lm1b``, ``c4/en`` or ``wikipedia/20220301.en``.
         text_feature: Feature, JSON key or column that holds the text of a document.
-        train_split: TFDS split expression of the training documents, such as ``train[:90%]``.
-            ``files:`` and ``mixture`` have fixed splits and ignore it.
-        eval_split: TFDS split expression of the validation documents.
+        train_split: Split of the training documents: the name of a split or, for TFDS, a split
+            expression such as ``train[:90%]``. ``files:`` and ``mixture`` have fixed splits and
+            ignore it.
+        eval_split: Split of the validation documents, as ``train_split``. For ``hf:``, "" takes
+            documents of ``train_split``; see ``eval_one_in``.
         eval_source: Source of the validation documents, such as ``files:held_out/*.jsonl``: all its
             documents, or its ``eval_split``. ``source`` is then for training only. "" takes them
             from ``source``.
-        eval_one_in: Number of documents of ``files:`` per document for validation; of a single
-            document, number of spans per span for validation.
+        eval_one_in: Number of documents per document for validation, of ``files:`` and of ``hf:``
+            without ``eval_split``; of a single document, number of spans per span for validation.
         data_dir: Folder of prepared TFDS datasets, of documents read from files with many, and of
             cached tokenizers; ``None`` is the default of TFDS.
         tokenizer: Tokenizer of the run: ``bytes``, ``sentencepiece`` (trained on the training
@@ -72,7 +76,8 @@ class DataConfig(Ranged):
             1810.04805, section 3.1, here always by a mask); the model then reads in both directions
             (``model.causal=False``). 0 predicts every next token.
         batch_size: Number of rows in each global batch, over all processes.
-        train_documents: Number of training documents to use, from the first; ``None`` uses all.
+        train_documents: Number of training documents to use, from the first; ``None`` uses all. Of
+            ``hf:``, no more documents than these are read.
         eval_documents: Number of validation documents to use, from the first; ``None`` uses all.
         packing: Whether a row may hold pieces of several documents; otherwise each row is one
             piece of one document, padded.

@@ -241,7 +241,7 @@ def _not_prepared(config: DataConfig) -> Exception:
         near = ", ".join(difflib.get_close_matches(name, choices, n=3)) or "none"
         return ValueError(
             f"data.source {config.source!r} is unknown: it is not a TFDS dataset (nearest: {near}),"
-            " python_library, mixture or files:GLOB."
+            " python_library, mixture, files:GLOB or hf:NAME."
         )
     directory = data_directory(config)
     return FileNotFoundError(

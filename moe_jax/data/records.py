@@ -17,6 +17,7 @@ from typing import Any
 import grain
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import data_directory, unwritable, write_parts
@@ -145,7 +146,8 @@ def _opened(files: Iterable[Kept]) -> Any:
 
 
 def _counted(documents: Iterable[str], about: dict[str, int]) -> Iterator[bytes]:
-    for document in documents:
+    # The bar appears after some seconds, and only on a terminal.
+    for document in tqdm(documents, "documents", unit="", disable=None, delay=5):
         content = document.encode("utf-8")
         about["documents"] += 1
         about["bytes"] += len(content)

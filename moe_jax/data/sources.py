@@ -1,10 +1,10 @@
-"""Documents by index, from TFDS, local files or the synthetic mixture."""
+"""Documents by index, from TFDS, local files, ``datasets`` or the synthetic mixture."""
 
 import dataclasses
 import hashlib
 from typing import Literal
 
-from moe_jax.data import files
+from moe_jax.data import files, hub
 from moe_jax.data.config import DataConfig
 from moe_jax.data.directory import check_directory
 from moe_jax.data.mixture import MixtureSource
@@ -20,7 +20,9 @@ LARGEST = 4 << 30
 def open_source(config: DataConfig, split: Split) -> Source:
     """Opens one split of the configured corpus.
 
-    ``python_library`` is prepared if it is missing (a few seconds). Nothing is ever downloaded.
+    ``python_library`` is prepared if it is missing (a few seconds). The documents of files with
+    many, and of datasets of Hugging Face, are written to the data directory if they are missing.
+    Only ``hf:NAME`` reads from a network.
 
     Args:
         config: The data config; ``eval_documents`` limits the split ``eval``.
@@ -43,13 +45,16 @@ def open_source(config: DataConfig, split: Split) -> Source:
 
 
 def _open(config: DataConfig, split: Split) -> Source:
-    validation, whole = split == "eval", bool(config.eval_source)
-    if validation and whole:
+    validation = split == "eval"
+    if validation and config.eval_source:
         config = _of_validation(config)
     if config.source == "mixture":
         return MixtureSource(config.mixture, split)
     if files.is_files(config):
+        whole = bool(config.eval_source)
         return files.open_all_files(config) if whole else files.open_files(config, validation)
+    if hub.is_hub(config):
+        return hub.open_hub(config, validation)
     return open_prepared(config, validation)
 
 
@@ -61,8 +66,8 @@ def _of_validation(config: DataConfig) -> DataConfig:
 def check_source(config: DataConfig) -> None:
     """Raises the errors of ``open_source`` without preparing a dataset.
 
-    The check reads all text files, the first row of files with many documents, or the metadata and
-    the footers of the shards of a prepared dataset.
+    The check reads all text files, the first row of files with many documents and of a dataset of
+    Hugging Face, or the metadata and the footers of the shards of a prepared dataset.
 
     Args:
         config: The data config. A ``python_library`` that is not prepared yet passes.
@@ -73,30 +78,35 @@ def check_source(config: DataConfig) -> None:
         ValueError: See ``open_source``.
     """
     check_directory(config)
-    sources = _sources(config)
-    for one in sources:
+    splits = _splits(config)
+    for one, validation in splits:
         if files.is_files(one):
             files.check_files(one)
-    if all(is_prepared(one) for one in sources):
+        if hub.is_hub(one):
+            hub.check_hub(one, validation)
+    if all(_is_prepared(one, validation) for one, validation in splits):
         open_source(config, "train")
         open_source(config, "eval")
 
 
-def is_prepared(config: DataConfig) -> bool:
-    """Returns whether ``open_source`` can open ``source`` without writing it first."""
+def _is_prepared(config: DataConfig, validation: bool) -> bool:
+    """Returns whether a split of ``source`` can be opened without writing it first."""
     if config.source == PYTHON_LIBRARY:
         return library_is_prepared(config)
+    if hub.is_hub(config):
+        return hub.hub_is_prepared(config, validation)
     return not files.is_files(config) or files.are_prepared(config)
 
 
 def empty_files(config: DataConfig) -> list[str]:
     """Returns the files of ``source`` and ``eval_source`` that are left out as empty."""
-    return [path for one in _sources(config) for path in files.empty_files(one)]
+    found = [path for one, _ in _splits(config) for path in files.empty_files(one)]
+    return list(dict.fromkeys(found))
 
 
-def _sources(config: DataConfig) -> list[DataConfig]:
-    """Returns a config for each local or prepared source that the documents come from."""
-    return [config, _of_validation(config)] if config.eval_source else [config]
+def _splits(config: DataConfig) -> list[tuple[DataConfig, bool]]:
+    """Returns a config with the ``source`` of each split, and whether it is for validation."""
+    return [(config, False), (_of_validation(config) if config.eval_source else config, True)]
 
 
 @dataclasses.dataclass(frozen=True)

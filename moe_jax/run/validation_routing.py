@@ -110,7 +110,7 @@ def against_truth(routing: ValidationRouting) -> dict[str, Any]:
     session = routing.session
     experiment = session.experiment
     config = experiment.data
-    if config.source != "mixture" or config.spans is not None:
+    if config.source != "mixture" or config.eval_source or config.spans is not None:
         return {}
     layers = experiment.model.sparse_layers()
     domains = config.mixture.num_languages
