@@ -80,7 +80,10 @@ def _svg(figure: Figure) -> str:
 
 @_drawn
 def loss_curve(train: Records, evaluations: Records) -> Figure:
-    """Draws training loss, its moving mean over a twentieth of the run, and validation loss."""
+    """Draws training loss, its moving mean over a twentieth of the run, and validation losses.
+
+    Each part of a blend has a line of its own.
+    """
     figure, axes = _axes("step", "loss (nats per token)", _WIDE)
     steps, losses = _series(train, "loss")
     width = len(losses) // 20
@@ -95,8 +98,19 @@ def loss_curve(train: Records, evaluations: Records) -> Figure:
         axes.plot(
             *_series(evaluations, "loss"), "o-", color=_COLOURS[1], markersize=4, label="validation"
         )
+        _draw_parts(axes, evaluations)
     axes.legend()
     return figure
+
+
+def _draw_parts(axes: Axes, evaluations: Records) -> None:
+    """Draws the validation loss of each part of a blend."""
+    for number, name in enumerate(evaluations[-1].get("parts", {}), 2):
+        known = [record for record in evaluations if name in record.get("parts", {})]
+        steps = [record["step"] for record in known]
+        losses = [record["parts"][name]["loss"] for record in known]
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(steps, losses, "o--", color=colour, markersize=3, linewidth=0.8, label=name)
 
 
 @_drawn

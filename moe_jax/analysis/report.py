@@ -94,6 +94,9 @@ def summary(records: Sequence[Record], result: Record, config: Record) -> dict[s
     for key, name, template in _ROWS:
         if result.get(key) is not None:
             rows[name] = template.format(result[key])
+    for name, part in result.get("parts", {}).items():
+        means = f"{part['loss']:.4f} nats per token, {part['bits_per_byte']:.3f} bits per byte"
+        rows[f"validation loss, {name}"] = means
     rates = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
     if rates:
         rows["tokens per second, median"] = f"{np.median(rates):,.0f}"

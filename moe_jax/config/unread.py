@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from moe_jax.config.experiment import Experiment
+from moe_jax.data import BLEND, DataConfig, PartConfig
 from moe_jax.models import ModelConfig
 from moe_jax.nn.attention import Details
 from moe_jax.nn.latent import Latent
@@ -74,29 +75,49 @@ def _of_optimizer(experiment: Experiment) -> Iterator[str]:
 
 
 def _of_data(experiment: Experiment) -> Iterator[str]:
+    yield from _of_blend(experiment.data)
+    for name, part in experiment.data.parts.items():
+        where = f"data.blend.parts[{name!r}]" if name else "data"
+        yield from _of_source(part, where)
     config = experiment.data
-    names: Sequence[str]
-    files = config.source.startswith("files:")
-    takes_from_training = config.source.startswith("hf:") and not config.eval_split
-    if not files and not takes_from_training:
-        reason = f"data.source={config.source!r} has splits of its own"
-        yield from _changed(config, ["eval_one_in"], "data", reason)
-    elif config.eval_source:
-        yield from _changed(config, ["eval_one_in"], "data", "data.eval_source is set")
-    if (files or config.source == "mixture") and not config.eval_source:
-        names = ("train_split", "eval_split")
-        reason = f"data.source={config.source!r} has splits of its own"
-        yield from _changed(config, names, "data", reason)
-    if config.source == "mixture" and not config.eval_source:
-        reason = f"data.source={config.source!r} has no fields"
-        yield from _changed(config, ["text_feature"], "data", reason)
-    if config.source != "mixture":
+    if not any(part.source == "mixture" for part in config.parts.values()):
         names = [field.name for field in dataclasses.fields(config.mixture)]
         reason = f"data.source={config.source!r} is not 'mixture'"
         yield from _changed(config.mixture, names, "data.mixture", reason)
     if config.source == "mixture" and config.tokenizer != "sentencepiece":
         reason = "neither the source nor the tokenizer uses this folder"
         yield from _changed(config, ["data_dir"], "data", reason)
+
+
+def _of_blend(config: DataConfig) -> Iterator[str]:
+    names: Sequence[str]
+    if config.source == BLEND:
+        own = {field.name for field in dataclasses.fields(PartConfig)} - {"source"}
+        yield from _changed(config, own, "data", "each part of data.blend has its own")
+    else:
+        reason = f"data.source={config.source!r} is not 'blend'"
+        yield from _changed(config.blend, ("parts", "temperature"), "data.blend", reason)
+    if any(part.weight is not None for part in config.blend.parts):
+        names, reason = ["temperature"], "the parts have weights"
+        yield from _changed(config.blend, names, "data.blend", reason)
+
+
+def _of_source(config: DataConfig, where: str) -> Iterator[str]:
+    names: Sequence[str]
+    files = config.source.startswith("files:")
+    takes_from_training = config.source.startswith("hf:") and not config.eval_split
+    if not files and not takes_from_training:
+        reason = f"{where}.source={config.source!r} has splits of its own"
+        yield from _changed(config, ["eval_one_in"], where, reason)
+    elif config.eval_source:
+        yield from _changed(config, ["eval_one_in"], where, f"{where}.eval_source is set")
+    if (files or config.source == "mixture") and not config.eval_source:
+        names = ("train_split", "eval_split")
+        reason = f"{where}.source={config.source!r} has splits of its own"
+        yield from _changed(config, names, where, reason)
+    if config.source == "mixture" and not config.eval_source:
+        reason = f"{where}.source={config.source!r} has no fields"
+        yield from _changed(config, ["text_feature"], where, reason)
 
 
 def _of_model(model: ModelConfig) -> Iterator[str]:

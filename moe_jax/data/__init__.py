@@ -1,7 +1,7 @@
 """Corpora, tokenizers, batches and baselines."""
 
 from moe_jax.data.baselines import baselines, best_possible_loss
-from moe_jax.data.config import DataConfig, MixtureConfig
+from moe_jax.data.config import BLEND, BlendConfig, DataConfig, MixtureConfig, PartConfig
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
 from moe_jax.data.mixture import MarkovLanguages, MixtureSource, make_mixture
 from moe_jax.data.rows import prepare_rows
@@ -30,6 +30,9 @@ from moe_jax.data.tokenizers import (
 )
 
 __all__ = [
+    "BLEND",
+    "BlendConfig",
+    "PartConfig",
     "Batch",
     "Bytes",
     "Contents",

@@ -7,6 +7,7 @@ from moe_jax.data.span_corruption import Spans
 from moe_jax.ranges import Chance, Factor, Natural, Positive, Range, Ranged, Seed, Vocabulary
 
 Languages = Annotated[int, Range(1, 10_000)]
+BLEND = "blend"
 OneIn = Annotated[int, Range(2, 1_000_000)]
 # The alphabet is printable ASCII.
 Symbols = Annotated[int, Range(2, 94)]
@@ -37,6 +38,71 @@ class MixtureConfig(Ranged):
 
 
 @dataclasses.dataclass(frozen=True)
+class PartConfig(Ranged):
+    """One source of a blend.
+
+    Attributes:
+        source: Source as ``data.source``; no blend.
+        name: Name of the part in metrics and reports; "" is ``source``.
+        weight: Share of the training rows, relative to the other parts; ``None`` in all parts takes
+            the shares from their sizes, see ``data.blend.temperature``.
+        text_feature: See ``data.text_feature``.
+        train_split: See ``data.train_split``.
+        eval_split: See ``data.eval_split``.
+        eval_source: See ``data.eval_source``.
+        eval_one_in: See ``data.eval_one_in``.
+    """
+
+    source: str
+    name: str = ""
+    weight: Factor | None = None
+    text_feature: str = "text"
+    train_split: str = "train"
+    eval_split: str = "validation"
+    eval_source: str = ""
+    eval_one_in: OneIn = 20
+
+    @property
+    def title(self) -> str:
+        """Name of the part."""
+        return self.name or self.source
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendConfig(Ranged):
+    """Weighted mixture of sources, for the source ``blend``.
+
+    Attributes:
+        parts: The sources, with their weights. Each part has a validation loss of its own.
+        temperature: Without weights, a part of ``n`` bytes has a share of the training rows in
+            proportion to ``n ** (1 / temperature)``: 1 is in proportion to size, and a high
+            temperature gives equal shares (mT5, 2010.11934, section 3.2, with alpha = 1 /
+            temperature).
+    """
+
+    parts: tuple[PartConfig, ...] = ()
+    temperature: Factor = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if names repeat, or if only some parts have a weight."""
+        super().__post_init__()
+        titles = [part.title for part in self.parts]
+        twice = [title for title in titles if titles.count(title) > 1]
+        if twice:
+            raise ValueError(
+                f"data.blend.parts has two parts {twice[0]!r}: give each a name of its own"
+            )
+        unweighted = [part.title for part in self.parts if part.weight is None]
+        if 0 < len(unweighted) < len(self.parts):
+            raise ValueError(
+                f"data.blend.parts: {unweighted[0]!r} has no weight and others have one: set the "
+                "weight of all parts or of none"
+            )
+        if any(part.source == BLEND for part in self.parts):
+            raise ValueError("data.blend.parts: a part cannot be a blend; list its parts instead")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig(Ranged):
     """The data of a run.
 
@@ -47,7 +113,8 @@ class DataConfig(Ranged):
             in each line, and a ``.parquet`` file one in each row), ``hf:NAME`` or
             ``hf:NAME/CONFIG`` (a local folder, or a dataset of the Hugging Face Hub, such as
             ``hf:allenai/c4/en``; needs the package ``datasets``) or any prepared TFDS dataset, such
-            as ``lm1b``, ``c4/en`` or ``wikipedia/20220301.en``.
+            as ``lm1b``, ``c4/en`` or ``wikipedia/20220301.en``; or ``blend``, a weighted mixture of
+            such sources.
         text_feature: Feature, JSON key or column that holds the text of a document.
         train_split: Split of the training documents: the name of a split or, for TFDS, a split
             expression such as ``train[:90%]``. ``files:`` and ``mixture`` have fixed splits and
@@ -98,6 +165,8 @@ class DataConfig(Ranged):
         prefetch: Number of batches that a background thread prepares ahead; 0 prepares each batch
             on request.
         mixture: Parameters of the source ``mixture``.
+        blend: Parts of the source ``blend``. Its parts have their own settings in place of those
+            above with the same names; ``train_documents`` and ``eval_documents`` limit each part.
     """
 
     source: str = "python_library"
@@ -123,6 +192,20 @@ class DataConfig(Ranged):
     seed: Seed = 0
     prefetch: Natural = 4
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    blend: BlendConfig = dataclasses.field(default_factory=BlendConfig)
+
+    @property
+    def parts(self) -> dict[str, "DataConfig"]:
+        """The data config of each part of a blend by name, or this one under ""."""
+        if self.source != BLEND:
+            return {"": self}
+        own = {field.name for field in dataclasses.fields(PartConfig)} - {"name", "weight"}
+        return {
+            part.title: dataclasses.replace(
+                self, blend=BlendConfig(), **{name: getattr(part, name) for name in own}
+            )
+            for part in self.blend.parts
+        }
 
     @property
     def sentinels(self) -> int:
@@ -132,6 +215,8 @@ class DataConfig(Ranged):
     def __post_init__(self) -> None:
         """Raises ValueError if a field is out of range or two fields do not fit together."""
         super().__post_init__()
+        if self.source == BLEND and not self.blend.parts:
+            raise ValueError("data.source='blend' has no sources: list them in data.blend.parts")
         if self.batch_size % self.streams:
             raise ValueError(
                 f"data.batch_size={self.batch_size} cannot be split over data.streams="

@@ -159,8 +159,8 @@ def check_files(config: DataConfig) -> None:
     wrong = list(_wrong(config, paths))
     if wrong:
         raise ConfigError(
-            f"{len(wrong)} of {len(paths)} files that data.source={config.source!r} matches cannot "
-            f"be used, first {wrong[0]}"
+            f"{len(wrong)} of {len(paths)} files that {config.source!r} matches cannot be used, "
+            f"first {wrong[0]}"
         )
 
 

@@ -7,6 +7,9 @@ permutes all rows. Otherwise rows are shuffled within a window: memory holds onl
 window suits a corpus of a terabyte, and a run sees the documents in their shuffled order. The state
 of the iterator is a few numbers.
 
+A row of the source ``blend`` holds documents of one part. Each part is shuffled and repeated alone,
+and the rows of the parts follow each other in fixed proportions.
+
 A batch is a dict of (batch, seq_length) int32 arrays:
 
 * ``inputs``: Token before each target; the begin token at the start of a document.
@@ -14,7 +17,8 @@ A batch is a dict of (batch, seq_length) int32 arrays:
 * ``segments``: Number of the document piece in the row, from 1; 0 for padding.
 * ``positions``: Position within the piece.
 * ``bytes``: Number of UTF-8 bytes of each target; 0 for the end token and padding.
-* ``domains``: Language or topic of the document, see ``Source.domain``.
+* ``domains``: Language or topic of the document, see ``Source.domain``; in a blend, the number of
+  the part.
 
 With ``data.spans`` (``moe_jax.data.span_corruption``), a row is a text with spans cut out, in the
 layout of T5: ``encoder_inputs`` and ``encoder_segments``, (batch, seq_length), hold the rest of the
@@ -30,13 +34,13 @@ import dataclasses
 import functools
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from moe_jax.data.config import DataConfig
+from moe_jax.data.config import BLEND, BlendConfig, DataConfig
 from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
 from moe_jax.data.source import Source
 from moe_jax.data.sources import open_source
@@ -76,23 +80,19 @@ def train_batches(
 
     Raises:
         FileNotFoundError: See ``open_source``.
-        ValueError: See ``open_source``; or the rows do not form whole streams, or there are fewer
-            documents than streams.
+        ValueError: See ``open_source``; or the rows do not form whole streams, or a source has
+            fewer documents than streams.
     """
     streams = _streams_of(config, rows)
-    source = open_source(config, "train")
-    if len(source) < config.streams:
-        raise ValueError(
-            f"{len(source)} training document(s) cannot feed data.streams={config.streams}; use "
-            "fewer streams or a larger source."
-        )
     read = _READ if len(streams) < _MANY else _READ_ONE_OF_MANY
-    if config.shuffle_window:
-        documents = grain.MapDataset.source(_Documents(source, tokenizer))
-        parts = [_stream(documents, config, tokenizer, stream, read) for stream in streams]
-    else:
-        corpus = open_corpus(config, source, tokenizer)
-        parts = [_indexed_stream(corpus, config, stream, read) for stream in streams]
+    share = config.batch_size // config.streams
+    sources = {name: _training_source(part, name) for name, part in config.parts.items()}
+    of_part = [
+        _rows_by_stream(part, sources[name], tokenizer, streams, read)
+        for name, part in config.parts.items()
+    ]
+    by_stream = [_mixed(config, parts, sources) for parts in zip(*of_part, strict=True)]
+    parts = [rows.batch(share, drop_remainder=True) for rows in by_stream]
     dataset = grain.experimental.ZipIterDataset(parts).map(_joined)
     return _Restorable(iter(_prefetched(dataset, config)), streams)
 
@@ -102,7 +102,8 @@ def eval_batches(
 ) -> grain.DatasetIterator:
     """Returns batches of all validation documents, once, in the same order for every seed.
 
-    Padding rows complete the last batch, so the number of batches does not depend on ``rows``.
+    Padding rows complete the last batch, so the number of batches does not depend on ``rows``. The
+    parts of a blend follow each other, in batches of their own.
 
     Args:
         config: The data config.
@@ -118,13 +119,23 @@ def eval_batches(
         ValueError: See ``open_source``.
     """
     selected = slice(None) if rows is None else np.asarray(rows)
+    parts = [_eval_dataset(part, tokenizer) for part in config.parts.values()]
+    if config.source == BLEND:
+        numbered = [part.map(_Numbered(number)) for number, part in enumerate(parts)]
+        dataset = grain.experimental.InterleaveIterDataset(numbered, cycle_length=1)
+    else:
+        (dataset,) = parts
+    dataset = dataset.map(lambda batch: {name: array[selected] for name, array in batch.items()})
+    return _Restorable(iter(_prefetched(dataset, config)))
+
+
+def _eval_dataset(config: DataConfig, tokenizer: Tokenizer) -> grain.IterDataset:
+    """Returns the whole validation batches of one source."""
     documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer)
     dataset = _shuffled(dataset, config.eval_shuffle_window, seed=0)
-    dataset = dataset.batch(config.batch_size, batch_fn=fill)
-    dataset = dataset.map(lambda batch: {name: array[selected] for name, array in batch.items()})
-    return _Restorable(iter(_prefetched(dataset, config)))
+    return dataset.batch(config.batch_size, batch_fn=fill)
 
 
 def measure_throughput(config: DataConfig, seconds: float = 5.0) -> float:
@@ -296,6 +307,69 @@ def _close(held: list[grain.DatasetIterator]) -> None:
     held.pop().close()
 
 
+def _training_source(config: DataConfig, name: str) -> Source:
+    """Opens the training documents of one source, which must feed every stream."""
+    source = open_source(config, "train")
+    if len(source) < config.streams:
+        of = f" of {name!r}" if name else ""
+        raise ValueError(
+            f"{len(source)} training document(s){of} cannot feed data.streams={config.streams}; "
+            "use fewer streams or a larger source."
+        )
+    return source
+
+
+def _rows_by_stream(
+    config: DataConfig,
+    source: Source,
+    tokenizer: Tokenizer,
+    streams: Sequence[int],
+    read: grain.ReadOptions,
+) -> list[grain.IterDataset]:
+    """Returns the endless rows of one source in each stream."""
+    if config.shuffle_window:
+        documents = grain.MapDataset.source(_Documents(source, tokenizer))
+        return [_stream(documents, config, tokenizer, stream, read) for stream in streams]
+    corpus = open_corpus(config, source, tokenizer)
+    return [_indexed_stream(corpus, config, stream, read) for stream in streams]
+
+
+def _mixed(
+    config: DataConfig, parts: Sequence[grain.IterDataset], sources: Mapping[str, Source]
+) -> grain.IterDataset:
+    """Returns the rows of one stream, mixed from the rows of the parts by their shares."""
+    if config.source != BLEND:
+        (rows,) = parts
+        return rows
+    shares = row_shares(config.blend, [source.size for source in sources.values()])
+    numbered = [rows.map(_Numbered(number)) for number, rows in enumerate(parts)]
+    return grain.IterDataset.mix(numbered, shares)
+
+
+def row_shares(blend: BlendConfig, sizes: Sequence[int]) -> list[float]:
+    """Returns the share of each part of a blend in the training rows; the shares sum to 1.
+
+    Args:
+        blend: The parts, with weights or a temperature.
+        sizes: Number of bytes of each part.
+    """
+    weights = [
+        size ** (1 / blend.temperature) if part.weight is None else part.weight
+        for part, size in zip(blend.parts, sizes, strict=True)
+    ]
+    return [weight / sum(weights) for weight in weights]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """Sets the domain of every token to the number of a part."""
+
+    number: int
+
+    def __call__(self, rows: Batch) -> Batch:
+        return rows | {"domains": self.number * (rows["segments"] > 0).astype(np.int32)}
+
+
 def _stream(
     documents: grain.MapDataset,
     config: DataConfig,
@@ -303,17 +377,16 @@ def _stream(
     stream: int,
     read: grain.ReadOptions,
 ) -> grain.IterDataset:
-    """Returns the rows of one stream in every batch."""
+    """Returns the endless rows of one stream."""
     share = documents[stream :: config.streams].shuffle(config.seed).repeat(None)
     dataset = _rows(share.to_iter_dataset(read), config, tokenizer, stream)
-    dataset = _shuffled(dataset, config.shuffle_window // config.streams, config.seed)
-    return dataset.batch(config.batch_size // config.streams, drop_remainder=True)
+    return _shuffled(dataset, config.shuffle_window // config.streams, config.seed)
 
 
 def _indexed_stream(
     corpus: Corpus, config: DataConfig, stream: int, read: grain.ReadOptions
 ) -> grain.IterDataset:
-    """Returns the rows of one stream in every batch, shuffled over each epoch."""
+    """Returns the endless rows of one stream, shuffled over each epoch."""
     length = config.spans.lengths(config.seq_length)[0] if config.spans else config.seq_length
     rows = grain.MapDataset.source(rows_of_stream(corpus, config, stream, length))
     rows = rows.shuffle((config.seed + stream) % 2**32).repeat(None)
@@ -322,8 +395,7 @@ def _indexed_stream(
         rows = rows.map(_named)
     else:
         rows = rows.random_map(corruption, seed=(config.seed + stream) % 2**32)
-    share = config.batch_size // config.streams
-    return rows.to_iter_dataset(read).batch(share, drop_remainder=True)
+    return rows.to_iter_dataset(read)
 
 
 def _shuffled(rows: grain.IterDataset, window: int, seed: int) -> grain.IterDataset:

@@ -188,13 +188,14 @@ def rows_of_stream(corpus: Corpus, config: DataConfig, stream: int, length: int)
 
 
 def prepare_rows(config: DataConfig, tokenizer: Tokenizer) -> None:
-    """Writes the token file if ``data.shuffle_window=0`` needs it and it is missing.
+    """Writes the token files that ``data.shuffle_window=0`` needs and that are missing.
 
     Raises:
         ConfigError: See ``open_corpus``.
     """
     if not config.shuffle_window:
-        open_corpus(config, open_source(config, "train"), tokenizer)
+        for part in config.parts.values():
+            open_corpus(part, open_source(part, "train"), tokenizer)
 
 
 def open_corpus(config: DataConfig, source: Source, tokenizer: Tokenizer) -> Corpus:

@@ -5,12 +5,12 @@ import hashlib
 from typing import Literal
 
 from moe_jax.data import files, hub
-from moe_jax.data.config import DataConfig
+from moe_jax.data.config import BLEND, DataConfig
 from moe_jax.data.directory import check_directory
 from moe_jax.data.mixture import MixtureSource
 from moe_jax.data.prepared import PYTHON_LIBRARY, library_is_prepared, open_prepared
 from moe_jax.data.source import Source
-from moe_jax.data.views import FirstDocuments, SpanSource
+from moe_jax.data.views import FirstDocuments, Joined, SpanSource
 
 Split = Literal["train", "eval"]
 # Largest corpus, in bytes of text, that is hashed whole or shuffled by an index.
@@ -29,7 +29,8 @@ def open_source(config: DataConfig, split: Split) -> Source:
         split: Split to open, ``train`` or ``eval``.
 
     Returns:
-        Source of the documents of the split.
+        Source of the documents of the split. In a blend, the domain of a document is the number of
+        its part, from 0.
 
     Raises:
         FileNotFoundError: No file matches the glob, or the TFDS dataset is not prepared.
@@ -37,6 +38,9 @@ def open_source(config: DataConfig, split: Split) -> Source:
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be 'train' or 'eval', got {split!r}.")
+    if config.source == BLEND:
+        parts = tuple(open_source(part, split) for part in config.parts.values())
+        return Joined(parts, numbered=True)
     source = _open(config, split)
     if len(source) == 0:
         raise ValueError(f"the {split} split of source {config.source!r} holds no document.")
@@ -78,10 +82,16 @@ def check_source(config: DataConfig) -> None:
         ValueError: See ``open_source``.
     """
     check_directory(config)
+    for part in config.parts.values():
+        _check_part(part)
+
+
+def _check_part(config: DataConfig) -> None:
     splits = _splits(config)
-    for one, validation in splits:
+    for one in dict.fromkeys(one for one, _ in splits):
         if files.is_files(one):
             files.check_files(one)
+    for one, validation in splits:
         if hub.is_hub(one):
             hub.check_hub(one, validation)
     if all(_is_prepared(one, validation) for one, validation in splits):
@@ -100,8 +110,8 @@ def _is_prepared(config: DataConfig, validation: bool) -> bool:
 
 def empty_files(config: DataConfig) -> list[str]:
     """Returns the files of ``source`` and ``eval_source`` that are left out as empty."""
-    found = [path for one, _ in _splits(config) for path in files.empty_files(one)]
-    return list(dict.fromkeys(found))
+    splits = [one for part in config.parts.values() for one, _ in _splits(part)]
+    return list(dict.fromkeys(path for one in splits for path in files.empty_files(one)))
 
 
 def _splits(config: DataConfig) -> list[tuple[DataConfig, bool]]:

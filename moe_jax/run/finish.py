@@ -153,6 +153,8 @@ def _devices() -> str:
 def _in_lines(result: dict[str, Any], baselines: dict[str, float], folder: Path) -> str:
     bits, loss = result["bits_per_byte"], result["loss"]
     lines = [f"\nvalidation bits per byte: {bits:.3f}, loss per target: {loss:.3f} nats"]
+    for name, part in result.get("parts", {}).items():
+        lines.append(f"  {name:22s} {part['bits_per_byte']:.3f}, loss {part['loss']:.3f} nats")
     if "best_possible_loss" in result:
         lines.append(f"  best possible loss     {result['best_possible_loss']:.3f} nats")
     names = {"uniform": "uniform", "order2": "order-2 byte model", "zlib": "zlib -9, file by file"}

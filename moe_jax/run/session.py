@@ -21,10 +21,11 @@ from moe_jax.parallel import make_mesh
 from moe_jax.parallel.rows import fewest_parts, rows_by_process
 from moe_jax.parallel.rules import spec
 from moe_jax.training.checkpoint import Checkpoints
-from moe_jax.training.metrics import eval_means
+from moe_jax.training.metrics import eval_means, target_means
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState
 from moe_jax.training.step import (
+    EvalSums,
     Objective,
     Teacher,
     eval_step,
@@ -118,15 +119,27 @@ class Session:
         return data.eval_batches(self.experiment.data, self.tokenizer, rows=self.rows.tolist())
 
     def evaluate(self, state: TrainState) -> dict[str, Any]:
-        """Returns loss, bits per byte, accuracy and load by layer on the validation set."""
-        batches = self.eval_batches()
+        """Returns loss, bits per byte, accuracy and load by layer on the validation set.
+
+        Each part of a blend also has its own loss, bits per byte and accuracy, under ``parts``.
+        """
+        config = self.experiment.data
+        sums = {name: self._sums(state, part) for name, part in config.parts.items()}
+        total = functools.reduce(functools.partial(jax.tree.map, np.add), sums.values())
+        means = eval_means(total, self.experiment.moe_layers)
+        if config.source == data.BLEND:
+            means["parts"] = {name: target_means(part) for name, part in sums.items()}
+        return means
+
+    def _sums(self, state: TrainState, config: data.DataConfig) -> EvalSums:
+        """Returns the sums over the validation batches of one source."""
         total = None
-        for batch in batches:
+        for batch in data.eval_batches(config, self.tokenizer, rows=self.rows.tolist()):
             sums = self.eval_step(state.params, state.router_state, self.place(batch))
             sums = jax.tree.map(np.float64, processes.fetch(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         assert total is not None  # The validation set has at least one batch.
-        return eval_means(total, self.experiment.moe_layers)
+        return total
 
 
 def attention_kernels(experiment: Experiment) -> dict[str, attend.Choice]:

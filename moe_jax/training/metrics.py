@@ -126,11 +126,18 @@ def eval_means(sums: EvalSums, moe_layers: Iterable[str | int]) -> dict[str, Any
         for layer, counts in zip(moe_layers, sums.layers, strict=True)
     ]
     return {
+        **target_means(sums),
+        "dropped_fraction": _dropped(sums.layers),
+        "layers": layers,
+    }
+
+
+def target_means(sums: EvalSums) -> dict[str, float]:
+    """Returns loss in nats per target, bits per byte and accuracy."""
+    return {
         "loss": float(sums.nll / sums.tokens),
         "bits_per_byte": float(sums.nll / np.log(2) / sums.bytes),
         "accuracy": float(sums.correct / sums.tokens),
-        "dropped_fraction": _dropped(sums.layers),
-        "layers": layers,
     }
 
 

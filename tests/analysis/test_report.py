@@ -91,6 +91,18 @@ def test_the_summary_has_the_rates_that_are_known():
     assert rows["model FLOPs utilisation, median"] == "25.0%"
 
 
+def test_parts_of_a_blend_have_losses_of_their_own(tmp_path):
+    parts = {"web": {"loss": 1.5, "bits_per_byte": 1.25, "accuracy": 0.5}}
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(_train(3, []))
+        writer.write({"kind": "eval", "step": 2, "loss": 1.25, "layers": []})
+        writer.write({"kind": "eval", "step": 3, "loss": 1.25, "layers": [], "parts": parts})
+    report = _write(tmp_path, result=_RESULT | {"parts": parts})
+    assert "validation loss, web" in report
+    assert "1.5000 nats per token, 1.250 bits per byte" in report
+    assert ">web<" in report  # the legend of the curve
+
+
 def test_shows_scores_beside_baselines(moe):
     position = [moe.index(text) for text in ("1.500", "8.000", "2.250", "2.750")]
     assert position[0] == min(position)

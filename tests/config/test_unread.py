@@ -7,7 +7,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.config.schema import build
 from moe_jax.config.unread import unread
-from moe_jax.data import DataConfig
+from moe_jax.data import BlendConfig, DataConfig, PartConfig
 from moe_jax.data.config import MixtureConfig
 from moe_jax.models import AttentionOverride, DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.attention import Details
@@ -57,6 +57,26 @@ _CASES = [
     ({"data": DataConfig("mixture", text_feature="x")}, "data.text_feature='x'", "'mixture'"),
     ({"data": DataConfig("files:x", train_split="x")}, "data.train_split='x'", "splits of its own"),
     ({"data": DataConfig("lm1b", eval_one_in=9)}, "data.eval_one_in=9", "'lm1b'"),
+    (
+        {"data": DataConfig(blend=BlendConfig((PartConfig("x"),)))},
+        "data.blend.parts",
+        "is not 'blend'",
+    ),
+    (
+        {"data": DataConfig("blend", "x", blend=BlendConfig((PartConfig("lm1b"),)))},
+        "data.text_feature='x'",
+        "each part of data.blend has its own",
+    ),
+    (
+        {"data": DataConfig("blend", blend=BlendConfig((PartConfig("a", weight=1.0),), 2.0))},
+        "data.blend.temperature=2.0",
+        "the parts have weights",
+    ),
+    (
+        {"data": DataConfig("blend", blend=BlendConfig((PartConfig("lm1b", eval_one_in=9),)))},
+        "data.blend.parts['lm1b'].eval_one_in=9",
+        "splits of its own",
+    ),
     (
         {"data": DataConfig("files:x", eval_source="files:y", eval_one_in=9)},
         "data.eval_one_in=9",
