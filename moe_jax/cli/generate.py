@@ -1,5 +1,7 @@
 """Samples text from a run: ``moe-jax generate --workdir=runs/quickstart --prompt="def "``.
 
+``--chat`` writes the prompt in the chat template of the tokenizer.
+
 An encoder-decoder fills blanks: ``--prompt="for i <extra_id_0> range(n):"``.
 
 No token is dropped while sampling, so the texts of a batch are independent of each other.
@@ -11,6 +13,7 @@ import jax
 from absl import flags
 
 from moe_jax.cli import common
+from moe_jax.data import chat_prompt
 from moe_jax.decoding import Sampling
 from moe_jax.run import workdir
 from moe_jax.run.restored import open_restored
@@ -25,6 +28,12 @@ def define(values: flags.FlagValues) -> None:
         "prompt",
         "def ",
         "Text to continue, or text with blanks <extra_id_0>, ... to fill.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "chat",
+        False,
+        "True makes the prompt the message of a user, in the chat template of the tokenizer.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -62,8 +71,11 @@ def main(given: flags.FlagValues) -> None:
     folder = common.folder_of(given)
     check_can_generate(workdir.load(folder).model)
     _, session, state = open_restored(folder, given.step)
+    prompt = given.prompt
+    if given.chat:
+        prompt = chat_prompt(session.tokenizer, [{"role": "user", "content": prompt}])
     with jax.set_mesh(session.mesh):
-        for text in generate(session, state, [given.prompt] * given.samples, sampling):
+        for text in generate(session, state, [prompt] * given.samples, sampling):
             print(text)
 
 

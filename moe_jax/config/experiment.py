@@ -157,6 +157,11 @@ class Experiment:
                 f"model.lookahead={ahead} is beyond data.seq_length={self.data.seq_length}: a row "
                 "has no token so far ahead; lower it"
             )
+        if ahead and self.data.marks_answers:
+            raise ConfigError(
+                f"model.lookahead={ahead} predicts prompts too: unset it, or data.prompt_feature "
+                "and data.messages_feature"
+            )
         self.check_vocabulary(self.vocab_size)
 
     def check_vocabulary(self, vocab_size: int) -> None:

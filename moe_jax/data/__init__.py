@@ -2,6 +2,7 @@
 
 from moe_jax.data.baselines import baselines, best_possible_loss
 from moe_jax.data.config import BLEND, BlendConfig, DataConfig, MixtureConfig, PartConfig
+from moe_jax.data.dialogues import chat_prompt, check_dialogues
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
 from moe_jax.data.mixture import MarkovLanguages, MixtureSource, make_mixture
 from moe_jax.data.rows import prepare_rows
@@ -49,6 +50,8 @@ __all__ = [
     "WithSpareIds",
     "baselines",
     "best_possible_loss",
+    "chat_prompt",
+    "check_dialogues",
     "check_source",
     "check_tokenizer",
     "contradiction",

@@ -47,6 +47,8 @@ class PartConfig(Ranged):
         weight: Share of the training rows, relative to the other parts; ``None`` in all parts takes
             the shares from their sizes, see ``data.blend.temperature``.
         text_feature: See ``data.text_feature``.
+        prompt_feature: See ``data.prompt_feature``.
+        messages_feature: See ``data.messages_feature``.
         train_split: See ``data.train_split``.
         eval_split: See ``data.eval_split``.
         eval_source: See ``data.eval_source``.
@@ -57,6 +59,8 @@ class PartConfig(Ranged):
     name: str = ""
     weight: Factor | None = None
     text_feature: str = "text"
+    prompt_feature: str = ""
+    messages_feature: str = ""
     train_split: str = "train"
     eval_split: str = "validation"
     eval_source: str = ""
@@ -116,6 +120,13 @@ class DataConfig(Ranged):
             as ``lm1b``, ``c4/en`` or ``wikipedia/20220301.en``; or ``blend``, a weighted mixture of
             such sources.
         text_feature: Feature, JSON key or column that holds the text of a document.
+        prompt_feature: Key or column of the prompts of instruction data. A document is then a
+            prompt and its answer, the text of ``text_feature``, and only the answer counts in the
+            losses. "" for plain texts.
+        messages_feature: Key or column of dialogues, in place of ``text_feature``: lists of
+            messages ``{"role": ..., "content": ...}``. The chat template of the tokenizer forms the
+            text, and only the messages of the role ``assistant`` count in the losses. "" for plain
+            texts.
         train_split: Split of the training documents: the name of a split or, for TFDS, a split
             expression such as ``train[:90%]``. ``files:`` and ``mixture`` have fixed splits and
             ignore it.
@@ -175,6 +186,8 @@ class DataConfig(Ranged):
     eval_split: str = "validation"
     eval_source: str = ""
     eval_one_in: OneIn = 20
+    prompt_feature: str = ""
+    messages_feature: str = ""
     data_dir: str | None = None
     tokenizer: str = "sentencepiece"
     vocab_size: Vocabulary = 4096
@@ -208,6 +221,11 @@ class DataConfig(Ranged):
         }
 
     @property
+    def marks_answers(self) -> bool:
+        """Whether only the answers of instruction data are targets, in some part at least."""
+        return any(part.prompt_feature or part.messages_feature for part in self.parts.values())
+
+    @property
     def sentinels(self) -> int:
         """Number of ids above the text's: one per sentinel of spans, or one for the mask."""
         return self.spans.sentinels if self.spans else int(self.mask_rate > 0)
@@ -217,6 +235,8 @@ class DataConfig(Ranged):
         super().__post_init__()
         if self.source == BLEND and not self.blend.parts:
             raise ValueError("data.source='blend' has no sources: list them in data.blend.parts")
+        if self.marks_answers:
+            self._check_answers()
         if self.batch_size % self.streams:
             raise ValueError(
                 f"data.batch_size={self.batch_size} cannot be split over data.streams="
@@ -230,3 +250,29 @@ class DataConfig(Ranged):
                     f"inputs of data.seq_length={self.seq_length} tokens have up to {fewest} "
                     "targets; use at least that many."
                 )
+
+    def _check_answers(self) -> None:
+        """Raises ValueError if another setting does not fit to instruction data."""
+        if self.prompt_feature and self.messages_feature:
+            raise ValueError(
+                "data.prompt_feature and data.messages_feature are both set: a document is either "
+                "a prompt with its answer or a dialogue; unset one"
+            )
+        if self.spans is not None or self.mask_rate:
+            raise ValueError(
+                "data.prompt_feature and data.messages_feature select the targets: unset "
+                "data.spans and data.mask_rate"
+            )
+        if not self.shuffle_window:
+            raise ValueError(
+                "data.shuffle_window=0 keeps no marks of answers: set it to 1 or more; instruction "
+                "data is shuffled by whole documents anyway"
+            )
+        for part in self.parts.values():
+            asked = part.prompt_feature or part.messages_feature
+            for source in filter(None, (part.source, part.eval_source)):
+                if asked and not source.startswith(("files:", "hf:")):
+                    raise ValueError(
+                        f"{source!r} has no field {asked!r}: instruction data comes from files: or "
+                        "hf:"
+                    )

@@ -86,7 +86,9 @@ def open_files(config: DataConfig, validation: bool) -> Source:
     paths, root = _matching(config)
     if len(paths) > 1 and not any(map(has_rows, paths)):
         return FileSource(_hashed_side(paths, root, config.eval_one_in, validation))
-    return side(open_all_files(config), config.eval_one_in, validation, _name(config, paths))
+    name = paths[0] if len(paths) == 1 else config.source
+    source, divisible = open_all_files(config), not config.marks_answers
+    return side(source, config.eval_one_in, validation, name, divisible=divisible)
 
 
 def open_all_files(config: DataConfig) -> Source:
@@ -105,10 +107,6 @@ def open_all_files(config: DataConfig) -> Source:
     if not len(source):
         raise ConfigError(f"the files that {config.source!r} matches hold no document")
     return source
-
-
-def _name(config: DataConfig, paths: list[str]) -> str:
-    return paths[0] if len(paths) == 1 else config.source
 
 
 def _hashed_side(paths: list[str], root: Path, one_in: int, validation: bool) -> tuple[str, ...]:
@@ -197,6 +195,11 @@ def _matching(config: DataConfig) -> tuple[list[str], Path]:
     if not paths:
         raise FileNotFoundError(f"no file matches {pattern!r}; correct the glob in data.source.")
     filled = [path for path in paths if os.path.getsize(path)]
+    plain = [path for path in filled if not has_rows(path)]
+    if plain and config.marks_answers:
+        raise ConfigError(
+            f"{plain[0]} has no fields for prompts and answers: use .jsonl or .parquet files"
+        )
     if not filled:
         raise ConfigError(f"all {len(paths)} file(s) that {pattern!r} matches are empty")
     return filled, _fixed_part(pattern)

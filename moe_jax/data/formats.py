@@ -26,28 +26,53 @@ class Fields:
     """The fields of a row that form a document.
 
     Attributes:
-        text: Field with the text.
+        text: Field with the text, or with the answer to ``prompt``.
+        prompt: Field with the prompt of instruction data; "" for plain text.
+        messages: Field with the messages of a dialogue, in place of the others; "" for none.
     """
 
     text: str
+    prompt: str = ""
+    messages: str = ""
 
     @classmethod
     def of(cls, config: DataConfig) -> Fields:
         """Returns the fields that a data config names."""
-        return cls(config.text_feature)
+        return cls(config.text_feature, config.prompt_feature, config.messages_feature)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the fields."""
-        return (self.text,)
+        if self.messages:
+            return (self.messages,)
+        return (self.prompt, self.text) if self.prompt else (self.text,)
 
     def document(self, row: Row, where: str) -> str:
-        """Returns the document of a row.
+        """Returns the document of a row: a text, or JSON ``[[role, text], ...]``.
 
         Raises:
-            ConfigError: A field holds no text; the message begins with ``where``.
+            ConfigError: A field holds no text, or a dialogue is malformed; the message begins with
+                ``where``.
         """
-        return text_of(row, self.text, where)
+        if self.messages:
+            return _dialogue(row[self.messages], f"{where}: the field {self.messages!r}")
+        text = text_of(row, self.text, where)
+        if not self.prompt:
+            return text
+        prompt = text_of(row, self.prompt, where)
+        return json.dumps([["user", prompt], ["assistant", text]]) if text else ""
+
+
+def _dialogue(messages: Any, where: str) -> str:
+    """Returns a dialogue, a list of ``{"role": ..., "content": ...}``, as JSON."""
+    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+        raise ConfigError(f"{where} holds no list of messages (set data.messages_feature)")
+    for one in messages:
+        check_fields(one, ("role", "content"), f"{where}, a message")
+    pairs = [[text_of(one, key, where) for key in ("role", "content")] for one in messages]
+    if not any(role == "assistant" for role, _ in pairs):
+        raise ConfigError(f"{where} holds no message with the role assistant, so nothing to learn")
+    return json.dumps(pairs)
 
 
 def has_rows(path: str) -> bool:

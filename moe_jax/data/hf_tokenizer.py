@@ -18,6 +18,7 @@ from moe_jax.errors import ConfigError, line_of
 PREFIX = "hf:"
 FILE = "hf_tokenizer.json"
 _RELEASED = "tokenizer.json"
+_TEMPLATE = "chat_template.jinja"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
 
@@ -32,6 +33,7 @@ class HFTokenizer:
         pad_id: Padding token; 0 if the release names none.
         bos_id: Begin token of a document; the end token if the release names none.
         eos_id: End token of a document.
+        chat_template: Jinja template of dialogues; "" if the release has none.
     """
 
     text: str
@@ -39,6 +41,7 @@ class HFTokenizer:
     pad_id: int
     bos_id: int
     eos_id: int
+    chat_template: str = ""
 
     @property
     def model(self) -> bytes:
@@ -58,6 +61,18 @@ class HFTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """See ``Tokenizer``."""
         return np.asarray(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the token ids of ``text`` and where each token ends, (tokens,) each, int32.
+
+        An end is the number of characters of ``text`` up to the last character of the token.
+        """
+        found = self._inner.encode(text, add_special_tokens=False)
+        return np.asarray(found.ids, np.int32), np.array([b for _, b in found.offsets], np.int32)
+
+    def special(self, token: int) -> str:
+        """Returns the text of a special token."""
+        return self._inner.id_to_token(int(token)) or ""
 
     def decode(self, ids: np.ndarray) -> str:
         """See ``Tokenizer``; specials are skipped."""
@@ -142,7 +157,7 @@ def open_hf(setting: str, sentinels: int = 0) -> HFTokenizer:
             f"{folder / 'tokenizer_config.json'}"
         )
     bos = eos if named["bos"] is None else named["bos"]
-    return HFTokenizer(text, size, named["pad"] or 0, bos, eos)
+    return HFTokenizer(text, size, named["pad"] or 0, bos, eos, _chat_template(folder))
 
 
 def load_hf(directory: str | Path) -> HFTokenizer | None:
@@ -186,6 +201,18 @@ def _named_ids(folder: Path, ids: dict[str, int]) -> dict[str, int | None]:
         known += [number for number in given if number is not None]
         chosen[kind] = known[0] if known else None
     return chosen
+
+
+def _chat_template(folder: Path) -> str:
+    """Returns the chat template of a release, or "" if it has none."""
+    path = folder / _TEMPLATE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = _json(folder / "tokenizer_config.json").get("chat_template") or ""
+    if isinstance(found, list):
+        named = {item.get("name"): item.get("template", "") for item in found}
+        return named.get("default", "")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

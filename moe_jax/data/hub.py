@@ -63,7 +63,8 @@ def open_hub(config: DataConfig, validation: bool) -> Source:
         raise ConfigError(f"split {_split(config, validation)!r} of {config.source!r} is empty")
     if config.eval_split or config.eval_source:
         return source
-    return side(source, config.eval_one_in, validation, config.source)
+    divisible = not config.marks_answers
+    return side(source, config.eval_one_in, validation, config.source, divisible=divisible)
 
 
 def _split(config: DataConfig, validation: bool) -> str:

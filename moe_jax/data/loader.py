@@ -20,6 +20,9 @@ A batch is a dict of (batch, seq_length) int32 arrays:
 * ``domains``: Language or topic of the document, see ``Source.domain``; in a blend, the number of
   the part.
 
+* ``predicted``: Only for instruction data (``moe_jax.data.dialogues``): 1 for the tokens of
+  answers, which are the targets that count.
+
 With ``data.spans`` (``moe_jax.data.span_corruption``), a row is a text with spans cut out, in the
 layout of T5: ``encoder_inputs`` and ``encoder_segments``, (batch, seq_length), hold the rest of the
 text, and the arrays above, (batch, target_length), hold the spans to restore. The document pieces
@@ -41,6 +44,7 @@ import grain
 import numpy as np
 
 from moe_jax.data.config import BLEND, BlendConfig, DataConfig
+from moe_jax.data.dialogues import Dialogues, dialogues_of
 from moe_jax.data.rows import Corpus, joined_row, open_corpus, rows_of_stream
 from moe_jax.data.source import Source
 from moe_jax.data.sources import open_source
@@ -51,7 +55,7 @@ from moe_jax.data.tokenizers import open_tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_COLUMNS = ("inputs", "targets", "bytes", "domains")
+_COLUMNS = ("inputs", "targets", "bytes", "domains", "predicted")
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 # With many streams, the thread that prefetches the batches also reads the documents.
 _READ_ONE_OF_MANY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -121,7 +125,8 @@ def eval_batches(
     selected = slice(None) if rows is None else np.asarray(rows)
     parts = [_eval_dataset(part, tokenizer) for part in config.parts.values()]
     if config.source == BLEND:
-        numbered = [part.map(_Numbered(number)) for number, part in enumerate(parts)]
+        marked = config.marks_answers
+        numbered = [part.map(_Numbered(number, marked)) for number, part in enumerate(parts)]
         dataset = grain.experimental.InterleaveIterDataset(numbered, cycle_length=1)
     else:
         (dataset,) = parts
@@ -131,7 +136,7 @@ def eval_batches(
 
 def _eval_dataset(config: DataConfig, tokenizer: Tokenizer) -> grain.IterDataset:
     """Returns the whole validation batches of one source."""
-    documents = grain.MapDataset.source(_Documents(open_source(config, "eval"), tokenizer))
+    documents = _documents(config, open_source(config, "eval"), tokenizer)
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     dataset = _rows(documents.to_iter_dataset(_READ), config, tokenizer)
     dataset = _shuffled(dataset, config.eval_shuffle_window, seed=0)
@@ -160,20 +165,31 @@ def measure_throughput(config: DataConfig, seconds: float = 5.0) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-    """Tokenised documents by index: {"tokens": (tokens + 1, 4) int32}, see ``_COLUMNS``."""
+    """Tokenised documents by index: {"tokens": (tokens + 1, 4) int32}, see ``_COLUMNS``.
+
+    Documents of instruction data have a fifth column, 1 for the tokens of answers.
+    """
 
     source: Source
     tokenizer: Tokenizer
+    dialogues: Dialogues | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        tokens = self.tokenizer.encode(self.source[index])
+        text, answers = self.source[index], None
+        if self.dialogues is None:
+            tokens = self.tokenizer.encode(text)
+        else:
+            tokens, answers = self.dialogues.encode(text)
         targets = np.append(tokens, np.int32(self.tokenizer.eos_id))
         inputs = np.insert(tokens, 0, self.tokenizer.bos_id)
         domains = np.full_like(targets, self.source.domain(index))
-        columns = (inputs, targets, self.tokenizer.byte_lengths[targets], domains)
+        columns = [inputs, targets, self.tokenizer.byte_lengths[targets], domains]
+        if answers is not None:
+            # The end token is of the last message.
+            columns.append(np.append(answers, answers[-1:]).astype(np.int32))
         return {"tokens": np.stack(columns, axis=-1)}
 
 
@@ -328,10 +344,14 @@ def _rows_by_stream(
 ) -> list[grain.IterDataset]:
     """Returns the endless rows of one source in each stream."""
     if config.shuffle_window:
-        documents = grain.MapDataset.source(_Documents(source, tokenizer))
+        documents = _documents(config, source, tokenizer)
         return [_stream(documents, config, tokenizer, stream, read) for stream in streams]
     corpus = open_corpus(config, source, tokenizer)
     return [_indexed_stream(corpus, config, stream, read) for stream in streams]
+
+
+def _documents(config: DataConfig, source: Source, tokenizer: Tokenizer) -> grain.MapDataset:
+    return grain.MapDataset.source(_Documents(source, tokenizer, dialogues_of(config, tokenizer)))
 
 
 def _mixed(
@@ -342,7 +362,8 @@ def _mixed(
         (rows,) = parts
         return rows
     shares = row_shares(config.blend, [source.size for source in sources.values()])
-    numbered = [rows.map(_Numbered(number)) for number, rows in enumerate(parts)]
+    marked = config.marks_answers
+    numbered = [rows.map(_Numbered(number, marked)) for number, rows in enumerate(parts)]
     return grain.IterDataset.mix(numbered, shares)
 
 
@@ -362,12 +383,18 @@ def row_shares(blend: BlendConfig, sizes: Sequence[int]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Numbered:
-    """Sets the domain of every token to the number of a part."""
+    """Sets the domain of every token to the number of a part of a blend.
+
+    If some part is instruction data, every token of a plain text is predicted.
+    """
 
     number: int
+    marked: bool
 
     def __call__(self, rows: Batch) -> Batch:
-        return rows | {"domains": self.number * (rows["segments"] > 0).astype(np.int32)}
+        real = (rows["segments"] > 0).astype(np.int32)
+        predicted = {"predicted": real} if self.marked else {}
+        return predicted | rows | {"domains": self.number * real}
 
 
 def _stream(
@@ -443,9 +470,8 @@ def _prefetched(dataset: grain.IterDataset, config: DataConfig) -> grain.IterDat
 
 
 def _named(row: dict[str, np.ndarray]) -> Batch:
-    columns = {
-        name: np.ascontiguousarray(row["tokens"][..., index]) for index, name in enumerate(_COLUMNS)
-    }
+    names = zip(_COLUMNS, range(row["tokens"].shape[-1]), strict=False)
+    columns = {name: np.ascontiguousarray(row["tokens"][..., index]) for name, index in names}
     return {
         **columns,
         "segments": row["tokens_segment_ids"],

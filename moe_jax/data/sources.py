@@ -13,6 +13,7 @@ from moe_jax.data.source import Source
 from moe_jax.data.views import FirstDocuments, Joined, SpanSource
 
 Split = Literal["train", "eval"]
+SPLITS: tuple[Split, ...] = ("train", "eval")
 # Largest corpus, in bytes of text, that is hashed whole or shuffled by an index.
 LARGEST = 4 << 30
 
@@ -36,7 +37,7 @@ def open_source(config: DataConfig, split: Split) -> Source:
         FileNotFoundError: No file matches the glob, or the TFDS dataset is not prepared.
         ValueError: The TFDS dataset, split or text feature does not exist, or the split is empty.
     """
-    if split not in ("train", "eval"):
+    if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'eval', got {split!r}.")
     if config.source == BLEND:
         parts = tuple(open_source(part, split) for part in config.parts.values())

@@ -18,6 +18,7 @@ import sentencepiece as spm
 import tensorflow_datasets as tfds
 
 from moe_jax.data.config import DataConfig
+from moe_jax.data.dialogues import PlainTexts
 from moe_jax.data.directory import data_directory, write_parts
 from moe_jax.data.hf_tokenizer import HFTokenizer, check_hf, is_hf, load_hf, open_hf
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
@@ -25,6 +26,7 @@ from moe_jax.data.source import Source
 from moe_jax.data.sources import open_source
 from moe_jax.data.spare import load_spare_ids, without_spare_ids
 from moe_jax.data.tokenizer import Tokenizer
+from moe_jax.data.views import Joined
 from moe_jax.errors import ConfigError, line_of
 
 _MODEL_FILE = "tokenizer.model"
@@ -208,11 +210,23 @@ def _open_base(config: DataConfig) -> Tokenizer:
         return Bytes()
     if config.tokenizer.startswith(_MODEL_PREFIX):
         return _read_model(_model_path(config), "choose another data.tokenizer")
-    source = open_source(config, "train")
+    source = training_texts(config)
     cached = _cache_path(config, source)
     if not cached.is_file():
         write_parts(cached, [train_sentencepiece(source, config.vocab_size).model])
     return _read_model(cached, "delete it, and the next run trains it again")
+
+
+def training_texts(config: DataConfig) -> Source:
+    """Returns the training documents as plain texts, on which a tokenizer is trained."""
+    if not config.marks_answers:
+        return open_source(config, "train")
+    texts = [
+        PlainTexts(source) if part.marks_answers else source
+        for part in config.parts.values()
+        for source in (open_source(part, "train"),)
+    ]
+    return Joined(tuple(texts))
 
 
 def _model_path(config: DataConfig) -> tfds.core.Path:

@@ -233,7 +233,9 @@ def held_out(count: int, one_in: int) -> np.ndarray:
     return (2 * np.arange(held, dtype=np.int64) + 1) * count // (2 * held)
 
 
-def side(source: Source, one_in: int, validation: bool, name: str) -> Source:
+def side(
+    source: Source, one_in: int, validation: bool, name: str, *, divisible: bool = True
+) -> Source:
     """Returns one side of a split, of documents or, if there is only one document, of its spans.
 
     Args:
@@ -241,10 +243,19 @@ def side(source: Source, one_in: int, validation: bool, name: str) -> Source:
         one_in: Number of documents or spans per one for validation.
         validation: Whether to return the validation documents.
         name: Name of the source in messages.
+        divisible: Whether a document can be cut into spans.
+
+    Raises:
+        ConfigError: There is only one document, and it cannot be cut.
     """
-    if len(source) == 1:
-        return SpanSource(source, one_in, validation, name)
-    return HeldOut(source, one_in, validation)
+    if len(source) > 1:
+        return HeldOut(source, one_in, validation)
+    if not divisible:
+        raise ConfigError(
+            f"{name} holds only one dialogue, and none for validation: give a second one, or "
+            "data.eval_source"
+        )
+    return SpanSource(source, one_in, validation, name)
 
 
 def _checked(index: int, count: int) -> int:

@@ -52,8 +52,9 @@ def finish(
     skipped = int(state.skipped)
     if not processes.is_first():
         return ""
-    # Span-corruption targets are not comparable with baselines that compress whole documents.
-    baselines = {} if experiment.data.sentinels else data.baselines(experiment.data)
+    # Spans, masked tokens and answers are not comparable with baselines that read whole documents.
+    partial = experiment.data.sentinels or experiment.data.marks_answers
+    baselines = {} if partial else data.baselines(experiment.data)
     with MetricsWriter(folder, resume_step=steps) as writer:
         writer.write(eval_record(steps, record))
     files.write_json(folder / workdir.EXPERT_TOKENS, table)

@@ -162,6 +162,7 @@ def _prepared(experiment: Experiment, folder: Path, sources: Sources, voice: Voi
     processes.first(lambda: _claim_corpus(experiment, folder, voice))
     tokenizer = _tokenizer(experiment, folder, sources)
     experiment.check_vocabulary(tokenizer.vocab_size)
+    processes.first(lambda: data.check_dialogues(experiment.data, tokenizer))
     processes.first(lambda: data.prepare_rows(experiment.data, tokenizer))
     return sources.joined(open_session(experiment, tokenizer))
 
