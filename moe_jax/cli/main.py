@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
     "report": "writes the report of a run again",
+    "tokenizer": "trains a BPE tokenizer on the text of a config",
     "settings": "prints settings with their types, ranges and meanings",
     "count": "counts parameters and FLOPs of a model",
     "plan": "plans a run for devices that this machine lacks",
@@ -20,7 +21,7 @@ COMMANDS = {
     "ablate": "runs an ablation and writes its report",
 }
 # Flag of each command that a first argument without a flag name sets.
-_FIRST = dict.fromkeys(("train", "settings", "count", "plan", "bench"), "config") | {
+_FIRST = dict.fromkeys(("train", "tokenizer", "settings", "count", "plan", "bench"), "config") | {
     "ablate": "ablation"
 }
 

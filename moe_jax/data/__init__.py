@@ -1,6 +1,7 @@
 """Corpora, tokenizers, batches and baselines."""
 
 from moe_jax.data.baselines import baselines, best_possible_loss
+from moe_jax.data.bpe import check_bpe, train_bpe
 from moe_jax.data.config import BLEND, BlendConfig, DataConfig, MixtureConfig, PartConfig
 from moe_jax.data.dialogues import chat_prompt, check_dialogues
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
@@ -27,6 +28,7 @@ from moe_jax.data.tokenizers import (
     load_tokenizer,
     open_tokenizer,
     same_tokenizer,
+    texts,
     train_sentencepiece,
 )
 
@@ -51,6 +53,7 @@ __all__ = [
     "baselines",
     "best_possible_loss",
     "chat_prompt",
+    "check_bpe",
     "check_dialogues",
     "check_source",
     "check_tokenizer",
@@ -65,8 +68,10 @@ __all__ = [
     "prepare_rows",
     "read_contents",
     "same_tokenizer",
+    "texts",
     "train_batches",
     "tokenizer_files",
+    "train_bpe",
     "train_sentencepiece",
     "with_spare_ids",
 ]

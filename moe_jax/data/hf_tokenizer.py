@@ -94,7 +94,7 @@ class HFTokenizer:
     @functools.cached_property
     def _inner(self) -> Any:
         try:
-            inner = _library().Tokenizer.from_str(self.text)
+            inner = library().Tokenizer.from_str(self.text)
         except ConfigError:
             raise
         except Exception as error:
@@ -115,7 +115,7 @@ def check_hf(setting: str) -> None:
     Raises:
         ConfigError: The file or the package is missing; the message names the remedy.
     """
-    _library()
+    library()
     folder = _folder(setting)
     if not (folder / _RELEASED).is_file():
         others = [name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()]
@@ -175,12 +175,17 @@ def load_hf(directory: str | Path) -> HFTokenizer | None:
         raise ConfigError(f"{path} is damaged: {line_of(error)}") from error
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Returns the package ``tokenizers``.
+
+    Raises:
+        ConfigError: The package is missing.
+    """
     try:
         return importlib.import_module("tokenizers")
     except ImportError as error:
         raise ConfigError(
-            "data.tokenizer='hf:FOLDER' needs the package tokenizers: pip install tokenizers"
+            "a tokenizer.json needs the package tokenizers: pip install tokenizers"
         ) from error
 
 

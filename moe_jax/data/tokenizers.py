@@ -21,9 +21,10 @@ from moe_jax.data.config import DataConfig
 from moe_jax.data.dialogues import PlainTexts
 from moe_jax.data.directory import data_directory, write_parts
 from moe_jax.data.hf_tokenizer import HFTokenizer, check_hf, is_hf, load_hf, open_hf
+from moe_jax.data.sample import SAMPLED_BYTES, even_sample
 from moe_jax.data.sentinels import WithSentinels, load_sentinels
 from moe_jax.data.source import Source
-from moe_jax.data.sources import open_source
+from moe_jax.data.sources import Split, open_source
 from moe_jax.data.spare import load_spare_ids, without_spare_ids
 from moe_jax.data.tokenizer import Tokenizer
 from moe_jax.data.views import Joined
@@ -41,7 +42,6 @@ NEWLINE, ESCAPE, SPACE = "\ue000", "\ue001", "\u2581"
 ESCAPES = {ESCAPE: "e", NEWLINE: "n", SPACE: "u"}
 _ESCAPED_BYTES = 2  # An escape and its ASCII letter encode a character of 3 UTF-8 bytes.
 
-_TRAINING_BYTES = 16_000_000
 _SENTENCE_CHARACTERS = 1000  # SentencePiece drops sentences of more than 4192 bytes.
 _SPECIALS = 4
 _SMALLEST_VOCABULARY = _SPECIALS + 256 + 3
@@ -210,23 +210,26 @@ def _open_base(config: DataConfig) -> Tokenizer:
         return Bytes()
     if config.tokenizer.startswith(_MODEL_PREFIX):
         return _read_model(_model_path(config), "choose another data.tokenizer")
-    source = training_texts(config)
+    source = texts(config, "train")
     cached = _cache_path(config, source)
     if not cached.is_file():
         write_parts(cached, [train_sentencepiece(source, config.vocab_size).model])
     return _read_model(cached, "delete it, and the next run trains it again")
 
 
-def training_texts(config: DataConfig) -> Source:
-    """Returns the training documents as plain texts, on which a tokenizer is trained."""
+def texts(config: DataConfig, split: Split) -> Source:
+    """Returns the documents of a split as plain texts, on which a tokenizer is trained.
+
+    Raises:
+        FileNotFoundError: See ``open_source``.
+        ValueError: See ``open_source``.
+    """
     if not config.marks_answers:
-        return open_source(config, "train")
-    texts = [
-        PlainTexts(source) if part.marks_answers else source
-        for part in config.parts.values()
-        for source in (open_source(part, "train"),)
-    ]
-    return Joined(tuple(texts))
+        return open_source(config, split)
+    sources = [(part, open_source(part, split)) for part in config.parts.values()]
+    return Joined(
+        tuple(PlainTexts(source) if part.marks_answers else source for part, source in sources)
+    )
 
 
 def _model_path(config: DataConfig) -> tfds.core.Path:
@@ -403,13 +406,9 @@ def _check_vocabulary(vocab_size: int) -> None:
 
 def _sentences(source: Source) -> Iterator[str]:
     """Yields pieces of an even sample of the documents, escaped."""
-    # A few documents estimate the size of the corpus well enough to choose the stride.
-    probe = range(0, len(source), max(1, len(source) // 64))
-    mean_bytes = sum(len(source[i].encode("utf-8")) for i in probe) / len(probe)
-    wanted = max(1, round(_TRAINING_BYTES / max(1.0, mean_bytes)))
-    left = 2 * _TRAINING_BYTES
-    for index in range(0, len(source), max(1, len(source) // wanted)):
-        text = _escape(source[index])[:left]
+    left = 2 * SAMPLED_BYTES
+    for document in even_sample(source):
+        text = _escape(document)[:left]
         left -= len(text)
         for start in range(0, len(text), _SENTENCE_CHARACTERS):
             yield text[start : start + _SENTENCE_CHARACTERS]
@@ -429,7 +428,7 @@ def _unescape(text: str) -> str:
 
 
 def _cache_path(config: DataConfig, source: Source) -> tfds.core.Path:
-    settings = [source.identity, config.text_feature, config.vocab_size, _TRAINER, _TRAINING_BYTES]
+    settings = [source.identity, config.text_feature, config.vocab_size, _TRAINER, SAMPLED_BYTES]
     key = json.dumps([*settings, spm.__version__]).encode()
     name = f"sentencepiece_{config.vocab_size}_{hashlib.sha256(key).hexdigest()[:16]}.model"
     return data_directory(config) / "tokenizers" / name
