@@ -3,7 +3,7 @@
 from moe_jax.data.baselines import baselines, best_possible_loss
 from moe_jax.data.bpe import check_bpe, train_bpe
 from moe_jax.data.config import BLEND, BlendConfig, DataConfig, MixtureConfig, PartConfig
-from moe_jax.data.dialogues import chat_prompt, check_dialogues
+from moe_jax.data.dialogues import Messages, chat_prompt, check_dialogues
 from moe_jax.data.loader import Batch, eval_batches, measure_throughput, train_batches
 from moe_jax.data.mixture import MarkovLanguages, MixtureSource, make_mixture
 from moe_jax.data.rows import prepare_rows
@@ -41,6 +41,7 @@ __all__ = [
     "Contents",
     "DataConfig",
     "MarkovLanguages",
+    "Messages",
     "MixtureConfig",
     "MixtureSource",
     "SentencePiece",

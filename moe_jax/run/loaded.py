@@ -21,7 +21,7 @@ from moe_jax.interop import folders, huggingface
 from moe_jax.nn.mode import DECODE
 from moe_jax.run.api import OpenRun
 from moe_jax.run.exported import open_trained, tokenizer_texts
-from moe_jax.run.sampling import texts
+from moe_jax.run.sampling import answer, texts
 
 Array = jax.Array
 
@@ -123,6 +123,33 @@ class LoadedModel:
             if written and len(written) == len(prompts):
                 return texts(self.model, self.tokenizer, written, sampling)
             return self._added(prompts, sampling)
+
+    def chat(
+        self,
+        messages: data.Messages,
+        *,
+        tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Returns a sampled answer to a dialogue, in the chat template of the folder.
+
+        Args:
+            messages: Messages such as ``{"role": "user", "content": "What is a router?"}``.
+            tokens: Largest number of tokens of the answer.
+            temperature: Sampling temperature; 0 takes the most probable token.
+            top_k: Number of most probable tokens to sample from; 0 for all.
+            top_p: Probability mass of the smallest set of tokens to sample from; 1 for all.
+            seed: Random seed of the sample.
+
+        Raises:
+            ConfigError: If the folder has no tokenizer, or the template rejects the messages.
+        """
+        sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+        with self._on_mesh():
+            return answer(self.model, self.tokenizer, messages, sampling)
 
     def _added(self, prompts: Any, sampling: Sampling) -> list[list[int]]:
         if isinstance(self.model, models.EncoderDecoder):

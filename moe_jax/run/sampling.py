@@ -81,6 +81,29 @@ def texts(
     return _continued(model, tokenizer, prompts, sampling, window)
 
 
+def answer(
+    model: Model, tokenizer: data.Tokenizer, messages: data.Messages, sampling: Sampling
+) -> str:
+    """Returns a sampled answer to a dialogue, without the dialogue.
+
+    Args:
+        model: Decoder.
+        tokenizer: Tokenizer of the model, with its chat template (``data.chat_prompt``).
+        messages: Messages with ``role`` and ``content``.
+        sampling: Sampling settings; the tokenizer's end token ends the answer.
+
+    Raises:
+        ConfigError: If the model cannot generate text, or the template rejects the messages.
+    """
+    check_can_generate(model.config)
+    if not isinstance(model, Decoder):
+        raise ConfigError("an encoder-decoder fills blanks and answers no dialogue: use generate")
+    prompt = tokenizer.encode(data.chat_prompt(tokenizer, messages)).tolist()
+    sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
+    (added,) = decoding.generate(model, [[tokenizer.bos_id, *prompt]], sampling)
+    return tokenizer.decode(np.array([t for t in added if t != tokenizer.eos_id], np.int32))
+
+
 def _continued(
     model: Decoder,
     tokenizer: data.Tokenizer,

@@ -253,7 +253,7 @@ def _at(config, name):
 
 def test_a_config_prints_the_settings_in_force_alone():
     # What may be unset by itself, and is.
-    unset = {"data.eval_documents", "data.data_dir", "model.moe.gated"}
+    unset = {"data.train_documents", "data.eval_documents", "data.data_dir", "model.moe.gated"}
     unset |= {"model.moe.exchange_buffer"}
     found = flat(quickstart.get_config().to_dict())
     assert {key for key, value in found.items() if value is None} == unset

@@ -26,7 +26,7 @@ from moe_jax.data import (
     train_batches,
 )
 
-from .corpora import write_corpus
+from .corpora import write_corpus, write_rows
 
 NAMES = {"inputs", "targets", "segments", "positions", "bytes", "domains"}
 BOS, EOS = 1, 2
@@ -149,6 +149,28 @@ def test_each_epoch_has_every_document_once_in_a_new_order(corpus, packing):
     first, second = documents[:40], documents[40:80]
     assert sorted(first) == sorted(second) == sorted(texts)
     assert first != second and first != texts
+
+
+@pytest.mark.parametrize("window", [1, 64])
+def test_the_first_rows_come_from_the_whole_corpus(tmp_path, window):
+    # One document in each row, and the documents are numbered; 100 rows of 2,000 documents.
+    rows = [{"text": f"{number:07d}"} for number in range(2000)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    config = DataConfig(
+        source=f"files:{tmp_path}/a.jsonl",
+        data_dir=str(tmp_path / "data"),
+        tokenizer="bytes",
+        seq_length=8,
+        batch_size=10,
+        shuffle_window=window,
+    )
+    found = [
+        int(text) for text in documents_of(real_targets(take(train_batches(config, Bytes()), 10)))
+    ]
+    assert len(set(found)) == 100
+    # A fair draw has about 25 of 100 in each quarter of the corpus, with a deviation of 4.
+    quarters = np.bincount(np.array(found) // 500, minlength=4)
+    assert quarters.min() > 10
 
 
 def test_seed_changes_the_order(corpus):

@@ -1,5 +1,8 @@
 """A model of ``transformers`` as Python gets it: logits and samples, on one device or a mesh."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +57,35 @@ def test_texts_need_a_tokenizer(loaded):
     for prompt in ("a text", ["a text"]):
         with pytest.raises(ConfigError, match="has no tokenizer: pass token ids instead"):
             loaded.generate(prompt)
+
+
+@pytest.fixture(scope="module")
+def speaking(folder, tmp_path_factory):
+    """The model with a tokenizer of words: <s> 1, </s> 2, and w0, w1, ... from 3 on."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    path = tmp_path_factory.mktemp("speaking") / "tiny"
+    shutil.copytree(folder, path)
+    words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(VOCAB - 3))]
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>")
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+    inner.save(str(path / "tokenizer.json"))
+    template = "{{ bos_token }} {% for m in messages %}w9 {{ m.content }} w8 {% endfor %}"
+    named = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    (path / "tokenizer_config.json").write_text(json.dumps(named))
+    return load_hf(path)
+
+
+def test_a_mixtral_continues_a_text(speaking):
+    (added,) = speaking.generate([[1, 3, 4]], tokens=3, temperature=0.0)
+    said = speaking.tokenizer.decode(np.array([3, 4, *added]))
+    assert speaking.generate("w0 w1", tokens=3, temperature=0.0) == said
+    assert speaking.generate(["w0 w1"], tokens=3, temperature=0.0) == [said]
+
+
+def test_a_mixtral_answers_in_its_chat_template(speaking):
+    # The template writes w9 w5 w8, which are 12, 8 and 11, after the begin token.
+    (added,) = speaking.generate([[1, 12, 8, 11]], tokens=3, temperature=0.0)
+    answer = speaking.chat([{"role": "user", "content": "w5"}], tokens=3, temperature=0.0)
+    assert answer == speaking.tokenizer.decode(np.array(added)) != ""
