@@ -14,6 +14,10 @@ class Part(Ranged):
         """Raises ``ConfigError`` if the part cannot work with ``num_experts``."""
         del num_experts
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ``ConfigError`` if the part cannot route all ids below ``vocab_size``."""
+        del vocab_size
+
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the part's state, which is zero before the first step."""
         del num_experts

@@ -128,6 +128,26 @@ class Sigmoid(Score):
 
 
 @dataclasses.dataclass(frozen=True)
+class SqrtSoftplus(Score):
+    """The square root of the softplus of each logit (``sqrtsoftplus`` in DeepSeek-V4)."""
+
+    def __call__(self, inputs: Inputs) -> Scored:
+        """Returns the scores of one group."""
+        logs = log_softplus(inputs.logits) / 2
+        scores = jnp.exp(logs)
+        return Scored(scores, scores, inputs.logits, None, logs, logs)
+
+
+def log_softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns ``log(log(1 + exp(x)))``, which is finite where ``exp(x)`` underflows.
+
+    Below -20 the softplus is ``exp(x)``, up to a relative error of 1e-9.
+    """
+    far = x < -20
+    return jnp.where(far, x, jnp.log(jax.nn.softplus(jnp.where(far, 0, x))))
+
+
+@dataclasses.dataclass(frozen=True)
 class TwoLevelSoftmax(Score):
     """A softmax over groups of experts times a softmax in each group (Shazeer 2017, appendix B).
 

@@ -37,6 +37,12 @@ SMALL: dict[str, dict] = {
     "deepseek_v2": {"k": 2, "devices": 4, "keep_devices": 2},
     "deepseek_v3": {"k": 2, "groups": 4, "keep_groups": 2},
     "loss_free": {"k": 2},
+    "glm4_moe": {"k": 2},
+    "kimi_k2": {"k": 2},
+    "minimax_m2": {"k": 2},
+    "ernie4_5_moe": {"k": 2},
+    "deepseek_v4": {"k": 2},
+    "deepseek_v4_hash": {"k": 2},
     "random": {"k": 2},
     "forced": {"k": 2},
 }
@@ -61,6 +67,13 @@ ONE_EXPERT: dict[str, dict] = {
     "deepseek_v2": {"k": 1, "devices": 1, "keep_devices": 1, "scale": 1.0},
     "deepseek_v3": {"k": 1, "groups": 1, "keep_groups": 1, "scale": 1.0},
     "loss_free": {"k": 1},
+    "glm4_moe": {"k": 1},
+    "kimi_k2": {"k": 1, "scale": 1.0},
+    "minimax_m2": {"k": 1},
+    "ernie4_5_moe": {"k": 1},
+    "cohere2_moe": {"k": 1},
+    "deepseek_v4": {"k": 1, "scale": 1.0},
+    "deepseek_v4_hash": {"k": 1, "scale": 1.0},
 }
 
 TWO_EXPERTS = ("gshard", "glam", "top2_mtf", "st_moe", "fairseq_top2", "xmoe")
@@ -73,6 +86,7 @@ NO_BALANCE = (
     "expert_choice_capped",
     "soft_moe",
     "loss_free",
+    "deepseek_v4_hash",
     "random",
     "forced",
 )
@@ -85,6 +99,7 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
         ("permuting_experts_permutes_the_plan", name, ANY): reason
         for name, reason in {
             "hash": "the expert is a function of the token id, whatever its logits",
+            "deepseek_v4_hash": "the experts are a function of the token id",
             "random": "experts are dealt by position, whatever the logits",
         }.items()
     },

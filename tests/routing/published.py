@@ -7,6 +7,7 @@ weights ``(S, E)`` of the seated choices and the losses by name. Randomness is a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -281,13 +282,29 @@ def deepseek_v2(
     return weights, losses
 
 
+def sigmoids(row: Array) -> list[float]:
+    return [1 / (1 + math.exp(-value)) for value in row]
+
+
+def root_softplus(row: Array) -> list[float]:
+    """DeepSeek-V4's ``sqrtsoftplus``."""
+    return [math.sqrt(math.log1p(math.exp(value))) for value in row]
+
+
 def deepseek_v3(
-    logits: Array, bias: Array, valid: Array, k: int, groups: int, keep: int, scale: float
+    logits: Array,
+    bias: Array,
+    valid: Array,
+    k: int,
+    groups: int,
+    keep: int,
+    scale: float,
+    score: Callable[[Array], list[float]] = sigmoids,
 ) -> tuple[Array, Losses]:
-    """DeepSeek-V3 (2412.19437) equations 12-20 and its released gate."""
+    """DeepSeek-V3 (2412.19437) equations 12-20 and its released gate, or another score in it."""
     tokens, experts = logits.shape
     size = experts // groups
-    scores = [[1 / (1 + math.exp(-v)) for v in row] for row in logits]
+    scores = [score(row) for row in logits]
     weights, real = np.zeros((tokens, experts)), max(int(sum(valid)), 1)
     f, mean = [0.0] * experts, [0.0] * experts
     for token in range(tokens):

@@ -15,6 +15,7 @@ from moe_jax.routing import (
     Balance,
     Balanced,
     Bias,
+    ByToken,
     Cap,
     Capacity,
     CommunicationBalance,
@@ -40,6 +41,7 @@ from moe_jax.routing import (
     Sinkhorn,
     Softmax,
     SoftSlots,
+    SqrtSoftplus,
     TokenBalance,
     Top2,
     TopGroups,
@@ -83,6 +85,13 @@ def balance(weight: float, choices: str, padding: str, per_token: bool = False) 
 
 def of_sequences(loss: Balance) -> Balance:
     return dataclasses.replace(loss, span="sequence")
+
+
+OF_DEEPSEEK_V3 = of_sequences(balance(1e-4, "mean", "masked", True))
+
+
+def biased(k: int, scale: float) -> TopK:
+    return TopK(k, True, scale, Bias(1e-3, "sign"), None)
 
 
 PUBLISHED = {
@@ -316,6 +325,26 @@ PUBLISHED = {
         True,
         0.0,
     ),
+    # No groups; the loss of each sequence. 1 in GLM-4.5-Air, 2.827 in Kimi K2, 1.5 in DeepSeek-V4.
+    "glm4_moe": Router(SIGMOID, biased(8, 1.0), (OF_DEEPSEEK_V3,), DROPLESS, *PLAIN),
+    "kimi_k2": Router(SIGMOID, biased(8, 2.827), (OF_DEEPSEEK_V3,), DROPLESS, *PLAIN),
+    "minimax_m2": Router(
+        SIGMOID,
+        biased(8, 1.0),
+        (dataclasses.replace(OF_DEEPSEEK_V3, weight=1e-3),),
+        DROPLESS,
+        *PLAIN,
+    ),
+    "deepseek_v4": Router(SqrtSoftplus(), biased(6, 1.5), (OF_DEEPSEEK_V3,), DROPLESS, *PLAIN),
+    "deepseek_v4_hash": Router(
+        SqrtSoftplus(), TopK(6, True, 1.5, ByToken(0, ""), None), (), DROPLESS, *PLAIN
+    ),
+    "ernie4_5_moe": Router(
+        SOFTMAX, biased(6, 1.0), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN
+    ),
+    "cohere2_moe": Router(
+        SOFTMAX, top_k(2, True), (balance(1e-2, "all", "masked"),), DROPLESS, *PLAIN
+    ),
     "random": Router(
         Uniform(), Random(1), (), DROPLESS, NoHead(), 0.0, "out", "float32", True, 0.0
     ),
@@ -373,6 +402,8 @@ def test_every_choice_changes_the_router(name: str):
             values = [False, True]
         elif hints[choice] == float | None:
             values = [0.5, None]
+        elif hints[choice] is str:
+            values = ["", "table.npy"]
         else:
             further = 0.5 if hints[choice] is float else 1
             values = typing.get_args(hints[choice]) or [parameter.default + further]

@@ -10,6 +10,7 @@ import ast
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 import jax
@@ -327,6 +328,80 @@ def test_deepseek_v3(seed: int):
     router = preset("deepseek_v3", k=3, groups=4, keep_groups=2)
     expected, losses = published.deepseek_v3(logits, bias, valid, 3, 4, 2, 2.5)
     close(run(router, logits, valid, state={"bias": bias}), expected, losses)
+
+
+@seeds
+@pytest.mark.parametrize(
+    ("router", "scale", "score"),
+    [
+        (preset("glm4_moe", k=3), 1.0, published.sigmoids),
+        (preset("kimi_k2", k=3), 2.827, published.sigmoids),
+        (preset("minimax_m2", k=3), 1.0, published.sigmoids),
+        (preset("deepseek_v4", k=3), 1.5, published.root_softplus),
+    ],
+)
+def test_descendants_of_deepseek_v3_have_no_groups(
+    router: Router, scale: float, score: Callable, seed: int
+):
+    logits, valid = case(seed)
+    bias = np.random.default_rng(seed).normal(size=E).astype(np.float32) / 4
+    expected, losses = published.deepseek_v3(logits, bias, valid, 3, 1, 1, scale, score)
+    close(run(router, logits, valid, state={"bias": bias}), expected, losses)
+
+
+@seeds
+def test_ernie4_5_moe(seed: int):
+    # A biased choice among the softmax, whose loss counts all choices: k times DeepSeek's.
+    logits, valid = case(seed)
+    bias = np.random.default_rng(seed).normal(size=E).astype(np.float32) / 8
+    softmax = published.softmax
+    expected, losses = published.deepseek_v3(logits, bias, valid, 3, 1, 1, 1.0, softmax)
+    plan = run(preset("ernie4_5_moe", k=3), logits, valid, state={"bias": bias})
+    close(plan, expected, {"balance": 3 * losses["balance"]})
+
+
+@seeds
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
+def test_cohere2_moe(gate: str, seed: int):
+    # The best logits first, then a softmax over these alone, or their sigmoids over their sum.
+    logits, valid = case(seed)
+    expected = np.zeros((S, E))
+    for token in np.flatnonzero(valid):
+        best = published.ranked(list(logits[token]), 2)
+        chosen = {"softmax": np.exp, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}[gate](
+            logits[token, best]
+        )
+        expected[token, best] = chosen / chosen.sum()
+    close(run(preset("cohere2_moe", gate=gate), logits, valid), expected)
+
+
+@seeds
+@pytest.mark.parametrize("from_file", [False, True])
+def test_deepseek_v4_hash(from_file: bool, seed: int, tmp_path):
+    # The experts of an id are fixed; the gates are scores of the token over their sum, times 1.5.
+    ids, (logits, valid) = np.random.default_rng(seed).integers(0, 50, S), case(seed)
+    if from_file:
+        table = np.stack([np.random.default_rng(i).permutation(E)[:3] for i in range(50)])
+        np.save(tmp_path / f"{seed}.npy", table)
+        router = preset("deepseek_v4_hash", k=3, table=str(tmp_path / f"{seed}.npy"))
+    else:
+        # MurmurHash3's finaliser of id * E + expert, in Python's integers; the largest 24 bits win.
+        values = [[murmur(i * E + e) >> 8 for e in range(E)] for i in range(50)]
+        table = np.array([published.ranked(row, 3) for row in values])
+        router = preset("deepseek_v4_hash", k=3)
+    expected = np.zeros((S, E))
+    for token in np.flatnonzero(valid):
+        scores = published.root_softplus(logits[token])
+        total = sum(scores[e] for e in table[ids[token]])
+        for e in table[ids[token]]:
+            expected[token, e] = 1.5 * scores[e] / total
+    close(run(router, logits, valid, ids=ids.astype(np.int32)), expected)
+
+
+def murmur(h: int) -> int:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> shift) * factor & 0xFFFFFFFF
+    return h ^ h >> 16
 
 
 def test_deepseek_v3_moves_its_bias():

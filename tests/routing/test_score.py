@@ -12,6 +12,7 @@ from moe_jax.routing import (
     Router,
     Sigmoid,
     Softmax,
+    SqrtSoftplus,
     Top2,
     TwoLevelSoftmax,
     Uniform,
@@ -46,6 +47,21 @@ def test_softmax_over_tokens_of_padding_alone_is_zero():
 def test_sigmoid():
     made = Sigmoid()(inputs([[0, LOG3], [-LOG3, 0]]))
     np.testing.assert_allclose(made.scores, [[0.5, 0.75], [0.25, 0.5]], rtol=1e-6)
+
+
+def test_sqrt_softplus():
+    # log(1 + exp(x)) is 1 at log(e - 1), and log 4 at log 3.
+    made = SqrtSoftplus()(inputs([[np.log(np.e - 1), LOG3]]))
+    np.testing.assert_allclose(made.scores, [[1, np.sqrt(np.log(4))]], rtol=1e-6)
+
+
+def test_sqrt_softplus_of_any_logit_is_finite_with_its_gradient():
+    # exp(-1000) is 0 in any type, and exp(1000) infinite: the logarithm is x / 2 far below 0, and
+    # half of log x far above. The logarithm grows by half of a logit's growth, or 1 / (2 x).
+    logs = SqrtSoftplus()(inputs([[-1000, 1000]])).log_scores
+    np.testing.assert_allclose(logs, [[-500, np.log(1000) / 2]], rtol=1e-6)
+    slope = jax.grad(lambda x: SqrtSoftplus()(inputs(x)).log_scores.sum())
+    np.testing.assert_allclose(slope(np.array([[-1000.0, 1000]])), [[0.5, 5e-4]], rtol=1e-5)
 
 
 def test_uniform():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing import Bias, Limit, LoadBalance, Sampled, Sigmoid, Sinkhorn, TopK
+from moe_jax.routing import Bias, ByToken, Limit, LoadBalance, Sampled, Sigmoid, Sinkhorn, TopK
 from tests.routing.helpers import inputs, normal, scored, select
 
 KEY = jax.random.key(0)
@@ -168,6 +168,45 @@ def test_sampling_sends_the_same_gradient_to_the_chosen_score_alone():
 
     (expert,) = np.asarray(part(made, given).expert)[0]
     np.testing.assert_array_equal(jax.grad(gate)(made.scores), [np.eye(3)[expert]])
+
+
+# Experts by token id
+
+
+def test_experts_by_token_id_have_learned_gates(tmp_path):
+    # Id 1 has the experts 2 and 0, id 0 the experts 1 and 2, in this order; the scores are gates.
+    np.save(tmp_path / "table.npy", [[1, 2], [2, 0]])
+    part = TopK(2, rank=ByToken(table=str(tmp_path / "table.npy")))
+    choice = select(part, [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]], ids=[1, 0])
+    np.testing.assert_array_equal(choice.expert, [[2, 0], [1, 2]])
+    np.testing.assert_allclose(choice.gate, [[0.1, 0.6], [0.5, 0.3]], rtol=1e-6)
+
+
+def test_hashed_experts_are_a_fixed_even_function_of_the_id():
+    part, n = TopK(2, rank=ByToken()), 4000
+    expert = np.asarray(select(part, np.full((n, 8), 1 / 8), ids=np.arange(n)).expert)
+    again = select(part, normal(0, 2, 8) ** 2, ids=[17, 17]).expert
+    np.testing.assert_array_equal(again, [expert[17]] * 2)
+    # Two different experts each; of 8,000 choices every expert has 1/8 within 4.9 deviations.
+    assert (expert[:, 0] != expert[:, 1]).all()
+    share = np.bincount(expert.reshape(-1), minlength=8) / expert.size
+    assert np.abs(share - 1 / 8).max() <= 4.9 * np.sqrt(1 / 8 * 7 / 8 / expert.size)
+    other = select(TopK(2, rank=ByToken(seed=1)), np.full((n, 8), 1 / 8), ids=np.arange(n)).expert
+    assert (expert != other).any(1).mean() > 0.9
+
+
+def test_a_table_that_does_not_fit_is_refused(tmp_path):
+    path = tmp_path / "table.npy"
+    rank = ByToken(table=str(path))
+    with pytest.raises(ConfigError, match=r"cannot read the router's table .*table\.npy: write it"):
+        TopK(2, rank=rank).check(4)
+    np.save(path, [[1, 2], [2, 4]])
+    with pytest.raises(ConfigError, match="one row of experts, from 0 to 3, per token id"):
+        TopK(2, rank=rank).check(4)
+    TopK(2, rank=rank).check(5)
+    with pytest.raises(ConfigError, match="has fewer rows than the tokenizer has ids, 3: write a"):
+        TopK(2, rank=rank).check_vocabulary(3)
+    TopK(2, rank=rank).check_vocabulary(2)
 
 
 # Groups of experts

@@ -42,6 +42,15 @@ from moe_jax.routing.presets.others import (
     random,
     sinkhorn,
 )
+from moe_jax.routing.presets.recent_models import (
+    cohere2_moe,
+    deepseek_v4,
+    deepseek_v4_hash,
+    ernie4_5_moe,
+    glm4_moe,
+    kimi_k2,
+    minimax_m2,
+)
 from moe_jax.routing.presets.switch import (
     no_token_left_behind,
     switch,
@@ -98,6 +107,13 @@ PRESETS: list[Callable[..., Router]] = [
     loss_free,
     llama4,
     gpt_oss,
+    glm4_moe,
+    kimi_k2,
+    minimax_m2,
+    ernie4_5_moe,
+    cohere2_moe,
+    deepseek_v4,
+    deepseek_v4_hash,
     random,
     forced,
 ]

@@ -2,6 +2,7 @@
 
 from moe_jax.routing.select.assigned import Balanced, Forced, Hash, Random
 from moe_jax.routing.select.base import ExpertChoice, Select, Selection, SoftChoice, TokenChoice
+from moe_jax.routing.select.by_token import ByToken
 from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
 from moe_jax.routing.select.rank import Bias, Limit, Rank, Sampled, Sinkhorn
 from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK, TopP
@@ -9,6 +10,7 @@ from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK
 __all__ = [
     "Balanced",
     "Bias",
+    "ByToken",
     "Cap",
     "Everyone",
     "ExpertChoice",

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Factor, Iterations, Positive, PositiveShare, Seed, Vocabulary
@@ -23,6 +23,7 @@ from moe_jax.routing.select.base import (
     gate_in_words,
     gates,
 )
+from moe_jax.routing.select.by_token import hashed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,19 +155,11 @@ class Hash(Select):
             case "modulo":
                 expert = ids % experts
             case "random":
-                expert = _mixed(ids, self.seed) % experts
+                expert = hashed(ids, self.seed) % experts
             case "balanced":
                 expert = jnp.asarray(balanced_table(self.vocab_size, experts))[ids]
         expert = expert.astype(jnp.int32)[:, None]
         return every_choice(expert, jnp.ones_like(scored.scores[:, :1]), inputs.valid)
-
-
-def _mixed(ids: Int[Array, " S"], seed: int) -> UInt32[Array, " S"]:
-    """Returns the 32-bit finaliser of MurmurHash3 on the ids."""
-    h = ids.astype(jnp.uint32) ^ jnp.uint32(seed * 0x9E3779B9 & 0xFFFFFFFF)
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
 
 
 @functools.cache

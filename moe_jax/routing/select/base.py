@@ -88,10 +88,6 @@ class Select(Part, abc.ABC):
     def choices(self, num_experts: int) -> int:
         """Returns ``K``, the number of choices per token."""
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises ``ConfigError`` if the selection cannot route all ids below ``vocab_size``."""
-        del vocab_size
-
     def planes(self) -> int:
         """Returns the number of logits per token and expert that the selection reads."""
         return 1

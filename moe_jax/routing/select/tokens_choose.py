@@ -53,6 +53,13 @@ class TopK(Select):
             raise ConfigError(f"k={self.k} experts per token, but there are {num_experts} experts")
         if self.limit is not None:
             self.limit.check(num_experts, self.k)
+        if self.rank is not None:
+            self.rank.check(num_experts)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ``ConfigError`` if the ranking cannot route all ids below ``vocab_size``."""
+        if self.rank is not None:
+            self.rank.check_vocabulary(vocab_size)
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the ranking's state."""

@@ -1,0 +1,147 @@
+"""Routers of models of 2025 and 2026; without a capacity factor they drop no choices.
+
+A balance loss is a mean over spans of tokens. Each docstring names the span.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from moe_jax.ranges import CapacityFactor, Factor, NonNegative, Positive, Weight
+from moe_jax.routing.balance import LoadBalance
+from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
+from moe_jax.routing.router import Router
+from moe_jax.routing.score import Score, Sigmoid, Softmax, SqrtSoftplus
+from moe_jax.routing.select import Bias, ByToken, TopK
+
+
+def glm4_moe(
+    k: Positive = 8,
+    balance_weight: Weight = 1e-4,
+    bias_rate: NonNegative = 1e-3,
+    scale: Factor = 1.0,
+    capacity_factor: CapacityFactor | None = None,
+    span: Literal["group", "sequence"] = "sequence",
+) -> Router:
+    """GLM-4.5 (2508.06471): DeepSeek-V3's sigmoid and bias without groups of experts.
+
+    The balance loss is computed per sequence. ``scale`` is 1 in GLM-4.5-Air and 2.5 in GLM-4.5.
+    """
+    return _biased(Sigmoid(), k, balance_weight, bias_rate, scale, capacity_factor, span)
+
+
+def kimi_k2(
+    k: Positive = 8,
+    balance_weight: Weight = 1e-4,
+    bias_rate: NonNegative = 1e-3,
+    scale: Factor = 2.827,
+    capacity_factor: CapacityFactor | None = None,
+    span: Literal["group", "sequence"] = "sequence",
+) -> Router:
+    """Kimi K2 (2507.20534): DeepSeek-V3's router without groups, 8 of 384 experts.
+
+    The balance loss is computed per sequence, with the weights of DeepSeek-V3.
+    """
+    return _biased(Sigmoid(), k, balance_weight, bias_rate, scale, capacity_factor, span)
+
+
+def minimax_m2(
+    k: Positive = 8,
+    balance_weight: Weight = 1e-3,
+    bias_rate: NonNegative = 1e-3,
+    capacity_factor: CapacityFactor | None = None,
+    span: Literal["group", "sequence"] = "sequence",
+) -> Router:
+    """MiniMax-M2 (transformers): sigmoid, a bias in the choice, gates divided by their sum.
+
+    The preset computes the balance loss per sequence; its weight is that of the configuration.
+    """
+    return _biased(Sigmoid(), k, balance_weight, bias_rate, 1.0, capacity_factor, span)
+
+
+def deepseek_v4(
+    k: Positive = 6,
+    balance_weight: Weight = 1e-4,
+    bias_rate: NonNegative = 1e-3,
+    scale: Factor = 1.5,
+    capacity_factor: CapacityFactor | None = None,
+    span: Literal["group", "sequence"] = "sequence",
+) -> Router:
+    """DeepSeek-V4 (transformers): the root of the softplus as score, a bias, no groups.
+
+    The balance loss is computed per sequence, with the weights of DeepSeek-V3. The first three
+    layers have the router ``deepseek_v4_hash``.
+    """
+    return _biased(SqrtSoftplus(), k, balance_weight, bias_rate, scale, capacity_factor, span)
+
+
+def deepseek_v4_hash(
+    k: Positive = 6,
+    scale: Factor = 1.5,
+    table: str = "",
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """DeepSeek-V4's first layers (transformers): experts by token id, with learned gates.
+
+    ``table`` is a NumPy file with the experts of every id (``tid2eid``); without it a hash of the
+    id selects them.
+    """
+    return Router(
+        score=SqrtSoftplus(),
+        select=TopK(k, normalize=True, scale=scale, rank=ByToken(table=table)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def ernie4_5_moe(
+    k: Positive = 6,
+    balance_weight: Weight = 1e-3,
+    bias_rate: NonNegative = 1e-3,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """ERNIE 4.5 (transformers): softmax, a bias in the choice, gates divided by their sum.
+
+    The preset computes the balance loss per group, ``transformers`` over the batch and all layers.
+    """
+    return Router(
+        score=Softmax(),
+        select=TopK(k, normalize=True, rank=Bias(bias_rate)),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def cohere2_moe(
+    k: Positive = 2,
+    gate: Literal["softmax", "sigmoid"] = "softmax",
+    balance_weight: Weight = 1e-2,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Cohere2-MoE (transformers): a softmax of the best logits, or their normalised sigmoids.
+
+    The preset computes a balance loss per group; the released code has no balance loss.
+    """
+    return Router(
+        score=Softmax() if gate == "softmax" else Sigmoid(),
+        select=TopK(k, normalize=True),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def _biased(
+    score: Score,
+    k: Positive,
+    balance_weight: Weight,
+    bias_rate: NonNegative,
+    scale: Factor,
+    capacity_factor: CapacityFactor | None,
+    span: Literal["group", "sequence"],
+) -> Router:
+    """Returns DeepSeek-V3's router without groups of experts, with another score."""
+    return Router(
+        score=score,
+        select=TopK(k, normalize=True, scale=scale, rank=Bias(bias_rate)),
+        balance=weighted(LoadBalance(balance_weight, choices="mean", per_token=True, span=span)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
