@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.ranges import LayerIndex, Layers
+from moe_jax.routing import Counts
+
+_Value = TypeVar("_Value")
 
 NOT_CAUSAL = "a model with model.causal=False predicts masked tokens and generates no text"
 
@@ -165,9 +168,9 @@ class Decoder(nnx.Module):
             tokens += (later,) * module.layers.num_sparse
         return tokens
 
-    def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
+    def update_routers(self, counts: Sequence[Counts]) -> None:
         """Updates the state of all routers after one optimizer step; see ``Stack``."""
-        for stack, own in self._with_stacks(demands):
+        for stack, own in self._with_stacks(counts):
             stack.update_routers(own)
 
     def announce_load(self, demands: Sequence[Float[Array, " _"]]) -> None:
@@ -176,14 +179,12 @@ class Decoder(nnx.Module):
             for router, demand in stack.with_routers(own):
                 router.announce(demand)
 
-    def _with_stacks(
-        self, demands: Sequence[Float[Array, " _"]]
-    ) -> list[tuple[Stack, Sequence[Float[Array, " _"]]]]:
+    def _with_stacks(self, values: Sequence[_Value]) -> list[tuple[Stack, Sequence[_Value]]]:
         further = [
-            (module.layers, demands[self._slice_of(step)])
+            (module.layers, values[self._slice_of(step)])
             for step, module in enumerate(self._further)
         ]
-        return [(self.layers, demands[: self.layers.num_sparse]), *further]
+        return [(self.layers, values[: self.layers.num_sparse]), *further]
 
     def _slice_of(self, step: int) -> slice:
         """Returns the slice of a lookahead module's MoE layers among all MoE layers."""

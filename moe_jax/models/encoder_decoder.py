@@ -26,6 +26,7 @@ from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.nn.positions import Positions, Rotary, T5Relative
 from moe_jax.ranges import Layers
+from moe_jax.routing import Counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +122,14 @@ class EncoderDecoder(nnx.Module):
         targets = batch["inputs"], valid_tokens(batch["segments"])
         return (inputs,) * self.encoder.num_sparse + (targets,) * self.decoder.num_sparse
 
-    def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
+    def update_routers(self, counts: Sequence[Counts]) -> None:
         """Updates the state of all routers after one optimizer step.
 
-        The demands of the encoder's MoE layers come first; see ``Stack``.
+        The counts of the encoder's MoE layers come first; see ``Stack``.
         """
         sparse = self.encoder.num_sparse
-        self.encoder.update_routers(demands[:sparse])
-        self.decoder.update_routers(demands[sparse:])
+        self.encoder.update_routers(counts[:sparse])
+        self.decoder.update_routers(counts[sparse:])
 
     def announce_load(self, demands: Sequence[Float[Array, " _"]]) -> None:
         """Makes the choices of a whole batch known to all routers; see ``RouterLayer.announce``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.router import RouterLayer
 from moe_jax.parallel import constrain_parameters
+from moe_jax.routing import Counts
+
+_Value = TypeVar("_Value")
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
 # ``[part][block]``, as ``Stack.parts``.
@@ -172,27 +175,28 @@ class Stack(nnx.Module):
             for blocks, repeats in zip(self.parts, self.repeats, strict=True)
         ]
 
-    def update_routers(self, demands: Sequence[Float[Array, " _"]]) -> None:
+    def update_routers(self, counts: Sequence[Counts]) -> None:
         """Updates the state of all routers after one optimizer step.
 
         Args:
-            demands: Choices ``(E,)`` of each expert in the whole step, before capacity, per MoE
-                layer in order.
+            counts: Counts of the whole step, per MoE layer in order.
         """
-        for router, demand in self.with_routers(demands):
-            router.update(demand)
+        for router, own in self.with_routers(counts):
+            router.update(own)
 
-    def with_routers(
-        self, demands: Sequence[Float[Array, " _"]]
-    ) -> Iterator[tuple[RouterLayer, Float[Array, "*layers _"]]]:
-        """Yields each router with its demand; scanned layers share a router and stack demands."""
-        by_part = self._by_part(self._by_layer(demands))
-        for blocks, part_demands in zip(self.parts, by_part, strict=True):
-            for block, block_demands in zip(blocks, part_demands, strict=True):
-                yield from zip(block.routers, block_demands, strict=True)
+    def with_routers(self, values: Sequence[_Value]) -> Iterator[tuple[RouterLayer, _Value]]:
+        """Yields each router with its value; scanned layers share a router and stack values.
 
-    def _by_layer(self, values: Sequence[Array] | None) -> list[tuple[Array, ...] | None]:
-        """Returns for each layer the arrays of its MoE layers; ``()`` for a dense layer."""
+        Args:
+            values: A tree of arrays per MoE layer in order.
+        """
+        by_part = self._by_part(self._by_layer(values))
+        for blocks, part_values in zip(self.parts, by_part, strict=True):
+            for block, block_values in zip(blocks, part_values, strict=True):
+                yield from zip(block.routers, block_values, strict=True)
+
+    def _by_layer(self, values: Sequence[Any] | None) -> list[tuple[Any, ...] | None]:
+        """Returns for each layer the values of its MoE layers; ``()`` for a dense layer."""
         if values is None:
             return [None] * self.num_layers
         rest = iter(values)

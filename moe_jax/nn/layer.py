@@ -160,7 +160,7 @@ class MoE(nnx.Module):
         Args:
             report: Report of the layer on the batch of this step.
         """
-        self.mixture.router.update(report.counts.demand)
+        self.mixture.router.update(report.counts)
 
 
 def _key(rngs: nnx.Rngs | PRNGKeyArray | None) -> PRNGKeyArray | None:

@@ -12,7 +12,7 @@ from moe_jax.nn.dropout import dropout
 from moe_jax.nn.groups import out_of_groups
 from moe_jax.nn.init import described
 from moe_jax.parallel import constrain, over_groups
-from moe_jax.routing import Plan, Router
+from moe_jax.routing import Counts, Plan, Router
 from moe_jax.routing.balance import BATCH_LOAD, Evidence
 
 
@@ -139,14 +139,14 @@ class RouterLayer(nnx.Module):
         if BATCH_LOAD in self.state:
             self.state[BATCH_LOAD][...] = demand
 
-    def update(self, demand: Float[Array, "*layers E"]) -> None:
+    def update(self, counts: Counts) -> None:
         """Updates the state after an optimizer step.
 
         Args:
-            demand: Number ``(..., E)`` of tokens that chose each expert in the step, with the
-                leading axes of scanned layers.
+            counts: Counts of the whole step, with the leading axes of scanned layers.
         """
-        for name, value in self.router.next_state(self._carried(), demand).items():
+        after = self.router.next_state(self._carried(), counts.demand, counts.observed)
+        for name, value in after.items():
             self.state[name][...] = value
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from jaxtyping import Array, Float
 
 from moe_jax.ranges import Ranged
+
+NOTHING: Mapping[str, Array] = MappingProxyType({})
 
 
 class Part(Ranged):
@@ -24,13 +29,17 @@ class Part(Ranged):
         return {}
 
     def next_state(
-        self, state: dict[str, Array], demand: Float[Array, "... E"]
+        self,
+        state: dict[str, Array],
+        demand: Float[Array, "... E"],
+        observed: Mapping[str, Array] = NOTHING,
     ) -> dict[str, Array]:
         """Returns the state after an optimizer step.
 
         Args:
             state: Arrays of the router's state by name, each ``(..., *shape)``.
             demand: Number ``(..., E)`` of tokens that chose each expert in the whole step.
+            observed: Sums ``(..., *shape)`` of what ``observe`` returned, over the whole step.
         """
-        del demand
+        del demand, observed
         return state

@@ -27,12 +27,14 @@ class Counts:
         load: Choices ``(..., E)`` of each expert that got a slot.
         unrouted: Number ``(...,)`` of tokens without a slot in any expert.
         valid: Number ``(...,)`` of tokens that are not padding.
+        observed: Further sums ``(..., *shape)`` by name, which the router's next state reads.
     """
 
     demand: Float[Array, "*G E"]
     load: Float[Array, "*G E"]
     unrouted: Float[Array, "*G"]
     valid: Float[Array, "*G"]
+    observed: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def overflow(self) -> Float[Array, "*G E"]:

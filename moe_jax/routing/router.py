@@ -19,6 +19,7 @@ from moe_jax.routing.balance.base import token_choice
 from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs
+from moe_jax.routing.part import NOTHING
 from moe_jax.routing.plan import Plan
 from moe_jax.routing.score import Score
 from moe_jax.routing.select import Select
@@ -138,17 +139,21 @@ class Router(Ranged):
         return shapes
 
     def next_state(
-        self, state: dict[str, Array], demand: Float[Array, "... E"]
+        self,
+        state: dict[str, Array],
+        demand: Float[Array, "... E"],
+        observed: Mapping[str, Array] = NOTHING,
     ) -> dict[str, Array]:
         """Returns the state after an optimizer step.
 
         Args:
             state: Arrays by name, each ``(..., *shape)`` with the shapes of ``state_shapes``.
             demand: Number ``(..., E)`` of tokens that chose each expert in the whole step.
+            observed: Further sums over the whole step, ``Counts.observed``.
         """
-        state = self.select.next_state(state, demand)
+        state = self.select.next_state(state, demand, observed)
         for part in self.balance:
-            state = part.next_state(state, demand)
+            state = part.next_state(state, demand, observed)
         return state
 
     def __call__(
@@ -265,6 +270,8 @@ class Router(Ranged):
         scored = self.score(inputs)
         selection = self.select(scored, inputs)
         slots, counts = self.capacity.seat(selection, scored.log_scores, inputs)
+        observed = self.select.observe(scored, selection, inputs)
+        counts = dataclasses.replace(counts, observed=observed)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
         evidence = None
         if self.of_sequences:

@@ -393,13 +393,13 @@ def train_step(
 def _next_router_state(
     graph: nnx.GraphDef, state: TrainState, layers: tuple[LayerReport, ...]
 ) -> nnx.State:
-    """Returns the routers' next state, from the demand of the whole step."""
+    """Returns the routers' next state, from the counts of the whole step."""
     if not layers:
         return state.router_state
     # A merged module shares its variables with the state; the copy keeps the old state unchanged.
     routers = jax.tree.map(lambda x: x, state.router_state)
     model = nnx.merge(graph, state.params, routers)
-    model.update_routers([layer.counts.demand for layer in layers])
+    model.update_routers([layer.counts for layer in layers])
     return split_model(model)[2]
 
 

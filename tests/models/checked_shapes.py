@@ -50,7 +50,7 @@ def read(config: models.ModelConfig) -> jax.Array:
     tokens = batch(layers)
     reading = model.read(tokens, mode=TRAIN, rng=jax.random.key(1))
     assert len(model.routed(tokens)) == len(reading.reports) == layers
-    model.update_routers([aux.counts.demand for aux in reading.reports])
+    model.update_routers([aux.counts for aux in reading.reports])
     return sum(model.logits(x).sum() for x in (reading.hidden, *reading.ahead))
 
 

@@ -178,7 +178,7 @@ def test_every_router_gets_its_own_demand():
     config = dataclasses.replace(CONFIG, encoder_moe=free, decoder_moe=free)
     model = EncoderDecoder(config, VOCAB, jax.random.key(0))
     demands = [jnp.roll(jnp.array([4.0, 0.0, 0.0, 0.0]), place) for place in range(3)]
-    model.update_routers(demands)
+    model.update_routers([routing.Counts(each, each, 0.0, 4.0) for each in demands])
     biases = jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param)))
     # In the state the decoder's layer comes before the encoder's two; the busiest goes down.
     found = np.concatenate([np.reshape(bias, (-1, 4)) for bias in biases])

@@ -114,7 +114,8 @@ def test_its_experts_come_after_those_of_the_layers(model):
     assert [int(aux.counts.valid) for aux in reading.reports] == [5, 5, 3]
     assert [int(valid.sum()) for _, valid in model.routed(batch_of(INPUTS, TARGETS))] == [5, 5, 3]
     moved = nnx.clone(model)
-    moved.update_routers([jnp.roll(jnp.array([8.0, 0.0, 0.0, 0.0]), i) for i in range(3)])
+    demands = [jnp.roll(jnp.array([8.0, 0.0, 0.0, 0.0]), i) for i in range(3)]
+    moved.update_routers([routing.Counts(each, each, 0.0, 8.0) for each in demands])
     stacks = [moved.layers, *(module.layers for module in moved.lookahead)]
     routers = [list(stack.layers())[-1].block.feed_forward.router for stack in stacks]
     for place, router in enumerate(routers):

@@ -43,6 +43,8 @@ SMALL: dict[str, dict] = {
     "ernie4_5_moe": {"k": 2},
     "deepseek_v4": {"k": 2},
     "deepseek_v4_hash": {"k": 2},
+    "quantile_balancing": {"k": 2},
+    "pi_balancing": {"k": 2},
     "random": {"k": 2},
     "forced": {"k": 2},
 }
@@ -74,6 +76,8 @@ ONE_EXPERT: dict[str, dict] = {
     "cohere2_moe": {"k": 1},
     "deepseek_v4": {"k": 1, "scale": 1.0},
     "deepseek_v4_hash": {"k": 1, "scale": 1.0},
+    "quantile_balancing": {"k": 1},
+    "pi_balancing": {"k": 1},
 }
 
 TWO_EXPERTS = ("gshard", "glam", "top2_mtf", "st_moe", "fairseq_top2", "xmoe")
@@ -87,6 +91,8 @@ NO_BALANCE = (
     "soft_moe",
     "loss_free",
     "deepseek_v4_hash",
+    "quantile_balancing",
+    "pi_balancing",
     "random",
     "forced",
 )

@@ -55,7 +55,7 @@ def route_one_group(router: routing.Router, key: jax.Array | None) -> jax.Array:
     )
     if plan.evidence is not None:
         router.sequence_losses(plan.evidence, jnp.ones(S, bool), state)
-    router.next_state(state, plan.counts.demand)
+    router.next_state(state, plan.counts.demand, plan.counts.observed)
     unit = [plan.slots.with_unit_weights()] if isinstance(plan.slots, routing.Slots) else []
     return plan.dispatch.sum() + plan.combine.sum() + plan.counts.dropped + len(unit)
 

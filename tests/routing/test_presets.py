@@ -33,6 +33,8 @@ from moe_jax.routing import (
     Load,
     LoadBalance,
     NoHead,
+    PIBias,
+    QuantileBias,
     Random,
     Router,
     Sampled,
@@ -338,6 +340,13 @@ PUBLISHED = {
     "deepseek_v4": Router(SqrtSoftplus(), biased(6, 1.5), (OF_DEEPSEEK_V3,), DROPLESS, *PLAIN),
     "deepseek_v4_hash": Router(
         SqrtSoftplus(), TopK(6, True, 1.5, ByToken(0, ""), None), (), DROPLESS, *PLAIN
+    ),
+    # Sigmoids over their sum, no loss.
+    "quantile_balancing": Router(
+        SIGMOID, TopK(8, True, 1.0, QuantileBias(0.0, 128), None), (), DROPLESS, *PLAIN
+    ),
+    "pi_balancing": Router(
+        SIGMOID, TopK(8, True, 1.0, PIBias(1e-3, 1e-2), None), (), DROPLESS, *PLAIN
     ),
     "ernie4_5_moe": Router(
         SOFTMAX, biased(6, 1.0), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN

@@ -448,6 +448,53 @@ def test_loss_free(rule: str):
 
 
 @seeds
+def test_quantile_balancing(seed: int):
+    # Megatron-LM: route by s - beta; then beta is the (T K / E + 1)-th largest of s - alpha, where
+    # alpha is a token's (K + 1)-th best s - beta. With 24 tokens the histogram may fall between the
+    # two margins on either side of the quantile.
+    logits, valid = case(seed, padded=False)
+    beta = np.random.default_rng(seed).normal(size=E).astype(np.float32) / 8
+    scores = np.array([published.sigmoids(row) for row in logits])
+    expected, margins = np.zeros((S, E)), np.zeros((S, E))
+    for token in range(S):
+        order = published.ranked(list(scores[token] - beta), 3)
+        total = sum(scores[token, e] for e in order[:2])
+        for e in order[:2]:
+            expected[token, e] = scores[token, e] / total
+        margins[token] = scores[token] - (scores[token] - beta)[order[2]]
+    router, state = preset("quantile_balancing", k=2), {"bias": -beta}
+    plan = run(router, logits, valid, state=state)
+    close(plan, expected)
+    after = router.next_state(state, plan.counts.demand, plan.counts.observed)["bias"]
+    for e in range(E):
+        ordered = sorted(margins[:, e], reverse=True)
+        low, high = ordered[S * 2 // E], ordered[S * 2 // E - 1]
+        slack = 0.2 * abs(low - beta[e]) + 1e-3
+        assert low - slack <= -after[e] <= high + slack
+
+
+def test_pi_balancing():
+    # Choose by s + b over five batches; then the integral of the errors and the last error.
+    router = preset("pi_balancing", k=2, bias_rate=0.05, bias_gain=0.1)
+    integral, bias = [0.0] * E, [0.0] * E
+    state = {"bias": np.zeros(E, np.float32), "integral": np.zeros(E, np.float32)}
+    for seed in range(5):
+        logits, valid = case(seed)
+        logits[:, 0] += 1  # a popular expert
+        expected, _ = published.deepseek_v3(logits, np.array(bias), valid, 2, 1, 1, 1.0)
+        plan = run(router, logits, valid, state=state)
+        close(plan, expected)
+        load = (expected > 0).sum(0)
+        for e in range(E):
+            error = (load.mean() - load[e]) / load.mean()
+            integral[e] += 0.05 * error
+            bias[e] = integral[e] + 0.1 * error
+        state = router.next_state(state, plan.counts.demand)
+        np.testing.assert_allclose(state["bias"], bias, rtol=1e-4, atol=1e-6)
+    assert bias[0] < -0.1
+
+
+@seeds
 def test_llama4(seed: int):
     logits, valid = case(seed)
     expected = np.zeros((S, E))

@@ -153,18 +153,44 @@ def test_no_gradient_reaches_the_balance_bias_though_it_decides(name: str):
     assert not np.array_equal(seats(one.plan(group, S)), seats(one.plan(biased, S)))
 
 
-def test_the_bias_evens_the_load_out():
+@pytest.mark.parametrize(
+    ("name", "choices", "steps"),
+    [
+        ("loss_free", {"bias_rate": 0.01}, 200),
+        ("loss_free", {"bias_rate": 0.01, "rule": "centred"}, 200),
+        ("pi_balancing", {"bias_rate": 0.01, "bias_gain": 0.05}, 200),
+        ("quantile_balancing", {}, 12),
+    ],
+)
+def test_the_bias_evens_the_load_out(name: str, choices: dict, steps: int):
     # All tokens prefer expert 0 a little. 200 steps of 0.01 find a bias under which each of four
-    # experts has within a token or two of its even share of 16.
-    router, logits = preset("loss_free", k=1, bias_rate=0.01), normal(18, 64, 4)
+    # experts has within a token or two of its even share of 16; quantiles find it in few steps.
+    router, logits = preset(name, k=1, **choices), normal(18, 64, 4)
     logits[:, 0] += 1
     run, valid = jitted(router, 64), np.ones(64, bool)
-    state = {"bias": jnp.zeros(4)}
+    state = {part: jnp.zeros(shape) for part, shape in router.state_shapes(4).items()}
     before = run(logits, valid, None, None, state).counts.demand
-    for _ in range(200):
-        state = router.next_state(state, run(logits, valid, None, None, state).counts.demand)
+    for _ in range(steps):
+        counts = run(logits, valid, None, None, state).counts
+        state = router.next_state(state, counts.demand, counts.observed)
     after = run(logits, valid, None, None, state).counts.demand
     assert before.max() > 25 and np.abs(after - 16).max() <= 2
+
+
+def test_what_is_observed_adds_up_over_groups():
+    # Three groups, of which one has padding: the sums are those of all their tokens in one group,
+    # to the last bit, so that devices and microbatches find the same bias.
+    one = Case("", preset("quantile_balancing", k=2))
+    groups = [one.group(seed, np.arange(S) < 8 - seed) for seed in range(3)]
+    parts = one.plans(groups).counts
+    whole = (
+        np.concatenate([group.logits for group in groups]),
+        np.concatenate([group.valid for group in groups]),
+    )
+    together = one.router(whole[0][..., 0], valid=whole[1]).counts
+    for name, value in together.observed.items():
+        np.testing.assert_array_equal(parts.observed[name].sum(0), value)
+    assert together.observed["tokens"] == 8 + 7 + 6
 
 
 def test_groups_draw_independently():

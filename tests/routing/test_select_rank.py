@@ -1,11 +1,10 @@
-"""Rankings other than the score: balancing bias and transport plan, by hand."""
+"""Rankings other than the score and its bias: transport plan, draws and token ids, by hand."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,72 +13,6 @@ from moe_jax.routing import Bias, ByToken, Limit, LoadBalance, Sampled, Sigmoid,
 from tests.routing.helpers import inputs, normal, scored, select
 
 KEY = jax.random.key(0)
-
-
-def test_bias_changes_who_is_chosen_and_not_the_gate():
-    # 0.6, 0.3 + 0.35 and 0.1 + 0.45: expert 1 is best, with its own score as gate.
-    part = TopK(1, rank=Bias())
-    choice = select(part, [[0.6, 0.3, 0.1]], bias=[0, 0.35, 0.45])
-    np.testing.assert_array_equal(choice.expert, [[1]])
-    np.testing.assert_allclose(choice.gate, [[0.3]])
-    # The sum of two gates is of scores alone.
-    choice = select(TopK(2, normalize=True, rank=Bias()), [[0.6, 0.3, 0.1]], bias=[0, 0.35, 0.45])
-    np.testing.assert_array_equal(choice.expert, [[1, 0]])
-    np.testing.assert_allclose(choice.gate, [[1 / 3, 2 / 3]], rtol=1e-6)
-
-
-def test_the_bias_moves_by_a_thousandth_where_nothing_else_is_set():
-    # Wang et al.'s rate. Expert 0 has too many tokens and expert 1 too few.
-    after = Bias().next_state({"bias": jnp.zeros(2)}, jnp.array([3.0, 1.0]))
-    np.testing.assert_allclose(after["bias"], [-1e-3, 1e-3])
-
-
-def test_no_gradient_reaches_the_bias():
-    part, made = TopK(1, rank=Bias()), scored([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
-
-    def total(bias: jax.Array) -> jax.Array:
-        return (part(made, inputs(made.noisy, bias=bias)).gate ** 2).sum()
-
-    assert not np.any(jax.grad(total)(jnp.array([0, 0.35, 0.45])))
-
-
-@pytest.mark.parametrize(
-    ("rule", "bias"),
-    [
-        # Mean 2, errors -3, 1 and 2.
-        ("sign", [0.4, 0.1, 0.2]),
-        ("proportional", [0.35, 0.05, 0.2]),
-    ],
-)
-def test_bias_rises_for_experts_with_too_few_tokens(rule: str, bias: list[float]):
-    part = TopK(1, rank=Bias(0.1, rule))
-    assert part.state_shapes(3) == {"bias": (3,)}
-    state = {"bias": jnp.array([0.5, 0.0, 0.1]), "other": jnp.ones(1)}
-    after = part.next_state(state, jnp.array([5.0, 1.0, 0.0]))
-    np.testing.assert_allclose(after["bias"], bias, rtol=1e-6)
-    assert after["other"] is state["other"]
-
-
-@pytest.mark.parametrize("rule", ["sign", "proportional"])
-@pytest.mark.parametrize("load", [0.0, 2.0])
-def test_bias_rests_at_even_load(rule: str, load: float):
-    after = Bias(0.1, rule).next_state({"bias": jnp.array([0.5, 0.2])}, jnp.full(2, load))
-    np.testing.assert_allclose(after["bias"], [0.5, 0.2])
-
-
-def test_a_proportional_step_is_relative_to_the_mean_load_and_to_one_at_least():
-    rank = Bias(0.1, "proportional")
-    start = {"bias": jnp.zeros(2)}
-    # Mean 1.5, errors 0.5 and -0.5: a third of the rate. Mean 0.5, with the same errors: a half.
-    after = rank.next_state(start, jnp.array([1.0, 2.0]))["bias"]
-    np.testing.assert_allclose(after, [0.1 / 3, -0.1 / 3], rtol=1e-6)
-    after = rank.next_state(start, jnp.array([0.0, 1.0]))["bias"]
-    np.testing.assert_allclose(after, [0.05, -0.05], rtol=1e-6)
-
-
-def test_bias_asks_for_its_state_by_name():
-    with pytest.raises(ConfigError, match="Bias rank needs state=.'bias'"):
-        select(TopK(1, rank=Bias()), [[0.6, 0.4]])
 
 
 def test_sinkhorn_plan_of_two_tokens():

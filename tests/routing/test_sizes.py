@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.routing import Bias, LoadBalance, Mixture, Sigmoid, SoftSlots, TopK, preset
+from moe_jax.routing import LoadBalance, Mixture, Sigmoid, SoftSlots, TopK, preset
 from moe_jax.routing.head import Cosine, UnitSlots
+from moe_jax.routing.select.bias import Biased
 from tests.matrix import sample
 from tests.routing.cases import KEY, TIGHT, Case, case, names
 from tests.routing.helpers import S, compiled, inputs, normal, scored
@@ -90,7 +91,7 @@ def comparable(case: Case, logits: Array) -> Array:
     capped = getattr(case.router.select, "cap", None) is not None
     if draws(case.router) or capped:
         return largest < 20
-    ranked = isinstance(getattr(case.router.select, "rank", None), Bias)
+    ranked = isinstance(getattr(case.router.select, "rank", None), Biased)
     return (least > -80) | (least <= -9000) if ranked else np.ones(len(logits), bool)
 
 

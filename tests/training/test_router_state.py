@@ -22,6 +22,9 @@ BIASED = routing.preset("loss_free", k=2, bias_rate=RATE)
 AVERAGED = dataclasses.replace(routing.preset("mixtral"), balance=(LoadBalance(1e-2, ema=0.75),))
 
 
+QUANTILE = routing.preset("quantile_balancing", k=2)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def fast_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
@@ -137,6 +140,17 @@ def test_accumulation_and_rematerialisation_count_every_token_once(microbatches,
     (_, other), (other_report,) = run(recipe(BIASED, remat=remat, scan=scan), 1, microbatches)
     np.testing.assert_array_equal(demand(other_report), demand(report))
     np.testing.assert_array_equal(carried(other), carried(plain))
+
+
+def test_a_bias_from_scores_is_equal_on_any_number_of_devices_and_microbatches():
+    # The state of all steps comes from integer counts: two steps are equal to the last bit, as far
+    # as the first step's parameters are.
+    (_, single), (report,) = run(recipe(QUANTILE))
+    assert np.any(carried(single)) and report.layers[0].counts.observed["tokens"] == ROWS * 11
+    (_, sharded), _ = run(recipe(QUANTILE, MeshConfig(4, 2)))
+    (_, parts), _ = run(recipe(QUANTILE), microbatches=4)
+    for other in (sharded, parts):
+        np.testing.assert_array_equal(carried(other), carried(single))
 
 
 def test_a_skipped_update_leaves_the_router_state_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -22,6 +23,7 @@ from moe_jax.routing.balance.base import (
     token_choice,
 )
 from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.part import NOTHING
 from moe_jax.routing.select import Selection
 
 
@@ -93,7 +95,10 @@ class LoadBalance(Balance):
         return {name: (num_experts,) for name, is_wanted in wanted.items() if is_wanted}
 
     def next_state(
-        self, state: dict[str, Array], demand: Float[Array, "... E"]
+        self,
+        state: dict[str, Array],
+        demand: Float[Array, "... E"],
+        observed: Mapping[str, Array] = NOTHING,
     ) -> dict[str, Array]:
         """Returns the state with the average after a step."""
         if not self.ema:

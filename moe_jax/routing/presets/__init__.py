@@ -50,6 +50,8 @@ from moe_jax.routing.presets.recent_models import (
     glm4_moe,
     kimi_k2,
     minimax_m2,
+    pi_balancing,
+    quantile_balancing,
 )
 from moe_jax.routing.presets.switch import (
     no_token_left_behind,
@@ -114,6 +116,8 @@ PRESETS: list[Callable[..., Router]] = [
     cohere2_moe,
     deepseek_v4,
     deepseek_v4_hash,
+    quantile_balancing,
+    pi_balancing,
     random,
     forced,
 ]

@@ -188,7 +188,7 @@ def deepseek_v3(
 def loss_free(
     k: Positive = 6,
     bias_rate: NonNegative = 1e-3,
-    rule: Literal["sign", "proportional"] = "sign",
+    rule: Literal["sign", "proportional", "centred"] = "sign",
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
     """Loss-Free Balancing (Wang et al. 2024, 2408.15664, algorithm 1): a bias and no loss."""

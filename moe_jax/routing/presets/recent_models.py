@@ -1,4 +1,4 @@
-"""Routers of models of 2025 and 2026; without a capacity factor they drop no choices.
+"""Routers of models and papers of 2025 and 2026; without a capacity factor they drop no choices.
 
 A balance loss is a mean over spans of tokens. Each docstring names the span.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from moe_jax.ranges import CapacityFactor, Factor, NonNegative, Positive, Weight
+from moe_jax.ranges import CapacityFactor, Chance, Factor, NonNegative, Positive, Weight
 from moe_jax.routing.balance import LoadBalance
 from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import Score, Sigmoid, Softmax, SqrtSoftplus
-from moe_jax.routing.select import Bias, ByToken, TopK
+from moe_jax.routing.select import Bias, ByToken, PIBias, QuantileBias, TopK
 
 
 def glm4_moe(
@@ -125,6 +125,37 @@ def cohere2_moe(
         score=Softmax() if gate == "softmax" else Sigmoid(),
         select=TopK(k, normalize=True),
         balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def quantile_balancing(
+    k: Positive = 8,
+    decay: Chance = 0.0,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Quantile balancing (Megatron-LM ``qb_dual_update``): biases from quantiles of the scores.
+
+    There is no loss: each step sets the bias of an expert so that an even share of the step's
+    tokens would have chosen it.
+    """
+    return Router(
+        score=Sigmoid(),
+        select=TopK(k, normalize=True, rank=QuantileBias(decay)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def pi_balancing(
+    k: Positive = 8,
+    bias_rate: NonNegative = 1e-3,
+    bias_gain: NonNegative = 1e-2,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Loss-Free Balancing whose bias is a proportional-integral controller of the load."""
+    return Router(
+        score=Sigmoid(),
+        select=TopK(k, normalize=True, rank=PIBias(bias_rate, bias_gain)),
         capacity=slots_or_dropless(capacity_factor),
     )
 

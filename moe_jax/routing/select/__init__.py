@@ -2,9 +2,10 @@
 
 from moe_jax.routing.select.assigned import Balanced, Forced, Hash, Random
 from moe_jax.routing.select.base import ExpertChoice, Select, Selection, SoftChoice, TokenChoice
+from moe_jax.routing.select.bias import Bias, PIBias, QuantileBias
 from moe_jax.routing.select.by_token import ByToken
 from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
-from moe_jax.routing.select.rank import Bias, Limit, Rank, Sampled, Sinkhorn
+from moe_jax.routing.select.rank import Limit, Rank, Sampled, Sinkhorn
 from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK, TopP
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Forced",
     "Hash",
     "Limit",
+    "PIBias",
+    "QuantileBias",
     "Random",
     "Rank",
     "Sampled",

@@ -100,6 +100,15 @@ class Select(Part, abc.ABC):
         """Returns a description of the combine weight, for the table of routers."""
         return "score"
 
+    def observe(self, scored: Scored, selection: Selection, inputs: Inputs) -> dict[str, Array]:
+        """Returns sums over the tokens of a group that ``next_state`` reads, besides the demand.
+
+        They are added up over groups, devices and microbatches. Sums of integers do not depend on
+        the order of the sum, so that the state is equal on any number of devices.
+        """
+        del scored, selection, inputs
+        return {}
+
     @abc.abstractmethod
     def __call__(self, scored: Scored, inputs: Inputs) -> Selection:
         """Returns the choices of one group."""

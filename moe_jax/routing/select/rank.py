@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
-from moe_jax.ranges import Iterations, NonNegative, Positive, Ranged
+from moe_jax.ranges import Iterations, Positive, Ranged
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import Part
 
@@ -23,40 +23,16 @@ class Rank(Part, abc.ABC):
     def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
         """Returns the ranking ``(S, E)``, best highest; no gradient flows through it."""
 
+    def observe(self, scored: Scored, k: int, inputs: Inputs) -> dict[str, Array]:
+        """Returns sums over the tokens of a group that ``next_state`` reads, besides the demand.
 
-@dataclasses.dataclass(frozen=True)
-class Bias(Rank):
-    """The score plus a bias that rises for experts with too few tokens (Loss-Free Balancing).
-
-    Wang et al. 2024 (2408.15664) and DeepSeek-V3 (2412.19437, section 2.1.2) define the bias. It is
-    state, not a parameter: each step adds ``rate`` times the error of the expert's load.
-
-    Attributes:
-        rate: Update rate (``u`` or ``gamma`` in the papers).
-        rule: Error of the load: the ``sign`` of mean load minus load, or this difference divided
-            by the mean load (``proportional``).
-    """
-
-    rate: NonNegative = 1e-3
-    rule: Literal["sign", "proportional"] = "sign"
-
-    def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of ``bias (E,)``."""
-        return {"bias": (num_experts,)}
-
-    def next_state(
-        self, state: dict[str, Array], demand: Float[Array, "... E"]
-    ) -> dict[str, Array]:
-        """Returns the state with the bias after a step."""
-        mean = demand.mean(-1, keepdims=True)
-        error = mean - demand
-        step = jnp.sign(error) if self.rule == "sign" else error / jnp.maximum(mean, 1)
-        return state | {"bias": state["bias"] + self.rate * step}
-
-    def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
-        """Returns the scores plus the bias."""
-        bias = inputs.needs_state("bias", "a Bias rank", "(E,) zeros at the start")
-        return jax.lax.stop_gradient(scored.scores + bias)
+        Args:
+            scored: Scores of the group.
+            k: Experts per token.
+            inputs: The group.
+        """
+        del scored, k, inputs
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

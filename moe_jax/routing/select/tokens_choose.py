@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -12,8 +13,10 @@ from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Factor, Positive, PositiveShare, Share
 from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.part import NOTHING
 from moe_jax.routing.select.base import (
     Select,
+    Selection,
     TokenChoice,
     at,
     best,
@@ -66,10 +69,17 @@ class TopK(Select):
         return {} if self.rank is None else self.rank.state_shapes(num_experts)
 
     def next_state(
-        self, state: dict[str, Array], demand: Float[Array, "... E"]
+        self,
+        state: dict[str, Array],
+        demand: Float[Array, "... E"],
+        observed: Mapping[str, Array] = NOTHING,
     ) -> dict[str, Array]:
         """Returns the ranking's state after a step."""
-        return state if self.rank is None else self.rank.next_state(state, demand)
+        return state if self.rank is None else self.rank.next_state(state, demand, observed)
+
+    def observe(self, scored: Scored, selection: Selection, inputs: Inputs) -> dict[str, Array]:
+        """Returns the sums that the ranking's next state reads."""
+        return {} if self.rank is None else self.rank.observe(scored, self.k, inputs)
 
     def gate(self) -> str:
         """Returns a description of the combine weight, for the table of routers."""
