@@ -198,7 +198,7 @@ def _sizes(block: Block) -> dict[str, int]:
     found = {"attention": _attributes(block, attention), "router": 0, "experts": 0}
     found["dense"] = _attributes(block, ["feed_forward_norm", "extra", "extra_norm"])
     for mixture in _mixtures(block):
-        found["router"] += _size(mixture.router)
+        found["router"] += _size(mixture.router) + _attributes(mixture, ["free"])
         found["experts"] += _size(mixture.experts)
         found["dense"] += _attributes(mixture, ["shared"])
     if not isinstance(inner, ConfiguredMoE):
@@ -254,6 +254,8 @@ def _flops(
         share = _computing(mixture.config, convention) / mixture.config.num_experts
         experts += 2 * _products(mixture.experts) * share
         router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router)
+        if hasattr(mixture, "free"):
+            router += 2 * _products(mixture.free)
     return {"attention": attention, "dense": dense, "experts": experts, "router": router}
 
 

@@ -15,6 +15,7 @@ from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.dropout import dropout, masked
 from moe_jax.nn.feed_forward import FeedForwardConfig, MixedExperts
+from moe_jax.nn.free import Free
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
@@ -37,8 +38,8 @@ class MoEAux:
             is its span, weighted by the number of valid tokens.
         counts: Counts of tokens and choices, summed over groups.
         experts: Mask ``(B, L, E)``, True if the expert took the token, if the mode records it.
-        choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped, if the
-            mode records it; ``K`` is ``E`` if experts choose.
+        choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped or the
+            expert is free, if the mode records it; ``K`` is ``E`` if experts choose.
     """
 
     loss: Float[Array, "*layers"]
@@ -98,6 +99,10 @@ class ConfiguredMoE(nnx.Module):
         if config.shared.hidden:
             network = _feed_forward(expert, "shared.hidden")
             self.shared = Shared(config.shared, network, jax.random.fold_in(key, 2))
+        if config.router.free.count:
+            network = _feed_forward(expert, "router.free")
+            free, scale = config.router.free, network.init_scale
+            self.free = Free(free, network.width, jax.random.fold_in(key, 3), scale)
         self.config = config
 
     def __call__(
@@ -147,6 +152,8 @@ class ConfiguredMoE(nnx.Module):
             gate_on=self.config.router.gate_on,
             on_outputs=self._on_outputs(keys),
         )
+        if plan.free is not None:
+            y = y + self.free(tokens, plan.free)
         y = out_of_groups(constrain(y, "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
         losses = _mean(self.router.sequence_losses(plan, valid), valid.sum(1))

@@ -112,6 +112,11 @@ class MoEConfig(Ranged):
                 f"model.moe.expert_dims has {len(self.expert_dims)} widths, which do not divide "
                 f"num_experts={self.num_experts}: change one of them"
             )
+        if self.router.free.count and self.exchange_buffer is not None:
+            raise ConfigError(
+                "model.moe.exchange_buffer counts tokens without a row as unrouted, even if they "
+                "have a free expert of model.moe.router.free: unset one of them"
+            )
         check_transport(self)
         try:
             self.router.check(self.num_experts)

@@ -35,7 +35,8 @@ class RouterLayer(nnx.Module):
             key: Random key.
             scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
         """
-        parameters = router.head.parameters(width, num_experts, router.planes)
+        scored = num_experts + router.free.count
+        parameters = router.head.parameters(width, scored, router.planes)
         for name, parameter in parameters.items():
             setattr(self, name, described(parameter, key, scale))
             key = jax.random.fold_in(key, 1)
@@ -47,13 +48,13 @@ class RouterLayer(nnx.Module):
             }
         )
         self.router = router
-        self.num_experts = num_experts
+        self.num_scored = scored
 
     def logits(self, x: Float[Array, "G S M"]) -> Float[Array, "G S E *P"]:
         """Returns the logits ``(G, S, E)`` or ``(G, S, E, P)`` of the tokens ``x (G, S, M)``."""
         parameters = {name: getattr(self, name)[...] for name in self.names}
         inputs, outputs = _dtypes(self.router.precision, x.dtype)
-        logits = self.router.head.logits(x.astype(inputs), parameters, self.num_experts)
+        logits = self.router.head.logits(x.astype(inputs), parameters, self.num_scored)
         return logits.astype(outputs)
 
     def __call__(

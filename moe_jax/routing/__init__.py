@@ -5,6 +5,7 @@ from moe_jax.routing.balance import (
     CommunicationBalance,
     DeviceBalance,
     Entropy,
+    FreeBalance,
     Importance,
     Load,
     LoadBalance,
@@ -13,6 +14,7 @@ from moe_jax.routing.balance import (
     ZLoss,
 )
 from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.free import FreeExperts
 from moe_jax.routing.head import Cosine, Head, Linear, NoHead, UnitSlots
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
@@ -33,6 +35,7 @@ from moe_jax.routing.select import (
     Bias,
     ByToken,
     Cap,
+    ComputeBias,
     Everyone,
     Forced,
     Hash,
@@ -61,12 +64,15 @@ __all__ = [
     "Cap",
     "Capacity",
     "CommunicationBalance",
+    "ComputeBias",
     "Cosine",
     "Counts",
     "DeviceBalance",
     "Entropy",
     "Everyone",
     "Forced",
+    "FreeBalance",
+    "FreeExperts",
     "GaussianNoise",
     "Hash",
     "Head",

@@ -25,7 +25,8 @@ class Counts:
     Attributes:
         demand: Choices ``(..., E)`` of each expert, before capacity.
         load: Choices ``(..., E)`` of each expert that got a slot.
-        unrouted: Number ``(...,)`` of tokens without a slot in any expert.
+        unrouted: Number ``(...,)`` of tokens without a slot in any expert and without a free
+            expert.
         valid: Number ``(...,)`` of tokens that are not padding.
         observed: Further sums ``(..., *shape)`` by name, which the router's next state reads.
     """
@@ -61,8 +62,8 @@ class Slots:
         place: Flat slot ``e * C + c`` of each choice, ``(..., S, K)``; ``E * C`` where the choice
             was dropped; or ``None``.
         gate: Combine weight ``(..., S, K)`` of each choice, 0 where it was dropped; or ``None``.
-        expert: Expert ``(..., S, K)`` of each choice, ``-1 - expert`` where it was dropped; or
-            ``None``.
+        expert: Expert ``(..., S, K)`` of each choice, ``-1 - expert`` where it was dropped or
+            where the expert is free; or ``None``.
         num_tokens: ``S``.
     """
 
@@ -125,12 +126,14 @@ class Plan:
         losses: The losses ``(...,)`` of the group by name, unweighted.
         counts: Counts of tokens and choices.
         evidence: The arrays that losses over sequences read, if the router has such losses.
+        free: Gate ``(..., S, Z)`` of each free expert, if the router has such experts.
     """
 
     slots: Slots | Mixture
     losses: dict[str, Float[Array, "*G"]]
     counts: Counts
     evidence: Evidence | None = None
+    free: Float[Array, "*G S Z"] | None = None
 
     @property
     def dispatch(self) -> Float[Array, "*G S E C"]:

@@ -17,14 +17,17 @@ from moe_jax.ranges import Chance, Ranged
 from moe_jax.routing.balance import Balance, Evidence
 from moe_jax.routing.balance.base import token_choice
 from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.free import FreeExperts, free_gates, split
 from moe_jax.routing.head import Head, Linear
-from moe_jax.routing.inputs import Inputs
+from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
-from moe_jax.routing.plan import Plan
+from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
 from moe_jax.routing.score import Score
-from moe_jax.routing.select import Select
+from moe_jax.routing.select import Select, Selection, TokenChoice
 
 AnyArray = Array | np.ndarray
+# Name of the observed tokens (Z,) of the free experts.
+FREE = "free"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Router(Ranged):
         mask_padding: False routes padding like any token (fairseq without ``use_moe_pad_mask``).
         input_dropout: Dropout rate of the router's inputs in training (Mesh-TensorFlow's
             ``switch_dropout``); 0 disables it.
+        free: Experts without computation, besides the ``E`` experts of the layer.
     """
 
     score: Score
@@ -60,6 +64,7 @@ class Router(Ranged):
     precision: Literal["float32", "input", "bfloat16_product"] = "float32"
     mask_padding: bool = True
     input_dropout: Chance = 0.0
+    free: FreeExperts = FreeExperts()
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,6 +90,22 @@ class Router(Ranged):
             )
         if self.capacity.reroute and self.select.experts_choose:
             raise ConfigError("capacity.reroute needs tokens that choose experts: turn it off")
+        if self.free.count:
+            self._check_free()
+
+    def _check_free(self) -> None:
+        """Raises ``ConfigError`` if a part cannot work with free experts."""
+        unfit = {
+            "select": self.select.experts_choose,
+            "balance over='batch'": any(part.over == "batch" for part in self.balance),
+            "capacity.reroute": self.capacity.reroute,
+            "capacity.renormalize": self.capacity.renormalize,
+        }
+        for setting in (name for name, is_unfit in unfit.items() if is_unfit):
+            raise ConfigError(
+                f"free experts take no slot, which this {setting} does not know: remove free or "
+                f"change {setting}"
+            )
 
     @property
     def experts_choose(self) -> bool:
@@ -111,31 +132,39 @@ class Router(Ranged):
         Raises:
             ConfigError: If a part rejects the number; the message names the setting to change.
         """
-        self.score.check(num_experts)
-        self.select.check(num_experts)
+        scored = num_experts + self.free.count
+        self.score.check(scored)
+        self.select.check(scored)
         self.capacity.check(num_experts)
         for part in self.balance:
-            part.check(num_experts)
+            part.check(scored)
 
     def slots(self, num_tokens: int, num_experts: int, *, train: bool) -> int:
         """Returns the capacity ``C`` of a group of ``num_tokens`` tokens."""
-        choices = self.select.choices(num_experts)
         fixed = self.select.slots()
         if fixed is not None:
             return fixed
-        return self.capacity.slots(num_tokens, num_experts, choices, train=train)
+        # An even share of the tokens is the share of one expert among all, free ones included.
+        scored = num_experts + self.free.count
+        choices = self.select.choices(scored)
+        return self.capacity.slots(num_tokens, scored, choices, train=train)
 
     def experts_per_token(self, num_tokens: int, num_experts: int) -> float:
-        """Returns the largest mean number of experts that compute for a token in training."""
+        """Returns the largest mean number of experts that compute for a token in training.
+
+        A token chooses free experts as often as others; they compute nothing.
+        """
         if self.experts_choose:
             return self.slots(num_tokens, num_experts, train=True) * num_experts / num_tokens
-        return self.select.choices(num_experts)
+        scored = num_experts + self.free.count
+        return self.select.choices(scored) * num_experts / scored
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the router's state, which is zero before the first step."""
-        shapes = self.select.state_shapes(num_experts)
+        scored = num_experts + self.free.count
+        shapes = self.select.state_shapes(scored)
         for part in self.balance:
-            shapes = shapes | part.state_shapes(num_experts)
+            shapes = shapes | part.state_shapes(scored)
         return shapes
 
     def next_state(
@@ -151,6 +180,8 @@ class Router(Ranged):
             demand: Number ``(..., E)`` of tokens that chose each expert in the whole step.
             observed: Further sums over the whole step, ``Counts.observed``.
         """
+        if self.free.count:
+            demand = jnp.concatenate([demand, observed[FREE]], axis=-1)
         state = self.select.next_state(state, demand, observed)
         for part in self.balance:
             state = part.next_state(state, demand, observed)
@@ -171,7 +202,8 @@ class Router(Ranged):
         Args:
             logits: Logits ``(S, E)`` of one group or ``(G, S, E)`` of several. With the ``P``
                 logits that the router reads per token and expert, 1 for most, also ``(S, E, P)``
-                and ``(G, S, E, P)``; without the axis ``P``, the further logits are zeros.
+                and ``(G, S, E, P)``; without the axis ``P``, the further logits are zeros. With
+                ``Z`` free experts, ``E + Z`` replaces ``E``.
             capacity: ``C``, slots per expert. ``None`` computes it from the router's capacity
                 factor, for training if there is a key and for evaluation otherwise.
             valid: Mask ``(S,)`` or ``(G, S)``, False for padding; ``None`` means that no token is
@@ -197,7 +229,7 @@ class Router(Ranged):
             ([2.0, 0.0], 1.0)
         """
         planes = self._with_planes(jnp.asarray(logits))
-        tokens, experts = planes.shape[-3:-1]
+        tokens, experts = planes.shape[-3], planes.shape[-2] - self.free.count
         if capacity is None:
             capacity = self.slots(tokens, experts, train=rng is not None)
         start = {
@@ -254,9 +286,9 @@ class Router(Ranged):
         """
         if self.precision != "input":
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        tokens, experts = logits.shape[:2]
-        self.check(experts)
-        planes = logits.reshape(tokens, experts, -1)
+        tokens, scored_experts = logits.shape[:2]
+        self.check(scored_experts - self.free.count)
+        planes = logits.reshape(tokens, scored_experts, -1)
         if planes.shape[-1] != self.planes:
             raise ConfigError(
                 f"the router reads {self.planes} logits per token and expert, but the input has "
@@ -269,14 +301,33 @@ class Router(Ranged):
         inputs = Inputs(planes[..., 0], planes, valid, capacity, token_ids, rng, state)
         scored = self.score(inputs)
         selection = self.select(scored, inputs)
-        slots, counts = self.capacity.seat(selection, scored.log_scores, inputs)
-        observed = self.select.observe(scored, selection, inputs)
+        slots, counts, free = self._seated(selection, scored, inputs)
+        observed = counts.observed | self.select.observe(scored, selection, inputs)
         counts = dataclasses.replace(counts, observed=observed)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
         evidence = None
         if self.of_sequences:
             evidence = Evidence(inputs.logits, scored, token_choice(selection))
-        return Plan(slots, losses, jax.lax.stop_gradient(counts), evidence)
+        return Plan(slots, losses, jax.lax.stop_gradient(counts), evidence, free)
+
+    def _seated(
+        self, selection: Selection, scored: Scored, inputs: Inputs
+    ) -> tuple[Slots | Mixture, Counts, Float[Array, "S Z"] | None]:
+        """Returns the slots, the counts, and the gates of free experts, which need no slot."""
+        count = self.free.count
+        if not count or not isinstance(selection, TokenChoice):
+            return *self.capacity.seat(selection, scored.log_scores, inputs), None
+        num_experts = scored.scores.shape[1] - count
+        choice, taken = split(selection, num_experts)
+        ranking = scored.log_scores[:, :num_experts]
+        slots, counts = self.capacity.seat(choice, ranking, inputs)
+        assert isinstance(slots, Slots) and slots.expert is not None
+        routed = (slots.expert >= 0).any(-1) | taken.any(-1)
+        gate, demand = free_gates(selection, taken, num_experts, count)
+        unrouted = (inputs.valid & ~routed).sum().astype(jnp.float32)
+        counts = dataclasses.replace(counts, unrouted=unrouted, observed={FREE: demand})
+        expert = jnp.where(selection.expert >= num_experts, -1 - selection.expert, slots.expert)
+        return dataclasses.replace(slots, expert=expert), counts, gate
 
     @property
     def of_sequences(self) -> tuple[Balance, ...]:

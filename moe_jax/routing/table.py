@@ -63,6 +63,8 @@ def row(function: Callable[..., Router]) -> tuple[str, ...]:
     """Returns the cells of one preset, one per column of ``COLUMNS``."""
     router = function()
     extra = [in_words(router.head)] if _differs(router.head, _field("head")) else []
+    if router.free.count:
+        extra.append(in_words(router.free))
     if router.input_jitter:
         extra.append(f"input_jitter={router.input_jitter}")
     if router.input_dropout:

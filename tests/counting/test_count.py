@@ -71,6 +71,19 @@ def test_experts_per_token(router, experts_per_token):
     assert cost.flops_by_part["experts"] == experts_per_token * 2048
 
 
+def test_free_experts_cost_nothing_but_their_logits_and_the_map_of_constants():
+    # Eight experts of 1024 parameters of which two are met. Of two choices among 8 + 8 experts one
+    # computes; eight more columns of 16 logits are in the router. A constant has a map to 2 and v.
+    plain = count(mixture(routing.preset("mixtral")), VOCAB, LENGTH)
+    free = count(mixture(routing.preset("longcat_flash", k=2, copy=8)), VOCAB, LENGTH)
+    assert free.total - plain.total == 8 * 16
+    assert free.flops_by_part["experts"] == plain.flops_by_part["experts"] / 2
+    assert free.flops_by_part["router"] - plain.flops_by_part["router"] == 2 * 8 * 16
+    chosen = {"copy": 0, "zero": 0, "constant": 8}
+    constant = count(mixture(routing.preset("moe_plus_plus", **chosen)), VOCAB, LENGTH)
+    assert constant.total - free.total == 8 * (2 * 16 + 16)
+
+
 def test_gates_fewer_key_heads_untied_head_and_relative_positions():
     config = mixture(
         routing.presets.switch(),

@@ -30,6 +30,8 @@ ROUTERS = {
     "no_token_left_behind": {"capacity_factor": 0.75},
     "llama4": {},
     "hierarchical": {"k_groups": 2, "k": 1},
+    "moe_plus_plus": {"capacity_factor": 0.75},
+    "quantile_balancing": {"k": 2},
 }
 
 

@@ -70,7 +70,10 @@ def well_formed(case: Case) -> None:
             assert not dispatch[~valid].any()
             # Counts say what the dispatch tensor says.
             np.testing.assert_array_equal(counts.load, seats(plan).sum(0))
-            assert counts.unrouted == (valid & (seats(plan).sum(1) == 0)).sum()
+            routed = seats(plan).any(1)
+            if plan.free is not None:
+                routed |= np.asarray(plan.free).any(1)
+            assert counts.unrouted == (valid & ~routed).sum()
             assert counts.valid == valid.sum()
             assert (np.asarray(counts.overflow) >= 0).all()
             assert counts.dropped == np.sum(counts.demand) - np.sum(counts.load)
@@ -119,7 +122,8 @@ def full_capacity_is_dropless(case: Case) -> None:
     router, capacity = case.router, case.router.capacity
     rule = Capacity(dropless="always", renormalize=capacity.renormalize, reroute=capacity.reroute)
     # Without losses and head, which do not matter here, presets share what is compiled.
-    dropless = Case(case.name, Router(router.score, router.select, capacity=rule), case.experts)
+    plain = Router(router.score, router.select, capacity=rule, free=router.free)
+    dropless = Case(case.name, plain, case.experts)
     assert dropless.router.slots(S, case.experts, train=True) == S
 
     @few_examples
@@ -137,7 +141,7 @@ def full_capacity_is_dropless(case: Case) -> None:
 def order_of_tokens_matters_only_without_priority(case: Case) -> None:
     if order_matters(case.router):
         # All want expert 0 first: the first two tokens are served, whoever they are.
-        logits = np.tile(-np.arange(case.experts, dtype=np.float32), (S, 1))
+        logits = np.tile(-np.arange(case.scored, dtype=np.float32), (S, 1))
         logits[:, 0] += np.arange(S) * 0.1
         ids = np.zeros(S, int)
         forward = case.plan(case.of(logits, ids=ids))
@@ -222,8 +226,8 @@ def a_sequence_is_routed_alone_as_in_a_batch(case: Case) -> None:
 def a_key_matters_only_to_routers_that_draw(case: Case) -> None:
     # Scores differ so much that some second choices are given up, and noise still matters: within
     # a token by 2, so that its second gate is 0.12.
-    logits = np.stack([np.roll(2.0 * np.arange(case.experts), s) for s in range(S)])
-    group = case.of(logits + normal(3, S, case.experts, scale=0.1))
+    logits = np.stack([np.roll(2.0 * np.arange(case.scored), s) for s in range(S)])
+    group = case.of(logits + normal(3, S, case.scored, scale=0.1))
     keys = [jax.random.key(seed) for seed in (0, 0, 1, 2, 3, 4)]
     plans = [case.plan(group, S, key) for key in keys]
     for a, b in zip(*(jax.tree.leaves(plan) for plan in plans[:2]), strict=True):
@@ -249,6 +253,8 @@ def objectives(case: Case, group: Group, key: Array, logits: jax.Array):
     combined = (plan.combine.sum(-1) * normal(11, S, case.experts)).sum()
     if isinstance(plan.slots, Mixture):
         combined += (plan.dispatch.sum(-1) * normal(13, S, case.experts)).sum()
+    if plan.free is not None:
+        combined += (plan.free * normal(19, *plan.free.shape)).sum()
     losses = sum(plan.losses.values(), jnp.zeros((), logits.dtype))
     return jnp.stack([combined, losses]), plan.dispatch.sum(-1)
 
@@ -313,6 +319,8 @@ def a_gate_has_gradient_from_its_own_token_alone(case: Case) -> None:
                 state=case.state(group),
             )
             mixed = (plan.combine + plan.dispatch).sum(-1)
+            if plan.free is not None:
+                mixed = mixed + plan.free.sum(-1, keepdims=True)
             return (mixed[token] * normal(17, case.experts)).sum()
 
         return jax.grad(gates)(logits)

@@ -19,11 +19,14 @@ from moe_jax.routing import (
     Cap,
     Capacity,
     CommunicationBalance,
+    ComputeBias,
     Cosine,
     DeviceBalance,
     Entropy,
     Everyone,
     Forced,
+    FreeBalance,
+    FreeExperts,
     GaussianNoise,
     Hash,
     Importance,
@@ -341,6 +344,24 @@ PUBLISHED = {
     "deepseek_v4_hash": Router(
         SqrtSoftplus(), TopK(6, True, 1.5, ByToken(0, ""), None), (), DROPLESS, *PLAIN
     ),
+    # beta = 0.01, tau = 0.75; two constant experts, a copy and a zero.
+    "moe_plus_plus": Router(
+        SOFTMAX,
+        top_k(2),
+        (FreeBalance(1e-2, 4, 0.75, "balance"),),
+        DROPLESS,
+        *PLAIN,
+        FreeExperts(2, 1, 1),
+    ),
+    # 12 of 512 + 256 with factor 6; 8 of the 12 compute.
+    "longcat_flash": Router(
+        SOFTMAX,
+        TopK(12, False, 6.0, ComputeBias(1e-3, 256, 2 / 3), None),
+        (),
+        DROPLESS,
+        *PLAIN,
+        FreeExperts(0, 256, 0),
+    ),
     # Sigmoids over their sum, no loss.
     "quantile_balancing": Router(
         SIGMOID, TopK(8, True, 1.0, QuantileBias(0.0, 128), None), (), DROPLESS, *PLAIN
@@ -414,7 +435,7 @@ def test_every_choice_changes_the_router(name: str):
         elif hints[choice] is str:
             values = ["", "table.npy"]
         else:
-            further = 0.5 if hints[choice] is float else 1
+            further = 0.25 if hints[choice] is float else 1
             values = typing.get_args(hints[choice]) or [parameter.default + further]
         for new in values:
             same = preset(name, **beside, **{choice: new}) == preset(name, **beside)

@@ -448,6 +448,46 @@ def test_loss_free(rule: str):
 
 
 @seeds
+def test_moe_plus_plus(seed: int):
+    # A softmax over 8 experts, 2 constants, a copy and a zero; the two best, as they are.
+    logits, valid = case(seed, shape=(S, E + 4))
+    expected, _ = published.top_k(logits, valid, 2, S)
+    plan = run(preset("moe_plus_plus"), logits, valid)
+    close(plan, expected[:, :E])
+    np.testing.assert_allclose(plan.free, expected[:, E:], rtol=2e-5, atol=1e-7)
+    # Equation 8: the sum of tau f P, with tau = 0.75 for the four free experts.
+    scores = [published.softmax(row) for row in logits]
+    loss = 0.0
+    for e in range(E + 4):
+        f = sum(expected[t, e] > 0 for t in range(S)) / valid.sum()
+        mean = sum(scores[t][e] for t in range(S) if valid[t]) / valid.sum()
+        loss += (1.0 if e < E else 0.75) * f * mean
+    np.testing.assert_allclose(plan.losses["balance"], loss, rtol=1e-5)
+
+
+@seeds
+def test_longcat_flash(seed: int):
+    # The k best of softmax + bias among 8 experts and 4 copies; the gates are 6 times the softmax.
+    logits, valid = case(seed, shape=(S, E + 4))
+    bias = np.random.default_rng(seed).normal(size=E + 4).astype(np.float32) / 8
+    router = preset("longcat_flash", k=3, copy=4, compute=2 / 3, bias_rate=0.1)
+    expected = np.zeros((S, E + 4))
+    for token in np.flatnonzero(valid):
+        p = published.softmax(logits[token])
+        for e in published.ranked([a + b for a, b in zip(p, bias, strict=True)], 3):
+            expected[token, e] = 6 * p[e]
+    plan = run(router, logits, valid, state={"bias": bias})
+    close(plan, expected[:, :E])
+    np.testing.assert_allclose(plan.free, expected[:, E:], rtol=2e-5, atol=1e-7)
+    # mu * (K_e / (K N) - T_i / (K T)) for the N = 8 experts that compute.
+    after = router.next_state({"bias": bias}, plan.counts.demand, plan.counts.observed)["bias"]
+    for e in range(E):
+        share = (expected[:, e] > 0).sum() / (3 * valid.sum())
+        np.testing.assert_allclose(after[e], bias[e] + 0.1 * (2 / 24 - share), rtol=1e-4)
+    np.testing.assert_array_equal(after[E:], bias[E:])
+
+
+@seeds
 def test_quantile_balancing(seed: int):
     # Megatron-LM: route by s - beta; then beta is the (T K / E + 1)-th largest of s - alpha, where
     # alpha is a token's (K + 1)-th best s - beta. With 24 tokens the histogram may fall between the

@@ -36,7 +36,7 @@ from moe_jax.routing import (
     preset,
     route,
 )
-from tests.routing.cases import KEY, TIGHT, Group, case
+from tests.routing.cases import KEY, TIGHT, Case, Group, case
 from tests.routing.helpers import E, S, jitted, jitted_groups, normal, seats, weights
 
 Array = np.ndarray

@@ -25,11 +25,11 @@ SHIFTS = (-25.0, -60.0, -200.0, -9900.0, 9000.0)
 def sizes(case: Case) -> Array:
     """Returns ``(N, S, E, P)`` logits on a grid of sixteenths, which both types hold exactly."""
     draw = np.random.default_rng(5)
-    shape = (S, case.experts, case.router.planes)
+    shape = (S, case.scored, case.router.planes)
     spread = [np.round(16 * draw.normal(size=shape) * size) / 16 for size in (1, 30, 300, 3000)]
     rows = np.repeat(draw.integers(-10_000, 10_001, shape[:1] + (1,) + shape[2:]), shape[1], 1)
     hot = np.full(shape, -1e4)
-    hot[np.arange(S), np.arange(S) % case.experts] = 1e4
+    hot[np.arange(S), np.arange(S) % case.scored] = 1e4
     shifted = [3 * spread[0] + shift for shift in SHIFTS]
     found = [*spread, np.zeros(shape), rows, hot, -hot, *shifted]
     return np.clip(np.stack(found), -1e4, 1e4)

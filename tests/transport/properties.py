@@ -38,7 +38,7 @@ CASES = ("plain", "padding", "one expert", "empty expert")
 def parameters(case: Case, what: str, dtype: str = "float32") -> Parameters:
     """Returns ``x (G, S, M)``, router ``kernel (M, E, P)`` and ``experts (E, M, M)``."""
     x = normal(0, G, S, M)
-    kernel = normal(1, M, case.experts, case.router.planes, scale=0.3)
+    kernel = normal(1, M, case.scored, case.router.planes, scale=0.3)
     if what in ("one expert", "empty expert"):
         # The first feature is 1 everywhere, so its row of the kernel adds to an expert's logits.
         x[..., 0] = 1
@@ -59,7 +59,9 @@ def mask(what: str) -> Array:
 
 def planned(case: Case, logits: Array, valid: Array, capacity: int) -> Plan:
     """Routes ``logits (G, S, E, P)`` in training."""
-    state = {name: jnp.zeros(case.experts) for name in case.router.state_shapes(case.experts)}
+    state = {
+        name: jnp.zeros(shape) for name, shape in case.router.state_shapes(case.experts).items()
+    }
     forced = isinstance(case.router.select, Forced)
     return route(
         case.router,

@@ -5,6 +5,7 @@ from moe_jax.routing.balance.importance import Importance, Load
 from moe_jax.routing.balance.load import (
     CommunicationBalance,
     DeviceBalance,
+    FreeBalance,
     LoadBalance,
     SecondBalance,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "CommunicationBalance",
     "DeviceBalance",
     "Entropy",
+    "FreeBalance",
     "BATCH_LOAD",
     "Evidence",
     "Importance",

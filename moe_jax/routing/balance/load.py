@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.errors import ConfigError
 from moe_jax.precision import wide_einsum
-from moe_jax.ranges import Chance, Positive, Weight
+from moe_jax.ranges import Chance, Natural, Positive, Share, Weight
 from moe_jax.routing.balance.base import (
     BATCH_LOAD,
     Balance,
@@ -128,6 +128,36 @@ class LoadBalance(Balance):
         proxy = jnp.where(mask_proxy[:, None], scores, 0).sum(0) / tokens
         loss = num_experts * wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
         return loss * valid.mean(dtype=loss.dtype) if self.padding == "counted" else loss
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeBalance(Balance):
+    """The balance loss with a smaller weight of free experts (MoE++, 2410.07348, equation 8).
+
+    The loss is the sum over all experts of the fraction of tokens that chose the expert, times its
+    mean score, times ``share`` for free experts. A smaller share sends more tokens to them.
+
+    Attributes:
+        weight: Factor in the objective (MoE++: 1e-2).
+        free: Number of free experts, the last ones.
+        share: Weight ``tau`` of a free expert.
+        name: Name of the logged metric.
+    """
+
+    weight: Weight = 1e-2
+    free: Natural = 4
+    share: Share = 0.75
+    name: str = "balance"
+
+    needs_token_choice = True
+
+    def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
+        """Returns the loss of one group, a scalar."""
+        experts = scored.clean.shape[1]
+        chosen = mean_over(sent(token_choice(selection), experts, inputs.valid), inputs.valid)
+        weight = jnp.where(jnp.arange(experts) < experts - self.free, 1.0, self.share)
+        proxy = mean_over(scored.clean, inputs.valid)
+        return wide_einsum("e,e->", jax.lax.stop_gradient(weight * chosen), proxy)
 
 
 @dataclasses.dataclass(frozen=True)

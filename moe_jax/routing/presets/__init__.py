@@ -49,7 +49,9 @@ from moe_jax.routing.presets.recent_models import (
     ernie4_5_moe,
     glm4_moe,
     kimi_k2,
+    longcat_flash,
     minimax_m2,
+    moe_plus_plus,
     pi_balancing,
     quantile_balancing,
 )
@@ -116,6 +118,8 @@ PRESETS: list[Callable[..., Router]] = [
     cohere2_moe,
     deepseek_v4,
     deepseek_v4_hash,
+    moe_plus_plus,
+    longcat_flash,
     quantile_balancing,
     pi_balancing,
     random,

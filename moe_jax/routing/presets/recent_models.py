@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from moe_jax.ranges import CapacityFactor, Chance, Factor, NonNegative, Positive, Weight
-from moe_jax.routing.balance import LoadBalance
+from moe_jax.ranges import (
+    CapacityFactor,
+    Chance,
+    Factor,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Share,
+    Weight,
+)
+from moe_jax.routing.balance import FreeBalance, LoadBalance
+from moe_jax.routing.free import FreeExperts
 from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import Score, Sigmoid, Softmax, SqrtSoftplus
-from moe_jax.routing.select import Bias, ByToken, PIBias, QuantileBias, TopK
+from moe_jax.routing.select import Bias, ByToken, ComputeBias, PIBias, QuantileBias, TopK
 
 
 def glm4_moe(
@@ -126,6 +137,50 @@ def cohere2_moe(
         select=TopK(k, normalize=True),
         balance=every_choice_losses(balance_weight),
         capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def moe_plus_plus(
+    k: Positive = 2,
+    constant: Natural = 2,
+    copy: Natural = 1,
+    zero: Natural = 1,
+    balance_weight: Weight = 1e-2,
+    free_share: Share = 0.75,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """MoE++ (Jin et al. 2024, 2410.07348): free experts beside the others, without residual gates.
+
+    The balance loss is computed per group; free experts count with ``free_share``, the paper's
+    ``tau``. The paper also adds the logits of the layer before to those of each layer.
+    """
+    free = FreeExperts(constant, copy, zero)
+    return Router(
+        score=Softmax(),
+        select=TopK(k),
+        balance=weighted(FreeBalance(balance_weight, free.count, free_share)),
+        capacity=slots_or_dropless(capacity_factor),
+        free=free,
+    )
+
+
+def longcat_flash(
+    k: Positive = 12,
+    copy: Natural = 256,
+    compute: PositiveShare = 2 / 3,
+    bias_rate: NonNegative = 1e-3,
+    scale: Factor = 6.0,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """LongCat-Flash (2509.01322; transformers): 12 of 512 experts and 256 copies of the token.
+
+    The bias keeps the share ``compute`` of the choices with computation, 8 of 12 in the paper.
+    """
+    return Router(
+        score=Softmax(),
+        select=TopK(k, scale=scale, rank=ComputeBias(bias_rate, copy, compute)),
+        capacity=slots_or_dropless(capacity_factor),
+        free=FreeExperts(copy=copy),
     )
 
 

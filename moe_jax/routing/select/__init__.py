@@ -2,7 +2,7 @@
 
 from moe_jax.routing.select.assigned import Balanced, Forced, Hash, Random
 from moe_jax.routing.select.base import ExpertChoice, Select, Selection, SoftChoice, TokenChoice
-from moe_jax.routing.select.bias import Bias, PIBias, QuantileBias
+from moe_jax.routing.select.bias import Bias, ComputeBias, PIBias, QuantileBias
 from moe_jax.routing.select.by_token import ByToken
 from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
 from moe_jax.routing.select.rank import Limit, Rank, Sampled, Sinkhorn
@@ -13,6 +13,7 @@ __all__ = [
     "Bias",
     "ByToken",
     "Cap",
+    "ComputeBias",
     "Everyone",
     "ExpertChoice",
     "Forced",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.ranges import Chance, NonNegative, Range
+from moe_jax.ranges import Chance, Natural, NonNegative, PositiveShare, Range
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
 from moe_jax.routing.select.histogram import counts_above, quantile, widening_edges
@@ -70,6 +70,39 @@ def relative_error(demand: Float[Array, "*layers E"]) -> Float[Array, "*layers E
     """Returns the mean load minus the load ``(..., E)``, relative to a mean of at least 1."""
     mean = demand.mean(-1, keepdims=True)
     return (mean - demand) / jnp.maximum(mean, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeBias(Biased):
+    """The score plus a bias that keeps the share of choices with computation (LongCat-Flash).
+
+    LongCat-Flash (2509.01322, section 2.1) adds to the bias of each of the ``N`` experts with
+    computation ``rate`` times the difference of its share ``compute / N`` of all choices and its
+    actual share. The biases of the free experts, the last ones, stay 0.
+
+    Attributes:
+        rate: Update rate.
+        free: Number of free experts.
+        compute: Share of a token's choices that are experts with computation, ``K_e / K``.
+    """
+
+    rate: NonNegative = 1e-3
+    free: Natural = 0
+    compute: PositiveShare = 1.0
+
+    def next_state(
+        self,
+        state: dict[str, Array],
+        demand: Float[Array, "... E"],
+        observed: Mapping[str, Array] = NOTHING,
+    ) -> dict[str, Array]:
+        """Returns the state with the bias after a step."""
+        del observed
+        computing = demand.shape[-1] - self.free
+        total = demand.sum(-1, keepdims=True)
+        step = self.compute / computing - demand / jnp.maximum(total, 1)
+        step = jnp.where((jnp.arange(demand.shape[-1]) < computing) & (total > 0), step, 0)
+        return state | {"bias": state["bias"] + self.rate * step}
 
 
 @dataclasses.dataclass(frozen=True)
