@@ -48,13 +48,14 @@ class RouterLayer(nnx.Module):
             }
         )
         self.router = router
-        self.num_scored = scored
+        self.num_experts = num_experts
 
     def logits(self, x: Float[Array, "G S M"]) -> Float[Array, "G S E *P"]:
         """Returns the logits ``(G, S, E)`` or ``(G, S, E, P)`` of the tokens ``x (G, S, M)``."""
         parameters = {name: getattr(self, name)[...] for name in self.names}
         inputs, outputs = _dtypes(self.router.precision, x.dtype)
-        logits = self.router.head.logits(x.astype(inputs), parameters, self.num_scored)
+        scored = self.num_experts + self.router.free.count
+        logits = self.router.head.logits(x.astype(inputs), parameters, scored)
         return logits.astype(outputs)
 
     def __call__(

@@ -10,6 +10,7 @@ from moe_jax.routing.balance import (
     Load,
     LoadBalance,
     SecondBalance,
+    SparsityLoss,
     TokenBalance,
     ZLoss,
 )
@@ -23,6 +24,7 @@ from moe_jax.routing.router import Router, route
 from moe_jax.routing.score import (
     GaussianNoise,
     LearnedNoise,
+    Relu,
     Score,
     Sigmoid,
     Softmax,
@@ -31,6 +33,7 @@ from moe_jax.routing.score import (
     Uniform,
 )
 from moe_jax.routing.select import (
+    Active,
     Balanced,
     Bias,
     ByToken,
@@ -48,6 +51,7 @@ from moe_jax.routing.select import (
     Select,
     Sinkhorn,
     SoftSlots,
+    Threshold,
     Top2,
     TopGroups,
     TopK,
@@ -57,6 +61,7 @@ from moe_jax.routing.select import (
 
 __all__ = [
     "PRESETS",
+    "Active",
     "Balance",
     "Balanced",
     "Bias",
@@ -90,6 +95,7 @@ __all__ = [
     "QuantileBias",
     "Random",
     "Rank",
+    "Relu",
     "Router",
     "Sampled",
     "Score",
@@ -101,7 +107,9 @@ __all__ = [
     "Slots",
     "SoftSlots",
     "Softmax",
+    "SparsityLoss",
     "SqrtSoftplus",
+    "Threshold",
     "TokenBalance",
     "Top2",
     "TopGroups",

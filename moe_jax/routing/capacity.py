@@ -80,13 +80,13 @@ class Capacity(Ranged):
                 f"capacity.devices={self.devices} does not divide {num_experts} experts: change it"
             )
 
-    def slots(self, num_tokens: int, num_experts: int, choices: int, *, train: bool) -> int:
+    def slots(self, num_tokens: int, num_experts: int, choices: float, *, train: bool) -> int:
         """Returns ``C``, the slots per expert, of a group.
 
         Args:
             num_tokens: ``S``.
             num_experts: ``E``.
-            choices: ``K``.
+            choices: ``K``, or the mean number of choices per token if it is smaller.
             train: True in training, False in evaluation.
         """
         dropless = self.dropless == "always" or (self.dropless == "eval" and not train)

@@ -146,7 +146,7 @@ class Router(Ranged):
             return fixed
         # An even share of the tokens is the share of one expert among all, free ones included.
         scored = num_experts + self.free.count
-        choices = self.select.choices(scored)
+        choices = self.select.expected_choices(scored)
         return self.capacity.slots(num_tokens, scored, choices, train=train)
 
     def experts_per_token(self, num_tokens: int, num_experts: int) -> float:
@@ -157,7 +157,7 @@ class Router(Ranged):
         if self.experts_choose:
             return self.slots(num_tokens, num_experts, train=True) * num_experts / num_tokens
         scored = num_experts + self.free.count
-        return self.select.choices(scored) * num_experts / scored
+        return self.select.expected_choices(scored) * num_experts / scored
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the router's state, which is zero before the first step."""
@@ -303,6 +303,8 @@ class Router(Ranged):
         selection = self.select(scored, inputs)
         slots, counts, free = self._seated(selection, scored, inputs)
         observed = counts.observed | self.select.observe(scored, selection, inputs)
+        for part in self.balance:
+            observed = observed | part.observe(scored, selection, inputs)
         counts = dataclasses.replace(counts, observed=observed)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
         evidence = None

@@ -128,6 +128,17 @@ class Sigmoid(Score):
 
 
 @dataclasses.dataclass(frozen=True)
+class Relu(Score):
+    """The positive part of each logit (ReMoE, 2412.14711)."""
+
+    def __call__(self, inputs: Inputs) -> Scored:
+        """Returns the scores of one group."""
+        scores = jax.nn.relu(inputs.logits)
+        logs = jnp.log(jnp.maximum(scores, jnp.finfo(scores.dtype).tiny))
+        return Scored(scores, scores, inputs.logits, None, logs, logs)
+
+
+@dataclasses.dataclass(frozen=True)
 class SqrtSoftplus(Score):
     """The square root of the softplus of each logit (``sqrtsoftplus`` in DeepSeek-V4)."""
 

@@ -140,8 +140,9 @@ def full_capacity_is_dropless(case: Case) -> None:
 @routing_property
 def order_of_tokens_matters_only_without_priority(case: Case) -> None:
     if order_matters(case.router):
-        # All want expert 0 first: the first two tokens are served, whoever they are.
-        logits = np.tile(-np.arange(case.scored, dtype=np.float32), (S, 1))
+        # All want expert 0 first: the first two tokens are served, whoever they are. The logits are
+        # positive, so that a router with a threshold serves them, too.
+        logits = np.tile(8 - np.arange(case.scored, dtype=np.float32), (S, 1))
         logits[:, 0] += np.arange(S) * 0.1
         ids = np.zeros(S, int)
         forward = case.plan(case.of(logits, ids=ids))

@@ -12,6 +12,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.ranges import Weight
 from moe_jax.routing import (
     PRESETS,
+    Active,
     Balance,
     Balanced,
     Bias,
@@ -39,6 +40,7 @@ from moe_jax.routing import (
     PIBias,
     QuantileBias,
     Random,
+    Relu,
     Router,
     Sampled,
     SecondBalance,
@@ -46,7 +48,9 @@ from moe_jax.routing import (
     Sinkhorn,
     Softmax,
     SoftSlots,
+    SparsityLoss,
     SqrtSoftplus,
+    Threshold,
     TokenBalance,
     Top2,
     TopGroups,
@@ -362,6 +366,9 @@ PUBLISHED = {
         *PLAIN,
         FreeExperts(0, 256, 0),
     ),
+    # lambda from 1e-8 by factors of 1.2.
+    "remoe": Router(Relu(), Active(2), (SparsityLoss(1e-8, 2, 1.2, "sparsity"),), DROPLESS, *PLAIN),
+    "expert_threshold": Router(SIGMOID, Threshold(1, 0.99, 128), (), DROPLESS, *PLAIN),
     # Sigmoids over their sum, no loss.
     "quantile_balancing": Router(
         SIGMOID, TopK(8, True, 1.0, QuantileBias(0.0, 128), None), (), DROPLESS, *PLAIN
@@ -436,6 +443,7 @@ def test_every_choice_changes_the_router(name: str):
             values = ["", "table.npy"]
         else:
             further = 0.25 if hints[choice] is float else 1
+            further = -further if parameter.default == 0.99 else further
             values = typing.get_args(hints[choice]) or [parameter.default + further]
         for new in values:
             same = preset(name, **beside, **{choice: new}) == preset(name, **beside)

@@ -488,6 +488,45 @@ def test_longcat_flash(seed: int):
 
 
 @seeds
+def test_remoe(seed: int):
+    # ReLU gates, all of the positive ones; lambda 1.2^3 times the mean of sum_e f_e g_e, where
+    # f_e = E / (k T) times the tokens with a positive gate. Lambda grows if there are too many.
+    logits, valid = case(seed)
+    expected = np.maximum(logits, 0) * valid[:, None]
+    router, state = preset("remoe", k=2), {"sparsity_steps": np.full(1, 3, np.float32)}
+    loss = 0.0
+    for e in range(E):
+        f = E / (2 * valid.sum()) * (expected[:, e] > 0).sum()
+        loss += f * expected[:, e].sum() / valid.sum()
+    plan = run(router, logits, valid, state=state)
+    close(plan, expected, {"sparsity": 1.2**3 * loss})
+    sparsity = 1 - (expected > 0).sum() / (valid.sum() * E)
+    after = router.next_state(state, plan.counts.demand, plan.counts.observed)
+    np.testing.assert_array_equal(after["sparsity_steps"], [3 + np.sign(1 - 2 / E - sparsity)])
+
+
+@seeds
+def test_expert_threshold(seed: int):
+    # s > c routes; c moves by a tenth to the value at which expert choice cuts k T / E tokens.
+    logits, valid = case(seed, padded=False)
+    cut = np.random.default_rng(seed).normal(size=E).astype(np.float32) / 4
+    router, state = preset("expert_threshold", k=2, decay=0.9), {"threshold": cut}
+    expected = np.zeros((S, E))
+    for token in range(S):
+        for e, s in enumerate(published.sigmoids(logits[token])):
+            if logits[token, e] > cut[e]:
+                expected[token, e] = s
+    plan = run(router, logits, valid, state=state)
+    close(plan, expected)
+    after = router.next_state(state, plan.counts.demand, plan.counts.observed)["threshold"]
+    for e in range(E):
+        ordered = sorted(logits[:, e], reverse=True)
+        low, high = ordered[S * 2 // E], ordered[S * 2 // E - 1]
+        slack = 0.2 * abs(low - cut[e]) + 1e-3
+        assert low - slack <= cut[e] + 10 * (after[e] - cut[e]) <= high + slack
+
+
+@seeds
 def test_quantile_balancing(seed: int):
     # Megatron-LM: route by s - beta; then beta is the (T K / E + 1)-th largest of s - alpha, where
     # alpha is a token's (K + 1)-th best s - beta. With 24 tokens the histogram may fall between the

@@ -10,6 +10,7 @@ from moe_jax.routing.balance.load import (
     SecondBalance,
 )
 from moe_jax.routing.balance.logits import Entropy, TokenBalance, ZLoss
+from moe_jax.routing.balance.sparsity import SparsityLoss
 
 __all__ = [
     "Balance",
@@ -23,6 +24,7 @@ __all__ = [
     "Load",
     "LoadBalance",
     "SecondBalance",
+    "SparsityLoss",
     "TokenBalance",
     "ZLoss",
 ]

@@ -41,6 +41,11 @@ class Balance(Part, abc.ABC):
     needs_token_choice = False
     needs_second_choice = False
 
+    def observe(self, scored: Scored, selection: Selection, inputs: Inputs) -> dict[str, Array]:
+        """Returns sums over the tokens of a group that ``next_state`` reads; see ``Select``."""
+        del scored, selection, inputs
+        return {}
+
     @abc.abstractmethod
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""

@@ -47,6 +47,7 @@ from moe_jax.routing.presets.recent_models import (
     deepseek_v4,
     deepseek_v4_hash,
     ernie4_5_moe,
+    expert_threshold,
     glm4_moe,
     kimi_k2,
     longcat_flash,
@@ -54,6 +55,7 @@ from moe_jax.routing.presets.recent_models import (
     moe_plus_plus,
     pi_balancing,
     quantile_balancing,
+    remoe,
 )
 from moe_jax.routing.presets.switch import (
     no_token_left_behind,
@@ -122,6 +124,8 @@ PRESETS: list[Callable[..., Router]] = [
     longcat_flash,
     quantile_balancing,
     pi_balancing,
+    remoe,
+    expert_threshold,
     random,
     forced,
 ]

@@ -11,6 +11,7 @@ from moe_jax.ranges import (
     CapacityFactor,
     Chance,
     Factor,
+    Growth,
     Natural,
     NonNegative,
     Positive,
@@ -18,12 +19,21 @@ from moe_jax.ranges import (
     Share,
     Weight,
 )
-from moe_jax.routing.balance import FreeBalance, LoadBalance
+from moe_jax.routing.balance import FreeBalance, LoadBalance, SparsityLoss
 from moe_jax.routing.free import FreeExperts
 from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
 from moe_jax.routing.router import Router
-from moe_jax.routing.score import Score, Sigmoid, Softmax, SqrtSoftplus
-from moe_jax.routing.select import Bias, ByToken, ComputeBias, PIBias, QuantileBias, TopK
+from moe_jax.routing.score import Relu, Score, Sigmoid, Softmax, SqrtSoftplus
+from moe_jax.routing.select import (
+    Active,
+    Bias,
+    ByToken,
+    ComputeBias,
+    PIBias,
+    QuantileBias,
+    Threshold,
+    TopK,
+)
 
 
 def glm4_moe(
@@ -181,6 +191,37 @@ def longcat_flash(
         select=TopK(k, scale=scale, rank=ComputeBias(bias_rate, copy, compute)),
         capacity=slots_or_dropless(capacity_factor),
         free=FreeExperts(copy=copy),
+    )
+
+
+def remoe(
+    k: Positive = 2,
+    l1_weight: Weight = 1e-8,
+    growth: Growth = 1.2,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """ReMoE (Wang et al. 2024, 2412.14711): ReLU gates, and a loss that keeps their number at k.
+
+    The loss is computed per group, and each layer adapts a weight of its own.
+    """
+    return Router(
+        score=Relu(),
+        select=Active(k),
+        balance=weighted(SparsityLoss(l1_weight, k, growth)),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def expert_threshold(
+    k: Positive = 1,
+    decay: Chance = 0.99,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Expert threshold routing (2603.11535): an expert takes all tokens above its average cut."""
+    return Router(
+        score=Sigmoid(),
+        select=Threshold(k, decay),
+        capacity=slots_or_dropless(capacity_factor),
     )
 
 

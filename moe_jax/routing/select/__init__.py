@@ -6,9 +6,11 @@ from moe_jax.routing.select.bias import Bias, ComputeBias, PIBias, QuantileBias
 from moe_jax.routing.select.by_token import ByToken
 from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
 from moe_jax.routing.select.rank import Limit, Rank, Sampled, Sinkhorn
+from moe_jax.routing.select.threshold import Active, Threshold
 from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK, TopP
 
 __all__ = [
+    "Active",
     "Balanced",
     "Bias",
     "ByToken",
@@ -29,6 +31,7 @@ __all__ = [
     "Sinkhorn",
     "SoftChoice",
     "SoftSlots",
+    "Threshold",
     "TokenChoice",
     "Top2",
     "TopGroups",

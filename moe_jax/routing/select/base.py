@@ -88,6 +88,10 @@ class Select(Part, abc.ABC):
     def choices(self, num_experts: int) -> int:
         """Returns ``K``, the number of choices per token."""
 
+    def expected_choices(self, num_experts: int) -> float:
+        """Returns the mean number of choices per token that the router aims at, at most ``K``."""
+        return self.choices(num_experts)
+
     def planes(self) -> int:
         """Returns the number of logits per token and expert that the selection reads."""
         return 1

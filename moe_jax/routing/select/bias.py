@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.ranges import Chance, Natural, NonNegative, PositiveShare, Range
+from moe_jax.ranges import Chance, Natural, NonNegative, PositiveShare
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
-from moe_jax.routing.select.histogram import counts_above, quantile, widening_edges
+from moe_jax.routing.select.histogram import Edges, counts_above, quantile, widening_edges
 from moe_jax.routing.select.rank import Rank
-
-_Edges = Annotated[int, Range(8, 4096)]
 
 
 class Biased(Rank):
@@ -155,7 +153,7 @@ class QuantileBias(Biased):
     """
 
     decay: Chance = 0.0
-    edges: _Edges = 128
+    edges: Edges = 128
 
     def observe(self, scored: Scored, k: int, inputs: Inputs) -> dict[str, Array]:
         """Returns ``margins (E, B)``, the tokens above each edge, and their number ``tokens``."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from moe_jax.ranges import Range
+
+Edges = Annotated[int, Range(8, 4096)]
 
 # Bins within this distance of 0 are equally wide; further bins widen in proportion to it.
 _FINE = 1e-4
