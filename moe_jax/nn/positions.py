@@ -14,7 +14,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.nn.init import weight
-from moe_jax.ranges import Factor, Growth, Natural, NonNegative, Positive, Range, Ranged
+from moe_jax.ranges import (
+    Factor,
+    Growth,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Ranged,
+)
 
 RotaryBase = Annotated[float, Range(1, 1e12, above=True)]
 # An encoder splits the table between the two directions; half of the buckets of a direction hold
@@ -142,11 +151,19 @@ class Rotary(Ranged):
             ``i`` and ``i + D/2``.
         scaling: Scaling of the frequencies for texts longer than the texts of pre-training;
             ``None`` means no scaling.
+        share: Share of the features that are rotated, the first ones; the others keep their values
+            (``partial_rotary_factor``, GLM-4.5: 0.5). Their number is rounded down to pairs, and is
+            at least one pair.
     """
 
     base: RotaryBase = 10000.0
     interleaved: bool = False
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
+    share: PositiveShare = 1.0
+
+    def rotated(self, dim: int) -> int:
+        """Returns the number of rotated features among ``dim``, an even number."""
+        return 2 * max(1, int(dim * self.share) // 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +220,7 @@ def rotate(
     x: Float[Array, "B H L D"], positions: Int[Array, "#B L"], rotary: Rotary
 ) -> Float[Array, "B H L D"]:
     """Returns ``x (B, H, L, D)``, each vector rotated by its position in ``positions (B, L)``."""
-    cos, sin = _turns(positions, rotary, x.shape[-1])
-    return _rotated(x, cos, sin, rotary.interleaved)
+    return _rotated(x, *_turns(positions, rotary, x.shape[-1]), rotary)
 
 
 def _rotate_forward(x: Array, positions: Array, rotary: Rotary) -> tuple[Array, Array]:
@@ -214,7 +230,7 @@ def _rotate_forward(x: Array, positions: Array, rotary: Rotary) -> tuple[Array, 
 def _rotate_backward(rotary: Rotary, positions: Array, gradient: Array) -> tuple[Array, None]:
     """The transpose of a rotation is the rotation by the negative angle."""
     cos, sin = _turns(positions, rotary, gradient.shape[-1])
-    return _rotated(gradient, cos, -sin, rotary.interleaved), None
+    return _rotated(gradient, cos, -sin, rotary), None
 
 
 rotate.defvjp(_rotate_forward, _rotate_backward)
@@ -223,7 +239,8 @@ rotate.defvjp(_rotate_forward, _rotate_backward)
 def _turns(
     positions: Int[Array, "#B L"], rotary: Rotary, dim: int
 ) -> tuple[Float[Array, "#B 1 L D2"], Float[Array, "#B 1 L D2"]]:
-    """Returns cosine and sine ``(B, 1, L, D / 2)`` of the angles, times their magnitude."""
+    """Returns cosine and sine of all pairs' angles, times their magnitude."""
+    dim = rotary.rotated(dim)
     frequency = rotary.base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
     magnitude = 1.0
     if rotary.scaling is not None:
@@ -234,16 +251,20 @@ def _turns(
     return jax.lax.optimization_barrier((jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude))
 
 
-def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
-    wide = x.astype(jnp.float32)
-    if interleaved:
+def _rotated(x: Array, cos: Array, sin: Array, rotary: Rotary) -> Array:
+    """Returns ``x (B, H, L, D)`` whose first ``2 N`` features are turned by ``N`` angles."""
+    turned, kept = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    wide = turned.astype(jnp.float32)
+    if rotary.interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
     else:
         first, second = jnp.split(wide, 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    if interleaved:
-        return jnp.stack(rotated, axis=-1).reshape(x.shape).astype(x.dtype)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    pairs = (first * cos - second * sin, second * cos + first * sin)
+    if rotary.interleaved:
+        rotated = jnp.stack(pairs, axis=-1).reshape(turned.shape)
+    else:
+        rotated = jnp.concatenate(pairs, axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), kept], axis=-1)
 
 
 def sinusoids(positions: Int[Array, "B L"], width: int) -> Float[Array, "B L M"]:

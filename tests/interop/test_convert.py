@@ -176,6 +176,8 @@ def published(name):
         ("gpt_oss_120b", "gpt_oss"),
         ("llama4_scout", "llama4_text"),
         ("llama4_maverick", "llama4_text"),
+        ("glm_4.5", "glm4_moe"),
+        ("glm_4.5_air", "glm4_moe"),
         ("switch_base_8", "switch_transformers"),
         ("nllb_moe_54b", "nllb-moe"),
     ],

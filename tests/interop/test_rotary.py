@@ -3,6 +3,7 @@
 import pytest
 
 from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface.llama_like import partly_rotary
 from moe_jax.interop.huggingface.rotary import rotary
 from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
 
@@ -75,12 +76,41 @@ def test_the_same_rotation_in_every_form(given, wanted):
         ),
         ({"rope_type": 3}, "rope_type in rope_parameters is 3, but it must be a string"),
         ({"partial_rotary_factor": 0.5}, "but only 1.0 is supported"),
+        ({"partial_rotary_factor": 0.0}, "factor=0.0, but only 1.0 is supported"),
     ],
 )
 def test_a_rotation_that_cannot_be_is_refused(rope, message):
     with pytest.raises(ConfigError, match=message) as error:
         rotary(NOTHING | {"rope_parameters": rope})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, 1.0),
+        ({"partial_rotary_factor": 0.25}, 0.25),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, 0.5),
+        # The parameters of rotation take precedence over the key of the file.
+        ({"partial_rotary_factor": 0.25, "rope_parameters": {"partial_rotary_factor": 0.5}}, 0.5),
+    ],
+)
+def test_a_family_may_rotate_a_part_of_each_head(given, share):
+    assert rotary(NOTHING | given, partial=True) == Rotary(500.0, share=share)
+
+
+def test_a_share_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="only a share above 0 and up to 1 is supported"):
+        rotary(NOTHING | {"partial_rotary_factor": 2.0}, partial=True)
+
+
+def test_features_are_rotated_in_pairs():
+    # 0.5 of a head of 6 features is 3 features, which are no pairs.
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 24}
+    config = NOTHING | heads | {"head_dim": None, "partial_rotary_factor": 0.5}
+    with pytest.raises(ConfigError, match="rotates 3 of the 6 features of a head, but features"):
+        partly_rotary(config)
+    assert partly_rotary(config | {"head_dim": 8}).rotated(8) == 4
 
 
 def test_no_base_at_all_is_refused():

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -7,7 +8,8 @@ import pytest
 
 from moe_jax.attend import View
 from moe_jax.nn.attention import Attention, AttentionConfig
-from moe_jax.nn.positions import RelativeBias, _bucket
+from moe_jax.nn.positions import RelativeBias, Rotary, _bucket
+from moe_jax.nn.positions import rotate as rotary_positions
 
 GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
 PLAIN = AttentionConfig(width=8, num_heads=4, num_kv_heads=4, head_dim=4, rotary=None)
@@ -86,6 +88,20 @@ def test_rotary_depends_on_relative_positions_alone():
     np.testing.assert_allclose(shifted, y, atol=1e-5)
     stretched = apply(layer, X, ONE_DOCUMENT, POSITIONS * 2)
     assert np.abs(stretched - y).max() > 1e-2
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_share_of_each_head_is_rotated(interleaved):
+    # Of 8 features 0.5 x 8 = 4 are rotated as a head of 4 would be; the last 4 keep their values.
+    x = jax.random.normal(jax.random.key(2), (2, 3, 6, 8))
+    whole = Rotary(100.0, interleaved)
+    part = dataclasses.replace(whole, share=0.5)
+    y = rotary_positions(x, POSITIONS, part)
+    np.testing.assert_array_equal(y[..., :4], rotary_positions(x[..., :4], POSITIONS, whole))
+    np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
+    # A rotation keeps lengths, so that half the square of the result has the gradient x.
+    half = jax.grad(lambda x: 0.5 * jnp.square(rotary_positions(x, POSITIONS, part)).sum())
+    np.testing.assert_allclose(half(x), x, atol=1e-6)
 
 
 def test_segments_isolate_documents():

@@ -1,12 +1,14 @@
 """Records of small models of ``transformers``: logits, who went where, greedy generation.
 
-Needs ``torch`` and ``transformers``. ``python -m tests.parity.models`` writes the committed records
-that the tests compare with where these are not installed. Weights are drawn from their names.
+Needs ``torch`` and ``transformers``. ``python -m tests.parity.models [CASE ...]`` writes the
+committed records that the tests compare with where these are not installed. Weights are drawn from
+their names.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,17 @@ _ENDS = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 _BASE = _ENDS | {"vocab_size": 43, "hidden_size": 24, "max_position_embeddings": 64}
 _TWO = _BASE | {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 _ODD = _BASE | {"num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3}
-_LATENT = {
+_SPARSE = {
+    "intermediate_size": 22,
     "moe_intermediate_size": 10,
     "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+}
+_LATENT = _SPARSE | {
     "kv_lora_rank": 12,
     "qk_nope_head_dim": 6,
     "qk_rope_head_dim": 4,
     "v_head_dim": 5,
-    "intermediate_size": 22,
-    "num_experts_per_tok": 3,
 }
 _YARN = {
     "rope_type": "yarn",
@@ -200,6 +204,33 @@ CASES: dict[str, tuple[str, Json]] = {
             "n_group": 2,
             "topk_group": 1,
             "rope_parameters": _YARN,
+        },
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        _TWO
+        | _SPARSE
+        | {
+            "hidden_size": 32,
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "glm4_moe_odd": (
+        "glm4_moe",
+        _ODD
+        | _SPARSE
+        | {
+            "head_dim": 10,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"partial_rotary_factor": 0.4},
         },
     ),
     "llama4_scout": (
@@ -408,9 +439,9 @@ def _generated(model: Any, found: Json) -> np.ndarray:
 
 
 def main() -> None:
-    """Writes one record per case."""
+    """Writes one record for each case that the command names, or for all."""
     FIXTURES.mkdir(exist_ok=True, parents=True)
-    for case in CASES:
+    for case in sys.argv[1:] or CASES:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             make(case, folder)

@@ -1,12 +1,6 @@
 """Models of ``transformers``: ``load`` reads a folder of ``transformers``, ``save`` writes one."""
 
-from moe_jax.interop.huggingface.convert import (
-    FAMILIES,
-    Described,
-    Imported,
-    describe,
-    load,
-    save,
-)
+from moe_jax.interop.huggingface.convert import Described, Imported, describe, load, save
+from moe_jax.interop.huggingface.families import FAMILIES
 
 __all__ = ["FAMILIES", "Described", "Imported", "describe", "load", "save"]

@@ -18,37 +18,17 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from moe_jax import models
-from moe_jax.errors import ConfigError, nearest
+from moe_jax.errors import ConfigError
 from moe_jax.interop.companions import copy_companions
-from moe_jax.interop.huggingface.dbrx import DBRX
-from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from moe_jax.interop.huggingface.description import description
-from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
 from moe_jax.interop.huggingface.entries import Entry
-from moe_jax.interop.huggingface.family import OUTER, Family
+from moe_jax.interop.huggingface.families import family_of
 from moe_jax.interop.huggingface.files import is_export, write
-from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
-from moe_jax.interop.huggingface.keys import require
-from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.opened import opened
 from moe_jax.interop.staging import replaced, require_room
 from moe_jax.parallel.rules import sharding_of
 from moe_jax.routing.balance import BATCH_LOAD
 
-_FAMILIES: tuple[Family[Any], ...] = (
-    MIXTRAL,
-    QWEN2_MOE,
-    QWEN3_MOE,
-    OLMOE,
-    DBRX,
-    DEEPSEEK_V2,
-    DEEPSEEK_V3,
-    LLAMA4,
-    GPT_OSS,
-    SWITCH,
-    NLLB_MOE,
-)
-FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILIES}
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -99,7 +79,7 @@ def load(
             allocated.
     """
     _check_dtype(dtype)
-    folder = opened(Path(directory), _family, compute_dtype=dtype, **changes)
+    folder = opened(Path(directory), family_of, compute_dtype=dtype, **changes)
     graph, state = nnx.split(_abstract(folder.config, folder.vocab_size))
     parameters = _Parameters(nnx.merge(graph, state), dtype, mesh)
     for entry in tqdm(folder.entries, desc="tensors", disable=not progress):
@@ -131,7 +111,7 @@ def describe(directory: Path | str) -> Described:
     Raises:
         ConfigError: If ``load`` would raise it; shapes of tensors are not checked.
     """
-    folder = opened(Path(directory), _family)
+    folder = opened(Path(directory), family_of)
     return Described(folder.config, folder.vocab_size, folder.family.name, folder.original)
 
 
@@ -168,7 +148,7 @@ def save(
     Raises:
         ConfigError: If the family is unknown or cannot express the model, or the disk is full.
     """
-    directory, kind = Path(directory), _family(family)
+    directory, kind = Path(directory), family_of(family)
     _check_dtype(dtype)
     config, vocab = model.config, model.embedding.table[...].shape[0]
     described = description(kind, config, vocab, dtype, original)
@@ -191,14 +171,6 @@ def save(
 def _check_dtype(dtype: str) -> None:
     if dtype not in _BYTES:
         raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(_BYTES)}")
-
-
-def _family(name: Any) -> Family[Any]:
-    require(name, str, "model_type in config.json")
-    name = {OUTER: "llama4_text"}.get(name, name)
-    if name not in FAMILIES:
-        raise ConfigError(f"model_type={name!r} is unknown{nearest(name, FAMILIES)}")
-    return FAMILIES[name]
 
 
 def _abstract(config: models.ModelConfig, vocab_size: int) -> models.Model:

@@ -18,6 +18,7 @@ from moe_jax.interop.huggingface.family import (
     network,
 )
 from moe_jax.interop.huggingface.llama_like import (
+    attention,
     experts,
     model_ends,
     norms,
@@ -49,11 +50,11 @@ def _latent(config: Json) -> Latent:
     )
 
 
-def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> DecoderConfig:
-    layers = range(config["first_k_dense_replace"], config["num_hidden_layers"])
+def mixture(config: Json, router: routing.Router) -> MoEConfig:
+    """Returns the experts: routed and shared ones in all layers after the first dense ones."""
     width = config["moe_intermediate_size"]
-    moe = MoEConfig(
-        layers=tuple(layers),
+    return MoEConfig(
+        layers=tuple(range(config["first_k_dense_replace"], config["num_hidden_layers"])),
         every=0,
         num_experts=config["n_routed_experts"],
         expert_dim=width,
@@ -61,10 +62,13 @@ def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> 
         transport="gather",
         shared=SharedConfig(width * (config["n_shared_experts"] or 0)),
     )
+
+
+def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> DecoderConfig:
     config = config | {"head_dim": config["qk_rope_head_dim"]}
     positions = rotary(config, interleaved=interleaved)
     shape = trunk(config, attention=_latent(config), positions=positions)
-    return DecoderConfig(**shape, moe=moe)
+    return DecoderConfig(**shape, moe=mixture(config, router))
 
 
 def _groups(config: Json) -> tuple[int, int]:
@@ -105,11 +109,12 @@ def _read_v2(config: Json) -> DecoderConfig:
 
 def _losses(config: Json, **others: float) -> dict[str, float]:
     """Returns the weights of losses that replace the paper's if ``aux_loss_alpha`` is set."""
-    alpha = config["aux_loss_alpha"]
+    alpha = config.get("aux_loss_alpha")
     return {} if alpha is None else {"balance_weight": float(alpha), **others}
 
 
-def _read_v3(config: Json) -> DecoderConfig:
+def balanced_router(config: Json) -> routing.Router:
+    """Returns DeepSeek-V3's router: sigmoid, and a bias on the selection of experts."""
     groups, keep = _groups(config)
     router = routing.preset(
         "deepseek_v3",
@@ -122,31 +127,46 @@ def _read_v3(config: Json) -> DecoderConfig:
     select = dataclasses.replace(
         expect(router.select, TopK), normalize=bool(config["norm_topk_prob"])
     )
-    router = dataclasses.replace(router, select=select)
+    return dataclasses.replace(router, select=select)
+
+
+def _read_v3(config: Json) -> DecoderConfig:
+    router = balanced_router(config)
     decoder = _read(config, router, interleaved=bool(config["rope_interleave"]))
     return dataclasses.replace(decoder, lookahead=config["num_nextn_predict_layers"] or 0)
 
 
-def _write(config: DecoderConfig) -> Json:
-    latent, moe = expect(config.attention, Latent), config.moe
-    sparse, select = moe.moe_layers(config.num_layers), top_k(config)
-    scaling = expect(config.positions, Rotary).scaling
-    keys = written(config) | {
-        "q_lora_rank": latent.query_rank or None,
-        "kv_lora_rank": latent.kv_rank,
-        "qk_nope_head_dim": latent.plain_dim,
-        "qk_rope_head_dim": latent.rotary_dim,
-        "v_head_dim": latent.value_dim,
+def written_mixture(config: DecoderConfig) -> Json:
+    """Returns the keys of ``config.json`` that ``mixture`` and ``balanced_router`` read."""
+    moe, select = config.moe, top_k(config)
+    keys = {
         "moe_intermediate_size": moe.expert_dim,
         "n_routed_experts": moe.num_experts,
         "n_shared_experts": moe.shared.hidden // moe.expert_dim,
         "num_experts_per_tok": select.k,
-        "first_k_dense_replace": min(sparse),
+        "first_k_dense_replace": min(moe.moe_layers(config.num_layers)),
         "routed_scaling_factor": select.scale,
         "norm_topk_prob": select.normalize,
     }
     if select.limit is not None:
         keys |= {"n_group": select.limit.groups, "topk_group": select.limit.keep}
+    return keys
+
+
+def _write(config: DecoderConfig) -> Json:
+    latent = expect(config.attention, Latent)
+    scaling = expect(config.positions, Rotary).scaling
+    keys = (
+        written(config)
+        | written_mixture(config)
+        | {
+            "q_lora_rank": latent.query_rank or None,
+            "kv_lora_rank": latent.kv_rank,
+            "qk_nope_head_dim": latent.plain_dim,
+            "qk_rope_head_dim": latent.rotary_dim,
+            "v_head_dim": latent.value_dim,
+        }
+    )
     if latent.scale and scaling is not None:
         plain = math.sqrt(latent.plain_dim + latent.rotary_dim)
         weight = (math.sqrt(latent.scale * plain) - 1) / (0.1 * math.log(scaling.factor))
@@ -168,7 +188,8 @@ def _write_v3(config: DecoderConfig) -> Json:
     }
 
 
-def _entries(config: DecoderConfig) -> Iterator[Entry]:
+def entries(config: DecoderConfig) -> Iterator[Entry]:
+    """Yields all tensors of a decoder, with lookahead modules as layers after the last one."""
     yield from model_ends(config)
     sparse = config.moe.moe_layers(config.num_layers)
     for i in range(config.num_layers):
@@ -189,8 +210,10 @@ def _entries(config: DecoderConfig) -> Iterator[Entry]:
 def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterator[Entry]:
     moe = config.moe
     yield from norms(layer, ours)
-    latent = expect(config.attention, Latent)
-    yield from _attention(latent, f"{layer}.self_attn", f"{ours}.attention")
+    if isinstance(config.attention, Latent):
+        yield from _latent_attention(config.attention, f"{layer}.self_attn", f"{ours}.attention")
+    else:
+        yield from attention(config, layer, ours)
     if not sparse:
         yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
         return
@@ -203,7 +226,7 @@ def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterat
         yield from network(f"{layer}.mlp.shared_experts", inner, GATED)
 
 
-def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
+def _latent_attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
     if latent.query_rank:
         yield Entry(f"{theirs}.q_a_proj.weight", (f"{ours}.query_down",), Matrix())
         yield Entry(f"{theirs}.q_a_layernorm.weight", (f"{ours}.query_norm.scale",), Same())
@@ -217,7 +240,7 @@ def _attention(latent: Latent, theirs: str, ours: str) -> Iterator[Entry]:
     yield Entry(f"{theirs}.o_proj.weight", (f"{ours}.output",), Matrix(2))
 
 
-def _without_lookahead(settings: Json, names: Collection[str]) -> Json:
+def without_lookahead(settings: Json, names: Collection[str]) -> Json:
     """Returns the settings without the lookahead modules if no tensor of them is stored.
 
     DeepSeek's files store these modules as layers after the last one; ``transformers`` does not
@@ -233,7 +256,7 @@ DEEPSEEK_V2 = Family(
     "DeepseekV2ForCausalLM",
     _read_v2,
     _write_v2,
-    _entries,
+    entries,
     known.DEEPSEEK_V2,
     DecoderConfig,
     exact=(".mlp.gate.weight",),
@@ -245,5 +268,5 @@ DEEPSEEK_V3 = dataclasses.replace(
     build=_read_v3,
     keys=known.DEEPSEEK_V3,
     write=_write_v3,
-    without=_without_lookahead,
+    without=without_lookahead,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe_jax.errors import ConfigError
-from moe_jax.interop.huggingface.family import OUTER, Family, Json, UnsupportedPart
+from moe_jax.interop.huggingface.family import Family, Json, UnsupportedPart
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.models import ModelConfig
 
@@ -78,7 +78,7 @@ def description(
     outer = original or {}
     inner = outer.get("text_config") or {}
     given = {**outer, **inner}
-    same = given.get("model_type", family.name) in (family.name, OUTER)
+    same = given.get("model_type", family.name) in (family.name, *family.aliases)
     known = {*family.keys.read, *family.keys.unread}
     # Another family has other settings, but token ids belong to the tokenizer and stay valid.
     kept = {

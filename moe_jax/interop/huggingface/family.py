@@ -66,6 +66,7 @@ class Family(Generic[Config]):
         base: Prefix of all names except the head's; ``transformers`` omits it for a bare model.
         renamed: Alternative spellings of parts of names, with the spelling used here.
         outer: Keys of a file that nests the configuration as ``text_config``.
+        aliases: Other values of ``model_type`` that files of the family have.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Family(Generic[Config]):
     base: str = "model."
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outer: Keys | None = None
+    aliases: tuple[str, ...] = ()
 
     def settings(self, config: Json) -> Json:
         """Returns all settings of a ``config.json``, with defaults for absent keys.
@@ -96,7 +98,7 @@ class Family(Generic[Config]):
         where = "config.json"
         require(config, dict, where)
         if self.outer is not None and (
-            "text_config" in config or config.get("model_type") == OUTER
+            "text_config" in config or config.get("model_type") in self.aliases
         ):
             config = self.outer.filled(config, where)["text_config"]
             where = "text_config in config.json"
@@ -110,9 +112,6 @@ class Family(Generic[Config]):
         """
         return self.build(self.settings(config))
 
-
-OUTER = "llama4"
-"""The ``model_type`` of a file that nests the configuration as ``text_config``."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -165,6 +164,8 @@ def heads_of(config: Json) -> Heads:
 def rope_parameters(positions: Rotary) -> Json:
     """Returns the ``rope_parameters`` of a ``config.json``."""
     written: Json = {"rope_theta": positions.base, "rope_type": "default"}
+    if positions.share != 1:
+        written["partial_rotary_factor"] = positions.share
     match positions.scaling:
         case LinearScaling(factor):
             written |= {"rope_type": "linear", "factor": factor}

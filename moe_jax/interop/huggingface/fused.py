@@ -227,4 +227,5 @@ LLAMA4 = Family(
     prefix="language_model.",
     beside=lambda config, name: name.startswith(("vision_model.", "multi_modal_projector.")),
     outer=known.LLAMA4_OUTER,
+    aliases=("llama4",),
 )

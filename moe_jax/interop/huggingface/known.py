@@ -5,45 +5,45 @@ from __future__ import annotations
 from moe_jax.interop.huggingface.keys import Key, Keys, number, size
 from moe_jax.interop.huggingface.unread import DERIVED, EVERYWHERE, NOBODY, TRAINING
 
-_FLAG = Key(bool, False)
-_ON = Key(bool, True)
-_NOT = Key(bool, False, only=(False,))
-_INDICES = Key(list, None, null=True, items=int)
-_NAMES = Key(list, None, null=True, items=str)
-_OBJECT = Key(dict, None, null=True)
+FLAG = Key(bool, False)
+ON = Key(bool, True)
+NOT = Key(bool, False, only=(False,))
+INDICES = Key(list, None, null=True, items=int)
+NAMES = Key(list, None, null=True, items=str)
+OBJECT = Key(dict, None, null=True)
 _NO_WINDOW = Key(int, None, null=True, only=(None,))
 
 # Keys of rotary positions, in the spelling of transformers 5 and in older ones.
-_ROTARY = {
+ROTARY = {
     "max_position_embeddings": size(None),
     "original_max_position_embeddings": size(None, null=True),
-    "partial_rotary_factor": Key(float, None, null=True, only=(1.0,)),
-    "rope_parameters": _OBJECT,
-    "rope_scaling": _OBJECT,
+    "partial_rotary_factor": number(None, null=True),
+    "rope_parameters": OBJECT,
+    "rope_scaling": OBJECT,
     "rope_theta": number(10000.0, null=True),
 }
-_LLAMA = {
-    **_ROTARY,
+LLAMA = {
+    **ROTARY,
     "head_dim": size(None, null=True),
     "hidden_act": Key(str, "silu"),
-    "tie_word_embeddings": _FLAG,
+    "tie_word_embeddings": FLAG,
 }
 _QWEN = {
-    **_LLAMA,
+    **LLAMA,
     "vocab_size": size(151936),
     "hidden_size": size(2048),
     "num_hidden_layers": size(24),
     "max_position_embeddings": size(32768),
     "rms_norm_eps": number(1e-6, 0.0),
-    "use_sliding_window": _FLAG,
+    "use_sliding_window": FLAG,
     "decoder_sparse_step": size(1),
-    "norm_topk_prob": _FLAG,
+    "norm_topk_prob": FLAG,
     "router_aux_loss_coef": number(0.001, 0.0),
-    "mlp_only_layers": _INDICES,
+    "mlp_only_layers": INDICES,
 }
-_LATENT = {
-    **{name: key for name, key in _LLAMA.items() if name != "head_dim"},
-    "attention_bias": _NOT,
+LATENT = {
+    **{name: key for name, key in LLAMA.items() if name != "head_dim"},
+    "attention_bias": NOT,
     "kv_lora_rank": size(512),
     "q_lora_rank": size(1536, null=True),
     "qk_nope_head_dim": size(128),
@@ -58,7 +58,7 @@ _LATENT_UNREAD = EVERYWHERE | _NO_CODE | {"qk_head_dim": DERIVED, "head_dim": DE
 
 MIXTRAL = Keys(
     {
-        **_LLAMA,
+        **LLAMA,
         "vocab_size": size(32000),
         "hidden_size": size(4096),
         "intermediate_size": size(14336),
@@ -85,12 +85,12 @@ QWEN2_MOE = Keys(
         "num_key_value_heads": size(16, null=True),
         "sliding_window": size(4096, 0, null=True),
         "max_window_layers": size(28, 0),
-        "layer_types": _NAMES,
+        "layer_types": NAMES,
         "moe_intermediate_size": size(1408),
         "shared_expert_intermediate_size": size(5632),
         "num_experts_per_tok": size(4),
         "num_experts": size(60),
-        "qkv_bias": _ON,
+        "qkv_bias": ON,
     },
     EVERYWHERE,
     {"num_local_experts": "num_experts"},
@@ -101,7 +101,7 @@ QWEN3_MOE = Keys(
         "intermediate_size": size(6144),
         "num_attention_heads": size(32),
         "num_key_value_heads": size(4, null=True),
-        "attention_bias": _FLAG,
+        "attention_bias": FLAG,
         "sliding_window": size(4096, null=True),
         "moe_intermediate_size": size(768),
         "num_experts_per_tok": size(8),
@@ -112,7 +112,7 @@ QWEN3_MOE = Keys(
 )
 OLMOE = Keys(
     {
-        **_LLAMA,
+        **LLAMA,
         "vocab_size": size(50304),
         "hidden_size": size(2048),
         "intermediate_size": size(2048),
@@ -121,29 +121,29 @@ OLMOE = Keys(
         "num_key_value_heads": size(None, null=True),
         "max_position_embeddings": size(4096),
         "rms_norm_eps": number(1e-5, 0.0),
-        "attention_bias": _FLAG,
+        "attention_bias": FLAG,
         "clip_qkv": number(None, null=True),
         "sliding_window": _NO_WINDOW,
         "num_experts_per_tok": size(8),
         "num_experts": size(64),
         "router_aux_loss_coef": number(0.01, 0.0),
-        "norm_topk_prob": _FLAG,
+        "norm_topk_prob": FLAG,
     },
     EVERYWHERE,
     {"num_local_experts": "num_experts"},
 )
 DBRX = Keys(
     {
-        **_ROTARY,
+        **ROTARY,
         "d_model": size(2048),
         "n_heads": size(16),
         "n_layers": size(24),
         "max_position_embeddings": size(2048),
         "vocab_size": size(32000),
-        "attn_config": _OBJECT,
-        "ffn_config": _OBJECT,
+        "attn_config": OBJECT,
+        "ffn_config": OBJECT,
         "rope_theta": number(None, null=True),
-        "tie_word_embeddings": _FLAG,
+        "tie_word_embeddings": FLAG,
     },
     EVERYWHERE
     | {"num_key_value_heads": "attn_config has the key kv_n_heads"}
@@ -166,14 +166,14 @@ DBRX = Keys(
         ),
         "ffn_config": Keys(
             {
-                "ffn_act_fn": _OBJECT,
+                "ffn_act_fn": OBJECT,
                 "ffn_hidden_size": size(3584),
                 "moe_num_experts": size(4),
                 "moe_top_k": size(1),
                 "moe_jitter_eps": number(None, 0.0, null=True),
                 "moe_loss_weight": number(0.01, 0.0),
                 "moe_normalize_expert_weights": Key(float, 1.0, only=(1.0,)),
-                "uniform_expert_assignment": _NOT,
+                "uniform_expert_assignment": NOT,
             },
             EVERYWHERE | {"hidden_size": DERIVED},
         ),
@@ -181,7 +181,7 @@ DBRX = Keys(
 )
 DEEPSEEK_V2 = Keys(
     {
-        **_LATENT,
+        **LATENT,
         "vocab_size": size(102400),
         "hidden_size": size(4096),
         "intermediate_size": size(11008),
@@ -190,7 +190,7 @@ DEEPSEEK_V2 = Keys(
         "num_attention_heads": size(32),
         "num_key_value_heads": size(None, null=True),
         "max_position_embeddings": size(2048),
-        "mlp_bias": _NOT,
+        "mlp_bias": NOT,
         "first_k_dense_replace": size(0, 0),
         "n_group": size(None, null=True),
         "n_routed_experts": size(64),
@@ -207,7 +207,7 @@ DEEPSEEK_V2 = Keys(
 )
 DEEPSEEK_V3 = Keys(
     {
-        **_LATENT,
+        **LATENT,
         "vocab_size": size(129280),
         "hidden_size": size(7168),
         "intermediate_size": size(18432),
@@ -238,7 +238,7 @@ DEEPSEEK_V3 = Keys(
 )
 LLAMA4 = Keys(
     {
-        **_LLAMA,
+        **LLAMA,
         "vocab_size": size(202048),
         "hidden_size": size(5120),
         "intermediate_size": size(8192),
@@ -252,18 +252,18 @@ LLAMA4 = Keys(
         "rope_theta": number(500000.0, null=True),
         "num_experts_per_tok": size(1),
         "num_local_experts": size(16),
-        "moe_layers": _INDICES,
+        "moe_layers": INDICES,
         "interleave_moe_layer_step": size(1),
-        "use_qk_norm": _ON,
+        "use_qk_norm": ON,
         "router_aux_loss_coef": number(0.001, 0.0),
-        "no_rope_layers": _INDICES,
+        "no_rope_layers": INDICES,
         "no_rope_layer_interval": size(4),
         "attention_chunk_size": size(8192, null=True),
-        "layer_types": _NAMES,
-        "attn_temperature_tuning": _ON,
+        "layer_types": NAMES,
+        "attn_temperature_tuning": ON,
         "floor_scale": size(8192),
         "attn_scale": number(0.1),
-        "attention_bias": _FLAG,
+        "attention_bias": FLAG,
     },
     EVERYWHERE | {"router_jitter_noise": NOBODY},
     {"num_experts": "num_local_experts"},
@@ -288,7 +288,7 @@ LLAMA4_OUTER = Keys(
 )
 GPT_OSS = Keys(
     {
-        **_LLAMA,
+        **LLAMA,
         "vocab_size": size(201088),
         "hidden_size": size(2880),
         "intermediate_size": size(2880),
@@ -300,13 +300,13 @@ GPT_OSS = Keys(
         "rms_norm_eps": number(1e-5, 0.0),
         "rope_theta": number(150000.0, null=True),
         "sliding_window": size(128, null=True),
-        "layer_types": _NAMES,
+        "layer_types": NAMES,
         "num_experts_per_tok": size(4),
         "num_local_experts": size(128),
         "router_aux_loss_coef": number(0.001, 0.0),
         "swiglu_alpha": Key(float, 1.702, only=(1.702,)),
         "swiglu_limit": number(7.0, 0.0),
-        "attention_bias": _ON,
+        "attention_bias": ON,
     },
     EVERYWHERE | dict.fromkeys(("experts_per_token", "initial_context_length"), NOBODY),
     {"num_experts": "num_local_experts"},
@@ -330,17 +330,17 @@ SWITCH = Keys(
         "num_sparse_decoder_layers": size(3, 0),
         "encoder_sparse_step": size(None, 0, null=True),
         "decoder_sparse_step": size(None, 0, null=True),
-        "router_bias": _NOT,
+        "router_bias": NOT,
         "router_jitter_noise": number(0.01, 0.0),
         "router_z_loss_coef": number(0.001, 0.0),
         "router_aux_loss_coef": number(0.001, 0.0),
-        "add_router_probs": _NOT,
+        "add_router_probs": NOT,
         "relative_attention_num_buckets": size(32),
         "relative_attention_max_distance": size(128),
         "layer_norm_epsilon": number(1e-6, 0.0),
         "dense_act_fn": Key(str, "relu"),
-        "is_gated_act": _NOT,
-        "tie_word_embeddings": _ON,
+        "is_gated_act": NOT,
+        "tie_word_embeddings": ON,
     },
     _ENCODER_DECODER
     | {
@@ -372,15 +372,15 @@ NLLB_MOE = Keys(
         "decoder_attention_heads": size(16),
         "decoder_sparse_step": size(4, 0),
         "activation_function": Key(str, "relu"),
-        "scale_embedding": _ON,
+        "scale_embedding": ON,
         "pad_token_id": size(1, 0),
         "num_experts": size(128),
-        "router_bias": _NOT,
+        "router_bias": NOT,
         "router_aux_loss_coef": number(0.001, 0.0),
-        "router_ignore_padding_tokens": _FLAG,
+        "router_ignore_padding_tokens": FLAG,
         "second_expert_policy": Key(str, "all", only=("all",)),
-        "normalize_router_prob_before_dropping": _FLAG,
-        "batch_prioritized_routing": _FLAG,
+        "normalize_router_prob_before_dropping": FLAG,
+        "batch_prioritized_routing": FLAG,
         "moe_eval_capacity_token_fraction": number(1.0),
         "moe_token_dropout": number(0.2, 0.0),
         "tie_word_embeddings": Key(bool, True, only=(True,)),

@@ -33,11 +33,12 @@ from moe_jax.nn.shared import SharedConfig
 from moe_jax.routing.select import TopK
 
 
-def trunk(config: Json, **more: Any) -> dict[str, Any]:
+def trunk(config: Json, positions: Rotary | None = None, **more: Any) -> dict[str, Any]:
     """Returns the settings of a decoder like Llama's, apart from its experts.
 
     Args:
         config: All settings of the family.
+        positions: Rotation of queries and keys; ``None`` for the whole head, in halves.
         **more: Fields of ``DecoderConfig`` to add or replace.
     """
     return {
@@ -47,12 +48,33 @@ def trunk(config: Json, **more: Any) -> dict[str, Any]:
         "mlp_dim": config["intermediate_size"],
         "activation": activation(config["hidden_act"]),
         "gated": True,
-        "positions": rotary(config),
+        "positions": positions or rotary(config),
         "norm": NormConfig(eps=float(config["rms_norm_eps"])),
         "tie_embeddings": config["tie_word_embeddings"],
         "scale_embedding": False,
         **more,
     }
+
+
+def partly_rotary(config: Json, *, interleaved: bool = False) -> Rotary:
+    """Returns the rotary positions of a family that may rotate a part of each head.
+
+    Args:
+        config: All settings of the family.
+        interleaved: Whether neighbouring features form the pairs that are rotated.
+
+    Raises:
+        ConfigError: If the number of rotated features is odd or 0.
+    """
+    positions = rotary(config, interleaved=interleaved, partial=True)
+    dim = heads_of(config)["head_dim"]
+    turned = int(dim * positions.share)
+    if turned != positions.rotated(dim):
+        raise ConfigError(
+            f"config.json says partial_rotary_factor={positions.share}, which rotates {turned} of "
+            f"the {dim} features of a head, but features are rotated in pairs"
+        )
+    return positions
 
 
 def written(config: DecoderConfig) -> Json:

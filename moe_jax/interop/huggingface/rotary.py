@@ -26,15 +26,14 @@ _KEYS = {
     "truncate": bool,
     "type": str,
 }
-_ONE = "partial_rotary_factor"
 
 
 def parameters(config: Json) -> Json:
     """Returns the parameters of rotation that are not null.
 
     As in ``transformers``, ``rope_scaling`` takes precedence over ``rope_parameters``. If these
-    lack ``rope_theta`` or ``original_max_position_embeddings``, the keys of the configuration
-    itself apply.
+    lack ``rope_theta``, ``partial_rotary_factor`` or ``original_max_position_embeddings``, the keys
+    of the configuration itself apply.
 
     Raises:
         ConfigError: If a key is unknown or has an impossible value.
@@ -48,22 +47,22 @@ def parameters(config: Json) -> Json:
                 f"{name} has the unknown key {key!r}; the nearest known key is {close!r}"
             )
         require(value, _KEYS[key], f"{key} in {name}")
-    if given.get(_ONE, 1.0) != 1.0:
-        raise ConfigError(f"{name} says {_ONE}={given[_ONE]!r}, but only 1.0 is supported")
     length = config["original_max_position_embeddings"]
     given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    if config["rope_theta"] is not None:
-        given.setdefault("rope_theta", config["rope_theta"])
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if config[key] is not None:
+            given.setdefault(key, config[key])
     given["rope_type"] = given.get("rope_type") or given.get("type") or "default"
     return given | ({"original_max_position_embeddings": length} if length else {})
 
 
-def rotary(config: Json, *, interleaved: bool = False) -> Rotary:
+def rotary(config: Json, *, interleaved: bool = False, partial: bool = False) -> Rotary:
     """Returns the rotary positions that ``config`` describes.
 
     Args:
         config: All settings of the family.
         interleaved: Whether neighbouring features form the pairs that are rotated.
+        partial: Whether the family may rotate a part of each head.
 
     Raises:
         ConfigError: If the ``rope_type`` is not supported, or one of its parameters is missing.
@@ -87,7 +86,17 @@ def rotary(config: Json, *, interleaved: bool = False) -> Rotary:
             scaling = _yarn(given)
         case kind:
             raise ConfigError(f"config.json has rope_type={kind!r}; known: linear, llama3, yarn")
-    return Rotary(base, interleaved, scaling)
+    return Rotary(base, interleaved, scaling, _share(given, partial))
+
+
+def _share(given: Json, partial: bool) -> float:
+    share = given.get("partial_rotary_factor", 1.0)
+    if not (0 < share <= 1 if partial else share == 1):
+        allowed = "a share above 0 and up to 1" if partial else "1.0"
+        raise ConfigError(
+            f"config.json says partial_rotary_factor={share!r}, but only {allowed} is supported"
+        )
+    return float(share)
 
 
 def _positive(given: Json, name: str) -> float:

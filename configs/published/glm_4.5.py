@@ -1,0 +1,31 @@
+"""GLM-4.5 (2508.06471, table 1): rotation of half a head, norms of queries and keys, a lookahead.
+
+The sizes are those of zai-org/GLM-4.5/config.json. The report counts the lookahead module and
+leaves embedding and head out.
+"""
+
+from ml_collections import ConfigDict
+from moe_jax.configs import common
+from moe_jax.configs.families import open_models
+
+from moe_jax.counting import PublishedNumber
+
+PUBLISHED = (
+    PublishedNumber("total", 355e9, 0.01, "GLM-4.5 table 1"),
+    PublishedNumber("active.no_input_embedding", 32e9, 0.04, "GLM-4.5 table 1"),
+)
+
+
+def get_config() -> ConfigDict:
+    config = open_models.decoder("glm_4.5", layers=92, width=5120, heads=(96, 8, 128))
+    model = config.model
+    model.mlp_dim = 12288
+    model.lookahead = 1
+    model.norm.eps = 1e-5
+    model.positions.update(base=1e6, share=0.5)
+    model.attention.update(qkv_bias=True, qk_norm="head")
+    model.moe.update(layers=tuple(range(3, 92)), num_experts=160, expert_dim=1536)
+    model.moe.shared.hidden = 1536
+    model.moe.router = common.router("deepseek_v3", groups=1, keep_groups=1)
+    config.data.update(vocab_size=151552, seq_length=4096, batch_size=16384)
+    return config

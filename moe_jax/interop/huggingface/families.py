@@ -1,0 +1,45 @@
+"""All families of ``transformers`` that are read and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_jax.errors import ConfigError, nearest
+from moe_jax.interop.huggingface.dbrx import DBRX
+from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
+from moe_jax.interop.huggingface.family import Family
+from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
+from moe_jax.interop.huggingface.glm import GLM4_MOE
+from moe_jax.interop.huggingface.keys import require
+from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+
+_FAMILIES: tuple[Family[Any], ...] = (
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    DBRX,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    LLAMA4,
+    GPT_OSS,
+    GLM4_MOE,
+    SWITCH,
+    NLLB_MOE,
+)
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILIES}
+_ALIASES = {alias: family.name for family in _FAMILIES for alias in family.aliases}
+
+
+def family_of(model_type: Any) -> Family[Any]:
+    """Returns the family of a ``model_type``.
+
+    Raises:
+        ConfigError: If no family has this ``model_type``.
+    """
+    require(model_type, str, "model_type in config.json")
+    name = _ALIASES.get(model_type, model_type)
+    if name not in FAMILIES:
+        raise ConfigError(f"model_type={model_type!r} is unknown{nearest(name, FAMILIES)}")
+    return FAMILIES[name]
