@@ -101,7 +101,8 @@ class YarnScaling(Ranged):
         beta_fast: Features that turn more often than this over the original length keep their
             wavelength.
         beta_slow: Features that turn less often than this over the original length grow their
-            wavelength by the whole factor.
+            wavelength by the whole factor. With equal bounds (Kimi K2: 1 and 1) features between
+            them grow by a step.
         truncate: True rounds the bounds of these two groups to whole features.
         attention_factor: Factor of sine and cosine; 0 selects ``0.1 log(factor) + 1``.
     """
@@ -115,9 +116,9 @@ class YarnScaling(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.beta_fast <= self.beta_slow:
+        if self.beta_fast < self.beta_slow:
             raise ConfigError(
-                f"YarnScaling.beta_fast={self.beta_fast} must be above "
+                f"YarnScaling.beta_fast={self.beta_fast} must be at least "
                 f"YarnScaling.beta_slow={self.beta_slow}"
             )
 

@@ -28,7 +28,8 @@ WANTED = (
     *("olmoe_1b_7b", "olmoe_8e_k1", "olmoe_32e_k4", "olmoe_32e_shared", "olmoe_64e_k8"),
     *("olmoe_dense", "mixtral_8x7b", "dbrx", "deepseek_moe_16b", "deepseek_v2_lite"),
     *("deepseek_v3", "qwen1.5_moe_a2.7b", "qwen3_30b_a3b", "gpt_oss_20b", "gpt_oss_120b"),
-    *("llama4_scout", "llama4_maverick", "glm_4.5", "glm_4.5_air"),
+    *("llama4_scout", "llama4_maverick", "glm_4.5", "glm_4.5_air", "kimi_k2"),
+    *("minimax_m2", "ernie_4.5_21b_a3b", "ernie_4.5_300b_a47b", "dots_llm1", "k_exaone_236b_a23b"),
 )
 
 

@@ -178,6 +178,12 @@ def published(name):
         ("llama4_maverick", "llama4_text"),
         ("glm_4.5", "glm4_moe"),
         ("glm_4.5_air", "glm4_moe"),
+        ("kimi_k2", "deepseek_v3"),
+        ("minimax_m2", "minimax_m2"),
+        ("ernie_4.5_21b_a3b", "ernie4_5_moe"),
+        ("ernie_4.5_300b_a47b", "ernie4_5_moe"),
+        ("dots_llm1", "dots1"),
+        ("k_exaone_236b_a23b", "exaone_moe"),
         ("switch_base_8", "switch_transformers"),
         ("nllb_moe_54b", "nllb-moe"),
     ],
@@ -225,6 +231,19 @@ def test_the_text_model_of_a_checkpoint_with_a_vision_tower(tmp_path):
     outer = {"model_type": "llama4", "text_config": text, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(outer))
     assert_same_function(load(tmp_path), record)
+
+
+def test_a_name_of_deepseek_v3_that_transformers_does_not_know(tmp_path):
+    # Kimi K2's files have a model_type of their own; an export has the one of transformers.
+    (tmp_path / "there").mkdir()
+    record = recorded("kimi_k2", tmp_path / "there")
+    edited(tmp_path / "there", model_type="kimi_k2")
+    loaded = load(tmp_path / "there")
+    assert_same_function(loaded, record)
+    save(loaded.model, tmp_path / "back", loaded.family, original=loaded.original)
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert written["model_type"] == "deepseek_v3"
+    assert written["eos_token_id"] == loaded.original["eos_token_id"]
 
 
 def test_a_module_that_looks_ahead_is_announced_but_not_stored(tmp_path):

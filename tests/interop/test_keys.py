@@ -15,6 +15,7 @@ from tests.parity.compare_models import FIXTURES, RECORDED, family_of
 # Values that some key cannot have; a family takes them or refuses them in one line.
 ODD = (None, True, -1, 0, 3, 1e9, float("nan"), "x", [], [7], ["x"], {}, {"x": 1})
 NOT_OF_TRANSFORMERS = {
+    "attn_type_list",  # of MiniMax's own files
     "aux_loss_alpha",  # of DeepSeek's own files
     "decoder_sparse_step",  # written by transformers, computed where it is not there
     "encoder_sparse_step",
@@ -24,13 +25,20 @@ NOT_OF_TRANSFORMERS = {
     "num_nextn_predict_layers",  # ``num_mtp_layers`` is its newest name
     "original_max_position_embeddings",
     "partial_rotary_factor",
+    "moe_gate",  # of ERNIE's own files
+    "moe_use_aux_free",
+    "qk_norm_type",
     "rope_interleave",
     "rope_scaling",
     "rope_theta",
+    "rotary_dim",  # MiniMax-M2
     "scoring_func",
+    "shared_intermediate_size",
     "sliding_window",  # OLMoE
     "topk_method",  # DeepSeek-V3
     "uniform_expert_assignment",
+    "use_qk_norm",  # MiniMax-M2, whose model always has these norms
+    "use_routing_bias",
     "max_position_embeddings",  # DBRX: ``max_seq_len``
 }
 
@@ -147,7 +155,8 @@ def test_the_defaults_are_those_of_transformers(family):
         if name in defaults:
             assert key.default == defaults[name], name
             if defaults[name] is None:
-                assert key.null or name == "num_experts_per_tok", name
+                # Models of these families cannot be built without these numbers.
+                assert key.null or name in ("num_experts_per_tok", "n_routed_experts"), name
         else:
             assert name in NOT_OF_TRANSFORMERS, name
     if "rope_theta" in keys.read and family != "dbrx":

@@ -11,7 +11,16 @@ from tests.interop.test_keys import CASE_OF, config_of
 
 COEFFICIENT = "router_aux_loss_coef"
 # Families whose loss in transformers counts all choices: balanced, it is K times the coefficient.
-ALL_CHOICES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "dbrx", "nllb-moe")
+ALL_CHOICES = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "gpt_oss",
+    "dbrx",
+    "nllb-moe",
+    "ernie4_5_moe",
+)
 
 
 def with_coefficient(family, value):

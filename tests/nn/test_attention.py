@@ -8,7 +8,7 @@ import pytest
 
 from moe_jax.attend import View
 from moe_jax.nn.attention import Attention, AttentionConfig
-from moe_jax.nn.positions import RelativeBias, Rotary, _bucket
+from moe_jax.nn.positions import RelativeBias, Rotary, YarnScaling, _bucket
 from moe_jax.nn.positions import rotate as rotary_positions
 
 GQA = AttentionConfig(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
@@ -102,6 +102,15 @@ def test_a_share_of_each_head_is_rotated(interleaved):
     # A rotation keeps lengths, so that half the square of the result has the gradient x.
     half = jax.grad(lambda x: 0.5 * jnp.square(rotary_positions(x, POSITIONS, part)).sum())
     np.testing.assert_allclose(half(x), x, atol=1e-6)
+
+
+def test_bounds_of_yarn_may_be_equal():
+    # Of 8 pairs with base 10000, pair 8 log(300 / 2 pi) / log(10000) = 3.36 turns once in 300
+    # positions: pair 3 keeps its wavelength, and that of pair 4 grows by the whole factor.
+    plain = 10000.0 ** (-jnp.arange(8) / 8)
+    scaled = YarnScaling(4.0, 300, beta_fast=1.0, beta_slow=1.0).frequencies(plain, 10000.0)
+    share = np.array([1, 1, 1, 1, *[0.25] * 4])
+    np.testing.assert_allclose(scaled, plain * share, rtol=1e-6)
 
 
 def test_segments_isolate_documents():

@@ -233,6 +233,84 @@ CASES: dict[str, tuple[str, Json]] = {
             | {"partial_rotary_factor": 0.4},
         },
     ),
+    "kimi_k2": (
+        "deepseek_v3",
+        _TWO
+        | _LATENT
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 10,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "rope_parameters": _YARN | {"beta_fast": 1.0, "beta_slow": 1.0},
+        },
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        _TWO
+        | {
+            "head_dim": 8,
+            "intermediate_size": 10,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "rotary_dim": 4,
+        },
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        _TWO
+        | {
+            "num_hidden_layers": 3,
+            "intermediate_size": 22,
+            "moe_intermediate_size": 10,
+            "moe_num_experts": 6,
+            "moe_k": 3,
+        },
+    ),
+    "ernie4_5_moe_odd": (
+        "ernie4_5_moe",
+        _ODD
+        | {
+            "hidden_size": 12,
+            "num_hidden_layers": 5,
+            "intermediate_size": 9,
+            "moe_intermediate_size": 7,
+            "moe_num_experts": 5,
+            "moe_num_shared_experts": 0,
+            "moe_k": 2,
+            "moe_layer_interval": 2,
+            "moe_layer_end_index": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "dots1": (
+        "dots1",
+        _TWO
+        | _SPARSE
+        | {
+            "num_hidden_layers": 3,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "sliding_window": 4,
+            "max_window_layers": 2,
+        },
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        _TWO
+        | {
+            "num_hidden_layers": 5,
+            "head_dim": 8,
+            "intermediate_size": 22,
+            "moe_intermediate_size": 10,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "sliding_window": 4,
+        },
+    ),
     "llama4_scout": (
         "llama4_text",
         _TWO

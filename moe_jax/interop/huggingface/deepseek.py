@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: latent attention, shared experts and dense first layers."""
+"""DeepSeek-V2, V3 and Kimi K2: latent attention, shared experts and dense first layers."""
 
 from __future__ import annotations
 
@@ -217,10 +217,7 @@ def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterat
     if not sparse:
         yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
         return
-    yield from experts(f"{layer}.mlp", ours, moe.num_experts, GATED)
-    for name in moe.router.state_shapes(moe.num_experts):
-        state = f"{ours}.feed_forward.router.state.{name}"
-        yield Entry(f"{layer}.mlp.gate.e_score_correction_bias", (state,), Same())
+    yield from experts(f"{layer}.mlp", ours, moe, GATED)
     if moe.shared.hidden:
         inner = f"{ours}.feed_forward.shared.network"
         yield from network(f"{layer}.mlp.shared_experts", inner, GATED)
@@ -269,4 +266,5 @@ DEEPSEEK_V3 = dataclasses.replace(
     keys=known.DEEPSEEK_V3,
     write=_write_v3,
     without=without_lookahead,
+    aliases=("kimi_k2",),
 )

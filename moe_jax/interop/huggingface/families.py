@@ -7,12 +7,16 @@ from typing import Any
 from moe_jax.errors import ConfigError, nearest
 from moe_jax.interop.huggingface.dbrx import DBRX
 from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from moe_jax.interop.huggingface.dots import DOTS1
 from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
+from moe_jax.interop.huggingface.ernie import ERNIE4_5_MOE
+from moe_jax.interop.huggingface.exaone import EXAONE_MOE
 from moe_jax.interop.huggingface.family import Family
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
 from moe_jax.interop.huggingface.glm import GLM4_MOE
 from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+from moe_jax.interop.huggingface.minimax import MINIMAX_M2
 
 _FAMILIES: tuple[Family[Any], ...] = (
     MIXTRAL,
@@ -25,6 +29,10 @@ _FAMILIES: tuple[Family[Any], ...] = (
     LLAMA4,
     GPT_OSS,
     GLM4_MOE,
+    MINIMAX_M2,
+    ERNIE4_5_MOE,
+    DOTS1,
+    EXAONE_MOE,
     SWITCH,
     NLLB_MOE,
 )

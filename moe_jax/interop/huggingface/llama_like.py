@@ -142,22 +142,42 @@ def attention(config: DecoderConfig, layer: str, ours: str) -> Iterator[Entry]:
         yield Entry(f"{theirs}.sinks", (f"{ours}.sinks",), Same())
 
 
-def experts(layer: str, ours: str, number: int, names: dict[str, str]) -> Iterator[Entry]:
+BIAS = Entry("gate.e_score_correction_bias", (), Same())
+"""The bias on the selection of experts, where DeepSeek-V3 stores it in its layer."""
+
+
+def experts(
+    layer: str, ours: str, moe: MoEConfig, names: dict[str, str], bias: Entry = BIAS
+) -> Iterator[Entry]:
     """Yields the router and the experts, each with tensors of its own.
 
     Args:
         layer: Name of the mixture-of-experts layer in ``transformers``.
         ours: Name of the transformer layer here.
-        number: Number of experts.
+        moe: Settings of the layer.
         names: Name of each matrix in ``transformers``, by its name here.
+        bias: Name in the layer, and layout, of the bias if the router has one.
     """
     inner = f"{ours}.feed_forward"
     yield Entry(f"{layer}.gate.weight", (f"{inner}.router.kernel",), Matrix())
-    for e in range(number):
+    for name in moe.router.select.state_shapes(moe.num_experts):
+        state = (f"{inner}.router.state.{name}",)
+        yield Entry(f"{layer}.{bias.theirs}", state, bias.layout)
+    for e in range(moe.num_experts):
         yield from network(f"{layer}.experts.{e}", f"{inner}.experts", names, f"|{e}")
 
 
-def _entries(config: DecoderConfig, block: str, names: dict[str, str]) -> Iterator[Entry]:
+def entries(
+    config: DecoderConfig, block: str, names: dict[str, str], bias: Entry = BIAS
+) -> Iterator[Entry]:
+    """Yields all tensors of a decoder like Llama's.
+
+    Args:
+        config: Configuration of the model.
+        block: Name of the mixture-of-experts layer within a layer.
+        names: Name of each matrix of an expert in ``transformers``, by its name here.
+        bias: Name in the layer, and layout, of the bias if the router has one.
+    """
     yield from model_ends(config)
     sparse = config.moe.moe_layers(config.num_layers)
     for i in range(config.num_layers):
@@ -167,12 +187,18 @@ def _entries(config: DecoderConfig, block: str, names: dict[str, str]) -> Iterat
         if i not in sparse:
             yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
             continue
-        yield from experts(f"{layer}.{block}", ours, config.moe.num_experts, names)
-        if config.moe.shared.hidden:
-            shared = f"{ours}.feed_forward.shared"
+        yield from experts(f"{layer}.{block}", ours, config.moe, names, bias)
+        shared = f"{ours}.feed_forward.shared"
+        if config.moe.shared.mix == "sigmoid":
             yield from network(f"{layer}.{block}.shared_expert", f"{shared}.network", GATED)
             name = f"{layer}.{block}.shared_expert_gate.weight"
             yield Entry(name, (f"{shared}.gate",), Matrix())
+        elif config.moe.shared.hidden:
+            yield from network(f"{layer}.{block}.shared_experts", f"{shared}.network", GATED)
+
+
+NUMBERED = {"gate": "w1", "up": "w3", "down": "w2"}
+"""Names of the matrices of Mixtral's experts, by their names here."""
 
 
 def layer_kinds(config: Json, otherwise: list[str], local: str | None) -> list[str]:
@@ -203,7 +229,8 @@ def layer_kinds(config: Json, otherwise: list[str], local: str | None) -> list[s
     return kinds
 
 
-def _moe(config: Json, number: str, width: str, **more: Any) -> MoEConfig:
+def every_layer(config: Json, number: str, width: str, **more: Any) -> MoEConfig:
+    """Returns experts in every layer, for the keys of their number and of their width."""
     return MoEConfig(
         every=1, num_experts=config[number], expert_dim=config[width], transport="gather", **more
     )
@@ -214,7 +241,7 @@ def _read_mixtral(config: Json) -> DecoderConfig:
         "mixtral", k=config["num_experts_per_tok"], balance_weight=config["router_aux_loss_coef"]
     )
     router = dataclasses.replace(router, input_jitter=float(config["router_jitter_noise"]))
-    moe = _moe(config, "num_local_experts", "intermediate_size", router=router)
+    moe = every_layer(config, "num_local_experts", "intermediate_size", router=router)
     details = Details(window=config["sliding_window"] or 0)
     return DecoderConfig(**trunk(config, attention=details), moe=moe)
 
@@ -241,7 +268,7 @@ def _sparse(config: Json) -> tuple[int, ...]:
 
 
 def _qwen_moe(config: Json, **more: Any) -> MoEConfig:
-    moe = _moe(config, "num_experts", "moe_intermediate_size", router=_top_k(config), **more)
+    moe = every_layer(config, "num_experts", "moe_intermediate_size", router=_top_k(config), **more)
     return dataclasses.replace(moe, every=0, layers=_sparse(config))
 
 
@@ -257,16 +284,43 @@ def _qwen2_windows(config: Json) -> list[str]:
 def _read_qwen2(config: Json) -> DecoderConfig:
     local_kind = "sliding_attention" if config["use_sliding_window"] else None
     kinds = layer_kinds(config, _qwen2_windows(config), local_kind)
-    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
     details = Details(qkv_bias=config["qkv_bias"])
+    shared = SharedConfig(config["shared_expert_intermediate_size"], "sigmoid")
+    shape = trunk(config, **windowed(config, kinds, details))
+    return DecoderConfig(**shape, moe=_qwen_moe(config, shared=shared))
+
+
+def windowed(
+    config: Json, kinds: list[str], details: Details, *, full_rotates: bool = True
+) -> dict[str, Any]:
+    """Returns the fields of ``DecoderConfig`` for layers with a window and layers without one.
+
+    Args:
+        config: All settings of the family.
+        kinds: Kind of attention of every layer.
+        details: Details of attention in all layers, without the window.
+        full_rotates: Whether layers with full attention have rotary positions.
+
+    Raises:
+        ConfigError: If a layer has a window, and ``config.json`` lacks ``sliding_window``.
+    """
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if len(full) == len(kinds) and full_rotates:
+        return {"attention": details}
     local = details
-    overrides: tuple[AttentionOverride, ...] = ()
     if len(full) < len(kinds):
         local = dataclasses.replace(details, window=window(config))
-        overrides = (AttentionOverride(layers=full, details=details),) if full else ()
-    shared = SharedConfig(config["shared_expert_intermediate_size"], "sigmoid")
-    shape = trunk(config, attention=local, attention_overrides=overrides)
-    return DecoderConfig(**shape, moe=_qwen_moe(config, shared=shared))
+    other = AttentionOverride(layers=full, rotary=full_rotates, details=details)
+    return {"attention": local, "attention_overrides": (other,) if full else ()}
+
+
+def written_windows(config: DecoderConfig) -> Json:
+    """Returns the keys of ``config.json`` for layers with a window and layers without one."""
+    windows = [layer.details.window for layer in plain_attention(config)]
+    return {
+        "sliding_window": max(windows) or None,
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
+    }
 
 
 def window(config: Json) -> int:
@@ -306,13 +360,15 @@ def _write_qwen(config: DecoderConfig) -> Json:
     }
     if config.moe.shared.hidden:
         keys["shared_expert_intermediate_size"] = config.moe.shared.hidden
-        windows = [layer.details.window for layer in plain_attention(config)]
-        return keys | {
-            "qkv_bias": details.qkv_bias,
-            "use_sliding_window": any(windows),
-            "sliding_window": max(windows) or None,
-            "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
-        }
+        windows = written_windows(config)
+        return (
+            keys
+            | windows
+            | {
+                "qkv_bias": details.qkv_bias,
+                "use_sliding_window": bool(windows["sliding_window"]),
+            }
+        )
     return keys | {
         "attention_bias": details.qkv_bias,
         "use_sliding_window": bool(details.window),
@@ -321,7 +377,7 @@ def _write_qwen(config: DecoderConfig) -> Json:
 
 
 def _read_olmoe(config: Json) -> DecoderConfig:
-    moe = _moe(config, "num_experts", "intermediate_size", router=_top_k(config))
+    moe = every_layer(config, "num_experts", "intermediate_size", router=_top_k(config))
     bias = config["attention_bias"]
     details = Details(
         qk_norm="width",
@@ -356,7 +412,7 @@ MIXTRAL = Family(
     "MixtralForCausalLM",
     _read_mixtral,
     _write_mixtral,
-    lambda config: _entries(config, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
+    lambda config: entries(config, "block_sparse_moe", NUMBERED),
     known.MIXTRAL,
     DecoderConfig,
     renamed={".mlp.": ".block_sparse_moe."},
@@ -366,7 +422,7 @@ QWEN2_MOE = Family(
     "Qwen2MoeForCausalLM",
     _read_qwen2,
     _write_qwen,
-    lambda config: _entries(config, "mlp", GATED),
+    lambda config: entries(config, "mlp", GATED),
     known.QWEN2_MOE,
     DecoderConfig,
 )
@@ -375,7 +431,7 @@ QWEN3_MOE = Family(
     "Qwen3MoeForCausalLM",
     _read_qwen3,
     _write_qwen,
-    lambda config: _entries(config, "mlp", GATED),
+    lambda config: entries(config, "mlp", GATED),
     known.QWEN3_MOE,
     DecoderConfig,
 )
@@ -384,7 +440,7 @@ OLMOE = Family(
     "OlmoeForCausalLM",
     _read_olmoe,
     _write_olmoe,
-    lambda config: _entries(config, "mlp", GATED),
+    lambda config: entries(config, "mlp", GATED),
     known.OLMOE,
     DecoderConfig,
 )

@@ -1,0 +1,17 @@
+"""ERNIE-4.5-21B-A3B (Baidu 2025): the sizes are the defaults of transformers."""
+
+from ml_collections import ConfigDict
+from moe_jax.configs.families import ernie_4_5, open_models
+
+from moe_jax.counting import PublishedNumber
+
+PUBLISHED = (
+    PublishedNumber("total", 21e9, 0.05, "name of the model"),
+    PublishedNumber("active.no_input_embedding", 3e9, 0.12, "name of the model"),
+)
+
+
+def get_config() -> ConfigDict:
+    config = open_models.decoder("ernie_4.5_21b_a3b", layers=28, width=2560, heads=(20, 4, 128))
+    config.model.update(mlp_dim=12288, tie_embeddings=True)
+    return ernie_4_5.experts(config, dense=1, expert_dim=1536, k=6, shared=2)

@@ -1,0 +1,17 @@
+"""ERNIE-4.5-300B-A47B (Baidu 2025)."""
+
+from ml_collections import ConfigDict
+from moe_jax.configs.families import ernie_4_5, open_models
+
+from moe_jax.counting import PublishedNumber
+
+PUBLISHED = (
+    PublishedNumber("total", 300e9, 0.01, "name of the model"),
+    PublishedNumber("active.no_input_embedding", 47e9, 0.01, "name of the model"),
+)
+
+
+def get_config() -> ConfigDict:
+    config = open_models.decoder("ernie_4.5_300b_a47b", layers=54, width=8192, heads=(64, 8, 128))
+    config.model.mlp_dim = 28672
+    return ernie_4_5.experts(config, dense=3, expert_dim=3584, k=8, shared=0)
