@@ -147,6 +147,9 @@ class ModelConfig(Ranged):
         tie_embeddings: True uses the transposed embedding as the output projection.
         scale_embedding: True multiplies embeddings by ``sqrt(M)``.
         scale_head: True divides the inputs of the output projection by ``sqrt(M)`` (tied T5).
+        embedding_factor: Factor of embeddings (Granite: 12).
+        residual_factor: Factor of the output of every residual branch (Granite: 0.22).
+        logit_factor: Factor of logits (Granite: 1/6).
         dropout: Dropout rate of residual branches in training.
         init_scale: Scale ``s`` of the initial weights, truncated normals of variance ``s / fan-in``
             (Switch, 2101.03961, section 2.4, uses 0.1).
@@ -176,6 +179,9 @@ class ModelConfig(Ranged):
     tie_embeddings: bool = True
     scale_embedding: bool = True
     scale_head: bool = False
+    embedding_factor: Factor = 1.0
+    residual_factor: Factor = 1.0
+    logit_factor: Factor = 1.0
     dropout: Chance = 0.0
     init_scale: Factor = 1.0
     scan_layers: bool = True
@@ -395,6 +401,7 @@ class ModelConfig(Ranged):
                 feed_forward=inner,
                 moe=mixture,
                 dropout=self.dropout,
+                residual_factor=self.residual_factor,
                 norm=self.norm,
                 extra=dense,
                 cross_attention=self._plain_attention_at(layer) if cross else None,

@@ -49,6 +49,8 @@ class Embedding(nnx.Module):
         x = constrain(self.table[...].astype(dtype), "vocab", None)[tokens]
         if config.scale_embedding:
             x = x * jnp.sqrt(config.width).astype(dtype)
+        if config.embedding_factor != 1:
+            x = x * config.embedding_factor
         match config.positions:
             case Learned(offset=offset):
                 x += self.places[...].astype(dtype)[positions + offset]
@@ -64,6 +66,8 @@ class Embedding(nnx.Module):
             logits = wide_einsum("blm,vm->blv", hidden, self.table[...].astype(hidden.dtype))
         else:
             logits = wide_einsum("blm,mv->blv", hidden, self.head[...].astype(hidden.dtype))
+        if self.config.logit_factor != 1:
+            logits = logits * self.config.logit_factor
         return constrain(logits, "batch", "length", "vocab")
 
 

@@ -35,6 +35,7 @@ class BlockConfig:
         feed_forward: The dense network, or one expert.
         moe: The MoE layer that takes the place of the network; ``None`` for a dense layer.
         dropout: Dropout rate of all residual branches in training.
+        residual_factor: Factor of the output of all residual branches.
         norm: Norm of the input of every branch.
         extra: The dense sub-layer that ``moe.extra_dense`` puts before or after the experts.
         cross_attention: Attention to the memory, after the self-attention, or ``None``.
@@ -45,6 +46,7 @@ class BlockConfig:
     feed_forward: FeedForwardConfig
     moe: MoEConfig | None = None
     dropout: float = 0.0
+    residual_factor: float = 1.0
     norm: NormConfig = NormConfig()
     extra: FeedForwardConfig | None = None
     cross_attention: AttentionConfig | None = None
@@ -236,6 +238,8 @@ class Block(nnx.Module):
         return self.cross(self.cross_norm(x), view, kv), cache
 
     def _add(self, x: Array, branch: Array, key: Array | None) -> Array:
+        if self.config.residual_factor != 1:
+            branch = branch * self.config.residual_factor
         return constrain(x + dropout(branch, self.config.dropout, key), "batch", "length")
 
 

@@ -20,6 +20,7 @@ ALL_CHOICES = (
     "dbrx",
     "nllb-moe",
     "ernie4_5_moe",
+    "granitemoe",
 )
 
 

@@ -358,3 +358,21 @@ def test_an_encoder_generates_nothing():
         make(ENCODER).empty_cache(1, 8)
     with pytest.raises(ConfigError, match=r"model\.lookahead=1"):
         dataclasses.replace(ENCODER, lookahead=1)
+
+
+def test_factors_are_those_of_the_weights_behind_them():
+    # A factor of embeddings is one of the table, if the head is not tied; the output of a branch is
+    # linear in its last matrices; logits are linear in the head.
+    plain = dataclasses.replace(BASE, tie_embeddings=False, moe=MoEConfig(every=0))
+    factors = {"embedding_factor": 3.0, "residual_factor": 0.5, "logit_factor": 0.25}
+    model, other = make(dataclasses.replace(plain, **factors)), make(plain)
+    other.embedding.table[...] *= 3.0
+    other.embedding.head[...] *= 0.25
+    state = dict(nnx.to_flat_state(nnx.state(other.layers)))
+    scaled = {
+        path: value.replace(value.get_value() * 0.5) if path[-1] in ("output", "down") else value
+        for path, value in state.items()
+    }
+    assert sum(path[-1] in ("output", "down") for path in state) == 2
+    nnx.update(other.layers, nnx.from_flat_state(scaled))
+    close(forward(model)[0], forward(other)[0])

@@ -257,6 +257,20 @@ CASES: dict[str, tuple[str, Json]] = {
             "rotary_dim": 4,
         },
     ),
+    "granitemoe": (
+        "granitemoe",
+        _TWO
+        | {
+            "intermediate_size": 10,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "attention_bias": True,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 6.0,
+        },
+    ),
     "ernie4_5_moe": (
         "ernie4_5_moe",
         _TWO

@@ -14,6 +14,7 @@ from moe_jax.interop.huggingface.exaone import EXAONE_MOE
 from moe_jax.interop.huggingface.family import Family
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
 from moe_jax.interop.huggingface.glm import GLM4_MOE
+from moe_jax.interop.huggingface.granite import GRANITEMOE
 from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.minimax import MINIMAX_M2
@@ -30,6 +31,7 @@ _FAMILIES: tuple[Family[Any], ...] = (
     GPT_OSS,
     GLM4_MOE,
     MINIMAX_M2,
+    GRANITEMOE,
     ERNIE4_5_MOE,
     DOTS1,
     EXAONE_MOE,

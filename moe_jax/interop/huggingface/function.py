@@ -42,6 +42,9 @@ def function_of(config: ModelConfig) -> dict[str, Any]:
         "tie_embeddings": config.tie_embeddings,
         "scale_embedding": config.scale_embedding,
         "scale_head": config.scale_head,
+        "embedding_factor": config.embedding_factor,
+        "residual_factor": config.residual_factor,
+        "logit_factor": config.logit_factor,
         **_stacks(config),
     }
     flat: dict[str, Any] = {}
