@@ -234,6 +234,43 @@ def test_the_text_model_of_a_checkpoint_with_a_vision_tower(tmp_path):
     assert_same_function(load(tmp_path), record)
 
 
+def joined(tensors):
+    """Returns the tensors of Qwen3-MoE as Qwen3-VL stores them: experts joined, inputs first."""
+    found = {}
+    for name, tensor in tensors.items():
+        block, _, rest = name.partition(".experts.")
+        if not rest:
+            found[name] = tensor
+        elif rest.startswith("0."):
+            count = sum(n.startswith(f"{block}.experts.") for n in tensors) // 3
+            every = [f"{block}.experts.{e}" for e in range(count)]
+            gate, up, down = (
+                np.stack([tensors[f"{expert}.{part}_proj.weight"] for expert in every]).swapaxes(
+                    1, 2
+                )
+                for part in ("gate", "up", "down")
+            )
+            found[f"{block}.experts.gate_up_proj"] = np.concatenate([gate, up], -1).copy("C")
+            found[f"{block}.experts.down_proj"] = down.copy("C")
+    return found
+
+
+def test_the_text_model_of_qwen3_vl_is_qwen3_moe(tmp_path):
+    record = recorded("qwen3_moe", tmp_path)
+    tensors = joined(load_file(tmp_path / "model.safetensors"))
+    tensors = {name.replace("model.", "model.language_model.", 1): t for name, t in tensors.items()}
+    tensors["model.visual.patch.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    rope = text["rope_parameters"] | {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text |= {"model_type": "qwen3_vl_moe_text", "rope_parameters": rope}
+    outer = {"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    loaded = load(tmp_path)
+    assert_same_function(loaded, record)
+    assert loaded.family == "qwen3_moe"
+
+
 def test_a_name_of_deepseek_v3_that_transformers_does_not_know(tmp_path):
     # Kimi K2's files have a model_type of their own; an export has the one of transformers.
     (tmp_path / "there").mkdir()

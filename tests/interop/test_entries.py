@@ -5,6 +5,8 @@ import pytest
 
 from moe_jax.interop.huggingface.entries import (
     Columns,
+    EitherWay,
+    ExpertMatrices,
     ExpertRows,
     HeadRows,
     Matrix,
@@ -33,6 +35,8 @@ def numbers(*shape):
         (Without(Whole()), (3, 6), [(3, 1, 6)]),
         (ExpertRows(), (6, 4), [(2, 3, 4)]),
         (ExpertRows(transposed=True), (6, 4), [(2, 4, 3)]),
+        (ExpertMatrices(), (3, 6, 4), [(3, 4, 2), (3, 4, 4)]),
+        (EitherWay(), (3, 6, 4), [(3, 4, 3), (3, 4, 3)]),
         (Whole(), (2, 3), [(2, 3)]),
     ],
 )
@@ -41,6 +45,16 @@ def test_there_and_back(layout, theirs, ours):
     arrays = layout.to_ours(tensor, ours)
     assert [array.shape for array in arrays] == ours
     np.testing.assert_array_equal(layout.to_theirs(arrays), tensor)
+
+
+def test_experts_are_read_with_their_axes_in_either_order():
+    tensor, shapes = numbers(2, 6, 4), [(2, 4, 3), (2, 4, 3)]
+    for one, other in zip(
+        EitherWay().to_ours(tensor, shapes),
+        EitherWay().to_ours(tensor.swapaxes(1, 2), shapes),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_by_hand():

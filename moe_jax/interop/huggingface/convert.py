@@ -24,7 +24,7 @@ from moe_jax.interop.huggingface.description import description
 from moe_jax.interop.huggingface.entries import Entry
 from moe_jax.interop.huggingface.families import family_of
 from moe_jax.interop.huggingface.files import is_export, write
-from moe_jax.interop.huggingface.opened import opened
+from moe_jax.interop.huggingface.opened import Opened, opened
 from moe_jax.interop.staging import replaced, require_room
 from moe_jax.parallel.rules import sharding_of
 from moe_jax.routing.balance import BATCH_LOAD
@@ -40,7 +40,7 @@ class Imported:
         model: Model with its parameters.
         config: Configuration of the model.
         vocab_size: Size ``V`` of the vocabulary.
-        family: Family of the model, the ``model_type`` in ``config.json``.
+        family: Family of the model, the ``model_type`` of an export.
         original: Content of the ``config.json`` from which the model was loaded.
     """
 
@@ -85,7 +85,7 @@ def load(
     for entry in tqdm(folder.entries, desc="tensors", disable=not progress):
         parameters.put(entry, folder.read(entry.theirs))
     model = nnx.merge(graph, parameters.state())
-    return Imported(model, folder.config, folder.vocab_size, folder.family.name, folder.original)
+    return Imported(model, folder.config, folder.vocab_size, _export_of(folder), folder.original)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Described:
     Attributes:
         config: Configuration of the model.
         vocab_size: Size ``V`` of the vocabulary.
-        family: Family of the model, the ``model_type`` in ``config.json``.
+        family: Family of the model, the ``model_type`` of an export.
         original: Content of ``config.json``.
     """
 
@@ -112,7 +112,7 @@ def describe(directory: Path | str) -> Described:
         ConfigError: If ``load`` would raise it; shapes of tensors are not checked.
     """
     folder = opened(Path(directory), family_of)
-    return Described(folder.config, folder.vocab_size, folder.family.name, folder.original)
+    return Described(folder.config, folder.vocab_size, _export_of(folder), folder.original)
 
 
 def save(
@@ -166,6 +166,11 @@ def save(
             (folder / name).write_text(text, encoding="utf-8")
         write(pairs, folder, shard_bytes)
         (folder / "config.json").write_text(json.dumps(described, indent=2))
+
+
+def _export_of(folder: Opened) -> str:
+    """Returns the family that an export of the model has."""
+    return folder.family.exported or folder.family.name
 
 
 def _check_dtype(dtype: str) -> None:

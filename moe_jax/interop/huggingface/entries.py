@@ -197,6 +197,22 @@ class ExpertMatrices:
 
 
 @dataclasses.dataclass(frozen=True)
+class EitherWay:
+    """As ``ExpertMatrices``, or with the inputs before the outputs: the shape tells (Qwen3-VL)."""
+
+    def to_ours(self, tensor: Array, shapes: Shapes) -> list[Array]:
+        """Splits the tensor into parameters ``(E, inputs, outputs)``."""
+        outputs = sum(shape[-1] for shape in shapes)
+        if tensor.shape[1:] != (outputs, shapes[0][1]):
+            tensor = tensor.swapaxes(1, 2)
+        return ExpertMatrices().to_ours(tensor, shapes)
+
+    def to_theirs(self, arrays: Sequence[Array]) -> Array:
+        """Transposes the parameters and concatenates them."""
+        return ExpertMatrices().to_theirs(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
 class Whole:
     """The tensor and the parameter are the same array."""
 

@@ -18,6 +18,7 @@ from moe_jax.interop.huggingface.granite import GRANITEMOE
 from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.minimax import MINIMAX_M2
+from moe_jax.interop.huggingface.towers import GLM4V_MOE, QWEN3_VL_MOE
 
 _FAMILIES: tuple[Family[Any], ...] = (
     MIXTRAL,
@@ -39,7 +40,13 @@ _FAMILIES: tuple[Family[Any], ...] = (
     NLLB_MOE,
 )
 FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILIES}
-_ALIASES = {alias: family.name for family in _FAMILIES for alias in family.aliases}
+"""Families that are read and written, by ``model_type``."""
+
+TOWERS: dict[str, Family[Any]] = {family.name: family for family in (QWEN3_VL_MOE, GLM4V_MOE)}
+"""Text models that are read from files with a vision tower, by ``model_type``."""
+
+_ALL = FAMILIES | TOWERS
+_ALIASES = {alias: name for name, family in _ALL.items() for alias in family.aliases}
 
 
 def family_of(model_type: Any) -> Family[Any]:
@@ -50,6 +57,6 @@ def family_of(model_type: Any) -> Family[Any]:
     """
     require(model_type, str, "model_type in config.json")
     name = _ALIASES.get(model_type, model_type)
-    if name not in FAMILIES:
-        raise ConfigError(f"model_type={model_type!r} is unknown{nearest(name, FAMILIES)}")
-    return FAMILIES[name]
+    if name not in _ALL:
+        raise ConfigError(f"model_type={model_type!r} is unknown{nearest(name, _ALL)}")
+    return _ALL[name]

@@ -65,8 +65,10 @@ class Family(Generic[Config]):
         tied: Names of the head and of the embedding, which are one tensor if they are tied.
         base: Prefix of all names except the head's; ``transformers`` omits it for a bare model.
         renamed: Alternative spellings of parts of names, with the spelling used here.
-        outer: Keys of a file that nests the configuration as ``text_config``.
+        outer: Keys of a file that nests the configuration as ``text_config``; those that it reads
+            take precedence over the nested ones.
         aliases: Other values of ``model_type`` that files of the family have.
+        exported: Family that exports have, if ``transformers`` has no causal model for this one.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Family(Generic[Config]):
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outer: Keys | None = None
     aliases: tuple[str, ...] = ()
+    exported: str = ""
 
     def settings(self, config: Json) -> Json:
         """Returns all settings of a ``config.json``, with defaults for absent keys.
@@ -100,7 +103,9 @@ class Family(Generic[Config]):
         if self.outer is not None and (
             "text_config" in config or config.get("model_type") in self.aliases
         ):
-            config = self.outer.filled(config, where)["text_config"]
+            outer = self.outer.filled(config, where)
+            inner = require(outer.pop("text_config"), dict, "text_config in config.json")
+            config = inner | {key: value for key, value in outer.items() if value is not None}
             where = "text_config in config.json"
         return self.keys.filled(config, where)
 

@@ -17,6 +17,9 @@ _KEYS = {
     "finetuned": bool,
     "high_freq_factor": float,
     "low_freq_factor": float,
+    # On text, positions of several dimensions are one position.
+    "mrope_interleaved": bool,
+    "mrope_section": list,
     "mscale": float,
     "mscale_all_dim": float,
     "original_max_position_embeddings": int,
