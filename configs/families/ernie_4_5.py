@@ -20,6 +20,6 @@ def experts(config: ConfigDict, *, dense: int, expert_dim: int, k: int, shared: 
     layers = tuple(range(dense, model.num_layers))
     model.moe.update(layers=layers, num_experts=64, expert_dim=expert_dim)
     model.moe.shared.hidden = shared * expert_dim
-    model.moe.router = common.router("ernie_4_5", k=k)
+    model.moe.router = common.router("ernie4_5_moe", k=k)
     config.data.update(vocab_size=103424, seq_length=8192, batch_size=1024)
     return config

@@ -64,7 +64,7 @@ def _layers(config: Json) -> tuple[int, ...]:
 def _read(config: Json) -> DecoderConfig:
     width = config["moe_intermediate_size"]
     router = routing.preset(
-        "ernie_4_5", k=config["moe_k"], balance_weight=config["router_aux_loss_coef"]
+        "ernie4_5_moe", k=config["moe_k"], balance_weight=config["router_aux_loss_coef"]
     )
     moe = MoEConfig(
         layers=_layers(config),

@@ -23,7 +23,6 @@ from moe_jax.routing.presets.open_models import (
     deepseek_moe,
     deepseek_v2,
     deepseek_v3,
-    ernie_4_5,
     gpt_oss,
     llama4,
     loss_free,

@@ -229,22 +229,3 @@ def gpt_oss(
         capacity=slots_or_dropless(capacity_factor),
         head=Linear(bias=True),
     )
-
-
-def ernie_4_5(
-    k: Positive = 6,
-    balance_weight: Weight = 1e-3,
-    bias_rate: NonNegative = 1e-3,
-    capacity_factor: CapacityFactor | None = None,
-) -> Router:
-    """ERNIE 4.5 (transformers): softmax, a bias on the selection, normalised gates.
-
-    The preset computes the balance loss per group, ``transformers`` over the batch and all layers.
-    The bias follows the load of the whole batch.
-    """
-    return Router(
-        score=Softmax(),
-        select=TopK(k, normalize=True, rank=Bias(bias_rate)),
-        balance=every_choice_losses(balance_weight),
-        capacity=slots_or_dropless(capacity_factor),
-    )
