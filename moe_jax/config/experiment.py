@@ -8,6 +8,7 @@ from typing import Literal
 
 from moe_jax import data
 from moe_jax.config.optimizer import OptimizerConfig
+from moe_jax.config.schedules import CosineRestarts
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import Tokens
@@ -162,6 +163,8 @@ class Experiment:
                 f"model.lookahead={ahead} predicts prompts too: unset it, or data.prompt_feature "
                 "and data.messages_feature"
             )
+        if isinstance(self.optimizer.schedule, CosineRestarts):
+            self.optimizer.schedule.check(self.optimizer.warmup_steps, self.training.steps)
         self.check_vocabulary(self.vocab_size)
 
     def check_vocabulary(self, vocab_size: int) -> None:

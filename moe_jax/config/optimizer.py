@@ -1,17 +1,25 @@
-"""Settings of the optimizer: update rules, schedules and learning rates of the papers."""
+"""Settings of the optimizer: update rules, learning rates and weight decay of the papers."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from optax import contrib
 
+from moe_jax.config.schedules import (
+    Constant,
+    Cosine,
+    CosineRestarts,
+    Linear,
+    RSqrt,
+    WarmupStableDecay,
+)
 from moe_jax.ranges import (
     Chance,
     Epsilon,
@@ -21,9 +29,11 @@ from moe_jax.ranges import (
     Positive,
     PositiveShare,
     Ranged,
-    Share,
     Weight,
 )
+
+# Function from parameters to the same tree of bools: True for each parameter with weight decay.
+Mask: TypeAlias = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +52,11 @@ class AdamW(Ranged):
     eps: Epsilon = 1e-8
     weight_decay: Weight = 0.1
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, decayed: Mask) -> optax.GradientTransformation:
         """Returns the gradient transformation, without the learning rate."""
         return optax.chain(
             optax.scale_by_adam(self.b1, self.b2, self.eps),
-            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
         )
 
 
@@ -69,8 +79,9 @@ class Adafactor(Ranged):
     multiply_by_parameter_scale: bool = True
     factored_from: Positive = 128
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, decayed: Mask) -> optax.GradientTransformation:
         """Returns the gradient transformation, without the learning rate."""
+        del decayed
         parts = [
             optax.scale_by_factored_rms(
                 decay_rate=self.decay_rate, min_dim_size_to_factor=self.factored_from
@@ -98,11 +109,11 @@ class Lion(Ranged):
     b2: Chance = 0.99
     weight_decay: Weight = 0.1
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, decayed: Mask) -> optax.GradientTransformation:
         """Returns the gradient transformation, without the learning rate."""
         return optax.chain(
             optax.scale_by_lion(self.b1, self.b2),
-            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
         )
 
 
@@ -120,11 +131,11 @@ class SGD(Ranged):
     nesterov: bool = False
     weight_decay: Weight = 0.0
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, decayed: Mask) -> optax.GradientTransformation:
         """Returns the gradient transformation, without the learning rate."""
         return optax.chain(
             optax.trace(self.momentum, self.nesterov),
-            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
         )
 
 
@@ -157,7 +168,7 @@ class Muon(Ranged):
     eps: Epsilon = 1e-8
     weight_decay: Weight = 0.1
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, decayed: Mask) -> optax.GradientTransformation:
         """Returns the gradient transformation, without the learning rate."""
         orthogonal = optax.chain(
             contrib.scale_by_muon(
@@ -172,86 +183,8 @@ class Muon(Ranged):
         rules = {"projections": orthogonal, "others": adam}
         return optax.chain(
             optax.partition(rules, _projections),
-            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant(Ranged):
-    """Constant schedule: the learning rate stays at its peak after the warm-up."""
-
-    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor 1 of the peak."""
-        del warmup, steps
-        return jnp.ones_like(step)
-
-
-@dataclasses.dataclass(frozen=True)
-class RSqrt(Ranged):
-    """T5's schedule: the learning rate is the peak times ``sqrt(warmup_steps / step)``.
-
-    The learning rate 1.0 that T5 reports is the peak times ``sqrt(warmup_steps)``.
-    """
-
-    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor of the peak at ``step``."""
-        del steps
-        start = max(warmup, 1)
-        return jnp.sqrt(start / jnp.maximum(step, start))
-
-
-@dataclasses.dataclass(frozen=True)
-class Cosine(Ranged):
-    """Cosine schedule: the learning rate falls along half a cosine until the last step.
-
-    Attributes:
-        final: Learning rate at the last step, as a share of the peak.
-    """
-
-    final: Share = 0.1
-
-    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor of the peak at ``step``."""
-        done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        return self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear(Ranged):
-    """Linear schedule: the learning rate falls along a straight line until the last step.
-
-    Attributes:
-        final: Learning rate at the last step, as a share of the peak.
-    """
-
-    final: Share = 0.0
-
-    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor of the peak at ``step``."""
-        done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        return 1 - (1 - self.final) * done
-
-
-@dataclasses.dataclass(frozen=True)
-class WarmupStableDecay(Ranged):
-    """Warm-up, stable, decay (Hu et al., 2404.06395): the learning rate stays, then falls linearly.
-
-    A run before its decay can be extended, since the decay alone depends on the number of steps.
-
-    Attributes:
-        decay: Share of all steps in which the learning rate falls.
-        final: Learning rate at the last step, as a share of the peak.
-    """
-
-    decay: PositiveShare = 0.2
-    final: Share = 0.0
-
-    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
-        """Returns the factor of the peak at ``step``."""
-        del warmup
-        length = max(self.decay * steps, 1.0)
-        done = jnp.clip((step - (steps - length)) / length, 0.0, 1.0)
-        return 1 - (1 - self.final) * done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,25 +199,35 @@ class OptimizerConfig(Ranged):
         clip_norm: Largest global norm of the gradient; 0 disables clipping.
         expert_multiplier: Factor of the learning rate for the experts.
         router_multiplier: Factor of the learning rate for the routers.
+        decay_routers: False leaves routers out of weight decay. Norms and biases never decay.
+        decay_embeddings: False leaves the table of tokens out of weight decay, which is also the
+            head if ``model.tie_embeddings``.
     """
 
     rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
-    schedule: Constant | RSqrt | Cosine | Linear | WarmupStableDecay = Cosine()
+    schedule: Constant | RSqrt | Cosine | CosineRestarts | Linear | WarmupStableDecay = Cosine()
     learning_rate: Factor = 1e-3
     warmup_steps: Natural = 100
     clip_norm: NonNegative = 1.0
     expert_multiplier: NonNegative = 1.0
     router_multiplier: NonNegative = 1.0
+    decay_routers: bool = True
+    decay_embeddings: bool = True
 
+    def decayed(self, params: Any) -> Any:
+        """Returns ``params`` with True in place of each parameter with weight decay, else False.
 
-def _matrices(params: Any) -> Any:
-    """Returns True for each parameter that decays: by its ``decayed``, or with two axes or more."""
+        A parameter decays by its ``decayed``, or if it has two axes or more.
+        """
 
-    def one(param: nnx.Variable) -> nnx.Variable:
-        metadata = param.get_metadata()
-        return param.replace(metadata.get("decayed", len(metadata["axes"]) > 1))
+        def one(param: nnx.Variable) -> nnx.Variable:
+            metadata = param.get_metadata()
+            axes = metadata["axes"]
+            kept = self.decay_routers or "router" not in axes
+            kept &= self.decay_embeddings or axes[:1] != ("vocab",)
+            return param.replace(kept and metadata.get("decayed", len(axes) > 1))
 
-    return map_variables(one, params)
+        return map_variables(one, params)
 
 
 # Axes of projections; embeddings, heads and routers have others.

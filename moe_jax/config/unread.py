@@ -70,8 +70,11 @@ def _of_optimizer(experiment: Experiment) -> Iterator[str]:
             "the learning rate never reaches its peak"
         )
     if not experiment.moe_layers:
-        names = ("expert_multiplier", "router_multiplier")
+        names = ("expert_multiplier", "router_multiplier", "decay_routers")
         yield from _changed(optimizer, names, "optimizer", "no layer has experts")
+    if not getattr(optimizer.rule, "weight_decay", 0):
+        decays, reason = ("decay_routers", "decay_embeddings"), "the rule has no weight decay"
+        yield from _changed(optimizer, decays, "optimizer", reason)
 
 
 def _of_data(experiment: Experiment) -> Iterator[str]:

@@ -30,7 +30,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     }
     return optax.chain(
         clip,
-        config.rule.transform(),
+        config.rule.transform(config.decayed),
         optax.partition(groups, parameter_groups),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count, steps)),
     )

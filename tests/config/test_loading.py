@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from moe_jax.config.loading import experiment_of, load_config
-from moe_jax.config.optimizer import RSqrt
+from moe_jax.config.schedules import RSqrt
 from moe_jax.errors import ConfigError
 
 FILE = """

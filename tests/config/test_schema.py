@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 
 from moe_jax import routing
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig, RSqrt
+from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig
+from moe_jax.config.schedules import RSqrt
 from moe_jax.config.schema import build, describe, from_text, override, settings
 from moe_jax.data import DataConfig
 from moe_jax.errors import ConfigError

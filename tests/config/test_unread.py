@@ -4,7 +4,7 @@ import pytest
 from moe_jax.configs import quickstart, span_corruption
 
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.optimizer import OptimizerConfig
+from moe_jax.config.optimizer import Adafactor, OptimizerConfig
 from moe_jax.config.schema import build
 from moe_jax.config.unread import unread
 from moe_jax.data import BlendConfig, DataConfig, PartConfig
@@ -52,6 +52,12 @@ _CASES = [
     ({"training.teacher": "t", "training.teacher_weight": 0.0}, "training.teacher", "weight is 0"),
     ({**_DENSE, "training.record_routing": True}, "record_routing=True", "no layer has experts"),
     ({**_DENSE, "optimizer.expert_multiplier": 2.0}, "expert_multiplier=2.0", "no layer"),
+    ({**_DENSE, "optimizer.decay_routers": False}, "decay_routers=False", "no layer has experts"),
+    (
+        {"optimizer": OptimizerConfig(Adafactor(), decay_embeddings=False)},
+        "optimizer.decay_embeddings=False",
+        "no weight decay",
+    ),
     ({"optimizer": OptimizerConfig(warmup_steps=1001)}, "warmup_steps=1001", "steps=1000"),
     ({"data.mixture": MixtureConfig(seed=1)}, "data.mixture.seed=1", "is not 'mixture'"),
     ({"data": DataConfig("mixture", text_feature="x")}, "data.text_feature='x'", "'mixture'"),

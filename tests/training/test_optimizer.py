@@ -5,16 +5,13 @@ import optax
 import pytest
 from flax import nnx
 
-from moe_jax.config.optimizer import (
-    SGD,
-    Adafactor,
-    AdamW,
+from moe_jax.config.loading import experiment_of
+from moe_jax.config.optimizer import SGD, Adafactor, AdamW, Lion, Muon, OptimizerConfig
+from moe_jax.config.schedules import (
     Constant,
     Cosine,
+    CosineRestarts,
     Linear,
-    Lion,
-    Muon,
-    OptimizerConfig,
     RSqrt,
     WarmupStableDecay,
 )
@@ -40,6 +37,10 @@ STEPS = 12  # the schedule's end
         # A quarter of the way, number 6: 0.1 + 0.9 * (1 + cos(45 degrees)) / 2 = 0.868198.
         (Cosine(0.1), {5: 1.736396, 7: 1.1, 11: 0.2, 50: 0.2}),
         (Cosine(0.0), {7: 1.0, 11: 0.0, 50: 0.0}),
+        # Two falls, 4 to 8 and 8 to 12: number 6 is half-way, number 8 ends the fall, number 9
+        # is a quarter of the way again: 0.2 + 0.8 * (1 + cos(45 degrees)) / 2 = 0.882843.
+        (CosineRestarts((8,), 0.2), {5: 1.2, 7: 0.4, 8: 1.765685, 9: 1.2, 11: 0.4, 50: 0.4}),
+        (CosineRestarts((), 0.1), {5: 1.736396, 7: 1.1, 11: 0.2, 50: 0.2}),
         # Half-way is number 8, the last number 12.
         (Linear(), {5: 1.5, 7: 1.0, 9: 0.5, 11: 0.0, 50: 0.0}),
         (Linear(0.2), {7: 1.2, 11: 0.4, 50: 0.4}),
@@ -64,6 +65,22 @@ def test_without_warm_up_the_first_rate_is_near_the_peak(schedule):
     config = OptimizerConfig(schedule=schedule, learning_rate=2.0, warmup_steps=0)
     found = float(learning_rate(config, jnp.int32(0), 1000))
     assert 1.99 < found <= 2.0
+
+
+@pytest.mark.parametrize("restarts", [(8, 8), (9, 8)], ids=str)
+def test_restarts_that_do_not_increase_are_refused(restarts):
+    with pytest.raises(ConfigError, match="must be steps in increasing order"):
+        CosineRestarts(restarts)
+
+
+@pytest.mark.parametrize("restarts", [(4,), (12,)], ids=str)
+def test_a_restart_in_the_warm_up_or_at_the_end_is_refused(restarts):
+    with pytest.raises(ConfigError, match="after optimizer.warmup_steps=4 and before training.ste"):
+        CosineRestarts(restarts).check(warmup=4, steps=12)
+    changes = {"optimizer.schedule.type": "CosineRestarts", "optimizer.warmup_steps": 4}
+    changes |= {"optimizer.schedule.restarts": restarts, "training.steps": 12}
+    with pytest.raises(ConfigError, match="optimizer.schedule.restarts"):
+        experiment_of("quickstart", changes)
 
 
 def test_t5s_printed_rate_is_the_peak_times_the_root_of_the_warm_up():
@@ -155,6 +172,46 @@ def test_decay_alone_shrinks_matrices_and_leaves_norms():
     for name in AXES:
         factor = 1 - 0.1 * 0.5 if name in DECAYED else 1.0
         np.testing.assert_allclose(found[name], factor * params[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        AdamW(weight_decay=0.5),
+        Lion(weight_decay=0.5),
+        SGD(weight_decay=0.5),
+        Muon(weight_decay=0.5),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+@pytest.mark.parametrize(
+    ("choice", "spared"),
+    [
+        ({}, set()),
+        ({"decay_routers": False}, {"stacked_router"}),
+        ({"decay_embeddings": False}, {"table"}),
+        ({"decay_routers": False, "decay_embeddings": False}, {"stacked_router", "table"}),
+    ],
+)
+def test_routers_and_embeddings_are_left_out_of_the_decay_by_choice(rule, choice, spared):
+    axes = AXES | {"table": ("vocab", "embed"), "head": ("embed", "vocab")}
+    axes["bias"] = ("expert", None, "expert_mlp")  # three axes, and a bias all the same
+    shapes = SHAPES | {"table": (6, 4), "head": (4, 6), "bias": (2, 1, 6)}
+    before = nnx.State(
+        {
+            name: nnx.Param(
+                jnp.ones(shapes[name]),
+                axes=axes[name],
+                **({"decayed": False} if name == "bias" else {}),
+            )
+            for name in axes
+        }
+    )
+    optimizer = make_optimizer(plain(rule=rule, learning_rate=0.1, **choice), STEPS)
+    zero = jax.tree.map(jnp.zeros_like, before)
+    updates, _ = optimizer.update(zero, optimizer.init(before), before)
+    moved = {name for name in axes if np.asarray(updates[name].get_value()).any()}
+    assert moved == {*DECAYED, "table", "head"} - spared
 
 
 def check_by_numpy(rule, step):
