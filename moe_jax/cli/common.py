@@ -64,6 +64,16 @@ def define_step(values: flags.FlagValues) -> None:
     )
 
 
+def define_average(values: flags.FlagValues) -> None:
+    """Defines ``--average``."""
+    flags.DEFINE_boolean(
+        "average",
+        True,
+        "Read the averaged parameters of a run with optimizer.ema_decay.",
+        flag_values=values,
+    )
+
+
 def folder_of(given: flags.FlagValues) -> Path:
     """Returns the folder of the ``--workdir`` flag.
 

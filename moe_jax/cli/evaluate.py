@@ -16,13 +16,14 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_workdir(values)
     common.define_step(values)
+    common.define_average(values)
     common.define_hosts(values)
 
 
 def main(given: flags.FlagValues) -> None:
     """Restores a checkpoint and prints loss, bits per byte, accuracy and load."""
     common.join_hosts(given)
-    step, session, state = open_restored(common.folder_of(given), given.step)
+    step, session, state = open_restored(common.folder_of(given), given.step, average=given.average)
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
     if processes.is_first():

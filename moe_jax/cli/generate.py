@@ -24,6 +24,7 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     common.define_workdir(values)
     common.define_step(values)
+    common.define_average(values)
     flags.DEFINE_string(
         "prompt",
         "def ",
@@ -70,7 +71,7 @@ def main(given: flags.FlagValues) -> None:
     sampling = Sampling(given.tokens, given.temperature, given.top_k, given.top_p, given.seed)
     folder = common.folder_of(given)
     check_can_generate(workdir.load(folder).model)
-    _, session, state = open_restored(folder, given.step)
+    _, session, state = open_restored(folder, given.step, average=given.average)
     prompt = given.prompt
     if given.chat:
         prompt = chat_prompt(session.tokenizer, [{"role": "user", "content": prompt}])

@@ -202,6 +202,8 @@ class OptimizerConfig(Ranged):
         decay_routers: False leaves routers out of weight decay. Norms and biases never decay.
         decay_embeddings: False leaves the table of tokens out of weight decay, which is also the
             head if ``model.tie_embeddings``.
+        ema_decay: Share of an exponential moving average of the parameters that each update keeps,
+            such as 0.999; evaluation and generation read the average. 0 keeps no average.
     """
 
     rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
@@ -213,6 +215,7 @@ class OptimizerConfig(Ranged):
     router_multiplier: NonNegative = 1.0
     decay_routers: bool = True
     decay_embeddings: bool = True
+    ema_decay: Chance = 0.0
 
     def decayed(self, params: Any) -> Any:
         """Returns ``params`` with True in place of each parameter with weight decay, else False.

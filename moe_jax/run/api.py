@@ -21,6 +21,7 @@ from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
 from moe_jax.run.session import Session
 from moe_jax.run.train import Say, Voice, train_in
+from moe_jax.training.average import with_average
 from moe_jax.training.metrics import read_metrics
 from moe_jax.training.state import TrainState
 
@@ -33,7 +34,8 @@ class OpenRun:
         workdir: Folder of the run.
         step: Number of training steps that the state has seen.
         session: Experiment on its devices.
-        state: Parameters, optimizer state and router state.
+        state: Parameters, optimizer state and router state; the parameters are the averaged ones if
+            the run keeps an average (``optimizer.ema_decay``).
 
     Examples:
         >>> import moe_jax as mj
@@ -177,15 +179,16 @@ def train(
     if trained is None:
         return open_run(folder)
     session, state = trained
-    return OpenRun(folder, session.experiment.training.steps, session, state)
+    return OpenRun(folder, int(state.step), session, with_average(state))
 
 
-def open_run(workdir: str | Path, *, step: int | None = None) -> OpenRun:
+def open_run(workdir: str | Path, *, step: int | None = None, average: bool = True) -> OpenRun:
     """Opens a run at one of its checkpoints, finished or not, without writing a file.
 
     Args:
         workdir: Folder of the run.
         step: Step of the checkpoint; ``None`` for the newest intact one.
+        average: False opens the trained parameters of a run that keeps an average of them.
 
     Raises:
         ConfigError: If the folder holds no run, or no checkpoint yet.
@@ -199,7 +202,7 @@ def open_run(workdir: str | Path, *, step: int | None = None) -> OpenRun:
         >>> sorted(run.evaluate())
         ['accuracy', 'bits_per_byte', 'dropped_fraction', 'layers', 'loss']
     """
-    found, session, state = open_restored(workdir, step)
+    found, session, state = open_restored(workdir, step, average=average)
     return OpenRun(Path(workdir), found, session, state)
 
 

@@ -17,6 +17,7 @@ from moe_jax.run import workdir
 from moe_jax.run.loop import Diverged
 from moe_jax.run.session import Session
 from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
+from moe_jax.training.average import with_average
 from moe_jax.training.metrics import METRICS, MetricsWriter, eval_record, read_metrics
 from moe_jax.training.state import TrainState
 
@@ -44,7 +45,7 @@ def finish(
         The summary to print; "" in every process but the first.
     """
     experiment = session.experiment
-    steps = experiment.training.steps
+    steps, state = experiment.training.steps, with_average(state)
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
         routing = ValidationRouting(session, state)

@@ -21,6 +21,7 @@ from moe_jax.errors import CheckpointError, TrainingError
 from moe_jax.planning.topology import peak_of
 from moe_jax.run.profile import PROFILE, Profiler, Window
 from moe_jax.run.session import Batch, Session
+from moe_jax.training.average import with_average
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
 from moe_jax.training.metrics import (
@@ -161,7 +162,7 @@ class Loop:
                 self._look(guard, step, report)
                 log.step(step, report)
                 if self._due(step, experiment.training.eval_every) and step < steps:
-                    log.evaluation(step, self.session.evaluate(state))
+                    log.evaluation(step, self.session.evaluate(with_average(state)))
                 due = self._due(step, experiment.training.checkpoint_every) or step == steps
                 stop = stopping.came(step)
                 if due or stop:

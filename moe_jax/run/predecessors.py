@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -19,7 +18,9 @@ from moe_jax.routing import Forced
 from moe_jax.run import workdir
 from moe_jax.run.released import Released, is_released, open_released, remember, remembered
 from moe_jax.run.session import Session
+from moe_jax.training.average import averaged_names
 from moe_jax.training.checkpoint import Checkpoints, identity, latest_step
+from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
 from moe_jax.training.step import Teacher
 from moe_jax.training.transplant import WEIGHTS, Transplant, check_all, shared, weight_shapes
@@ -53,12 +54,18 @@ class FinishedRun:
             remember(folder, known["family"], known["original"], self.folder, adopts=False)
 
     def abstract(self, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-        """Returns the model and the state without optimizer, as shapes with shardings."""
-        model, seed = self.experiment.model, self.experiment.training.seed
-        return Recipe(model, self.tokenizer.vocab_size, optax.identity(), seed, mesh).abstract()
+        """Returns the model and the state, as shapes with shardings."""
+        experiment = self.experiment
+        training = experiment.training
+        optimizer = make_optimizer(experiment.optimizer, training.steps)
+        size = self.tokenizer.vocab_size
+        return Recipe(experiment.model, size, optimizer, training.seed, mesh).abstract()
 
     def weights(self, mesh: Mesh, step: int | None = None) -> tuple[nnx.GraphDef, TrainState]:
         """Returns the model, and the state with loaded parameters and router state.
+
+        The parameters are the averaged ones if the run keeps an average. The optimizer is not
+        loaded.
 
         Args:
             mesh: Mesh of devices.
@@ -69,11 +76,15 @@ class FinishedRun:
         """
         graph, abstract = self.abstract(mesh)
         leaves = named_leaves(abstract)
-        wanted = {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
+        stored = {
+            name: of for name, of in averaged_names(leaves).items() if name.startswith(WEIGHTS)
+        }
+        wanted = {of: leaves[name] for name, of in stored.items()}
         with Checkpoints(self.folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
             found = checkpoints.restore(wanted, partial=True, step=step)
         assert found is not None  # ``open_finished`` has checked that a checkpoint exists.
-        return graph, from_named_leaves(abstract, leaves | found[1])
+        weights = {name: found[1][of] for name, of in stored.items()}
+        return graph, from_named_leaves(abstract, leaves | weights)
 
 
 @dataclasses.dataclass(frozen=True)

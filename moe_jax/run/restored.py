@@ -14,12 +14,18 @@ from moe_jax.parallel import MeshConfig
 from moe_jax.run import workdir
 from moe_jax.run.loop import Loop
 from moe_jax.run.session import Session, open_checkpoints, open_session
+from moe_jax.training.average import with_average
 from moe_jax.training.checkpoint import latest_step
 from moe_jax.training.state import TrainState
 
 
-def open_restored(folder: str | Path, step: int | None = None) -> tuple[int, Session, TrainState]:
+def open_restored(
+    folder: str | Path, step: int | None = None, *, average: bool = True
+) -> tuple[int, Session, TrainState]:
     """Returns step, session and state of a checkpoint in a workdir, by default the newest intact.
+
+    The parameters of the state are the averaged ones, if the run keeps an average and ``average``
+    is True.
 
     The session uses the run's mesh if that mesh fits the devices, else the default mesh, in which
     each device holds a copy of the model.
@@ -44,7 +50,7 @@ def open_restored(folder: str | Path, step: int | None = None) -> tuple[int, Ses
     session = open_session(experiment, data.load_tokenizer(folder))
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
         found, state, _ = Loop(session, checkpoints, folder).restore(step)
-    return found, session, state
+    return found, session, with_average(state) if average else state
 
 
 def _check_corpus(experiment: Experiment, folder: Path) -> None:

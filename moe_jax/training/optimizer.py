@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from moe_jax.config.optimizer import OptimizerConfig, map_variables
+from moe_jax.training.average import keep_average
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
@@ -28,11 +29,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         "expert": optax.scale(config.expert_multiplier),
         "router": optax.scale(config.router_multiplier),
     }
+    average = [keep_average(config.ema_decay)] if config.ema_decay else []
     return optax.chain(
         clip,
         config.rule.transform(config.decayed),
         optax.partition(groups, parameter_groups),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count, steps)),
+        *average,
     )
 
 

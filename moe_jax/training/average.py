@@ -1,0 +1,77 @@
+"""An exponential moving average of the parameters, kept in the state of the optimizer.
+
+The average is part of the optimizer's state, so it is sharded as the parameters, saved in
+checkpoints, and unchanged by a skipped update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe_jax.training.state import TrainState
+
+_AVERAGE, _PARAMS = "/average/", "params/"
+
+
+class Average(NamedTuple):
+    """The average of the parameters.
+
+    Attributes:
+        updates: Number of updates, int32.
+        average: Averaged parameters, with the structure of the parameters.
+    """
+
+    updates: jax.Array
+    average: Any
+
+
+def keep_average(decay: float) -> optax.GradientTransformation:
+    """Returns the last transformation of an optimizer, which keeps an average of the parameters.
+
+    After update ``t`` (from 1) the average is ``d * average + (1 - d) * parameters``, where ``d``
+    is ``decay``, but at most ``t / (9 + t)``, so that the first parameters are soon forgotten. The
+    transformation returns the updates unchanged.
+
+    Args:
+        decay: Share of the average that an update keeps, at least 0 and below 1.
+    """
+
+    def init(params: Any) -> Average:
+        # A copy, because the caller donates the parameters and the average.
+        return Average(jnp.int32(0), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Average, params: Any = None) -> tuple[Any, Average]:
+        count = state.updates + 1
+        kept = jnp.minimum(decay, count / (9 + count))
+        after = optax.apply_updates(params, updates)
+        return updates, Average(count, optax.incremental_update(after, state.average, 1 - kept))
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_average(state: TrainState) -> TrainState:
+    """Returns a state with the averaged parameters, or unchanged if the run keeps no average."""
+    parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: isinstance(part, Average))
+    averages = [part.average for part in parts if isinstance(part, Average)]
+    return dataclasses.replace(state, params=averages[0]) if averages else state
+
+
+def averaged_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns for each array of a state the name of the array that evaluation reads instead.
+
+    Args:
+        names: Names of the arrays of a state, as in ``moe_jax.training.state.named_leaves``.
+    """
+    names = list(names)
+    averages = {
+        _PARAMS + name.partition(_AVERAGE)[2]: name
+        for name in names
+        if name.startswith("opt_state/") and _AVERAGE in name
+    }
+    return {name: averages.get(name, name) for name in names}
