@@ -20,7 +20,8 @@ import pytest
 
 from moe_jax import ranges, routing
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.optimizer import Adafactor, AdamW, Cosine, Linear, OptimizerConfig
+from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig
+from moe_jax.config.schedules import Cosine, Linear
 from moe_jax.config.schema import _chosen_by_type, _options, build, describe, type_hints
 from moe_jax.data import DataConfig, Spans
 from moe_jax.decoding import Sampling

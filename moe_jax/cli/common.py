@@ -32,6 +32,16 @@ _LIBRARIES = ("jax", "flax", "optax", "numpy")
 _FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 
 
+class _StepParser(flags.IntegerParser):
+    """Parser of a number of a step, or of ``best``."""
+
+    syntactic_help = "a number, or best"
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the number, or ``best``."""
+        return argument if argument == "best" else super().parse(argument)
+
+
 def define_config(values: flags.FlagValues) -> None:
     """Defines ``--config=NAME_OR_FILE[:ARGUMENT]`` and overrides ``--config.NAME=VALUE``."""
     config_flags.DEFINE_config_file(
@@ -54,12 +64,13 @@ def define_workdir(values: flags.FlagValues) -> None:
 
 
 def define_step(values: flags.FlagValues) -> None:
-    """Defines ``--step``."""
-    flags.DEFINE_integer(
+    """Defines ``--step``, a number or ``best``."""
+    flags.DEFINE(
+        _StepParser(lower_bound=0),
         "step",
         None,
-        "Step of the checkpoint; the newest intact one by default.",
-        lower_bound=0,
+        "Step of the checkpoint, or 'best' for the lowest validation loss; by default the newest "
+        "intact one.",
         flag_values=values,
     )
 

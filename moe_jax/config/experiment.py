@@ -39,6 +39,10 @@ class TrainingConfig(Ranged):
         checkpoint_every: Number of steps between checkpoints.
         keep_last: Number of newest checkpoints that are kept.
         keep_every: Distance in steps between older checkpoints that are also kept; 0 keeps none.
+        keep_best: True also keeps the checkpoint with the lowest validation loss; such a step is
+            saved when it is validated. ``--step=best`` opens it.
+        patience: Number of validations in a row without a lower loss after which training ends;
+            0 always trains ``steps`` steps.
         record_routing: True records the choices of every step in the folder ``routing/`` of the
             workdir.
         replay_routing: Folder ``routing/`` of another run, whose recorded choices the router
@@ -68,6 +72,8 @@ class TrainingConfig(Ranged):
     checkpoint_every: Positive = 200
     keep_last: Positive = 2
     keep_every: Natural = 0
+    keep_best: bool = False
+    patience: Natural = 0
     record_routing: bool = False
     replay_routing: str = ""
     start_from: str = ""

@@ -54,6 +54,9 @@ def _of_training(experiment: Experiment) -> Iterator[str]:
     if training.eval_every > training.steps:
         reason = f"the run ends after training.steps={training.steps}, and is evaluated then"
         yield from _changed(training, ["eval_every"], where, reason)
+    if not training.eval_every:
+        reason = "training.eval_every is 0, so the run is validated only at its end"
+        yield from _changed(training, ["keep_best", "patience"], where, reason)
     if training.keep_every % training.checkpoint_every:
         yield (
             f"training.keep_every={training.keep_every} is not a multiple of training."

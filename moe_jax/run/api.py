@@ -17,6 +17,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
 from moe_jax.run import workdir as folders
+from moe_jax.run.best import Step
 from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
 from moe_jax.run.session import Session
@@ -182,12 +183,13 @@ def train(
     return OpenRun(folder, int(state.step), session, with_average(state))
 
 
-def open_run(workdir: str | Path, *, step: int | None = None, average: bool = True) -> OpenRun:
+def open_run(workdir: str | Path, *, step: Step = None, average: bool = True) -> OpenRun:
     """Opens a run at one of its checkpoints, finished or not, without writing a file.
 
     Args:
         workdir: Folder of the run.
-        step: Step of the checkpoint; ``None`` for the newest intact one.
+        step: Step of the checkpoint, or ``best`` for the lowest validation loss; ``None`` for the
+            newest intact one.
         average: False opens the trained parameters of a run that keeps an average of them.
 
     Raises:

@@ -15,19 +15,20 @@ from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import description, families_of
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.run import workdir
+from moe_jax.run.best import Step, step_of
 from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.released import remembered
 from moe_jax.training.checkpoint import latest_step
 
 
-def open_trained(folder: Path | str, family: str = "", step: int | None = None) -> Imported:
+def open_trained(folder: Path | str, family: str = "", step: Step = None) -> Imported:
     """Returns the model of a checkpoint of a run, finished or not.
 
     Args:
         folder: Workdir of the run.
         family: ``model_type`` to export to; "" for the family of the released model that the run,
             or an earlier run of its chain, started from.
-        step: Step of the checkpoint; ``None`` for the newest intact one.
+        step: Step of the checkpoint, or ``best``; ``None`` for the newest intact one.
 
     Raises:
         ConfigError: If the folder holds no run or no checkpoint yet, or if the family is unknown or
@@ -48,7 +49,7 @@ def open_trained(folder: Path | str, family: str = "", step: int | None = None) 
     except ConfigError:
         mesh = MeshConfig()
     run = FinishedRun("--input", folder, experiment, tokenizer)
-    graph, state = run.weights(make_mesh(mesh), step)
+    graph, state = run.weights(make_mesh(mesh), step_of(folder, step))
     model = nnx.merge(graph, state.params, state.router_state)
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
 

@@ -35,7 +35,7 @@ def finish(
 
     Args:
         session: Session of the run.
-        state: State after the last step.
+        state: State after the last step; validations may have ended the run early.
         cost: Parameters and FLOPs of the model.
         folder: Workdir of the run.
         seconds: Seconds that the run took in this process.
@@ -45,7 +45,7 @@ def finish(
         The summary to print; "" in every process but the first.
     """
     experiment = session.experiment
-    steps, state = experiment.training.steps, with_average(state)
+    steps, state = int(state.step), with_average(state)
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
         routing = ValidationRouting(session, state)
@@ -72,6 +72,7 @@ def finish(
         "seconds": seconds,
         "device": _devices(),
         "mesh": dict(session.mesh.shape),
+        **({"ended_early": True} if steps < experiment.training.steps else {}),
         **({"lost_lines": lost_lines} if lost_lines else {}),
     }
     files.write_json(folder / workdir.RESULT, result)

@@ -23,12 +23,13 @@ from moe_jax.run.profile import PROFILE, Profiler, Window
 from moe_jax.run.session import Batch, Session
 from moe_jax.training.average import with_average
 from moe_jax.training.checkpoint import Checkpoints
-from moe_jax.training.history import LOG, TOKENIZER, Logged, digest, spans, split
+from moe_jax.training.history import LOG, TOKENIZER, VALIDATIONS, Logged, digest, spans, split
 from moe_jax.training.metrics import (
     MetricsWriter,
     ProgressBar,
     eval_record,
     printed,
+    read_metrics,
     train_record,
 )
 from moe_jax.training.optimizer import learning_rate
@@ -40,6 +41,7 @@ from moe_jax.training.state import (
     named_leaves,
 )
 from moe_jax.training.step import StepReport
+from moe_jax.training.validations import Validations
 
 # One small program; each operation of its own would be compiled for a second or two.
 _compiled_rate = jax.jit(learning_rate, static_argnums=(0, 2))
@@ -94,6 +96,7 @@ class Loop:
         lost: Description of the lines that the log has lost, or "".
         say: Function that receives progress lines if no terminal can show a bar.
         profile: Steps to trace, or ``None``.
+        validations: Validations so far.
     """
 
     session: Session
@@ -102,6 +105,7 @@ class Loop:
     lost: str = ""
     say: Callable[[str], None] = printed
     profile: Window | None = None
+    validations: Validations = dataclasses.field(default=Validations(), init=False)
     _saved: int | None = dataclasses.field(default=None, init=False)
 
     def restore(self, step: int | None = None) -> tuple[int, TrainState, dict[str, Any] | None]:
@@ -127,7 +131,7 @@ class Loop:
         return step, from_named_leaves(self.session.abstract, leaves), data_state
 
     def run(self, start: int, state: TrainState, data_state: dict[str, Any] | None) -> TrainState:
-        """Trains to the last step.
+        """Trains to the last step, or to the step at which the validations stop it early.
 
         Raises:
             Terminated: After SIGTERM or Ctrl-C, once the state is saved.
@@ -136,10 +140,11 @@ class Loop:
             TrainingError: If the first state holds non-finite numbers.
             CheckpointError: If a checkpoint cannot be written.
         """
-        experiment = self.session.experiment
         self._require_good_start(start, state)
+        training = self.session.experiment.training
         batches, logged = self._batches(data_state)
-        steps = experiment.training.steps
+        self.validations = self._validated(start, data_state)
+        steps = training.steps
         with (
             MetricsWriter(self.workdir, start, logged) as writer,
             ProgressBar(start, steps, say=self.say) as bar,
@@ -150,27 +155,28 @@ class Loop:
             self.lost = writer.lost
             self._warn_of_lost_routing(start)
             log = _Log(self.session, writer, bar)
-            guard = _Guard(experiment.training.max_skipped_updates)
-            for step in range(start + 1, steps + 1):
+            guard = _Guard(training.max_skipped_updates)
+            for step in () if self._ends_early() else range(start + 1, steps + 1):
                 batch = self._with_record(step, self.session.place(next(batches)))
                 with profiler.step(step) as results:
                     state, report = self.session.train_step(state, batch)
                     results.append(report)
                 stopping.begin()
-                if experiment.training.record_routing:
+                if training.record_routing:
                     self._record(step, batch, report)
                 self._look(guard, step, report)
                 log.step(step, report)
-                if self._due(step, experiment.training.eval_every) and step < steps:
-                    log.evaluation(step, self.session.evaluate(with_average(state)))
-                due = self._due(step, experiment.training.checkpoint_every) or step == steps
+                if self._due(step, training.eval_every) and step < steps:
+                    self._validate(step, state, log)
                 stop = stopping.came(step)
-                if due or stop:
+                if self._saves(step) or stop:
                     self._save(step, state, batches, writer.logged)
                 self.checkpoints.check()
                 if stop:
                     self.checkpoints.wait()
                     raise Terminated(stop, step)
+                if self._ends_early():
+                    break
             self._look(guard, steps, None)
         self.checkpoints.wait()
         batches.close()
@@ -222,6 +228,38 @@ class Loop:
             )
             raise Diverged(f"{error}; {last}", error.step) from None
 
+    def _validated(self, start: int, data_state: dict[str, Any] | None) -> Validations:
+        """Returns the validations up to step ``start``, and pins the checkpoint of the best one."""
+        notes = split(data_state or {})[1]
+        found = Validations(**notes.get(VALIDATIONS, {}))
+        # The validation that ended a run came after its last checkpoint; the run may be extended.
+        ending = [r for r in read_metrics(self.workdir) if r["step"] == start] if start else []
+        found = found.after_all(ending)
+        self._pin(found)
+        return found
+
+    def _validate(self, step: int, state: TrainState, log: _Log) -> None:
+        means = self.session.evaluate(with_average(state))
+        log.evaluation(step, means)
+        self.validations = self.validations.after(step, means["loss"])
+        self._pin(self.validations)
+        if self._ends_early():
+            self.say(f"training ends early at step {step}: {self.validations}")
+
+    def _pin(self, validations: Validations) -> None:
+        if self.session.experiment.training.keep_best:
+            self.checkpoints.pin(validations.best)
+
+    def _ends_early(self) -> bool:
+        return self.validations.exhausted(self.session.experiment.training.patience)
+
+    def _saves(self, step: int) -> bool:
+        """Returns whether the state after ``step`` is saved without a signal."""
+        training = self.session.experiment.training
+        best = training.keep_best and step == self.validations.best
+        due = self._due(step, training.checkpoint_every) or step == training.steps
+        return due or best or self._ends_early()
+
     @staticmethod
     def _due(step: int, every: int) -> bool:
         return every > 0 and step % every == 0
@@ -232,6 +270,8 @@ class Loop:
         notes: dict[str, Any] = {TOKENIZER: self._tokenizer}
         if processes.is_first():
             notes[LOG] = logged.ranges
+        if self.validations.last:
+            notes[VALIDATIONS] = dataclasses.asdict(self.validations)
         self.checkpoints.save(step, named_leaves(state), {**batches.get_state(), **notes})
         self._saved = step
 

@@ -12,6 +12,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.run import workdir
+from moe_jax.run.best import Step, step_of
 from moe_jax.run.loop import Loop
 from moe_jax.run.session import Session, open_checkpoints, open_session
 from moe_jax.training.average import with_average
@@ -20,7 +21,7 @@ from moe_jax.training.state import TrainState
 
 
 def open_restored(
-    folder: str | Path, step: int | None = None, *, average: bool = True
+    folder: str | Path, step: Step = None, *, average: bool = True
 ) -> tuple[int, Session, TrainState]:
     """Returns step, session and state of a checkpoint in a workdir, by default the newest intact.
 
@@ -31,8 +32,8 @@ def open_restored(
     each device holds a copy of the model.
 
     Raises:
-        ConfigError: If the folder holds no run, or no checkpoint yet, or if the text of the corpus
-            has changed since the run began.
+        ConfigError: If the folder holds no run, or no checkpoint yet, if the text of the corpus has
+            changed since the run began, or if the checkpoint of the best step is not kept.
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
     folder = Path(folder)
@@ -49,7 +50,7 @@ def open_restored(
     processes.first(lambda: _check_corpus(experiment, folder))
     session = open_session(experiment, data.load_tokenizer(folder))
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
-        found, state, _ = Loop(session, checkpoints, folder).restore(step)
+        found, state, _ = Loop(session, checkpoints, folder).restore(step_of(folder, step))
     return found, session, with_average(state) if average else state
 
 

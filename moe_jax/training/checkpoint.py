@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import logging as stdlib_logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,22 @@ PyTree = Any
 
 _STATE, _DATA = "state", "data_state"
 _FREE, _MOVED, _OCCUPIED = 0, 1, 2
+
+
+@dataclass
+class _Pinned(ocp.training.preservation_policies.PreservationPolicy):
+    """Preserves one step, which may change between saves.
+
+    Attributes:
+        step: The step, or 0.
+    """
+
+    step: int = 0
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each checkpoint whether it is preserved."""
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,7 @@ class Checkpoints:
         self.directory = epath.Path(directory).expanduser().resolve()
         self._keep_last = keep_last
         self._keep_every = keep_every
+        self._pinned = _Pinned()
         self._asynchronous = asynchronous
         self._skipped: tuple[Skipped, ...] = ()
         self._damaged: dict[int, str] = {}
@@ -113,6 +130,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Returns the newest committed step on disk, unverified; ``None`` without any step."""
         return latest_step(self.directory)
+
+    def pin(self, step: int) -> None:
+        """Keeps the checkpoint of ``step`` in all later saves, instead of the one pinned before."""
+        self._pinned.step = step
 
     def save(self, step: int, state: PyTree, data_state: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint; on return ``state`` may be donated or overwritten.
@@ -252,7 +273,7 @@ class Checkpoints:
 
     def _new_writer(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
-        preserved = [policies.LatestN(self._keep_last)]
+        preserved: list[Any] = [policies.LatestN(self._keep_last), self._pinned]
         if self._keep_every is not None:
             preserved.append(policies.EveryNSteps(self._keep_every))
         context = ocp.Context()
@@ -358,6 +379,11 @@ class Checkpoints:
         for old, reason in damaged.items():
             _move_aside(self.directory / str(old), reason)
         return _MOVED if damaged else _FREE
+
+
+def steps_of(directory: str | epath.PathLike) -> list[int]:
+    """Returns the committed steps in ``directory``, unverified, newest first."""
+    return list(_committed(epath.Path(directory)))
 
 
 def latest_step(directory: str | epath.PathLike) -> int | None:

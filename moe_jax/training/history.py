@@ -1,4 +1,4 @@
-"""Notes of a checkpoint about its run, beside the state: the logged steps and the tokenizer.
+"""Notes of a checkpoint about its run: the logged steps, the tokenizer and the validations.
 
 The weights do not depend on the log, so a run continues if its log has lost lines. The run and its
 report then name the missing lines.
@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_jax import data
 
-LOG, TOKENIZER = "log", "tokenizer"
+LOG, TOKENIZER, VALIDATIONS = "log", "tokenizer", "validations"
 _DIGITS = 16
 _Ranges = list[list[int]]
 
@@ -78,5 +78,5 @@ def digest(tokenizer: data.Tokenizer) -> str:
 
 def split(saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the data position and the other notes that a checkpoint saved together."""
-    notes = {name: saved[name] for name in (LOG, TOKENIZER) if name in saved}
+    notes = {name: saved[name] for name in (LOG, TOKENIZER, VALIDATIONS) if name in saved}
     return {name: part for name, part in saved.items() if name not in notes}, notes

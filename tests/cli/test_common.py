@@ -7,7 +7,8 @@ import pytest
 from absl import flags
 
 from moe_jax.cli import common
-from moe_jax.config.optimizer import Adafactor, Cosine, RSqrt
+from moe_jax.config.optimizer import Adafactor
+from moe_jax.config.schedules import Cosine, RSqrt
 from moe_jax.errors import CheckpointError, ConfigError, TrainingError
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.positions import Rotary, T5Relative, YarnScaling
@@ -252,3 +253,19 @@ def test_a_setting_that_cannot_be_read_is_named(program, arguments, said):
 def test_a_value_error_of_jax_is_a_fault_of_the_program():
     with pytest.raises(ValueError, match="same shape"):
         common.run(_no_flags, lambda _: jnp.stack([jnp.zeros(2), jnp.zeros(3)]), ["program"])
+
+
+@pytest.mark.parametrize(("text", "step"), [("7", 7), ("0", 0), ("best", "best")])
+def test_a_step_is_a_number_or_best(text, step):
+    values = flags.FlagValues()
+    common.define_step(values)
+    values(["program", f"--step={text}"])
+    assert values.step == step
+
+
+@pytest.mark.parametrize("text", ["last", "-1", "1.5"])
+def test_another_step_is_refused(text):
+    values = flags.FlagValues()
+    common.define_step(values)
+    with pytest.raises(flags.IllegalFlagValueError, match=f"flag --step={text}"):
+        values(["program", f"--step={text}"])

@@ -48,6 +48,8 @@ _CASES = [
     ({"training.teacher_weight": 0.5}, "training.teacher_weight=0.5", "training.teacher"),
     ({"training.lookahead_weight": 0.1}, "training.lookahead_weight=0.1", "look ahead"),
     ({"training.eval_every": 2000}, "training.eval_every=2000", "training.steps=1000"),
+    ({"training.patience": 3}, "training.patience=3", "training.eval_every is 0"),
+    ({"training.keep_best": True}, "training.keep_best=True", "training.eval_every is 0"),
     ({"training.keep_every": 300}, "training.keep_every=300", "checkpoint_every=200"),
     ({"training.teacher": "t", "training.teacher_weight": 0.0}, "training.teacher", "weight is 0"),
     ({**_DENSE, "training.record_routing": True}, "record_routing=True", "no layer has experts"),

@@ -133,7 +133,7 @@ def records(workdir, kind="train"):
 
 def final(workdir):
     """Step, every array and the position in the data of the newest checkpoint."""
-    step, session, state = open_restored(workdir)
+    step, session, state = open_restored(workdir, average=False)
     with open_checkpoints(session.experiment, workdir / "checkpoints") as checkpoints:
         position = checkpoints.restore(named_leaves(session.abstract))[2]
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}

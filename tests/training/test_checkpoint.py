@@ -191,6 +191,23 @@ def test_keeps_the_last_and_every_kth(tmp_path):
     assert steps(tmp_path) == [4, 6, 7]
 
 
+def test_a_pinned_checkpoint_is_kept_until_another_is_pinned(tmp_path):
+    state = {"w": jnp.ones(3)}
+    with Checkpoints(tmp_path, keep_last=1, asynchronous=False) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.pin(min(step, 2))
+            checkpoints.save(step, state, {})
+        assert steps(tmp_path) == [2, 4]
+        checkpoints.pin(5)
+        checkpoints.save(5, state, {})
+        checkpoints.save(6, state, {})
+        assert steps(tmp_path) == [5, 6]
+    with Checkpoints(tmp_path, keep_last=1, asynchronous=False) as checkpoints:
+        checkpoints.pin(5)
+        checkpoints.save(7, state, {})
+    assert steps(tmp_path) == [5, 7]
+
+
 @pytest.mark.parametrize("bad", [(1, 2), {3: "x"}, {"x": object()}, {"x": {1}}])
 def test_refuses_a_data_state_it_would_change(tmp_path, bad):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match="data_state"):

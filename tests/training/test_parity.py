@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from moe_jax import routing
-from moe_jax.config.optimizer import Constant, OptimizerConfig
+from moe_jax.config.optimizer import OptimizerConfig
+from moe_jax.config.schedules import Constant
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
