@@ -5,6 +5,8 @@ from setuptools import find_namespace_packages, find_packages, setup
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
 DATASETS = ["datasets>=3.0", "zstandard>=0.22"]
+SWEEP = ["optuna>=4.2", "cmaes>=0.11"]
+WANDB = ["wandb>=0.19"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 TEST = [
     "mypy>=1.15",
@@ -17,6 +19,8 @@ TEST = [
     *NOTEBOOKS,
     *HF,
     *DATASETS,
+    *SWEEP,
+    *WANDB,
 ]
 EXTRAS = {
     "test": TEST,
@@ -27,6 +31,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2"],
     "cuda12": ["jax[cuda12]>=0.10.2"],  # for drivers older than 580
     "kernels": ["tokamax>=0.0.12"],
+    "sweep": SWEEP,  # samplers of moe-jax sweep
     "parity": ["torch==2.13.0", "transformers>=5.0"],
 }
 

@@ -10,6 +10,7 @@
 * ``mj.count`` counts the parameters and FLOPs of a model.
 * ``mj.load_hf`` and ``mj.save_hf`` read and write models of Hugging Face ``transformers``.
 * ``mj.reproduce`` runs an ablation of a paper.
+* ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
 * ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged`` are errors;
   their message is one line and names the remedy.
 """
@@ -24,6 +25,7 @@ from moe_jax import signals
 
 if TYPE_CHECKING:
     from moe_jax.ablation.reproduce import committed, reproduce
+    from moe_jax.analysis.compare import compare
     from moe_jax.config.experiment import Experiment
     from moe_jax.config.loading import experiment_of as experiment
     from moe_jax.config.loading import load_config
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from moe_jax.run.api import OpenRun, open_run, train
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
     from moe_jax.run.loop import Diverged
+    from moe_jax.sweeps.sweep import sweep
 
     __version__: str
 
@@ -59,6 +62,8 @@ _HOMES = {
     "LoadedModel": "moe_jax.run.loaded:LoadedModel",
     "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
+    "sweep": "moe_jax.sweeps.sweep:sweep",
+    "compare": "moe_jax.analysis.compare:compare",
     "ConfigError": "moe_jax.errors:ConfigError",
     "TrainingError": "moe_jax.errors:TrainingError",
     "CheckpointError": "moe_jax.errors:CheckpointError",
@@ -76,6 +81,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "committed",
+    "compare",
     "count",
     "experiment",
     "load_config",
@@ -85,6 +91,7 @@ __all__ = [
     "reproduce",
     "router",
     "save_hf",
+    "sweep",
     "train",
 ]
 

@@ -12,7 +12,7 @@ ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
     *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data", "config"),
     *("counting", "training", "interop", "decoding", "analysis", "planning", "run", "ablation"),
-    *("benchmark", "cli"),
+    *("sweeps", "benchmark", "cli"),
 ]
 # The public names and the thin doors of ``python -m moe_jax.train`` stand above all rooms.
 DOORS = {path.stem for path in ROOT.glob("*.py")} - {*ROOMS}

@@ -19,8 +19,8 @@ from typing import Any
 
 from absl import flags
 
-from moe_jax.ablation.shares import LARGE_PAGES
 from moe_jax.cli import common
+from moe_jax.run.shares import LARGE_PAGES
 from tools.plans import write_table
 
 FOLDER = Path("experiments/benchmarks")

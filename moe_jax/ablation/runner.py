@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import queue
-import subprocess
-import sys
 import sysconfig
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from moe_jax import signals
 from moe_jax.ablation.ablation import Ablation
-from moe_jax.ablation.shares import MachineShare, graphics_cards
 from moe_jax.config.experiment import Experiment
 from moe_jax.counting import Cost, count
-from moe_jax.errors import ConfigError, TrainingError
-from moe_jax.run.workdir import CONFIG, DIVERGED, RESULT, locked
-from moe_jax.training.metrics import read_metrics
+from moe_jax.run.shares import shares_of
+from moe_jax.run.side_by_side import RunFiles, Task, side_by_side
 
-_LOG = "log.txt"
 # These settings do not change the computation of a run.
 _FREE = ("mesh", "name")
 _COMPILED = "compiled"
-_POLL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(RunFiles):
     """One arm with one seed.
 
     Attributes:
@@ -61,44 +47,9 @@ class Run:
         return self.argument.split(",")[1]
 
     @property
-    def finished(self) -> bool:
-        """Whether the run has a result."""
-        return (self.folder / RESULT).exists()
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the run ended without a result, since loss or gradient stayed non-finite."""
-        return not self.finished and (self.folder / DIVERGED).exists()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run needs no more training."""
-        return self.finished or self.diverged
-
-    @property
     def possible(self) -> bool:
         """Whether none of the runs that it needs has diverged."""
         return not any(need.diverged or not need.possible for need in self.needs.values())
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """Result file of the run: its validation, or the report of its divergence."""
-        return self._read(DIVERGED if self.diverged else RESULT)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Configuration of the run, and the versions that trained it."""
-        return self._read(CONFIG)
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """Training lines of the log."""
-        return [line for line in read_metrics(self.folder) if line["kind"] == "train"]
-
-    @property
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Evaluation lines of the log, during and after training."""
-        return [line for line in read_metrics(self.folder) if line["kind"] == "eval"]
 
     @property
     def cost(self) -> Cost:
@@ -119,14 +70,17 @@ class Run:
             per_token += teacher.cost.flops_per_token
         return per_token * self.tokens
 
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise TrainingError(
-                f"{path} is damaged ({error}): delete it, and run the same command"
-            ) from error
+    def task(self, file: Path) -> Task:
+        """Returns the training of the run, whose arm ``file`` defines."""
+        needs = (f"--config.{setting}={need.folder}" for setting, need in self.needs.items())
+        steps = f"--config.training.steps={self.experiment.training.steps}"
+        return Task(
+            name=f"arm {self.arm}, seed {self.seed}",
+            arguments=(f"--config={file}:{self.argument}", steps, *needs),
+            folder=self.folder,
+            compiled=self.folder.parent / _COMPILED,
+            scale=self.scale,
+        )
 
 
 def runs_of(
@@ -219,7 +173,7 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
+def execute(runs: Sequence[Run], file: Path, places: int) -> None:
     """Trains all runs that have not ended; a killed run continues from its checkpoint.
 
     The runs that a run needs are trained first; if one of them diverges, the run is skipped.
@@ -227,7 +181,7 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     Args:
         runs: Runs of one ablation; equal runs are trained once.
         file: File of the ablation.
-        side_by_side: Number of simultaneous runs; each has a share of the cores and GPUs.
+        places: Number of simultaneous runs; each has a share of the cores and GPUs.
 
     Raises:
         TrainingError: A run fails other than by divergence; the message holds its last log line.
@@ -235,119 +189,10 @@ def execute(runs: Sequence[Run], file: Path, side_by_side: int) -> None:
     """
     needed = [need for run in runs if not run.ended for need in run.needs.values()]
     if needed:
-        execute(needed, file, side_by_side)
-    missing = list({run.folder: run for run in runs if not run.ended and run.possible}.values())
-    if not missing:
-        return
-    cards = graphics_cards()
-    places: queue.Queue[MachineShare] = queue.Queue()
-    for index in range(side_by_side):
-        places.put(MachineShare(index, side_by_side, cards))
-    children = _Children()
-
-    def one(run: Run) -> None:
-        place = places.get()
-        try:
-            _train(run, file, place, children)
-        finally:
-            places.put(place)
-
-    with (
-        signals.second_time(children.kill),
-        _drained(ThreadPoolExecutor(side_by_side), children) as pool,
-        tqdm(total=len(missing), unit="run") as bar,
-    ):
-        for _ in pool.map(one, missing):
-            bar.update()
-
-
-@contextlib.contextmanager
-def _drained(pool: ThreadPoolExecutor, children: _Children) -> Iterator[ThreadPoolExecutor]:
-    """Yields the pool; at the end, starts no more runs and waits for the active runs."""
-    try:
-        with children.stopping():
-            yield pool
-    finally:
-        try:
-            with children.stopping():
-                pool.shutdown(cancel_futures=True)
-        except signals.Interrupted:
-            pool.shutdown()
-            raise
-
-
-class _Children:
-    """The active training processes; after a stop signal, no process starts."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen] = set()
-        self.stopped = threading.Event()
-
-    def run(self, command: Sequence[str], **options: Any) -> int | None:
-        """Runs a command to its end and returns its exit code; ``None`` after a stop signal."""
-        with self._lock:
-            if self.stopped.is_set():
-                return None
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
-            self._running.add(process)
-        try:
-            return process.wait()
-        finally:
-            with self._lock:
-                self._running.discard(process)
-
-    @contextlib.contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Forwards the signal that ends the block; a terminal may also have sent it."""
-        try:
-            yield
-        except signals.Interrupted as stop:
-            with self._lock:
-                self.stopped.set()
-                for process in self._running:
-                    process.send_signal(stop.number)
-            raise
-
-    def kill(self) -> None:
-        """Kills all processes."""
-        for process in list(self._running):
-            process.kill()
-
-
-def _train(run: Run, file: Path, place: MachineShare, children: _Children) -> None:
-    _wait_for(run, children)
-    if run.ended:
-        return
-    command = [sys.executable, "-m", "moe_jax.train", f"--config={file}:{run.argument}"]
-    command.append(f"--config.training.steps={run.experiment.training.steps}")
-    command += [f"--config.{setting}={need.folder}" for setting, need in run.needs.items()]
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": str((run.folder.parent / _COMPILED).absolute()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / _LOG).open("a") as log:
-        code = children.run(
-            [*command, f"--workdir={run.folder}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | compiled | place.take(run.scale),
-        )
-    if children.stopped.is_set() or run.diverged or (code == 0 and run.finished):
-        return
-    last = (run.folder / _LOG).read_text().strip().splitlines()[-1:]
-    raise TrainingError(
-        f"arm {run.arm}, seed {run.seed} ended without a result ({' '.join(last)}); the rest "
-        f"is in {run.folder / _LOG}"
+        execute(needed, file, places)
+    missing = {run.folder: run for run in runs if not run.ended and run.possible}
+    side_by_side(
+        list(missing.values()),
+        shares_of(places),
+        lambda run, place: place.train(run.task(file)),
     )
-
-
-def _wait_for(run: Run, children: _Children) -> None:
-    """Waits for a process that a killed runner has started and that still trains the run."""
-    while not children.stopped.is_set():
-        try:
-            with locked(run.folder):
-                return
-        except ConfigError:
-            children.stopped.wait(_POLL_SECONDS)

@@ -19,10 +19,10 @@ Records = Sequence[Mapping[str, Any]]
 P = ParamSpec("P")
 
 # Okabe and Ito's palette: colour-blind readers can distinguish it, also on a dark background.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _INK = "#010203"
 # The page can choose these colours for a light or dark background.
-_OF_PAGE = {_INK: "currentColor", _COLOURS[0]: f"var(--accent, {_COLOURS[0]})"}
+_OF_PAGE = {_INK: "currentColor", COLOURS[0]: f"var(--accent, {COLOURS[0]})"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moe_jax",
@@ -48,15 +48,15 @@ _INCHES = {"left": 0.9, "right": 0.1, "bottom": 0.5, "top": 0.1}
 _POINTS, _COLUMNS, _COLUMNS_OF_ALL = 600, 200, 2000
 
 
-def _drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
+def drawn(draw: Callable[P, Figure]) -> Callable[P, str]:
     """Wraps a function that returns a figure, so that it returns the ``<svg>`` element."""
 
     @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+    def element(*args: P.args, **kwargs: P.kwargs) -> str:
         with matplotlib.rc_context(_STYLE):
             return _svg(draw(*args, **kwargs))
 
-    return drawn
+    return element
 
 
 def figure_of(draw: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -78,25 +78,25 @@ def _svg(figure: Figure) -> str:
     return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
 
 
-@_drawn
+@drawn
 def loss_curve(train: Records, evaluations: Records) -> Figure:
     """Draws training loss, its moving mean over a twentieth of the run, and validation losses.
 
     Each part of a blend has a line of its own.
     """
-    figure, axes = _axes("step", "loss (nats per token)", _WIDE)
+    figure, axes = axes_of("step", "loss (nats per token)", _WIDE)
     steps, losses = _series(train, "loss")
     width = len(losses) // 20
     style: dict[str, Any] = {"alpha": 0.4, "linewidth": 0.8} if width > 1 else {}
-    axes.plot(*_thinned(steps, losses), _dash(steps), color=_COLOURS[0], label="training", **style)
+    axes.plot(*thinned(steps, losses), _dash(steps), color=COLOURS[0], label="training", **style)
     if width > 1:
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
         label = f"training, mean of {width} records"
         middle = steps[width // 2 : width // 2 + len(mean)]
-        axes.plot(*_thinned(middle, mean), color=_COLOURS[0], label=label)
+        axes.plot(*thinned(middle, mean), color=COLOURS[0], label=label)
     if evaluations:
         axes.plot(
-            *_series(evaluations, "loss"), "o-", color=_COLOURS[1], markersize=4, label="validation"
+            *_series(evaluations, "loss"), "o-", color=COLOURS[1], markersize=4, label="validation"
         )
         _draw_parts(axes, evaluations)
     axes.legend()
@@ -109,16 +109,16 @@ def _draw_parts(axes: Axes, evaluations: Records) -> None:
         known = [record for record in evaluations if name in record.get("parts", {})]
         steps = [record["step"] for record in known]
         losses = [record["parts"][name]["loss"] for record in known]
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         axes.plot(steps, losses, "o--", color=colour, markersize=3, linewidth=0.8, label=name)
 
 
-@_drawn
+@drawn
 def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
     """Draws one number of the records over steps."""
-    figure, axes = _axes("step", label)
+    figure, axes = axes_of("step", label)
     steps, values = _series(train, key)
-    axes.plot(*_thinned(steps, values), _dash(steps), color=_COLOURS[0], linewidth=1.0)
+    axes.plot(*thinned(steps, values), _dash(steps), color=COLOURS[0], linewidth=1.0)
     if log:
         axes.set_yscale("log", nonpositive="clip")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -127,7 +127,7 @@ def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
     return figure
 
 
-@_drawn
+@drawn
 def layer_lines(train: Records, label: str, *path: str) -> Figure:
     """Draws one number of every MoE layer over steps, averaged over bins of steps.
 
@@ -136,18 +136,18 @@ def layer_lines(train: Records, label: str, *path: str) -> Figure:
         label: Label of the number.
         *path: Keys of the number in the record of a layer.
     """
-    figure, axes = _axes("step", label)
+    figure, axes = axes_of("step", label)
     layers = train[0]["layers"]
     steps = np.array([record["step"] for record in train])
     for index, layer in enumerate(layers):
         values = np.array([_at(record["layers"][index], path) for record in train], np.float64)
         edges, means = _binned(steps, values, len(layers))
-        shown = len(layers) <= len(_COLOURS) or index in (0, len(layers) // 2, len(layers) - 1)
+        shown = len(layers) <= len(COLOURS) or index in (0, len(layers) // 2, len(layers) - 1)
         axes.plot(
             (edges[:-1] + edges[1:]) / 2 if len(means) < len(steps) else steps,
             means,
             _dash(steps),
-            color=_layer_colour(index, len(layers)),
+            color=colour_of(index, len(layers)),
             linewidth=1.2,
             label=f"layer {layer['layer']}" if shown else None,
         )
@@ -155,10 +155,10 @@ def layer_lines(train: Records, label: str, *path: str) -> Figure:
     return figure
 
 
-@_drawn
+@drawn
 def load_map(train: Records, index: int) -> Figure:
     """Draws the load of every expert of the ``index``-th MoE layer over steps; 1 is even."""
-    figure, axes = _axes("step", "expert")
+    figure, axes = axes_of("step", "expert")
     figure.subplots_adjust(right=0.99)
     steps = np.array([record["step"] for record in train])
     load = np.array([record["layers"][index]["load"] for record in train], np.float64)
@@ -179,7 +179,8 @@ def load_map(train: Records, index: int) -> Figure:
     return figure
 
 
-def _axes(x: str, y: str, size: tuple[float, float] = _NARROW) -> tuple[Figure, Axes]:
+def axes_of(x: str, y: str, size: tuple[float, float] = _NARROW) -> tuple[Figure, Axes]:
+    """Returns an empty figure and its axes with these labels."""
     figure = Figure(figsize=size)
     width, height = size
     figure.subplots_adjust(
@@ -200,9 +201,10 @@ def _dash(steps: np.ndarray) -> str:
     return "-" if len(steps) > 1 else "o"
 
 
-def _layer_colour(index: int, layers: int) -> Any:
-    if layers <= len(_COLOURS):
-        return _COLOURS[index]
+def colour_of(index: int, layers: int) -> Any:
+    """Returns the colour of one of several lines."""
+    if layers <= len(COLOURS):
+        return COLOURS[index]
     return matplotlib.colormaps["viridis"](0.1 + 0.75 * index / (layers - 1))
 
 
@@ -213,7 +215,7 @@ def _series(records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array(values, np.float64)
 
 
-def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns at most ``_POINTS`` of the points: the least and the greatest of each bin."""
     if len(values) <= _POINTS:
         return steps, values

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from moe_jax.analysis import figures
-from moe_jax.files import replaced
+from moe_jax.analysis.page import write_page
 from moe_jax.training.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
@@ -62,13 +61,9 @@ def write_report(workdir: Path) -> Path:
     result, config, tokens = (
         _json(workdir / name) for name in ("result.json", "config.json", "expert_tokens.json")
     )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moe_jax.analysis", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("report.html.j2").render(
+    return write_page(
+        "report.html.j2",
+        workdir / REPORT,
         title=config.get("config", {}).get("name", workdir.resolve().name),
         scores=_scores(result),
         summary=summary(records, result, config),
@@ -80,10 +75,6 @@ def write_report(workdir: Path) -> Path:
         tokens=_visible_table(tokens),
         config=json.dumps(config.get("config", {}), indent=2) if config else "",
     )
-    path = workdir / REPORT
-    with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def summary(records: Sequence[Record], result: Record, config: Record) -> dict[str, str]:

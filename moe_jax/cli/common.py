@@ -7,7 +7,6 @@ import functools
 import re
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from ml_collections import ConfigDict, config_flags
 from moe_jax import files, processes, signals
 from moe_jax.config import library
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import build, from_text, override
-from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in, line_of
+from moe_jax.config.loading import read_text
+from moe_jax.config.schema import build, override
+from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in
 
 Define = Callable[[flags.FlagValues], None]
 Main = Callable[[flags.FlagValues], None]
-_OVERRIDE = "override"
+_OVERRIDE, _FOLDERS = "override", "folders"
 _SETTING = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
 _HOSTS = ("coordinator", "num_processes", "process_id")
 _USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)
@@ -61,6 +61,12 @@ def define_config(values: flags.FlagValues) -> None:
 def define_workdir(values: flags.FlagValues) -> None:
     """Defines ``--workdir``."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True, flag_values=values)
+
+
+def define_folders(values: flags.FlagValues, help_text: str) -> None:
+    """Defines ``--folders``, which also has the arguments without a flag name."""
+    flags.DEFINE_multi_string(_FOLDERS, [], help_text, flag_values=values)
+    values.set_gnu_getopt(True)
 
 
 def define_step(values: flags.FlagValues) -> None:
@@ -137,6 +143,12 @@ def join_hosts(given: flags.FlagValues) -> None:
             raise ConfigError(f"--{name} has an effect only with --distributed: add --distributed")
 
 
+def config_of(given: flags.FlagValues) -> str:
+    """Returns the file of the ``--config`` flag, with its argument after a colon."""
+    flag: Any = given["config"]  # ml_collections adds attributes to the type of the stub.
+    return flag.config_filename
+
+
 def experiment_of(given: flags.FlagValues) -> Experiment:
     """Returns the checked experiment of the ``--config`` flag and its overrides.
 
@@ -153,7 +165,7 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__
             raise ConfigError(f"get_config() of {file} returns {kind}, not a ConfigDict: return it")
-        override(Experiment, config, _texts(given), _from_text)
+        override(Experiment, config, texts_of(given), read_text)
         experiment = build(Experiment, config)
     except OSError as error:
         # An OSError of a config file is raised only when its values are read.
@@ -165,26 +177,17 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
 
 def overrides_of(given: flags.FlagValues) -> dict[str, Any]:
     """Returns the settings of the command line by dotted name; call ``experiment_of`` before."""
-    return {name: _value(given["config"].value, name) for name in _texts(given)}
+    return {name: _value(given["config"].value, name) for name in texts_of(given)}
 
 
 def _value(config: ConfigDict, name: str) -> Any:
     return functools.reduce(lambda group, key: group[key], name.split("."), config)
 
 
-def _texts(given: flags.FlagValues) -> dict[str, str | None]:
+def texts_of(given: flags.FlagValues) -> dict[str, str | None]:
     """Returns the settings of the command line as text, with ``None`` for a missing value."""
     pairs = (setting.partition("=") for setting in given[_OVERRIDE].value or ())
     return {name: text if equals else None for name, equals, text in pairs}
-
-
-def _from_text(name: str, hint: Any, text: str | None) -> Any:
-    if text is None and bool not in (hint, *typing.get_args(hint)):
-        raise ConfigError(f"Missing value for flag --config.{name}")
-    try:
-        return from_text(hint, "true" if text is None else text)
-    except ValueError as error:
-        raise ConfigError(f"flag --config.{name}={text}: {line_of(error)}") from error
 
 
 def with_overrides(arguments: Sequence[str]) -> list[str]:
@@ -289,7 +292,9 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
             # ml_collections reads overrides from ``sys.argv``, which is this list.
             arguments[:] = with_overrides(arguments)
         rest = values(arguments)
-        if len(rest) > 1:
+        if _FOLDERS in values:
+            values[_FOLDERS].value = [*(values[_FOLDERS].value or ()), *rest[1:]]
+        elif len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}; settings start with --config.")
     except (Exception, SystemExit) as error:
         fault = None if file is None else fault_in(file, error)

@@ -11,6 +11,8 @@ COMMANDS = {
     "train": "trains a model, or resumes a run",
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
+    "sweep": "trains runs over values of settings",
+    "compare": "shows runs beside each other on one page",
     "report": "writes the report of a run again",
     "tokenizer": "trains a BPE tokenizer on the text of a config",
     "settings": "prints settings with their types, ranges and meanings",
@@ -21,7 +23,8 @@ COMMANDS = {
     "ablate": "runs an ablation and writes its report",
 }
 # Flag of each command that a first argument without a flag name sets.
-_FIRST = dict.fromkeys(("train", "tokenizer", "settings", "count", "plan", "bench"), "config") | {
+_OF_CONFIGS = ("train", "sweep", "tokenizer", "settings", "count", "plan", "bench")
+_FIRST = dict.fromkeys(_OF_CONFIGS, "config") | {
     "ablate": "ablation"
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,8 +12,8 @@ from ml_collections import ConfigDict
 
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.library import config_file, module_of
-from moe_jax.config.schema import build, override, settings
-from moe_jax.errors import ConfigError, fault_in
+from moe_jax.config.schema import build, from_text, override, settings
+from moe_jax.errors import ConfigError, fault_in, line_of
 
 Config: TypeAlias = str | Path | ConfigDict | Experiment
 
@@ -63,6 +64,47 @@ def experiment_of(config: Config, overrides: Mapping[str, Any] | None = None) ->
     experiment = build(Experiment, load_config(config, overrides))
     experiment.check_settings()
     return experiment
+
+
+def experiment_of_texts(
+    config: str | Path, texts: Mapping[str, str | None]
+) -> tuple[Experiment, dict[str, Any]]:
+    """Returns the experiment of ``--config=NAME:ARGUMENT`` and ``--config.NAME=TEXT``, checked.
+
+    Args:
+        config: Name of a config, or a file, with its argument after a colon.
+        texts: Settings as on a command line; ``None`` switches a bool on.
+
+    Returns:
+        The experiment, and the value that each text stands for.
+
+    Raises:
+        ConfigError: As ``experiment_of``, and if a text is no value of its setting.
+    """
+    read: dict[str, Any] = {}
+
+    def reading(name: str, hint: Any, text: str | None) -> Any:
+        return read.setdefault(name, read_text(name, hint, text))
+
+    values = _settings_of(config)
+    override(Experiment, values, texts, reading)
+    experiment = build(Experiment, values)
+    experiment.check_settings()
+    return experiment, read
+
+
+def read_text(name: str, hint: Any, text: str | None) -> Any:
+    """Returns the value of the flag ``--config.NAME=TEXT`` of type ``hint``.
+
+    Raises:
+        ConfigError: If the text is no value of this type.
+    """
+    if text is None and bool not in (hint, *typing.get_args(hint)):
+        raise ConfigError(f"Missing value for flag --config.{name}")
+    try:
+        return from_text(hint, "true" if text is None else text)
+    except ValueError as error:
+        raise ConfigError(f"flag --config.{name}={text}: {line_of(error)}") from error
 
 
 def _settings_of(config: Config) -> ConfigDict:

@@ -330,3 +330,14 @@ def _described_field(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(value) and _chosen_by_type(hint):
         return {"type": type(value).__name__, **described}
     return described
+
+
+def flat(described: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of ``describe`` by dotted name; an item of a list has its index."""
+    if isinstance(described, Mapping):
+        parts = [flat(item, f"{prefix}{key}.") for key, item in described.items()]
+    elif isinstance(described, list | tuple):
+        parts = [flat(item, f"{prefix}{i}.") for i, item in enumerate(described)]
+    else:
+        return {prefix[:-1]: described}
+    return {key: item for part in parts for key, item in part.items()}

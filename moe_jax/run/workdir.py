@@ -16,7 +16,7 @@ from absl import logging
 
 from moe_jax import files
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.schema import build, describe
+from moe_jax.config.schema import build, describe, flat
 from moe_jax.errors import ConfigError
 
 CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
@@ -240,8 +240,8 @@ def _with_defaults(described: Any) -> Any:
 
 def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, Any]:
     """Returns the settings by dotted name, with content hashes in place of other runs' folders."""
-    flat = _flat(described)
-    return flat | {name: f"weights {sources[name]}" for name in sources if flat.get(name)}
+    named = flat(described)
+    return named | {name: f"weights {sources[name]}" for name in sources if named.get(name)}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -251,16 +251,6 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
         for key in sorted(before.keys() | after.keys())
         if before.get(key, missing) != after.get(key, missing) and not key.startswith(_FREE)
     ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        parts = [_flat(item, f"{prefix}{key}.") for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        parts = [_flat(item, f"{prefix}{i}.") for i, item in enumerate(value)]
-    else:
-        return {prefix[:-1]: value}
-    return {key: item for part in parts for key, item in part.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ import pytest
 from moe_jax.configs import common, masked_language, quickstart, span_corruption
 
 from moe_jax.config.experiment import Experiment, TrainingConfig
-from moe_jax.config.schema import build, describe, from_text, override
+from moe_jax.config.schema import build, describe, flat, from_text, override
 from moe_jax.counting import count
 from moe_jax.data import Spans
 from moe_jax.errors import ConfigError
@@ -15,7 +15,6 @@ from moe_jax.nn.moe_config import LayerOverride, MoEConfig
 from moe_jax.nn.positions import Learned, Sinusoidal, T5Relative
 from moe_jax.parallel import MeshConfig
 from moe_jax.routing import preset
-from moe_jax.run.workdir import _flat as flat
 from tests.data.corpora import write_corpus
 
 _SMALL = {"tokenizer": "bytes", "seq_length": 32, "batch_size": 8}

@@ -53,3 +53,9 @@ def graphics_cards() -> list[str]:
     except OSError:
         return []
     return [str(card) for card in range(len(listed.stdout.splitlines()))]
+
+
+def shares_of(places: int) -> list[MachineShare]:
+    """Returns the shares of this machine for a number of simultaneous runs."""
+    cards = graphics_cards()
+    return [MachineShare(index, places, cards) for index in range(places)]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moe_jax.ablation.shares import MachineShare, graphics_cards
+from moe_jax.run.shares import MachineShare, graphics_cards
 
 
 @pytest.mark.parametrize(

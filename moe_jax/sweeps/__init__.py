@@ -1,0 +1,1 @@
+"""Runs over a grid of settings, or over settings that a sampler draws, and their comparison."""
