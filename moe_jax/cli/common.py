@@ -50,10 +50,15 @@ def define_config(values: flags.FlagValues) -> None:
         "Name or file of a configuration, with its argument after a colon (quickstart:dense).",
         flag_values=values,
     )
+    define_overrides(values)
+
+
+def define_overrides(values: flags.FlagValues) -> None:
+    """Defines ``--config.NAME=VALUE`` and its other form ``--override=NAME=VALUE``."""
     flags.DEFINE_multi_string(
         _OVERRIDE,
         [],
-        "Setting of the configuration as NAME=VALUE, the same as --config.NAME=VALUE",
+        "Setting of the configuration as NAME=VALUE, the same as --config.NAME=VALUE.",
         flag_values=values,
     )
 
@@ -288,7 +293,7 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
     file = None
     try:
         file = _open_config(values, arguments)
-        if "config" in values:
+        if _OVERRIDE in values:
             # ml_collections reads overrides from ``sys.argv``, which is this list.
             arguments[:] = with_overrides(arguments)
         rest = values(arguments)

@@ -1,4 +1,9 @@
-"""Evaluates a run and prints one JSON line: ``moe-jax evaluate --workdir=runs/quickstart``."""
+"""Evaluates a run and prints one JSON line: ``moe-jax evaluate --workdir=runs/quickstart``.
+
+``--config.data.source=files:other/*.txt`` evaluates on other text, ``--capacity_factor=4`` with
+another capacity. Other settings of ``data``, ``mesh`` and ``model`` may change too, if the model
+keeps its parameters.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,9 @@ from absl import flags
 
 from moe_jax import processes
 from moe_jax.cli import common
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.loading import experiment_of_texts
+from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
 
 
@@ -17,13 +25,27 @@ def define(values: flags.FlagValues) -> None:
     common.define_workdir(values)
     common.define_step(values)
     common.define_average(values)
+    common.define_overrides(values)
+    flags.DEFINE_float(
+        "capacity_factor",
+        0.0,
+        "Capacity factor of every router; 0 for the run's own factors of evaluation.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
     common.define_hosts(values)
 
 
 def main(given: flags.FlagValues) -> None:
     """Restores a checkpoint and prints loss, bits per byte, accuracy and load."""
     common.join_hosts(given)
-    step, session, state = open_restored(common.folder_of(given), given.step, average=given.average)
+
+    def change(run: Experiment) -> Experiment:
+        values = experiment_of_texts(run, common.texts_of(given))[1]
+        return changed(run, values, given.capacity_factor)
+
+    folder = common.folder_of(given)
+    step, session, state = open_restored(folder, given.step, change, average=given.average)
     with jax.set_mesh(session.mesh):
         record = session.evaluate(state)
     if processes.is_first():

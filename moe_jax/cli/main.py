@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "trains a model, or resumes a run",
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
+    "score": "prints the log-likelihood of texts, token by token",
     "sweep": "trains runs over values of settings",
     "compare": "shows runs beside each other on one page",
     "report": "writes the report of a run again",

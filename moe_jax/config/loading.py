@@ -67,12 +67,12 @@ def experiment_of(config: Config, overrides: Mapping[str, Any] | None = None) ->
 
 
 def experiment_of_texts(
-    config: str | Path, texts: Mapping[str, str | None]
+    config: Config, texts: Mapping[str, str | None]
 ) -> tuple[Experiment, dict[str, Any]]:
     """Returns the experiment of ``--config=NAME:ARGUMENT`` and ``--config.NAME=TEXT``, checked.
 
     Args:
-        config: Name of a config, or a file, with its argument after a colon.
+        config: See ``load_config``.
         texts: Settings as on a command line; ``None`` switches a bool on.
 
     Returns:

@@ -18,6 +18,7 @@ from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
 from moe_jax.run import workdir as folders
 from moe_jax.run.best import Step
+from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
 from moe_jax.run.session import Session
@@ -183,7 +184,13 @@ def train(
     return OpenRun(folder, int(state.step), session, with_average(state))
 
 
-def open_run(workdir: str | Path, *, step: Step = None, average: bool = True) -> OpenRun:
+def open_run(
+    workdir: str | Path,
+    *,
+    step: Step = None,
+    average: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+) -> OpenRun:
     """Opens a run at one of its checkpoints, finished or not, without writing a file.
 
     Args:
@@ -191,9 +198,11 @@ def open_run(workdir: str | Path, *, step: Step = None, average: bool = True) ->
         step: Step of the checkpoint, or ``best`` for the lowest validation loss; ``None`` for the
             newest intact one.
         average: False opens the trained parameters of a run that keeps an average of them.
+        overrides: Other settings of the evaluation by dotted name, such as ``data.source``.
 
     Raises:
-        ConfigError: If the folder holds no run, or no checkpoint yet.
+        ConfigError: If the folder holds no run, or no checkpoint yet; or if a setting changes the
+            parameters of the model or has no effect on an evaluation.
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
 
     Examples:
@@ -203,8 +212,13 @@ def open_run(workdir: str | Path, *, step: Step = None, average: bool = True) ->
         (2, 16)
         >>> sorted(run.evaluate())
         ['accuracy', 'bits_per_byte', 'dropped_fraction', 'layers', 'loss']
+        >>> other = mj.open_run("runs/tiny", overrides={"data.mixture.seed": 1})
+        >>> other.evaluate()["loss"] == run.evaluate()["loss"]
+        False
     """
-    found, session, state = open_restored(workdir, step, average=average)
+    found, session, state = open_restored(
+        workdir, step, lambda run: changed(run, overrides or {}), average=average
+    )
     return OpenRun(Path(workdir), found, session, state)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from flax import nnx
 
 from moe_jax import data
@@ -13,11 +12,12 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import description, families_of
-from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
 from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.released import remembered
+from moe_jax.run.restored import fitting
 from moe_jax.training.checkpoint import latest_step
 
 
@@ -43,13 +43,8 @@ def open_trained(folder: Path | str, family: str = "", step: Step = None) -> Imp
     name = family or known.get("family") or _only_family(experiment.model, folder)
     original = _original(tokenizer, known.get("original") or {}, folder)
     description(FAMILIES[name], experiment.model, tokenizer.vocab_size, "float32", original)
-    mesh = experiment.mesh
-    try:
-        mesh.resolve(jax.device_count())
-    except ConfigError:
-        mesh = MeshConfig()
     run = FinishedRun("--input", folder, experiment, tokenizer)
-    graph, state = run.weights(make_mesh(mesh), step_of(folder, step))
+    graph, state = run.weights(make_mesh(fitting(experiment.mesh)), step_of(folder, step))
     model = nnx.merge(graph, state.params, state.router_state)
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -85,6 +87,21 @@ class FinishedRun:
         assert found is not None  # ``open_finished`` has checked that a checkpoint exists.
         weights = {name: found[1][of] for name, of in stored.items()}
         return graph, from_named_leaves(abstract, leaves | weights)
+
+
+def abstract_weights(
+    experiment: Experiment, tokenizer: data.Tokenizer, mesh: Mesh
+) -> dict[str, Any]:
+    """Returns the shapes of parameters and router state by the names of a checkpoint."""
+    leaves = named_leaves(_abstract(experiment, tokenizer, mesh)[1])
+    return {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
+
+
+def _abstract(
+    experiment: Experiment, tokenizer: data.Tokenizer, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    model, seed = experiment.model, experiment.training.seed
+    return Recipe(model, tokenizer.vocab_size, optax.identity(), seed, mesh).abstract()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
+from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.loop import Loop
 from moe_jax.run.session import Session, open_checkpoints, open_session
 from moe_jax.training.average import with_average
@@ -21,15 +23,24 @@ from moe_jax.training.state import TrainState
 
 
 def open_restored(
-    folder: str | Path, step: Step = None, *, average: bool = True
+    folder: str | Path,
+    step: Step = None,
+    change: Callable[[Experiment], Experiment] | None = None,
+    *,
+    average: bool = True,
 ) -> tuple[int, Session, TrainState]:
-    """Returns step, session and state of a checkpoint in a workdir, by default the newest intact.
-
-    The parameters of the state are the averaged ones, if the run keeps an average and ``average``
-    is True.
+    """Returns step, session and state of a checkpoint in a workdir.
 
     The session uses the run's mesh if that mesh fits the devices, else the default mesh, in which
     each device holds a copy of the model.
+
+    Args:
+        folder: Workdir of the run.
+        step: Step of the checkpoint, or ``best`` for the lowest validation loss; ``None`` for the
+            newest intact one.
+        change: Function from the run's experiment to the experiment of the session, which has the
+            same parameters; ``None`` for no change.
+        average: False returns the trained parameters of a run that keeps an average of them.
 
     Raises:
         ConfigError: If the folder holds no run, or no checkpoint yet, if the text of the corpus has
@@ -37,21 +48,31 @@ def open_restored(
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
     folder = Path(folder)
-    experiment = workdir.load(folder)
-    try:
-        experiment.mesh.resolve(jax.device_count())
-    except ConfigError:
-        experiment = dataclasses.replace(experiment, mesh=MeshConfig())
+    saved = workdir.load(folder)
+    saved = dataclasses.replace(saved, mesh=fitting(saved.mesh))
+    experiment = change(saved) if change else saved
     experiment.check_program(jax.device_count())
     data.check_source(experiment.data)  # The folder has the tokenizer.
     directory = folder / workdir.CHECKPOINTS
     if latest_step(directory) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
-    processes.first(lambda: _check_corpus(experiment, folder))
-    session = open_session(experiment, data.load_tokenizer(folder))
+    tokenizer = data.load_tokenizer(folder)
+    check_same_weights(saved, experiment, tokenizer)
+    if experiment.data.source == saved.data.source:
+        processes.first(lambda: _check_corpus(saved, folder))
+    session = open_session(experiment, tokenizer)
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
         found, state, _ = Loop(session, checkpoints, folder).restore(step_of(folder, step))
     return found, session, with_average(state) if average else state
+
+
+def fitting(mesh: MeshConfig) -> MeshConfig:
+    """Returns a mesh if it fits the devices, else the default mesh of copies of the model."""
+    try:
+        mesh.resolve(jax.device_count())
+    except ConfigError:
+        return MeshConfig()
+    return mesh
 
 
 def _check_corpus(experiment: Experiment, folder: Path) -> None:

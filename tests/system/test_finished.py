@@ -17,8 +17,10 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
+from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
+from moe_jax.run.scoring import open_model, scores
 from moe_jax.training.metrics import flatten, read_metrics
 from tests.system.runs import CONFIG, ROOT, command, error_line, records, train
 
@@ -257,3 +259,45 @@ def test_generate_refuses_a_model_that_sees_the_future(source, tmp_path):
     train(folder, f"{CONFIG}:expert_choice", source, "--config.training.steps=1")
     line = error_line(command("moe_jax.generate", f"--workdir={folder}"))
     assert "experts choose among tokens, later ones included" in line
+
+
+def test_it_is_evaluated_on_other_text_and_with_another_capacity(run, restored, tmp_path):
+    _, session, state = restored
+    own = session.evaluate(state)
+    (tmp_path / "a.txt").write_text("import this\n" * 40)
+    other = mj.open_run(run.folder, overrides={"data.source": f"files:{tmp_path}/*.txt"})
+    assert other.evaluate()["loss"] != own["loss"]
+    # With a slot for every token, no token is dropped; with few slots, many are.
+    factors = {factor: _evaluated(run, factor)["dropped_fraction"] for factor in (0.25, 4.0)}
+    assert factors[4.0] == 0.0 < own["dropped_fraction"] < factors[0.25]
+
+
+def _evaluated(run, factor):
+    _, session, state = open_restored(run.folder, change=lambda one: changed(one, {}, factor))
+    with jax.set_mesh(session.mesh):
+        return session.evaluate(state)
+
+
+def test_commands_evaluate_with_other_settings_and_score_texts(run, restored, tmp_path):
+    evaluate = ("moe_jax", "evaluate", f"--workdir={run.folder}")
+    done = command(*evaluate, "--capacity-factor=4", "--config.data.eval_documents=2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["dropped_fraction"] == 0.0
+    width = command(*evaluate, "--config.model.width=32")
+    assert "change the parameters of the model" in error_line(width)
+
+    texts = ["import this\n" * 9, "def f(x):"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text(lines)
+    file = f"--file={tmp_path / 'texts.jsonl'}"
+    done = command("moe_jax", "score", f"--model={run.folder}", file, "--window=16")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["document"], line["bytes"]) for line in found] == [(0, 108), (1, 9)]
+    here = list(scores(open_model(run.folder), texts, window=16))
+    for line, score in zip(found, here, strict=True):
+        assert line["token_ids"] == list(score.tokens)
+        np.testing.assert_allclose(
+            line["token_log_likelihoods"], score.log_likelihoods, rtol=1e-4, atol=1e-4
+        )
+        assert line["log_likelihood"] == pytest.approx(sum(line["token_log_likelihoods"]))
