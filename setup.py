@@ -32,6 +32,8 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2"],  # for drivers older than 580
     "kernels": ["tokamax>=0.0.12"],
     "sweep": SWEEP,  # samplers of moe-jax sweep
+    "tensorboard": ["tensorboard>=2.16"],  # shows the event files of runs
+    "wandb": WANDB,  # the writer of Weights & Biases
     "parity": ["torch==2.13.0", "transformers>=5.0"],
 }
 

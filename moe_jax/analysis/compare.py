@@ -23,7 +23,14 @@ from moe_jax.training.metrics import read_metrics
 PAGE = "compare.html"
 Picture = tuple[str, str]
 # Settings that name or place a run and change no number of it.
-_ASIDE = ("name", "mesh.", "training.log_every", "training.checkpoint_every", "training.keep_")
+_ASIDE = (
+    "name",
+    "mesh.",
+    "training.log_every",
+    "training.writers",
+    "training.checkpoint_every",
+    "training.keep_",
+)
 # Each axis has a name and a label.
 _AXES = {
     "steps": "step",

@@ -35,6 +35,7 @@ class TrainingConfig(Ranged):
         max_skipped_updates: Number of non-finite updates in a row after which the run stops; such
             updates are skipped.
         log_every: Number of steps between lines of ``metrics.jsonl``.
+        writers: Writers of the numbers of ``metrics.jsonl``: ``tensorboard`` and ``wandb``.
         eval_every: Number of steps between evaluations; 0 evaluates only at the end.
         checkpoint_every: Number of steps between checkpoints.
         keep_last: Number of newest checkpoints that are kept.
@@ -68,6 +69,7 @@ class TrainingConfig(Ranged):
     lookahead_weight: Weight = 0.3
     max_skipped_updates: Positive = 10
     log_every: Positive = 10
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     eval_every: Natural = 0
     checkpoint_every: Positive = 200
     keep_last: Positive = 2

@@ -56,7 +56,8 @@ def finish(
     # Spans, masked tokens and answers are not comparable with baselines that read whole documents.
     partial = experiment.data.sentinels or experiment.data.marks_answers
     baselines = {} if partial else data.baselines(experiment.data)
-    with MetricsWriter(folder, resume_step=steps) as writer:
+    writers = experiment.training.writers
+    with MetricsWriter(folder, resume_step=steps, writers=writers) as writer:
         writer.write(eval_record(steps, record))
     files.write_json(folder / workdir.EXPERT_TOKENS, table)
     result = {

@@ -30,8 +30,10 @@ from moe_jax.run.session import (
     open_checkpoints,
     open_session,
 )
+from moe_jax.training.metrics import WANDB
 from moe_jax.training.routing_log import check_replay
 from moe_jax.training.state import TrainState
+from moe_jax.training.wandb_run import check_wandb
 from moe_jax.transport import implementation
 
 Say = Callable[[str], None]
@@ -97,6 +99,8 @@ def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
     experiment.check(jax.device_count())
     check_streams(experiment)
     check_replay(experiment.training.replay_routing, experiment.training.steps)
+    if WANDB in experiment.training.writers:
+        processes.first(check_wandb)
     workdir.check_folder(folder)
     sources = open_sources(experiment, folder)
     processes.first(lambda: workdir.check_owner(folder, experiment, sources.identities))

@@ -36,6 +36,7 @@ _LOCK = ".lock"
 _FREE = (
     "mesh.",
     "training.log_every",
+    "training.writers",
     "training.eval_every",
     "training.checkpoint_every",
     "training.keep_",

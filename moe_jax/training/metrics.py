@@ -1,4 +1,4 @@
-"""Metrics of a run: lines of JSON, TensorBoard events with the same numbers, a progress bar."""
+"""Metrics of a run: lines of JSON, other writers with the same numbers, a progress bar."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import numpy as np
@@ -21,8 +21,20 @@ from moe_jax.routing import Counts
 from moe_jax.training.events import Events, held
 from moe_jax.training.history import Logged, spans
 from moe_jax.training.step import EvalSums, Losses, StepReport
+from moe_jax.training.wandb_run import WandbRun
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+METRICS, TENSORBOARD, WANDB = "metrics.jsonl", "tensorboard", "wandb"
+Record: TypeAlias = Mapping[str, Any]
+
+
+class Writer(Protocol):
+    """A receiver of the numbers of a run, besides ``metrics.jsonl``."""
+
+    def add(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Writes the numbers of one record under names such as ``train/loss``."""
+
+    def close(self) -> None:
+        """Ends the writer."""
 
 
 def flatten(record: Mapping[str, Any]) -> dict[str, float]:
@@ -228,14 +240,20 @@ def _record(line: str) -> dict[str, Any]:
 
 
 class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` and to TensorBoard; only the first process writes.
+    """Appends records to ``metrics.jsonl`` and to other writers; only the first process writes.
 
     Attributes:
         logged: Records that must be in the file.
         lost: Records that the file lacked when it was opened, in words; "" if it lacked none.
     """
 
-    def __init__(self, workdir: Path, resume_step: int | None = None, logged: Logged | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        resume_step: int | None = None,
+        logged: Logged | None = None,
+        writers: Collection[str] = (TENSORBOARD,),
+    ):
         """Opens the files.
 
         Args:
@@ -245,16 +263,18 @@ class MetricsWriter:
                 records, ``None`` removes none.
             logged: Records up to ``resume_step`` that must be in the file; ``None`` for the records
                 that are in the file.
+            writers: Names of further writers, ``tensorboard`` and ``wandb``.
 
         Raises:
             ValueError: If a line is damaged that is not an unfinished last line.
             WriteError: If the file cannot be written.
+            TrainingError: If ``wandb`` cannot start.
         """
         self.logged, self.lost = logged or Logged(), ""
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path, events = Path(workdir) / METRICS, Path(workdir) / TENSORBOARD
+        path = Path(workdir) / METRICS
         records = _truncate(path, math.inf if resume_step is None else resume_step)
         self._found = {(record["kind"], record["step"]) for record in records}
         self._warn_of_lost(path)
@@ -262,9 +282,23 @@ class MetricsWriter:
             for kind, step in sorted(self._found, key=lambda record: record[1]):
                 self.logged.add(kind, step)
         self._lines = Appended(path)
-        shown = held(events) if resume_step else self._found
-        self._events = Events(events, None if resume_step is None else resume_step + 1)
-        self._show_again([r for r in records if (r["kind"], r["step"]) not in shown], events)
+        self._writers = list[Writer]()
+        if TENSORBOARD in writers:
+            self._writers.append(self._events(Path(workdir) / TENSORBOARD, records, resume_step))
+        if WANDB in writers:
+            self._writers.append(WandbRun(Path(workdir)))
+
+    def _events(self, folder: Path, records: Collection[Record], resume_step: int | None) -> Events:
+        """Opens the event files, and writes the records again that they have lost."""
+        shown = held(folder) if resume_step else self._found
+        events = Events(folder, None if resume_step is None else resume_step + 1)
+        lost = [record for record in records if (record["kind"], record["step"]) not in shown]
+        if lost:
+            steps = spans(record["step"] for record in lost)
+            logging.warning("%s had lost %s: written again from %s", folder, steps, METRICS)
+        for record in lost:
+            events.add(record["kind"], record["step"], _numbers(record))
+        return events
 
     def _warn_of_lost(self, path: Path) -> None:
         missing = self.logged.missing(self._found)
@@ -278,17 +312,10 @@ class MetricsWriter:
             self.lost,
         )
 
-    def _show_again(self, records: list[dict[str, Any]], folder: Path) -> None:
-        if records:
-            steps = spans(record["step"] for record in records)
-            logging.warning("%s had lost %s: written again from %s", folder, steps, METRICS)
-        for record in records:
-            self._show(record)
-
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record with its ``kind`` and ``step``.
 
-        The line is strict JSON: NaN and infinities become null. TensorBoard gets the unchanged
+        The line is strict JSON: NaN and infinities become null. Other writers get the unchanged
         numbers. A record whose kind and step were in the file when it was opened is not written
         again; this happens when a finished run is started again.
 
@@ -304,23 +331,25 @@ class MetricsWriter:
         line = json.dumps(_finite(record), allow_nan=False) + "\n"
         self._lines.write(line.encode())
         self.logged.add(record["kind"], record["step"])
-        self._show(record)
-
-    def _show(self, record: Mapping[str, Any]) -> None:
-        numbers = {key: item for key, item in record.items() if key != "step"}
-        self._events.add(record["kind"], record["step"], flatten(numbers))
+        for writer in self._writers:
+            writer.add(record["kind"], record["step"], _numbers(record))
 
     def close(self) -> None:
         """Closes the files."""
         if self._active:
             self._lines.close()
-            self._events.close()
+            for writer in self._writers:
+                writer.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    return flatten({key: item for key, item in record.items() if key != "step"})
 
 
 def _truncate(path: Path, last_step: float) -> list[dict[str, Any]]:

@@ -117,6 +117,15 @@ def test_settings_are_overrides_in_whatever_form_they_are_given(given, expected)
     assert common.with_overrides(given) == expected
 
 
+def test_names_in_a_list_are_separated_by_commas(experiment_of):
+    for text in ("tensorboard,wandb", "tensorboard, wandb", "('tensorboard', 'wandb')"):
+        training = experiment_of(QUICKSTART, f"--config.training.writers={text}").training
+        assert training.writers == ("tensorboard", "wandb")
+    assert experiment_of(QUICKSTART, "--config.training.writers=()").training.writers == ()
+    with pytest.raises(ConfigError, match="'wandbb' is not one of tensorboard, wandb"):
+        experiment_of(QUICKSTART, "--config.training.writers=wandbb")
+
+
 def test_a_switch_needs_no_value(experiment_of):
     assert experiment_of(QUICKSTART, "--config.model.gated").model.gated
     assert not experiment_of(QUICKSTART, "--noconfig.model.gated").model.gated

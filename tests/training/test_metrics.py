@@ -330,3 +330,10 @@ def test_a_line_that_is_no_record_is_damage(tmp_path, line):
     path.write_text(f"{line}\n{path.read_text()}")
     with pytest.raises(ValueError, match="line 1 is damaged"):
         read_metrics(tmp_path)
+
+
+def test_without_tensorboard_there_are_no_event_files(tmp_path):
+    with MetricsWriter(tmp_path, writers=()) as writer:
+        writer.write({"kind": "train", "step": 1, "loss": 1.0})
+    assert _steps(tmp_path) == [("train", 1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
