@@ -25,9 +25,7 @@ COMMANDS = {
 }
 # Flag of each command that a first argument without a flag name sets.
 _OF_CONFIGS = ("train", "sweep", "tokenizer", "settings", "count", "plan", "bench")
-_FIRST = dict.fromkeys(_OF_CONFIGS, "config") | {
-    "ablate": "ablation"
-}
+_FIRST = dict.fromkeys(_OF_CONFIGS, "config") | {"ablate": "ablation"}
 
 
 def main(command: str | None = None) -> None:

@@ -146,7 +146,7 @@ class Loop:
         self.validations = self._validated(start, data_state)
         steps = training.steps
         with (
-            MetricsWriter(self.workdir, start, logged, experiment.training.writers) as writer,
+            MetricsWriter(self.workdir, start, logged, training.writers) as writer,
             ProgressBar(start, steps, say=self.say) as bar,
             _stopping() as stopping,
             Profiler(self.workdir / PROFILE, self.profile).open() as profiler,
