@@ -129,7 +129,14 @@ class RecordSource:
         try:
             return self._records[index].decode("utf-8")
         except (RuntimeError, ValueError, IndexError) as error:
-            raise self.files[0]._damaged(error) from error
+            raise self._file_of(index)._damaged(error) from error
+
+    def _file_of(self, index: int) -> Kept:
+        for file in self.files:
+            if index < file.about["documents"]:
+                return file
+            index -= file.about["documents"]
+        raise IndexError(index)
 
     def domain(self, index: int) -> int:
         """Returns 0, since the documents have no domains."""

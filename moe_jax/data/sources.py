@@ -136,6 +136,14 @@ class Contents:
     sha256: str
     counted: str = "documents"
 
+    @property
+    def summary(self) -> str:
+        """What was counted, for the start of a run."""
+        return (
+            f"{self.training:,} {self.counted} for training, {self.validation:,} for validation, "
+            f"SHA-256 {self.sha256[:12]}"
+        )
+
 
 def read_contents(config: DataConfig) -> Contents:
     """Reads every document of both splits once; prepares ``python_library`` if it is missing.

@@ -175,10 +175,7 @@ def _claim_corpus(experiment: Experiment, folder: Path, voice: Voice) -> None:
     """Reads the corpus once, so that the run finds corrupt files before compilation."""
     contents = data.read_contents(experiment.data)
     workdir.claim_corpus(folder, dataclasses.asdict(contents))
-    voice.say(
-        f"data        {experiment.data.source}: {contents.training:,} {contents.counted} for "
-        f"training, {contents.validation:,} for validation, SHA-256 {contents.sha256[:12]}"
-    )
+    voice.say(f"data        {experiment.data.source}: {contents.summary}")
     empty = data.empty_files(experiment.data)
     if empty:
         voice.say(f"            {len(empty):,} empty files are left out, first {empty[0]}")

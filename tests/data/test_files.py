@@ -5,6 +5,7 @@ import re
 import pytest
 
 from moe_jax.data import DataConfig, check_source, empty_files, open_source, read_contents
+from moe_jax.data.files import open_all_files
 from moe_jax.errors import ConfigError
 
 from .corpora import names, write_corpus, write_rows
@@ -122,6 +123,21 @@ def test_a_damaged_file_of_kept_documents_is_named(tmp_path):
         texts(config, "train")
 
 
+def test_a_damaged_record_names_its_file(tmp_path):
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": name * 3000}] * 3)
+    config = config_of(tmp_path, "*.jsonl")
+    source = open_all_files(config)
+    kept = [file.path for file in source.files]
+    content = bytearray(kept[1].read_bytes())
+    # The first chunk follows the header of 64 bytes.
+    content[100:140] = bytes(255 ^ byte for byte in content[100:140])
+    kept[1].write_bytes(content)
+    assert source[0] == "a" * 3000
+    with pytest.raises(ConfigError, match=f"{kept[1]} is damaged .*delete it"):
+        [source[i] for i in range(6)]
+
+
 def test_texts_and_rows_form_one_corpus(tmp_path):
     (tmp_path / "a.md").write_text("whole file")
     write_rows(tmp_path / "b.jsonl", [{"text": "row"}, {"text": ""}])
@@ -155,8 +171,8 @@ def test_validation_has_a_pattern_of_its_own(tmp_path):
 def test_spans_are_what_is_counted_of_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 500)
     contents = read_contents(config_of(tmp_path, "a.txt"))
-    expected = (95, 5, "spans of one document")
-    assert (contents.training, contents.validation, contents.counted) == expected
+    said = "95 spans of one document for training, 5 for validation, SHA-256 "
+    assert contents.summary == said + contents.sha256[:12]
     write_rows(tmp_path / "a.parquet", [{"text": "x" * 500}])
     contents = read_contents(config_of(tmp_path, "*.parquet", eval_one_in=50))
     assert (contents.training, contents.validation) == (98, 2)
