@@ -1,3 +1,4 @@
+import concurrent.futures
 import dataclasses
 import gzip
 import re
@@ -111,6 +112,15 @@ def test_a_second_start_reads_the_kept_documents(tmp_path):
     assert kept.stat().st_mtime_ns == before
     write_rows(tmp_path / "a.jsonl", [{"text": "other"}, {"text": "b"}])
     assert "other" in texts(config, "train") + texts(config, "eval")
+
+
+def test_several_readers_may_write_the_kept_documents_at_once(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": f"{i}" * 50} for i in range(500)])
+    config = config_of(tmp_path, "*.jsonl")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: texts(config, "train"), range(4)))
+    assert len(found[0]) == 475 and all(one == found[0] for one in found)
+    assert len(list((tmp_path / "data/records").iterdir())) == 2  # no remains
 
 
 def test_a_damaged_file_of_kept_documents_is_named(tmp_path):

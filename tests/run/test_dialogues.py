@@ -3,12 +3,13 @@
 import math
 
 import moe_jax as mj
+from moe_jax.cli import common, generate
 from moe_jax.data import chat_prompt
 from tests.data.corpora import write_rows
 from tests.system import tiny
 
 
-def test_a_run_learns_answers_and_nothing_else(tmp_path):
+def test_a_run_learns_answers_and_nothing_else(tmp_path, capsys):
     # Prompts are noise, and every answer is the same.
     messages = [
         [{"role": "user", "content": f"{i * 7919 % 997}"}, {"role": "assistant", "content": "aaaa"}]
@@ -31,3 +32,6 @@ def test_a_run_learns_answers_and_nothing_else(tmp_path):
     assert run.result["baselines"] == {}
     prompt = chat_prompt(run.session.tokenizer, [{"role": "user", "content": "12"}])
     assert run.generate(prompt, temperature=0.0, tokens=9) == f"{prompt}aaaa"
+    flags = [f"--workdir={run.workdir}", "--chat", "--prompt=12", "--temperature=0", "--tokens=9"]
+    common.run(generate.define, generate.main, ["generate", *flags])
+    assert capsys.readouterr().out == f"{prompt}aaaa\n"
