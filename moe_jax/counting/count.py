@@ -24,7 +24,7 @@ from moe_jax.transport import implementation
 
 Convention = Literal["exact", "kaplan", "full", "computed"]
 PARTS = ("attention", "dense", "experts", "router", "head")
-_NO_PRODUCT = ("scale", "sinks", "places", "query_norm", "key_norm")
+_NO_PRODUCT = ("scale", "expert_scale", "sinks", "places", "query_norm", "key_norm")
 
 
 @dataclasses.dataclass(frozen=True)

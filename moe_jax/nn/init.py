@@ -60,4 +60,6 @@ def described(parameter: Parameter, key: PRNGKeyArray, scale: float) -> nnx.Para
             value = jax.nn.initializers.orthogonal(parameter.size)(key, shape, jnp.float32)
         case "zeros":
             value = jnp.zeros(shape, jnp.float32)
+        case "ones":
+            return constant(1.0, shape, axes)
     return nnx.Param(value, axes=axes)

@@ -18,6 +18,7 @@ from moe_jax.routing.capacity import Capacity
 from moe_jax.routing.free import FreeExperts
 from moe_jax.routing.head import Cosine, Head, Linear, NoHead, UnitSlots
 from moe_jax.routing.inputs import Inputs, Scored
+from moe_jax.routing.normed_heads import NormedLinear, NormedMLP
 from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
 from moe_jax.routing.presets import PRESETS, choices_of, preset, register
 from moe_jax.routing.router import Router, route
@@ -51,6 +52,7 @@ from moe_jax.routing.select import (
     Select,
     Sinkhorn,
     SoftSlots,
+    SparseMixer,
     Threshold,
     Top2,
     TopGroups,
@@ -90,6 +92,8 @@ __all__ = [
     "LoadBalance",
     "Mixture",
     "NoHead",
+    "NormedLinear",
+    "NormedMLP",
     "PIBias",
     "Plan",
     "QuantileBias",
@@ -107,6 +111,7 @@ __all__ = [
     "Slots",
     "SoftSlots",
     "Softmax",
+    "SparseMixer",
     "SparsityLoss",
     "SqrtSoftplus",
     "Threshold",

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Positive, Ranged
 
-Init = Literal["fan_in", "normal", "zeros", "orthogonal"]
+Init = Literal["fan_in", "normal", "zeros", "ones", "orthogonal"]
 
 
 @dataclasses.dataclass(frozen=True)

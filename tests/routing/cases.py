@@ -45,6 +45,9 @@ SMALL: dict[str, dict] = {
     "deepseek_v4_hash": {"k": 2},
     "moe_plus_plus": {"constant": 0, "zero": 1},
     "longcat_flash": {"k": 2, "copy": 2},
+    "gemma4": {"k": 2},
+    "zaya": {"dim": 4, "offset": -0.125},
+    "phimoe": {"jitter": 1.0},
     "quantile_balancing": {"k": 2},
     "pi_balancing": {"k": 2},
     "random": {"k": 2},
@@ -80,6 +83,8 @@ ONE_EXPERT: dict[str, dict] = {
     "deepseek_v4_hash": {"k": 1, "scale": 1.0},
     "moe_plus_plus": {"k": 1, "constant": 0, "copy": 0, "zero": 0},
     "longcat_flash": {"k": 1, "copy": 0, "scale": 1.0},
+    "zaya": {"zero": 0},
+    "phimoe": {"k": 1},
     "quantile_balancing": {"k": 1},
     "pi_balancing": {"k": 1},
     "expert_threshold": {"k": 1},
@@ -97,6 +102,7 @@ NO_BALANCE = (
     "loss_free",
     "deepseek_v4_hash",
     "longcat_flash",
+    "zaya",
     "quantile_balancing",
     "pi_balancing",
     "expert_threshold",
@@ -133,6 +139,11 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
             "expert_threshold": "a token below all thresholds is unrouted",
         }.items()
     },
+    (
+        "gradients_equal_finite_differences",
+        "phimoe",
+        ANY,
+    ): "the gradient is an estimate through the draws; by hand in test_select_sparse_mixer.py",
     **{
         ("well_formed", "soft_moe", ANY): "a slot holds a mixture of all tokens; see test_router.py"
     },
@@ -165,6 +176,7 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
             **dict.fromkeys(TWO_EXPERTS, "needs a second expert"),
             "expert_choice_mtf": "softmax over tokens: the gate is a token's share of the expert",
             "remoe": "the gate is the logit",
+            "gemma4": "the gate is the scale of the expert, which is a logit of the test",
             "soft_moe": "the only slots are mixtures of all tokens",
         }.items()
     },

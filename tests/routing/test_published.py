@@ -488,6 +488,52 @@ def test_longcat_flash(seed: int):
 
 
 @seeds
+def test_gemma4(seed: int):
+    # A softmax, the best three over their sum, each times the scale of its expert.
+    planes, valid = case(seed, shape=(S, E, 2))
+    planes[..., 1] = np.abs(planes[0, :, 1])
+    expected, losses = published.top_k(planes[..., 0], valid, 3, S, normalize=True)
+    plan = run(preset("gemma4", k=3), planes, valid)
+    close(plan, expected * planes[0, :, 1], {"balance": losses["all"]})
+
+
+@seeds
+def test_zaya(seed: int):
+    # The best of softmax + bias, with a constant -0.1 for the ninth, which skips the layer.
+    logits, valid = case(seed, shape=(S, E + 1))
+    bias = np.random.default_rng(seed).normal(size=E + 1).astype(np.float32) / 16
+    bias[-1] = 0
+    expected = np.zeros((S, E + 1))
+    for token in np.flatnonzero(valid):
+        p = published.softmax(logits[token])
+        e = published.ranked([p[e] + bias[e] - 0.1 * (e == E) for e in range(E + 1)], 1)[0]
+        expected[token, e] = p[e]
+    plan = run(preset("zaya", offset=-0.1), logits, valid, state={"bias": bias})
+    close(plan, expected[:, :E])
+    np.testing.assert_allclose(plan.free, expected[:, E:], rtol=2e-5, atol=1e-7)
+
+
+@seeds
+def test_phimoe(seed: int):
+    # In evaluation: the best expert, its gate over all within 2 * 0.2 of it; then without it.
+    logits, valid = case(seed)
+    expected = np.zeros((S, E))
+    for token in np.flatnonzero(valid):
+        left = list(range(E))
+        for _ in range(2):
+            top = max(logits[token, e] for e in left)
+            near = [
+                e for e in left if (top - logits[token, e]) / max(abs(logits[token, e]), top) <= 0.4
+            ]
+            best = max(left, key=lambda e: logits[token, e])
+            total = sum(math.exp(logits[token, e]) for e in near)
+            expected[token, best] = math.exp(logits[token, best]) / total
+            left.remove(best)
+    _, losses = published.top_k(logits, valid, 2, S)
+    close(run(preset("phimoe", jitter=0.2), logits, valid), expected, {"balance": losses["all"]})
+
+
+@seeds
 def test_remoe(seed: int):
     # ReLU gates, all of the positive ones; lambda 1.2^3 times the mean of sum_e f_e g_e, where
     # f_e = E / (k T) times the tokens with a positive gate. Lambda grows if there are too many.

@@ -14,6 +14,7 @@ from moe_jax.ranges import (
     Growth,
     Natural,
     NonNegative,
+    Offset,
     Positive,
     PositiveShare,
     Share,
@@ -21,6 +22,7 @@ from moe_jax.ranges import (
 )
 from moe_jax.routing.balance import FreeBalance, LoadBalance, SparsityLoss
 from moe_jax.routing.free import FreeExperts
+from moe_jax.routing.normed_heads import NormedLinear, NormedMLP
 from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import Relu, Score, Sigmoid, Softmax, SqrtSoftplus
@@ -31,6 +33,7 @@ from moe_jax.routing.select import (
     ComputeBias,
     PIBias,
     QuantileBias,
+    SparseMixer,
     Threshold,
     TopK,
 )
@@ -191,6 +194,64 @@ def longcat_flash(
         select=TopK(k, scale=scale, rank=ComputeBias(bias_rate, copy, compute)),
         capacity=slots_or_dropless(capacity_factor),
         free=FreeExperts(copy=copy),
+    )
+
+
+def gemma4(
+    k: Positive = 8,
+    balance_weight: Weight = 1e-2,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Gemma 4 (transformers): logits of the normalised token, and a learned scale per expert.
+
+    The preset computes a balance loss per group; the released code has no balance loss.
+    """
+    return Router(
+        score=Softmax(),
+        select=TopK(k, normalize=True, expert_scale=True),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+        head=NormedLinear(),
+    )
+
+
+def zaya(
+    dim: Positive = 256,
+    zero: Natural = 1,
+    offset: Offset = -1.0,
+    bias_rate: NonNegative = 1e-3,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """ZAYA1 (transformers): logits by a network, one expert, and an expert that skips the layer.
+
+    The bias of the skipping expert is ``offset``. The model also adds the projection of the layer
+    before to that of each layer. The preset moves the other biases as in LongCat-Flash, because the
+    released code does not move them.
+    """
+    return Router(
+        score=Softmax(),
+        select=TopK(1, rank=ComputeBias(bias_rate, zero, offset=offset)),
+        capacity=slots_or_dropless(capacity_factor),
+        head=NormedMLP(dim),
+        free=FreeExperts(zero=zero),
+    )
+
+
+def phimoe(
+    k: Positive = 2,
+    jitter: Share = 1e-2,
+    balance_weight: Weight = 1e-3,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Phi-3.5-MoE (GRIN, 2409.12136): experts drawn near the best, with SparseMixer's gradient.
+
+    The preset computes the balance loss per group, ``transformers`` over the batch and all layers.
+    """
+    return Router(
+        score=Softmax(),
+        select=SparseMixer(k, jitter),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
     )
 
 

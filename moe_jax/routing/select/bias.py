@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.ranges import Chance, Natural, NonNegative, PositiveShare
+from moe_jax.ranges import Chance, Natural, NonNegative, Offset, PositiveShare
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
 from moe_jax.routing.select.histogram import Edges, counts_above, quantile, widening_edges
@@ -82,11 +82,19 @@ class ComputeBias(Biased):
         rate: Update rate.
         free: Number of free experts.
         compute: Share of a token's choices that are experts with computation, ``K_e / K``.
+        offset: Constant that is added to the scores of the free experts (ZAYA1: -1).
     """
 
     rate: NonNegative = 1e-3
     free: Natural = 0
     compute: PositiveShare = 1.0
+    offset: Offset = 0.0
+
+    def __call__(self, scored: Scored, inputs: Inputs) -> Float[Array, "S E"]:
+        """Returns the scores plus the bias, and plus the offset of free experts."""
+        biased = super().__call__(scored, inputs)
+        experts = biased.shape[1]
+        return biased + jnp.where(jnp.arange(experts) < experts - self.free, 0, self.offset)
 
     def next_state(
         self,

@@ -37,6 +37,8 @@ class TopK(Select):
         scale: Factor on every gate (DeepSeek's ``routed_scaling_factor``).
         rank: Values by which a token ranks the experts; ``None`` ranks them by score.
         limit: Restriction to a few groups of experts, or ``None``.
+        expert_scale: True multiplies each gate by the scale of its expert, which the head returns
+            as the second plane of the logits (Gemma 4).
     """
 
     k: Positive = 1
@@ -44,6 +46,11 @@ class TopK(Select):
     scale: Factor = 1.0
     rank: Rank | None = None
     limit: Limit | None = None
+    expert_scale: bool = False
+
+    def planes(self) -> int:
+        """Returns the number of logits per token and expert."""
+        return 2 if self.expert_scale else 1
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``."""
@@ -83,7 +90,8 @@ class TopK(Select):
 
     def gate(self) -> str:
         """Returns a description of the combine weight, for the table of routers."""
-        return gate_in_words(self.normalize, self.scale)
+        gate = gate_in_words(self.normalize, self.scale)
+        return f"scale of the expert * {gate}" if self.expert_scale else gate
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Returns the choices of one group."""
@@ -94,6 +102,10 @@ class TopK(Select):
         ranking = ranking if self.limit is None else self.limit(ranking, summed)
         expert = best(ranking, self.k)
         gate, log_gate = gates(scored, expert, normalize=self.normalize)
+        if self.expert_scale:
+            factor = at(inputs.planes[..., 1], expert)
+            gate = gate * factor
+            log_gate += jnp.log(jnp.maximum(jnp.abs(factor), jnp.finfo(gate.dtype).tiny))
         return every_choice(expert, gate * self.scale, inputs.valid, log_gate)
 
 
