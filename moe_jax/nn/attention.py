@@ -30,8 +30,9 @@ class Details(Ranged):
         qkv_bias: True adds biases to queries, keys and values.
         output_bias: True adds a bias to the output.
         qk_norm: Norm of queries and keys: ``head`` (RMS norm over each head, learned scale; Qwen3),
-            ``width`` (RMS norm over all heads together, learned scale; OLMoE) or ``unit`` (RMS norm
-            over each head after rotation, no learned scale; Llama 4).
+            ``width`` (RMS norm over all heads together, learned scale; OLMoE), ``rotated`` (as
+            ``head``, but after rotation; Hunyuan) or ``unit`` (RMS norm over each head after
+            rotation, no learned scale; Llama 4).
         clip: Bound of queries, keys and values, which are clipped to ``[-clip, clip]`` (DBRX); 0
             disables clipping.
         sinks: True adds a learned score per head to the softmax; the score takes weight from the
@@ -48,7 +49,7 @@ class Details(Ranged):
 
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: Literal["none", "head", "width", "unit"] = "none"
+    qk_norm: Literal["none", "head", "width", "rotated", "unit"] = "none"
     clip: NonNegative = 0.0
     sinks: bool = False
     scale: NonNegative = 0.0
@@ -114,8 +115,8 @@ class Attention(nnx.Module):
             self.value_bias = constant(0.0, (kv, d), axes[1:])
         if details.output_bias:
             self.output_bias = constant(0.0, (m,), ("embed",))
-        if details.qk_norm in ("head", "width"):
-            shared = details.qk_norm == "head"
+        if details.qk_norm in ("head", "width", "rotated"):
+            shared = details.qk_norm != "width"
             self.query_norm = constant(1.0, (d,) if shared else (h, d), axes[2 if shared else 1 :])
             self.key_norm = constant(1.0, (d,) if shared else (kv, d), axes[2 if shared else 1 :])
         if details.sinks:
@@ -142,7 +143,7 @@ class Attention(nnx.Module):
         if config.rotary is not None:
             key = rotate(key, positions, config.rotary)
         value = self._projected(source, "value")
-        return {"key": self._after_rotation(key), "value": value}
+        return {"key": self._after_rotation(key, "key"), "value": value}
 
     def __call__(
         self, x: Float[Array, "B L N"], view: View, kv: KV | None = None
@@ -159,7 +160,7 @@ class Attention(nnx.Module):
         q = self._projected(x, "query")
         if config.rotary is not None:
             q = rotate(q, view.positions, config.rotary)
-        q = self._after_rotation(q)
+        q = self._after_rotation(q, "query")
         if details.temperature:
             steps = jnp.floor((view.positions + 1.0) / details.temperature_length)
             heat = 1.0 + details.temperature * jnp.log1p(steps)
@@ -190,7 +191,10 @@ class Attention(nnx.Module):
             y = jnp.clip(y, -details.clip, details.clip)
         return y.astype(x.dtype)
 
-    def _after_rotation(self, x: Float[Array, "B H L D"]) -> Float[Array, "B H L D"]:
+    def _after_rotation(self, x: Float[Array, "B H L D"], name: str) -> Float[Array, "B H L D"]:
+        if self.config.details.qk_norm == "rotated":
+            scale = getattr(self, f"{name}_norm")[...]
+            return (unit_rms(x, self.config.norm_eps) * scale).astype(x.dtype)
         if self.config.details.qk_norm != "unit" or self.config.rotary is None:
             return x
         return unit_rms(x, self.config.norm_eps).astype(x.dtype)

@@ -183,6 +183,7 @@ def published(name):
         ("ernie_4.5_21b_a3b", "ernie4_5_moe"),
         ("ernie_4.5_300b_a47b", "ernie4_5_moe"),
         ("dots_llm1", "dots1"),
+        ("hunyuan_a13b", "hunyuan_v1_moe"),
         ("granite_3.0_1b_a400m", "granitemoe"),
         ("k_exaone_236b_a23b", "exaone_moe"),
         ("switch_base_8", "switch_transformers"),

@@ -78,3 +78,31 @@ def test_patterns_of_exaone_that_cannot_be_are_refused(changes, match):
     with pytest.raises(ConfigError, match=match) as error:
         exaone(**changes)
     assert "\n" not in str(error.value)
+
+
+def hunyuan(**changes):
+    config = config_of("hunyuan_v1_moe") | {"moe_topk": 3, "rope_parameters": {"rope_theta": 1e4}}
+    return FAMILIES["hunyuan_v1_moe"].read(config | changes)
+
+
+def test_hunyuan_files_state_a_number_once_or_once_per_layer():
+    per_layer = {"moe_topk": [3, 3], "moe_intermediate_size": [10, 10], "num_shared_expert": [1, 1]}
+    assert hunyuan(**per_layer) == hunyuan()
+    for name, given, match in (
+        ("moe_topk", [3, 2], "moe_topk in config.json differs between layers"),
+        ("moe_topk", ["x"], "moe_topk in config.json is 'x', but it must be a whole number"),
+        ("moe_intermediate_size", 12, "moe_intermediate_size=12, but only 10 is supported"),
+        ("num_shared_expert", 2, "num_shared_expert=2, but only 1 is supported"),
+        ("use_cla", True, "use_cla=True, but only False is supported"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            hunyuan(**{name: given})
+
+
+def test_alpha_stretches_the_base_of_hunyuan():
+    # With heads of 8 features the base 10000 becomes 10000 x 50^(8/6).
+    scaled = {"type": "dynamic", "alpha": 50.0, "factor": 1.0}
+    found = hunyuan(rope_scaling=scaled, rope_theta=1e4, rope_parameters=None)
+    assert found.positions.base == pytest.approx(1e4 * 50 ** (4 / 3))
+    with pytest.raises(ConfigError, match="rope_type='dynamic'; known: linear, llama3, yarn"):
+        hunyuan(rope_scaling={"type": "dynamic", "factor": 2.0})

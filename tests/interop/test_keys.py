@@ -27,6 +27,13 @@ NOT_OF_TRANSFORMERS = {
     "partial_rotary_factor",
     "moe_gate",  # of ERNIE's own files
     "moe_use_aux_free",
+    "moe_intermediate_size",  # of Hunyuan's own files
+    "moe_layer_num_skipped",
+    "mlp_bias",
+    "num_shared_expert",
+    "use_cla",
+    "use_mixed_mlp_moe",
+    "use_mla",
     "qk_norm_type",
     "rope_interleave",
     "rope_scaling",
@@ -192,6 +199,7 @@ def test_a_key_that_is_absent_or_null_is_read_as_transformers_reads_it(family):
         "n_group",
         "topk_group",
         "num_local_experts",
+        "num_experts",
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_jax.attend import View
-from moe_jax.nn.attention import Attention, AttentionConfig
+from moe_jax.nn.attention import Attention, AttentionConfig, Details
 from moe_jax.nn.positions import RelativeBias, Rotary, YarnScaling, _bucket
 from moe_jax.nn.positions import rotate as rotary_positions
 
@@ -111,6 +111,26 @@ def test_bounds_of_yarn_may_be_equal():
     scaled = YarnScaling(4.0, 300, beta_fast=1.0, beta_slow=1.0).frequencies(plain, 10000.0)
     share = np.array([1, 1, 1, 1, *[0.25] * 4])
     np.testing.assert_allclose(scaled, plain * share, rtol=1e-6)
+
+
+def test_queries_and_keys_may_be_normalized_after_rotation():
+    # A rotation keeps the length of a head, so that both orders differ by the learned scale alone.
+    before, after = (
+        Attention(dataclasses.replace(GQA, details=Details(qk_norm=kind)), jax.random.key(0))
+        for kind in ("head", "rotated")
+    )
+    results = [apply(layer, X, ONE_DOCUMENT, POSITIONS) for layer in (before, after)]
+    np.testing.assert_allclose(*results, atol=1e-5)
+    for layer in (before, after):
+        layer.query_norm[...] = layer.key_norm[...] = jnp.array([1.0, 2.0, 3.0, 4.0])
+    results = [apply(layer, X, ONE_DOCUMENT, POSITIONS) for layer in (before, after)]
+    assert np.abs(results[0] - results[1]).max() > 1e-2
+    # A scale of one feature only: scores are products of normalized, rotated queries and keys.
+    one = jnp.array([2.0, 0.0, 0.0, 0.0])
+    after.query_norm[...] = after.key_norm[...] = one
+    key = after.project(X, POSITIONS)["key"]
+    np.testing.assert_array_equal(key[..., 1:], 0.0)
+    assert np.abs(key[..., 0]).min() > 0
 
 
 def test_segments_isolate_documents():

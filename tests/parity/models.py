@@ -271,6 +271,18 @@ CASES: dict[str, tuple[str, Json]] = {
             "logits_scaling": 6.0,
         },
     ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        _TWO
+        | {
+            "head_dim": 8,
+            "intermediate_size": 10,
+            "num_experts": 6,
+            "moe_topk": [3, 3],
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}
+            | {"alpha": 50.0, "factor": 1.0},
+        },
+    ),
     "ernie4_5_moe": (
         "ernie4_5_moe",
         _TWO
@@ -481,7 +493,7 @@ def record(
     model = load(folder, dtype)
     choices: list[torch.Tensor] = []
     for module in model.modules():
-        if type(module).__name__.endswith("Router"):
+        if type(module).__name__.endswith(("Router", "V1Gate")):
             module.register_forward_hook(lambda m, _, out: choices.append(_chosen(m, out)))
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, 43, (2, 11))

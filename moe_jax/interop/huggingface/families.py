@@ -15,6 +15,7 @@ from moe_jax.interop.huggingface.family import Family
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
 from moe_jax.interop.huggingface.glm import GLM4_MOE
 from moe_jax.interop.huggingface.granite import GRANITEMOE
+from moe_jax.interop.huggingface.hunyuan import HUNYUAN_V1_MOE
 from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.minimax import MINIMAX_M2
@@ -34,6 +35,7 @@ _FAMILIES: tuple[Family[Any], ...] = (
     MINIMAX_M2,
     GRANITEMOE,
     ERNIE4_5_MOE,
+    HUNYUAN_V1_MOE,
     DOTS1,
     EXAONE_MOE,
     SWITCH,

@@ -18,6 +18,7 @@ _WORDS = {
     str: "a string",
     list: "a list",
     dict: "an object",
+    object: "a value",
 }
 
 

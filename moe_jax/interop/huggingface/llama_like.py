@@ -130,14 +130,21 @@ def model_ends(config: DecoderConfig) -> Iterator[Entry]:
     )
 
 
-def attention(config: DecoderConfig, layer: str, ours: str) -> Iterator[Entry]:
-    """Yields the attention of a layer."""
+QK_NORMS = ("q_norm", "k_norm")
+"""Names of the norms of queries and keys in most families."""
+
+
+def attention(
+    config: DecoderConfig, layer: str, ours: str, qk_norms: tuple[str, str] = QK_NORMS
+) -> Iterator[Entry]:
+    """Yields the attention of a layer; ``qk_norms`` names the norms of queries and keys."""
     details = expect(config.attention, Details)
     theirs, ours = f"{layer}.self_attn", f"{ours}.attention"
     yield from projections(theirs, ours, bias=details.qkv_bias, output_bias=details.output_bias)
-    if details.qk_norm in ("head", "width"):
-        yield Entry(f"{theirs}.q_norm.weight", (f"{ours}.query_norm",), Same())
-        yield Entry(f"{theirs}.k_norm.weight", (f"{ours}.key_norm",), Same())
+    if details.qk_norm in ("head", "width", "rotated"):
+        query, key = qk_norms
+        yield Entry(f"{theirs}.{query}.weight", (f"{ours}.query_norm",), Same())
+        yield Entry(f"{theirs}.{key}.weight", (f"{ours}.key_norm",), Same())
     if details.sinks:
         yield Entry(f"{theirs}.sinks", (f"{ours}.sinks",), Same())
 

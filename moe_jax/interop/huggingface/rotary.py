@@ -10,6 +10,7 @@ from moe_jax.interop.huggingface.keys import Json, require
 from moe_jax.nn.positions import LinearScaling, Llama3Scaling, Rotary, YarnScaling
 
 _KEYS = {
+    "alpha": float,
     "attention_factor": float,
     "beta_fast": float,
     "beta_slow": float,
