@@ -25,6 +25,12 @@ def define(values: flags.FlagValues) -> None:
         "Steps FIRST:END to trace into WORKDIR/profile: 5:8 traces the steps 5, 6 and 7.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "change",
+        False,
+        "Continue a run, finished or not, with another training.steps or other rates.",
+        flag_values=values,
+    )
 
 
 def main(given: flags.FlagValues) -> None:
@@ -33,8 +39,9 @@ def main(given: flags.FlagValues) -> None:
     common.join_hosts(given)
     experiment = common.experiment_of(given)
     folder, overrides = common.folder_of(given), common.overrides_of(given)
+    voice, change = Voice(common.say, common.warn), given.change
     try:
-        train_in(folder, experiment, overrides, Voice(common.say, common.warn), given.profile)
+        train_in(folder, experiment, overrides, voice, given.profile, change=change)
     except Terminated as stop:
         if processes.is_first():
             common.say(f"{stop}; {_GO_ON}")

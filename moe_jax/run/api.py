@@ -119,6 +119,7 @@ def train(
     *,
     say: Say | None = None,
     profile: str | None = None,
+    change: bool = False,
 ) -> OpenRun:
     """Trains a model to its last step, or resumes the run that ``workdir`` holds.
 
@@ -130,6 +131,8 @@ def train(
         say: Function that receives progress lines, such as ``print``; by default the run is silent.
         profile: Steps to trace as ``FIRST:END``, such as ``5:8`` for the steps 5, 6 and 7; the
             trace is in the folder ``profile`` of ``workdir``.
+        change: True continues a run, finished or not, with another number of steps or other rates
+            (docs/runs.md); ``config.json`` records the change.
 
     Returns:
         The finished run.
@@ -177,7 +180,7 @@ def train(
     """
     folder = Path(workdir)
     experiment, voice = experiment_of(config, overrides), Voice(say or _silent)
-    trained = train_in(folder, experiment, overrides, voice, profile)
+    trained = train_in(folder, experiment, overrides, voice, profile, change=change)
     if trained is None:
         return open_run(folder)
     session, state = trained

@@ -178,6 +178,8 @@ class Loop:
                 if self._ends_early():
                     break
             self._look(guard, steps, None)
+        if self._ends_early():
+            self.say(f"training ends early at step {int(state.step)}: {self.validations}")
         self.checkpoints.wait()
         batches.close()
         return state
@@ -243,8 +245,6 @@ class Loop:
         log.evaluation(step, means)
         self.validations = self.validations.after(step, means["loss"])
         self._pin(self.validations)
-        if self._ends_early():
-            self.say(f"training ends early at step {step}: {self.validations}")
 
     def _pin(self, validations: Validations) -> None:
         if self.session.experiment.training.keep_best:

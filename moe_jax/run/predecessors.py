@@ -149,15 +149,13 @@ class Sources:
 def open_sources(experiment: Experiment, folder: Path) -> Sources:
     """Returns the sources that a run in ``folder`` still needs, checked against its configuration.
 
-    A run with a checkpoint needs no start weights, and a finished run needs no source.
+    A run with a checkpoint needs no start weights.
 
     Raises:
         ConfigError: If a source is unfinished or does not fit the configuration.
     """
     training = experiment.training
     begun = latest_step(folder / workdir.CHECKPOINTS) is not None
-    if (folder / workdir.RESULT).exists():
-        return Sources()
     start = _open_start(experiment) if training.start_from and not begun else None
     if not training.teacher:
         return Sources(start)

@@ -62,6 +62,8 @@ def train_in(
     overrides: Mapping[str, Any] | None = None,
     voice: Voice | None = None,
     profile: str | None = None,
+    *,
+    change: bool = False,
 ) -> tuple[Session, TrainState] | None:
     """Trains an experiment to its last step, from its newest checkpoint if it has one.
 
@@ -72,6 +74,7 @@ def train_in(
             precedence over the settings of a released start model.
         voice: Receivers of the run's messages.
         profile: Steps to trace as ``FIRST:END``, without step ``END``; ``None`` traces none.
+        change: True continues a run, finished or not, with another number of steps or other rates.
 
     Returns:
         The session and the last state, or ``None`` if the run was already finished.
@@ -88,13 +91,13 @@ def train_in(
     experiment = adopted(experiment, folder, overrides or {})
     steps = experiment.training.steps
     window = None if profile is None else window_of(profile, steps)
-    sources = _checked(experiment, folder, voice)
+    sources = _checked(experiment, folder, voice, change)
     with contextlib.ExitStack() as held:
         processes.first(lambda: held.enter_context(workdir.locked(folder)))
-        return _train(experiment, folder, sources, voice, window)
+        return _train(experiment, folder, sources, voice, window, change)
 
 
-def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
+def _checked(experiment: Experiment, folder: Path, voice: Voice, change: bool) -> Sources:
     """Makes each check that needs neither parameters nor a workdir, and returns the sources."""
     experiment.check(jax.device_count())
     check_streams(experiment)
@@ -102,12 +105,15 @@ def _checked(experiment: Experiment, folder: Path, voice: Voice) -> Sources:
     if WANDB in experiment.training.writers:
         processes.first(check_wandb)
     workdir.check_folder(folder)
-    sources = open_sources(experiment, folder)
-    processes.first(lambda: workdir.check_owner(folder, experiment, sources.identities))
+    finished = (folder / workdir.RESULT).exists() and not change
+    sources = Sources() if finished else open_sources(experiment, folder)
+    processes.first(
+        lambda: workdir.check_owner(folder, experiment, sources.identities, change=change)
+    )
     tokenizer = sources.tokenizer
     vocab_size = tokenizer.vocab_size if tokenizer else experiment.vocab_size
     experiment.check_vocabulary(vocab_size)
-    if not (folder / workdir.RESULT).exists():
+    if not finished:
         check_memory(experiment, vocab_size)
         attention_kernels(experiment)
         for line in unread(experiment):
@@ -121,8 +127,9 @@ def _train(
     sources: Sources,
     voice: Voice,
     window: Window | None,
+    change: bool,
 ) -> tuple[Session, TrainState] | None:
-    processes.first(lambda: workdir.claim(folder, experiment, sources.identities))
+    processes.first(lambda: _claim(folder, experiment, sources, voice, change))
     workdir.check_shared(folder)
     if has_result(folder):
         voice.say(f"{folder} is finished; its results are in {folder}/report.html")
@@ -153,6 +160,17 @@ def _train(
         lines = finish(session, state, cost, folder, seconds=seconds, lost_lines=loop.lost)
         voice.say(lines)
     return session, state
+
+
+def _claim(
+    folder: Path, experiment: Experiment, sources: Sources, voice: Voice, change: bool
+) -> None:
+    """Makes the folder that of the run, and says which settings change."""
+    begun = change and (folder / workdir.CONFIG).exists()
+    before = workdir.load(folder) if begun else experiment
+    changed = workdir.claim(folder, experiment, sources.identities, change=change)
+    if changed:
+        voice.say("\n".join(changed.lines(before, experiment)))
 
 
 def _warn_of_late_trace(window: Window | None, step: int, voice: Voice) -> None:

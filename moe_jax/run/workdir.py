@@ -18,6 +18,8 @@ from moe_jax import files
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build, describe, flat
 from moe_jax.errors import ConfigError
+from moe_jax.run.changes import Change, Differences, check_changes
+from moe_jax.training.checkpoint import latest_step
 
 CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
     "config.json",
@@ -29,6 +31,7 @@ CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 _SOURCES = "sources"
 _CORPUS = "corpus"
+_CHANGES = "changes"
 # Versions of datasets whose runs did not record a hash of their text.
 _CHANGED_DATASETS = {"python_library": "1.0.0"}
 _LOCK = ".lock"
@@ -83,8 +86,17 @@ def check_folder(workdir: Path) -> None:
         raise ConfigError(f"{workdir / CHECKPOINTS} is a file, and a run makes a folder there")
 
 
-def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None) -> None:
+def claim(
+    workdir: Path,
+    experiment: Experiment,
+    sources: Mapping[str, str] | None = None,
+    *,
+    change: bool = False,
+) -> Change | None:
     """Makes ``workdir`` the folder of ``experiment``, or checks that it already is.
+
+    A change of settings is added to the list ``changes`` of ``config.json``. A finished run whose
+    settings change is unfinished afterwards.
 
     Args:
         workdir: Folder of the run.
@@ -92,53 +104,72 @@ def claim(workdir: Path, experiment: Experiment, sources: Mapping[str, str] | No
         sources: Maps each setting that points to another run, such as ``training.teacher``, to a
             content hash of its weights. The run may move, but its weights must not change. Sources
             that the run does not read any more may be absent.
+        change: True if the number of steps and the rates may differ from those of the run.
+
+    Returns:
+        The change of settings, or ``None``.
 
     Raises:
         ConfigError: If the folder belongs to another configuration; the message lists the
             differences.
     """
-    found = check_owner(workdir, experiment, sources)
+    found, differences = check_owner(workdir, experiment, sources, change=change)
     path = workdir / CONFIG
-    corpus = None
+    saved: dict[str, Any] = {}
     if path.exists():
-        corpus = _read(path).get(_CORPUS)
+        saved = _read(path)
     elif any((workdir / CHECKPOINTS).glob("[0-9]*")):
         logging.warning(
             "%s is missing: the run goes on with the settings of this command, which nothing "
             "compares with the settings of its checkpoints",
             path,
         )
-    named = {_SOURCES: found} if found else {}
-    named |= {_CORPUS: corpus} if corpus else {}
-    about = {"versions": _versions(), "git_commit": _git_commit(), **named}
+    changed = Change(_done(workdir), differences) if differences else None
+    changes = [*saved.get(_CHANGES, []), *([changed.record()] if changed else [])]
+    kept = {_SOURCES: found, _CORPUS: saved.get(_CORPUS), _CHANGES: changes}
+    about: dict[str, Any] = {"versions": _versions(), "git_commit": _git_commit()}
+    about |= {name: value for name, value in kept.items() if value}
+    if changed:
+        # Before the new settings: a kill in between leaves the old run, which is evaluated again.
+        (workdir / RESULT).unlink(missing_ok=True)
     files.write_json(path, {"config": describe(experiment), **about})
+    return changed
 
 
 def check_owner(
-    workdir: Path, experiment: Experiment, sources: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Checks that a run may begin or resume in ``workdir``, and returns its sources; see ``claim``.
+    workdir: Path,
+    experiment: Experiment,
+    sources: Mapping[str, str] | None = None,
+    *,
+    change: bool = False,
+) -> tuple[dict[str, str], Differences]:
+    """Checks that a run may begin or resume in ``workdir``; see ``claim``.
+
+    Returns:
+        The sources of the run, and the settings that change.
 
     Raises:
         ConfigError: If the folder belongs to another configuration; the message lists the
             differences.
     """
-    path = workdir / CONFIG
-    found = dict(sources or {})
-    if path.exists():
-        saved = _read(path)
-        known = saved.get(_SOURCES, {})
-        found = known | found
-        differences = _differences(
-            _named_by_content(_with_defaults(saved["config"]), known),
-            _named_by_content(describe(experiment), found),
-        )
-        if differences:
-            raise ConfigError(
-                f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
-                "another --workdir, or delete it"
-            )
-    return found
+    path, found = workdir / CONFIG, dict(sources or {})
+    if not path.exists():
+        return found, {}
+    saved = _read(path)
+    known = saved.get(_SOURCES, {})
+    found = known | found
+    differences = _differences(
+        _named_by_content(_with_defaults(saved["config"]), known),
+        _named_by_content(describe(experiment), found),
+    )
+    steps, done = experiment.training.steps, _done(workdir)
+    check_changes(workdir, differences, allowed=change, steps=steps, done=done)
+    return found, differences
+
+
+def _done(workdir: Path) -> int:
+    """Returns the step of the newest checkpoint, or 0."""
+    return latest_step(workdir / CHECKPOINTS) or 0
 
 
 def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
@@ -245,13 +276,13 @@ def _named_by_content(described: Any, sources: Mapping[str, str]) -> dict[str, A
     return named | {name: f"weights {sources[name]}" for name in sources if named.get(name)}
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Differences:
     missing = "unset"
-    return [
-        f"{key}: {before.get(key, missing)} there, {after.get(key, missing)} here"
+    return {
+        key: (before.get(key, missing), after.get(key, missing))
         for key in sorted(before.keys() | after.keys())
         if before.get(key, missing) != after.get(key, missing) and not key.startswith(_FREE)
-    ]
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import json
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 from moe_jax import files
 from moe_jax.config.experiment import Experiment, TrainingConfig
 from moe_jax.config.optimizer import Adafactor, OptimizerConfig
+from moe_jax.config.schedules import Linear
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
@@ -93,6 +95,87 @@ def test_a_corpus_is_checked_without_being_written(tmp_path):
     workdir.check_corpus(tmp_path, corpus)
     with pytest.raises(ConfigError, match="'python_library' has changed"):
         workdir.check_corpus(tmp_path, corpus | {"sha256": "b" * 64})
+
+
+_RATES = {
+    "training": TrainingConfig(steps=2000),
+    "optimizer": OptimizerConfig(learning_rate=0.5, warmup_steps=7, schedule=Linear()),
+}
+
+
+def _with_checkpoint(folder, step):
+    (folder / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+def test_a_change_is_refused_without_its_flag_and_the_line_names_the_flag(tmp_path):
+    workdir.claim(tmp_path, _RUN)
+    other = dataclasses.replace(_RUN, training=TrainingConfig(steps=2000))
+    line = "training.steps: 1000 there, 2000 here.: add --change to go on, or use another --workdir"
+    with pytest.raises(ConfigError, match=line):
+        workdir.claim(tmp_path, other)
+    assert workdir.load(tmp_path) == _RUN
+
+
+def test_a_change_of_steps_and_rates_is_recorded_and_ends_the_result(tmp_path):
+    workdir.claim(tmp_path, _RUN)
+    _with_checkpoint(tmp_path, 1000)
+    (tmp_path / "result.json").write_text("{}")
+    other = dataclasses.replace(_RUN, **_RATES)
+    for _ in range(2):  # the second time, nothing differs any more
+        workdir.claim(tmp_path, other, change=True)
+    assert workdir.load(tmp_path) == other
+    assert not (tmp_path / "result.json").exists()
+    (change,) = json.loads((tmp_path / "config.json").read_text())["changes"]
+    assert change["step"] == 1000
+    assert change["settings"] == {
+        "optimizer.learning_rate": [0.001, 0.5],
+        "optimizer.schedule.final": [0.1, 0.0],
+        "optimizer.schedule.type": ["Cosine", "Linear"],
+        "optimizer.warmup_steps": [100, 7],
+        "training.steps": [1000, 2000],
+    }
+    assert datetime.datetime.fromisoformat(change["time"]).tzinfo is not None
+    # A run of the new settings goes on without the flag, and a second change is added.
+    workdir.claim(tmp_path, other)
+    third = dataclasses.replace(other, training=TrainingConfig(steps=3000))
+    workdir.claim(tmp_path, third, change=True)
+    changes = json.loads((tmp_path / "config.json").read_text())["changes"]
+    assert [one["settings"].get("training.steps") for one in changes] == [
+        [1000, 2000],
+        [2000, 3000],
+    ]
+
+
+def test_a_finished_run_keeps_its_result_if_nothing_changes(tmp_path):
+    workdir.claim(tmp_path, _RUN)
+    (tmp_path / "result.json").write_text("{}")
+    assert workdir.claim(tmp_path, _RUN, change=True) is None
+    assert (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"training": TrainingConfig(steps=2000, seed=1)},
+        {"optimizer": OptimizerConfig(Adafactor())},
+        {"optimizer": OptimizerConfig(ema_decay=0.9)},
+    ],
+    ids=str,
+)
+def test_a_change_of_anything_else_is_refused_with_the_flag_too(tmp_path, other):
+    workdir.claim(tmp_path, _RUN)
+    with pytest.raises(ConfigError, match=r"\): use another --workdir, or delete it"):
+        workdir.claim(tmp_path, dataclasses.replace(_RUN, **other), change=True)
+
+
+@pytest.mark.parametrize("steps", [500, 1000])
+def test_a_changed_run_needs_steps_to_train(tmp_path, steps):
+    workdir.claim(tmp_path, _RUN)
+    _with_checkpoint(tmp_path, 1000)
+    training = TrainingConfig(steps=steps)
+    other = dataclasses.replace(_RUN, training=training, optimizer=_RATES["optimizer"])
+    with pytest.raises(ConfigError, match="trained to step 1000 already: set training.steps above"):
+        workdir.claim(tmp_path, other, change=True)
 
 
 def test_settings_that_are_newer_than_a_run_do_not_end_it(tmp_path):
