@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Literal
@@ -29,6 +30,15 @@ class Biased(Rank):
         who = f"a {type(self).__name__} rank"
         bias = inputs.needs_state("bias", who, "(E,) zeros at the start")
         return jax.lax.stop_gradient(scored.scores + bias)
+
+    @abc.abstractmethod
+    def next_state(
+        self,
+        state: dict[str, Array],
+        demand: Float[Array, "... E"],
+        observed: Mapping[str, Array] = NOTHING,
+    ) -> dict[str, Array]:
+        """Returns the state with the bias after a step."""
 
 
 @dataclasses.dataclass(frozen=True)
