@@ -1,9 +1,15 @@
 """Keys of ``config.json`` that single families read in a way of their own."""
 
-import pytest
+import dataclasses
 
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_jax import models
 from moe_jax.errors import ConfigError
-from moe_jax.interop.huggingface import FAMILIES
+from moe_jax.interop.huggingface import FAMILIES, load, save
 from tests.interop.test_keys import config_of
 
 
@@ -106,3 +112,14 @@ def test_alpha_stretches_the_base_of_hunyuan():
     assert found.positions.base == pytest.approx(1e4 * 50 ** (4 / 3))
     with pytest.raises(ConfigError, match="rope_type='dynamic'; known: linear, llama3, yarn"):
         hunyuan(rope_scaling={"type": "dynamic", "factor": 2.0})
+
+
+def test_a_module_that_looks_ahead_is_stored_as_a_layer_of_glm(tmp_path):
+    config = FAMILIES["glm4_moe"].read(config_of("glm4_moe"))
+    config = dataclasses.replace(config, lookahead=1)
+    model = models.make(config, 43, jax.random.key(0))
+    save(model, tmp_path, "glm4_moe")
+    again = load(tmp_path)
+    assert again.config.lookahead == 1
+    for one, other in zip(*map(jax.tree.leaves, map(nnx.state, (model, again.model))), strict=True):
+        np.testing.assert_array_equal(one, other)

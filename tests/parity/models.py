@@ -298,7 +298,6 @@ CASES: dict[str, tuple[str, Json]] = {
         "ernie4_5_moe",
         _ODD
         | {
-            "hidden_size": 12,
             "num_hidden_layers": 5,
             "intermediate_size": 9,
             "moe_intermediate_size": 7,

@@ -18,6 +18,7 @@ from moe_jax.interop.huggingface.family import (
     network,
 )
 from moe_jax.interop.huggingface.llama_like import (
+    BIAS,
     attention,
     experts,
     model_ends,
@@ -188,15 +189,20 @@ def _write_v3(config: DecoderConfig) -> Json:
     }
 
 
-def entries(config: DecoderConfig) -> Iterator[Entry]:
-    """Yields all tensors of a decoder, with lookahead modules as layers after the last one."""
+def entries(config: DecoderConfig, bias: Entry = BIAS) -> Iterator[Entry]:
+    """Yields all tensors of a decoder, with lookahead modules as layers after the last one.
+
+    Args:
+        config: Configuration of the model.
+        bias: Name in the layer, and layout, of the bias on the selection of experts.
+    """
     yield from model_ends(config)
     sparse = config.moe.moe_layers(config.num_layers)
     for i in range(config.num_layers):
-        yield from _layer(config, f"model.layers.{i}", f"layers.{i}", i in sparse)
+        yield from _layer(config, f"model.layers.{i}", f"layers.{i}", i in sparse, bias)
     for step in range(config.lookahead):
         layer, ours = f"model.layers.{config.num_layers + step}", f"lookahead.{step}"
-        yield from _layer(config, layer, f"{ours}.layers.0", config.num_layers - 1 in sparse)
+        yield from _layer(config, layer, f"{ours}.layers.0", config.num_layers - 1 in sparse, bias)
         yield Entry(f"{layer}.enorm.weight", (f"{ours}.token_norm.scale",), Same())
         yield Entry(f"{layer}.hnorm.weight", (f"{ours}.hidden_norm.scale",), Same())
         yield Entry(f"{layer}.eh_proj.weight", (f"{ours}.merge",), Matrix())
@@ -207,7 +213,9 @@ def entries(config: DecoderConfig) -> Iterator[Entry]:
         yield Entry(f"{layer}.shared_head.head.weight", (f"embedding.{head}",), layout)
 
 
-def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterator[Entry]:
+def _layer(
+    config: DecoderConfig, layer: str, ours: str, sparse: bool, bias: Entry
+) -> Iterator[Entry]:
     moe = config.moe
     yield from norms(layer, ours)
     if isinstance(config.attention, Latent):
@@ -217,7 +225,7 @@ def _layer(config: DecoderConfig, layer: str, ours: str, sparse: bool) -> Iterat
     if not sparse:
         yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
         return
-    yield from experts(f"{layer}.mlp", ours, moe, GATED)
+    yield from experts(f"{layer}.mlp", ours, moe, GATED, bias)
     if moe.shared.hidden:
         inner = f"{ours}.feed_forward.shared.network"
         yield from network(f"{layer}.mlp.shared_experts", inner, GATED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface.deepseek import (
     balanced_router,
@@ -13,6 +15,7 @@ from moe_jax.interop.huggingface.family import Family, Json, expect
 from moe_jax.interop.huggingface.keys import Key, Keys, number, size
 from moe_jax.interop.huggingface.known import LLAMA, NAMES, ON
 from moe_jax.interop.huggingface.llama_like import (
+    BIAS,
     layer_kinds,
     trunk,
     windowed,
@@ -56,6 +59,7 @@ _KEYS = Keys(
         "the key belongs to the module for later tokens, which is not read",
     ),
 )
+_BIAS = dataclasses.replace(BIAS, theirs="e_score_correction_bias")
 _RENAMED = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
 
 
@@ -119,10 +123,10 @@ EXAONE_MOE = Family(
     "ExaoneMoeForCausalLM",
     _read,
     _write,
-    entries,
+    lambda config: entries(config, _BIAS),
     _KEYS,
     DecoderConfig,
     exact=(".mlp.gate.weight",),
     beside=lambda config, name: name.startswith("mtp."),
-    renamed={".mlp.e_score_correction_bias": ".mlp.gate.e_score_correction_bias"},
+    renamed={".mlp.gate.e_score_correction_bias": ".mlp.e_score_correction_bias"},
 )
