@@ -34,9 +34,10 @@ VARIANTS = {
 
 def logits_of(router: routing.Router, *leading: int) -> jax.Array:
     """Returns the logits ``(..., E)`` or ``(..., E, P)`` of tokens of zeros."""
-    described = router.head.parameters(M, E, router.planes)
+    scored = E + router.free.count
+    described = router.head.parameters(M, scored, router.planes)
     parameters = {name: jnp.zeros(each.shape) for name, each in described.items()}
-    return router.head.logits(jnp.zeros((*leading, M)), parameters, E)
+    return router.head.logits(jnp.zeros((*leading, M)), parameters, scored)
 
 
 def route_one_group(router: routing.Router, key: jax.Array | None) -> jax.Array:

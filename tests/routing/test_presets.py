@@ -43,6 +43,7 @@ from moe_jax.routing import (
     QuantileBias,
     Random,
     Relu,
+    RoundedTopK,
     Router,
     Sampled,
     SecondBalance,
@@ -397,6 +398,14 @@ PUBLISHED = {
     ),
     "phimoe": Router(
         SOFTMAX, SparseMixer(2, 0.01), (balance(1e-3, "all", "masked"),), DROPLESS, *PLAIN
+    ),
+    # Tiles of 128 tokens.
+    "token_rounding": Router(
+        SOFTMAX,
+        RoundedTopK(8, 128, "nearest"),
+        (balance(1e-2, "all", "masked"),),
+        DROPLESS,
+        *PLAIN,
     ),
     # lambda from 1e-8 by factors of 1.2.
     "remoe": Router(Relu(), Active(2), (SparsityLoss(1e-8, 2, 1.2, "sparsity"),), DROPLESS, *PLAIN),

@@ -534,6 +534,33 @@ def test_phimoe(seed: int):
 
 
 @seeds
+@pytest.mark.parametrize("rounding", ["nearest", "up", "down"])
+def test_token_rounding(rounding: str, seed: int):
+    # SonicMoE's benchmark: the top 2; per expert its tokens by their normalised gates, then all
+    # others by score minus 1; the first multiple of the tile. The gates are the softmax.
+    logits, valid = case(seed)
+    scores = np.array([published.softmax(row) for row in logits])
+    order = np.full((S, E), -np.inf)
+    load = [0] * E
+    for token in np.flatnonzero(valid):
+        top = published.ranked(list(scores[token]), 2)
+        order[token] = scores[token] - 1
+        for e in top:
+            order[token, e] = scores[token, e] / scores[token, top].sum()
+            load[e] += 1
+    expected = np.zeros((S, E))
+    turn = {"nearest": round, "up": math.ceil, "down": math.floor}[rounding]
+    for e in range(E):
+        number = min(turn(load[e] / 4) * 4, int(valid.sum()))
+        for token in published.ranked(list(order[:, e]), number):
+            expected[token, e] = scores[token, e]
+    router = preset("token_rounding", k=2, tile=4, rounding=rounding)
+    close(run(router, logits, valid, key=KEY), expected)
+    plain, _ = published.top_k(logits, valid, 2, S)
+    close(run(router, logits, valid), plain)
+
+
+@seeds
 def test_remoe(seed: int):
     # ReLU gates, all of the positive ones; lambda 1.2^3 times the mean of sum_e f_e g_e, where
     # f_e = E / (k T) times the tokens with a positive gate. Lambda grows if there are too many.

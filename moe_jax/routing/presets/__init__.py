@@ -58,6 +58,7 @@ from moe_jax.routing.presets.recent_models import (
     pi_balancing,
     quantile_balancing,
     remoe,
+    token_rounding,
     zaya,
 )
 from moe_jax.routing.presets.switch import (
@@ -132,6 +133,7 @@ PRESETS: list[Callable[..., Router]] = [
     pi_balancing,
     remoe,
     expert_threshold,
+    token_rounding,
     random,
     forced,
 ]

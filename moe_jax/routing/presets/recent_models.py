@@ -33,6 +33,7 @@ from moe_jax.routing.select import (
     ComputeBias,
     PIBias,
     QuantileBias,
+    RoundedTopK,
     SparseMixer,
     Threshold,
     TopK,
@@ -250,6 +251,25 @@ def phimoe(
     return Router(
         score=Softmax(),
         select=SparseMixer(k, jitter),
+        balance=every_choice_losses(balance_weight),
+        capacity=slots_or_dropless(capacity_factor),
+    )
+
+
+def token_rounding(
+    k: Positive = 8,
+    tile: Positive = 128,
+    rounding: Literal["nearest", "up", "down"] = "nearest",
+    balance_weight: Weight = 1e-2,
+    capacity_factor: CapacityFactor | None = None,
+) -> Router:
+    """Token rounding (SonicMoE, 2512.14080): in training each expert takes whole tiles of tokens.
+
+    Tiles are filled per group of tokens, and the balance loss is computed per group.
+    """
+    return Router(
+        score=Softmax(),
+        select=RoundedTopK(k, tile, rounding),
         balance=every_choice_losses(balance_weight),
         capacity=slots_or_dropless(capacity_factor),
     )

@@ -6,6 +6,7 @@ from moe_jax.routing.select.bias import Bias, ComputeBias, PIBias, QuantileBias
 from moe_jax.routing.select.by_token import ByToken
 from moe_jax.routing.select.experts_choose import Cap, SoftSlots, TopTokens
 from moe_jax.routing.select.rank import Limit, Rank, Sampled, Sinkhorn
+from moe_jax.routing.select.rounded import RoundedTopK
 from moe_jax.routing.select.sparse_mixer import SparseMixer
 from moe_jax.routing.select.threshold import Active, Threshold
 from moe_jax.routing.select.tokens_choose import Everyone, Top2, TopGroups, TopK, TopP
@@ -26,6 +27,7 @@ __all__ = [
     "QuantileBias",
     "Random",
     "Rank",
+    "RoundedTopK",
     "Sampled",
     "Select",
     "Selection",

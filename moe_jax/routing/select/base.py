@@ -90,7 +90,7 @@ class Select(Part, abc.ABC):
 
     def expected_choices(self, num_experts: int) -> float:
         """Returns the mean number of choices per token that the router aims at, at most ``K``."""
-        return self.choices(num_experts)
+        return float(self.choices(num_experts))
 
     def planes(self) -> int:
         """Returns the number of logits per token and expert that the selection reads."""

@@ -35,7 +35,7 @@ class Active(Select):
     def expected_choices(self, num_experts: int) -> float:
         """Returns the mean number of choices per token, ``k``."""
         del num_experts
-        return self.k
+        return float(self.k)
 
     def check(self, num_experts: int) -> None:
         """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
@@ -72,7 +72,7 @@ class Threshold(Select):
     def expected_choices(self, num_experts: int) -> float:
         """Returns the mean number of choices per token, ``k``."""
         del num_experts
-        return self.k
+        return float(self.k)
 
     def check(self, num_experts: int) -> None:
         """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
