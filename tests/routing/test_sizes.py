@@ -56,6 +56,8 @@ def measured(case: Case, logits: Array, dtype: type) -> dict[str, Array]:
         task = (gates * normal(11, S, case.experts)).sum()
         if isinstance(plan.slots, Mixture):
             task += (plan.dispatch.sum(-1) * normal(13, S, case.experts)).sum()
+        if plan.free is not None:
+            task += (plan.free * normal(17, *plan.free.shape)).sum()
         loss = sum(plan.losses.values(), jnp.zeros((), x.dtype))
         return jnp.stack([task, loss]), (gates, loss, plan.dispatch.sum(-1) > 0)
 
@@ -85,11 +87,12 @@ def comparable(case: Case, logits: Array) -> Array:
 
     Noise is rounded away beside logits of thousands, and a score of less than the machine epsilon
     beside a bias. A cap on the experts of a token projects the scores themselves, and of two scores
-    near 1 float32 cannot tell which is larger.
+    near 1 float32 cannot tell which is larger. If free experts take most tokens, the whole gradient
+    is as small as ``p (1 - p)`` of few gates near 1, which float32 rounds to the machine epsilon.
     """
     largest, least = np.abs(logits).max((1, 2, 3)), logits.min((1, 2, 3))
     capped = getattr(case.router.select, "cap", None) is not None
-    if draws(case.router) or capped:
+    if draws(case.router) or capped or case.router.free.count:
         return largest < 20
     ranked = isinstance(getattr(case.router.select, "rank", None), Biased)
     return (least > -80) | (least <= -9000) if ranked else np.ones(len(logits), bool)

@@ -18,8 +18,8 @@ from moe_jax.routing.select.histogram import Edges, counts_above, quantile, wide
 from moe_jax.routing.select.rank import Rank
 
 
-class Biased(Rank):
-    """The score plus a bias, which is state: a subclass moves it after each step."""
+class Biased:
+    """The ranking by the score plus a bias, which is state: a rank moves it after each step."""
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of ``bias (E,)``."""
@@ -42,7 +42,7 @@ class Biased(Rank):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bias(Biased):
+class Bias(Biased, Rank):
     """The score plus a bias that rises for experts with too few tokens (Loss-Free Balancing).
 
     Wang et al. 2024 (2408.15664) and DeepSeek-V3 (2412.19437, section 2.1.2) define the bias. It is
@@ -81,7 +81,7 @@ def relative_error(demand: Float[Array, "*layers E"]) -> Float[Array, "*layers E
 
 
 @dataclasses.dataclass(frozen=True)
-class ComputeBias(Biased):
+class ComputeBias(Biased, Rank):
     """The score plus a bias that keeps the share of choices with computation (LongCat-Flash).
 
     LongCat-Flash (2509.01322, section 2.1) adds to the bias of each of the ``N`` experts with
@@ -122,7 +122,7 @@ class ComputeBias(Biased):
 
 
 @dataclasses.dataclass(frozen=True)
-class PIBias(Biased):
+class PIBias(Biased, Rank):
     """The score plus a bias from a proportional-integral controller of the load.
 
     The bias is ``gain`` times the relative error of the last step's load, plus ``rate`` times the
@@ -155,7 +155,7 @@ class PIBias(Biased):
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantileBias(Biased):
+class QuantileBias(Biased, Rank):
     """The score plus the bias under which each expert would have had its even share of tokens.
 
     Quantile balancing (Megatron-LM's ``qb_dual_update``) reads the scores: the margin of a token
