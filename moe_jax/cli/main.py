@@ -20,11 +20,12 @@ COMMANDS = {
     "count": "counts parameters and FLOPs of a model",
     "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
+    "lr_range": "tests a range of learning rates in a short run",
     "bench": "measures MoE layers and peers, or loader and training",
     "ablate": "runs an ablation and writes its report",
 }
 # Flag of each command that a first argument without a flag name sets.
-_OF_CONFIGS = ("train", "sweep", "tokenizer", "settings", "count", "plan", "bench")
+_OF_CONFIGS = ("train", "lr_range", "sweep", "tokenizer", "settings", "count", "plan", "bench")
 _FIRST = dict.fromkeys(_OF_CONFIGS, "config") | {"ablate": "ablation"}
 
 

@@ -16,6 +16,7 @@ from moe_jax.config.schedules import (
     Constant,
     Cosine,
     CosineRestarts,
+    ExponentialRise,
     Linear,
     RSqrt,
     WarmupStableDecay,
@@ -187,6 +188,11 @@ class Muon(Ranged):
         )
 
 
+Schedule: TypeAlias = (
+    Constant | RSqrt | Cosine | CosineRestarts | Linear | WarmupStableDecay | ExponentialRise
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Ranged):
     """The optimizer.
@@ -207,7 +213,7 @@ class OptimizerConfig(Ranged):
     """
 
     rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
-    schedule: Constant | RSqrt | Cosine | CosineRestarts | Linear | WarmupStableDecay = Cosine()
+    schedule: Schedule = Cosine()
     learning_rate: Factor = 1e-3
     warmup_steps: Natural = 100
     clip_norm: NonNegative = 1.0

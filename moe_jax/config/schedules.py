@@ -135,6 +135,23 @@ class WarmupStableDecay(Ranged):
         return 1 - (1 - self.final) * done
 
 
+@dataclasses.dataclass(frozen=True)
+class ExponentialRise(Ranged):
+    """Exponential rise to the peak at the last step, for a test of learning rates (1506.01186).
+
+    Attributes:
+        start: Learning rate at the first step, as a share of the peak.
+    """
+
+    start: PositiveShare = 1e-6
+
+    def factor(self, step: jax.Array, warmup: int, steps: int) -> jax.Array:
+        """Returns the factor of the peak at ``step``."""
+        del warmup
+        left = jnp.clip((steps - step) / max(steps - 1, 1), 0.0, 1.0)
+        return jnp.float32(self.start) ** left
+
+
 def _half_cosine(done: jax.Array, final: float) -> jax.Array:
     """Returns the factor from 1 to ``final`` after a share ``done`` of a fall."""
     return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))

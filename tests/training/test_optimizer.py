@@ -11,6 +11,7 @@ from moe_jax.config.schedules import (
     Constant,
     Cosine,
     CosineRestarts,
+    ExponentialRise,
     Linear,
     RSqrt,
     WarmupStableDecay,
@@ -65,6 +66,13 @@ def test_without_warm_up_the_first_rate_is_near_the_peak(schedule):
     config = OptimizerConfig(schedule=schedule, learning_rate=2.0, warmup_steps=0)
     found = float(learning_rate(config, jnp.int32(0), 1000))
     assert 1.99 < found <= 2.0
+
+
+def test_an_exponential_rise_multiplies_the_rate_by_the_same_factor_each_step():
+    # From 0.02 to 2 in five steps: each step has the fourth root of 100 times the rate before.
+    config = OptimizerConfig(schedule=ExponentialRise(0.01), learning_rate=2.0, warmup_steps=0)
+    found = [float(learning_rate(config, jnp.int32(step), 5)) for step in range(5)]
+    np.testing.assert_allclose(found, [0.02, 0.0632456, 0.2, 0.632456, 2.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("restarts", [(8, 8), (9, 8)], ids=str)
