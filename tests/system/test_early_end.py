@@ -10,7 +10,15 @@ import moe_jax as mj
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.run.predecessors import open_finished
 from moe_jax.training.state import named_leaves
-from tests.system.runs import CONFIG, Braked, assert_same, command, records, train
+from tests.system.runs import (
+    CONFIG,
+    Braked,
+    assert_same,
+    command,
+    kill_and_resume,
+    records,
+    train,
+)
 
 # The learning rate grows until it does harm: the loss is lowest at step 2, higher at 4, 6 and 8.
 _FLAGS = (
@@ -83,3 +91,12 @@ def test_the_best_step_and_both_kinds_of_weights_are_opened(ended):
     assert leaves.keys() == expected.keys()
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+def test_a_sharded_average_is_resumed_to_the_last_bit(source, tmp_path):
+    mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "expert")]
+    rule = ("--config.optimizer.rule.type=Muon", "--config.optimizer.decay_routers=false")
+    average = ("--config.optimizer.ema_decay=0.9", "--config.training.steps=30")
+    flags = (CONFIG, source, *mesh, *rule, *average)
+    train(tmp_path / "whole", *flags, devices=8)
+    kill_and_resume(tmp_path / "run", tmp_path / "whole", *flags, devices=8)
