@@ -18,7 +18,22 @@ unexport PYTHONDONTWRITEBYTECODE
 # By default, glibc returns the memory of a step to the system and gets it back page by page.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: train test exhaustive smoke parity planner lint gpu docs python-version clean
+.DEFAULT_GOAL := help
+.PHONY: help train test exhaustive smoke parity planner lint gpu docs python-version clean
+
+help:
+	@echo 'make train        installs and trains the quickstart into $(WORKDIR), in minutes'
+	@echo 'make test         installs and runs ruff, mypy and the tests'
+	@echo 'make exhaustive   runs the tests that make test leaves out'
+	@echo 'make smoke        runs a part of the tests'
+	@echo 'make lint         runs ruff and mypy'
+	@echo 'make gpu          runs kernels, layers, steps and an ablation on a GPU'
+	@echo 'make docs         builds the documentation site into site/'
+	@echo 'make parity       installs torch and transformers, for tests against them'
+	@echo 'make planner      installs the TPU compiler, for plans of pods'
+	@echo 'make clean        removes environments, runs and the site'
+	@echo
+	@echo 'After make train: $(VENV)/bin/moe-jax lists the commands of the package.'
 
 train: $(STAMP)
 	$(RUN) -m moe_jax.train --config=configs/quickstart.py --workdir=$(WORKDIR)

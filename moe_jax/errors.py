@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+# Messages of Python and absl for a text that is no value, and their plain form.
+_PARSERS = (
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    (r"\('Non-boolean argument to boolean flag', (.*?)\)", r"\1 is not True or False"),
+    (r"Non-boolean argument to boolean flag", "the value is not True or False"),
+    (r"value should be one of <(.*)>", r"the value is not one of \1"),
+)
 
 
 class ConfigError(ValueError):
@@ -59,6 +69,13 @@ def line_of(error: BaseException) -> str:
     """Returns the first line of an error's message, or the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def plain(text: str) -> str:
+    """Returns a message with the words of parsers, such as those of ``int``, in plain ones."""
+    for pattern, instead in _PARSERS:
+        text = re.sub(pattern, instead, text)
+    return text
 
 
 def fault_in(file: str | Path, error: BaseException) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.analysis import figures
+from moe_jax.analysis.described import what_was_run
 from moe_jax.analysis.page import write_page
 from moe_jax.training.metrics import METRICS, read_metrics
 
@@ -24,6 +25,7 @@ _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _BYTES = {f"<0x{ord(character):02X}>": shown for character, shown in _VISIBLE.items()}
 # The limit keeps the file of a model with thousands of experts small.
 _TOKENS_OF_ALL = 4000
+_FRACTIONS = ("dropped_fraction", "unrouted_fraction")
 _BASELINES = {
     "uniform": "uniform bytes",
     "order2": "order-2 byte model",
@@ -65,6 +67,7 @@ def write_report(workdir: Path) -> Path:
         "report.html.j2",
         workdir / REPORT,
         title=config.get("config", {}).get("name", workdir.resolve().name),
+        described=what_was_run(config),
         scores=_scores(result),
         summary=summary(records, result, config),
         curves=_curves(records),
@@ -149,9 +152,10 @@ def _router_curves(train: Sequence[Record]) -> list[tuple[str, str]]:
         return []
     draw = figures.layer_lines
     charts = [("Dropped assignments", draw(train, "fraction", "dropped_fraction"))]
-    unrouted = "unrouted_fraction"
-    if any(layer.get(unrouted) for record in train for layer in record["layers"]):
-        charts.append(("Tokens without an expert", draw(train, "fraction", unrouted)))
+    dropped, unrouted = (_fractions(train, name) for name in _FRACTIONS)
+    # If each token makes one choice, a token without an expert is a dropped assignment.
+    if any(unrouted) and unrouted != dropped:
+        charts.append(("Tokens without an expert", draw(train, "fraction", _FRACTIONS[1])))
     names = {name: None for layer in layers for name in layer.get("losses", {})}
     charts += [
         (f"Router loss: {name}", draw(train, f"{name} loss", "losses", name)) for name in names
@@ -161,6 +165,10 @@ def _router_curves(train: Sequence[Record]) -> list[tuple[str, str]]:
         ("Demand on the busiest expert", draw(train, "demand / mean", "max_mean_load")),
         ("Entropy of demand", draw(train, "entropy / log E", "load_entropy")),
     ]
+
+
+def _fractions(train: Sequence[Record], name: str) -> list[float]:
+    return [layer.get(name) or 0.0 for record in train for layer in record["layers"]]
 
 
 def _loads(train: Sequence[Record]) -> list[tuple[str, str]]:

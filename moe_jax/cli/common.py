@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import re
+import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +22,16 @@ from moe_jax import files, processes, signals
 from moe_jax.config import library
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import read_text
+from moe_jax.config.reference import settings_of
 from moe_jax.config.schema import build, override
-from moe_jax.errors import CheckpointError, ConfigError, TrainingError, fault_in
+from moe_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    TrainingError,
+    fault_in,
+    nearest,
+    plain,
+)
 
 Define = Callable[[flags.FlagValues], None]
 Main = Callable[[flags.FlagValues], None]
@@ -28,6 +39,7 @@ _OVERRIDE, _FOLDERS = "override", "folders"
 _SETTING = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
 _HOSTS = ("coordinator", "num_processes", "process_id")
 _USER_ERRORS = (ConfigError, CheckpointError, TrainingError, OSError, ValueError)
+_INDENT, _WIDTH = " " * 6, 88
 _LIBRARIES = ("jax", "flax", "optax", "numpy")
 _FLAG_ERRORS = (AttributeError, KeyError, TypeError, flags.Error, *_USER_ERRORS)
 
@@ -216,6 +228,13 @@ def with_overrides(arguments: Sequence[str]) -> list[str]:
     return rewritten
 
 
+def command_line() -> str:
+    """Returns the command of this process as a shell takes it."""
+    command, *arguments = sys.argv
+    whole = [re.sub(f"^--{_OVERRIDE}=", "--config.", argument) for argument in arguments]
+    return " ".join([command, *map(shlex.quote, whole)])
+
+
 def say(text: str) -> None:
     """Prints lines and flushes the output."""
     print(text, flush=True)
@@ -275,8 +294,39 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
 
 def _help(define: Define, values: flags.FlagValues, arguments: Sequence[str]) -> None:
     if {"--help", "-help", "-h"} & {*arguments}:
-        print(sys.modules[define.__module__].__doc__, values.get_help(), sep="\n")
+        about = (sys.modules[define.__module__].__doc__ or "").replace("``", "`").strip()
+        listed = [_flag_text(values[name]) for name in values if name != _OVERRIDE]
+        print("\n\n".join([about, "Flags:", *listed, *_about_settings(values)]))
         sys.exit(0)
+
+
+def _flag_text(flag: Any) -> str:
+    """Returns the name of a flag with its values, its meaning, and its default."""
+    kinds = {flags.IntegerParser: "N", flags.FloatParser: "X", flags.EnumParser: "NAME"}
+    kind = next((text for cls, text in kinds.items() if isinstance(flag.parser, cls)), "TEXT")
+    if isinstance(flag.parser, flags.EnumParser):
+        kind = "|".join(flag.parser.enum_values)
+    name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}={kind}"
+    required = any("other than None" in one.message for one in flag.validators)
+    notes = ["required"] if required else []
+    notes += [f"default {flag.default_as_str}"] if flag.default else []
+    notes += ["may be repeated"] if isinstance(flag, flags.MultiFlag) else []
+    # absl writes the values of an enum before the text, and advice to repeat a flag after it.
+    meaning = re.sub(r"^<.*?>: |;\s+repeat this option.*$", "", flag.help, flags=re.DOTALL)
+    about = " ".join([meaning, *(f"({note})" for note in notes)])
+    text = textwrap.fill(about, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+    return f"{name}\n{text}"
+
+
+def _about_settings(values: flags.FlagValues) -> list[str]:
+    if _OVERRIDE not in values:
+        return []
+    text = (
+        "Any setting of the config may follow as --config.NAME=VALUE, such as "
+        "--config.training.steps=100. `moe-jax settings quickstart --word=capacity` prints "
+        "settings with type, range, default and meaning; docs/config_reference.md has all."
+    )
+    return ["Settings:", textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
 
 
 def _stop(code: int, line: str) -> None:
@@ -309,8 +359,33 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
             raise
         if _lacks_get_config(error):
             processes.fail(2, f"the config file {file} has no function get_config()")
-        _fail(error)
+        processes.fail(2, _flag_error(values, arguments[0], error) or _one_line(error))
     logging.set_verbosity(logging.WARNING)
+
+
+def _flag_error(values: flags.FlagValues, command: str, error: BaseException) -> str:
+    """Returns the line for a missing or an unknown flag, or "" for another error."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"{command} has no flag --{error.flagname}{_instead(values, error.flagname)}"
+    missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+    if missing is None:
+        return ""
+    flag: Any = values[missing[1]]
+    meaning = (flag.help[0].lower() + flag.help[1:]).rstrip(".")
+    return f"--{flag.name} is missing: add --{flag.name}=VALUE, the {meaning}"
+
+
+def _instead(values: flags.FlagValues, name: str) -> str:
+    """Returns the advice for an unknown flag: a setting of this name, or the nearest flag."""
+    last = name.rpartition(".")[2]
+    if _OVERRIDE in values:
+        known = [setting.name for setting in settings_of(Experiment("x"))]
+        named = [one for one in known if one.rpartition(".")[2] == last]
+        near = difflib.get_close_matches(name, named, n=1, cutoff=0.4) or named[:1]
+        if near:
+            return f"; the setting is --config.{near[0]}"
+    own = [one for one in values if one not in flags.FLAGS]
+    return nearest(name, [f"--{one}" for one in own if one != _OVERRIDE])
 
 
 def _open_config(values: flags.FlagValues, arguments: list[str]) -> str | None:
@@ -387,7 +462,7 @@ def _one_line(error: BaseException) -> str:
         return f"the config file cannot be loaded: {_last_line(error)}"
     if isinstance(error, OSError) and files.remedy(error):
         text = f"{text}: {files.remedy(error)}"
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def _last_line(error: BaseException) -> str:

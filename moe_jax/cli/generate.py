@@ -58,6 +58,8 @@ def define(values: flags.FlagValues) -> None:
         "top_p",
         1.0,
         "Probability mass of the smallest set of tokens to sample from; 1 for all.",
+        lower_bound=0.0,
+        upper_bound=1.0,
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", flag_values=values)

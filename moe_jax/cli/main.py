@@ -6,6 +6,8 @@ import importlib
 import sys
 
 from moe_jax.cli import common
+from moe_jax.config.library import CONFIGS, PUBLISHED
+from moe_jax.errors import nearest
 
 COMMANDS = {
     "train": "trains a model, or resumes a run",
@@ -26,7 +28,12 @@ COMMANDS = {
 }
 # Flag of each command that a first argument without a flag name sets.
 _OF_CONFIGS = ("train", "lr_range", "sweep", "tokenizer", "settings", "count", "plan", "bench")
-_FIRST = dict.fromkeys(_OF_CONFIGS, "config") | {"ablate": "ablation"}
+_FIRST = {
+    **dict.fromkeys(_OF_CONFIGS, "config"),
+    **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
+    "ablate": "ablation",
+    "score": "model",
+}
 
 
 def main(command: str | None = None) -> None:
@@ -38,18 +45,34 @@ def main(command: str | None = None) -> None:
     name, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if command is not None:
         name, arguments = command, sys.argv[1:]
+    if name in ("", "-h", "--help", "help"):
+        print(_usage())
+        sys.exit(0)
     if name not in COMMANDS:
-        is_help = name in ("-h", "--help")
-        print(_usage("" if is_help else name), file=sys.stdout if is_help else sys.stderr)
-        sys.exit(0 if is_help else 2)
+        line = f"error: {name!r} is not a command of moe-jax{nearest(name, COMMANDS)}"
+        print(line, file=sys.stderr)
+        sys.exit(2)
     if name in _FIRST and arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--{_FIRST[name]}={arguments[0]}"
     module = importlib.import_module(f"moe_jax.cli.{name}")
     common.run(module.define, module.main, [f"moe-jax {name}", *arguments])
 
 
-def _usage(name: str) -> str:
-    wrong = f"error: {name!r} is not a command\n" if name else ""
-    lines = [f"  {command:10s}{what}" for command, what in COMMANDS.items()]
-    listing = "\n".join(lines)
-    return f"{wrong}usage: moe-jax COMMAND [flags]; moe-jax COMMAND --help\n\n{listing}"
+def _usage() -> str:
+    """Returns all commands, and where flags, settings and configs are listed."""
+    commands = [f"  {command:10s}{what}" for command, what in COMMANDS.items()]
+    configs = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if path.stem != "common")
+    published = len([*PUBLISHED.glob("[!_]*.py")])
+    return "\n".join(
+        [
+            "usage: moe-jax COMMAND [CONFIG] [flags]",
+            "",
+            *commands,
+            "",
+            "first run:  moe-jax train quickstart --workdir=runs/quickstart",
+            "flags:      moe-jax COMMAND --help",
+            "settings:   moe-jax settings quickstart --word=capacity",
+            f"configs:    {', '.join(configs)}, and {published} published models "
+            "(moe-jax count --all)",
+        ]
+    )

@@ -41,7 +41,10 @@ def main(given: flags.FlagValues) -> None:
     folder, overrides = common.folder_of(given), common.overrides_of(given)
     voice, change = Voice(common.say, common.warn), given.change
     try:
-        train_in(folder, experiment, overrides, voice, given.profile, change=change)
+        command = common.command_line()
+        train_in(
+            folder, experiment, overrides, voice, given.profile, change=change, command=command
+        )
     except Terminated as stop:
         if processes.is_first():
             common.say(f"{stop}; {_GO_ON}")

@@ -89,8 +89,12 @@ def _file_named(name: str, folders: Iterable[Path], flag: str, example: str) -> 
     for path in (path.with_name(f"{path.name}.py") for path in candidates):
         if path.is_file():
             return path
-    known = sorted({path.stem for folder in folders for path in _files(folder)})
-    close = difflib.get_close_matches(Path(name).stem, known, n=1)
+    # The last folder gives the shortest name.
+    paths = [(folder, path) for folder in folders for path in _files(folder)]
+    known = {path: path.relative_to(folder).with_suffix("").as_posix() for folder, path in paths}
+    stems = {path.stem: full for path, full in known.items()}
+    close = difflib.get_close_matches(name, known.values(), n=1)
+    close = close or [stems[one] for one in difflib.get_close_matches(Path(name).stem, stems, n=1)]
     hint = f"did you mean {close[0]!r}?" if close else f"try {example}"
     raise ConfigError(f"--{flag}={name} is not a file, and no {flag} has this name; {hint}")
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.library import config_file, module_of
 from moe_jax.config.schema import build, from_text, override, settings
-from moe_jax.errors import ConfigError, fault_in, line_of
+from moe_jax.errors import ConfigError, fault_in, line_of, plain
 
 Config: TypeAlias = str | Path | ConfigDict | Experiment
 
@@ -100,11 +100,11 @@ def read_text(name: str, hint: Any, text: str | None) -> Any:
         ConfigError: If the text is no value of this type.
     """
     if text is None and bool not in (hint, *typing.get_args(hint)):
-        raise ConfigError(f"Missing value for flag --config.{name}")
+        raise ConfigError(f"Missing value for flag --config.{name}: add =VALUE")
     try:
         return from_text(hint, "true" if text is None else text)
     except ValueError as error:
-        raise ConfigError(f"flag --config.{name}={text}: {line_of(error)}") from error
+        raise ConfigError(f"flag --config.{name}={text}: {plain(line_of(error))}") from error
 
 
 def _settings_of(config: Config) -> ConfigDict:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -237,6 +238,14 @@ def _not_prepared(config: DataConfig) -> Exception:
     known = tfds.list_builders(with_community_datasets=False)
     name = config.source.split("/")[0].split(":")[0]
     if name not in known:
+        path = Path(config.source)
+        if path.exists():
+            what = "a folder" if path.is_dir() else "a file"
+            glob = (path / "**/*.txt" if path.is_dir() else path).as_posix()
+            return ValueError(
+                f"data.source {config.source!r} names no dataset, and {path.as_posix()!r} is "
+                f"{what}: use files:{glob}"
+            )
         choices = sorted({*known, PYTHON_LIBRARY, "mixture"})
         near = ", ".join(difflib.get_close_matches(name, choices, n=3)) or "none"
         return ValueError(

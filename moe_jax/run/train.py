@@ -64,6 +64,7 @@ def train_in(
     profile: str | None = None,
     *,
     change: bool = False,
+    command: str = "",
 ) -> tuple[Session, TrainState] | None:
     """Trains an experiment to its last step, from its newest checkpoint if it has one.
 
@@ -75,6 +76,7 @@ def train_in(
         voice: Receivers of the run's messages.
         profile: Steps to trace as ``FIRST:END``, without step ``END``; ``None`` traces none.
         change: True continues a run, finished or not, with another number of steps or other rates.
+        command: Command line of the run, for its report; "" if a program trains it.
 
     Returns:
         The session and the last state, or ``None`` if the run was already finished.
@@ -94,7 +96,8 @@ def train_in(
     sources = _checked(experiment, folder, voice, change)
     with contextlib.ExitStack() as held:
         processes.first(lambda: held.enter_context(workdir.locked(folder)))
-        return _train(experiment, folder, sources, voice, window, change)
+        processes.first(lambda: _claim(folder, experiment, sources, voice, change, command))
+        return _train(experiment, folder, sources, voice, window)
 
 
 def _checked(experiment: Experiment, folder: Path, voice: Voice, change: bool) -> Sources:
@@ -127,9 +130,7 @@ def _train(
     sources: Sources,
     voice: Voice,
     window: Window | None,
-    change: bool,
 ) -> tuple[Session, TrainState] | None:
-    processes.first(lambda: _claim(folder, experiment, sources, voice, change))
     workdir.check_shared(folder)
     if has_result(folder):
         voice.say(f"{folder} is finished; its results are in {folder}/report.html")
@@ -163,12 +164,18 @@ def _train(
 
 
 def _claim(
-    folder: Path, experiment: Experiment, sources: Sources, voice: Voice, change: bool
+    folder: Path,
+    experiment: Experiment,
+    sources: Sources,
+    voice: Voice,
+    change: bool,
+    command: str,
 ) -> None:
     """Makes the folder that of the run, and says which settings change."""
     begun = change and (folder / workdir.CONFIG).exists()
     before = workdir.load(folder) if begun else experiment
-    changed = workdir.claim(folder, experiment, sources.identities, change=change)
+    identities = sources.identities
+    changed = workdir.claim(folder, experiment, identities, change=change, command=command)
     if changed:
         voice.say("\n".join(changed.lines(before, experiment)))
 

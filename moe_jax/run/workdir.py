@@ -32,6 +32,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ten
 _SOURCES = "sources"
 _CORPUS = "corpus"
 _CHANGES = "changes"
+_COMMAND = "command"
 # Versions of datasets whose runs did not record a hash of their text.
 _CHANGED_DATASETS = {"python_library": "1.0.0"}
 _LOCK = ".lock"
@@ -92,6 +93,7 @@ def claim(
     sources: Mapping[str, str] | None = None,
     *,
     change: bool = False,
+    command: str = "",
 ) -> Change | None:
     """Makes ``workdir`` the folder of ``experiment``, or checks that it already is.
 
@@ -105,6 +107,7 @@ def claim(
             content hash of its weights. The run may move, but its weights must not change. Sources
             that the run does not read any more may be absent.
         change: True if the number of steps and the rates may differ from those of the run.
+        command: Command that trains the run, for its report; "" if a program trains it.
 
     Returns:
         The change of settings, or ``None``.
@@ -126,7 +129,7 @@ def claim(
         )
     changed = Change(_done(workdir), differences) if differences else None
     changes = [*saved.get(_CHANGES, []), *([changed.record()] if changed else [])]
-    kept = {_SOURCES: found, _CORPUS: saved.get(_CORPUS), _CHANGES: changes}
+    kept = {_SOURCES: found, _CORPUS: saved.get(_CORPUS), _CHANGES: changes, _COMMAND: command}
     about: dict[str, Any] = {"versions": _versions(), "git_commit": _git_commit()}
     about |= {name: value for name, value in kept.items() if value}
     if changed:

@@ -82,6 +82,26 @@ def test_shows_curves_loads_and_tokens(moe):
     assert "dense" not in re.sub(r"<style>.*?</style>", "", moe, flags=re.DOTALL)
 
 
+def test_the_page_begins_with_what_was_run(moe):
+    places = [moe.index(f"<h2>{title}") for title in ("What was run", "What to look at", "Run<")]
+    assert places == sorted(places) and moe.index("<svg") > places[-1]
+    assert "learning rate 0.001" in moe[places[0] : places[1]]
+
+
+def test_no_picture_is_shown_twice(tmp_path):
+    # With one choice per token, a dropped assignment leaves its token without an expert.
+    def alike(text):
+        return re.sub(r'(id|clip-path|xlink:href)="[^"]*"', "", text)
+
+    layers = [_layer(1, [0.5, 0.5]) | {"unrouted_fraction": 0.1}]
+    page = _write(tmp_path / "top1", layers)
+    shown = list(map(alike, re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)))
+    assert len(set(shown)) == len(shown) > 4
+    assert "Tokens without an expert" not in page
+    other = _write(tmp_path / "top2", [_layer(1, [0.5, 0.5]) | {"unrouted_fraction": 0.05}])
+    assert "Tokens without an expert" in other
+
+
 def test_the_summary_has_the_rates_that_are_known():
     line = _train(1, [])
     assert "model FLOP/s, median" not in summary([line], {}, {})

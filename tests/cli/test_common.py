@@ -248,7 +248,10 @@ def test_a_config_that_is_no_file_is_named(program, tmp_path):
         (["--config.model.moe=3"], "flag --config.model.moe=3"),
         (["--config.training.steps"], "Missing value for flag --config.training.steps"),
         (["--config.model.wdith=3"], "config.model.wdith is not a setting; did you mean 'width'?"),
-        (["--confg.model.width=3"], "Unknown command line flag 'confg.model.width'"),
+        (
+            ["--confg.model.width=3"],
+            "the setting is --config.model.width",
+        ),
         (
             ["--config.model.type=Decodr", "--config.model.moe.every=1"],
             "config.model.type='Decodr' is unknown; did you mean 'DecoderConfig'?",
@@ -278,3 +281,10 @@ def test_another_step_is_refused(text):
     common.define_step(values)
     with pytest.raises(flags.IllegalFlagValueError, match=f"flag --step={text}"):
         values(["program", f"--step={text}"])
+
+
+def test_the_command_line_can_be_run_again(monkeypatch):
+    command = ["moe-jax train", "--config=a b.py", "--override=model.moe.layers=(0, 2)"]
+    monkeypatch.setattr(sys, "argv", command)
+    expected = "moe-jax train '--config=a b.py' '--config.model.moe.layers=(0, 2)'"
+    assert common.command_line() == expected
