@@ -15,6 +15,8 @@ from moe_jax.models.config import SparseLayer
 from moe_jax.routing import Router
 from moe_jax.routing.capacity import Capacity
 
+_ALWAYS = ("k", "weight")
+
 
 def what_was_run(saved: Mapping[str, Any]) -> dict[str, str]:
     """Returns the names and values of a table that describes a run.
@@ -40,11 +42,14 @@ def what_was_run(saved: Mapping[str, Any]) -> dict[str, str]:
 
 
 def part(value: Any) -> str:
-    """Returns a part of a configuration as its class with the settings that are no defaults."""
+    """Returns a part of a configuration as its class with the settings that tell it from others.
+
+    These are the settings that are no defaults, the number of choices and the weight of a loss.
+    """
     fields = {field.name: field for field in dataclasses.fields(value)}
     found = {name: getattr(value, name) for name in fields}
-    changed = {name: item for name, item in found.items() if item != _default(fields[name])}
-    inner = ", ".join(f"{name} {_text(item)}" for name, item in changed.items())
+    shown = {n: item for n, item in found.items() if n in _ALWAYS or item != _default(fields[n])}
+    inner = ", ".join(f"{name} {_text(item)}" for name, item in shown.items())
     return type(value).__name__ + (f" ({inner})" if inner else "")
 
 

@@ -20,8 +20,7 @@ def test_the_quickstart():
     assert rows["model"] == (
         "decoder, 4 layers of width 128, 4 heads, experts in layers 1, 3: 8 experts of width 512"
     )
-    assert rows["router"].startswith("score Softmax; select TopK")
-    assert "balance LoadBalance" in rows["router"]
+    assert rows["router"] == ("score Softmax; select TopK (k 1); balance LoadBalance (weight 0.01)")
     assert rows["capacity"] == "factor 1.25 in training, 2 in evaluation"
     assert rows["data"] == (
         "python_library, 1,234 documents; tokenizer sentencepiece; 8 rows of 256 tokens per step"
