@@ -4,10 +4,18 @@ import importlib
 import re
 
 import pytest
-from absl import flags
+from absl import flags, logging
 
 from moe_jax.cli import main
 from tests.system.runs import ROOT, command
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """Gives the next test the verbosity of the log that was there before."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture
