@@ -1,7 +1,8 @@
-"""GLM-4.5 (2508.06471, table 1): rotation of half a head, norms of queries and keys, a lookahead.
+"""GLM-4.5 (2508.06471): rotation of half a head, norms of queries and keys, a lookahead.
 
-The sizes are those of zai-org/GLM-4.5/config.json. The report counts the lookahead module and
-leaves embedding and head out.
+The sizes are those of zai-org/GLM-4.5, as the page of GLM 4.5 in the documentation of
+Megatron-Bridge and scripts/models/glm4.5-355B-A32B.sh of slime state them. The epsilon of the norms
+is the default of Glm4MoeConfig in transformers.
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +12,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 355e9, 0.01, "GLM-4.5 table 1"),
-    PublishedNumber("active.no_input_embedding", 32e9, 0.04, "GLM-4.5 table 1"),
+    PublishedNumber("total", 355e9, 0.01, "zai-org/GLM-4.5 README"),
+    PublishedNumber("active.no_input_embedding", 32e9, 0.04, "zai-org/GLM-4.5 README"),
 )
 
 
