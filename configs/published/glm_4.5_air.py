@@ -1,7 +1,7 @@
-"""GLM-4.5-Air (2508.06471, table 1): rotation of half a head, biases, a lookahead.
+"""GLM-4.5-Air (2508.06471): rotation of half a head, biases, a lookahead.
 
-The sizes are those of zai-org/GLM-4.5-Air/config.json. The report counts the lookahead module and
-leaves embedding and head out.
+The sizes are those of zai-org/GLM-4.5-Air: the defaults of Glm4MoeConfig in transformers, and the
+page of GLM 4.5 in the documentation of Megatron-Bridge. The released config.json sets the biases.
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +11,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 106e9, 0.01, "GLM-4.5 table 1"),
-    PublishedNumber("active.no_input_embedding", 12e9, 0.07, "GLM-4.5 table 1"),
+    PublishedNumber("total", 106e9, 0.01, "zai-org/GLM-4.5 README"),
+    PublishedNumber("active.no_input_embedding", 12e9, 0.07, "zai-org/GLM-4.5 README"),
 )
 
 
