@@ -1,6 +1,7 @@
-"""Kimi K2 (2507.20534, section 2.3): DeepSeek-V3 with 384 experts, 64 heads and no groups.
+"""Kimi K2 (2507.20534): DeepSeek-V3 with 384 experts, 64 heads and no groups.
 
-The sizes are those of moonshotai/Kimi-K2-Instruct/config.json.
+The sizes are those of moonshotai/Kimi-K2-Instruct, as the README of MoonshotAI/Kimi-K2 and
+KimiK2Provider of Megatron-Bridge (models/kimi/kimi_provider.py) state them.
 """
 
 import math
@@ -12,8 +13,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 1.04e12, 0.015, "Kimi K2 table 2"),
-    PublishedNumber("active.embedding_and_head", 32.6e9, 0.01, "Kimi K2 table 2"),
+    PublishedNumber("total", 1e12, 0.03, "MoonshotAI/Kimi-K2 README"),
+    PublishedNumber("active.no_input_embedding", 32e9, 0.015, "MoonshotAI/Kimi-K2 README"),
 )
 
 
