@@ -1,6 +1,8 @@
-"""MiniMax-M2 (MiniMaxAI 2025, model card): sigmoid routing to 8 of 256 experts.
+"""MiniMax-M2 (MiniMaxAI 2025): sigmoid routing to 8 of 256 experts.
 
-Half of each head is rotated. The sizes are those of MiniMaxAI/MiniMax-M2/config.json.
+Half of each head is rotated. The sizes are the defaults of MiniMaxM2Config in transformers; the
+rotated width of 64 is the ``rotary_dim`` that NeMo Automodel tests for the released checkpoint. The
+modules that predict further tokens are not built.
 """
 
 from ml_collections import ConfigDict
@@ -10,8 +12,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 230e9, 0.01, "model card"),
-    PublishedNumber("active.no_input_embedding", 10e9, 0.05, "model card"),
+    PublishedNumber("total", 230e9, 0.01, "transformers docs, minimax_m2"),
+    PublishedNumber("active.no_input_embedding", 10e9, 0.05, "transformers docs, minimax_m2"),
 )
 
 
