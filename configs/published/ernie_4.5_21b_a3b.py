@@ -1,4 +1,9 @@
-"""ERNIE-4.5-21B-A3B (Baidu 2025): the sizes are the defaults of transformers."""
+"""ERNIE-4.5-21B-A3B (Baidu 2025): 64 experts and two shared ones after a dense layer.
+
+The sizes are the defaults of Ernie4_5_MoeConfig in transformers. PaddlePaddle/ERNIE has the same
+sizes in examples/pre-training/model_configs/ERNIE-4p5-21B-A3B, with two layers that it removes and
+with the base 10000 of the positions in place of 500000.
+"""
 
 from ml_collections import ConfigDict
 from moe_jax.configs.families import ernie_4_5, open_models
