@@ -1,4 +1,9 @@
-"""dots.llm1 (rednote 2025, 2506.05767)."""
+"""dots.llm1 (rednote 2025, 2506.05767): norms of queries and keys, 6 of 128 experts, 2 shared.
+
+Layers, heads and experts are those of the README of rednote-hilab/dots.llm1.inst. The other sizes
+are those of mlx-community/dots.llm1.inst-mixed-4-6bit/config.json, as a test of a loader of
+the model repeats it.
+"""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common
@@ -7,8 +12,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 142e9, 0.01, "dots.llm1 section 1"),
-    PublishedNumber("active.embedding_and_head", 14e9, 0.03, "dots.llm1 section 1"),
+    PublishedNumber("total", 142e9, 0.01, "2506.05767, abstract"),
+    PublishedNumber("active.embedding_and_head", 14e9, 0.03, "2506.05767, abstract"),
 )
 
 
