@@ -1,6 +1,9 @@
 """K-EXAONE-236B-A23B (LG AI Research 2026): windows of 128 tokens in three of four layers.
 
-Layers without a window have no rotary positions. The lookahead module is not built.
+Layers without a window have no rotary positions. The lookahead module is not built. The sizes are
+those of the section "Model Configuration of K-EXAONE" in the documentation of transformers
+(exaone_moe). The width of the dense layer, the base, the norms and the router are those of
+tests/unittest/_torch/modeling/test_modeling_exaone_moe.py of TensorRT-LLM.
 """
 
 from ml_collections import ConfigDict
@@ -10,8 +13,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 236e9, 0.01, "name of the model"),
-    PublishedNumber("active.no_input_embedding", 23e9, 0.03, "name of the model"),
+    PublishedNumber("total", 236e9, 0.01, "transformers docs, exaone_moe"),
+    PublishedNumber("active.no_input_embedding", 23e9, 0.03, "transformers docs, exaone_moe"),
 )
 
 
