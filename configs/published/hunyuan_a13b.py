@@ -1,4 +1,8 @@
-"""Hunyuan-A13B (Tencent 2025): 64 experts and a shared one in every layer, 8 experts per token."""
+"""Hunyuan-A13B (Tencent 2025): 64 experts and a shared one in every layer, 8 experts per token.
+
+The sizes are those of tencent/Hunyuan-A13B-Instruct/config.json, as a test of an MLX loader of the
+model repeats it; the page apxml.com/models/hunyuan-a13b prints the same ones.
+"""
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common
@@ -7,8 +11,8 @@ from moe_jax.configs.families import open_models
 from moe_jax.counting import PublishedNumber
 
 PUBLISHED = (
-    PublishedNumber("total", 80e9, 0.01, "model card"),
-    PublishedNumber("active.embedding_and_head", 13e9, 0.03, "model card"),
+    PublishedNumber("total", 80e9, 0.01, "Hunyuan-A13B README"),
+    PublishedNumber("active.embedding_and_head", 13e9, 0.03, "Hunyuan-A13B README"),
 )
 
 
