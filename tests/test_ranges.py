@@ -23,7 +23,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig
 from moe_jax.config.schedules import Cosine, Linear
 from moe_jax.config.schema import _chosen_by_type, _options, build, describe, type_hints
-from moe_jax.data import DataConfig, Spans
+from moe_jax.data import DataConfig, PartConfig, Spans
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
@@ -65,6 +65,7 @@ RESTORING = {
 EXAMPLES = {
     EncoderDecoderConfig: PAIR,
     Limit: Limit(2, 1),
+    PartConfig: PartConfig("mixture"),
     LayerOverride: LayerOverride((0,)),
     AttentionOverride: AttentionOverride(every=1),
     SharedConfig: SharedConfig(hidden=8, mix="conditional"),
