@@ -202,7 +202,11 @@ def test_spans_are_what_is_counted_of_one_document(tmp_path):
         ("a.jsonl", b'{"text": "a\\u0000"}', "holds binary data"),
         ("a.jsonl", b'{"text": "\\ud800"}', "is not Unicode text"),
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-20], "cannot be read (Truncated"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-20],
+            "cannot be read (Truncated",
+        ),
         ("a.parquet", b"PAR1", "a.parquet cannot be read"),
         ("a.jsonl", b"\n\n", "hold no document"),
     ],
