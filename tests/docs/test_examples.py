@@ -14,7 +14,8 @@ from moe_jax import routing
 from tests.docs.test_pages import PAGES
 
 # Calls that train or need files; a statement with one of them is compared with signatures instead.
-COSTLY = ("mj.train", "mj.load_hf", "mj.save_hf", "mj.open_run", "mj.reproduce")
+COSTLY = ("mj.train", "mj.load_hf", "mj.save_hf", "mj.open_run", "mj.reproduce", "mj.sweep")
+COSTLY += ("mj.compare",)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
