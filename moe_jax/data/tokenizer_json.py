@@ -20,7 +20,8 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     """Returns the texts of ``tokenizer.json`` and ``tokenizer_config.json``, by name of the file.
 
     The files give the ids of ``tokenizer.encode``, after the begin token with which every document
-    of a run starts.
+    of a run starts. A special token that is written in a text is read as this token, as
+    ``transformers`` does, and not as its characters.
 
     Args:
         tokenizer: Tokenizer of a run.

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from moe_jax import data
@@ -34,6 +34,8 @@ def theirs(own):
 @settings(max_examples=60, deadline=None)
 @given(text=TEXTS)
 def test_ids_and_texts_are_the_same(own, theirs, name, text):
+    # The library reads a special token that is written in the text as this token.
+    assume(not any(piece in text for piece in ("<pad>", "<s>", "</s>", "<unk>")))
     ids = theirs[name].encode(text).ids
     # A document of a run starts with the begin token, 1.
     assert ids == [1, *own[name].encode(text).tolist()]
