@@ -86,16 +86,18 @@ def comparable(case: Case, logits: Array) -> Array:
     """Returns where float32 can tell the experts of a token apart: ``(N,)``.
 
     Noise is rounded away beside logits of thousands, and a score of less than the machine epsilon
-    beside a bias. A cap on the experts of a token projects the scores themselves, and of two scores
-    near 1 float32 cannot tell which is larger. If free experts take most tokens, the whole gradient
-    is as small as ``p (1 - p)`` of few gates near 1, which float32 rounds to the machine epsilon.
+    beside a bias. A cap on the experts of a token projects the scores themselves, and a bias ranks
+    them: of two scores near 1 float32 cannot tell which is larger, unless all are 1. If free
+    experts take most tokens, the whole gradient is as small as ``p (1 - p)`` of few gates near 1,
+    which float32 rounds to the machine epsilon.
     """
     largest, least = np.abs(logits).max((1, 2, 3)), logits.min((1, 2, 3))
     capped = getattr(case.router.select, "cap", None) is not None
     if draws(case.router) or capped or case.router.free.count:
         return largest < 20
     ranked = isinstance(getattr(case.router.select, "rank", None), Biased)
-    return (least > -80) | (least <= -9000) if ranked else np.ones(len(logits), bool)
+    apart = (least > -80) & ((largest < 16) | (least > 40)) | (least <= -9000)
+    return apart if ranked else np.ones(len(logits), bool)
 
 
 @pytest.mark.parametrize("name", sample(names()))
