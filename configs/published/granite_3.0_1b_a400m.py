@@ -3,7 +3,7 @@
 The sizes are those of the table in the model card of ibm-granite/granite-3.0-1b-a400m-instruct. The
 factors, the tie, the base and the norms are those in the config.json of
 allura-org/MoE-Girl_400MA_1BT, which was trained from ibm-granite/granite-3.0-1b-a400m-base. The
-vocabulary is that of the modules of GraniteMoeForCausalLM with these sizes, and of granite-3.1.
+size of the vocabulary comes from a printed GraniteMoeForCausalLM of these sizes and granite-3.1.
 """
 
 from ml_collections import ConfigDict

@@ -71,7 +71,7 @@ class ComparedRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings by dotted name, without those that change no number."""
+        """Settings by dotted name; settings that change no number are left out."""
         named = flat(describe(self.config))
         return {name: value for name, value in named.items() if not name.startswith(_ASIDE)}
 

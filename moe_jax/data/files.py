@@ -73,11 +73,11 @@ def open_files(config: DataConfig, validation: bool) -> Source:
     A text file is one document. The documents of other files (``formats.has_rows``) are written to
     the data directory first, for random access.
 
-    Of text files alone, about one in ``data.eval_one_in`` is for validation. The hash of the path
-    below the fixed part of the glob selects it, so the split survives a move of the folder. If the
-    hash leaves one split empty, as many of the files, and at least one, are for validation. Of
-    other documents, one in ``data.eval_one_in`` is, at equal distances. A single document is cut
-    into spans (``SpanSource``).
+    If all files are text files, about one file in ``data.eval_one_in`` is for validation. The hash
+    of the path below the fixed part of the glob selects it, so the split survives a move of the
+    folder. If the hash leaves one split empty, the same share of the files, and at least one file,
+    is for validation. Rows are selected at equal distances, one in ``data.eval_one_in``. A
+    single document is cut into spans (``SpanSource``).
 
     Raises:
         FileNotFoundError: No file matches.

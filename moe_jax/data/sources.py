@@ -138,7 +138,7 @@ class Contents:
 
     @property
     def summary(self) -> str:
-        """What was counted, for the start of a run."""
+        """Numbers of documents in words, for the start of a run."""
         return (
             f"{self.training:,} {self.counted} for training, {self.validation:,} for validation, "
             f"SHA-256 {self.sha256[:12]}"

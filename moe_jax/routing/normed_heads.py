@@ -55,8 +55,8 @@ class NormedLinear(Head):
 class NormedMLP(Head):
     """A projection of the token, a norm, two hidden layers with GELU, and the logits (ZAYA1).
 
-    ZAYA1 (``transformers``) also adds to the projection that of the layer before, times a learned
-    scale; this head reads its own layer alone.
+    ZAYA1 (``transformers``) also adds the projection of the layer before, times a learned scale;
+    this head reads its own layer alone.
 
     Attributes:
         dim: Width ``D`` of the projection and of the hidden layers.

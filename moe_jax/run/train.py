@@ -171,7 +171,7 @@ def _claim(
     change: bool,
     command: str,
 ) -> None:
-    """Makes the folder that of the run, and says which settings change."""
+    """Claims the folder for the run, and says which settings change."""
     begun = change and (folder / workdir.CONFIG).exists()
     before = workdir.load(folder) if begun else experiment
     identities = sources.identities

@@ -65,8 +65,8 @@ class Family(Generic[Config]):
         tied: Names of the head and of the embedding, which are one tensor if they are tied.
         base: Prefix of all names except the head's; ``transformers`` omits it for a bare model.
         renamed: Alternative spellings of parts of names, with the spelling used here.
-        outer: Keys of a file that nests the configuration as ``text_config``; those that it reads
-            take precedence over the nested ones.
+        outer: Keys of a file that nests the configuration as ``text_config``; keys of
+            the file itself take precedence over nested keys.
         aliases: Other values of ``model_type`` that files of the family have.
         exported: Family that exports have, if ``transformers`` has no causal model for this one.
     """

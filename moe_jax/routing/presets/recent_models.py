@@ -79,7 +79,7 @@ def minimax_m2(
 ) -> Router:
     """MiniMax-M2 (transformers): sigmoid, a bias in the choice, gates divided by their sum.
 
-    The preset computes the balance loss per sequence; its weight is that of the configuration.
+    The preset computes the balance loss per sequence, with the weight in the configuration.
     """
     return _biased(Sigmoid(), k, balance_weight, bias_rate, 1.0, capacity_factor, span)
 
@@ -226,8 +226,8 @@ def zaya(
     """ZAYA1 (transformers): logits by a network, one expert, and an expert that skips the layer.
 
     The bias of the skipping expert is ``offset``. The model also adds the projection of the layer
-    before to that of each layer. The preset moves the other biases as in LongCat-Flash, because the
-    released code does not move them.
+    before to the projection of each layer. The preset moves the other biases as in LongCat-Flash,
+    because the released code does not move them.
     """
     return Router(
         score=Softmax(),

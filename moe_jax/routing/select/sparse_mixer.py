@@ -22,7 +22,7 @@ class SparseMixer(Select):
     GRIN (2409.12136, section 2; Phi-3.5-MoE) draws from the softmax over the experts that are not
     yet chosen and whose logit is within ``2 jitter`` of the best one, relative to the larger of
     both. The gate is the probability of the drawn expert. If a draw is not the best expert, the
-    gate is a third of it with probability 3/4, while its gradient is that of the whole probability:
+    gate is a third of it with probability 3/4, while the whole probability is differentiated:
     Heun's third-order estimate of the gradient through the choice. Evaluation takes the best.
 
     Attributes:
