@@ -101,6 +101,7 @@ CapacityFactor = Annotated[
 ]
 # In fairseq, -1 means that evaluation has the factor of training.
 EvalShare = Annotated[float, Range(0, 1, also=(-1,))]
+Ratio = Annotated[float, Range(1, 1e6)]
 Growth = Annotated[float, Range(1, 1e6)]
 Offset = Annotated[float, Range(-1e6, 1e6)]
 # The gradient of a norm of zeros contains the inverse cube of the root of epsilon, which overflows

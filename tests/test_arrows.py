@@ -10,7 +10,8 @@ ROOT = Path(moe_jax.__file__).parent
 # From the ground up. A room may import itself and every room above its line.
 ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
-    *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data", "config"),
+    *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data"),
+    *("monitor", "config"),
     *("counting", "training", "interop", "decoding", "analysis", "planning", "run", "ablation"),
     *("sweeps", "benchmark", "cli"),
 ]

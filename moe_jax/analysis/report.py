@@ -73,6 +73,7 @@ def write_report(workdir: Path) -> Path:
         curves=_curves(records),
         layers=_layer_rows(records),
         specialisation=result.get("specialisation", {}),
+        alarms=_alarms(records),
         router_curves=_router_curves(_of_kind(records, "train")),
         loads=_loads(_of_kind(records, "train")),
         tokens=_visible_table(tokens),
@@ -183,6 +184,18 @@ def _layer_rows(records: Sequence[Record]) -> list[Record]:
     """Returns the layers of the last evaluation, or else of the last training record."""
     routed = [r for r in records if r.get("layers")]
     return (_of_kind(routed, "eval") or routed or [{"layers": []}])[-1]["layers"]
+
+
+def _alarms(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Returns each alarm of each layer: its lines of the log, first and last step, newest words."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records:
+        for name, layers in record.get("alarms", {}).items():
+            for layer, words in layers.items():
+                row = rows.setdefault((name, layer), {"first": record["step"], "lines": 0})
+                row |= {"name": name, "layer": layer, "last": record["step"], "words": words}
+                row["lines"] += 1
+    return list(rows.values())
 
 
 def _visible_table(table: Record) -> list[dict[str, Any]]:

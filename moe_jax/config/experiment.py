@@ -12,6 +12,7 @@ from moe_jax.config.schedules import CosineRestarts
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import Tokens
+from moe_jax.monitor import Alarm
 from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import batch_shards
 from moe_jax.ranges import Natural, Positive, Ranged, Seed, Share, Weight
@@ -36,6 +37,8 @@ class TrainingConfig(Ranged):
             updates are skipped.
         log_every: Number of steps between lines of ``metrics.jsonl``.
         writers: Writers of the numbers of ``metrics.jsonl``: ``tensorboard`` and ``wandb``.
+        alarms: Rules on the log that warn or stop the run: dead experts, uneven loads, drops, a
+            silent balance loss, drift of the load.
         eval_every: Number of steps between evaluations; 0 evaluates only at the end.
         checkpoint_every: Number of steps between checkpoints.
         keep_last: Number of newest checkpoints that are kept.
@@ -70,6 +73,7 @@ class TrainingConfig(Ranged):
     max_skipped_updates: Positive = 10
     log_every: Positive = 10
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    alarms: tuple[Alarm, ...] = ()
     eval_every: Natural = 0
     checkpoint_every: Positive = 200
     keep_last: Positive = 2

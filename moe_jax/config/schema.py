@@ -71,7 +71,9 @@ def build(cls: type, values: Mapping[str, Any] | ConfigDict, path: str = "config
 
 
 def _is_dataclass(hint: Any) -> TypeGuard[type]:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    """Returns whether a setting of type ``hint`` is a dataclass; an interface has several."""
+    known = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return known and not inspect.isabstract(hint)
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -14,6 +14,7 @@ from moe_jax.analysis.report import REPORT, write_report
 from moe_jax.counting import Cost
 from moe_jax.errors import line_of
 from moe_jax.run import workdir
+from moe_jax.run.alarms import open_watch
 from moe_jax.run.loop import Diverged
 from moe_jax.run.session import Session
 from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
@@ -58,7 +59,8 @@ def finish(
     baselines = {} if partial else data.baselines(experiment.data)
     writers = experiment.training.writers
     with MetricsWriter(folder, resume_step=steps, writers=writers) as writer:
-        writer.write(eval_record(steps, record))
+        seen = open_watch(experiment, folder, steps).see(eval_record(steps, record))
+        writer.write(seen.line)
     files.write_json(folder / workdir.EXPERT_TOKENS, table)
     result = {
         **record,
@@ -79,7 +81,7 @@ def finish(
     files.write_json(folder / workdir.RESULT, result)
     (folder / workdir.DIVERGED).unlink(missing_ok=True)
     write_report(folder)
-    return _in_lines(result, baselines, folder)
+    return "\n".join([*seen.new, _in_lines(result, baselines, folder)])
 
 
 def has_result(folder: Path) -> bool:

@@ -18,7 +18,9 @@ from jax.experimental import multihost_utils
 from moe_jax import data, processes, signals
 from moe_jax.counting import count
 from moe_jax.errors import CheckpointError, TrainingError
+from moe_jax.monitor import Watch
 from moe_jax.planning.topology import peak_of
+from moe_jax.run.alarms import open_watch
 from moe_jax.run.profile import PROFILE, Profiler, Window
 from moe_jax.run.session import Batch, Session
 from moe_jax.training.average import with_average
@@ -67,6 +69,10 @@ class Diverged(TrainingError):
     def __init__(self, message: str, step: int):
         super().__init__(message)
         self.step = step
+
+
+class StoppedByAlarm(TrainingError):
+    """An alarm of ``training.alarms`` stopped the run, and the state was saved."""
 
 
 class Terminated(Exception):
@@ -137,6 +143,7 @@ class Loop:
             Terminated: After SIGTERM or Ctrl-C, once the state is saved.
             Interrupted: If the signal arrives before the first step.
             Diverged: After too many consecutive non-finite updates.
+            StoppedByAlarm: After an alarm that stops the run, once the state is saved.
             TrainingError: If the first state holds non-finite numbers.
             CheckpointError: If a checkpoint cannot be written.
         """
@@ -154,7 +161,8 @@ class Loop:
         ):
             self.lost = writer.lost
             self._warn_of_lost_routing(start)
-            log = _Log(self.session, writer, bar)
+            watch = open_watch(self.session.experiment, self.workdir, start)
+            log = _Log(self.session, writer, bar, watch)
             guard = _Guard(training.max_skipped_updates)
             for step in () if self._ends_early() else range(start + 1, steps + 1):
                 batch = self._with_record(step, self.session.place(next(batches)))
@@ -169,12 +177,15 @@ class Loop:
                 if self._due(step, training.eval_every) and step < steps:
                     self._validate(step, state, log)
                 stop = stopping.came(step)
-                if self._saves(step) or stop:
+                if self._saves(step) or stop or log.alarm:
                     self._save(step, state, batches, writer.logged)
                 self.checkpoints.check()
                 if stop:
                     self.checkpoints.wait()
                     raise Terminated(stop, step)
+                if log.alarm:
+                    self.checkpoints.wait()
+                    raise StoppedByAlarm(_stopped(step, log.alarm))
                 if self._ends_early():
                     break
             self._look(guard, steps, None)
@@ -309,10 +320,15 @@ class Loop:
 
 
 class _Log:
-    """Writes log lines and the progress bar; a line's rate covers the steps since the last line."""
+    """Writes log lines and the progress bar; a line's rate covers the steps since the last line.
 
-    def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar):
-        self._session, self._writer, self._bar = session, writer, bar
+    Attributes:
+        alarm: New condition that stops the run, in words; "" if there is none.
+    """
+
+    def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar, watch: Watch):
+        self._session, self._writer, self._bar, self._watch = session, writer, bar, watch
+        self.alarm = ""
         self._time, self._tokens = time.perf_counter(), 0
         experiment = session.experiment
         cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
@@ -334,7 +350,7 @@ class _Log:
             flops_per_token=self._flops_per_token,
             peak_flops=self._peak,
         )
-        self._writer.write(record)
+        self._write(record)
         self._bar.update(
             step,
             loss=record["loss"],
@@ -357,7 +373,16 @@ class _Log:
         return rate
 
     def evaluation(self, step: int, means: dict[str, Any]) -> None:
-        self._writer.write(eval_record(step, means))
+        self._write(eval_record(step, means))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        seen = self._watch.see(record)
+        self._writer.write(seen.line)
+        if processes.is_first():
+            for text in seen.new:
+                logging.warning("step %d: %s", record["step"], text)
+        if seen.stops:
+            self.alarm = "; ".join(seen.new)
 
 
 class _Guard:
@@ -403,6 +428,13 @@ class _Stopping:
 
     begin: Callable[[], None]
     came: Callable[[int], int]
+
+
+def _stopped(step: int, alarm: str) -> str:
+    return (
+        f"an alarm stopped the run at step {step}, which is saved ({alarm}): the same command goes "
+        "on from there; change training.alarms to be warned only"
+    )
 
 
 def _fault(report: StepReport) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from moe_jax import attend, data, processes
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.unread import unread
 from moe_jax.counting import Cost, count
-from moe_jax.run import workdir
+from moe_jax.run import alarms, workdir
 from moe_jax.run.finish import finish, has_result, note_divergence
 from moe_jax.run.loop import Diverged, Loop
 from moe_jax.run.memory import check_memory
@@ -86,6 +86,7 @@ def train_in(
             of another configuration.
         Terminated: After SIGTERM or Ctrl-C, once the state is saved.
         Diverged: After too many consecutive non-finite updates.
+        StoppedByAlarm: After an alarm that stops the run, once the state is saved.
         TrainingError: If training cannot continue.
         CheckpointError: If no checkpoint can be read or written.
     """
@@ -107,6 +108,7 @@ def _checked(experiment: Experiment, folder: Path, voice: Voice, change: bool) -
     check_replay(experiment.training.replay_routing, experiment.training.steps)
     if WANDB in experiment.training.writers:
         processes.first(check_wandb)
+    alarms.references(experiment)
     workdir.check_folder(folder)
     finished = (folder / workdir.RESULT).exists() and not change
     sources = Sources() if finished else open_sources(experiment, folder)

@@ -41,6 +41,7 @@ _FREE = (
     "mesh.",
     "training.log_every",
     "training.writers",
+    "training.alarms",
     "training.eval_every",
     "training.checkpoint_every",
     "training.keep_",

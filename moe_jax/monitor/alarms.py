@@ -1,0 +1,213 @@
+"""Rules on the log of a run, each a pure function of its newest lines.
+
+A line is a record of ``metrics.jsonl``: the batch of a training step (``kind="train"``) or a
+validation (``kind="eval"``), with the load of every MoE layer.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from moe_jax.ranges import Positive, Ranged, Ratio, Share
+
+# A record of ``metrics.jsonl``.
+Line: TypeAlias = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alarm(Ranged, abc.ABC):
+    """A rule on every MoE layer.
+
+    Attributes:
+        stop: True stops the run when the alarm is raised, after its state is saved. The same
+            command continues the run, which a lasting condition does not stop again.
+    """
+
+    kind: ClassVar[str] = "train"
+    stop: bool = dataclasses.field(default=False, kw_only=True)
+
+    @property
+    def window(self) -> int:
+        """Number of steps before the newest line whose lines the rule reads."""
+        return 0
+
+    @abc.abstractmethod
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers that meet the condition, with the reason in words.
+
+        Args:
+            lines: Lines of the rule's kind in order of their steps; the last one is the newest.
+            reference: Line that a rule of drift compares with, or ``None`` if there is none yet.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class DeadExperts(Alarm):
+    """Experts that no token of the logged batches reached.
+
+    Attributes:
+        steps: Number of steps; every line of these steps must lack tokens for the expert.
+    """
+
+    steps: Positive = 100
+
+    @property
+    def window(self) -> int:
+        """Number of steps before the newest line whose lines the rule reads."""
+        return self.steps
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers with dead experts."""
+        del reference
+        newest = lines[-1]["step"]
+        if lines[0]["step"] > newest - self.steps:
+            return {}
+        recent = [line for line in lines if line["step"] >= newest - self.steps]
+        dead = {}
+        for index, layer in enumerate(lines[-1]["layers"]):
+            loads = np.array([line["layers"][index]["load"] for line in recent])
+            experts = np.flatnonzero(loads.max(axis=0) == 0)
+            if experts.size:
+                names = ", ".join(map(str, experts[:4])) + (", ..." if experts.size > 4 else "")
+                dead[str(layer["layer"])] = (
+                    f"{experts.size} of {loads.shape[1]} experts ({names}) had no token in "
+                    f"{self.steps} steps"
+                )
+        return dead
+
+
+@dataclasses.dataclass(frozen=True)
+class Overload(Alarm):
+    """An expert that too many tokens choose, before capacity.
+
+    Attributes:
+        above: Largest allowed ratio of the largest to the mean load.
+    """
+
+    above: Ratio = 4.0
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers whose largest load is too high."""
+        del reference
+        what = "the largest load is {value:.2f} times the mean, above {limit:g}"
+        return _layers(lines[-1], "max_mean_load", what, lambda x: x > self.above, self.above)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowEntropy(Alarm):
+    """A load that is concentrated on few experts, before capacity.
+
+    Attributes:
+        below: Smallest allowed entropy of the load, as a share of ``log E``.
+    """
+
+    below: Share = 0.7
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers whose entropy is too low."""
+        del reference
+        what = "the entropy of the load is {value:.3f} of log E, below {limit:g}"
+        return _layers(lines[-1], "load_entropy", what, lambda x: x < self.below, self.below)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drops(Alarm):
+    """Choices that get no slot.
+
+    Attributes:
+        above: Largest allowed share of dropped choices.
+    """
+
+    above: Share = 0.2
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers that drop too many choices."""
+        del reference
+        what = "{value:.1%} of the choices are dropped, above {limit:.1%}"
+        return _layers(lines[-1], "dropped_fraction", what, lambda x: x > self.above, self.above)
+
+
+@dataclasses.dataclass(frozen=True)
+class SilentBalance(Alarm):
+    """An uneven load that no loss of the router sees: every loss of the layer is 0 or absent.
+
+    Routers that a bias balances have no loss either, so the rule fits routers with a loss.
+
+    Attributes:
+        above: Ratio of the largest to the mean load from which on the load counts as uneven.
+    """
+
+    above: Ratio = 2.0
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers with an uneven load and no loss."""
+        del reference
+        uneven = "every loss of the router is 0, and the largest load is {value:.2f} times the mean"
+        layers = [layer for layer in lines[-1]["layers"] if not any(layer["losses"].values())]
+        line = {**lines[-1], "layers": layers}
+        return _layers(line, "max_mean_load", uneven, lambda x: x > self.above, self.above)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift(Alarm):
+    """A load that moves away from a reference on the validation set.
+
+    The distance is that of Jensen and Shannon in base 2: 0 for equal loads, 1 for loads on disjoint
+    experts.
+
+    Attributes:
+        above: Largest allowed distance.
+        reference: Workdir of the run whose last validation is the reference; "" takes the first
+            validation of this run.
+    """
+
+    kind: ClassVar[str] = "eval"
+    above: Share = 0.2
+    reference: str = ""
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns the layers whose load is too far from the reference."""
+        if reference is None:
+            return {}
+        before = {str(layer["layer"]): layer["load"] for layer in reference["layers"]}
+        moved = {}
+        for layer in lines[-1]["layers"]:
+            distance = load_distance(layer["load"], before[str(layer["layer"])])
+            if distance > self.above:
+                moved[str(layer["layer"])] = (
+                    f"the load is at a distance of {distance:.3f} from the reference (step "
+                    f"{reference['step']}), above {self.above:g}"
+                )
+        return moved
+
+
+def load_distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Returns the Jensen-Shannon distance in base 2 of two loads ``(E,)``, from 0 to 1.
+
+    A load without any token is at distance 0 from a load without any, and 1 from every other.
+    """
+    loads = np.array([first, second], np.float64)
+    totals = loads.sum(axis=1, keepdims=True)
+    if not totals.all():
+        return float(totals.any())
+    shares = loads / totals
+    middle = shares.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(shares > 0, shares * np.log2(shares / middle), 0.0)
+    return float(np.sqrt(max(terms.sum() / 2, 0.0)))
+
+
+def _layers(
+    line: Line, number: str, what: str, wrong: Callable[[float], bool], limit: float
+) -> dict[str, str]:
+    """Returns the layers with a wrong number, in words; a layer without a token is left out."""
+    return {
+        str(layer["layer"]): what.format(value=layer[number], limit=limit)
+        for layer in line["layers"]
+        if layer["max_mean_load"] and wrong(layer[number])
+    }

@@ -1,0 +1,54 @@
+"""Opens the alarms of a run: the lines that they have seen, and the runs that they compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_jax.config.experiment import Experiment
+from moe_jax.errors import ConfigError, line_of
+from moe_jax.monitor import Drift, Watch
+from moe_jax.monitor.alarms import Line
+from moe_jax.training.metrics import read_metrics
+
+
+def open_watch(experiment: Experiment, folder: Path, step: int) -> Watch:
+    """Returns the alarms of the run in ``folder`` after ``step``.
+
+    Raises:
+        ConfigError: If a reference cannot be read; see ``references``.
+    """
+    alarms = experiment.training.alarms
+    if not alarms:
+        return Watch(())
+    earlier = [line for line in read_metrics(folder) if line["step"] <= step]
+    return Watch(alarms, earlier, references(experiment))
+
+
+def references(experiment: Experiment) -> dict[str, Line]:
+    """Returns the last validation of every run that an alarm compares with, by workdir.
+
+    Raises:
+        ConfigError: If a folder holds no validation, or one of other layers or experts.
+    """
+    drifts = [alarm for alarm in experiment.training.alarms if isinstance(alarm, Drift)]
+    return {one.reference: _reference(experiment, one.reference) for one in drifts if one.reference}
+
+
+def _reference(experiment: Experiment, folder: str) -> Line:
+    try:
+        lines = [line for line in read_metrics(Path(folder)) if line["kind"] == "eval"]
+    except ValueError as error:
+        raise ConfigError(line_of(error)) from error
+    if not lines:
+        raise ConfigError(
+            f"training.alarms: reference={folder!r} holds no validation of a run: use the workdir "
+            "of a run, or unset it"
+        )
+    found = {str(layer["layer"]): len(layer["load"]) for layer in lines[-1]["layers"]}
+    own = {str(layer.name): layer.moe.num_experts for layer in experiment.model.sparse_layers()}
+    if found != own:
+        raise ConfigError(
+            f"training.alarms: the run in {folder} has experts by layer {found}, and this model "
+            f"has {own}: use a run of the same layers"
+        )
+    return lines[-1]

@@ -1,0 +1,109 @@
+"""Each rule on lines of two layers, whose loads are known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+from moe_jax.errors import ConfigError
+from moe_jax.monitor import DeadExperts, Drift, Drops, LowEntropy, Overload, SilentBalance
+from moe_jax.monitor.alarms import load_distance
+from moe_jax.training.metrics import load_statistics
+
+EVEN, HOT, DEAD = [0.25] * 4, [0.7, 0.1, 0.1, 0.1], [0.5, 0.5, 0.0, 0.0]
+
+
+def layer(name, load, dropped=0.0, losses=None):
+    numbers = {
+        "dropped_fraction": dropped,
+        "losses": {"balance": 1.0} if losses is None else losses,
+    }
+    return {"layer": name, "load": load, **numbers, **load_statistics(np.array(load))}
+
+
+def line(step, *layers, kind="train"):
+    return {"kind": kind, "step": step, "layers": list(layers)}
+
+
+def test_an_expert_is_dead_when_every_line_of_the_steps_lacks_it():
+    lines = [line(step, layer(1, DEAD), layer(3, EVEN)) for step in (10, 20, 30)]
+    assert DeadExperts(steps=20).found(lines, None) == {
+        "1": "2 of 4 experts (2, 3) had no token in 20 steps"
+    }
+    # The log covers 20 steps, and 30 would need a line at step 0.
+    assert DeadExperts(steps=30).found(lines, None) == {}
+
+
+def test_one_token_revives_an_expert():
+    loads = [DEAD, [0.5, 0.4, 0.1, 0.0], DEAD]
+    lines = [line(step, layer(1, load)) for step, load in zip((10, 20, 30), loads, strict=True)]
+    found = DeadExperts(steps=20).found(lines, None)
+    assert found == {"1": "1 of 4 experts (3) had no token in 20 steps"}
+
+
+def test_the_largest_load_over_the_mean():
+    # 0.7 of the choices on one of 4 experts is 2.8 times the mean share of 0.25.
+    lines = [line(1, layer(1, HOT), layer(3, EVEN))]
+    words = "the largest load is 2.80 times the mean, above 2.5"
+    assert Overload(above=2.5).found(lines, None) == {"1": words}
+    assert Overload(above=2.9).found(lines, None) == {}
+
+
+def test_entropy_as_a_share_of_log_e():
+    # Two of four experts share the load evenly: log 2 / log 4 = 0.5.
+    lines = [line(1, layer(1, DEAD), layer(3, EVEN))]
+    words = "the entropy of the load is 0.500 of log E, below 0.6"
+    assert LowEntropy(below=0.6).found(lines, None) == {"1": words}
+    assert LowEntropy(below=0.4).found(lines, None) == {}
+
+
+def test_a_layer_without_a_token_has_no_entropy():
+    assert LowEntropy(below=0.6).found([line(1, layer(1, [0.0] * 4))], None) == {}
+
+
+def test_dropped_choices():
+    lines = [line(1, layer(1, EVEN, dropped=0.3), layer(3, EVEN, dropped=0.1))]
+    words = "30.0% of the choices are dropped, above 20.0%"
+    assert Drops(above=0.2).found(lines, None) == {"1": words}
+
+
+def test_an_uneven_load_without_a_loss():
+    quiet, absent = layer(1, HOT, losses={"balance": 0.0}), layer(3, HOT, losses={})
+    heard, even = layer(5, HOT), layer(7, EVEN, losses={})
+    found = SilentBalance(above=2.0).found([line(1, quiet, absent, heard, even)], None)
+    assert list(found) == ["1", "3"]
+
+
+def test_drift_from_a_reference():
+    reference = line(10, layer(1, EVEN), layer(3, EVEN), kind="eval")
+    lines = [line(20, layer(1, DEAD), layer(3, EVEN), kind="eval")]
+    distance = jensenshannon(DEAD, EVEN, base=2)
+    words = f"the load is at a distance of {distance:.3f} from the reference (step 10), above 0.2"
+    assert Drift(above=0.2).found(lines, reference) == {"1": words}
+    assert Drift(above=0.2).found(lines, None) == {}
+
+
+_LOADS = st.lists(st.floats(0, 10), min_size=5, max_size=5).filter(lambda load: sum(load) > 0.01)
+
+
+@given(_LOADS, _LOADS)
+def test_the_distance_is_scipys(first, second):
+    assert load_distance(first, second) == pytest.approx(
+        jensenshannon(first, second, base=2), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"),
+    [([1, 0], [0, 1], 1.0), ([2, 2], [1, 1], 0.0), ([0, 0], [0, 0], 0.0), ([0, 0], [1, 1], 1.0)],
+)
+def test_distances_at_the_ends(first, second, distance):
+    assert math.isclose(load_distance(first, second), distance)
+
+
+def test_limits_have_ranges():
+    with pytest.raises(ConfigError, match=r"above=0\.5 must be at least 1"):
+        Overload(above=0.5)

@@ -1,0 +1,66 @@
+"""Alarms of a real run: warned, logged, reported, and a stop that the same command continues."""
+
+import jax
+import pytest
+
+import moe_jax as mj
+from moe_jax.run.loop import StoppedByAlarm
+from tests.system import tiny
+
+# A capacity factor this small always drops choices, and no entropy is above 1.
+CHANGES = {
+    "model.moe.router.capacity_factor": 0.25,
+    "training.steps": 4,
+    "optimizer.warmup_steps": 2,
+    "training.log_every": 1,
+    "training.eval_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alarms") / "run"
+    alarms = ({"type": "Drops", "above": 0.3, "stop": True}, {"type": "Drift", "above": 0.0})
+    changes = {**CHANGES, "training.alarms": alarms}
+    with pytest.raises(StoppedByAlarm) as error:
+        mj.train(tiny.get_config(), folder, changes)
+    return str(error.value), mj.train(tiny.get_config(), folder, changes)
+
+
+def test_it_stops_at_once_and_says_how_to_go_on(stopped):
+    message, _ = stopped
+    assert message.startswith("an alarm stopped the run at step 1, which is saved (Drops in layer")
+    assert "the same command goes on" in message
+
+
+def test_the_same_command_goes_on_to_the_end(stopped):
+    _, run = stopped
+    lines = [line for line in run.metrics if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all("Drops" in line["alarms"] and line["active_alarms"] for line in lines)
+
+
+def test_the_report_lists_them(stopped):
+    _, run = stopped
+    report = run.report.read_text()
+    assert "<h2>Alarms</h2>" in report
+    assert "<td>Drops</td>" in report
+
+
+def test_the_weights_do_not_depend_on_alarms(stopped, tmp_path):
+    _, run = stopped
+    plain = mj.train(tiny.get_config(), tmp_path / "plain", CHANGES)
+    same = jax.tree.map(lambda a, b: (a == b).all(), run.state.params, plain.state.params)
+    assert jax.tree.all(same)
+
+
+def test_a_reference_must_be_a_run_of_the_same_layers(stopped, tmp_path):
+    _, run = stopped
+    wrong = {"type": "Drift", "reference": str(tmp_path / "none")}
+    with pytest.raises(mj.ConfigError, match="holds no validation of a run"):
+        mj.train(tiny.get_config(), tmp_path / "a", {**CHANGES, "training.alarms": (wrong,)})
+    other = {"type": "Drift", "reference": str(run.workdir)}
+    fewer = {**CHANGES, "training.alarms": (other,), "model.moe.num_experts": 2}
+    with pytest.raises(mj.ConfigError, match="use a run of the same layers"):
+        mj.train(tiny.get_config(), tmp_path / "a", fewer)
+    assert not (tmp_path / "a").exists()
