@@ -17,6 +17,7 @@ import numpy as np
 from moe_jax.analysis import figures
 from moe_jax.analysis.described import what_was_run
 from moe_jax.analysis.page import write_page
+from moe_jax.training import noise
 from moe_jax.training.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
@@ -25,6 +26,8 @@ _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _BYTES = {f"<0x{ord(character):02X}>": shown for character, shown in _VISIBLE.items()}
 # The limit keeps the file of a model with thousands of experts small.
 _TOKENS_OF_ALL = 4000
+# Number of windows of a run over which the gradient noise scale is averaged.
+_NOISE_WINDOWS = 10
 _FRACTIONS = ("dropped_fraction", "unrouted_fraction")
 _BASELINES = {
     "uniform": "uniform bytes",
@@ -143,7 +146,19 @@ def _curves(records: Sequence[Record]) -> list[tuple[str, str]]:
     loss = figures.loss_curve(train, _of_kind(records, "eval"))
     rate = figures.line(train, "learning_rate", "learning rate")
     norm = figures.line(train, "grad_norm", "global norm before clipping", log=True)
-    return [("Loss", loss), ("Learning rate", rate), ("Gradient norm", norm)]
+    return [("Loss", loss), ("Learning rate", rate), ("Gradient norm", norm), *_noise_curve(train)]
+
+
+def _noise_curve(train: Sequence[Record]) -> list[tuple[str, str]]:
+    """Returns the chart of the smoothed gradient noise scale, if the run has measured it."""
+    found = noise.estimates(train)
+    steps, scales = noise.smoothed(found, max(len(found.steps) // _NOISE_WINDOWS, 1))
+    points = zip(steps.tolist(), scales.tolist(), strict=True)
+    shown = [{"step": step, "scale": one} for step, one in points if 0 < one < math.inf]
+    if not shown:
+        return []
+    chart = figures.line(shown, "scale", "tokens, smoothed over a tenth of the run", log=True)
+    return [("Gradient noise scale", chart)]
 
 
 def _router_curves(train: Sequence[Record]) -> list[tuple[str, str]]:

@@ -23,11 +23,22 @@ COMMANDS = {
     "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
     "lr_range": "tests a range of learning rates in a short run",
+    "noise_scale": "measures the gradient noise scale in a short run",
     "bench": "measures MoE layers and peers, or loader and training",
     "ablate": "runs an ablation and writes its report",
 }
 # Flag of each command that a first argument without a flag name sets.
-_OF_CONFIGS = ("train", "lr_range", "sweep", "tokenizer", "settings", "count", "plan", "bench")
+_OF_CONFIGS = (
+    "train",
+    "lr_range",
+    "noise_scale",
+    "sweep",
+    "tokenizer",
+    "settings",
+    "count",
+    "plan",
+    "bench",
+)
 _FIRST = {
     **dict.fromkeys(_OF_CONFIGS, "config"),
     **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
@@ -60,7 +71,7 @@ def main(command: str | None = None) -> None:
 
 def _usage() -> str:
     """Returns all commands, and where flags, settings and configs are listed."""
-    commands = [f"  {command:10s}{what}" for command, what in COMMANDS.items()]
+    commands = [f"  {command:12s}{what}" for command, what in COMMANDS.items()]
     configs = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if path.stem != "common")
     published = len([*PUBLISHED.glob("[!_]*.py")])
     return "\n".join(

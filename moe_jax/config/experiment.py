@@ -62,6 +62,8 @@ class TrainingConfig(Ranged):
         teacher_weight: Weight of the cross-entropy with the teacher's probabilities; the
             cross-entropy with the data has the weight ``1 - teacher_weight`` (Switch, table 6:
             0.25).
+        noise_scale: True estimates the gradient noise scale (1812.06162) from the gradients of the
+            microbatches, of which it needs at least 2.
     """
 
     steps: Positive = 1000
@@ -86,6 +88,19 @@ class TrainingConfig(Ranged):
     start_with: Literal["all", "shared"] = "all"
     teacher: str = ""
     teacher_weight: Share = 0.25
+    noise_scale: bool = False
+
+    def check(self) -> None:
+        """Rejects a noise scale without microbatches to compare.
+
+        Raises:
+            ConfigError: If so.
+        """
+        if self.noise_scale and self.microbatches == 1:
+            raise ConfigError(
+                "training.noise_scale compares the gradients of microbatches: set "
+                "training.microbatches=2 or more, or unset training.noise_scale"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +177,7 @@ class Experiment:
             ConfigError: If so; the message is one line and names the setting to change.
         """
         self.model.check_layers()
+        self.training.check()
         for name in ("seq_length", "target_length"):
             self.model.check_length(getattr(self.data, name), f"data.{name}")
         ahead = getattr(self.model, "lookahead", 0)

@@ -20,6 +20,7 @@ from moe_jax.files import Appended, replaced
 from moe_jax.routing import Counts
 from moe_jax.training.events import Events, held
 from moe_jax.training.history import Logged, spans
+from moe_jax.training.noise import NOISE, GradientNoise
 from moe_jax.training.step import EvalSums, Losses, StepReport
 from moe_jax.training.wandb_run import WandbRun
 
@@ -99,6 +100,7 @@ def train_record(
         "step": step,
         **_losses(report.losses),
         "grad_norm": float(report.grad_norm),
+        **_noise(report.noise),
         "skipped_updates": int(report.skipped),
         "dropped_fraction": _dropped(one.counts for one in report.layers),
         "layers": layers,
@@ -161,6 +163,11 @@ def _losses(losses: Losses) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None and value.size
     }
+
+
+def _noise(noise: GradientNoise | None) -> dict[str, dict[str, float]]:
+    """Returns the estimates of the gradient's noise, if the step has made them."""
+    return {} if noise is None else {NOISE: _floats(dataclasses.asdict(noise))}
 
 
 def _load(counts: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.routing.balance import BATCH_LOAD
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
+from moe_jax.training.noise import GradientNoise, gradient_noise, squared_norm
 from moe_jax.training.state import TrainState, all_finite, split_model
 
 Array = jax.Array
@@ -83,6 +84,7 @@ class StepReport:
             statistic after the update was not finite.
         skipped: Number of skipped updates so far.
         skipped_in_row: Number of skipped updates since the last applied update.
+        noise: Estimates of the gradient's noise; ``None`` if the objective does not measure it.
     """
 
     losses: Losses
@@ -92,6 +94,7 @@ class StepReport:
     updated: Array
     skipped: Array
     skipped_in_row: Array
+    noise: GradientNoise | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -136,6 +139,24 @@ class EvalSums:
     layers: tuple[Counts, ...]
 
 
+class Measured(NamedTuple):
+    """The gradient of a batch, and what was measured with it.
+
+    Attributes:
+        gradient: Gradient of the objective, with the structure of the parameters.
+        losses: Losses of the batch.
+        layers: Reports of all MoE layers.
+        choices: Choices ``(B, L, K)`` of each MoE layer, or ``None``.
+        noise: Estimates of the gradient's noise, or ``None``.
+    """
+
+    gradient: nnx.State
+    losses: Losses
+    layers: tuple[LayerReport, ...]
+    choices: tuple[Array | None, ...]
+    noise: GradientNoise | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The function of a batch that training minimises.
@@ -150,6 +171,7 @@ class Objective:
         record: True reports every token's choices.
         teacher_weight: Weight ``w`` of the cross-entropy against the teacher's distribution; the
             cross-entropy against the targets has the weight ``1 - w``. ``None`` without a teacher.
+        noise: True estimates the noise of the gradient from several microbatches.
     """
 
     microbatches: int = 1
@@ -158,6 +180,7 @@ class Objective:
     lookahead_weight: float = 0.3
     record: bool = False
     teacher_weight: float | None = None
+    noise: bool = False
 
     @classmethod
     def of(cls, training: TrainingConfig) -> Objective:
@@ -169,12 +192,13 @@ class Objective:
             lookahead_weight=training.lookahead_weight,
             record=training.record_routing,
             teacher_weight=training.teacher_weight if training.teacher else None,
+            noise=training.noise_scale,
         )
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None
-    ) -> tuple[nnx.State, Losses, tuple[LayerReport, ...], tuple[Array | None, ...]]:
-        """Returns the gradient, the losses, the layers' reports and the tokens' choices of a batch.
+    ) -> Measured:
+        """Returns the gradient and the measurements of a batch.
 
         The result has one report and one array of choices per MoE layer.
 
@@ -199,17 +223,24 @@ class Objective:
         def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
             (_, report), gradient = jax.value_and_grad(share, has_aux=True)(state.params, *step)
             losses, layers, choices = report
-            return (constrain_parameters(gradient), losses, layers), choices
+            squares = squared_norm(gradient) if self.noise else None
+            return (constrain_parameters(gradient), losses, layers, squares), choices
 
         if self.microbatches == 1:
-            (gradient, losses, layers), choices = one((batch, keys[0]))
+            (gradient, losses, layers, squares), choices = one((batch, keys[0]))
         else:
             steps = (_split(batch, self.microbatches), keys)
             if _read_whole_batches(router_state):
                 demands = _demands(functools.partial(share, state.params), steps)
                 router_state = _announced(graph, state, demands)
-            (gradient, losses, layers), choices = _add_up(one, steps)
-        return gradient, _per_target(losses, batch, tokens), layers, choices
+            (gradient, losses, layers, squares), choices = _add_up(one, steps)
+        noise = None if squares is None else self._noise(squares, gradient, batch)
+        return Measured(gradient, _per_target(losses, batch, tokens), layers, choices, noise)
+
+    def _noise(self, squares: Array, gradient: nnx.State, batch: Batch) -> GradientNoise:
+        """Returns the noise, from the summed squared norms of the microbatches' shares."""
+        tokens = predicted_tokens(batch).reshape(self.microbatches, -1).sum(1)
+        return gradient_noise(squares, squared_norm(gradient), tokens)
 
     def _share(
         self,
@@ -362,7 +393,8 @@ def train_step(
             also ``routing``, ``(B, L, K)`` per MoE layer.
         teacher: Teacher, if the objective has a teacher's weight.
     """
-    gradient, losses, layers, choices = objective.value_and_gradient(graph, state, batch, teacher)
+    measured = objective.value_and_gradient(graph, state, batch, teacher)
+    gradient, losses, layers, choices, noise = measured
     grad_norm = optax.global_norm(gradient)
     routers = _next_router_state(graph, state, layers)
 
@@ -387,6 +419,7 @@ def train_step(
         updated=finite,
         skipped=skipped,
         skipped_in_row=in_row,
+        noise=noise,
     )
 
 

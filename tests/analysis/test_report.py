@@ -168,6 +168,17 @@ def test_visible(piece, shown):
     assert visible(piece) == shown
 
 
+def test_the_noise_scale_has_a_chart_if_the_run_has_measured_it(tmp_path, moe):
+    assert "Gradient noise scale" not in moe
+    with MetricsWriter(tmp_path / "measured") as writer:
+        for step in range(1, 41):
+            # In the first step the noise hides the signal; a scale is 50 / 2 or more.
+            noise = {"squared_gradient": 2.0 if step > 1 else -1.0, "trace": 50.0, "tokens": 64.0}
+            writer.write(_train(step, []) | {"gradient_noise": noise})
+    page = write_report(tmp_path / "measured").read_text()
+    assert "Gradient noise scale" in page and "tokens, smoothed over a tenth of the run" in page
+
+
 def test_gaps_in_records_leave_gaps_in_curves(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in (1, 2, 3):

@@ -80,7 +80,7 @@ def measure(router, batch, microbatches=1, record=False, scan=True, kind="decode
     objective = Objective(microbatches, record=record)
     with jax.set_mesh(made.mesh):
         run = jax.jit(functools.partial(objective.value_and_gradient, graph))
-        gradient, losses, layers, choices = run(state, batch)
+        gradient, losses, layers, choices, _ = run(state, batch)
     return gradient, losses.loss, layers, tuple(map(np.asarray, choices)) if record else choices
 
 

@@ -23,7 +23,14 @@ from moe_jax.training import step as step_module
 from moe_jax.training.metrics import eval_means, train_record
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
-from moe_jax.training.step import EvalSums, Losses, Objective, eval_step, train_step
+from moe_jax.training.step import (
+    EvalSums,
+    Losses,
+    Measured,
+    Objective,
+    eval_step,
+    train_step,
+)
 
 VOCAB, ROWS, LENGTH = 64, 16, 16
 BALANCE, ROUTER_Z, HEAD_Z = 0.1, 0.01, 0.001
@@ -122,8 +129,8 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
     # Groups are rows and the router draws nothing, so the parts route as the whole does. The last
     # 4 rows are padding alone: with 4 microbatches one is empty.
     # The cross-entropy in chunks adds up the same.
-    gradient, losses, layers, _ = measured(microbatches, loss_chunk=loss_chunk)
-    wanted_gradient, wanted_losses, wanted_layers, _ = measured()
+    gradient, losses, layers, *_ = measured(microbatches, loss_chunk=loss_chunk)
+    wanted_gradient, wanted_losses, wanted_layers, *_ = measured()
     close(gradient, wanted_gradient, 5e-6)
     close(losses, wanted_losses)
     assert len(layers) == len(wanted_layers) == 2
@@ -135,7 +142,7 @@ def test_microbatches_have_the_gradient_and_reports_of_the_whole_batch(microbatc
 
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_the_objective_is_loss_and_weighted_means_of_the_layers_losses(microbatches):
-    _, losses, layers, _ = measured(microbatches, loss_chunk=0)
+    _, losses, layers, *_ = measured(microbatches, loss_chunk=0)
     nll, head_z = by_hand()
     np.testing.assert_allclose(losses.loss, nll, rtol=1e-5)
     routers = sum(
@@ -333,7 +340,8 @@ class Given:
 
     def value_and_gradient(self, graph, state, batch, teacher):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
-        return gradient, Losses(batch["value"], jnp.zeros(0), None, batch["value"]), (), ()
+        losses = Losses(batch["value"], jnp.zeros(0), None, batch["value"])
+        return Measured(gradient, losses, (), ())
 
 
 def small(optimizer=None):
@@ -544,7 +552,7 @@ def test_the_gradient_is_of_the_predicted_tokens(microbatches):
 
     def step(predicted=None):
         given = whole if predicted is None else whole | {"predicted": predicted}
-        gradient, losses, _, _ = objective.value_and_gradient(graph, state, given)
+        gradient, losses, *_ = objective.value_and_gradient(graph, state, given)
         return losses.loss, gradient
 
     every, of_all = step(), step(np.ones_like(whole["inputs"]))
