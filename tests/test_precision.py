@@ -69,7 +69,7 @@ def router_products(router, dtype=jnp.bfloat16):
     record = jnp.zeros((1, LENGTH, 1), jnp.int32) if isinstance(router.select, Forced) else None
 
     def objective(layer, x, key):
-        plan = layer(
+        plan, _ = layer(
             x,
             capacity=LENGTH if fixed is None else fixed,
             valid=jnp.ones(x.shape[:2], bool),

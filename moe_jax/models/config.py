@@ -376,6 +376,23 @@ class ModelConfig(Ranged):
                     f"model.{layer.setting}.allow_future_leak=True to measure this leak"
                 )
 
+    def _check_carried(self) -> None:
+        """Rejects layers of one stack whose routers pass on different numbers of values.
+
+        Raises:
+            ConfigError: If the router of a layer cannot read what the one before passes on.
+        """
+        widths: dict[tuple[str, str], int] = {}
+        for layer in self.sparse_layers():
+            width = layer.moe.router.carried_width(layer.moe.num_experts)
+            before = widths.setdefault((layer.stack, layer.setting), width) if width else width
+            if before != width:
+                raise ConfigError(
+                    f"a router of model.{layer.setting} passes {before} values per token to the "
+                    f"next, but the router of layer {layer.index} reads {width}: give both layers "
+                    "the same head and the same number of experts"
+                )
+
     def blocks(self, num_layers: int, moe: MoEConfig, *, cross: bool = False) -> list[BlockConfig]:
         """Returns the configuration of every layer of a stack, in order."""
         dense = FeedForwardConfig(

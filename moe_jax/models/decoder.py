@@ -52,6 +52,7 @@ class DecoderConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_carried()
         if self.causal:
             self._refuse_leaks()
         elif self.lookahead:

@@ -60,6 +60,7 @@ class EncoderDecoderConfig(ModelConfig):
                 f"model.positions.buckets={self.positions.buckets}: an encoder needs at least 4, "
                 "as half of them are for later tokens"
             )
+        self._check_carried()
         self._refuse_leaks()
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:

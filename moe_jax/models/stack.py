@@ -22,6 +22,8 @@ from moe_jax.routing import Counts
 _Value = TypeVar("_Value")
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
+# Values (B, L, D) that the routers of the layers before pass on, by the name of the MoE layer.
+Carried = dict[str, Float[Array, "B L _"]]
 # ``[part][block]``, as ``Stack.parts``.
 StackCache = list[tuple[LayerCache | None, ...]]
 _POLICIES = {
@@ -140,13 +142,21 @@ class Stack(nnx.Module):
         caches = [(None,) * len(blocks) for blocks in self.parts] if cache is None else cache
         reports: list[MoEAux] = []
         new_caches: StackCache = []
+        flow = x, self._carried_by_none(x)
         parts = zip(self.parts, inputs, caches, self.repeats, strict=True)
         for blocks, part_inputs, old_caches, repeats in parts:
             part = (tuple(blocks), part_inputs, old_caches)
-            x, part_reports, part_caches = self._run(part, repeats, x, context, mode)
+            flow, part_reports, part_caches = self._run(part, repeats, flow, context, mode)
             reports += part_reports
             new_caches.append(part_caches)
-        return x, tuple(reports), None if cache is None else new_caches
+        return flow[0], tuple(reports), None if cache is None else new_caches
+
+    def _carried_by_none(self, x: Float[Array, "B L M"]) -> Carried:
+        """Returns the zeros that the routers of the first MoE layers read; no array for most."""
+        widths: dict[str, int] = {}
+        for layer in self.layers():
+            widths |= layer.block.config.carried_widths
+        return {name: jnp.zeros((*x.shape[:2], d), jnp.float32) for name, d in widths.items()}
 
     def layers(self) -> Iterator[LayerView]:
         """Yields the location of every layer, in order."""
@@ -214,14 +224,14 @@ class Stack(nnx.Module):
         ]
 
     def _run(
-        self, part: Any, repeats: int, x: Array, context: Context, mode: Mode
-    ) -> tuple[Array, tuple[MoEAux, ...], tuple[LayerCache | None, ...]]:
-        """Returns the output of the layers of one part.
+        self, part: Any, repeats: int, flow: tuple[Array, Carried], context: Context, mode: Mode
+    ) -> tuple[tuple[Array, Carried], tuple[MoEAux, ...], tuple[LayerCache | None, ...]]:
+        """Returns the output of the layers of one part, as ``flow``.
 
         Args:
             part: Blocks, their keys and records, and their caches; for a scan they are stacked.
             repeats: Number of times that the blocks run, one after the other.
-            x: Hidden states ``(B, L, M)``.
+            flow: Hidden states ``(B, L, M)``, and what the routers before pass on.
             context: Context that all layers share.
             mode: Mode of the forward pass; see ``Mode``.
 
@@ -230,30 +240,38 @@ class Stack(nnx.Module):
             caches in ``part``.
         """
 
-        def body(x: Array, part: Any) -> tuple[Array, tuple[tuple[MoEAux, ...], tuple]]:
+        def body(flow: Any, part: Any) -> tuple[Any, tuple[tuple[MoEAux, ...], tuple]]:
+            x, carried = flow
             blocks, inputs, caches = part
             blocks = constrain_parameters(blocks)
             reports: tuple[MoEAux, ...] = ()
             new_caches = []
             for block, (key, records), cache in zip(blocks, inputs, caches, strict=True):
-                x, block_reports, cache = block(
-                    x, context, mode=mode, rng=key, records=records, cache=cache
+                x, own, cache = block(
+                    x, context, mode=mode, rng=key, records=records, cache=cache, carried=carried
                 )
-                reports += block_reports
+                carried = carried | _passed_on(block, own)
+                reports += tuple(dataclasses.replace(report, carried=None) for report in own)
                 new_caches.append(cache)
-            return x, (reports, tuple(new_caches))
+            return (x, carried), (reports, tuple(new_caches))
 
         body = _rematerialised(body, self.remat)
         if repeats == 1:
-            x, (reports, caches) = body(x, part)
-            return x, reports, caches
-        x, (stacked, caches) = jax.lax.scan(body, x, part)
+            flow, (reports, caches) = body(flow, part)
+            return flow, reports, caches
+        flow, (stacked, caches) = jax.lax.scan(body, flow, part)
         reports = [
             jax.tree.map(lambda leaf, i=i: leaf[i], report)
             for i in range(repeats)
             for report in stacked
         ]
-        return x, tuple(reports), caches
+        return flow, tuple(reports), caches
+
+
+def _passed_on(block: Block, reports: tuple[MoEAux, ...]) -> Carried:
+    """Returns what the routers of one block pass to the next MoE layers."""
+    named = zip(block.mixtures, reports, strict=True)
+    return {name: report.carried for name, report in named if report.carried is not None}
 
 
 def _made(config: BlockConfig, keys: Array) -> Block:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from flax import nnx
@@ -21,6 +22,7 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig, norm
 from moe_jax.nn.router import RouterLayer
 from moe_jax.parallel import constrain
+from moe_jax.routing.part import NOTHING
 
 # The keys and values of a layer: of its self-attention (``self``) and of a memory (``cross``).
 LayerCache = dict[str, KV]
@@ -56,6 +58,17 @@ class BlockConfig:
     def mixtures(self) -> tuple[MoEConfig, ...]:
         """The MoE layers in the order of their reports: in the attention, then after it."""
         return tuple(moe for moe in (self.attention_experts, self.moe) if moe is not None)
+
+    @property
+    def carried_widths(self) -> dict[str, int]:
+        """Values per token that the router of a sub-layer passes on, by name, if it passes any."""
+        named = {"attention_experts": self.attention_experts, "feed_forward": self.moe}
+        widths = {
+            name: moe.router.carried_width(moe.num_experts)
+            for name, moe in named.items()
+            if moe is not None
+        }
+        return {name: width for name, width in widths.items() if width}
 
     @property
     def extra_dense(self) -> str:
@@ -126,6 +139,7 @@ class Block(nnx.Module):
         rng: PRNGKeyArray | None,
         records: tuple[Int[Array, "B L _"], ...] | None = None,
         cache: LayerCache | None = None,
+        carried: Mapping[str, Float[Array, "B L _"]] = NOTHING,
     ) -> tuple[Float[Array, "B L M"], tuple[MoEAux, ...], LayerCache | None]:
         """Returns the output of the layer, its reports and its cache.
 
@@ -136,13 +150,15 @@ class Block(nnx.Module):
             rng: Random key of dropout and routing in training, or ``None``.
             records: Recorded choices ``(B, L, K)`` of each MoE layer, for the router ``forced``.
             cache: Keys and values of the earlier tokens, or ``None``.
+            carried: Values ``(B, L, D)`` of the routers of the layers before, by the name of the
+                MoE layer in its block: ``attention_experts`` or ``feed_forward``.
 
         Returns:
             The output ``(B, L, M)``; a report per MoE layer, none for a dense layer; and the cache
             with the keys and values of these tokens added, or ``None`` without a cache.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
-        sources, reports = self._sources(x, context, mode, rng, records)
+        sources, reports = self._sources(x, context, mode, rng, records, carried)
         with jax.named_scope("attention"):
             mixed, cache = self._attend(sources, context.view, cache)
         x = self._add(x, mixed, keys[0])
@@ -163,6 +179,7 @@ class Block(nnx.Module):
                 rng=keys[1],
                 token_ids=context.token_ids,
                 record=None if records is None else records[-1],
+                carried=carried.get("feed_forward"),
             )
             reports += (aux,)
         x = self._add(x, y, keys[2])
@@ -179,10 +196,16 @@ class Block(nnx.Module):
         return Projections(_projected(attention)).columns
 
     @property
+    def mixtures(self) -> dict[str, ConfiguredMoE]:
+        """The MoE layers by name, in the order of their reports."""
+        names = ("attention_experts", "feed_forward")
+        layers = {name: getattr(self, name, None) for name in names}
+        return {name: each for name, each in layers.items() if isinstance(each, ConfiguredMoE)}
+
+    @property
     def routers(self) -> tuple[RouterLayer, ...]:
         """The routers of the MoE layers, in the order of their reports."""
-        layers = (getattr(self, "attention_experts", None), self.feed_forward)
-        return tuple(layer.router for layer in layers if isinstance(layer, ConfiguredMoE))
+        return tuple(layer.router for layer in self.mixtures.values())
 
     def _sources(
         self,
@@ -191,6 +214,7 @@ class Block(nnx.Module):
         mode: Mode,
         rng: Array | None,
         records: tuple[Array, ...] | None,
+        carried: Mapping[str, Array],
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Returns the attention's input ``(B, L, N)``, and a report if experts project it."""
         x = self.attention_norm(x)
@@ -203,6 +227,7 @@ class Block(nnx.Module):
             rng=None if rng is None else jax.random.fold_in(rng, 5),
             token_ids=context.token_ids,
             record=None if records is None else records[0],
+            carried=carried.get("attention_experts"),
         )
         return x, (aux,)
 

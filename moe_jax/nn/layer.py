@@ -121,6 +121,7 @@ class MoE(nnx.Module):
         train: bool | None = None,
         rngs: nnx.Rngs | PRNGKeyArray | None = None,
         token_ids: Int[Array, "B L"] | None = None,
+        carried: Float[Array, "B L D"] | None = None,
     ) -> tuple[Float[Array, "B L M"], MoEAux]:
         """Returns the output of the layer and its report.
 
@@ -134,6 +135,8 @@ class MoE(nnx.Module):
             rngs: Random streams, of which training uses ``dropout``, or a random key, for noise,
                 random policies and dropout; without it the layer is deterministic.
             token_ids: Ids ``(B, L)`` of the tokens, int32, for routers that hash them.
+            carried: ``report.carried`` of the MoE layer before, for the routers ``moe_plus_plus``
+                and ``zaya``; ``None`` in the first MoE layer.
 
         Returns:
             The output ``(B, L, M)`` and the report, with the ``loss`` that the objective includes,
@@ -152,6 +155,7 @@ class MoE(nnx.Module):
             mode=TRAIN if train else EVAL,
             rng=_key(rngs) if train else None,
             token_ids=token_ids,
+            carried=carried,
         )
 
     def update_router(self, report: MoEAux) -> None:

@@ -40,6 +40,8 @@ class MoEAux:
         experts: Mask ``(B, L, E)``, True if the expert took the token, if the mode records it.
         choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped or the
             expert is free, if the mode records it; ``K`` is ``E`` if experts choose.
+        carried: Values ``(B, L, D)`` that the router of the next MoE layer reads, float32; ``None``
+            if the router passes none, and in the reports of a model.
     """
 
     loss: Float[Array, "*layers"]
@@ -47,6 +49,7 @@ class MoEAux:
     counts: routing.Counts
     experts: Bool[Array, "*layers B L E"] | None
     choices: Int16[Array, "*layers B L K"] | None
+    carried: Float[Array, "B L D"] | None = None
 
     @property
     def dropped_fraction(self) -> Float[Array, "*layers"]:
@@ -114,6 +117,7 @@ class ConfiguredMoE(nnx.Module):
         rng: PRNGKeyArray | None = None,
         token_ids: Int[Array, "B L"] | None = None,
         record: Int[Array, "B L K"] | None = None,
+        carried: Float[Array, "B L D"] | None = None,
     ) -> tuple[Float[Array, "B L N"], MoEAux]:
         """Returns the output of the layer and its report.
 
@@ -125,6 +129,8 @@ class ConfiguredMoE(nnx.Module):
                 deterministic.
             token_ids: Ids ``(B, L)`` of the tokens, int32, for routers that hash them.
             record: Recorded choices ``(B, L, K)``, for the router ``forced``.
+            carried: Field ``carried`` of the report of the MoE layer before, for a router that
+                reads it; ``None`` in the first MoE layer.
 
         Returns:
             The output ``(B, L, N)``, where ``N`` is the width of the experts' output, and the
@@ -134,13 +140,14 @@ class ConfiguredMoE(nnx.Module):
         size = self.config.group_size
         tokens = tokens_into_groups(x, size)
         with jax.named_scope("router"):
-            plan = self.router(
+            plan, carried = self.router(
                 tokens,
                 capacity=self._capacity(tokens.shape[1], mode),
                 valid=into_groups(valid, size, False),
                 token_ids=None if token_ids is None else into_groups(token_ids, size),
                 record=None if record is None else into_groups(record, size, -1),
                 rng=keys[0],
+                carried=None if carried is None else tokens_into_groups(carried, size),
             )
             dispatch = implementation(self.config, axis_size("expert")).configured(self.config)
             if isinstance(dispatch, Bounded):
@@ -161,7 +168,11 @@ class ConfiguredMoE(nnx.Module):
             y, more = self.shared(x, y, valid, keys[3])
             losses |= more
         y = masked(y, self.config.final_mask, keys[4], axes=1)
-        return constrain(y, "batch", "length"), self._report(plan, losses, valid, mode)
+        report = self._report(plan, losses, valid, mode)
+        if carried is not None:
+            carried = constrain(out_of_groups(carried, x.shape), "batch", "length")
+            report = dataclasses.replace(report, carried=carried)
+        return constrain(y, "batch", "length"), report
 
     def _capacity(self, size: int, mode: Mode) -> int:
         router, experts = self.config.router, self.config.num_experts

@@ -50,13 +50,24 @@ class RouterLayer(nnx.Module):
         self.router = router
         self.num_experts = num_experts
 
-    def logits(self, x: Float[Array, "G S M"]) -> Float[Array, "G S E *P"]:
+    def logits(
+        self, x: Float[Array, "G S M"], carried: Float[Array, "G S D"] | None = None
+    ) -> Float[Array, "G S E *P"]:
         """Returns the logits ``(G, S, E)`` or ``(G, S, E, P)`` of the tokens ``x (G, S, M)``."""
+        return self._read(x, carried)[0]
+
+    def _read(
+        self, x: Float[Array, "G S M"], carried: Float[Array, "G S D"] | None
+    ) -> tuple[Float[Array, "G S E *P"], Float[Array, "G S D"] | None]:
+        """Returns the logits, and the values for the next MoE layer in float32."""
         parameters = {name: getattr(self, name)[...] for name in self.names}
         inputs, outputs = _dtypes(self.router.precision, x.dtype)
+        width = self.router.carried_width(self.num_experts)
+        if width and carried is None:
+            carried = jnp.zeros((*x.shape[:-1], width), jnp.float32)
         scored = self.num_experts + self.router.free.count
-        logits = self.router.head.logits(x.astype(inputs), parameters, scored)
-        return logits.astype(outputs)
+        logits, carried = self.router.head.read(x.astype(inputs), parameters, scored, carried)
+        return logits.astype(outputs), None if carried is None else carried.astype(jnp.float32)
 
     def __call__(
         self,
@@ -67,8 +78,11 @@ class RouterLayer(nnx.Module):
         token_ids: Int[Array, "G S"] | None,
         record: Int[Array, "G S K"] | None,
         rng: PRNGKeyArray | None,
-    ) -> Plan:
-        """Returns the plan of all groups, whose arrays have a leading ``G``.
+        carried: Float[Array, "G S D"] | None = None,
+    ) -> tuple[Plan, Float[Array, "G S D"] | None]:
+        """Returns the plan of all groups, and the values for the router of the next MoE layer.
+
+        The arrays of the plan have a leading ``G``.
 
         Args:
             x: Tokens ``(G, S, M)``.
@@ -77,11 +91,15 @@ class RouterLayer(nnx.Module):
             token_ids: Ids ``(G, S)`` of the tokens, int32, for routers that hash them, or ``None``.
             record: Recorded choices ``(G, S, K)``, for the router ``forced``, or ``None``.
             rng: Random key in training, or ``None``.
+            carried: Values ``(G, S, D)`` of the router of the MoE layer before, for a head that
+                reads them; ``None`` stands for zeros.
         """
         noise_key, key = (None, None) if rng is None else jax.random.split(rng)
-        return routing.route(
+        x = x if noise_key is None else self._noisy(x, noise_key)
+        logits, carried = self._read(x, carried)
+        plan = routing.route(
             self.router,
-            self.logits(x if noise_key is None else self._noisy(x, noise_key)),
+            logits,
             capacity=capacity,
             valid=valid,
             token_ids=token_ids,
@@ -90,6 +108,7 @@ class RouterLayer(nnx.Module):
             record=record,
             spread=over_groups,
         )
+        return plan, carried
 
     def _noisy(self, x: Array, noise_key: Array) -> Array:
         """Returns the tokens with the jitter and the dropout that the router adds in training."""

@@ -21,6 +21,7 @@ from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.normed_heads import NormedLinear, NormedMLP
 from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
 from moe_jax.routing.presets import PRESETS, choices_of, preset, register
+from moe_jax.routing.residual_heads import ResidualLinear, ResidualMLP
 from moe_jax.routing.router import Router, route
 from moe_jax.routing.score import (
     GaussianNoise,
@@ -101,6 +102,8 @@ __all__ = [
     "Random",
     "Rank",
     "Relu",
+    "ResidualLinear",
+    "ResidualMLP",
     "RoundedTopK",
     "Router",
     "Sampled",

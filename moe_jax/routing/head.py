@@ -70,6 +70,36 @@ class Head(Ranged, abc.ABC):
             experts: ``E``.
         """
 
+    def carried_width(self, experts: int) -> int:
+        """Returns ``D``, the values per token that the router of the next MoE layer reads.
+
+        Most heads pass nothing on, so ``D`` is 0.
+
+        Args:
+            experts: ``E``.
+        """
+        del experts
+        return 0
+
+    def read(
+        self,
+        x: Float[Array, "*B M"],
+        parameters: Mapping[str, Array],
+        experts: int,
+        carried: Float[Array, "*B D"] | None,
+    ) -> tuple[Float[Array, "*B E"] | Float[Array, "*B E P"], Float[Array, "*B D"] | None]:
+        """Returns the logits as ``logits`` does, and the values for the next MoE layer.
+
+        Args:
+            x: Tokens ``(..., M)``.
+            parameters: The arrays that ``parameters`` describes.
+            experts: ``E``.
+            carried: Values ``(..., D)`` of the MoE layer before, zeros in the first MoE layer;
+                ``None`` stands for zeros.
+        """
+        del carried
+        return self.logits(x, parameters, experts), None
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Head):

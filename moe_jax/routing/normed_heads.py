@@ -55,8 +55,7 @@ class NormedLinear(Head):
 class NormedMLP(Head):
     """A projection of the token, a norm, two hidden layers with GELU, and the logits (ZAYA1).
 
-    ZAYA1 (``transformers``) also adds the projection of the layer before, times a learned scale;
-    this head reads its own layer alone.
+    ``ResidualMLP`` also reads the projection of the MoE layer before.
 
     Attributes:
         dim: Width ``D`` of the projection and of the hidden layers.
@@ -89,16 +88,27 @@ class NormedMLP(Head):
     ) -> Float[Array, "*B E"]:
         """Returns the logits of the last hidden layer."""
         del experts
+        return self.logits_of(self.projected(x, parameters), parameters, x.dtype)
 
-        def linear(x: Array, name: str) -> Array:
-            return wide_einsum("...m,md->...d", x, parameters[name].astype(x.dtype))
+    def projected(
+        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array]
+    ) -> Float[Array, "*B D"]:
+        """Returns the projection of the tokens, before the norm, in float32 or wider."""
+        return _linear(x, parameters["down"]) + parameters["down_bias"]
 
-        hidden = linear(x, "down") + parameters["down_bias"]
-        hidden = normed(hidden, self.epsilon) * parameters["scale"]
+    def logits_of(
+        self, projected: Float[Array, "*B D"], parameters: Mapping[str, Array], dtype: jnp.dtype
+    ) -> Float[Array, "*B E"]:
+        """Returns the logits of projected tokens; the products have factors of type ``dtype``."""
+        hidden = normed(projected, self.epsilon) * parameters["scale"]
         for name in ("first", "second"):
-            hidden = linear(hidden.astype(x.dtype), name) + parameters[f"{name}_bias"]
+            hidden = _linear(hidden.astype(dtype), parameters[name]) + parameters[f"{name}_bias"]
             hidden = jax.nn.gelu(hidden, approximate=False)
-        return linear(hidden.astype(x.dtype), "kernel")
+        return _linear(hidden.astype(dtype), parameters["kernel"])
+
+
+def _linear(x: Float[Array, "*B M"], kernel: Float[Array, "M D"]) -> Float[Array, "*B D"]:
+    return wide_einsum("...m,md->...d", x, kernel.astype(x.dtype))
 
 
 def normed(x: Float[Array, "*B M"], epsilon: float) -> Float[Array, "*B M"]:

@@ -139,6 +139,10 @@ class Router(Ranged):
         for part in self.balance:
             part.check(scored)
 
+    def carried_width(self, num_experts: int) -> int:
+        """Returns ``D``, the values per token that the router of the next MoE layer reads."""
+        return self.head.carried_width(num_experts + self.free.count)
+
     def slots(self, num_tokens: int, num_experts: int, *, train: bool) -> int:
         """Returns the capacity ``C`` of a group of ``num_tokens`` tokens."""
         fixed = self.select.slots()

@@ -81,7 +81,8 @@ def test_free_experts_cost_nothing_but_their_logits_and_the_map_of_constants():
     assert free.flops_by_part["router"] - plain.flops_by_part["router"] == 2 * 8 * 16
     chosen = {"copy": 0, "zero": 0, "constant": 8}
     constant = count(mixture(routing.preset("moe_plus_plus", **chosen)), VOCAB, LENGTH)
-    assert constant.total - free.total == 8 * (2 * 16 + 16)
+    # MoE++ also maps the 16 logits of the layer before to 16 logits.
+    assert constant.total - free.total == 8 * (2 * 16 + 16) + 16 * 16
 
 
 def test_gates_fewer_key_heads_untied_head_and_relative_positions():

@@ -166,3 +166,18 @@ def test_tokens_of_another_shape_are_refused():
 def test_a_layer_of_the_models_refuses_two_descriptions_that_differ(config, said):
     with pytest.raises(ConfigError, match=said):
         moe.ConfiguredMoE(config, FeedForwardConfig(64, 32), jax.random.key(0))
+
+
+def test_the_report_passes_the_logits_to_the_next_layer():
+    # MoE++: the second router adds a map of the first one's logits to its own.
+    first, second = (
+        MoE(width=4, hidden=6, num_experts=3, router="moe_plus_plus", rngs=nnx.Rngs(seed))
+        for seed in (0, 1)
+    )
+    x = jax.random.normal(jax.random.key(2), (1, 5, 4))
+    _, report = first(x)
+    np.testing.assert_allclose(report.carried, x @ first.mixture.router.kernel[...], rtol=1e-5)
+    _, after = second(x, carried=report.carried)
+    router = second.mixture.router
+    logits = x @ router.kernel[...] + report.carried @ router.residual[...]
+    np.testing.assert_allclose(after.carried, logits, rtol=1e-5, atol=1e-6)

@@ -37,7 +37,8 @@ def logits_of(router: routing.Router, *leading: int) -> jax.Array:
     scored = E + router.free.count
     described = router.head.parameters(M, scored, router.planes)
     parameters = {name: jnp.zeros(each.shape) for name, each in described.items()}
-    return router.head.logits(jnp.zeros((*leading, M)), parameters, scored)
+    carried = jnp.zeros((*leading, router.carried_width(E)))
+    return router.head.read(jnp.zeros((*leading, M)), parameters, scored, carried)[0]
 
 
 def route_one_group(router: routing.Router, key: jax.Array | None) -> jax.Array:

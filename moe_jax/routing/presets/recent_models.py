@@ -22,8 +22,9 @@ from moe_jax.ranges import (
 )
 from moe_jax.routing.balance import FreeBalance, LoadBalance, SparsityLoss
 from moe_jax.routing.free import FreeExperts
-from moe_jax.routing.normed_heads import NormedLinear, NormedMLP
+from moe_jax.routing.normed_heads import NormedLinear
 from moe_jax.routing.presets.parts import every_choice_losses, slots_or_dropless, weighted
+from moe_jax.routing.residual_heads import ResidualLinear, ResidualMLP
 from moe_jax.routing.router import Router
 from moe_jax.routing.score import Relu, Score, Sigmoid, Softmax, SqrtSoftplus
 from moe_jax.routing.select import (
@@ -163,10 +164,11 @@ def moe_plus_plus(
     free_share: Share = 0.75,
     capacity_factor: CapacityFactor | None = None,
 ) -> Router:
-    """MoE++ (Jin et al. 2024, 2410.07348): free experts beside the others, without residual gates.
+    """MoE++ (Jin et al. 2024, 2410.07348): free experts beside the others, residual logits.
 
-    The balance loss is computed per group; free experts count with ``free_share``, the paper's
-    ``tau``. The paper also adds the logits of the layer before to those of each layer.
+    A map of the logits of the MoE layer before is added to the logits of each layer. The balance
+    loss is computed per group; free experts count with ``free_share``, the paper's ``tau``. Gates
+    are the paper's; the released code also divides them by their sum.
     """
     free = FreeExperts(constant, copy, zero)
     return Router(
@@ -174,6 +176,7 @@ def moe_plus_plus(
         select=TopK(k),
         balance=weighted(FreeBalance(balance_weight, free.count, free_share)),
         capacity=slots_or_dropless(capacity_factor),
+        head=ResidualLinear(),
         free=free,
     )
 
@@ -225,15 +228,15 @@ def zaya(
 ) -> Router:
     """ZAYA1 (transformers): logits by a network, one expert, and an expert that skips the layer.
 
-    The bias of the skipping expert is ``offset``. The model also adds the projection of the layer
-    before to the projection of each layer. The preset moves the other biases as in LongCat-Flash,
+    The bias of the skipping expert is ``offset``. The network reads a projection of the token plus
+    the scaled sum of the layer before. The preset moves the other biases as in LongCat-Flash,
     because the released code does not move them.
     """
     return Router(
         score=Softmax(),
         select=TopK(1, rank=ComputeBias(bias_rate, zero, offset=offset)),
         capacity=slots_or_dropless(capacity_factor),
-        head=NormedMLP(dim),
+        head=ResidualMLP(dim),
         free=FreeExperts(zero=zero),
     )
 
