@@ -22,6 +22,7 @@ COMMANDS = {
     "count": "counts parameters and FLOPs of a model",
     "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
+    "tables": "writes a released model's tables of experts by token id",
     "lr_range": "tests a range of learning rates in a short run",
     "noise_scale": "measures the gradient noise scale in a short run",
     "bench": "measures MoE layers and peers, or loader and training",

@@ -83,6 +83,20 @@ class TensorFiles:
             )
         return tensor
 
+    def integers(self, name: str) -> np.ndarray:
+        """Returns one tensor of integers, such as a table of token ids.
+
+        Raises:
+            ConfigError: If the file lacks the tensor or is truncated, or if it has another dtype.
+        """
+        tensor = self._stored(name)
+        if not jnp.issubdtype(tensor.dtype, jnp.integer):
+            raise ConfigError(
+                f"{name} in {self._files[name]} has dtype {tensor.dtype}, but it must hold "
+                "integers: store it as int32 or int64"
+            )
+        return tensor
+
     def _stored(self, name: str) -> np.ndarray:
         path = self._files[name]
         try:

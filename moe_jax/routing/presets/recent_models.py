@@ -109,8 +109,8 @@ def deepseek_v4_hash(
 ) -> Router:
     """DeepSeek-V4's first layers (transformers): experts by token id, with learned gates.
 
-    ``table`` is a NumPy file with the experts of every id (``tid2eid``); without it a hash of the
-    id selects them.
+    ``table`` is a NumPy file with the experts of every id (``tid2eid``), which ``moe-jax tables``
+    writes from the released weights; without it a hash of the id selects them.
     """
     return Router(
         score=SqrtSoftplus(),

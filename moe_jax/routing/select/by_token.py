@@ -24,8 +24,8 @@ class ByToken(Rank):
 
     Attributes:
         seed: Seed of the hash.
-        table: NumPy file with the experts ``(V, K)`` of each id (``tid2eid``), best first; an empty
-            name selects the hash.
+        table: NumPy file with the experts ``(V, K)`` of each id (``tid2eid``), best first, which
+            ``moe-jax tables`` writes from a released model; an empty name selects the hash.
     """
 
     seed: Seed = 0
