@@ -194,9 +194,8 @@ def _products(module: nnx.Module) -> int:
 
 def _sizes(block: Block) -> dict[str, int]:
     inner = block.feed_forward
-    attention = ["attention", "attention_norm", "cross", "cross_norm"]
-    found = {"attention": _attributes(block, attention), "router": 0, "experts": 0}
-    found["dense"] = _attributes(block, ["feed_forward_norm", "extra", "extra_norm"])
+    found = {"attention": _branches(block, "attention", "cross"), "router": 0, "experts": 0}
+    found["dense"] = _branches(block, "extra") + _attributes(block, _norms("feed_forward"))
     for mixture in _mixtures(block):
         found["router"] += _size(mixture.router) + _attributes(mixture, ["free"])
         found["experts"] += _size(mixture.experts)
@@ -204,6 +203,16 @@ def _sizes(block: Block) -> dict[str, int]:
     if not isinstance(inner, ConfiguredMoE):
         found["dense"] += _size(inner)
     return found
+
+
+def _branches(block: Block, *names: str) -> int:
+    """Returns the parameters of residual branches with their norms."""
+    return sum(_attributes(block, [name, *_norms(name)]) for name in names)
+
+
+def _norms(branch: str) -> list[str]:
+    """Returns the names of the norms of a residual branch."""
+    return [f"{branch}_norm", f"{branch}_output_norm"]
 
 
 def _mixtures(block: Block) -> list[ConfiguredMoE]:

@@ -143,7 +143,7 @@ class ModelConfig(Ranged):
             (XLA, on every device), or ``auto`` for the one of the platform; layers that it cannot
             express take ``blocks``, and a run names them at its start.
         attention_experts: Experts that compute the queries, keys and values of self-attention.
-        norm: Norm of the input of every residual branch and of the output.
+        norm: Norms of every residual branch and of the output of the model.
         tie_embeddings: True uses the transposed embedding as the output projection.
         scale_embedding: True multiplies embeddings by ``sqrt(M)``.
         scale_head: True divides the inputs of the output projection by ``sqrt(M)`` (tied T5).

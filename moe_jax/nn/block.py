@@ -38,7 +38,7 @@ class BlockConfig:
         moe: The MoE layer that takes the place of the network; ``None`` for a dense layer.
         dropout: Dropout rate of all residual branches in training.
         residual_factor: Factor of the output of all residual branches.
-        norm: Norm of the input of every branch.
+        norm: Norms of every branch.
         extra: The dense sub-layer that ``moe.extra_dense`` puts before or after the experts.
         cross_attention: Attention to the memory, after the self-attention, or ``None``.
         attention_experts: The MoE layer that projects tokens for the self-attention, or ``None``.
@@ -98,13 +98,12 @@ class Context:
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer layer."""
+    """Transformer layer: residual branches, with norms of their inputs, their outputs or both."""
 
     def __init__(self, config: BlockConfig, key: PRNGKeyArray):
         """Initialises the sub-layers and their norms."""
         attention_key, feed_forward_key = jax.random.split(key)
-        width = config.attention.width
-        self.attention_norm = norm(config.norm, width)
+        self._make_norms("attention", config)
         self.attention: Attention | LatentAttention
         if config.attention_experts is None:
             self.attention = _attention(config.attention, attention_key)
@@ -114,19 +113,19 @@ class Block(nnx.Module):
                 config.attention_experts, Projections(attention), experts_key
             )
             self.attention = ProjectedAttention(attention, attention_key)
-        self.feed_forward_norm = norm(config.norm, width)
+        self._make_norms("feed_forward", config)
         self.feed_forward: FeedForward | ConfiguredMoE
         if config.moe is None:
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
             self.feed_forward = ConfiguredMoE(config.moe, config.feed_forward, feed_forward_key)
         if config.cross_attention is not None:
-            self.cross_norm = norm(config.norm, width)
+            self._make_norms("cross", config)
             self.cross = Attention(config.cross_attention, jax.random.fold_in(key, 3))
         if config.extra_dense != "none":
             if config.extra is None:
                 raise ConfigError(f"extra_dense={config.extra_dense!r} needs the sub-layer extra")
-            self.extra_norm = norm(config.norm, width)
+            self._make_norms("extra", config)
             self.extra = FeedForward(config.extra, jax.random.fold_in(key, 2))
         self.config = config
 
@@ -161,14 +160,14 @@ class Block(nnx.Module):
         sources, reports = self._sources(x, context, mode, rng, records, carried)
         with jax.named_scope("attention"):
             mixed, cache = self._attend(sources, context.view, cache)
-        x = self._add(x, mixed, keys[0])
+        x = self._add(x, mixed, keys[0], "attention")
         if self.config.cross_attention is not None:
             with jax.named_scope("attention"):
                 mixed, cache = self._attend_memory(x, context, cache)
-            x = self._add(x, mixed, keys[4])
+            x = self._add(x, mixed, keys[4], "cross")
         if self.config.extra_dense == "before":
-            x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
-        inputs = self.feed_forward_norm(x)
+            x = self._add(x, self.extra(self._input("extra", x)), keys[3], "extra")
+        inputs = self._input("feed_forward", x)
         if isinstance(self.feed_forward, FeedForward):
             y = self.feed_forward(inputs)
         else:
@@ -182,9 +181,9 @@ class Block(nnx.Module):
                 carried=carried.get("feed_forward"),
             )
             reports += (aux,)
-        x = self._add(x, y, keys[2])
+        x = self._add(x, y, keys[2], "feed_forward")
         if self.config.extra_dense == "after":
-            x = self._add(x, self.extra(self.extra_norm(x)), keys[3])
+            x = self._add(x, self.extra(self._input("extra", x)), keys[3], "extra")
         return x, reports, cache
 
     @property
@@ -217,7 +216,7 @@ class Block(nnx.Module):
         carried: Mapping[str, Array],
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Returns the attention's input ``(B, L, N)``, and a report if experts project it."""
-        x = self.attention_norm(x)
+        x = self._input("attention", x)
         if self.config.attention_experts is None:
             return x, ()
         x, aux = self.attention_experts(
@@ -260,9 +259,22 @@ class Block(nnx.Module):
             raise ValueError("cross-attention needs a memory, or a cache that holds its keys")
         if cache is not None:
             cache = {**cache, "cross": kv}
-        return self.cross(self.cross_norm(x), view, kv), cache
+        return self.cross(self._input("cross", x), view, kv), cache
 
-    def _add(self, x: Array, branch: Array, key: Array | None) -> Array:
+    def _make_norms(self, branch: str, config: BlockConfig) -> None:
+        """Initialises ``{branch}_norm`` of the input and ``{branch}_output_norm`` of the output."""
+        for place, name in (("input", f"{branch}_norm"), ("output", f"{branch}_output_norm")):
+            if config.norm.place in (place, "both"):
+                setattr(self, name, norm(config.norm, config.attention.width))
+
+    def _input(self, name: str, x: Array) -> Array:
+        """Returns the input of a branch."""
+        return x if self.config.norm.place == "output" else getattr(self, f"{name}_norm")(x)
+
+    def _add(self, x: Array, branch: Array, key: Array | None, name: str) -> Array:
+        """Returns the sum of ``x`` and the output of a branch."""
+        if self.config.norm.place != "input":
+            branch = getattr(self, f"{name}_output_norm")(branch)
         if self.config.residual_factor != 1:
             branch = branch * self.config.residual_factor
         return constrain(x + dropout(branch, self.config.dropout, key), "batch", "length")

@@ -23,11 +23,14 @@ class NormConfig(Ranged):
             1 (``layer``, 1607.06450).
         eps: Number added to the mean square before the root.
         bias: True adds a learned shift; only layer norms have one.
+        place: Place of the norms of a residual branch: its ``input``, its ``output`` before the
+            sum (OLMo 2), or ``both`` (Gemma 4).
     """
 
     kind: Literal["rms", "layer"] = "rms"
     eps: Epsilon = 1e-6
     bias: bool = False
+    place: Literal["input", "output", "both"] = "input"
 
 
 class RMSNorm(nnx.Module):

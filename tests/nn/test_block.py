@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moe_jax.attend import View
 from moe_jax.nn.attention import AttentionConfig
@@ -10,6 +11,7 @@ from moe_jax.nn.block import Block, BlockConfig, Context
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import DECODE, TRAIN
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.norm import NormConfig
 
 DENSE = BlockConfig(AttentionConfig(8, 2, 2, 4), FeedForwardConfig(8, 16), moe=None, dropout=0.0)
 SPARSE = dataclasses.replace(DENSE, moe=MoEConfig(num_experts=2, expert_dim=16, group_size=4))
@@ -26,6 +28,20 @@ def test_sub_layers_read_normed_inputs_and_add_to_the_residual():
     y, reports, cache = block(X, CONTEXT, mode=TRAIN, rng=None)
     np.testing.assert_allclose(y, expected, atol=1e-6)
     assert reports == () and cache is None
+
+
+@pytest.mark.parametrize("place", ["output", "both"])
+def test_outputs_of_sub_layers_are_normalised_before_the_sum(place):
+    block = Block(dataclasses.replace(DENSE, norm=NormConfig(place=place)), jax.random.key(0))
+    block.attention_output_norm.scale[...] = jnp.arange(1.0, 9.0)
+    block.feed_forward_output_norm.scale[...] = jnp.arange(2.0, 10.0)
+    assert hasattr(block, "attention_norm") == (place == "both")
+    before = block.attention_norm if place == "both" else lambda x: x
+    mixed = X + block.attention_output_norm(block.attention(before(X), CONTEXT.view))
+    before = block.feed_forward_norm if place == "both" else lambda x: x
+    expected = mixed + block.feed_forward_output_norm(block.feed_forward(before(mixed)))
+    y, _, _ = block(X, CONTEXT, mode=TRAIN, rng=None)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
 def test_a_moe_block_routes_valid_tokens_and_reports():
