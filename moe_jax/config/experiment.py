@@ -317,6 +317,10 @@ class Experiment:
         split = {
             "num_heads": model.num_heads,
             "num_kv_heads": model.num_kv_heads or model.num_heads,
+            **{
+                f"attention_overrides[{i}].num_kv_heads": other.num_kv_heads
+                for i, other in enumerate(model.attention_overrides)
+            },
             "mlp_dim": model.mlp_dim,
             **{f"{layer.setting}.shared.hidden": layer.moe.shared.hidden for layer in layers},
         }

@@ -144,8 +144,8 @@ def _of_model(model: ModelConfig) -> Iterator[str]:
     yield from _of_details(model.attention, "model.attention", rotary)
     for i, other in enumerate(model.attention_overrides):
         where = f"model.attention_overrides[{i}]"
-        yield from _of_details(other.details, f"{where}.details", rotary)
-        if not rotary:
+        yield from _of_details(other.details, f"{where}.details", rotary or bool(other.positions))
+        if not rotary and other.positions is None:
             yield from _changed(other, ["rotary"], where, "the model has no rotary positions")
 
 

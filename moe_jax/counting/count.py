@@ -196,6 +196,7 @@ def _sizes(block: Block) -> dict[str, int]:
     inner = block.feed_forward
     found = {"attention": _branches(block, "attention", "cross"), "router": 0, "experts": 0}
     found["dense"] = _branches(block, "extra") + _attributes(block, _norms("feed_forward"))
+    found["dense"] += int(block.config.output_scale)
     for mixture in _mixtures(block):
         found["router"] += _size(mixture.router) + _attributes(mixture, ["free"])
         found["experts"] += _size(mixture.experts)
@@ -206,7 +207,7 @@ def _sizes(block: Block) -> dict[str, int]:
 
 
 def _branches(block: Block, *names: str) -> int:
-    """Returns the parameters of residual branches with their norms."""
+    """Returns the number of parameters of residual branches with their norms."""
     return sum(_attributes(block, [name, *_norms(name)]) for name in names)
 
 

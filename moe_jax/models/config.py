@@ -55,16 +55,40 @@ class AttentionOverride(Ranged):
         layers: Indices of layers, from 0.
         rotary: False turns rotary positions off in these layers (NoPE).
         details: Details of attention in these layers, instead of the model's.
+        positions: Rotary positions of these layers; ``None`` for the model's.
+        num_kv_heads: Number of heads of keys and values in these layers; 0 for the model's.
+        head_dim: Width ``D`` of a head in these layers; 0 for the model's.
     """
 
     every: Natural = 0
     layers: tuple[LayerIndex, ...] = ()
     rotary: bool = True
     details: Details = Details()
+    positions: Rotary | None = None
+    num_kv_heads: Natural = 0
+    head_dim: Natural = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.positions is not None and not self.rotary:
+            raise ConfigError(
+                "model.attention_overrides: an override with rotary=False has no positions; unset "
+                "one of them"
+            )
 
     def holds(self, layer: int) -> bool:
         """Returns True if the settings apply to ``layer``."""
         return layer in self.layers or (self.every > 0 and (layer + 1) % self.every == 0)
+
+    def applied(self, attention: AttentionConfig) -> AttentionConfig:
+        """Returns the attention of the model with the settings that this override replaces."""
+        return dataclasses.replace(
+            attention,
+            details=self.details,
+            rotary=(self.positions or attention.rotary) if self.rotary else None,
+            num_kv_heads=self.num_kv_heads or attention.num_kv_heads,
+            head_dim=self.head_dim or attention.head_dim,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +174,9 @@ class ModelConfig(Ranged):
         embedding_factor: Factor of embeddings (Granite: 12).
         residual_factor: Factor of the output of every residual branch (Granite: 0.22).
         logit_factor: Factor of logits (Granite: 1/6).
+        logit_cap: Bound ``c`` of logits, which become ``c tanh(logits / c)`` (Gemma 4: 30); 0 means
+            no bound.
+        layer_scale: True multiplies the output of every layer by a learned number (Gemma 4).
         dropout: Dropout rate of residual branches in training.
         init_scale: Scale ``s`` of the initial weights, truncated normals of variance ``s / fan-in``
             (Switch, 2101.03961, section 2.4, uses 0.1).
@@ -182,6 +209,8 @@ class ModelConfig(Ranged):
     embedding_factor: Factor = 1.0
     residual_factor: Factor = 1.0
     logit_factor: Factor = 1.0
+    logit_cap: NonNegative = 0.0
+    layer_scale: bool = False
     dropout: Chance = 0.0
     init_scale: Factor = 1.0
     scan_layers: bool = True
@@ -190,12 +219,9 @@ class ModelConfig(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ConfigError(
-                f"model.num_heads={self.num_heads} is not a multiple of "
-                f"model.num_kv_heads={self.num_kv_heads}"
-            )
+        self._check_kv_heads("model", self.num_kv_heads)
         self._check_positions()
+        self._check_overrides()
         if isinstance(self.attention, Latent) and not isinstance(self.positions, Rotary):
             raise ConfigError(
                 "latent attention rotates part of each head: set model.positions.type=Rotary"
@@ -207,6 +233,32 @@ class ModelConfig(Ranged):
             raise ConfigError(
                 "latent attention has no experts: unset model.attention_experts.every and .layers"
             )
+        details = [self.attention, *(other.details for other in self.attention_overrides)]
+        shared = any(isinstance(d, Details) and d.keys_as_values for d in details)
+        if shared and (experts.every or experts.layers):
+            raise ConfigError(
+                "experts of attention have a map of values: unset model.attention_experts, or "
+                "keys_as_values in model.attention and model.attention_overrides"
+            )
+
+    def _check_kv_heads(self, owner: str, num_kv_heads: int) -> None:
+        if self.num_heads % (num_kv_heads or self.num_heads):
+            raise ConfigError(
+                f"model.num_heads={self.num_heads} is not a multiple of "
+                f"{owner}.num_kv_heads={num_kv_heads}"
+            )
+
+    def _check_overrides(self) -> None:
+        """Rejects heads of single layers that do not fit the model."""
+        for i, other in enumerate(self.attention_overrides):
+            owner = f"model.attention_overrides[{i}]"
+            self._check_kv_heads(owner, other.num_kv_heads)
+            rotates = other.rotary and isinstance(other.positions or self.positions, Rotary)
+            if rotates and other.head_dim % 2:
+                raise ConfigError(
+                    f"{owner}.head_dim={other.head_dim} is odd, and rotary positions turn pairs of "
+                    "features: make it even"
+                )
 
     def _check_positions(self) -> None:
         positions, name, rotated = self.positions, "head_dim", self.head_dim
@@ -287,22 +339,19 @@ class ModelConfig(Ranged):
         """Returns the self-attention of a layer of a model without latent attention."""
         assert isinstance(self.attention, Details)
         rotary = self.positions if isinstance(self.positions, Rotary) else None
-        details = self.attention
-        for other in self.attention_overrides:
-            if other.holds(layer):
-                details, rotary = other.details, rotary if other.rotary else None
-                break
-        return AttentionConfig(
+        plain = AttentionConfig(
             width=self.width,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads or self.num_heads,
             head_dim=self.head_dim,
             rotary=rotary,
-            details=details,
+            details=self.attention,
             norm_eps=self.norm.eps,
             init_scale=self.init_scale,
             kernel=self.attention_kernel,
         )
+        found = next((other for other in self.attention_overrides if other.holds(layer)), None)
+        return plain if found is None else found.applied(plain)
 
     def attentions(self) -> dict[str, Needs]:
         """Returns the properties of the attention of every layer, by the layer's name."""
@@ -325,7 +374,7 @@ class ModelConfig(Ranged):
             widths = sizes.plain_dim + sizes.rotary_dim, sizes.value_dim
         else:
             kv_heads, sinks = attention.num_kv_heads, attention.details.sinks
-            widths = self.head_dim, self.head_dim
+            widths = attention.head_dim, attention.head_dim
         return Needs(
             dtype=self.compute_dtype,
             heads=self.num_heads,
@@ -423,6 +472,7 @@ class ModelConfig(Ranged):
                 extra=dense,
                 cross_attention=self._plain_attention_at(layer) if cross else None,
                 attention_experts=self.attention_experts.layer if layer in in_attention else None,
+                output_scale=self.layer_scale,
             )
 
         return [block(layer) for layer in range(num_layers)]

@@ -68,6 +68,8 @@ class Embedding(nnx.Module):
             logits = wide_einsum("blm,mv->blv", hidden, self.head[...].astype(hidden.dtype))
         if self.config.logit_factor != 1:
             logits = logits * self.config.logit_factor
+        if self.config.logit_cap:
+            logits = self.config.logit_cap * jnp.tanh(logits / self.config.logit_cap)
         return constrain(logits, "batch", "length", "vocab")
 
 

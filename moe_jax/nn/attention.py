@@ -33,6 +33,9 @@ class Details(Ranged):
             ``width`` (RMS norm over all heads together, learned scale; OLMoE), ``rotated`` (as
             ``head``, but after rotation; Hunyuan) or ``unit`` (RMS norm over each head after
             rotation, no learned scale; Llama 4).
+        value_norm: True divides each head of the values by its root mean square (Gemma 4).
+        keys_as_values: True takes the projected keys, before their norm and rotation, for the
+            values, which have no map of their own (Gemma 4's layers without a window).
         clip: Bound of queries, keys and values, which are clipped to ``[-clip, clip]`` (DBRX); 0
             disables clipping.
         sinks: True adds a learned score per head to the softmax; the score takes weight from the
@@ -50,6 +53,8 @@ class Details(Ranged):
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "width", "rotated", "unit"] = "none"
+    value_norm: bool = False
+    keys_as_values: bool = False
     clip: NonNegative = 0.0
     sinks: bool = False
     scale: NonNegative = 0.0
@@ -98,7 +103,8 @@ class Attention(nnx.Module):
     def __init__(self, config: AttentionConfig, key: PRNGKeyArray):
         """Initialises ``query (M, H, D)``, ``key, value (M, H_kv, D)`` and ``output (H, D, M)``.
 
-        Norms, biases and sinks exist if ``config.details`` asks for them.
+        Norms, biases and sinks exist if ``config.details`` asks for them, and values have a map of
+        their own unless it takes keys for them.
         """
         keys = jax.random.split(key, 4)
         m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
@@ -112,7 +118,8 @@ class Attention(nnx.Module):
         if details.qkv_bias:
             self.query_bias = constant(0.0, (h, d), axes[1:])
             self.key_bias = constant(0.0, (kv, d), axes[1:])
-            self.value_bias = constant(0.0, (kv, d), axes[1:])
+            if not details.keys_as_values:
+                self.value_bias = constant(0.0, (kv, d), axes[1:])
         if details.output_bias:
             self.output_bias = constant(0.0, (m,), ("embed",))
         if details.qk_norm in ("head", "width", "rotated"):
@@ -129,7 +136,8 @@ class Attention(nnx.Module):
         scale = config.init_scale
         self.query = weight(keys[0], (m, h, d), axes, fan_in=m, scale=scale)
         self.key = weight(keys[1], (m, kv, d), axes, fan_in=m, scale=scale)
-        self.value = weight(keys[2], (m, kv, d), axes, fan_in=m, scale=scale)
+        if not config.details.keys_as_values:
+            self.value = weight(keys[2], (m, kv, d), axes, fan_in=m, scale=scale)
 
     def project(self, source: Float[Array, "B T N"], positions: Int[Array, "#B T"]) -> KV:
         """Returns the keys and values ``(B, H_kv, T, D)`` of tokens.
@@ -138,11 +146,13 @@ class Attention(nnx.Module):
             source: Tokens ``(B, T, M)``, or their projections if experts have projected them.
             positions: Positions ``(B or 1, T)`` of the tokens.
         """
-        config = self.config
-        key = self._projected(source, "key")
+        config, details = self.config, self.config.details
+        mapped = self._mapped_with_bias(source, "key")
+        key = self._normed(mapped, "key")
         if config.rotary is not None:
             key = rotate(key, positions, config.rotary)
-        value = self._projected(source, "value")
+        value = mapped if details.keys_as_values else self._mapped_with_bias(source, "value")
+        value = self._normed(value, "value")
         return {"key": self._after_rotation(key, "key"), "value": value}
 
     def __call__(
@@ -157,7 +167,7 @@ class Attention(nnx.Module):
         """
         config, details = self.config, self.config.details
         kv = self.project(x, view.positions) if kv is None else kv
-        q = self._projected(x, "query")
+        q = self._normed(self._mapped_with_bias(x, "query"), "query")
         if config.rotary is not None:
             q = rotate(q, view.positions, config.rotary)
         q = self._after_rotation(q, "query")
@@ -177,11 +187,17 @@ class Attention(nnx.Module):
     def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         return jnp.einsum("blm,mhd->bhld", x, getattr(self, name)[...].astype(x.dtype))
 
-    def _projected(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
-        details, norm = self.config.details, f"{name}_norm"
+    def _mapped_with_bias(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         y = self._mapped(x, name)
-        if details.qkv_bias:
+        if self.config.details.qkv_bias:
             y += getattr(self, f"{name}_bias")[...].astype(x.dtype)[:, None]
+        return y
+
+    def _normed(self, x: Float[Array, "B H L D"], name: str) -> Float[Array, "B H L D"]:
+        """Returns queries, keys or values with the norm and the bound that come first."""
+        details, norm, y = self.config.details, f"{name}_norm", x
+        if name == "value" and details.value_norm:
+            y = unit_rms(y, self.config.norm_eps)
         if name != "value" and details.qk_norm == "head":
             y = unit_rms(y, self.config.norm_eps) * getattr(self, norm)[...]
         if name != "value" and details.qk_norm == "width":

@@ -15,6 +15,7 @@ from moe_jax.nn.attention import KV, Attention, AttentionConfig
 from moe_jax.nn.attention_experts import ProjectedAttention, Projections
 from moe_jax.nn.dropout import dropout
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
+from moe_jax.nn.init import constant
 from moe_jax.nn.latent import LatentAttention, LatentConfig
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
@@ -42,6 +43,7 @@ class BlockConfig:
         extra: The dense sub-layer that ``moe.extra_dense`` puts before or after the experts.
         cross_attention: Attention to the memory, after the self-attention, or ``None``.
         attention_experts: The MoE layer that projects tokens for the self-attention, or ``None``.
+        output_scale: True multiplies the output of the layer by a learned number.
     """
 
     attention: AttentionConfig | LatentConfig
@@ -53,6 +55,7 @@ class BlockConfig:
     extra: FeedForwardConfig | None = None
     cross_attention: AttentionConfig | None = None
     attention_experts: MoEConfig | None = None
+    output_scale: bool = False
 
     @property
     def mixtures(self) -> tuple[MoEConfig, ...]:
@@ -118,7 +121,9 @@ class Block(nnx.Module):
         if config.moe is None:
             self.feed_forward = FeedForward(config.feed_forward, feed_forward_key)
         else:
-            self.feed_forward = ConfiguredMoE(config.moe, config.feed_forward, feed_forward_key)
+            self.feed_forward = ConfiguredMoE(
+                config.moe, config.feed_forward, feed_forward_key, config.norm
+            )
         if config.cross_attention is not None:
             self._make_norms("cross", config)
             self.cross = Attention(config.cross_attention, jax.random.fold_in(key, 3))
@@ -127,6 +132,8 @@ class Block(nnx.Module):
                 raise ConfigError(f"extra_dense={config.extra_dense!r} needs the sub-layer extra")
             self._make_norms("extra", config)
             self.extra = FeedForward(config.extra, jax.random.fold_in(key, 2))
+        if config.output_scale:
+            self.output_scale = constant(1.0, (1,), (None,))
         self.config = config
 
     def __call__(
@@ -179,11 +186,14 @@ class Block(nnx.Module):
                 token_ids=context.token_ids,
                 record=None if records is None else records[-1],
                 carried=carried.get("feed_forward"),
+                residual=x,
             )
             reports += (aux,)
         x = self._add(x, y, keys[2], "feed_forward")
         if self.config.extra_dense == "after":
             x = self._add(x, self.extra(self._input("extra", x)), keys[3], "extra")
+        if self.config.output_scale:
+            x = x * self.output_scale[...].astype(x.dtype)
         return x, reports, cache
 
     @property

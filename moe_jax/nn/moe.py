@@ -19,6 +19,7 @@ from moe_jax.nn.free import Free
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared
 from moe_jax.parallel import axis_size, constrain
@@ -76,13 +77,21 @@ class Expert(Protocol):
 class ConfiguredMoE(nnx.Module):
     """Mixture-of-experts layer that a configuration describes; ``moe_jax.MoE`` is built on it."""
 
-    def __init__(self, config: MoEConfig, expert: Expert, key: PRNGKeyArray):
+    def __init__(
+        self,
+        config: MoEConfig,
+        expert: Expert,
+        key: PRNGKeyArray,
+        norms: NormConfig | None = None,
+    ):
         """Initialises the router, the experts and the shared network.
 
         Args:
             config: Configuration of the layer.
             expert: Configuration of one expert.
             key: Random key.
+            norms: Configuration of the shared network's norms, if it has any; ``None`` for the
+                default.
 
         Raises:
             ConfigError: If the two configurations differ.
@@ -101,7 +110,7 @@ class ConfiguredMoE(nnx.Module):
             self.experts = expert.experts(experts, experts_key)
         if config.shared.hidden:
             network = _feed_forward(expert, "shared.hidden")
-            self.shared = Shared(config.shared, network, jax.random.fold_in(key, 2))
+            self.shared = Shared(config.shared, network, jax.random.fold_in(key, 2), norms)
         if config.router.free.count:
             network = _feed_forward(expert, "router.free")
             free, scale = config.router.free, network.init_scale
@@ -118,6 +127,7 @@ class ConfiguredMoE(nnx.Module):
         token_ids: Int[Array, "B L"] | None = None,
         record: Int[Array, "B L K"] | None = None,
         carried: Float[Array, "B L D"] | None = None,
+        residual: Float[Array, "B L M"] | None = None,
     ) -> tuple[Float[Array, "B L N"], MoEAux]:
         """Returns the output of the layer and its report.
 
@@ -131,6 +141,8 @@ class ConfiguredMoE(nnx.Module):
             record: Recorded choices ``(B, L, K)``, for the router ``forced``.
             carried: Field ``carried`` of the report of the MoE layer before, for a router that
                 reads it; ``None`` in the first MoE layer.
+            residual: Tokens ``(B, L, M)`` before the norm of the layer, for parts that read them;
+                ``None`` if the layer has no norm.
 
         Returns:
             The output ``(B, L, N)``, where ``N`` is the width of the experts' output, and the
@@ -139,9 +151,12 @@ class ConfiguredMoE(nnx.Module):
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         size = self.config.group_size
         tokens = tokens_into_groups(x, size)
+        routed_by = tokens
+        if self.config.router_input == "residual" and residual is not None:
+            routed_by = tokens_into_groups(residual, size)
         with jax.named_scope("router"):
             plan, carried = self.router(
-                tokens,
+                routed_by,
                 capacity=self._capacity(tokens.shape[1], mode),
                 valid=into_groups(valid, size, False),
                 token_ids=None if token_ids is None else into_groups(token_ids, size),
@@ -165,7 +180,7 @@ class ConfiguredMoE(nnx.Module):
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
         losses = _mean(self.router.sequence_losses(plan, valid), valid.sum(1))
         if self.config.shared.hidden:
-            y, more = self.shared(x, y, valid, keys[3])
+            y, more = self.shared(x, y, valid, keys[3], residual)
             losses |= more
         y = masked(y, self.config.final_mask, keys[4], axes=1)
         report = self._report(plan, losses, valid, mode)

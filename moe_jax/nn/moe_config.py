@@ -61,6 +61,8 @@ class MoEConfig(Ranged):
         group_size: Number ``S`` of tokens per group; the capacity of an expert is per group. A
             batch that does not divide into groups is padded.
         router: The router.
+        router_input: Tokens that the router reads: ``normed`` as the experts read them, or
+            ``residual`` before the norm of the layer (Gemma 4, whose head has a norm of its own).
         transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
             ``gather`` indexes by the slot table, ``ragged`` sorts the choices by expert and
             computes them by grouped products (for dropless routing), and ``auto`` selects one of
@@ -95,6 +97,7 @@ class MoEConfig(Ranged):
     gated: bool | None = None
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
+    router_input: Literal["normed", "residual"] = "normed"
     transport: TransportName = "auto"
     exchange: ExchangeName = "gspmd"
     exchange_buffer: Growth | None = None

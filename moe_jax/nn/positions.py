@@ -155,12 +155,16 @@ class Rotary(Ranged):
         share: Share of the features that are rotated, the first ones; the others keep their values
             (``partial_rotary_factor``, GLM-4.5: 0.5). Their number is rounded down to pairs, and is
             at least one pair.
+        proportional: True gives the rotated features the pairs and the frequencies that they have
+            in a head which is rotated as a whole (proportional RoPE, Gemma 4): with halves, the
+            features ``i`` and ``i + D/2`` form a pair, and the first ``share`` of the pairs turns.
     """
 
     base: RotaryBase = 10000.0
     interleaved: bool = False
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
     share: PositiveShare = 1.0
+    proportional: bool = False
 
     def rotated(self, dim: int) -> int:
         """Returns the number of rotated features among ``dim``, an even number."""
@@ -241,12 +245,15 @@ def _turns(
     positions: Int[Array, "#B L"], rotary: Rotary, dim: int
 ) -> tuple[Float[Array, "#B 1 L D2"], Float[Array, "#B 1 L D2"]]:
     """Returns cosine and sine of all pairs' angles, times their magnitude."""
-    dim = rotary.rotated(dim)
+    turned = rotary.rotated(dim)
+    dim = dim if rotary.proportional else turned
     frequency = rotary.base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
     magnitude = 1.0
     if rotary.scaling is not None:
         frequency = rotary.scaling.frequencies(frequency, rotary.base)
         magnitude = rotary.scaling.magnitude
+    if rotary.proportional:  # Pairs of frequency 0 keep their values.
+        frequency = jnp.where(jnp.arange(dim // 2) < turned // 2, frequency, 0.0)
     angle = positions[:, None, :, None] * frequency
     # Without the barrier, XLA computes sine and cosine again for every head and half.
     return jax.lax.optimization_barrier((jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude))

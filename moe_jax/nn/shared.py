@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.init import weight
+from moe_jax.nn.norm import NormConfig, norm
 from moe_jax.precision import wide_einsum
 from moe_jax.ranges import Chance, Natural, Ranged, Share, Weight
 
@@ -29,6 +30,8 @@ class SharedConfig(Ranged):
             ``softmax`` weights both outputs by two learned coefficients (residual MoE,
             DeepSpeed-MoE 2201.05596, section 4.1.1); ``conditional`` weights the experts by one
             learned gate ``g`` and the network by ``1 - g`` (NLLB's conditional MoE routing).
+        norms: True gives the network a norm of its inputs of its own, which reads the tokens before
+            the norm of the layer, and normalises both outputs before they are combined (Gemma 4).
         gate_drop: Probability in training that the conditional gate of a token is 0 (NLLB's
             ``cmr_gate_drop``).
         gate_target: Target for the mean of the conditional gate over tokens (NLLB's
@@ -39,6 +42,7 @@ class SharedConfig(Ranged):
 
     hidden: Natural = 0
     mix: Literal["sum", "sigmoid", "softmax", "conditional"] = "sum"
+    norms: bool = False
     gate_drop: Chance = 0.0
     gate_target: Share = 1.0
     gate_weight: Weight = 0.0
@@ -54,17 +58,30 @@ class SharedConfig(Ranged):
 class Shared(nnx.Module):
     """The shared network, its gate, and the combination of its output with the experts' output."""
 
-    def __init__(self, config: SharedConfig, network: FeedForwardConfig, key: PRNGKeyArray):
-        """Initialises the network, and a gate ``(M, 1)`` or ``(M, 2)`` if ``config.mix`` has one.
+    def __init__(
+        self,
+        config: SharedConfig,
+        network: FeedForwardConfig,
+        key: PRNGKeyArray,
+        norms: NormConfig | None = None,
+    ):
+        """Initialises the network, its norms and a gate ``(M, 1)`` or ``(M, 2)``, if any.
 
         Args:
             config: Width of the network and combination of the outputs.
             network: Configuration of one expert, which the network shares except for its width.
             key: Random key.
+            norms: Configuration of the norms, which exist if ``config.norms`` is set; ``None`` for
+                the default.
         """
         network_key, gate_key = jax.random.split(key)
         network = dataclasses.replace(network, hidden=config.hidden)
         self.network = FeedForward(network, network_key)
+        if config.norms:
+            norms = norms or NormConfig()
+            self.norm = norm(norms, network.width)
+            self.output_norm = norm(norms, network.width)
+            self.routed_norm = norm(norms, network.width)
         outputs = {"sum": 0, "sigmoid": 1, "softmax": 2, "conditional": 1}[config.mix]
         if outputs:
             shape, axes = (network.width, outputs), ("embed", "router")
@@ -77,6 +94,7 @@ class Shared(nnx.Module):
         routed: Float[Array, "B L M"],
         valid: Bool[Array, "B L"],
         rng: PRNGKeyArray | None,
+        residual: Float[Array, "B L M"] | None = None,
     ) -> tuple[Float[Array, "B L M"], dict[str, Float[Array, ""]]]:
         """Combines the output of the network with the output of the experts.
 
@@ -85,11 +103,20 @@ class Shared(nnx.Module):
             routed: Output ``(B, L, M)`` of the experts.
             valid: Mask ``(B, L)``, False for padding.
             rng: Random key in training, or ``None``.
+            residual: Tokens ``(B, L, M)`` before the norm of the layer, for a network with norms;
+                ``None`` if the layer has no norm.
 
         Returns:
             The output ``(B, L, M)``, zero for padding, and the losses of the gate by name.
         """
-        done = jnp.where(valid[..., None], self.network(x), 0)
+        inputs = x
+        if self.config.norms:
+            inputs = self.norm(x if residual is None else residual)
+        done = self.network(inputs)
+        if self.config.norms:
+            done = self.output_norm(done)
+            routed = jnp.where(valid[..., None], self.routed_norm(routed), 0)
+        done = jnp.where(valid[..., None], done, 0)
         if self.config.mix == "sum":
             return routed + done, {}
         wide = x.astype(jnp.float32)

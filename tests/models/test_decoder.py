@@ -10,6 +10,7 @@ from flax import nnx
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
+from moe_jax.models.embedding import Embedding
 from moe_jax.nn.mode import EVAL, TRAIN, Mode
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import Rotary, T5Relative
@@ -358,6 +359,15 @@ def test_an_encoder_generates_nothing():
         make(ENCODER).empty_cache(1, 8)
     with pytest.raises(ConfigError, match=r"model\.lookahead=1"):
         dataclasses.replace(ENCODER, lookahead=1)
+
+
+def test_logits_have_a_bound():
+    keys = jax.random.split(jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (1, 3, 16))
+    plain = Embedding(BASE, VOCAB, *keys).logits(hidden)
+    bounded = Embedding(dataclasses.replace(BASE, logit_cap=0.5), VOCAB, *keys).logits(hidden)
+    np.testing.assert_allclose(bounded, 0.5 * np.tanh(plain / 0.5), atol=1e-5)
+    assert np.abs(bounded).max() > 0.4
 
 
 def test_factors_are_those_of_the_weights_behind_them():

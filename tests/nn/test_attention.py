@@ -104,6 +104,38 @@ def test_a_share_of_each_head_is_rotated(interleaved):
     np.testing.assert_allclose(half(x), x, atol=1e-6)
 
 
+def test_proportional_positions_turn_the_first_pairs_of_the_whole_head():
+    # Of the pairs (0, 4), (1, 5), (2, 6), (3, 7) of a head of 8 half are turned, the first ones, by
+    # the frequencies that all four would have: base^(-2i/8).
+    rotary = Rotary(base=100.0, share=0.5, proportional=True)
+    x = jax.random.normal(jax.random.key(0), (1, 1, 4, 8))
+    found = np.asarray(rotary_positions(x, jnp.arange(4)[None], rotary))[0, 0]
+    whole = np.stack([rotate(row, t, 100.0) for t, row in enumerate(np.asarray(x)[0, 0])])
+    np.testing.assert_allclose(found[:, [0, 1, 4, 5]], whole[:, [0, 1, 4, 5]], atol=1e-6)
+    np.testing.assert_array_equal(found[:, [2, 3, 6, 7]], np.asarray(x)[0, 0][:, [2, 3, 6, 7]])
+    all_pairs = rotary_positions(x, jnp.arange(4)[None], Rotary(100.0, proportional=True))
+    np.testing.assert_array_equal(
+        all_pairs, rotary_positions(x, jnp.arange(4)[None], Rotary(100.0))
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_keys_may_be_the_values_before_their_norm_and_rotation(bias):
+    details = Details(qk_norm="head", value_norm=True, keys_as_values=True, qkv_bias=bias)
+    layer = Attention(dataclasses.replace(GQA, details=details), jax.random.key(0))
+    assert not hasattr(layer, "value") and not hasattr(layer, "value_bias")
+    layer.key_norm[...] = jnp.arange(1.0, 5.0)
+    mapped = np.einsum("blm,mhd->bhld", X, layer.key[...])
+    if bias:
+        layer.key_bias[...] = jnp.arange(8.0).reshape(2, 4)
+        mapped = mapped + np.arange(8.0).reshape(2, 1, 4)
+    unit = mapped / np.sqrt((mapped**2).mean(-1, keepdims=True) + 1e-6)
+    kv = layer.project(X, POSITIONS)
+    np.testing.assert_allclose(kv["value"], unit, atol=1e-5)
+    keys = rotary_positions(jnp.asarray(unit * np.arange(1.0, 5.0)), POSITIONS, Rotary())
+    np.testing.assert_allclose(kv["key"], keys, atol=1e-5)
+
+
 def test_bounds_of_yarn_may_be_equal():
     # Of 8 pairs with base 10000, pair 8 log(300 / 2 pi) / log(10000) = 3.36 turns once in 300
     # positions: pair 3 keeps its wavelength, and that of pair 4 grows by the whole factor.

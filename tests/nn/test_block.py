@@ -55,6 +55,14 @@ def test_a_moe_block_routes_valid_tokens_and_reports():
     assert float(report.counts.valid) == 6.0
 
 
+def test_a_learned_number_multiplies_the_output_of_a_layer():
+    block = Block(dataclasses.replace(DENSE, output_scale=True), jax.random.key(0))
+    plain, _, _ = Block(DENSE, jax.random.key(0))(X, CONTEXT, mode=TRAIN, rng=None)
+    np.testing.assert_array_equal(block(X, CONTEXT, mode=TRAIN, rng=None)[0], plain)
+    block.output_scale[...] = jnp.array([3.0])
+    np.testing.assert_allclose(block(X, CONTEXT, mode=TRAIN, rng=None)[0], 3 * plain, rtol=1e-6)
+
+
 def test_dropout_needs_a_key():
     block = Block(dataclasses.replace(DENSE, dropout=0.5), jax.random.key(0))
     plain, _, _ = Block(DENSE, jax.random.key(0))(X, CONTEXT, mode=TRAIN, rng=None)

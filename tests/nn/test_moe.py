@@ -13,6 +13,7 @@ from moe_jax.nn.feed_forward import FeedForward, FeedForwardConfig
 from moe_jax.nn.mode import DECODE, EVAL, TRAIN, Mode
 from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared, SharedConfig
 from moe_jax.parallel import MeshConfig, make_mesh
@@ -295,6 +296,39 @@ def test_the_first_choice_of_a_later_token_may_take_the_slot_of_a_second_choice(
 
 
 # Randomness
+
+
+def test_the_router_may_read_the_tokens_before_the_norm():
+    config = MoEConfig(num_experts=3, group_size=8, router=routing.preset("switch"))
+    config = dataclasses.replace(config, router_input="residual")
+    moe, mode = make(config), Mode("full", record=True)
+    x, residual, valid = normal((1, 8, WIDTH)), normal((1, 8, WIDTH), 2), jnp.ones((1, 8), bool)
+    y, report = moe(x, valid, mode=mode, residual=residual)
+    scores = jax.nn.softmax(residual @ moe.router.kernel[...])
+    np.testing.assert_array_equal(report.experts.argmax(-1), scores.argmax(-1))
+    # The experts read the normalised tokens: outputs of all experts (E, T, M), and the chosen one.
+    outputs = moe.experts(jnp.broadcast_to(x[0], (3, 8, WIDTH)))
+    expected = outputs[scores[0].argmax(-1), jnp.arange(8)] * scores[0].max(-1)[:, None]
+    np.testing.assert_allclose(y[0], expected, atol=1e-5)
+    alone, _ = moe(x, valid, mode=mode)  # a layer without a norm: both are the same tokens
+    np.testing.assert_array_equal(alone, moe(x, valid, mode=mode, residual=x)[0])
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_a_shared_network_may_have_norms_of_its_own(kind):
+    norms = NormConfig(kind=kind, bias=kind == "layer")
+    shared = Shared(SharedConfig(HIDDEN, norms=True), EXPERT, jax.random.key(0), norms)
+    for i, each in enumerate((shared.norm, shared.output_norm, shared.routed_norm)):
+        each.scale[...] = jnp.arange(1.0, 5.0) + i
+        if kind == "layer":
+            each.bias[...] = jnp.ones(4)
+    x, residual, routed = (normal((2, 3, WIDTH), seed) for seed in range(3))
+    valid = jnp.array([[1, 1, 1], [1, 0, 0]]) > 0
+    y, losses = shared(x, jnp.where(valid[..., None], routed, 0), valid, None, residual)
+    expected = shared.output_norm(shared.network(shared.norm(residual)))
+    expected += shared.routed_norm(routed)
+    np.testing.assert_allclose(y[valid], expected[valid], atol=1e-6)
+    assert not y[~valid].any() and losses == {}
 
 
 def test_jitter_needs_a_key_stays_in_its_bounds_and_spares_the_experts():

@@ -45,6 +45,8 @@ def function_of(config: ModelConfig) -> dict[str, Any]:
         "embedding_factor": config.embedding_factor,
         "residual_factor": config.residual_factor,
         "logit_factor": config.logit_factor,
+        "logit_cap": config.logit_cap,
+        "layer_scale": config.layer_scale,
         **_stacks(config),
     }
     flat: dict[str, Any] = {}
