@@ -31,6 +31,7 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     common.define_step(values)
+    common.define_average(values)
     flags.DEFINE_string("input", None, "Folder to read.", required=True, flag_values=values)
     flags.DEFINE_string(
         "output", None, "Empty or new folder to write.", required=True, flag_values=values
@@ -81,7 +82,7 @@ def _convert(given: flags.FlagValues, source: Path, output: Path) -> None:
 
 def _opened(given: flags.FlagValues, source: Path) -> Imported:
     if folders.kind_of(source) == "run":
-        return open_trained(source, given.family or "", given.step)
+        return open_trained(source, given.family or "", given.step, average=given.average)
     return native.load(source)
 
 
@@ -90,7 +91,7 @@ def _check_input(given: flags.FlagValues, source: Path) -> None:
 
     Raises:
         ConfigError: If the folder is missing, empty or of another kind, or if ``--family`` is set
-            with ``--from=hf`` or ``--step`` without a run.
+            with ``--from=hf``, or ``--step`` or ``--noaverage`` without a run.
     """
     if not source.is_dir():
         raise ConfigError(f"--input={source} is not a folder")
@@ -106,6 +107,10 @@ def _check_input(given: flags.FlagValues, source: Path) -> None:
         raise ConfigError("--family has an effect only with --from=moe_jax: leave it out")
     if given.step is not None and kind != "run":
         raise ConfigError(f"--step selects a checkpoint of a run, and {source} is {_NAMES[kind]}")
+    if not given.average and kind != "run":
+        raise ConfigError(
+            f"--noaverage selects parameters of a run, and {source} is {_NAMES[kind]}"
+        )
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def define(values: flags.FlagValues) -> None:
         "field", "text", "Field of a line of a .jsonl file with the text.", flag_values=values
     )
     common.define_step(values)
+    common.define_average(values)
     flags.DEFINE_integer(
         "window",
         0,
@@ -60,7 +61,7 @@ def main(given: flags.FlagValues) -> None:
     for _ in read_documents(Path(given.file), given.field):
         pass  # A wrong line is found before the weights are loaded.
     found = scores(
-        open_model(given.model, given.step),
+        open_model(given.model, given.step, average=given.average),
         read_documents(Path(given.file), given.field),
         window=given.window,
         overlap=given.overlap,

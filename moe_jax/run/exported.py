@@ -12,6 +12,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import description, families_of
+from moe_jax.models import ModelConfig
 from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
@@ -21,7 +22,9 @@ from moe_jax.run.restored import fitting
 from moe_jax.training.checkpoint import latest_step
 
 
-def open_trained(folder: Path | str, family: str = "", step: Step = None) -> Imported:
+def open_trained(
+    folder: Path | str, family: str = "", step: Step = None, *, average: bool = True
+) -> Imported:
     """Returns the model of a checkpoint of a run, finished or not.
 
     Args:
@@ -29,6 +32,7 @@ def open_trained(folder: Path | str, family: str = "", step: Step = None) -> Imp
         family: ``model_type`` to export to; "" for the family of the released model that the run,
             or an earlier run of its chain, started from.
         step: Step of the checkpoint, or ``best``; ``None`` for the newest intact one.
+        average: False returns the trained parameters of a run that keeps an average of them.
 
     Raises:
         ConfigError: If the folder holds no run or no checkpoint yet, or if the family is unknown or
@@ -39,14 +43,34 @@ def open_trained(folder: Path | str, family: str = "", step: Step = None) -> Imp
     experiment = workdir.load(folder)
     if latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
-    tokenizer, known = data.load_tokenizer(folder), remembered(folder)
-    name = family or known.get("family") or _only_family(experiment.model, folder)
-    original = _original(tokenizer, known.get("original") or {}, folder)
-    description(FAMILIES[name], experiment.model, tokenizer.vocab_size, "float32", original)
+    tokenizer = data.load_tokenizer(folder)
+    name, original = target(folder, experiment.model, tokenizer, family)
     run = FinishedRun("--input", folder, experiment, tokenizer)
-    graph, state = run.weights(make_mesh(fitting(experiment.mesh)), step_of(folder, step))
+    mesh = make_mesh(fitting(experiment.mesh))
+    graph, state = run.weights(mesh, step_of(folder, step), average=average)
     model = nnx.merge(graph, state.params, state.router_state)
     return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
+
+
+def target(
+    folder: Path, model: ModelConfig, tokenizer: data.Tokenizer, family: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """Returns the family that a run is exported to, and the ``config.json`` that it starts from.
+
+    Args:
+        folder: Workdir of the run.
+        model: Configuration of the model.
+        tokenizer: Tokenizer of the run.
+        family: ``model_type`` to export to; "" for the one that the run started from.
+
+    Raises:
+        ConfigError: If the family is unknown or cannot express the model.
+    """
+    known = remembered(folder)
+    name = family or known.get("family") or _only_family(model, folder)
+    original = _original(tokenizer, known.get("original") or {}, folder)
+    description(FAMILIES[name], model, tokenizer.vocab_size, "float32", original)
+    return name, original
 
 
 def tokenizer_texts(folder: Path | str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface
 from moe_jax.nn.mode import DECODE
 from moe_jax.run.api import OpenRun
-from moe_jax.run.exported import open_trained, tokenizer_texts
+from moe_jax.run.exported import target, tokenizer_texts
 from moe_jax.run.sampling import answer, texts
 
 Array = jax.Array
@@ -201,7 +201,7 @@ def save_hf(
     """Writes a folder that Hugging Face ``transformers`` loads.
 
     Args:
-        source: Loaded model, or run; the newest checkpoint of a run is written.
+        source: Loaded model, or run, which is written with the parameters that it was opened with.
         folder: Empty or new folder to write.
         family: ``model_type`` to write; by default the family of the released model that ``source``
             started from.
@@ -216,13 +216,16 @@ def save_hf(
         >>> mj.load_hf("tiny-copy").model.config == mj.load_hf("tiny-mixtral").model.config
         True
     """
-    origin = source.workdir if isinstance(source, OpenRun) else source.folder
-    found = open_trained(origin, family, source.step) if isinstance(source, OpenRun) else source
+    if isinstance(source, OpenRun):
+        origin = source.workdir
+        name, original = target(origin, source.config.model, source.session.tokenizer, family)
+    else:
+        origin, name, original = source.folder, family or source.family, source.original
     huggingface.save(
-        found.model,
+        source.model,
         folder,
-        family or found.family,
-        original=found.original,
+        name,
+        original=original,
         companions=folders.companions_of(origin),
         texts=tokenizer_texts(origin),
         dtype=dtype,

@@ -63,24 +63,25 @@ class FinishedRun:
         size = self.tokenizer.vocab_size
         return Recipe(experiment.model, size, optimizer, training.seed, mesh).abstract()
 
-    def weights(self, mesh: Mesh, step: int | None = None) -> tuple[nnx.GraphDef, TrainState]:
+    def weights(
+        self, mesh: Mesh, step: int | None = None, *, average: bool = True
+    ) -> tuple[nnx.GraphDef, TrainState]:
         """Returns the model, and the state with loaded parameters and router state.
 
-        The parameters are the averaged ones if the run keeps an average. The optimizer is not
-        loaded.
+        The optimizer is not loaded.
 
         Args:
             mesh: Mesh of devices.
             step: Step of the checkpoint; ``None`` for the newest intact one.
+            average: True loads the averaged parameters of a run that keeps an average of them.
 
         Raises:
             CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
         """
         graph, abstract = self.abstract(mesh)
         leaves = named_leaves(abstract)
-        stored = {
-            name: of for name, of in averaged_names(leaves).items() if name.startswith(WEIGHTS)
-        }
+        read = averaged_names(leaves) if average else {name: name for name in leaves}
+        stored = {name: of for name, of in read.items() if name.startswith(WEIGHTS)}
         wanted = {of: leaves[name] for name, of in stored.items()}
         with Checkpoints(self.folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
             found = checkpoints.restore(wanted, partial=True, step=step)

@@ -24,6 +24,7 @@ from moe_jax.models import Decoder, DecoderConfig, Model, ModelConfig
 from moe_jax.nn.mode import DECODE
 from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
+from moe_jax.run.best import Step, step_of
 from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.restored import fitting
 from moe_jax.training.checkpoint import latest_step
@@ -91,12 +92,13 @@ class _Window:
     scored: int
 
 
-def open_model(folder: str | Path, step: int | None = None) -> ScoringModel:
+def open_model(folder: str | Path, step: Step = None, *, average: bool = True) -> ScoringModel:
     """Opens a run, a converted model or a model of ``transformers`` to score texts.
 
     Args:
         folder: Folder of the model.
-        step: Step of the checkpoint of a run; ``None`` for the newest intact one.
+        step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
+        average: False opens the trained parameters of a run that keeps an average of them.
 
     Raises:
         ConfigError: If the folder holds no model or no tokenizer, or if the model reads later
@@ -111,9 +113,11 @@ def open_model(folder: str | Path, step: int | None = None) -> ScoringModel:
             "the --workdir of a run, or a folder with config.json and safetensors files"
         )
     if kind == "run":
-        return _run(folder, step)
+        return _run(folder, step, average)
     if step is not None:
         raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
+    if not average:
+        raise ConfigError(f"--noaverage selects parameters of a run, and {folder} is no run")
     name = folders.tokenizer_of(folder)
     if not name:
         raise ConfigError(f"{folder} has no tokenizer: copy its tokenizer.json into the folder")
@@ -225,7 +229,7 @@ def _in_parts(array: Array, *, pad: int, size: int) -> Array:
     return jnp.moveaxis(parts, 1, 0)
 
 
-def _run(folder: Path, step: int | None) -> ScoringModel:
+def _run(folder: Path, step: Step, average: bool) -> ScoringModel:
     experiment = workdir.load(folder)
     if latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
@@ -233,7 +237,7 @@ def _run(folder: Path, step: int | None) -> ScoringModel:
     tokenizer = data.load_tokenizer(folder)
     mesh = make_mesh(fitting(experiment.mesh))
     run = FinishedRun("--model", folder, experiment, tokenizer)
-    graph, state = run.weights(mesh, step)
+    graph, state = run.weights(mesh, step_of(folder, step), average=average)
     model = nnx.merge(graph, state.params, state.router_state)
     return ScoringModel(_decoder(model), tokenizer, experiment.data.seq_length, mesh)
 
