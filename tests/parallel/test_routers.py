@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_jax import routing
 from moe_jax.nn.feed_forward import FeedForwardConfig
@@ -12,6 +13,7 @@ from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.training.state import split_model
 from tests.matrix import sample
 
 WIDTH, E, GROUPS, S = 6, 8, 8, 16
@@ -32,11 +34,16 @@ ROUTERS = {
     "hierarchical": {"k_groups": 2, "k": 1},
     "moe_plus_plus": {"capacity_factor": 0.75},
     "quantile_balancing": {"k": 2},
+    "remoe": {"k": 2, "l1_weight": 0.1, "growth": 1.5},
+    "expert_threshold": {"k": 2, "decay": 0.5},
 }
 
 
 def measured(config, mesh):
-    """Output, report and gradients of one layer in training."""
+    """Gradients, output, report and the router's next state in two steps of training.
+
+    Only the state of the router changes between the steps; it is zeros before the first one.
+    """
     x = jax.random.normal(jax.random.key(1), (GROUPS, S, WIDTH))
     valid = jnp.arange(GROUPS * S).reshape(GROUPS, S) % 7 > 0
     ids = jax.random.randint(jax.random.key(2), (GROUPS, S), 0, 64)
@@ -46,15 +53,26 @@ def measured(config, mesh):
         return jnp.sin(y).sum() + aux.loss, (y, aux)
 
     def whole():
-        layer = ConfiguredMoE(config, EXPERT, jax.random.key(0))
-        return jax.grad(objective, (0, 1), has_aux=True, allow_int=True)(layer, x)
+        graph, params, state = split_model(ConfiguredMoE(config, EXPERT, jax.random.key(0)))
+
+        def step(state, _):
+            found = jax.grad(objective, (0, 1), has_aux=True, allow_int=True)(
+                nnx.merge(graph, params, state), x
+            )
+            # A merged module shares its variables with the state; the copy keeps the old state.
+            layer = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, state))
+            layer.router.update(found[1][1].counts)
+            after = split_model(layer)[2]
+            return after, (found, after)
+
+        return jax.lax.scan(step, state, length=2)[1]
 
     with jax.set_mesh(mesh):
         return jax.jit(whole)()
 
 
 @pytest.mark.parametrize("name", sample(list(ROUTERS), 2))
-def test_values_and_gradients_on_four_by_two_devices_are_those_of_one(name):
+def test_values_gradients_and_next_state_on_four_by_two_devices_are_those_of_one(name):
     router = routing.preset(name, **ROUTERS[name])
     transport = "gather" if router.select.slot_table else "einsum"
     config = MoEConfig(
@@ -67,6 +85,8 @@ def test_values_and_gradients_on_four_by_two_devices_are_those_of_one(name):
     )
     single = measured(config, make_mesh(MeshConfig(1), jax.devices()[:1]))
     sharded = measured(config, make_mesh(MeshConfig(2, 4)))
+    for state in jax.tree.leaves(single[1]):
+        assert np.any(state[0]) and np.any(state[1] != state[0]), "each step moves the state"
     paths = jax.tree_util.tree_leaves_with_path(single)
     for (path, wanted), got in zip(paths, jax.tree.leaves(sharded), strict=True):
         wanted = np.asarray(wanted)

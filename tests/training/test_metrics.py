@@ -21,6 +21,7 @@ from moe_jax.training.metrics import (
     read_metrics,
     train_record,
 )
+from moe_jax.training.noise import GradientNoise
 from moe_jax.training.step import LayerReport, Losses, StepReport
 
 
@@ -225,6 +226,17 @@ def test_a_training_line_by_hand():
         "tokens_per_second": 9.0,
     }
     assert line == plain
+    noise = GradientNoise(np.float32(0.25), np.float32(8), np.int32(64))
+    line = train_record(
+        7, dataclasses.replace(report, noise=noise), [3], learning_rate=0.1, tokens_per_second=9.0
+    )
+    # TensorBoard has the same numbers under the names of their places.
+    found = {name: one for name, one in flatten(line).items() if name.startswith("gradient_noise")}
+    assert found == {
+        "gradient_noise/squared_gradient": 0.25,
+        "gradient_noise/trace": 8.0,
+        "gradient_noise/tokens": 64.0,
+    }
     rates = {"learning_rate": 0.1, "tokens_per_second": 9.0, "flops_per_token": 100.0}
     line = train_record(7, report, [3], **rates)
     line.pop("layers")
