@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
@@ -33,6 +34,11 @@ class Inputs:
     token_ids: Int[Array, " S"] | None = None
     rng: PRNGKeyArray | None = None
     state: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tokens(self) -> Float[Array, ""]:
+        """Number of valid tokens, a float32 as every observed sum."""
+        return self.valid.sum().astype(jnp.float32)
 
     def needs_token_ids(self, who: str) -> Int[Array, " S"]:
         """Returns the token ids.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.routing.select.histogram import counts_above, quantile, widening_edges
+from moe_jax.routing.select.histogram import counts_above, cut, quantile, widening_edges
 
 EDGES = np.array([-1.0, 0.0, 1.0, 3.0], np.float32)
 
@@ -34,6 +34,14 @@ def test_a_quantile_beyond_the_edges_is_the_edge():
 def test_layers_have_quantiles_of_their_own():
     above = jnp.array([[[8.0, 6.0, 2.0, 0.0]], [[8.0, 8.0, 8.0, 0.0]]])
     np.testing.assert_allclose(quantile(above, jnp.array([[4.0], [4.0]]), EDGES), [[0.5], [2.0]])
+
+
+def test_a_step_without_tokens_cuts_at_zero():
+    # Of two layers, the second has seen no token.
+    above = jnp.array([[[8.0, 6.0, 2.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
+    tokens = jnp.array([8.0, 0.0])
+    found = cut(above, jnp.array([[4.0], [0.0]]), tokens, EDGES)
+    np.testing.assert_allclose(found, [[0.5], [0.0]])
 
 
 def test_edges_are_dense_around_zero_and_reach_four():

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from moe_jax.ranges import Chance, Natural, NonNegative, Offset, PositiveShare
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
-from moe_jax.routing.select.histogram import Edges, counts_above, quantile, widening_edges
+from moe_jax.routing.select.histogram import Edges, counts_above, cut, widening_edges
 from moe_jax.routing.select.rank import Rank
 
 
@@ -177,11 +177,11 @@ class QuantileBias(Biased, Rank):
         """Returns ``margins (E, B)``, the tokens above each edge, and their number ``tokens``."""
         biased = self(scored, inputs)
         num_experts = biased.shape[1]
-        cut = jax.lax.top_k(biased, min(k + 1, num_experts))[0][:, -1:]
+        last = jax.lax.top_k(biased, min(k + 1, num_experts))[0][:, -1:]
         # The distance of the margin to minus the current bias.
-        distance = biased - cut
+        distance = biased - last
         above = counts_above(distance, inputs.valid, widening_edges(self.edges))
-        return {"margins": above, "tokens": inputs.valid.sum().astype(jnp.float32)}
+        return {"margins": above, "tokens": inputs.tokens}
 
     def next_state(
         self,
@@ -191,6 +191,6 @@ class QuantileBias(Biased, Rank):
     ) -> dict[str, Array]:
         """Returns the state with the bias after a step."""
         share = demand.mean(-1, keepdims=True)
-        distance = quantile(observed["margins"], share, widening_edges(self.edges))
-        moved = jnp.where(observed["tokens"][..., None] > 0, distance, 0)
-        return state | {"bias": state["bias"] - (1 - self.decay) * moved}
+        edges = widening_edges(self.edges)
+        distance = cut(observed["margins"], share, observed["tokens"], edges)
+        return state | {"bias": state["bias"] - (1 - self.decay) * distance}

@@ -32,6 +32,19 @@ def counts_above(
     return above.sum(0).astype(jnp.float32)
 
 
+def cut(
+    above: Float[Array, "*layers E B"],
+    number: Float[Array, "*layers #E"],
+    tokens: Float[Array, "*layers"],
+    edges: Float[np.ndarray, " B"],
+) -> Float[Array, "*layers E"]:
+    """Returns the value ``(..., E)`` that ``number`` tokens of a step exceed; see ``quantile``.
+
+    A step without tokens has the value 0, so that it moves no state.
+    """
+    return jnp.where(tokens[..., None] > 0, quantile(above, number, edges), 0)
+
+
 def quantile(
     above: Float[Array, "*layers E B"],
     number: Float[Array, "*layers #E"],

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -15,18 +14,13 @@ from moe_jax.ranges import Chance, Positive
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
 from moe_jax.routing.select.base import Select, Selection, TokenChoice, at, best, gates
-from moe_jax.routing.select.histogram import Edges, counts_above, quantile, widening_edges
+from moe_jax.routing.select.histogram import Edges, counts_above, cut, widening_edges
 
 
-@dataclasses.dataclass(frozen=True)
-class Active(Select):
-    """Every token chooses all experts with a positive score (ReMoE, 2412.14711).
+class AnyNumber:
+    """The selection of any number of experts per token, whose mean should be ``k``."""
 
-    Attributes:
-        k: Mean number of experts per token that a loss such as ``SparsityLoss`` aims at.
-    """
-
-    k: Positive = 2
+    k: int
 
     def choices(self, num_experts: int) -> int:
         """Returns ``K``, here ``E``."""
@@ -39,7 +33,19 @@ class Active(Select):
 
     def check(self, num_experts: int) -> None:
         """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
-        _check_k(self.k, num_experts)
+        if self.k > num_experts:
+            raise ConfigError(f"k={self.k} experts per token, but there are {num_experts} experts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Active(AnyNumber, Select):
+    """Every token chooses all experts with a positive score (ReMoE, 2412.14711).
+
+    Attributes:
+        k: Mean number of experts per token that a loss such as ``SparsityLoss`` aims at.
+    """
+
+    k: Positive = 2
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Returns the choices of one group."""
@@ -47,7 +53,7 @@ class Active(Select):
 
 
 @dataclasses.dataclass(frozen=True)
-class Threshold(Select):
+class Threshold(AnyNumber, Select):
     """Every token chooses all experts whose logit exceeds the expert's threshold (2603.11535).
 
     Expert threshold routing keeps for each expert an average over steps of the value at which the
@@ -65,19 +71,6 @@ class Threshold(Select):
     decay: Chance = 0.99
     edges: Edges = 128
 
-    def choices(self, num_experts: int) -> int:
-        """Returns ``K``, here ``E``."""
-        return num_experts
-
-    def expected_choices(self, num_experts: int) -> float:
-        """Returns the mean number of choices per token, ``k``."""
-        del num_experts
-        return float(self.k)
-
-    def check(self, num_experts: int) -> None:
-        """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
-        _check_k(self.k, num_experts)
-
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shape of ``threshold (E,)``."""
         return {"threshold": (num_experts,)}
@@ -86,7 +79,7 @@ class Threshold(Select):
         """Returns ``logits_above (E, B)``, the tokens above each edge, and their number."""
         del selection
         counts = counts_above(self._margin(scored, inputs), inputs.valid, self._table)
-        return {"logits_above": counts, "tokens": inputs.valid.sum().astype(jnp.float32)}
+        return {"logits_above": counts, "tokens": inputs.tokens}
 
     def next_state(
         self,
@@ -95,11 +88,10 @@ class Threshold(Select):
         observed: Mapping[str, Array] = NOTHING,
     ) -> dict[str, Array]:
         """Returns the state with the thresholds after a step."""
-        tokens = observed["tokens"][..., None]
-        share = self.k * tokens / demand.shape[-1]
-        cut = quantile(observed["logits_above"], share, self._table)
-        moved = jnp.where(tokens > 0, (1 - self.decay) * cut, 0)
-        return state | {"threshold": state["threshold"] + moved}
+        tokens = observed["tokens"]
+        share = self.k * tokens[..., None] / demand.shape[-1]
+        distance = cut(observed["logits_above"], share, tokens, self._table)
+        return state | {"threshold": state["threshold"] + (1 - self.decay) * distance}
 
     def __call__(self, scored: Scored, inputs: Inputs) -> TokenChoice:
         """Returns the choices of one group."""
@@ -120,8 +112,3 @@ def above(scored: Scored, margin: Float[Array, "S E"], inputs: Inputs) -> TokenC
     gate, log_gate = gates(scored, expert, normalize=False)
     wanted = inputs.valid[:, None] & (at(margin, expert) > 0)
     return TokenChoice(expert, gate, wanted, wanted, log_gate)
-
-
-def _check_k(k: int, num_experts: int) -> None:
-    if k > num_experts:
-        raise ConfigError(f"k={k} experts per token, but there are {num_experts} experts")
