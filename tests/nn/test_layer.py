@@ -175,9 +175,9 @@ def test_the_report_passes_the_logits_to_the_next_layer():
         for seed in (0, 1)
     )
     x = jax.random.normal(jax.random.key(2), (1, 5, 4))
-    _, report = first(x)
+    report = jax.jit(lambda layer: layer(x)[1])(first)
     np.testing.assert_allclose(report.carried, x @ first.mixture.router.kernel[...], rtol=1e-5)
-    _, after = second(x, carried=report.carried)
+    after = jax.jit(lambda layer: layer(x, carried=report.carried)[1])(second)
     router = second.mixture.router
     logits = x @ router.kernel[...] + report.carried @ router.residual[...]
     np.testing.assert_allclose(after.carried, logits, rtol=1e-5, atol=1e-6)

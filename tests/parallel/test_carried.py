@@ -47,7 +47,7 @@ def step(decoder, tokens, segments):
 MESHES = [(2, 4, 1), (2, 2, 2), (1, 2, 2, 2)]
 
 
-@pytest.mark.parametrize(("name", "sizes"), covering(list(ROUTERS), MESHES))
+@pytest.mark.parametrize(("name", "sizes"), covering(list(ROUTERS), MESHES, 9))
 def test_a_decoder_is_the_same_on_every_mesh(name: str, sizes):
     decoder = model(name)
     same(on_mesh(step, sizes, decoder, TOKENS, SEGMENTS), jax.jit(step)(decoder, TOKENS, SEGMENTS))
