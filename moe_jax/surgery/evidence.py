@@ -1,0 +1,286 @@
+"""Measures what each expert does on a stream of batches: load, gates, outputs, loss without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from moe_jax import models, routing
+from moe_jax.errors import ConfigError
+from moe_jax.nn.groups import into_groups, tokens_into_groups
+from moe_jax.nn.mode import DECODE, Mode
+from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+from moe_jax.surgery.mixture import (
+    LayerName,
+    MixtureLayer,
+    feed_forward_layers,
+    mixtures,
+    with_mixtures,
+)
+from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.loss import score_tokens
+from moe_jax.training.step import predicted_tokens
+
+Batch = Mapping[str, Any]
+_GATE, _OUTPUT, _LOGITS = "surgery_gate", "surgery_output", "surgery_logits"
+_NEVER = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What the experts of a layer do on a stream, with a slot for every choice.
+
+    Attributes:
+        load: Number ``(E,)`` of tokens that each expert processes.
+        gate: Sum ``(E,)`` of the gates of these tokens.
+        output: Sum ``(E,)`` over these tokens of the gate times the norm of the expert's output.
+        logits: Sums ``(E, E)`` over all tokens of products of the logits of two experts.
+    """
+
+    load: Float[np.ndarray, " E"]
+    gate: Float[np.ndarray, " E"]
+    output: Float[np.ndarray, " E"]
+    logits: Float[np.ndarray, "E E"]
+
+    def score(self, by: str) -> Float[np.ndarray, " E"]:
+        """Returns the score ``(E,)`` of each expert; the expert of lowest score matters least.
+
+        Args:
+            by: ``load``, the share of the choices; ``gate``, the share of the sum of all gates;
+                ``output``, the mean of gate times norm of the output over the tokens of an expert
+                (REAP, 2510.13999, equation 9).
+        """
+        if by == "output":
+            return self.output / np.maximum(self.load, 1)
+        values = {"load": self.load, "gate": self.gate}[by]
+        return values / max(values.sum(), np.finfo(np.float64).tiny)
+
+
+class _Observing(ConfiguredMoE):
+    """An MoE layer whose report also has the gates, output norms and logits of its experts."""
+
+    def __call__(
+        self,
+        x: Array,
+        valid: Array,
+        *,
+        mode: Mode,
+        rng: Array | None = None,
+        token_ids: Array | None = None,
+        record: Array | None = None,
+    ) -> tuple[Array, MoEAux]:
+        y, report = super().__call__(
+            x, valid, mode=mode, rng=rng, token_ids=token_ids, record=record
+        )
+        tokens = tokens_into_groups(x, self.config.group_size)
+        held = into_groups(valid, self.config.group_size, False)
+        logits = self.router.logits(tokens)
+        plan = routing.route(
+            self.router.router,
+            logits,
+            capacity=tokens.shape[1],
+            valid=held,
+            token_ids=None if token_ids is None else into_groups(token_ids, self.config.group_size),
+            state={name: value[...] for name, value in self.router.state.items()},
+        )
+        observed = self._observed(plan, tokens, logits, held)
+        counts = dataclasses.replace(report.counts, observed=report.counts.observed | observed)
+        return y, dataclasses.replace(report, counts=counts)
+
+    def _observed(
+        self, plan: routing.Plan, tokens: Array, logits: Array, held: Array
+    ) -> dict[str, Array]:
+        slots = plan.slots
+        assert isinstance(slots, routing.Slots)  # ``check_measurable`` refuses soft slots.
+        rows = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="fill", fill_value=0))
+        inputs = rows(tokens, slots.token)
+        experts = inputs.shape[1]
+        outputs = self.experts(jnp.moveaxis(inputs, 1, 0).reshape(experts, -1, inputs.shape[-1]))
+        norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)
+        weight = jnp.moveaxis(slots.weight, 1, 0).reshape(experts, -1)
+        first = logits[..., 0] if self.router.router.planes > 1 else logits
+        first = jnp.where(held[..., None], first[..., :experts], 0)
+        return {
+            _GATE: weight.sum(-1),
+            _OUTPUT: (weight * norms).sum(-1),
+            _LOGITS: jnp.einsum("gse,gsf->ef", first, first),
+        }
+
+
+def check_measurable(weights: LayerWeights) -> None:
+    """Rejects models whose experts take mixtures of tokens, so that no token belongs to one.
+
+    Raises:
+        ConfigError: If a layer has soft slots.
+    """
+    for layer in feed_forward_layers(weights):
+        if isinstance(layer.moe.router.select, routing.SoftSlots):
+            raise ConfigError(
+                f"the experts of layer {layer.name} take mixtures of all tokens (SoftSlots): no "
+                "token is an expert's own, so its use cannot be measured"
+            )
+
+
+def use_of(weights: LayerWeights, batches: Iterable[Batch]) -> dict[LayerName, Use]:
+    """Returns what the experts of each layer do on a stream.
+
+    Args:
+        weights: The model.
+        batches: Batches of ``moe_jax.data``.
+
+    Raises:
+        ConfigError: See ``check_measurable``, and if there is no batch.
+    """
+    check_measurable(weights)
+    model = weights.module()
+    for _, module in nnx.iter_modules(model):
+        if type(module) is ConfiguredMoE:
+            module.__class__ = _Observing
+    graph, state = nnx.split(model)
+    names = [layer.name for layer in weights.model.sparse_layers() if not layer.in_attention]
+    found: list[Use] | None = None
+    for batch in batches:
+        new = [Use(*map(_wide, one)) for one in _sums(graph, state, batch)]
+        found = new if found is None else [_added(*pair) for pair in zip(found, new, strict=True)]
+    if found is None:
+        raise ConfigError("the stream has no batch: give a longer text")
+    return dict(zip(names, found, strict=True))
+
+
+def _wide(array: Array) -> np.ndarray:
+    return np.asarray(array, np.float64)
+
+
+def _added(one: Use, other: Use) -> Use:
+    return Use(*(getattr(one, f.name) + getattr(other, f.name) for f in dataclasses.fields(Use)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> list[tuple[Array, ...]]:
+    model = nnx.merge(graph, state)
+    reports = model.read(batch, mode=Mode("full")).reports
+    return [
+        (report.counts.load, *(report.counts.observed[n] for n in (_GATE, _OUTPUT, _LOGITS)))
+        for report in reports
+        if _GATE in report.counts.observed
+    ]
+
+
+def loss_of(weights: LayerWeights, batches: Iterable[Batch]) -> float:
+    """Returns the mean negative log-likelihood of a stream's tokens, in nats; none is dropped."""
+    graph, state = nnx.split(weights.module())
+    sums = [np.float64(jax.device_get(_nll(graph, state, batch))) for batch in batches]
+    if not sums:
+        raise ConfigError("the stream has no batch: give a longer text")
+    nll, tokens = np.sum(sums, axis=0)
+    return float(nll / max(tokens, 1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _nll(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> Array:
+    model: models.Model = nnx.merge(graph, state)
+    hidden = model.read(batch, mode=DECODE).hidden
+    scored = score_tokens(model.embedding, hidden, batch["targets"], chunk=0)
+    valid = predicted_tokens(batch)
+    return jnp.stack([(scored.nll * valid).sum(), valid.sum().astype(jnp.float32)])
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut:
+    """Removes experts one by one, each time the one without which the loss is lowest.
+
+    An expert is left out by a bias of its logit, so that all models have one shape and are compiled
+    once.
+
+    Attributes:
+        weights: The model.
+        batches: Batches of the stream, which is read once per candidate.
+    """
+
+    weights: LayerWeights
+    batches: tuple[Batch, ...]
+
+    def without(self, removed: Mapping[LayerName, frozenset[int]]) -> float:
+        """Returns the loss of the model without some experts."""
+        changed = {
+            name: _silenced(mixture, removed.get(name, frozenset()))
+            for name, mixture in mixtures(self.weights).items()
+        }
+        return loss_of(with_mixtures(self.weights, changed), self.batches)
+
+    def greedy(
+        self, experts: int, least: Mapping[LayerName, int], *, across: bool = False
+    ) -> dict[LayerName, list[int]]:
+        """Returns the experts that stay.
+
+        Args:
+            experts: Number of experts that a layer keeps; the mean over layers if ``across``.
+            least: Number of experts that each layer keeps in any case.
+            across: True removes the next expert of any layer; False reduces each layer in turn.
+        """
+        sizes = {name: m.num_experts for name, m in mixtures(self.weights).items()}
+        removed: dict[LayerName, frozenset[int]] = {name: frozenset() for name in sizes}
+        goal = experts * len(sizes)
+        pools = [list(sizes)] if across else [[name] for name in sizes]
+        for pool in pools:
+            floor = {name: least[name] if across else experts for name in pool}
+            while _left(sizes, removed, pool) > (goal if across else experts):
+                removed = self._step(sizes, removed, floor)
+        return {n: [e for e in range(size) if e not in removed[n]] for n, size in sizes.items()}
+
+    def _step(
+        self,
+        sizes: Mapping[LayerName, int],
+        removed: Mapping[LayerName, frozenset[int]],
+        floor: Mapping[LayerName, int],
+    ) -> dict[LayerName, frozenset[int]]:
+        """Returns ``removed`` with the expert whose removal costs least."""
+        candidates = [
+            {**removed, name: removed[name] | {expert}}
+            for name, fewest in floor.items()
+            for expert in range(sizes[name])
+            if expert not in removed[name] and sizes[name] - len(removed[name]) > fewest
+        ]
+        if not candidates:
+            raise ConfigError("the routers need all remaining experts: keep more")
+        return min(candidates, key=self.without)
+
+
+def _left(
+    sizes: Mapping[LayerName, int],
+    removed: Mapping[LayerName, frozenset[int]],
+    pool: Iterable[LayerName],
+) -> int:
+    return sum(sizes[name] - len(removed[name]) for name in pool)
+
+
+def _silenced(mixture: MixtureLayer, removed: frozenset[int]) -> MixtureLayer:
+    """Returns the layer with logits that let no token choose the removed experts.
+
+    Raises:
+        ConfigError: If the router's head is not linear.
+    """
+    router = mixture.moe.router
+    if not isinstance(router.head, routing.Linear) or router.planes > 1:
+        raise ConfigError(
+            f"the head {type(router.head).__name__} has no bias by which an expert can be left "
+            "out: use another score than the loss"
+        )
+    index = np.asarray(sorted(removed), np.int32)
+    scored = mixture.num_experts + router.free.count
+    bias = jnp.asarray(mixture.router.get("bias", np.zeros(scored, np.float32)))
+    arrays = {**mixture.router, "bias": bias.at[index].set(_NEVER)}
+    state = dict(mixture.state)
+    if "bias" in state:
+        state["bias"] = jnp.asarray(state["bias"]).at[index].set(_NEVER)
+    head = dataclasses.replace(router.head, bias=True)
+    silent = mixture.with_settings(router=dataclasses.replace(router, head=head))
+    return dataclasses.replace(silent, router=arrays, state=state)

@@ -1,0 +1,100 @@
+"""Merges experts by weighted means of aligned hidden units (M-SMoE, Li et al. 2024, 2310.01334)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from moe_jax.surgery.mixture import UNITS, MixtureLayer
+
+
+def groups_of(
+    usage: Float[np.ndarray, " E"], similarity: Float[np.ndarray, "E E"], experts: int
+) -> Int[np.ndarray, " E"]:
+    """Returns the group ``(E,)`` of each expert; groups are numbered by the index of their head.
+
+    The ``experts`` most used experts are heads of groups. Every other expert joins the head to
+    which it is most similar.
+
+    Args:
+        usage: Number of tokens of each expert.
+        similarity: Similarity of each pair of experts, such as the cosine of their logits.
+        experts: Number of groups.
+    """
+    heads = np.sort(np.argsort(-usage, kind="stable")[:experts])
+    group = np.argmax(similarity[:, heads], axis=1)
+    group[heads] = np.arange(experts)
+    return group
+
+
+def merge(
+    mixture: MixtureLayer, group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]
+) -> MixtureLayer:
+    """Returns the layer with one expert for each group.
+
+    The most used expert of a group is its head. The hidden units of the others are permuted to
+    those of the head, and the parameters are means weighted by usage. The router keeps the logit of
+    the head, so that it sends the tokens of the group to the merged expert by this logit.
+
+    Args:
+        mixture: The layer.
+        group: Group of each expert, from 0.
+        usage: Number of tokens of each expert; a group without tokens has equal weights.
+
+    Raises:
+        ConfigError: If the router cannot work with so few experts.
+    """
+    heads, merged = [], []
+    for number in range(int(group.max()) + 1):
+        members = np.flatnonzero(group == number)
+        members = members[np.argsort(-usage[members], kind="stable")]
+        heads.append(int(members[0]))
+        merged.append(_mean(mixture.experts, members, usage[members]))
+    taken = mixture.take(heads)
+    experts = {name: jnp.stack([one[name] for one in merged]) for name in mixture.experts}
+    return MixtureLayer(taken.moe, taken.width, experts, taken.router, taken.state)
+
+
+def _mean(experts: Mapping[str, Array], members: np.ndarray, usage: np.ndarray) -> dict[str, Array]:
+    """Returns the mean of the members' parameters, aligned to those of the first member."""
+    total = usage.sum()
+    shares = usage / total if total else np.full(len(members), 1 / len(members))
+    head = {name: array[members[0]] for name, array in experts.items()}
+    summed = {name: array * shares[0] for name, array in head.items()}
+    for index, share in zip(members[1:], shares[1:], strict=True):
+        other = {name: array[index] for name, array in experts.items()}
+        order = alignment(head, other)
+        for name, array in other.items():
+            aligned = array if name not in UNITS else jnp.take(array, order, axis=UNITS[name])
+            summed[name] = summed[name] + share * aligned
+    return summed
+
+
+def alignment(one: Mapping[str, Array], other: Mapping[str, Array]) -> Int[np.ndarray, " F"]:
+    """Returns the order ``(F,)`` of the units of ``other`` that fits the units of ``one`` best.
+
+    The order maximises the sum of the products of all weights of matched units.
+
+    Args:
+        one: Parameters of an expert, such as ``up (M, F)`` and ``down (F, M)``.
+        other: Parameters of another expert.
+    """
+    fit = sum(
+        np.moveaxis(np.asarray(one[name], np.float64), axis, 0).reshape(one[name].shape[axis], -1)
+        @ np.moveaxis(np.asarray(other[name], np.float64), axis, 0)
+        .reshape(other[name].shape[axis], -1)
+        .T
+        for name, axis in UNITS.items()
+        if name in one
+    )
+    return linear_sum_assignment(fit, maximize=True)[1]
+
+
+def cosines(products: Float[np.ndarray, "E E"]) -> Float[np.ndarray, "E E"]:
+    """Returns the cosine of each pair of vectors from their inner products."""
+    norms = np.sqrt(np.maximum(np.diag(products), np.finfo(np.float64).tiny))
+    return products / norms[:, None] / norms

@@ -1,0 +1,240 @@
+"""One MoE layer as arrays whose experts can be taken, copied and left out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from moe_jax.errors import ConfigError
+from moe_jax.models import SparseLayer
+from moe_jax.nn.moe_config import LayerOverride, MoEConfig
+from moe_jax.routing import ByToken, Forced, Hash, NoHead, Random, Router, TopK
+from moe_jax.surgery.weights import LayerWeights
+
+LayerName = str | int
+"""Name of an MoE layer, as ``SparseLayer.name``: its index, behind the stack if there are two."""
+UNITS = {"up": -1, "gate": -1, "down": -2, "up_bias": -1, "gate_bias": -1}
+"""Axis of the hidden units in each parameter of the experts; others have no such axis."""
+_PARTS = {"experts": "params", "router": "params", "state": "router_state"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureLayer:
+    """The experts and the router of one MoE layer.
+
+    Attributes:
+        moe: Configuration of this layer alone.
+        width: Model width ``M``.
+        experts: Parameters of the experts by name, each ``(E, ...)``.
+        router: Parameters of the router by name.
+        state: State of the router between steps by name.
+    """
+
+    moe: MoEConfig
+    width: int
+    experts: Mapping[str, Array]
+    router: Mapping[str, Array]
+    state: Mapping[str, Array]
+
+    @property
+    def num_experts(self) -> int:
+        """The number ``E`` of experts."""
+        return self.moe.num_experts
+
+    def with_settings(self, **changes: Any) -> MixtureLayer:
+        """Returns the layer with other settings, such as ``router``; the arrays stay.
+
+        Raises:
+            ConfigError: If the router cannot work with the settings.
+        """
+        return dataclasses.replace(self, moe=dataclasses.replace(self.moe, **changes))
+
+    def take(self, experts: Sequence[int] | np.ndarray) -> MixtureLayer:
+        """Returns the layer with the listed experts, in this order; an expert may appear again.
+
+        The router's logits and state follow their experts. Experts without computation stay.
+
+        Args:
+            experts: Indices ``(E',)`` of experts.
+
+        Raises:
+            ConfigError: If the router cannot work with ``E'`` experts, such as fewer than ``k``.
+        """
+        index = np.asarray(experts, np.int32)
+        router, before = self.moe.router, self.num_experts
+        free = np.arange(before, before + router.free.count, dtype=np.int32)
+        scored = np.concatenate([index, free])
+        moe = dataclasses.replace(self.moe, num_experts=len(index))
+        return dataclasses.replace(
+            self,
+            moe=moe,
+            experts={name: array[index] for name, array in self.experts.items()},
+            router=_taken(self.router, router_axes(router, self.width, before), scored),
+            state=_taken(self.state, state_axes(router, before), scored),
+        )
+
+
+def router_axes(router: Router, width: int, experts: int) -> dict[str, tuple[int, ...]]:
+    """Returns the axes of experts of each parameter of a router, by the parameter's name.
+
+    Args:
+        router: The router.
+        width: Model width ``M``.
+        experts: Number ``E`` of experts.
+    """
+    scored = experts + router.free.count
+    here, grown = (
+        {n: p.shape for n, p in router.head.parameters(width, size, router.planes).items()}
+        for size in (scored, scored + 1)
+    )
+    return {name: _differing(here[name], grown[name]) for name in here}
+
+
+def state_axes(router: Router, experts: int) -> dict[str, tuple[int, ...]]:
+    """Returns the axes of experts of each array of a router's state, by the array's name."""
+    here, grown = router.state_shapes(experts), router.state_shapes(experts + 1)
+    return {name: _differing(here[name], grown[name]) for name in here}
+
+
+def _differing(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
+def _taken(
+    arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, ...]], index: np.ndarray
+) -> dict[str, Array]:
+    found = dict(arrays)
+    for name, of_experts in axes.items():
+        for axis in of_experts:
+            found[name] = jnp.take(found[name], index, axis=axis)
+    return found
+
+
+def check_changeable(weights: LayerWeights) -> None:
+    """Rejects models whose experts cannot be taken apart.
+
+    Raises:
+        ConfigError: If the model has no experts, modules that look ahead, experts of several
+            widths, or a router that does not read the tokens.
+    """
+    layers = feed_forward_layers(weights)
+    if not layers:
+        raise ConfigError("the model has no experts: upcycle it first (moe-jax upcycle)")
+    if getattr(weights.model, "lookahead", 0):
+        raise ConfigError(
+            "the model looks ahead (model.lookahead), and the experts of the modules that look "
+            "ahead are those of its last layer: use a model with model.lookahead=0"
+        )
+    for layer in layers:
+        select = layer.moe.router.select
+        rank = select.rank if isinstance(select, TopK) else None
+        if layer.moe.expert_dims:
+            raise ConfigError(
+                f"layer {layer.name} has experts of several widths (expert_dims): their number "
+                "cannot change one by one"
+            )
+        if isinstance(layer.moe.router.head, NoHead) or isinstance(
+            rank or select, ByToken | Forced | Hash | Random
+        ):
+            raise ConfigError(
+                f"the router of layer {layer.name} chooses without reading the tokens, so none of "
+                "its experts can be left out or added: use a router that scores the tokens"
+            )
+
+
+def feed_forward_layers(weights: LayerWeights) -> list[SparseLayer]:
+    """Returns the MoE layers whose experts are feed-forward networks."""
+    return [layer for layer in weights.model.sparse_layers() if not layer.in_attention]
+
+
+def prefix(layer: SparseLayer) -> str:
+    """Returns the beginning of the names of a layer's arrays, behind the name of their tree."""
+    return f"{layer.stack or 'layers'}/{layer.index}/feed_forward/"
+
+
+def mixtures(weights: LayerWeights) -> dict[LayerName, MixtureLayer]:
+    """Returns all MoE layers of a model, by name and in order."""
+    return {
+        layer.name: MixtureLayer(
+            layer.moe,
+            weights.model.width,
+            **{part: _under(weights.arrays, layer, part) for part in _PARTS},
+        )
+        for layer in feed_forward_layers(weights)
+    }
+
+
+def _start(layer: SparseLayer, part: str) -> str:
+    inner = "router/state" if part == "state" else part
+    return f"{_PARTS[part]}/{prefix(layer)}{inner}/"
+
+
+def _under(arrays: Mapping[str, Array], layer: SparseLayer, part: str) -> dict[str, Array]:
+    start = _start(layer, part)
+    return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}
+
+
+def with_mixtures(weights: LayerWeights, changed: Mapping[LayerName, MixtureLayer]) -> LayerWeights:
+    """Returns the model with other MoE layers in the place of those of the same names.
+
+    Raises:
+        ConfigError: If a layer of this name does not exist, or a router rejects its experts.
+    """
+    layers = {layer.name: layer for layer in feed_forward_layers(weights)}
+    for name in changed.keys() - layers.keys():
+        raise ConfigError(f"layer {name} has no experts; the MoE layers are {_listed(layers)}")
+    new = {name: changed[name].moe if name in changed else layers[name].moe for name in layers}
+    by_setting: dict[str, dict[int, MoEConfig]] = collections.defaultdict(dict)
+    for name, layer in layers.items():
+        by_setting[layer.setting][layer.index] = new[name]
+    settings: dict[str, Any] = {
+        setting: over_layers(getattr(weights.model, setting), of_layers)
+        for setting, of_layers in by_setting.items()
+    }
+    arrays = dict(weights.arrays)
+    for name, mixture in changed.items():
+        for part in _PARTS:
+            start = _start(layers[name], part)
+            arrays |= {start + inner: array for inner, array in getattr(mixture, part).items()}
+    model = dataclasses.replace(weights.model, **settings)
+    return dataclasses.replace(weights, model=model, arrays=arrays)
+
+
+def _listed(layers: Mapping[LayerName, Any]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def over_layers(moe: MoEConfig, layers: Mapping[int, MoEConfig]) -> MoEConfig:
+    """Returns settings whose ``at(layer)`` is the given configuration of each MoE layer.
+
+    The settings of most layers become those of ``moe``, and the others overrides.
+
+    Args:
+        moe: Settings of all MoE layers.
+        layers: Configuration of each layer alone; routers, numbers and widths may differ.
+    """
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for index, one in layers.items():
+        kind = (one.router, one.num_experts, one.expert_dim)
+        kinds.setdefault(kind, []).append(index)
+    usual = max(kinds, key=lambda kind: len(kinds[kind]))
+    overrides = tuple(
+        LayerOverride(
+            tuple(members),
+            None if kind[0] == usual[0] else kind[0],
+            0 if kind[1] == usual[1] else kind[1],
+            0 if kind[2] == usual[2] else kind[2],
+        )
+        for kind, members in kinds.items()
+        if kind != usual
+    )
+    router, experts, width = usual
+    return dataclasses.replace(
+        moe, router=router, num_experts=experts, expert_dim=width, overrides=overrides
+    )

@@ -1,0 +1,104 @@
+"""Choice of the experts that a pruned model keeps, by a score of each expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from moe_jax.errors import ConfigError
+from moe_jax.surgery.mixture import LayerName, check_changeable, mixtures, with_mixtures
+from moe_jax.surgery.weights import LayerWeights
+
+Scores = Mapping[LayerName, Float[np.ndarray, " E"]]
+Kept = Mapping[LayerName, Sequence[int]]
+
+
+def prune(weights: LayerWeights, kept: Kept) -> LayerWeights:
+    """Returns the model with only the listed experts of each layer.
+
+    Args:
+        weights: The model.
+        kept: Indices of the experts that stay, by layer; other layers keep all experts.
+
+    Raises:
+        ConfigError: If a layer does not exist, or its router cannot work with so few experts.
+    """
+    check_changeable(weights)
+    found = mixtures(weights)
+    taken = {name: found[name].take(sorted(set(of))) for name, of in kept.items() if name in found}
+    missing = {name: found[next(iter(found))] for name in kept if name not in found}
+    return with_mixtures(weights, taken | missing)
+
+
+def check_number(weights: LayerWeights, experts: int) -> None:
+    """Rejects a number of experts to which a layer cannot be reduced.
+
+    Raises:
+        ConfigError: If a layer has no more experts than that, or a router rejects the number.
+    """
+    check_changeable(weights)
+    for name, mixture in mixtures(weights).items():
+        if not 0 < experts < mixture.num_experts:
+            raise ConfigError(
+                f"experts={experts}, and layer {name} has {mixture.num_experts}: keep at least 1 "
+                "and fewer than it has"
+            )
+        try:
+            mixture.with_settings(num_experts=experts)
+        except ConfigError as error:
+            raise ConfigError(f"experts={experts} in layer {name}: {error}") from error
+
+
+def best_of_each_layer(scores: Scores, experts: int) -> dict[LayerName, list[int]]:
+    """Returns the ``experts`` experts of highest score in each layer; ties keep lower indices."""
+    return {
+        name: sorted(np.argsort(-np.asarray(of), kind="stable")[:experts].tolist())
+        for name, of in scores.items()
+    }
+
+
+def best_of_all_layers(
+    scores: Scores, experts: int, least: Mapping[LayerName, int]
+) -> dict[LayerName, list[int]]:
+    """Returns the experts of highest score over all layers together.
+
+    Args:
+        scores: Scores that can be compared between layers.
+        experts: Mean number of experts that a layer keeps.
+        least: Number of experts that each layer keeps in any case, such as its ``k``.
+
+    Raises:
+        ConfigError: If the layers keep more experts in any case.
+    """
+    total = experts * len(scores)
+    if sum(least.values()) > total:
+        raise ConfigError(
+            f"experts={experts} keeps {total} experts over {len(scores)} layers, but the routers "
+            f"need {sum(least.values())}: keep more"
+        )
+    kept = {name: best_of_each_layer({name: of}, least[name])[name] for name, of in scores.items()}
+    rest = [
+        (-float(value), order, index, name)
+        for order, (name, of) in enumerate(scores.items())
+        for index, value in enumerate(of)
+        if index not in kept[name]
+    ]
+    for _, _, index, name in sorted(rest)[: total - sum(least.values())]:
+        kept[name].append(index)
+    return {name: sorted(of) for name, of in kept.items()}
+
+
+def fewest(weights: LayerWeights) -> dict[LayerName, int]:
+    """Returns the number of experts that each layer's router needs at least."""
+    found = {}
+    for name, mixture in mixtures(weights).items():
+        for experts in range(1, mixture.num_experts + 1):
+            try:
+                mixture.with_settings(num_experts=experts)
+            except ConfigError:
+                continue
+            found[name] = experts
+            break
+    return found

@@ -1,0 +1,117 @@
+"""What experts do on a stream, and the loss without them."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from moe_jax import routing
+from moe_jax.errors import ConfigError
+from moe_jax.nn.mode import Mode
+from moe_jax.surgery.evidence import LeaveOneOut, loss_of, use_of
+from moe_jax.surgery.mixture import mixtures
+from moe_jax.surgery.prune import prune
+from tests.surgery.small import batch, config, logits, weights
+
+STREAM = [batch(0), batch(1)]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def reference(found, stream):
+    """Load, gate, output and logits of the only layer, from its inputs, expert by expert."""
+    (mixture,) = mixtures(found).values()
+    sums = [np.zeros(4), np.zeros(4), np.zeros(4), np.zeros((4, 4))]
+    for one in stream:
+        inputs = np.asarray(layer_inputs(found, one)).reshape(-1, 8)
+        scores = inputs @ np.asarray(mixture.router["kernel"], np.float64)
+        chosen = np.argsort(-scores, axis=1)[:, :2]
+        gates = np.exp(np.take_along_axis(scores, chosen, 1))
+        gates /= gates.sum(1, keepdims=True)
+        sums[3] += scores.T @ scores
+        for x, experts, weights_ in zip(inputs, chosen, gates, strict=True):
+            for e, gate in zip(experts, weights_, strict=True):
+                up, down, act = (np.asarray(mixture.experts[n][e]) for n in ("up", "down", "gate"))
+                y = (silu(x @ act) * (x @ up)) @ down
+                sums[0][e] += 1
+                sums[1][e] += gate
+                sums[2][e] += gate * np.linalg.norm(y)
+    return sums
+
+
+def layer_inputs(found, one):
+    """What the experts of the only layer read."""
+    model, seen = found.module(), []
+    block = next(iter(model.layers.layers())).block
+    norm = type(block.feed_forward_norm)
+
+    def watched(self, x, call=norm.__call__):
+        seen.append((self, call(self, x)))
+        return seen[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm, "__call__", watched)
+        model.read(one, mode=Mode("full"))
+    return seen[1][1]  # the norm of attention, then this one
+
+
+def test_use_is_that_of_a_loop_over_tokens_and_experts():
+    found = weights(config(num_layers=1, activation="silu"))
+    (use,) = use_of(found, STREAM).values()
+    expected = reference(found, STREAM)
+    for got, wanted in zip((use.load, use.gate, use.output, use.logits), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-4)
+    assert use.score("load").sum() == pytest.approx(1) == use.score("gate").sum()
+    np.testing.assert_allclose(use.score("output"), use.output / use.load)
+
+
+def test_the_loss_is_that_of_the_logits():
+    found = weights(config())
+    one = batch()
+    logs = logits(found).astype(np.float64)
+    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
+    wanted = -np.take_along_axis(logs, one["targets"][..., None], -1).mean()
+    assert loss_of(found, [one]) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "glm4_moe"])
+def test_an_expert_without_logit_is_as_good_as_removed(name):
+    found = weights(config(routing.preset(name, k=2)))
+    left = LeaveOneOut(found, (batch(),))
+    removed = {0: frozenset({1}), 1: frozenset({0, 3})}
+    pruned = prune(found, {0: [0, 2, 3], 1: [1, 2]})
+    assert left.without(removed) == pytest.approx(loss_of(pruned, [batch()]), rel=1e-5)
+    assert left.without({}) == pytest.approx(loss_of(found, [batch()]), rel=1e-5)
+
+
+def test_greedy_removal_takes_the_cheapest_expert_at_every_step():
+    found = weights(config(num_layers=1))
+    left = LeaveOneOut(found, (batch(),))
+    removed = frozenset()
+    for _ in range(2):
+        options = [removed | {e} for e in range(4) if e not in removed]
+        removed = min(options, key=lambda out: left.without({0: out}))
+    assert left.greedy(2, {0: 2}) == {0: sorted(set(range(4)) - removed)}
+
+
+def test_greedy_removal_over_all_layers_respects_what_routers_need():
+    found = weights(config())
+    left = LeaveOneOut(found, (batch(),))
+    kept = left.greedy(3, {0: 2, 1: 2}, across=True)
+    assert sum(map(len, kept.values())) == 6 and min(map(len, kept.values())) >= 2
+    pairs = itertools.combinations([(n, e) for n in (0, 1) for e in range(4)], 2)
+    firsts = {one: left.without({one[0]: frozenset({one[1]})}) for pair in pairs for one in pair}
+    cheapest = min(firsts, key=firsts.get)
+    assert cheapest[1] not in kept[cheapest[0]]
+
+
+def test_what_cannot_be_measured_is_one_line():
+    soft = config(routing.preset("soft_moe"), allow_future_leak=True)
+    with pytest.raises(ConfigError, match="take mixtures of all tokens"):
+        use_of(weights(soft), STREAM)
+    with pytest.raises(ConfigError, match="no batch: give a longer text"):
+        use_of(weights(config()), [])
+    with pytest.raises(ConfigError, match="Cosine has no bias"):
+        LeaveOneOut(weights(config(routing.preset("xmoe"))), (batch(),)).without({})

@@ -1,0 +1,74 @@
+"""Groups of experts, aligned and merged."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moe_jax.errors import ConfigError
+from moe_jax.surgery.merge import alignment, cosines, groups_of, merge
+from moe_jax.surgery.mixture import mixtures
+from tests.surgery.small import config, weights
+
+ORDER = np.array([2, 0, 1, 5, 4, 3])
+
+
+def test_every_expert_joins_the_head_that_is_most_similar():
+    usage = np.array([1.0, 9.0, 2.0, 5.0])
+    similarity = np.array([[1, 0.2, 0, 0.3], [0.2, 1, 0.8, 0], [0, 0.8, 1, 0.1], [0.3, 0, 0.1, 1]])
+    # The heads are the experts 1 and 3. Expert 0 is nearer to 3, expert 2 nearer to 1.
+    assert groups_of(usage, similarity, 2).tolist() == [1, 0, 0, 1]
+
+
+def test_products_become_cosines():
+    vectors = np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
+    expected = [[1, 0.8, 0], [0.8, 1, 0], [0, 0, 0]]
+    np.testing.assert_allclose(cosines(vectors @ vectors.T), expected, atol=1e-12)
+
+
+def shuffled(mixture, index, order):
+    """The layer with the hidden units of one expert in another order."""
+    axes = {"up": -1, "gate": -1, "down": -2, "up_bias": -1, "gate_bias": -1}
+    experts = {}
+    for name, array in mixture.experts.items():
+        array = np.array(array)
+        if name in axes:
+            array[index] = np.take(array[index], order, axis=axes[name])
+        experts[name] = array
+    return dataclasses.replace(mixture, experts=experts)
+
+
+def test_units_in_another_order_are_found_again():
+    mixture = mixtures(weights(config(mlp_bias=True)))[0]
+    one, other = (
+        {name: array[0] for name, array in m.experts.items()}
+        for m in (mixture, shuffled(mixture, 0, ORDER))
+    )
+    np.testing.assert_array_equal(ORDER[alignment(one, other)], np.arange(6))
+
+
+def test_an_expert_in_another_order_of_units_merges_into_itself():
+    mixture = mixtures(weights(config(mlp_bias=True)))[0].take([0, 0, 1, 2])
+    found = merge(
+        shuffled(mixture, 1, ORDER), np.array([0, 0, 1, 2]), np.array([3.0, 5.0, 1.0, 1.0])
+    )
+    # Expert 1 is the head of its group, for its five tokens; its order of the units stays.
+    for name, array in shuffled(mixture, 1, ORDER).experts.items():
+        np.testing.assert_allclose(found.experts[name], np.asarray(array)[[1, 2, 3]], atol=1e-6)
+    np.testing.assert_array_equal(found.router["kernel"], mixture.router["kernel"][:, [1, 2, 3]])
+    assert found.num_experts == found.moe.num_experts == 3
+
+
+def test_the_mean_is_weighted_by_use():
+    mixture = mixtures(weights(config()))[0]
+    bias = {"down": np.stack([np.full((6, 8), v, np.float32) for v in (1.0, 3.0, 7.0, 7.0)])}
+    equal = dataclasses.replace(mixture, experts={**mixture.experts, **bias})
+    found = merge(equal, np.array([0, 0, 1, 1]), np.array([1.0, 3.0, 0.0, 0.0]))
+    np.testing.assert_allclose(found.experts["down"][0], 1 / 4 + 3 * 3 / 4)
+    np.testing.assert_allclose(found.experts["down"][1], 7.0)
+
+
+def test_a_router_needs_its_k():
+    mixture = mixtures(weights(config()))[0]
+    with pytest.raises(ConfigError, match="k=2 experts per token, but there are 1 experts"):
+        merge(mixture, np.zeros(4, int), np.ones(4))

@@ -1,0 +1,73 @@
+"""Models as arrays by layer, and layers whose experts are taken."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moe_jax import routing
+from moe_jax.errors import ConfigError
+from moe_jax.nn.moe_config import LayerOverride
+from moe_jax.surgery.mixture import check_changeable, mixtures, over_layers, with_mixtures
+from moe_jax.surgery.weights import LayerWeights
+from tests.surgery.small import MOE, assert_close, config, logits, weights
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_model_is_the_same_after_it_was_taken_apart(scan):
+    found = weights(config(scan_layers=scan))
+    assert {name: a.shape for name, a in found.arrays.items()} == found.shapes
+    again = dataclasses.replace(found, model=config(scan_layers=not scan))
+    back = LayerWeights.of_model(again.module())
+    assert back.arrays.keys() == found.arrays.keys()
+    assert all(np.array_equal(back.arrays[name], array) for name, array in found.arrays.items())
+    assert_close(found, again)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3", "xmoe", "noisy_top_k", "zaya"])
+def test_the_order_of_experts_changes_nothing(name):
+    # A permutation moves each expert with its logit, its bias and its state.
+    choices = {"groups": 1, "keep_groups": 1, "k": 2} if name == "deepseek_v3" else {}
+    found = weights(config(routing.preset(name, **choices)))
+    order = [2, 0, 3, 1]
+    moved = {name: mixture.take(order) for name, mixture in mixtures(found).items()}
+    assert_close(found, with_mixtures(found, moved))
+
+
+def test_layers_may_differ():
+    found = weights(config(num_layers=4))
+    layers = mixtures(found)
+    new = with_mixtures(found, {1: layers[1].take([0, 2, 3]), 2: layers[2].take([3, 1, 0])})
+    assert {i: m.num_experts for i, m in mixtures(new).items()} == {0: 4, 1: 3, 2: 3, 3: 4}
+    assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
+    assert np.isfinite(logits(new)).all()
+    up = "params/layers/2/feed_forward/experts/up"
+    np.testing.assert_array_equal(new.arrays[up], np.asarray(found.arrays[up])[[3, 1, 0]])
+
+
+def test_overrides_hold_what_differs_from_most_layers():
+    other = dataclasses.replace(MOE, num_experts=2, expert_dim=5)
+    found = over_layers(MOE, {0: MOE, 1: other, 2: MOE})
+    assert found.overrides == (LayerOverride((1,), None, 2, 5),)
+    assert found.at(1) == dataclasses.replace(other, every=1)
+    assert over_layers(MOE, {0: other, 1: other}) == other
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (config(every=0), "has no experts: upcycle it first"),
+        (config(routing.preset("hash")), "chooses without reading the tokens"),
+        (config(expert_dims=(4, 6)), "experts of several widths"),
+        (config(lookahead=1), "looks ahead"),
+    ],
+)
+def test_models_whose_experts_cannot_change(model, match):
+    with pytest.raises(ConfigError, match=match):
+        check_changeable(weights(model))
+
+
+def test_a_layer_without_experts_is_named():
+    found = weights(config(every=2))
+    with pytest.raises(ConfigError, match="layer 0 has no experts; the MoE layers are 1"):
+        with_mixtures(found, {0: mixtures(found)[1]})

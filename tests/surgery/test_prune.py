@@ -1,0 +1,55 @@
+"""Which experts stay."""
+
+import numpy as np
+import pytest
+
+from moe_jax.errors import ConfigError
+from moe_jax.surgery.mixture import mixtures
+from moe_jax.surgery.prune import (
+    best_of_all_layers,
+    best_of_each_layer,
+    check_number,
+    fewest,
+    prune,
+)
+from tests.surgery.small import config, weights
+
+SCORES = {0: np.array([0.4, 0.1, 0.3, 0.2]), 1: np.array([0.05, 0.9, 0.05, 0.0])}
+
+
+def test_each_layer_keeps_its_best():
+    assert best_of_each_layer(SCORES, 2) == {0: [0, 2], 1: [0, 1]}  # the tie keeps expert 0
+
+
+def test_all_layers_keep_the_best_of_all():
+    # Four experts in all: 0.9, 0.4, 0.3 and 0.2. Two in any case: 0.9 and 0.05 in layer 1.
+    assert best_of_all_layers(SCORES, 2, {0: 1, 1: 1}) == {0: [0, 2, 3], 1: [1]}
+    assert best_of_all_layers(SCORES, 2, {0: 1, 1: 2}) == {0: [0, 2], 1: [0, 1]}
+    with pytest.raises(ConfigError, match="keeps 2 experts over 2 layers, but the routers need 4"):
+        best_of_all_layers(SCORES, 1, {0: 2, 1: 2})
+
+
+def test_the_kept_experts_keep_their_arrays():
+    old = weights(config())
+    new = prune(old, {0: [3, 1, 2], 1: [0, 1]})
+    assert {name: m.num_experts for name, m in mixtures(new).items()} == {0: 3, 1: 2}
+    assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
+    down = "params/layers/0/feed_forward/experts/down"
+    np.testing.assert_array_equal(new.arrays[down], np.asarray(old.arrays[down])[1:])
+    kernel = "params/layers/0/feed_forward/router/kernel"
+    np.testing.assert_array_equal(new.arrays[kernel], np.asarray(old.arrays[kernel])[:, 1:])
+    assert old.arrays[down].shape[0] == 4
+
+
+def test_a_router_needs_its_k():
+    found = weights(config())
+    assert fewest(found) == {0: 2, 1: 2}
+    for experts, match in (
+        (1, "k=2 experts per token, but there are 1 experts"),
+        (4, "experts=4, and layer 0 has 4: keep at least 1 and fewer than it has"),
+        (0, "experts=0, and layer 0 has 4"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            check_number(found, experts)
+    with pytest.raises(ConfigError, match="layer 9 has no experts; the MoE layers are 0, 1"):
+        prune(found, {9: [0, 1]})
