@@ -1,13 +1,21 @@
-"""Trains or resumes a run: ``moe-jax train --config=quickstart --workdir=runs/quickstart``."""
+"""Trains or resumes a run: ``moe-jax train --config=quickstart --workdir=runs/quickstart``.
+
+Without ``--config``, a run that exists in the workdir goes on with its own settings.
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from moe_jax import processes, signals
 from moe_jax.cli import common
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.loading import experiment_of_texts
+from moe_jax.run import workdir
 from moe_jax.run.loop import Terminated
 from moe_jax.run.train import Voice, train_in
 
@@ -33,12 +41,19 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
+def _experiment_of(given: flags.FlagValues, folder: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Returns the experiment of ``--config``, or of the run in the folder, and its overrides."""
+    if not given["config"].present and (folder / workdir.CONFIG).exists():
+        return experiment_of_texts(workdir.load(folder), common.texts_of(given))
+    return common.experiment_of(given), common.overrides_of(given)
+
+
 def main(given: flags.FlagValues) -> None:
     """Trains the run, evaluates it and writes its report."""
     signals.advise(_GO_ON)
     common.join_hosts(given)
-    experiment = common.experiment_of(given)
-    folder, overrides = common.folder_of(given), common.overrides_of(given)
+    folder = common.folder_of(given)
+    experiment, overrides = _experiment_of(given, folder)
     voice, change = Voice(common.say, common.warn), given.change
     try:
         command = common.command_line()

@@ -204,7 +204,8 @@ class Loop:
         if data_state is None:
             return batches, None
         position, notes = split(data_state)
-        batches.set_state(position)
+        if position:  # A checkpoint of step 0 has no position: no batch is consumed.
+            batches.set_state(position)
         return batches, Logged(notes[LOG]) if LOG in notes else None
 
     @property

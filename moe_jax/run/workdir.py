@@ -192,6 +192,16 @@ def claim_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
         files.write_json(workdir / CONFIG, {**saved, _CORPUS: dict(corpus)})
 
 
+def recorded_corpus(workdir: Path) -> Mapping[str, Any] | None:
+    """Returns the record of the corpus of a run, or ``None`` if the run has none."""
+    return _read(workdir / CONFIG).get(_CORPUS)
+
+
+def record_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
+    """Records the corpus of a run that has none; see ``claim_corpus``."""
+    files.write_json(workdir / CONFIG, {**_read(workdir / CONFIG), _CORPUS: dict(corpus)})
+
+
 def check_corpus(workdir: Path, corpus: Mapping[str, Any]) -> None:
     """Checks that the corpus of a run is unchanged, without writing a file.
 

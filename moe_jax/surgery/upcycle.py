@@ -118,9 +118,10 @@ def upcycled_config(weights: LayerWeights, recipe: Upcycling) -> DecoderConfig:
         )
     if not 0 <= recipe.redrawn <= 1:
         raise ConfigError(f"redrawn={recipe.redrawn} is not a share: use a number from 0 to 1")
+    every = MoEConfig().every if recipe.layers else 1
     moe = MoEConfig(
-        every=0,
-        layers=recipe.layers or tuple(range(model.num_layers)),
+        every=every,
+        layers=recipe.layers,
         num_experts=recipe.experts,
         expert_dim=model.mlp_dim // recipe.shards,
         group_size=model.moe.group_size,

@@ -1,0 +1,151 @@
+"""Writes a changed model: a run at step 0, a folder of transformers, or a converted model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from moe_jax import data, files
+from moe_jax.config.experiment import Experiment
+from moe_jax.config.loading import experiment_of
+from moe_jax.errors import ConfigError
+from moe_jax.interop import folders, huggingface, native
+from moe_jax.interop.huggingface import FAMILIES, Imported
+from moe_jax.interop.huggingface.description import families_of
+from moe_jax.interop.staging import replaced
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
+from moe_jax.run import workdir
+from moe_jax.run.evaluation import check_same_weights
+from moe_jax.run.predecessors import FinishedRun, open_sources
+from moe_jax.run.restored import fitting
+from moe_jax.run.session import open_checkpoints, open_session
+from moe_jax.surgery.source import OpenedModel
+from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.history import TOKENIZER, digest
+from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
+
+Kind = Literal["run", "hf", "moe_jax"]
+
+
+def check_output(output: Path) -> None:
+    """Rejects an output folder that cannot be written or is not empty; creates nothing.
+
+    Raises:
+        ConfigError: If so.
+    """
+    files.check_folder(output, "--output")
+    native.require_empty(output)
+
+
+def write(
+    source: OpenedModel,
+    weights: LayerWeights,
+    output: Path,
+    *,
+    family: str = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> Kind:
+    """Writes a model that was made from ``source``, atomically.
+
+    A run becomes a run. A released or converted model becomes a folder of ``transformers`` if a
+    family can express it, else a converted model.
+
+    Args:
+        source: Model that was changed.
+        weights: Changed model.
+        output: Folder to write, empty or missing.
+        family: ``model_type`` to write; "" for the family of the source, or another that fits.
+        overrides: New settings of a run by dotted name, such as ``training.steps``.
+
+    Returns:
+        The kind of the written folder.
+
+    Raises:
+        ConfigError: If the settings contradict the model, or the family cannot express it.
+    """
+    if source.run is not None:
+        if family:
+            raise ConfigError("a run becomes a run: leave --family out, and convert it afterwards")
+        _write_run(source.run, weights, output, overrides or {})
+        return "run"
+    if overrides:
+        raise ConfigError(f"{source.folder} is no run and has no settings: leave out --config.NAME")
+    return _write_model(source, weights, output, family)
+
+
+def _write_run(
+    run: FinishedRun,
+    weights: LayerWeights,
+    output: Path,
+    overrides: Mapping[str, Any],
+) -> None:
+    """Writes the workdir of a run whose first state has the weights and a new optimizer."""
+    experiment = changed_experiment(run, weights, overrides)
+    here = dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
+    here.check_program(jax.device_count())
+    corpus = _corpus(run, experiment)
+    session = open_session(here, run.tokenizer)
+
+    def put(state: TrainState, leaves: Mapping[str, Any]) -> TrainState:
+        return from_named_leaves(state, named_leaves(state) | dict(leaves))
+
+    with jax.set_mesh(session.mesh):
+        state = session.recipe.create_from(put, weights.leaves())
+    with replaced(output) as folder:
+        run.tokenizer.save(folder)
+        run.keep(folder)
+        identities = open_sources(experiment, folder).identities
+        workdir.claim(folder, experiment, identities)
+        workdir.record_corpus(folder, corpus)
+        with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
+            notes = {TOKENIZER: digest(run.tokenizer)}
+            checkpoints.save(0, named_leaves(state), notes)
+
+
+def changed_experiment(
+    run: FinishedRun, weights: LayerWeights, overrides: Mapping[str, Any]
+) -> Experiment:
+    """Returns the configuration of the run that goes on with a changed model from step 0.
+
+    Raises:
+        ConfigError: If a setting changes the parameters of the model, or contradicts another.
+    """
+    training = dataclasses.replace(run.experiment.training, start_from="", start_with="all")
+    model = weights.model
+    assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every model of a run
+    with_model = dataclasses.replace(run.experiment, model=model, training=training)
+    experiment = experiment_of(with_model, overrides)
+    check_same_weights(with_model, experiment, run.tokenizer)
+    reason = data.contradiction(experiment.data, run.experiment.data, run.tokenizer)
+    if reason:
+        raise ConfigError(f"the model keeps its tokenizer: {reason}")
+    return experiment
+
+
+def _corpus(run: FinishedRun, experiment: Experiment) -> Mapping[str, Any]:
+    """Returns the description of the corpus, which is that of the old run on the same data."""
+    known = workdir.recorded_corpus(run.folder)
+    if known is not None and experiment.data == run.experiment.data:
+        return known
+    return dataclasses.asdict(data.read_contents(experiment.data))
+
+
+def _write_model(source: OpenedModel, weights: LayerWeights, output: Path, family: str) -> Kind:
+    name = family or family_for(source, weights)
+    model, companions = weights.module(), folders.companions_of(source.folder)
+    if name:
+        huggingface.save(model, output, name, original=source.original, companions=companions)
+        return "hf"
+    imported = Imported(model, weights.model, weights.vocab_size, source.family, source.original)
+    native.save(imported, output, source.folder)
+    return "moe_jax"
+
+
+def family_for(source: OpenedModel, weights: LayerWeights) -> str:
+    """Returns the family that expresses a model: that of the source, or another; "" for none."""
+    able = families_of(FAMILIES, weights.model)
+    return source.family if source.family in able else next(iter(able), "")

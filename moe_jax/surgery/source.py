@@ -1,0 +1,164 @@
+"""Opens the model that a change starts from: a run, a released or a converted model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moe_jax import data
+from moe_jax.config.experiment import Experiment
+from moe_jax.data.documents import read_documents
+from moe_jax.errors import ConfigError
+from moe_jax.interop import folders, huggingface, native
+from moe_jax.models import DecoderConfig
+from moe_jax.parallel import make_mesh
+from moe_jax.run import workdir
+from moe_jax.run.best import Step, step_of
+from moe_jax.run.predecessors import FinishedRun
+from moe_jax.run.released import remembered
+from moe_jax.run.restored import fitting
+from moe_jax.surgery.evidence import Batch
+from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.checkpoint import latest_step
+from moe_jax.training.state import named_leaves
+
+_ROWS, _LENGTH = 8, 256
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """An opened model.
+
+    Attributes:
+        folder: Folder of the model, which nothing writes to.
+        weights: The model.
+        run: Run in the folder; ``None`` for a released or a converted model.
+        family: ``model_type`` of the model in ``transformers``, or "".
+        original: Content of the released ``config.json``, or an empty dict.
+        mesh: Mesh of devices of a run; ``None`` for the default device.
+    """
+
+    folder: Path
+    weights: LayerWeights
+    run: FinishedRun | None
+    family: str
+    original: dict[str, Any]
+    mesh: Mesh | None = None
+
+    @property
+    def experiment(self) -> Experiment | None:
+        """Configuration of the run, or ``None``."""
+        return None if self.run is None else self.run.experiment
+
+    def on_devices(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a context in which the model computes on its mesh."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def batches(self, count: int, file: str = "") -> Iterator[Batch]:
+        """Yields the first batches of a text.
+
+        Args:
+            count: Largest number of batches.
+            file: Text file, or .jsonl file with a ``text`` in each line; "" for the validation set
+                of a run.
+
+        Raises:
+            ConfigError: If there is no text, or no tokenizer.
+        """
+        if self.run is not None and not file:
+            found = data.eval_batches(self.run.experiment.data, self.run.tokenizer)
+        elif not file:
+            raise ConfigError(
+                f"{self.folder} has no validation set: give a text that its experts read (--file)"
+            )
+        elif not isinstance(self.weights.model, DecoderConfig):
+            raise ConfigError("an encoder-decoder reads two texts, and a file holds one: use a run")
+        else:
+            found = _batches_of(file, self._tokenizer())
+        return (_arrays(batch) for batch in itertools.islice(found, count))
+
+    def _tokenizer(self) -> data.Tokenizer:
+        if self.run is not None:
+            return self.run.tokenizer
+        name = folders.tokenizer_of(self.folder)
+        if not name:
+            raise ConfigError(f"{self.folder} has no tokenizer: copy its tokenizer.json into it")
+        return data.open_tokenizer(data.DataConfig(tokenizer=name))
+
+
+def _arrays(batch: Batch) -> Batch:
+    return {name: jax.tree.map(np.asarray, value) for name, value in batch.items()}
+
+
+def _batches_of(file: str, tokenizer: data.Tokenizer) -> Iterator[Batch]:
+    """Yields batches of rows of tokens, cut from each document; a last row is padded."""
+    rows = (row for text in read_documents(Path(file)) for row in _rows_of(text, tokenizer))
+    while batch := list(itertools.islice(rows, _ROWS)):
+        ids = np.zeros((_ROWS, _LENGTH + 1), np.int32)
+        segments = np.zeros((_ROWS, _LENGTH), np.int32)
+        for index, row in enumerate(batch):
+            ids[index, : len(row)] = row
+            segments[index, : len(row) - 1] = 1
+        positions = np.broadcast_to(np.arange(_LENGTH, dtype=np.int32), segments.shape)
+        yield {
+            "inputs": ids[:, :-1],
+            "targets": ids[:, 1:],
+            "segments": segments,
+            "positions": positions,
+        }
+
+
+def _rows_of(text: str, tokenizer: data.Tokenizer) -> Iterator[list[int]]:
+    """Yields rows of up to ``_LENGTH`` predicted tokens, each with the token before them."""
+    ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
+    for start in range(0, len(ids) - 1, _LENGTH):
+        yield ids[start : start + _LENGTH + 1]
+
+
+def open_source(folder: str | Path, step: Step = None) -> OpenedModel:
+    """Opens a model for reading.
+
+    Args:
+        folder: Workdir of a run, or folder of a released or converted model.
+        step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one. The
+            averaged parameters are read if the run keeps an average.
+
+    Raises:
+        ConfigError: If the folder holds no model, or a step is given without a run.
+        CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
+    """
+    folder = Path(folder)
+    kind = folders.kind_of(folder)
+    if kind == "none":
+        raise ConfigError(
+            f"--input={folder} holds no run, no converted model and no model of transformers"
+        )
+    if kind == "run":
+        return _run(folder, step)
+    if step is not None:
+        raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
+    found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
+    weights = LayerWeights.of_model(found.model)
+    return OpenedModel(folder, weights, None, found.family, found.original)
+
+
+def _run(folder: Path, step: Step) -> OpenedModel:
+    experiment = workdir.load(folder)
+    if latest_step(folder / workdir.CHECKPOINTS) is None:
+        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
+    tokenizer, known = data.load_tokenizer(folder), remembered(folder)
+    run = FinishedRun("--input", folder, experiment, tokenizer)
+    mesh = make_mesh(fitting(experiment.mesh))
+    _, state = run.weights(mesh, step_of(folder, step))
+    leaves = named_leaves({"params": state.params, "router_state": state.router_state})
+    weights = LayerWeights.of_leaves(experiment.model, tokenizer.vocab_size, leaves)
+    family, original = known.get("family", ""), known.get("original") or {}
+    return OpenedModel(folder, weights, run, family, original, mesh)

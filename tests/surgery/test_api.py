@@ -1,0 +1,220 @@
+"""Folders in, folders out: runs that train and generate on, and models of transformers."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+import moe_jax as mj
+from moe_jax import signals
+from moe_jax.cli import grow as grow_command
+from moe_jax.cli import train as train_command
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import load
+from moe_jax.surgery.api import grow, merge, prune, upcycle
+from moe_jax.training.checkpoint import Checkpoints
+from tests.parity.compare_models import recorded
+
+SMALL = {
+    "data.source": "mixture",
+    "data.tokenizer": "bytes",
+    "data.seq_length": 32,
+    "data.batch_size": 8,
+    "data.eval_documents": 4,
+    "data.mixture.document_length": 64,
+    "data.mixture.num_documents": 64,
+    "model.num_layers": 2,
+    "model.width": 16,
+    "model.num_heads": 2,
+    "model.head_dim": 8,
+    "model.mlp_dim": 32,
+    "model.scan_layers": True,
+    "model.moe.group_size": 32,
+    "optimizer.warmup_steps": 1,
+    "training.loss_chunk": 0,
+    "training.steps": 1,
+}
+
+
+def files_of(folder):
+    """A hash of every file of a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A trained dense run."""
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    mj.train("quickstart:dense", folder, overrides=SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sparse(dense):
+    """A run of four experts per layer that came from the dense one."""
+    folder = dense.with_name("sparse")
+    upcycle(dense, folder, experts=4, overrides={"training.steps": 2})
+    return folder
+
+
+def test_an_upcycled_run_begins_as_the_dense_one_and_trains_on(dense, sparse):
+    one, other = mj.open_run(dense), mj.open_run(sparse)
+    assert (one.step, other.step, other.config.model.moe.num_experts) == (1, 0, 4)
+    assert other.evaluate()["loss"] == pytest.approx(one.evaluate()["loss"], rel=1e-6)
+    trained = mj.train(other.config, sparse)
+    assert trained.step == 2 and [m["step"] for m in trained.metrics if m["kind"] == "train"] == [2]
+    assert len(trained.generate("abc", tokens=3)) > 3
+
+
+@pytest.mark.parametrize(
+    ("change", "experts"),
+    [
+        (lambda run, out: prune(run, out, experts=3, by="loss", batches=1), 3),
+        (lambda run, out: prune(run, out, experts=2, by="output", batches=1), 2),
+        (lambda run, out: merge(run, out, experts=3, batches=1), 3),
+        (lambda run, out: grow(run, out, copies=2), 8),
+        (lambda run, out: grow(run, out, parts=2, noise=0.1), 8),
+        (lambda run, out: grow(run, out, hidden=40), 4),
+    ],
+    ids=["loss", "output", "merge", "copies", "parts", "hidden"],
+)
+def test_a_changed_run_is_a_run_and_its_source_is_untouched(sparse, tmp_path, change, experts):
+    before = files_of(sparse)
+    changed = change(sparse, tmp_path / "out")
+    assert files_of(sparse) == before and changed.kind == "run"
+    run = mj.open_run(tmp_path / "out")
+    assert run.step == 0 and run.config.model.moe.num_experts == experts
+    anew = run.session.optimizer.init(run.state.params)
+    jax.tree.map(np.testing.assert_array_equal, run.state.opt_state, anew)
+    assert np.isfinite(run.evaluate()["loss"])
+    assert mj.train(run.config, tmp_path / "out").step == 2
+    if not changed.difference:
+        start = mj.open_run(sparse).evaluate()["loss"]
+        assert run.evaluate()["loss"] == pytest.approx(start, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_stopped_write_leaves_nothing(sparse, tmp_path, monkeypatch, number):
+    def stopped(*_, **__):
+        raise signals.Interrupted(number)
+
+    monkeypatch.setattr(Checkpoints, "save", stopped)
+    with pytest.raises(signals.Interrupted):
+        grow(sparse, tmp_path / "out", hidden=40)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda run, out: prune(run, out, experts=1), "k=2 experts per token, but there are 1"),
+        (lambda run, out: merge(run, out, experts=4), "layer 0 has 4: keep at least 1 and fewer"),
+        (lambda run, out: upcycle(run, out), "has experts already"),
+        (lambda run, out: grow(run, out), "give exactly one of copies, parts, hidden, copy: 0"),
+        (lambda run, out: grow(run, out, parts=2, hidden=9), "give exactly one of .*: 2 are given"),
+        (lambda run, out: grow(run, out, copies=2, layers=[5]), "layer 5 has no experts"),
+        (lambda run, out: grow(run, out, copies=2, family="mixtral"), "leave --family out"),
+        (
+            lambda run, out: grow(run, out, copies=2, overrides={"model.width": 8}),
+            "these settings change the parameters of the model",
+        ),
+        (
+            lambda run, out: grow(run, out, copy=[0], overrides={"mesh.expert": 2}),
+            "num_experts=5 is not divisible by mesh.expert=2",
+        ),
+        (lambda run, out: prune(run.parent, out, experts=2), "holds no run, no converted model"),
+        (lambda run, out: prune(run, run, experts=2), "is not empty: give another --output"),
+        (lambda run, out: prune(run, out, experts=2, by="taste"), "by='taste' is none of load"),
+        (lambda run, out: upcycle(run, out, router="mixtrall"), "unknown router 'mixtrall'"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(sparse, tmp_path, change, match):
+    with pytest.raises(ConfigError, match=match) as error:
+        change(sparse, tmp_path / "out")
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def mixtral(tmp_path):
+    """A folder of transformers without a tokenizer."""
+    (tmp_path / "hf").mkdir()
+    recorded("mixtral", tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_a_model_of_transformers_stays_one(mixtral, tmp_path):
+    changed = grow(mixtral, tmp_path / "out", parts=2)
+    assert (changed.kind, changed.difference) == ("hf", "")
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["num_local_experts"] == 10 and described["num_experts_per_tok"] == 4
+    one, other = mj.load_hf(mixtral), mj.load_hf(tmp_path / "out")
+    tokens = [[1, 2, 3, 4]]
+    np.testing.assert_allclose(one.logits(tokens), other.logits(tokens), atol=1e-5)
+
+
+def test_a_model_that_no_family_expresses_is_a_converted_one(mixtral, tmp_path):
+    changed = grow(mixtral, tmp_path / "out", parts=2, layers=[1])
+    assert changed.kind == "moe_jax" and changed.experts == {0: 5, 1: 10}
+    with pytest.raises(ConfigError, match="mixtral cannot express"):
+        grow(mixtral, tmp_path / "other", parts=2, layers=[1], family="mixtral")
+    with pytest.raises(ConfigError, match="has no validation set: give a text"):
+        prune(mixtral, tmp_path / "other", experts=3)
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        prune(mixtral, tmp_path / "other", experts=3, file=__file__)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_text_is_read_by_the_experts_of_a_released_model(mixtral, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {chr(97 + i): i for i in range(26)} | {"<s>": 26, "</s>": 27, "<pad>": 28}
+    tokenizer = Tokenizer(models.WordLevel({**vocabulary, "<unk>": 29}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(mixtral / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (mixtral / "tokenizer_config.json").write_text(json.dumps(special))
+    (tmp_path / "text.txt").write_text("experts and routers of a mixture" * 20)
+    changed = prune(mixtral, tmp_path / "out", experts=3, file=tmp_path / "text.txt", by="gate")
+    assert changed.kind == "hf" and load(tmp_path / "out").config.moe.num_experts == 3
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def flags_of(command, *arguments):
+    """The parsed flags of a command."""
+    values = flags.FlagValues()
+    command.define(values)
+    values([command.__name__, *arguments])
+    return values
+
+
+def test_commands_read_their_flags(mixtral, tmp_path, capsys):
+    folders = (f"--input={mixtral}", f"--output={tmp_path / 'out'}")
+    arguments = (*folders, "--copy=0,3", "--layers=0,1")
+    grow_command.main(flags_of(grow_command, *arguments))
+    assert (
+        "with 7 experts in 2 layers; the function differs: a copy takes" in capsys.readouterr().out
+    )
+    with pytest.raises(ConfigError, match="--copy=a is no list of numbers such as 1,3"):
+        grow_command.main(flags_of(grow_command, *folders, "--copy=a"))
+    with pytest.raises(ConfigError, match="is no run and has no settings"):
+        given = flags_of(grow_command, *arguments, "--override=training.steps=3")
+        grow_command.main(given)
+
+
+def test_a_run_trains_on_without_its_config(sparse):
+    given = flags_of(train_command, f"--workdir={sparse}", "--override=training.steps=3")
+    experiment, overrides = train_command._experiment_of(given, sparse)
+    assert overrides == {"training.steps": 3} and experiment.model.moe.num_experts == 4
+    with pytest.raises(ConfigError, match="--config is missing"):
+        train_command._experiment_of(given, sparse.parent)
+
+
+def test_new_data_of_a_run_is_read_before_it_is_recorded(sparse, tmp_path):
+    grow(sparse, tmp_path / "out", hidden=40, overrides={"data.mixture.seed": 7})
+    old, new = (json.loads((p / "config.json").read_text()) for p in (sparse, tmp_path / "out"))
+    assert new["corpus"]["sha256"] != old["corpus"]["sha256"]
+    assert mj.open_run(tmp_path / "out").config.data.mixture.seed == 7
