@@ -186,6 +186,7 @@ def published(name):
         ("hunyuan_a13b", "hunyuan_v1_moe"),
         ("granite_3.0_1b_a400m", "granitemoe"),
         ("k_exaone_236b_a23b", "exaone_moe"),
+        ("gemma_4_26b_a4b", "gemma4_text"),
         ("switch_base_8", "switch_transformers"),
         ("nllb_moe_54b", "nllb-moe"),
     ],

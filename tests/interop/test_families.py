@@ -10,6 +10,7 @@ from flax import nnx
 from moe_jax import models
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, load, save
+from moe_jax.nn.positions import Rotary
 from tests.interop.test_keys import config_of
 
 
@@ -103,6 +104,65 @@ def test_hunyuan_files_state_a_number_once_or_once_per_layer():
     ):
         with pytest.raises(ConfigError, match=match):
             hunyuan(**{name: given})
+
+
+def gemma(**changes):
+    return FAMILIES["gemma4_text"].read(config_of("gemma4") | changes)
+
+
+def test_heads_of_gemma_have_an_older_and_a_newer_spelling():
+    # transformers 5.5 wrote the heads of layers without a window, 5.24 those of every layer.
+    newer = config_of("gemma4")
+    assert newer["per_layer_config"].keys() == {"1", "3"} and "global_head_dim" not in newer
+    older = {"global_head_dim": 12, "num_global_key_value_heads": 1, "per_layer_config": None}
+    assert gemma(**older) == gemma()
+    found = [gemma().attention_at(i) for i in range(4)]
+    assert [(a.head_dim, a.num_kv_heads, a.details.window) for a in found] == [
+        *((8, 2, 4), (12, 1, 0)),
+        *((8, 2, 4), (12, 1, 0)),
+    ]
+    # Layers with values of their own have as many heads as the others.
+    own = gemma(**older | {"attention_k_eq_v": False}).attention_at(1)
+    assert (own.num_kv_heads, own.details.keys_as_values) == (2, False)
+
+
+def test_layers_that_gemma_files_leave_out():
+    # Every sixth layer has no window, and the last one never has; the bases are 1e4 and 1e6.
+    left_out = {"layer_types": None, "rope_parameters": None, "per_layer_config": None}
+    decoder = gemma(num_hidden_layers=8, **left_out)
+    layers = [decoder.attention_at(i) for i in range(8)]
+    assert [i for i, layer in enumerate(layers) if not layer.details.window] == [5, 7]
+    assert [layers[i].rotary for i in (0, 5)] == [
+        Rotary(1e4),
+        Rotary(1e6, share=0.25, proportional=True),
+    ]
+    assert (layers[5].head_dim, layers[5].num_kv_heads) == (512, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"enable_moe_block": False}, "enable_moe_block=False, but only True is supported"),
+        ({"hidden_size_per_layer_input": 256}, "hidden_size_per_layer_input=256, but only 0"),
+        ({"num_kv_shared_layers": 2}, "num_kv_shared_layers=2, but only 0 is supported"),
+        ({"use_bidirectional_attention": "all"}, "'all', but only 'vision' is supported"),
+        ({"per_layer_config": {"0": {"head_dim": 4}}}, "equally in all layers with full_attention"),
+        ({"per_layer_config": {"1": {"hidden_size": 4}}}, "head_dim and num_key_value_heads alone"),
+        ({"per_layer_config": {"1": {"head_dim": "x"}}}, "head_dim in per_layer_config.1"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "full_attention in rope_parameters of config"),
+    ],
+)
+def test_parts_of_gemma_that_are_not_supported_are_refused_in_one_line(changes, match):
+    with pytest.raises(ConfigError, match=match) as error:
+        gemma(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_share_that_turns_no_pair_of_gemma_is_refused():
+    rope = config_of("gemma4")["rope_parameters"]
+    rope = rope | {"full_attention": rope["full_attention"] | {"partial_rotary_factor": 0.1}}
+    with pytest.raises(ConfigError, match="rotates no pair of the 12 features"):
+        gemma(rope_parameters=rope)
 
 
 def test_alpha_stretches_the_base_of_hunyuan():

@@ -19,6 +19,9 @@ NOT_OF_TRANSFORMERS = {
     "aux_loss_alpha",  # of DeepSeek's own files
     "decoder_sparse_step",  # written by transformers, computed where it is not there
     "encoder_sparse_step",
+    "global_head_dim",  # of Gemma 4's files, which transformers takes out of the arguments
+    "num_global_key_value_heads",
+    "per_layer_config",  # of the base class
     "head_dim",  # of families whose class has none, and whose model reads it if a file does
     "is_gated_act",
     "moe_layer_freq",
@@ -47,6 +50,11 @@ NOT_OF_TRANSFORMERS = {
     "use_qk_norm",  # MiniMax-M2, whose model always has these norms
     "use_routing_bias",
     "max_position_embeddings",  # DBRX: ``max_seq_len``
+}
+
+# Models of some families cannot be built without these numbers, which have no default.
+NEEDED = {"num_experts_per_tok", "n_routed_experts", "num_experts", "top_k_experts"} | {
+    "moe_intermediate_size"
 }
 
 
@@ -162,8 +170,7 @@ def test_the_defaults_are_those_of_transformers(family):
         if name in defaults:
             assert key.default == defaults[name], name
             if defaults[name] is None:
-                # Models of these families cannot be built without these numbers.
-                assert key.null or name in ("num_experts_per_tok", "n_routed_experts"), name
+                assert key.null or name in NEEDED, name
         else:
             assert name in NOT_OF_TRANSFORMERS, name
     if "rope_theta" in keys.read and family != "dbrx":
@@ -200,6 +207,13 @@ def test_a_key_that_is_absent_or_null_is_read_as_transformers_reads_it(family):
         "topk_group",
         "num_local_experts",
         "num_experts",
+        # Gemma 4 without experts or with embeddings per layer, and layers of other kinds than
+        # those whose heads the file lists.
+        "top_k_experts",
+        "moe_intermediate_size",
+        "enable_moe_block",
+        "hidden_size_per_layer_input",
+        "layer_types",
     }
 
 

@@ -37,6 +37,14 @@ LLAMA3 = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
             },
             Rotary(500.0, scaling=LinearScaling(2.0)),
         ),
+        (
+            {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.25}},
+            Rotary(500.0, share=0.25, proportional=True),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "proportional", "factor": 8.0}},
+            Rotary(500.0, scaling=LinearScaling(8.0), proportional=True),
+        ),
         # The first length is that of the scaling, else of the file, else all that there is.
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},

@@ -48,6 +48,15 @@ _YARN = {
     "mscale": 0.7,
     "mscale_all_dim": 0.7,
 }
+_GEMMA = _BASE | {
+    "intermediate_size": 22,
+    "moe_intermediate_size": 10,
+    "num_experts": 6,
+    "top_k_experts": 3,
+    "enable_moe_block": True,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 4,
+}
 _SWITCH = _ENDS | {"vocab_size": 43, "d_model": 24, "d_ff": 20, "expert_capacity": 64}
 _SWITCH |= {"decoder_start_token_id": 0}
 _NLLB = {"vocab_size": 43, "d_model": 24, "max_position_embeddings": 64, "pad_token_id": 1}
@@ -388,6 +397,39 @@ CASES: dict[str, tuple[str, Json]] = {
             "sliding_window": 7,
             "swiglu_limit": 0.5,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "gemma4": (
+        "gemma4_text",
+        _GEMMA
+        | {
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "head_dim": 8,
+            "global_head_dim": 12,
+            "attention_k_eq_v": True,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma4_odd": (
+        "gemma4_text",
+        _GEMMA
+        | {
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "head_dim": 6,
+            "global_head_dim": 10,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "proportional", "rope_theta": 1e4}
+                | {"partial_rotary_factor": 0.6, "factor": 2.0},
+            },
         },
     ),
     "switch_transformers": (

@@ -28,7 +28,6 @@ TEXT = {
     "head_dim": 8,
     "intermediate_size": 22,
     "moe_intermediate_size": 10,
-    "num_experts_per_tok": 3,
     "max_position_embeddings": 64,
     "eos_token_id": None,
     "tie_word_embeddings": False,
@@ -37,16 +36,37 @@ VISION = {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
 VISION |= {"out_hidden_size": 24, "patch_size": 2, "image_size": 8}
 CASES = {
     "qwen3_vl_moe": (
-        {"num_experts": 6, "mlp_only_layers": [1]},
+        {"num_experts": 6, "num_experts_per_tok": 3, "mlp_only_layers": [1]},
         {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
         {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
     ),
     "glm4v_moe": (
-        {"n_routed_experts": 8, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5},
+        {"n_routed_experts": 8, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5}
+        | {"num_experts_per_tok": 3},
         {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
         {},
     ),
+    "gemma4": (
+        {
+            "rope_parameters": None,
+            "global_head_dim": 12,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 3,
+            "hidden_size_per_layer_input": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 4,
+            "final_logit_softcapping": 3.0,
+            "use_bidirectional_attention": "vision",
+        },
+        {},
+        {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        | {"head_dim": 4, "position_embedding_size": 16, "pooling_kernel_size": 1},
+    ),
 }
+SPARSE = {"qwen3_vl_moe": 1, "glm4v_moe": 1, "gemma4": 2}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -55,14 +75,14 @@ def tower(request, tmp_path_factory):
     rope = {"rope_type": "default", "rope_theta": 1e4, **rope}
     config = transformers.AutoConfig.for_model(
         request.param,
-        text_config=TEXT | text | {"rope_parameters": rope},
+        text_config=TEXT | {"rope_parameters": rope} | text,
         vision_config=VISION | vision,
     )
     transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     with safe_open(folder / "model.safetensors", "np") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
     write(shapes, folder)
-    return folder
+    return request.param, folder
 
 
 def logits(folder, record):
@@ -75,19 +95,20 @@ def logits(folder, record):
 def test_the_text_model_has_the_logits_of_transformers_and_is_exported(tower, tmp_path):
     ids = np.random.default_rng(0).integers(3, 43, (2, 11))
     record = {"ids": ids, "mask": np.ones_like(ids)}
-    wanted, imported = logits(tower, record), load(tower)
+    name, folder = tower
+    wanted, imported = logits(folder, record), load(folder)
     found, experts, _ = compare.forward(imported, record)
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    assert len(experts) == 1
+    assert len(experts) == SPARSE[name]
     save(imported.model, tmp_path, imported.family, original=imported.original)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["model_type"] in ("qwen3_moe", "glm4_moe")
+    assert written["model_type"] in ("qwen3_moe", "glm4_moe", "gemma4_text")
     again = logits(tmp_path, record)
     assert np.abs(again - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
 def test_a_key_of_a_tower_that_is_spelt_wrong_is_refused(tower, tmp_path):
-    config = json.loads((tower / "config.json").read_text())
+    config = json.loads((tower[1] / "config.json").read_text())
     config["text_config"]["num_hiden_layers"] = 2
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="text_config in config.json has the key 'num_hiden"):

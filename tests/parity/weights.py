@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+# Norms of the outputs of layers, in families that have both.
+_OUTPUT_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+_NEAR_ONE = ("weight", "scale", "layer_scalar")
 _ENDS = ("embed_tokens", "wte", "shared.weight", "lm_head")
 
 
@@ -18,7 +21,7 @@ def drawn(name: str, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
     """
     noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
     if len(shape) == 1:
-        return (0.1 * noise + name.endswith("weight")).astype(np.float32)
+        return (0.1 * noise + name.endswith(_NEAR_ONE)).astype(np.float32)
     if "gate.weight" in name or "router" in name:
         return noise.astype(np.float32)  # so that few choices are close
     inside = not any(end in name for end in _ENDS)
@@ -28,4 +31,7 @@ def drawn(name: str, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
 def write(shapes: dict[str, tuple[int, ...]], folder: Path, gain: float = 1.0) -> None:
     """Writes all tensors into ``model.safetensors``."""
     tensors = {name: drawn(name, tuple(shape), gain) for name, shape in shapes.items()}
+    if any(name.endswith(_OUTPUT_NORMS[1]) for name in shapes):
+        for name in filter(lambda name: name.endswith(_OUTPUT_NORMS), shapes):
+            tensors[name] *= np.float32(gain)  # They undo the gain of the matrices before them.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

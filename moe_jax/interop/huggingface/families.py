@@ -13,6 +13,7 @@ from moe_jax.interop.huggingface.ernie import ERNIE4_5_MOE
 from moe_jax.interop.huggingface.exaone import EXAONE_MOE
 from moe_jax.interop.huggingface.family import Family
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
+from moe_jax.interop.huggingface.gemma import GEMMA4
 from moe_jax.interop.huggingface.glm import GLM4_MOE
 from moe_jax.interop.huggingface.granite import GRANITEMOE
 from moe_jax.interop.huggingface.hunyuan import HUNYUAN_V1_MOE
@@ -38,6 +39,7 @@ _FAMILIES: tuple[Family[Any], ...] = (
     HUNYUAN_V1_MOE,
     DOTS1,
     EXAONE_MOE,
+    GEMMA4,
     SWITCH,
     NLLB_MOE,
 )

@@ -122,6 +122,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "relu": "relu",
     "gelu": "gelu_exact",
+    "gelu_pytorch_tanh": "gelu",
     "gelu_new": "gelu",
 }
 """Activation of this package by its name in ``transformers``."""
@@ -171,7 +172,11 @@ def rope_parameters(positions: Rotary) -> Json:
     written: Json = {"rope_theta": positions.base, "rope_type": "default"}
     if positions.share != 1:
         written["partial_rotary_factor"] = positions.share
+    if positions.proportional:
+        written["rope_type"] = "proportional"
     match positions.scaling:
+        case LinearScaling(factor) if positions.proportional:
+            written["factor"] = factor
         case LinearScaling(factor):
             written |= {"rope_type": "linear", "factor": factor}
         case Llama3Scaling(factor, low, high, length):
@@ -204,7 +209,9 @@ def ends(config: ModelConfig, *, embedding: str, norm: str, head: str) -> Iterat
         yield Entry(head, ("embedding.head",), Matrix())
 
 
-def projections(theirs: str, ours: str, *, bias: bool, output_bias: bool) -> Iterator[Entry]:
+def projections(
+    theirs: str, ours: str, *, bias: bool, output_bias: bool, names: str = "qkv"
+) -> Iterator[Entry]:
     """Yields the projections of an attention layer, ``q_proj`` to ``o_proj``.
 
     Args:
@@ -212,8 +219,11 @@ def projections(theirs: str, ours: str, *, bias: bool, output_bias: bool) -> Ite
         ours: Name of the attention layer here.
         bias: Whether queries, keys and values have biases.
         output_bias: Whether the output has a bias.
+        names: Letters of the projections that have tensors, beside the output's.
     """
     for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
+        if letter not in names:
+            continue
         yield Entry(f"{theirs}.{letter}_proj.weight", (f"{ours}.{name}",), Matrix())
         if bias:
             yield Entry(f"{theirs}.{letter}_proj.bias", (f"{ours}.{name}_bias",), Same())

@@ -135,12 +135,30 @@ QK_NORMS = ("q_norm", "k_norm")
 
 
 def attention(
-    config: DecoderConfig, layer: str, ours: str, qk_norms: tuple[str, str] = QK_NORMS
+    config: DecoderConfig,
+    layer: str,
+    ours: str,
+    qk_norms: tuple[str, str] = QK_NORMS,
+    index: int = 0,
 ) -> Iterator[Entry]:
-    """Yields the attention of a layer; ``qk_norms`` names the norms of queries and keys."""
-    details = expect(config.attention, Details)
+    """Yields the attention of a layer.
+
+    Args:
+        config: Configuration of the model.
+        layer: Name of the layer in ``transformers``.
+        ours: Name of the layer here.
+        qk_norms: Names of the norms of queries and keys.
+        index: Index of the layer, for families whose layers have different tensors.
+    """
+    details = expect(config.attention_at(index), AttentionConfig).details
     theirs, ours = f"{layer}.self_attn", f"{ours}.attention"
-    yield from projections(theirs, ours, bias=details.qkv_bias, output_bias=details.output_bias)
+    yield from projections(
+        theirs,
+        ours,
+        bias=details.qkv_bias,
+        output_bias=details.output_bias,
+        names="qk" if details.keys_as_values else "qkv",
+    )
     if details.qk_norm in ("head", "width", "rotated"):
         query, key = qk_norms
         yield Entry(f"{theirs}.{query}.weight", (f"{ours}.query_norm",), Same())

@@ -74,9 +74,12 @@ def rotary(config: Json, *, interleaved: bool = False, partial: bool = False) ->
     given = parameters(config)
     base = _positive(given, "rope_theta")
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None
+    proportional = given["rope_type"] == "proportional"
     match given["rope_type"]:
         case "default":
             scaling = None
+        case "proportional":
+            scaling = LinearScaling(_positive(given, "factor")) if "factor" in given else None
         case "linear":
             scaling = LinearScaling(_positive(given, "factor"))
         case "llama3":
@@ -89,8 +92,10 @@ def rotary(config: Json, *, interleaved: bool = False, partial: bool = False) ->
         case "yarn":
             scaling = _yarn(given)
         case kind:
-            raise ConfigError(f"config.json has rope_type={kind!r}; known: linear, llama3, yarn")
-    return Rotary(base, interleaved, scaling, _share(given, partial))
+            known = "linear, llama3, yarn, proportional"
+            raise ConfigError(f"config.json has rope_type={kind!r}; known: {known}")
+    share = _share(given, partial or proportional)
+    return Rotary(base, interleaved, scaling, share, proportional)
 
 
 def _share(given: Json, partial: bool) -> float:
