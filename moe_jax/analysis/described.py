@@ -79,7 +79,9 @@ def _model(model: DecoderConfig | EncoderDecoderConfig) -> str:
 
 def _experts(layer: SparseLayer) -> str:
     widths = sorted({*layer.moe.widths})
-    return f"{layer.moe.num_experts} experts of width {' and '.join(map(str, widths))}"
+    text = f"{layer.moe.num_experts} experts of width {' and '.join(map(str, widths))}"
+    latent = layer.moe.latent_dim
+    return f"{text} in a latent space of width {latent}" if latent else text
 
 
 def _routers(model: ModelConfig) -> dict[str, str]:

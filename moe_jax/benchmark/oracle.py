@@ -15,6 +15,7 @@ from moe_jax.benchmark.given import Problem
 Values = Mapping[str, np.ndarray]
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "silu": jax.nn.silu,
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
 }

@@ -38,7 +38,8 @@ class Cost:
         active: Number of parameters that process one token, embedding and head included.
         input_embedding: Number of parameters of the embedding that the head does not share.
         parameters: Number of parameters by part, summing to ``total``; a norm belongs to the part
-            that follows it.
+            that follows it. Shared experts, and projections to a latent space of the experts,
+            process every token and are dense.
         flops_by_part: FLOPs of the forward pass per token by part; a multiply-add is two FLOPs.
         lookahead_flops: FLOPs of the lookahead modules in the forward pass per token.
         score_flops: FLOPs of the layers' scores and of the sums of values by them, per token, which
@@ -200,7 +201,7 @@ def _sizes(block: Block) -> dict[str, int]:
     for mixture in _mixtures(block):
         found["router"] += _size(mixture.router) + _attributes(mixture, ["free"])
         found["experts"] += _size(mixture.experts)
-        found["dense"] += _attributes(mixture, ["shared"])
+        found["dense"] += _attributes(mixture, ["shared", "latent"])
     if not isinstance(inner, ConfiguredMoE):
         found["dense"] += _size(inner)
     return found
@@ -259,8 +260,8 @@ def _flops(
         dense += 2 * _products(inner)
     experts = router = 0.0
     for mixture in _mixtures(block):
-        if hasattr(mixture, "shared"):
-            dense += 2 * _products(mixture.shared)
+        for part in ("shared", "latent"):
+            dense += 2 * _products(getattr(mixture, part)) if hasattr(mixture, part) else 0
         share = _computing(mixture.config, convention) / mixture.config.num_experts
         experts += 2 * _products(mixture.experts) * share
         router += 0.0 if convention == "kaplan" else 2 * _products(mixture.router)

@@ -398,14 +398,15 @@ class ModelConfig(Ranged):
     ) -> Iterator[SparseLayer]:
         stack = setting.removesuffix("moe").rstrip("_")
         in_attention = self.attention_experts.moe_layers(num_layers)
-        sparse, same = moe.moe_layers(num_layers), (self.width, self.width)
+        sparse = moe.moe_layers(num_layers)
         for index in range(num_layers):
             if index in in_attention:
                 widths = self.width, Projections(self._plain_attention_at(index)).columns
                 experts = self.attention_experts.layer
                 yield SparseLayer("attention_experts", index, experts, stack, widths)
             if index in sparse:
-                yield SparseLayer(setting, index, moe.at(index), stack, same)
+                width = moe.latent_dim or self.width
+                yield SparseLayer(setting, index, moe.at(index), stack, (width, width))
 
     def _stacks(self) -> tuple[tuple[str, MoEConfig, int], ...]:
         """Returns the setting of the experts, its value and the number of layers of each stack."""

@@ -14,9 +14,10 @@ from moe_jax.grouped import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.nn.init import constant, weight
 from moe_jax.parallel import constrain
 
-Activation = Literal["relu", "gelu", "gelu_exact", "quick_gelu", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_exact", "quick_gelu", "silu"]
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "gelu": jax.nn.gelu,
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -32,7 +33,8 @@ class FeedForwardConfig:
         width: Width ``M`` of the input and the output.
         hidden: Width ``F`` of the hidden layer.
         activation: Activation of the hidden layer; ``gelu`` is the tanh approximation,
-            ``gelu_exact`` the exact form and ``quick_gelu`` the sigmoid approximation.
+            ``gelu_exact`` the exact form and ``quick_gelu`` the sigmoid approximation; ``relu2`` is
+            the square of ReLU (Primer, 2109.08668).
         gated: True computes the hidden layer as the activation of ``gate`` times ``up``, both
             linear in the input (GLU, 2002.05202).
         bias: True adds a bias to every linear map.

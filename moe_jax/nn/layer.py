@@ -58,6 +58,7 @@ class MoE(nnx.Module):
         activation: Activation = "gelu",
         gated: bool = False,
         bias: bool = False,
+        latent_dim: int = 0,
         shared: int | SharedConfig = 0,
         expert_dropout: float = 0.0,
         group_size: int = 1024,
@@ -76,6 +77,8 @@ class MoE(nnx.Module):
             activation: Activation of the experts.
             gated: True makes experts gated linear units.
             bias: True adds biases to the linear maps of experts.
+            latent_dim: Width of the experts' inputs and outputs, between two projections that all
+                experts share (LatentMoE); 0 makes them as wide as the tokens.
             shared: Hidden width of the shared network, which computes an output for every token
                 beside the experts; 0 for no such network; or its whole configuration.
             expert_dropout: Dropout rate of the experts' output in training.
@@ -95,6 +98,7 @@ class MoE(nnx.Module):
             num_experts=num_experts,
             expert_dim=one,
             expert_dims=widths,
+            latent_dim=latent_dim,
             group_size=group_size,
             router=router,
             transport=transport,

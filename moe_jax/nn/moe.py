@@ -17,6 +17,7 @@ from moe_jax.nn.dropout import dropout, masked
 from moe_jax.nn.feed_forward import FeedForwardConfig, MixedExperts
 from moe_jax.nn.free import Free
 from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
+from moe_jax.nn.latent_space import LatentSpace
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import NormConfig
@@ -102,12 +103,10 @@ class ConfiguredMoE(nnx.Module):
         self.router = RouterLayer(
             config.router, expert.width, experts, router_key, expert.init_scale
         )
-        self.experts: nnx.Module
-        if config.expert_dims:
-            network = _feed_forward(expert, "expert_dims")
-            self.experts = MixedExperts(network, config.expert_dims, experts, experts_key)
-        else:
-            self.experts = expert.experts(experts, experts_key)
+        self.experts = _experts(config, expert, experts_key)
+        if config.latent_dim:
+            latent_key, scale = jax.random.fold_in(key, 4), expert.init_scale
+            self.latent = LatentSpace(expert.width, config.latent_dim, latent_key, scale)
         if config.shared.hidden:
             network = _feed_forward(expert, "shared.hidden")
             self.shared = Shared(config.shared, network, jax.random.fold_in(key, 2), norms)
@@ -169,11 +168,13 @@ class ConfiguredMoE(nnx.Module):
                 plan = dispatch.within(plan)
         y = dispatch(
             self.experts,
-            tokens,
+            self.latent.project(tokens) if self.config.latent_dim else tokens,
             plan,
             gate_on=self.config.router.gate_on,
             on_outputs=self._on_outputs(keys),
         )
+        if self.config.latent_dim:
+            y = self.latent.restore(y)
         if plan.free is not None:
             y = y + self.free(tokens, plan.free)
         y = out_of_groups(constrain(y, "group"), x.shape)
@@ -225,6 +226,17 @@ class ConfiguredMoE(nnx.Module):
         choices = jnp.where(valid[..., None], out_of_groups(choices, valid.shape), -1)
         took = out_of_groups(took, valid.shape)
         return MoEAux(total, losses, counts, took, choices.astype(jnp.int16))
+
+
+def _experts(config: MoEConfig, expert: Expert, key: PRNGKeyArray) -> nnx.Module:
+    """Returns the experts, whose inputs have the width ``R`` if the layer has a latent space."""
+    if config.latent_dim:
+        network = _feed_forward(expert, "latent_dim")
+        expert = dataclasses.replace(network, width=config.latent_dim)
+    if config.expert_dims:
+        network = _feed_forward(expert, "expert_dims")
+        return MixedExperts(network, config.expert_dims, config.num_experts, key)
+    return expert.experts(config.num_experts, key)
 
 
 def _feed_forward(expert: Expert, setting: str) -> FeedForwardConfig:

@@ -57,6 +57,10 @@ class MoEConfig(Ranged):
         expert_dim: Hidden width ``F`` of each expert.
         expert_dims: Hidden widths for experts of several sizes, instead of ``expert_dim``; an equal
             number of consecutive experts has each width.
+        latent_dim: Width ``R`` of the experts' inputs and outputs (LatentMoE, 2601.18089): one
+            projection of all tokens to this width precedes the experts, and one projection back to
+            the model width follows them. The router and the shared experts read the model width.
+            0 makes the experts as wide as the model, without projections.
         gated: True makes experts gated linear units; ``None`` makes them like the dense layers.
         group_size: Number ``S`` of tokens per group; the capacity of an expert is per group. A
             batch that does not divide into groups is padded.
@@ -94,6 +98,7 @@ class MoEConfig(Ranged):
     num_experts: Experts = 8
     expert_dim: Positive = 512
     expert_dims: tuple[Positive, ...] = ()
+    latent_dim: Natural = 0
     gated: bool | None = None
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)

@@ -153,20 +153,20 @@ def _gradients(experiment: Experiment, step: Step, sizes: dict[str, int]) -> Ite
 
 def _partial_sums(experiment: Experiment, sizes: dict[str, int]) -> Iterator[Collective]:
     n = sizes["model"]
-    width = experiment.model.width * itemsize(experiment)
+    size, wide = itemsize(experiment), experiment.model.width
     passes = 6 if experiment.model.remat == "full" else 4
     times = passes * experiment.training.microbatches
     ring = 2 * (n - 1)
 
-    def summed(rows: int, what: str, times: int) -> Collective:
-        return Collective("all-reduce", ("model",), n, what, rows * width * ring // n, times)
+    def summed(rows: int, width: int, what: str, times: int) -> Collective:
+        return Collective("all-reduce", ("model",), n, what, rows * width * size * ring // n, times)
 
     routed = [layer for layer in moe_layers(experiment, sizes) if not layer.in_attention]
     for layer in routed:
-        yield summed(layer.slots, "experts", times // 2)
+        yield summed(layer.slots, layer.width, "experts", times // 2)
     for tokens, layers in stacks(experiment, sizes):
-        yield summed(tokens, "attention", times // 2 * layers)
-        yield summed(tokens, "dense", times // 2 * layers)
+        yield summed(tokens, wide, "attention", times // 2 * layers)
+        yield summed(tokens, wide, "dense", times // 2 * layers)
 
 
 def stacks(experiment: Experiment, sizes: dict[str, int]) -> Iterator[tuple[int, int]]:

@@ -32,6 +32,11 @@ def test_the_quickstart():
     assert rows["command"] == "moe-jax train quickstart"
 
 
+def test_a_latent_space_is_named_with_the_experts():
+    model = described("quickstart", {"model.moe.latent_dim": 32})["model"]
+    assert model.endswith("8 experts of width 512 in a latent space of width 32")
+
+
 def test_a_dense_model_has_no_router():
     rows = described("quickstart:dense")
     assert "router" not in rows and "capacity" not in rows

@@ -11,6 +11,7 @@ from moe_jax.models import Decoder, DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.positions import T5Relative
+from moe_jax.nn.shared import SharedConfig
 
 VOCAB, LENGTH = 64, 16
 DENSE = DecoderConfig(
@@ -83,6 +84,21 @@ def test_free_experts_cost_nothing_but_their_logits_and_the_map_of_constants():
     constant = count(mixture(routing.preset("moe_plus_plus", **chosen)), VOCAB, LENGTH)
     # MoE++ also maps the 16 logits of the layer before to 16 logits.
     assert constant.total - free.total == 8 * (2 * 16 + 16) + 16 * 16
+
+
+def test_experts_in_a_latent_space_by_hand():
+    # Eight experts of 2 * 4 * 32 instead of 2 * 16 * 32 parameters, of which a token meets one, and
+    # two projections of 16 * 4 that every token passes; the shared expert of 2 * 16 * 8 is full
+    # width. The projections and the shared expert are dense.
+    plain = mixture(routing.presets.switch())
+    moe = dataclasses.replace(plain.moe, latent_dim=4, shared=SharedConfig(8))
+    cost = count(dataclasses.replace(plain, moe=moe), VOCAB, LENGTH)
+    assert cost.total == 12496 - 8 * (1024 - 256) + 128 + 256
+    assert cost.active == 5328 - (1024 - 256) + 128 + 256
+    parts = {"attention": 5120, "experts": 512, "router": 256, "head": 2048}
+    assert cost.flops_by_part == parts | {"dense": 2048 + 2 * 128 + 2 * 256}
+    assert cost.parameters["experts"] == 8 * 256
+    assert cost.parameters["dense"] == 1024 + 32 + 128 + 256
 
 
 def test_gates_fewer_key_heads_untied_head_and_relative_positions():

@@ -9,6 +9,7 @@ from moe_jax.nn.feed_forward import Experts, FeedForward, FeedForwardConfig
 
 ACTIVATIONS = {
     "relu": lambda z: np.maximum(z, 0),
+    "relu2": lambda z: np.maximum(z, 0) ** 2,
     "gelu": lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
     "silu": lambda z: z / (1 + np.exp(-z)),
 }

@@ -121,6 +121,7 @@ class Family(Generic[Config]):
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "relu": "relu",
+    "relu2": "relu2",
     "gelu": "gelu_exact",
     "gelu_pytorch_tanh": "gelu",
     "gelu_new": "gelu",
