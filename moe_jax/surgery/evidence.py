@@ -30,7 +30,12 @@ from moe_jax.training.loss import score_tokens
 from moe_jax.training.step import predicted_tokens
 
 Batch = Mapping[str, Any]
-_GATE, _OUTPUT, _LOGITS = "surgery_gate", "surgery_output", "surgery_logits"
+_OBSERVED = _LOAD, _GATE, _OUTPUT, _LOGITS = (
+    "surgery_load",
+    "surgery_gate",
+    "surgery_output",
+    "surgery_logits",
+)
 _NEVER = -1e9
 
 
@@ -76,22 +81,28 @@ class _Observing(ConfiguredMoE):
         rng: Array | None = None,
         token_ids: Array | None = None,
         record: Array | None = None,
+        carried: Array | None = None,
+        residual: Array | None = None,
     ) -> tuple[Array, MoEAux]:
-        y, report = super().__call__(
-            x, valid, mode=mode, rng=rng, token_ids=token_ids, record=record
-        )
-        tokens = tokens_into_groups(x, self.config.group_size)
-        held = into_groups(valid, self.config.group_size, False)
-        logits = self.router.logits(tokens)
+        more = {"token_ids": token_ids, "record": record, "carried": carried}
+        y, report = super().__call__(x, valid, mode=mode, rng=rng, residual=residual, **more)
+        size = self.config.group_size
+        tokens, routed_by = tokens_into_groups(x, size), x
+        if self.config.router_input == "residual" and residual is not None:
+            routed_by = residual
+        held = into_groups(valid, size, False)
+        given = None if carried is None else tokens_into_groups(carried, size)
+        logits = self.router.logits(tokens_into_groups(routed_by, size), given)
         plan = routing.route(
             self.router.router,
             logits,
             capacity=tokens.shape[1],
             valid=held,
-            token_ids=None if token_ids is None else into_groups(token_ids, self.config.group_size),
+            token_ids=None if token_ids is None else into_groups(token_ids, size),
             state={name: value[...] for name, value in self.router.state.items()},
         )
-        observed = self._observed(plan, tokens, logits, held)
+        inputs = self.latent.project(tokens) if self.config.latent_dim else tokens
+        observed = self._observed(plan, inputs, logits, held)
         counts = dataclasses.replace(report.counts, observed=report.counts.observed | observed)
         return y, dataclasses.replace(report, counts=counts)
 
@@ -109,6 +120,7 @@ class _Observing(ConfiguredMoE):
         first = logits[..., 0] if self.router.router.planes > 1 else logits
         first = jnp.where(held[..., None], first[..., :experts], 0)
         return {
+            _LOAD: plan.counts.load.sum(0),
             _GATE: weight.sum(-1),
             _OUTPUT: (weight * norms).sum(-1),
             _LOGITS: jnp.einsum("gse,gsf->ef", first, first),
@@ -168,7 +180,7 @@ def _sums(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> list[tuple[Arr
     model = nnx.merge(graph, state)
     reports = model.read(batch, mode=Mode("full")).reports
     return [
-        (report.counts.load, *(report.counts.observed[n] for n in (_GATE, _OUTPUT, _LOGITS)))
+        tuple(report.counts.observed[name] for name in _OBSERVED)
         for report in reports
         if _GATE in report.counts.observed
     ]

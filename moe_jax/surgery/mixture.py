@@ -139,6 +139,12 @@ def check_changeable(weights: LayerWeights) -> None:
                 f"layer {layer.name} has experts of several widths (expert_dims): their number "
                 "cannot change one by one"
             )
+        experts, router = layer.moe.num_experts, layer.moe.router
+        if router.carried_width(experts) != router.carried_width(experts + 1):
+            raise ConfigError(
+                f"the router of layer {layer.name} passes its logits to the MoE layer after it, so "
+                "its experts cannot change alone: use a router that does not"
+            )
         if isinstance(layer.moe.router.head, NoHead) or isinstance(
             rank or select, ByToken | Forced | Hash | Random
         ):

@@ -67,6 +67,18 @@ def test_use_is_that_of_a_loop_over_tokens_and_experts():
     np.testing.assert_allclose(use.score("output"), use.output / use.load)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"latent_dim": 5}, {"router_input": "residual"}, {"router": routing.preset("moe_plus_plus")}],
+)
+def test_use_is_that_of_the_choices_of_the_model(changes):
+    found = weights(config(**changes))
+    reports = found.module().read(STREAM[0], mode=Mode("full")).reports
+    uses = use_of(found, STREAM[:1]).values()
+    for use, report in zip(uses, reports, strict=True):
+        np.testing.assert_array_equal(use.load, report.counts.load)
+
+
 def test_the_loss_is_that_of_the_logits():
     found = weights(config())
     one = batch()

@@ -60,6 +60,7 @@ def test_overrides_hold_what_differs_from_most_layers():
         (config(routing.preset("hash")), "chooses without reading the tokens"),
         (config(expert_dims=(4, 6)), "experts of several widths"),
         (config(lookahead=1), "looks ahead"),
+        (config(routing.preset("moe_plus_plus")), "passes its logits to the MoE layer after it"),
     ],
 )
 def test_models_whose_experts_cannot_change(model, match):
