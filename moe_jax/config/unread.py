@@ -172,13 +172,16 @@ def _of_layers(model: ModelConfig) -> Iterator[str]:
             yield from _changed(moe, ["overrides", "last"], where, f"{where}.every is 0")
         if moe.expert_dims:
             yield from _changed(moe, ["expert_dim"], where, f"{where}.expert_dims is set")
+        if model.norm.place == "output":
+            reason = "model.norm.place='output' leaves the inputs of layers as they are"
+            yield from _changed(moe, ["router_input"], where, reason)
         yield from _of_shared(moe.shared, f"{where}.shared")
     for layer in model.sparse_layers():
         yield from _of_router(layer.moe.router, f"model.{layer.setting}.router")
 
 
 def _of_shared(shared: SharedConfig, where: str) -> Iterator[str]:
-    names = ("mix", "gate_drop", "gate_target", "gate_weight")
+    names = ("mix", "norms", "gate_drop", "gate_target", "gate_weight")
     if not shared.hidden:
         yield from _changed(shared, names, where, f"{where}.hidden is 0")
     elif not shared.gate_weight:

@@ -13,6 +13,7 @@ from moe_jax.models import AttentionOverride, DecoderConfig, EncoderDecoderConfi
 from moe_jax.nn.attention import Details
 from moe_jax.nn.latent import Latent
 from moe_jax.nn.moe_config import LayerOverride, MoEConfig
+from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.positions import NoPositions
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.routing import PRESETS, Capacity, Router, Softmax, TopK, preset
@@ -121,6 +122,12 @@ _CASES = [
     ),
     ({"model.moe": MoEConfig(expert_dim=8, expert_dims=(4, 8))}, "model.moe.expert_dim=8", "dims"),
     ({"model.moe.shared": SharedConfig(mix="sigmoid")}, "shared.mix='sigmoid'", "hidden is 0"),
+    ({"model.moe.shared": SharedConfig(norms=True)}, "shared.norms=True", "hidden is 0"),
+    (
+        {"model.norm": NormConfig(place="output"), "model.moe.router_input": "residual"},
+        "model.moe.router_input='residual'",
+        "leaves the inputs of layers as they are",
+    ),
     (
         {"model.moe.shared": SharedConfig(8, "conditional", gate_target=0.5)},
         "shared.gate_target=0.5",
