@@ -33,9 +33,6 @@ class Details(Ranged):
             ``width`` (RMS norm over all heads together, learned scale; OLMoE), ``rotated`` (as
             ``head``, but after rotation; Hunyuan) or ``unit`` (RMS norm over each head after
             rotation, no learned scale; Llama 4).
-        value_norm: True divides each head of the values by its root mean square (Gemma 4).
-        keys_as_values: True takes the projected keys, before their norm and rotation, for the
-            values, which have no map of their own (Gemma 4's layers without a window).
         clip: Bound of queries, keys and values, which are clipped to ``[-clip, clip]`` (DBRX); 0
             disables clipping.
         sinks: True adds a learned score per head to the softmax; the score takes weight from the
@@ -48,13 +45,14 @@ class Details(Ranged):
             at position ``p`` is multiplied by ``1 + temperature * log(1 + floor((p + 1) /
             temperature_length))``. 0 disables it.
         temperature_length: Number of positions per step of ``temperature``.
+        value_norm: True divides each head of the values by its root mean square (Gemma 4).
+        keys_as_values: True takes the projected keys, before their norm and rotation, for the
+            values, which have no map of their own (Gemma 4's layers without a window).
     """
 
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "width", "rotated", "unit"] = "none"
-    value_norm: bool = False
-    keys_as_values: bool = False
     clip: NonNegative = 0.0
     sinks: bool = False
     scale: NonNegative = 0.0
@@ -62,6 +60,8 @@ class Details(Ranged):
     chunk: Natural = 0
     temperature: NonNegative = 0.0
     temperature_length: Positive = 8192
+    value_norm: bool = False
+    keys_as_values: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,8 +65,6 @@ class MoEConfig(Ranged):
         group_size: Number ``S`` of tokens per group; the capacity of an expert is per group. A
             batch that does not divide into groups is padded.
         router: The router.
-        router_input: Tokens that the router reads: ``normed`` as the experts read them, or
-            ``residual`` before the norm of the layer (Gemma 4, whose head has a norm of its own).
         transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
             ``gather`` indexes by the slot table, ``ragged`` sorts the choices by expert and
             computes them by grouped products (for dropless routing), and ``auto`` selects one of
@@ -89,6 +87,8 @@ class MoEConfig(Ranged):
             the output is multiplied by ``1 - final_mask`` (NLLB's ``moe_fom``).
         allow_future_leak: True allows routers in which experts choose tokens in a causal model; the
             routing of a token then depends on later tokens.
+        router_input: Tokens that the router reads: ``normed`` as the experts read them, or
+            ``residual`` before the norm of the layer (Gemma 4, whose head has a norm of its own).
     """
 
     every: Natural = 2
@@ -102,7 +102,6 @@ class MoEConfig(Ranged):
     gated: bool | None = None
     group_size: Positive = 1024
     router: routing.Router = dataclasses.field(default_factory=routing.presets.switch)
-    router_input: Literal["normed", "residual"] = "normed"
     transport: TransportName = "auto"
     exchange: ExchangeName = "gspmd"
     exchange_buffer: Growth | None = None
@@ -112,6 +111,7 @@ class MoEConfig(Ranged):
     expert_mask: Chance = 0.0
     final_mask: Chance = 0.0
     allow_future_leak: bool = False
+    router_input: Literal["normed", "residual"] = "normed"
 
     def __post_init__(self):
         super().__post_init__()

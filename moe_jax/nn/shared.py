@@ -30,22 +30,22 @@ class SharedConfig(Ranged):
             ``softmax`` weights both outputs by two learned coefficients (residual MoE,
             DeepSpeed-MoE 2201.05596, section 4.1.1); ``conditional`` weights the experts by one
             learned gate ``g`` and the network by ``1 - g`` (NLLB's conditional MoE routing).
-        norms: True gives the network a norm of its inputs of its own, which reads the tokens before
-            the norm of the layer, and normalises both outputs before they are combined (Gemma 4).
         gate_drop: Probability in training that the conditional gate of a token is 0 (NLLB's
             ``cmr_gate_drop``).
         gate_target: Target for the mean of the conditional gate over tokens (NLLB's
             ``cmr_gate_loss_p``).
         gate_weight: Weight of the loss that pulls the mean of the conditional gate towards
             ``gate_target`` (NLLB's ``cmr_gate_loss_wt``).
+        norms: True gives the network a norm of its inputs of its own, which reads the tokens before
+            the norm of the layer, and normalises both outputs before they are combined (Gemma 4).
     """
 
     hidden: Natural = 0
     mix: Literal["sum", "sigmoid", "softmax", "conditional"] = "sum"
-    norms: bool = False
     gate_drop: Chance = 0.0
     gate_target: Share = 1.0
     gate_weight: Weight = 0.0
+    norms: bool = False
 
     def __post_init__(self):
         super().__post_init__()
