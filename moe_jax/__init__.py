@@ -9,6 +9,7 @@
   checked.
 * ``mj.count`` counts the parameters and FLOPs of a model.
 * ``mj.load_hf`` and ``mj.save_hf`` read and write models of Hugging Face ``transformers``.
+* ``mj.explain`` measures the effect of every expert on a text.
 * ``mj.reproduce`` runs an ablation of a paper.
 * ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
 * ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged`` are errors;
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from moe_jax.routing.presets import preset as router
     from moe_jax.routing.presets import register as register_router
     from moe_jax.run.api import OpenRun, open_run, train
+    from moe_jax.run.explaining import explain
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
     from moe_jax.run.loop import Diverged
     from moe_jax.sweeps.sweep import sweep
@@ -60,6 +62,7 @@ _HOMES = {
     "load_hf": "moe_jax.run.loaded:load_hf",
     "save_hf": "moe_jax.run.loaded:save_hf",
     "LoadedModel": "moe_jax.run.loaded:LoadedModel",
+    "explain": "moe_jax.run.explaining:explain",
     "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
     "sweep": "moe_jax.sweeps.sweep:sweep",
@@ -84,6 +87,7 @@ __all__ = [
     "compare",
     "count",
     "experiment",
+    "explain",
     "load_config",
     "load_hf",
     "open_run",

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
     "score": "prints the log-likelihood of texts, token by token",
+    "explain": "shows the experts of a text and the effect of each",
     "sweep": "trains runs over values of settings",
     "compare": "shows runs beside each other on one page",
     "report": "writes the report of a run again",
@@ -48,7 +49,7 @@ _FIRST = {
     **dict.fromkeys(_OF_CONFIGS, "config"),
     **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
     "ablate": "ablation",
-    "score": "model",
+    **dict.fromkeys(("score", "explain"), "model"),
 }
 
 

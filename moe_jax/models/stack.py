@@ -270,7 +270,7 @@ class Stack(nnx.Module):
 
 def _passed_on(block: Block, reports: tuple[MoEAux, ...]) -> Carried:
     """Returns what the routers of one block pass to the next MoE layers."""
-    named = zip(block.mixtures, reports, strict=True)
+    named = zip(block.config.named_mixtures, reports, strict=True)
     return {name: report.carried for name, report in named if report.carried is not None}
 
 

@@ -58,18 +58,22 @@ class BlockConfig:
     output_scale: bool = False
 
     @property
+    def named_mixtures(self) -> dict[str, MoEConfig]:
+        """The MoE layers by name in the order of their reports: in the attention, then after it."""
+        named = {"attention_experts": self.attention_experts, "feed_forward": self.moe}
+        return {name: moe for name, moe in named.items() if moe is not None}
+
+    @property
     def mixtures(self) -> tuple[MoEConfig, ...]:
-        """The MoE layers in the order of their reports: in the attention, then after it."""
-        return tuple(moe for moe in (self.attention_experts, self.moe) if moe is not None)
+        """The MoE layers in the order of their reports."""
+        return tuple(self.named_mixtures.values())
 
     @property
     def carried_widths(self) -> dict[str, int]:
         """Values per token that the router of a sub-layer passes on, by name, if it passes any."""
-        named = {"attention_experts": self.attention_experts, "feed_forward": self.moe}
         widths = {
             name: moe.router.carried_width(moe.num_experts)
-            for name, moe in named.items()
-            if moe is not None
+            for name, moe in self.named_mixtures.items()
         }
         return {name: width for name, width in widths.items() if width}
 

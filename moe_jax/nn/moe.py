@@ -42,6 +42,8 @@ class MoEAux:
         experts: Mask ``(B, L, E)``, True if the expert took the token, if the mode records it.
         choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped or the
             expert is free, if the mode records it; ``K`` is ``E`` if experts choose.
+        gates: Combine weight ``(B, L, K)`` of each choice, 0 where it was dropped, if the mode
+            records it.
         carried: Values ``(B, L, D)`` that the router of the next MoE layer reads, float32; ``None``
             if the router passes none, and in the reports of a model.
     """
@@ -51,6 +53,7 @@ class MoEAux:
     counts: routing.Counts
     experts: Bool[Array, "*layers B L E"] | None
     choices: Int16[Array, "*layers B L K"] | None
+    gates: Float[Array, "*layers B L K"] | None
     carried: Float[Array, "B L D"] | None = None
 
     @property
@@ -217,7 +220,7 @@ class ConfiguredMoE(nnx.Module):
         total = sum((weights[name] * value for name, value in losses.items()), jnp.float32(0))
         counts = jax.tree.map(lambda count: count.sum(0), plan.counts)
         if not mode.record:
-            return MoEAux(total, losses, counts, None, None)
+            return MoEAux(total, losses, counts, None, None, None)
         took = taken_by(plan)
         choices = plan.slots.expert if isinstance(plan.slots, routing.Slots) else None
         if choices is None:
@@ -225,7 +228,8 @@ class ConfiguredMoE(nnx.Module):
             choices = jnp.where(took, experts, -1 - experts)
         choices = jnp.where(valid[..., None], out_of_groups(choices, valid.shape), -1)
         took = out_of_groups(took, valid.shape)
-        return MoEAux(total, losses, counts, took, choices.astype(jnp.int16))
+        gates = jnp.where(valid[..., None], out_of_groups(gates_of(plan), valid.shape), 0)
+        return MoEAux(total, losses, counts, took, choices.astype(jnp.int16), gates)
 
 
 def _experts(config: MoEConfig, expert: Expert, key: PRNGKeyArray) -> nnx.Module:
@@ -250,6 +254,14 @@ def _mean(losses: dict[str, Array], valid: Array) -> dict[str, Array]:
     """Returns the means of losses ``(N,)`` of groups or sequences with ``valid (N,)`` tokens."""
     share = valid / jnp.maximum(valid.sum(), 1)
     return {name: (value * share).sum() for name, value in losses.items()}
+
+
+def gates_of(plan: routing.Plan) -> Float[Array, "G S K"]:
+    """Returns the combine weight ``(G, S, K)`` of each choice; ``K`` is ``E`` if experts choose."""
+    slots = plan.slots
+    if isinstance(slots, routing.Slots) and slots.expert is not None and slots.gate is not None:
+        return slots.gate
+    return plan.combine.sum(-1)
 
 
 def taken_by(plan: routing.Plan) -> Bool[Array, "G S E"]:

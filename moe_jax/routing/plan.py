@@ -91,6 +91,28 @@ class Slots:
         """Combine weights ``(..., S, E, C)``: ``dispatch`` times the weight of the slot."""
         return self.dispatch * self.weight[..., None, :, :]
 
+    def without(self, removed: Bool[Array, "*G S E"]) -> Slots:
+        """Returns the slots without the tokens that ``removed (..., S, E)`` takes from experts.
+
+        A removed choice is a dropped choice: its slot is empty, and the other gates are unchanged.
+        """
+        _, capacity = self.token.shape[-2:]
+        padded = jnp.concatenate([removed, jnp.zeros_like(removed[..., :1, :])], axis=-2)
+        lost = jnp.take_along_axis(jnp.swapaxes(padded, -1, -2), self.token, axis=-1)
+        token = jnp.where(lost, self.num_tokens, self.token)
+        weight = jnp.where(lost, 0, self.weight)
+        kept = dataclasses.replace(self, token=token, weight=weight)
+        if self.expert is None or self.place is None or self.gate is None:
+            return kept
+        chosen = jnp.take_along_axis(removed, jnp.maximum(self.expert, 0), axis=-1)
+        gone = chosen & (self.expert >= 0)
+        return dataclasses.replace(
+            kept,
+            place=jnp.where(gone, removed.shape[-1] * capacity, self.place),
+            gate=jnp.where(gone, 0, self.gate),
+            expert=jnp.where(gone, -1 - self.expert, self.expert),
+        )
+
     def with_unit_weights(self) -> Slots:
         """Returns the slots with weight 1 in every slot that holds a token."""
         weight = self.filled.astype(self.weight.dtype)

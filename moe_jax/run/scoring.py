@@ -13,26 +13,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax import data
 from moe_jax.decoding import positions_of
 from moe_jax.errors import ConfigError
-from moe_jax.interop import folders, huggingface, native
 from moe_jax.models import Decoder, DecoderConfig, Model, ModelConfig
 from moe_jax.nn.mode import DECODE
-from moe_jax.parallel import make_mesh
-from moe_jax.run import workdir
-from moe_jax.run.best import Step, step_of
-from moe_jax.run.predecessors import FinishedRun
-from moe_jax.run.restored import fitting
-from moe_jax.training.checkpoint import latest_step
+from moe_jax.run.best import Step
+from moe_jax.run.opened import open_folder
 
 Array = jax.Array
 # Number of positions whose logits are in memory at once.
 _CHUNK = 128
-_DEFAULT_WINDOW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,26 +98,9 @@ def open_model(folder: str | Path, step: Step = None, *, average: bool = True) -
             tokens. The error is raised before weights are loaded.
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
-    folder = Path(folder)
-    kind = folders.kind_of(folder)
-    if kind == "none":
-        raise ConfigError(
-            f"--model={folder} holds no run, no converted model and no model of transformers: give "
-            "the --workdir of a run, or a folder with config.json and safetensors files"
-        )
-    if kind == "run":
-        return _run(folder, step, average)
-    if step is not None:
-        raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
-    if not average:
-        raise ConfigError(f"--noaverage selects parameters of a run, and {folder} is no run")
-    name = folders.tokenizer_of(folder)
-    if not name:
-        raise ConfigError(f"{folder} has no tokenizer: copy its tokenizer.json into the folder")
-    require_causal(folders.describe(folder).config)
-    tokenizer = data.open_tokenizer(data.DataConfig(tokenizer=name))
-    found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
-    return ScoringModel(_decoder(found.model), tokenizer, _DEFAULT_WINDOW)
+    found = open_folder(folder, step, require_causal, average=average)
+    assert found.tokenizer is not None  # A model that reads texts has one.
+    return ScoringModel(_decoder(found.model), found.tokenizer, found.window, found.mesh)
 
 
 def scores(
@@ -227,19 +203,6 @@ def _in_parts(array: Array, *, pad: int, size: int) -> Array:
     array = jnp.pad(array, ((0, 0), (0, pad), *[(0, 0)] * (array.ndim - 2)))
     parts = array.reshape(array.shape[0], -1, size, *array.shape[2:])
     return jnp.moveaxis(parts, 1, 0)
-
-
-def _run(folder: Path, step: Step, average: bool) -> ScoringModel:
-    experiment = workdir.load(folder)
-    if latest_step(folder / workdir.CHECKPOINTS) is None:
-        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
-    require_causal(experiment.model)
-    tokenizer = data.load_tokenizer(folder)
-    mesh = make_mesh(fitting(experiment.mesh))
-    run = FinishedRun("--model", folder, experiment, tokenizer)
-    graph, state = run.weights(mesh, step_of(folder, step), average=average)
-    model = nnx.merge(graph, state.params, state.router_state)
-    return ScoringModel(_decoder(model), tokenizer, experiment.data.seq_length, mesh)
 
 
 def require_causal(config: ModelConfig) -> None:

@@ -1,0 +1,48 @@
+"""Opens a page in headless Chromium, or runs its script in Node beside a small document."""
+
+import json
+import re
+import shutil
+import subprocess
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+NODE = shutil.which("node")
+
+_DOCUMENT = """
+class Element {
+  constructor(name) { Object.assign(this, {name, children: [], attributes: {}, style: {}, value: "",
+    textContent: "", on: {}}); }
+  setAttribute(key, value) { this.attributes[key] = String(value); }
+  appendChild(child) { this.children.push(child); return child; }
+  replaceChildren(...children) { this.children = children; }
+  addEventListener(event, then) { this.on[event] = then; }
+  insertRow() { return this.appendChild(new Element("tr")); }
+}
+const named = {};
+const document = { getElementById: (id) => (named[id] ??= new Element(id)),
+  createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name) };
+document.getElementById("data").textContent = DATA;
+document.getElementById("measure").value = "effects";
+SCRIPT;
+const count = (node) => node.children.reduce((sum, child) => sum + count(child),
+  node.attributes.class === "cell" ? 1 : 0);
+process.stdout.write(JSON.stringify({ cells: count(named.grid), where: named.where.textContent }));
+"""
+
+
+def opened(page):
+    """The number of cells that the script of a page has drawn, and the heading of its table."""
+    if CHROMIUM:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        text = subprocess.run(
+            [CHROMIUM, *flags, page.as_uri()], capture_output=True, text=True, check=True
+        ).stdout
+        where = re.search(r'<h2 id="where">(.*?)</h2>', text).group(1)
+        return {"cells": text.count('class="cell"'), "where": where}
+    text = page.read_text()
+    data, script = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
+    program = _DOCUMENT.replace("DATA", json.dumps(data)).replace("SCRIPT", script)
+    found = subprocess.run([NODE, "-"], input=program, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout)

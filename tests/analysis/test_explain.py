@@ -1,0 +1,142 @@
+"""Causal effects against models whose weights are zeroed, sums of contributions, and the page."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import models
+from moe_jax.analysis.explain import Explanation, measure, require_explainable
+from moe_jax.analysis.explained import lines, write_explanation
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import FAMILIES
+from moe_jax.nn.mode import DECODE
+from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.routing import preset
+from tests.analysis import browser
+from tests.test_face import TINY_MIXTRAL
+
+IDS = [5, 7, 3]
+TINY = {**TINY_MIXTRAL, "num_hidden_layers": 2, "num_local_experts": 8}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A Mixtral of two layers, which a scan runs, with eight experts each."""
+    return models.make(FAMILIES["mixtral"].read(TINY), TINY["vocab_size"], jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    tokens = jnp.array([IDS])
+    return {"inputs": tokens, "segments": jnp.ones_like(tokens), "positions": jnp.arange(3)[None]}
+
+
+@pytest.fixture(scope="module")
+def found(model, batch):
+    return measure(model, batch, batch_size=5)  # 12 removals: two full batches and a part
+
+
+@jax.jit
+def log_p(model, batch):
+    hidden, _ = model.hidden(batch["inputs"], batch["segments"], batch["positions"], mode=DECODE)
+    return jax.nn.log_softmax(model.logits(hidden)[0])
+
+
+def test_an_effect_is_that_of_zeroed_output_weights(model, batch, found):
+    # An expert that one token alone has chosen can be removed for all tokens instead.
+    base, rows, compared = np.asarray(log_p(model, batch)), np.arange(3), 0
+    np.testing.assert_allclose(found.log_likelihoods, base[rows, found.next_ids], atol=1e-5)
+    assert list(found.next_ids) == [7, 3, base[2].argmax()]
+    for view, layer in zip(model.layers.layers(), found.layers, strict=True):
+        for token, choice in np.ndindex(layer.experts.shape):
+            expert = layer.experts[token, choice]
+            if (layer.experts == expert).sum() == 1:
+                compared += 1
+                down = view.block.feed_forward.experts.down
+                before = down[...]
+                down[...] = before.at[view.entry, expert].set(0)
+                after = np.asarray(log_p(model, batch))
+                down[...] = before
+                target = token, found.next_ids[token]
+                change = after[target] - base[target]
+                assert layer.effects[token, choice] == pytest.approx(change, abs=1e-5)
+                assert abs(change) > 1e-4
+    assert compared >= 4
+
+
+def test_contributions_sum_to_the_output_and_gates_to_one(found):
+    for layer in found.layers:
+        assert layer.error < 1e-6
+        np.testing.assert_allclose(layer.gates.sum(1), 1, atol=1e-6)  # Mixtral's two gates do.
+        assert not layer.others.any()
+        # The norm of a sum is at most the sum of the norms, and no part is empty.
+        assert (layer.norms > 0).all() and (layer.output <= layer.norms.sum(1) + 1e-6).all()
+
+
+def test_the_shared_network_is_a_part_of_its_own(batch):
+    shared = {"model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2}
+    more = {
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
+    config = FAMILIES["qwen2_moe"].read({**TINY_MIXTRAL, **shared, **more})
+    (layer,) = measure(models.make(config, 96, jax.random.key(0)), batch).layers
+    assert (layer.others > 0).all() and layer.error < 1e-6
+
+
+def explanation(found):
+    pieces = ("a", " <b>", "\n")
+    layers = found.layers
+    return Explanation(pieces, (), ("x", "y", "z"), found.log_likelihoods, layers)
+
+
+def test_lines_have_every_choice(found):
+    shown = lines(explanation(found))
+    assert sum("effect" in line for line in shown) == 2 * 3 * 2
+    assert shown[-1].startswith("sums: ")
+    first = found.layers[0]
+    wanted = f"layer 0  expert {first.experts[0, 0]}  gate {first.gates[0, 0]:.3f}"
+    assert wanted in shown[1]
+
+
+def test_the_numbers_are_beside_the_page(found, tmp_path):
+    page, numbers = write_explanation(explanation(found), tmp_path / "a.html", "title")
+    content = json.loads(numbers.read_text())
+    np.testing.assert_allclose(content["layers"][1]["effects"], found.layers[1].effects)
+    assert content["pieces"][1] == " <b>"
+    assert "<b>" not in page.read_text() and "http://" not in page.read_text().replace(
+        "http://www.w3.org/2000/svg", ""
+    )
+
+
+@pytest.mark.skipif(not (browser.CHROMIUM or browser.NODE), reason="no Chromium and no Node")
+def test_the_page_draws_a_cell_per_token_and_layer(found, tmp_path):
+    page, _ = write_explanation(explanation(found), tmp_path / "a.html", "title")
+    drawn = browser.opened(page)
+    assert drawn["cells"] == 2 * 3
+    assert drawn["where"].startswith("layer 1, token 2: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (models.DecoderConfig(moe=MoEConfig(every=0)), "dense"),
+        (models.DecoderConfig(causal=False), "predicts masked tokens"),
+        (
+            models.DecoderConfig(
+                moe=MoEConfig(router=preset("expert_choice"), allow_future_leak=True)
+            ),
+            "experts choose among tokens",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_explained_is_named(config, reason):
+    with pytest.raises(ConfigError, match=reason) as error:
+        require_explainable(config)
+    assert "\n" not in str(error.value)
+    require_explainable(dataclasses.replace(models.DecoderConfig()))
