@@ -10,6 +10,7 @@
 * ``mj.count`` counts the parameters and FLOPs of a model.
 * ``mj.load_hf`` and ``mj.save_hf`` read and write models of Hugging Face ``transformers``.
 * ``mj.explain`` measures the effect of every expert on a text.
+* ``mj.upcycle``, ``mj.prune``, ``mj.merge`` and ``mj.grow`` change the experts of a trained model.
 * ``mj.reproduce`` runs an ablation of a paper.
 * ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
 * ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged`` are errors;
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from moe_jax.run.explaining import explain
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
     from moe_jax.run.loop import Diverged
+    from moe_jax.surgery.api import ChangedModel, grow, merge, prune, upcycle
     from moe_jax.sweeps.sweep import sweep
 
     __version__: str
@@ -63,6 +65,11 @@ _HOMES = {
     "save_hf": "moe_jax.run.loaded:save_hf",
     "LoadedModel": "moe_jax.run.loaded:LoadedModel",
     "explain": "moe_jax.run.explaining:explain",
+    "upcycle": "moe_jax.surgery.api:upcycle",
+    "prune": "moe_jax.surgery.api:prune",
+    "merge": "moe_jax.surgery.api:merge",
+    "grow": "moe_jax.surgery.api:grow",
+    "ChangedModel": "moe_jax.surgery.api:ChangedModel",
     "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
     "sweep": "moe_jax.sweeps.sweep:sweep",
@@ -74,6 +81,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ChangedModel",
     "CheckpointError",
     "ConfigError",
     "Diverged",
@@ -88,15 +96,19 @@ __all__ = [
     "count",
     "experiment",
     "explain",
+    "grow",
     "load_config",
     "load_hf",
+    "merge",
     "open_run",
+    "prune",
     "register_router",
     "reproduce",
     "router",
     "save_hf",
     "sweep",
     "train",
+    "upcycle",
 ]
 
 

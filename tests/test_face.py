@@ -29,9 +29,14 @@ TINY_MIXTRAL = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
 }
+TINY_LLAMA = {
+    **{name: TINY_MIXTRAL[name] for name in TINY_MIXTRAL if "experts" not in name},
+    "model_type": "llama",
+    "intermediate_size": 32,
+}
 DOCUMENTED = [name for name in mj.__all__ if name != "__version__"]
 # Their examples go on with the run of the example of ``train``.
-OF_A_RUN = ("open_run", "OpenRun")
+OF_A_RUN = ("open_run", "OpenRun", "prune", "merge")
 
 
 def examples(name):
@@ -53,9 +58,10 @@ def python(code, *arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("face")
-    vocab_size = TINY_MIXTRAL["vocab_size"]
-    model = models.make(FAMILIES["mixtral"].read(TINY_MIXTRAL), vocab_size, jax.random.key(0))
-    save(model, path / "tiny-mixtral", "mixtral", original=TINY_MIXTRAL)
+    for original in (TINY_MIXTRAL, TINY_LLAMA):
+        family, vocab_size = original["model_type"], original["vocab_size"]
+        model = models.make(FAMILIES[family].read(original), vocab_size, jax.random.key(0))
+        save(model, path / f"tiny-{family}", family, original=original)
     return path
 
 

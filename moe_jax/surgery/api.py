@@ -50,6 +50,13 @@ class ChangedModel:
         experts: Number of experts of each layer, by name.
         difference: Reason for which the function differs at the start; "" if it is the same up to
             rounding where no token is dropped.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> changed = mj.grow("tiny-mixtral", "tiny-wider", hidden=32)
+        >>> before, after = changed.parameters
+        >>> after - before == 4 * 3 * 16 * 16  # 16 more units in 4 experts of 3 matrices
+        True
     """
 
     folder: Path

@@ -80,6 +80,22 @@ CASES: dict[str, tuple[str, Json]] = {
         "mixtral",
         _ODD | {"intermediate_size": 11, "num_local_experts": 3, "tie_word_embeddings": True},
     ),
+    "llama": (
+        "llama",
+        _TWO | {"intermediate_size": 20, "rope_parameters": _llama3(8.0), "attention_bias": True},
+    ),
+    "qwen2": ("qwen2", _TWO | {"intermediate_size": 20, "tie_word_embeddings": True}),
+    "qwen2_windows": (
+        "qwen2",
+        _ODD
+        | {
+            "intermediate_size": 11,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3": ("qwen3", _TWO | {"head_dim": 8, "intermediate_size": 20}),
     "mixtral_window": (
         "mixtral",
         _TWO | {"intermediate_size": 20, "num_local_experts": 5, "sliding_window": 4},

@@ -13,10 +13,13 @@ from moe_jax import signals
 from moe_jax.cli import grow as grow_command
 from moe_jax.cli import train as train_command
 from moe_jax.errors import ConfigError
+from moe_jax.interop import native
 from moe_jax.interop.huggingface import load
 from moe_jax.surgery.api import grow, merge, prune, upcycle
+from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.checkpoint import Checkpoints
 from tests.parity.compare_models import recorded
+from tests.surgery.small import assert_close
 
 SMALL = {
     "data.source": "mixture",
@@ -218,3 +221,23 @@ def test_new_data_of_a_run_is_read_before_it_is_recorded(sparse, tmp_path):
     old, new = (json.loads((p / "config.json").read_text()) for p in (sparse, tmp_path / "out"))
     assert new["corpus"]["sha256"] != old["corpus"]["sha256"]
     assert mj.open_run(tmp_path / "out").config.data.mixture.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "family"),
+    [
+        ("llama", "moe_jax", ""),  # biases of attention, which no family with experts has
+        ("qwen2", "moe_jax", ""),
+        ("qwen3", "hf", "qwen3_moe"),
+    ],
+)
+def test_a_dense_model_of_transformers_is_upcycled(tmp_path, case, kind, family):
+    (tmp_path / "dense").mkdir()
+    recorded(case, tmp_path / "dense")
+    changed = upcycle(tmp_path / "dense", tmp_path / "out", experts=4, k=2, shards=2)
+    assert (changed.kind, changed.difference) == (kind, "")
+    if family:
+        assert mj.load_hf(tmp_path / "out").family == family
+    found = native.load(tmp_path / "out") if kind == "moe_jax" else load(tmp_path / "out")
+    one, other = (LayerWeights.of_model(m) for m in (load(tmp_path / "dense").model, found.model))
+    assert_close(one, other)

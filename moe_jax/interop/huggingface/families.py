@@ -7,6 +7,7 @@ from typing import Any
 from moe_jax.errors import ConfigError, nearest
 from moe_jax.interop.huggingface.dbrx import DBRX
 from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from moe_jax.interop.huggingface.dense import LLAMA, QWEN2, QWEN3
 from moe_jax.interop.huggingface.dots import DOTS1
 from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
 from moe_jax.interop.huggingface.ernie import ERNIE4_5_MOE
@@ -42,6 +43,9 @@ _FAMILIES: tuple[Family[Any], ...] = (
     GEMMA4,
     SWITCH,
     NLLB_MOE,
+    LLAMA,
+    QWEN2,
+    QWEN3,
 )
 FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILIES}
 """Families that are read and written, by ``model_type``."""

@@ -77,6 +77,39 @@ MIXTRAL = Keys(
     EVERYWHERE,
     {"num_experts": "num_local_experts"},
 )
+LLAMA_DENSE = Keys(
+    {
+        **LLAMA,
+        "vocab_size": size(32000),
+        "hidden_size": size(4096),
+        "intermediate_size": size(11008),
+        "num_hidden_layers": size(32),
+        "num_attention_heads": size(32),
+        "num_key_value_heads": size(None, null=True),
+        "max_position_embeddings": size(2048),
+        "rms_norm_eps": number(1e-6, 0.0),
+        "attention_bias": FLAG,
+        "mlp_bias": NOT,
+    },
+    EVERYWHERE | {"pretraining_tp": NOBODY},
+)
+_DENSE_QWEN = {
+    **LLAMA,
+    "vocab_size": size(151936),
+    "hidden_size": size(4096),
+    "intermediate_size": size(22016),
+    "num_hidden_layers": size(32),
+    "num_attention_heads": size(32),
+    "num_key_value_heads": size(32, null=True),
+    "max_position_embeddings": size(32768),
+    "rms_norm_eps": number(1e-6, 0.0),
+    "use_sliding_window": FLAG,
+    "sliding_window": size(4096, 0, null=True),
+    "max_window_layers": size(28, 0),
+    "layer_types": NAMES,
+}
+QWEN2 = Keys(_DENSE_QWEN, EVERYWHERE)
+QWEN3 = Keys({**_DENSE_QWEN, "head_dim": size(128), "attention_bias": FLAG}, EVERYWHERE)
 QWEN2_MOE = Keys(
     {
         **_QWEN,
