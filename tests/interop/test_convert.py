@@ -60,6 +60,7 @@ def test_another_shape_is_refused(mixtral):
     ("changes", "match"),
     [
         ({"model_type": "mixtrall"}, "did you mean 'mixtral'"),
+        ({"model_type": "nemotron_h"}, "cannot be read: it has Mamba-2 layers; the config"),
         ({"hidden_act": "tanhh"}, "hidden_act='tanhh' is not one of silu"),
         ({"sliding_window": 0}, "sliding_window in config.json is 0, but it must be at least 1"),
         ({"rope_parameters": {"rope_type": "odd"}}, "rope_type='odd'; known: linear"),

@@ -21,6 +21,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx": ("dbrx", {}),
     "deepseek_v2": ("deepseek_v2", {"devices": 4, "keep_devices": 2}),
     "deepseek_v3": ("deepseek_v3", {"groups": 4, "keep_groups": 2}),
+    "nemotron_h": ("deepseek_v3", {"groups": 1, "keep_groups": 1, "scale": 5.0}),
     "llama4": ("llama4", {}),
     "switch_transformers": ("switch", {"z_weight": 1e-3}),
     "nllb_moe": ("fairseq_top2", {"second": "all"}),

@@ -119,6 +119,23 @@ def deepseek_v3(seed: int, tokens: int) -> Record:
     return _record(x, router.weight, _dense(weights, chosen, 12), k=3, state_bias=bias)
 
 
+def nemotron_h(seed: int, tokens: int) -> Record:
+    """Nemotron 3: DeepSeek-V3's router, as published without groups."""
+    config = SimpleNamespace(
+        num_experts_per_tok=3,
+        num_local_experts=12,
+        hidden_size=WIDTH,
+        routed_scaling_factor=5.0,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+    )
+    router = _drawn(_module("nemotron_h").NemotronHTopkRouter(config), seed)
+    x, bias = _inputs(seed, tokens), router.e_score_correction_bias
+    _, weights, chosen = router(x)
+    return _record(x, router.weight, _dense(weights, chosen, 12), k=3, state_bias=bias)
+
+
 def llama4(seed: int, tokens: int) -> Record:
     """Llama 4: the weights scale what goes in."""
     config = SimpleNamespace(hidden_size=WIDTH, num_local_experts=7, num_experts_per_tok=1)
@@ -184,6 +201,7 @@ FAMILIES: dict[str, Callable[[int, int], Record]] = {
     "dbrx": dbrx,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
+    "nemotron_h": nemotron_h,
     "llama4": llama4,
     "switch_transformers": switch_transformers,
     "nllb_moe": _nllb(False, False),

@@ -54,6 +54,9 @@ TOWERS: dict[str, Family[Any]] = {family.name: family for family in (QWEN3_VL_MO
 """Text models that are read from files with a vision tower, by ``model_type``."""
 
 _ALL = FAMILIES | TOWERS
+_OTHER_LAYERS = {
+    "nemotron_h": "Mamba-2 layers; the config nemotron_3_super_like has its MoE layers"
+}
 _ALIASES = {alias: name for name, family in _ALL.items() for alias in family.aliases}
 
 
@@ -65,6 +68,8 @@ def family_of(model_type: Any) -> Family[Any]:
     """
     require(model_type, str, "model_type in config.json")
     name = _ALIASES.get(model_type, model_type)
+    if name in _OTHER_LAYERS:
+        raise ConfigError(f"model_type={name!r} cannot be read: it has {_OTHER_LAYERS[name]}")
     if name not in _ALL:
         raise ConfigError(f"model_type={model_type!r} is unknown{nearest(name, _ALL)}")
     return _ALL[name]
