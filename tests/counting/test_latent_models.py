@@ -92,6 +92,11 @@ def test_both_variants_of_the_small_model_have_equal_experts():
     assert latent.total - wide.total == 2 * (24 * 128 + 2 * 128 * 32)
 
 
+def test_an_unknown_variant_of_the_small_model_is_named():
+    with pytest.raises(mj.ConfigError, match="unknown variant 'narrow'; known: latent, wide"):
+        mj.load_config("latent_moe:narrow")
+
+
 def test_a_layer_of_the_shape_of_kimi_k3():
     # 896 gated experts of 3072 in a latent space of 3584, half the width of 7168; a token takes 16
     # of them and two shared experts of full width.

@@ -1,5 +1,6 @@
 """What an export says and keeps: config.json, dtypes, shards, and a line where it cannot be."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -130,6 +131,13 @@ def test_a_family_that_cannot_say_a_model_names_the_setting(family):
 def test_a_part_of_another_type_is_rejected_by_its_setting(family, config, setting):
     with pytest.raises(ConfigError, match=f"{family} cannot express {setting}$"):
         description(FAMILIES[family], config, 43, "float32")
+
+
+def test_no_family_can_say_a_latent_space_of_experts(mixtral):
+    moe = dataclasses.replace(mixtral.config.moe, latent_dim=8)
+    config = dataclasses.replace(mixtral.config, moe=moe)
+    with pytest.raises(ConfigError, match="^mixtral cannot express layers.0.moe.latent_dim=8; "):
+        description(FAMILIES["mixtral"], config, 43, "float32")
 
 
 def test_families_that_can_say_a_model_are_found(mixtral):

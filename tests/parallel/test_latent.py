@@ -72,6 +72,14 @@ def alone():
     return jax.jit(value_and_gradients)(layer(LATENT, "gather", "gspmd"), X, VALID)
 
 
+def assert_as_alone(results):
+    """Asserts the values and the gradients of one device."""
+    found, wanted = jax.tree.leaves(results), jax.tree.leaves(alone())
+    for leaf, other in zip(found, wanted, strict=True):
+        bound = 2e-5 * max(float(jnp.abs(other).max()), 1e-6)
+        np.testing.assert_allclose(np.asarray(leaf), np.asarray(other), rtol=0, atol=bound)
+
+
 def rows(program, mesh, kind: str) -> dict[str, int]:
     """Returns count and bytes of the collectives of a kind over the experts."""
     found = [
@@ -94,11 +102,14 @@ def test_the_exchange_sends_narrow_rows_and_nothing_else_is_sent(transport, exch
         {line["kind"] for line in summary(of_compiled(program, mesh))} for program in (narrow, wide)
     ]
     assert others[0] == others[1]
-    # The program has the values and gradients of one device.
-    found, wanted = jax.tree.leaves(narrow(*arguments)), jax.tree.leaves(alone())
-    for leaf, other in zip(found, wanted, strict=True):
-        bound = 2e-5 * max(float(jnp.abs(other).max()), 1e-6)
-        np.testing.assert_allclose(np.asarray(leaf), np.asarray(other), rtol=0, atol=bound)
+    assert_as_alone(narrow(*arguments))
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2, 2), (2, 2, 1, 1, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(("transport", "exchange"), [way[:2] for way in WAYS], ids=str)
+def test_every_axis_of_the_mesh_gives_the_same(transport, exchange, sizes):
+    program, arguments = compiled(layer(LATENT, transport, exchange), make_mesh(MeshConfig(*sizes)))
+    assert_as_alone(program(*arguments))
 
 
 def test_the_projections_are_split_over_fsdp_by_the_width_of_tokens():
