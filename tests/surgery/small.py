@@ -1,6 +1,7 @@
 """Small models whose every parameter is drawn, and their logits with a slot for every choice."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ def config(router=None, **changes):
     return dataclasses.replace(MODEL, moe=moe, **outer)
 
 
+@functools.cache
 def weights(model, seed=0):
     """A model in which biases and routers' state are drawn too, so that every array matters."""
     module = models.make(model, VOCAB, jax.random.key(seed))

@@ -11,7 +11,9 @@ from moe_jax.errors import ConfigError
 from moe_jax.routing import Capacity, Router, Sigmoid, Softmax, TopK
 from moe_jax.surgery.grow import copied, perturbed, split, widened, with_copies
 from moe_jax.surgery.mixture import mixtures, with_mixtures
-from tests.surgery.small import assert_close, config, logits, weights
+from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.transplant import weight_shapes
+from tests.surgery.small import VOCAB, assert_close, config, logits, weights
 
 KEY = jax.random.key(5)
 SIGMOID = Router(Sigmoid(), TopK(2, rank=routing.Bias()), capacity=Capacity(dropless="always"))
@@ -31,6 +33,13 @@ def grown(model, change):
     new = with_mixtures(old, {name: one.mixture for name, one in found.items()})
     assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
     return old, new, found[0].reason
+
+
+def shape_of(model):
+    """The first MoE layer of a model of zeros."""
+    shapes = weight_shapes(model, VOCAB).leaves
+    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+    return mixtures(LayerWeights.of_leaves(model, VOCAB, zeros))[0]
 
 
 CHANGES = {
@@ -83,8 +92,7 @@ def test_copies_of_single_experts_of_two_choices_say_that_they_change_them():
     ],
 )
 def test_routers_that_copies_change_say_why(router, reason):
-    mixture = mixtures(weights(config(router)))[0]
-    assert reason in copied(mixture, 2).reason
+    assert reason in copied(shape_of(config(router)), 2).reason
 
 
 def test_noise_parts_copies():
@@ -126,5 +134,5 @@ def test_new_units_have_no_output():
 )
 def test_bad_growth_is_one_line(router, change, match):
     with pytest.raises(ConfigError, match=match) as error:
-        change(mixtures(weights(config(router)))[0])
+        change(shape_of(config(router)))
     assert "\n" not in str(error.value)

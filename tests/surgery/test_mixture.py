@@ -10,7 +10,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.nn.moe_config import LayerOverride
 from moe_jax.surgery.mixture import check_changeable, mixtures, over_layers, with_mixtures
 from moe_jax.surgery.weights import LayerWeights
-from tests.surgery.small import MOE, assert_close, config, logits, weights
+from tests.surgery.small import MOE, assert_close, config, weights
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -40,7 +40,6 @@ def test_layers_may_differ():
     new = with_mixtures(found, {1: layers[1].take([0, 2, 3]), 2: layers[2].take([3, 1, 0])})
     assert {i: m.num_experts for i, m in mixtures(new).items()} == {0: 4, 1: 3, 2: 3, 3: 4}
     assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
-    assert np.isfinite(logits(new)).all()
     up = "params/layers/2/feed_forward/experts/up"
     np.testing.assert_array_equal(new.arrays[up], np.asarray(found.arrays[up])[[3, 1, 0]])
 
