@@ -11,6 +11,7 @@
 * ``mj.load_hf`` and ``mj.save_hf`` read and write models of Hugging Face ``transformers``.
 * ``mj.explain`` measures the effect of every expert on a text.
 * ``mj.upcycle``, ``mj.prune``, ``mj.merge`` and ``mj.grow`` change the experts of a trained model.
+* ``mj.analyze`` measures what the experts of a model take from a corpus.
 * ``mj.reproduce`` runs an ablation of a paper.
 * ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
 * ``mj.ConfigError``, ``mj.TrainingError``, ``mj.CheckpointError`` and ``mj.Diverged`` are errors;
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from moe_jax.nn.layer import MoE
     from moe_jax.routing.presets import preset as router
     from moe_jax.routing.presets import register as register_router
+    from moe_jax.run.analyzing import analyze
     from moe_jax.run.api import OpenRun, open_run, train
     from moe_jax.run.explaining import explain
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
@@ -64,6 +66,7 @@ _HOMES = {
     "load_hf": "moe_jax.run.loaded:load_hf",
     "save_hf": "moe_jax.run.loaded:save_hf",
     "LoadedModel": "moe_jax.run.loaded:LoadedModel",
+    "analyze": "moe_jax.run.analyzing:analyze",
     "explain": "moe_jax.run.explaining:explain",
     "upcycle": "moe_jax.surgery.api:upcycle",
     "prune": "moe_jax.surgery.api:prune",
@@ -91,6 +94,7 @@ __all__ = [
     "OpenRun",
     "TrainingError",
     "__version__",
+    "analyze",
     "committed",
     "compare",
     "count",

@@ -81,11 +81,19 @@ def hidden_and_contributions(
         read = {name: given[name] for name in _READ if name in given}
         found.append(_contributions(mixture, x, valid, read, y, aux))
 
+    hidden, _ = forward(watch(model, see), batch, _RECORD)
+    return hidden, tuple(found)
+
+
+def watch(model: Model, see: Callable[..., None]) -> Model:
+    """Returns a copy of a model that runs layer by layer and shows its MoE layers to ``see``.
+
+    The copy shares its parameters with the model.
+    """
     copy = jax.tree.map(lambda leaf: leaf, model)
     for stack in stacks(copy):
         _watch(stack, see)
-    hidden, _ = forward(copy, batch, _RECORD)
-    return hidden, tuple(found)
+    return copy
 
 
 def _watch(stack: Stack, see: Callable[..., None]) -> None:

@@ -97,7 +97,7 @@ def require_explainable(config: ModelConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MeasuredText:
     """Numbers of an explanation, without texts.
 
     Attributes:
@@ -111,7 +111,7 @@ class Measured:
     layers: tuple[ExplainedLayer, ...]
 
 
-def measure(model: Model, batch: Batch, *, batch_size: int = 16) -> Measured:
+def measure(model: Model, batch: Batch, *, batch_size: int = 16) -> MeasuredText:
     """Measures contributions and causal effects for one text.
 
     Each effect is computed by a forward pass of its own in which one expert is removed from one
@@ -142,7 +142,7 @@ def measure(model: Model, batch: Batch, *, batch_size: int = 16) -> Measured:
         _layer(layer.name, layer.stack == "encoder", layer.moe.num_experts, one, effect)
         for layer, one, effect in zip(layers, found, effects, strict=True)
     )
-    return Measured(next_ids, base, tuple(explained))
+    return MeasuredText(next_ids, base, tuple(explained))
 
 
 def _removals(layer: int, experts: np.ndarray) -> list[tuple[int, int, int, int]]:

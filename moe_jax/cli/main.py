@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "samples text from a run",
     "score": "prints the log-likelihood of texts, token by token",
     "explain": "shows the experts of a text and the effect of each",
+    "analyze": "shows what the experts of a model take from a corpus",
     "sweep": "trains runs over values of settings",
     "compare": "shows runs beside each other on one page",
     "report": "writes the report of a run again",
@@ -49,7 +50,7 @@ _FIRST = {
     **dict.fromkeys(_OF_CONFIGS, "config"),
     **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
     "ablate": "ablation",
-    **dict.fromkeys(("score", "explain"), "model"),
+    **dict.fromkeys(("score", "explain", "analyze"), "model"),
 }
 
 

@@ -13,7 +13,7 @@ from moe_jax.analysis.explain import Explanation, measure, require_explainable
 from moe_jax.analysis.forward import Batch
 from moe_jax.errors import ConfigError
 from moe_jax.models import EncoderDecoder
-from moe_jax.run.opened import OpenedModel, open_folder
+from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.sampling import MarksBlanks
 
 _MOST_ANSWERED = 32
@@ -70,7 +70,7 @@ def explain(
 
 
 def _batch(
-    opened: OpenedModel, prompt: str | Sequence[int], target: str | Sequence[int] | None
+    opened: FolderModel, prompt: str | Sequence[int], target: str | Sequence[int] | None
 ) -> Batch:
     """Returns the fields of ``moe_jax.analysis.forward`` for one text."""
     if not isinstance(opened.model, EncoderDecoder):
@@ -94,7 +94,7 @@ def _fields(ids: list[int]) -> dict[str, jnp.ndarray]:
     return {"inputs": tokens, "segments": jnp.ones_like(tokens), "positions": positions}
 
 
-def _ids(opened: OpenedModel, text: str | Sequence[int], *, begins: bool) -> list[int]:
+def _ids(opened: FolderModel, text: str | Sequence[int], *, begins: bool) -> list[int]:
     if not isinstance(text, str):
         return [int(token) for token in text]
     assert opened.tokenizer is not None  # ``open_folder`` has checked it.
@@ -102,7 +102,7 @@ def _ids(opened: OpenedModel, text: str | Sequence[int], *, begins: bool) -> lis
     return [opened.tokenizer.bos_id, *ids] if begins else ids
 
 
-def _source(opened: OpenedModel, prompt: str | Sequence[int]) -> list[int]:
+def _source(opened: FolderModel, prompt: str | Sequence[int]) -> list[int]:
     """Returns what the encoder reads: a text with its blanks, then the end token."""
     if not isinstance(prompt, str):
         return _ids(opened, prompt, begins=False)
@@ -113,7 +113,7 @@ def _source(opened: OpenedModel, prompt: str | Sequence[int]) -> list[int]:
     return [*tokenizer.encode(prompt).tolist(), tokenizer.eos_id]
 
 
-def _answer(opened: OpenedModel, source: list[int]) -> list[int]:
+def _answer(opened: FolderModel, source: list[int]) -> list[int]:
     """Returns the most probable answer of an encoder-decoder, token by token, without its end."""
     assert isinstance(opened.model, EncoderDecoder)
     end = -1 if opened.tokenizer is None else opened.tokenizer.eos_id
@@ -122,7 +122,7 @@ def _answer(opened: OpenedModel, source: list[int]) -> list[int]:
     return [token for token in found if token != end]
 
 
-def _checked(opened: OpenedModel, ids: list[int]) -> list[int]:
+def _checked(opened: FolderModel, ids: list[int]) -> list[int]:
     """Returns the token ids, which the model has to know and to read at once."""
     if not ids:
         raise ConfigError("the prompt is empty: give at least one token")
@@ -138,6 +138,6 @@ def _checked(opened: OpenedModel, ids: list[int]) -> list[int]:
     return ids
 
 
-def _pieces(opened: OpenedModel, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+def _pieces(opened: FolderModel, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
     tokenizer = opened.tokenizer
     return tuple(str(t) if tokenizer is None else tokenizer.piece(int(t)) for t in ids)

@@ -27,7 +27,7 @@ _DEFAULT_WINDOW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenedModel:
+class FolderModel:
     """A model with its weights.
 
     Attributes:
@@ -58,7 +58,7 @@ def open_folder(
     *,
     texts: bool = True,
     average: bool = True,
-) -> OpenedModel:
+) -> FolderModel:
     """Opens a run, a converted model or a model of ``transformers``.
 
     Args:
@@ -92,12 +92,12 @@ def open_folder(
     tokenizer = data.open_tokenizer(data.DataConfig(tokenizer=name)) if name else None
     found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
     start = found.original.get("decoder_start_token_id") or 0
-    return OpenedModel(found.model, tokenizer, _DEFAULT_WINDOW, found.vocab_size, start)
+    return FolderModel(found.model, tokenizer, _DEFAULT_WINDOW, found.vocab_size, start)
 
 
 def _run(
     folder: Path, step: Step, check: Callable[[ModelConfig], None], average: bool
-) -> OpenedModel:
+) -> FolderModel:
     experiment = workdir.load(folder)
     if latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
@@ -108,4 +108,4 @@ def _run(
     graph, state = run.weights(mesh, step_of(folder, step), average=average)
     model = nnx.merge(graph, state.params, state.router_state)
     length, start = experiment.data.seq_length, tokenizer.pad_id
-    return OpenedModel(model, tokenizer, length, tokenizer.vocab_size, start, mesh)
+    return FolderModel(model, tokenizer, length, tokenizer.vocab_size, start, mesh)

@@ -15,7 +15,7 @@ from tests.docs.test_pages import PAGES
 
 # Calls that train or need files; a statement with one of them is compared with signatures instead.
 COSTLY = ("mj.train", "mj.load_hf", "mj.save_hf", "mj.open_run", "mj.reproduce", "mj.sweep")
-COSTLY += ("mj.compare", "mj.explain")
+COSTLY += ("mj.compare", "mj.explain", "mj.analyze")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

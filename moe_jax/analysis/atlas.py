@@ -1,0 +1,220 @@
+"""Statistics of a corpus in the experts of a model: load, specialisation, quality by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_jax.analysis.observed import Observed, ObservedLayer
+from moe_jax.analysis.tokens import mutual_information, purity
+
+_HOT = 2.0
+_POSITIONS = 8
+_RESAMPLES = 1000
+
+
+def load_of(layer: ObservedLayer) -> dict[str, Any]:
+    """Returns ``load (E,)`` as shares of all choices, its entropy, and dead and hot experts.
+
+    The ``entropy`` is relative to that of an even load. A ``dead`` expert has no choice, and a
+    ``hot`` one more than twice an even share. ``dropped`` is the share of dropped choices.
+    """
+    experts = layer.num_experts
+    wanted = layer.wanted[layer.wanted < experts]
+    load = np.bincount(wanted, minlength=experts) / max(wanted.size, 1)
+    seen = load[load > 0]
+    entropy = float(-(seen * np.log(seen)).sum() / math.log(experts)) if experts > 1 else 1.0
+    return {
+        "load": load.tolist(),
+        "entropy": entropy,
+        "dead": np.flatnonzero(load == 0).tolist(),
+        "hot": np.flatnonzero(load > _HOT / experts).tolist(),
+        "dropped": float(layer.dropped.sum() / max(wanted.size, 1)),
+    }
+
+
+def counts_by(layer: ObservedLayer, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns counts ``(E, D)`` of choices by expert and value, and the ``D`` values.
+
+    Args:
+        layer: Choices ``(N, K)``.
+        values: Integer ``(N,)`` of each token, such as its label.
+    """
+    known, index = np.unique(values, return_inverse=True)
+    counts = np.zeros((layer.num_experts, len(known)), np.int64)
+    token, choice = np.nonzero(layer.wanted < layer.num_experts)
+    np.add.at(counts, (layer.wanted[token, choice], index[token]), 1)
+    return counts, known
+
+
+def together(layer: ObservedLayer) -> np.ndarray:
+    """Returns the share ``(E, E)`` of the tokens of the first expert that chose the second too."""
+    taken = np.zeros((len(layer.wanted), layer.num_experts + 1), np.float32)
+    np.put_along_axis(taken, np.minimum(layer.wanted, layer.num_experts), 1, axis=1)
+    both = taken[:, :-1].T @ taken[:, :-1]
+    return both / np.maximum(np.diagonal(both)[:, None], 1)
+
+
+def agreement(layer: ObservedLayer, other: ObservedLayer) -> float:
+    """Returns the share of choices that another model also makes for the token.
+
+    Against the final checkpoint this is router saturation (OLMoE, 2409.02060, section 5.1).
+    """
+    same = (layer.wanted[:, :, None] == other.wanted[:, None, :]).any(-1)
+    return float(same.mean())
+
+
+def predicted(layer: ObservedLayer, after: ObservedLayer, documents: np.ndarray) -> dict[str, Any]:
+    """Returns how well the first choice of a layer predicts the first choice of the next layer.
+
+    The most frequent next expert of each expert is counted on the documents of even number, and
+    ``accuracy`` is measured on the others. ``chance`` is the accuracy of the most frequent expert.
+    Both are ``None`` with a single document.
+    """
+    first, then = layer.wanted[:, 0], after.wanted[:, 0]
+    fit, test = documents % 2 == 0, documents % 2 == 1
+    if not test.any():
+        return {"accuracy": None, "chance": None}
+    counts = np.zeros((first.max() + 1, then.max() + 1), np.int64)
+    np.add.at(counts, (first[fit], then[fit]), 1)
+    return {
+        "accuracy": float((counts.argmax(1)[first[test]] == then[test]).mean()),
+        "chance": float((counts.sum(0).argmax() == then[test]).mean()),
+    }
+
+
+def layers_of(observed: Observed, labels: np.ndarray | None) -> list[dict[str, Any]]:
+    """Returns the statistics of every layer.
+
+    Args:
+        observed: Tokens and choices.
+        labels: Label ``(documents,)`` of each document; ``None`` for an unlabelled corpus.
+    """
+    longest = observed.positions.max() + 1
+    values = {"token": observed.tokens, "position": observed.positions * _POSITIONS // longest}
+    if labels is not None:
+        values["label"] = labels[observed.documents]
+    found = []
+    for index, layer in enumerate(observed.layers):
+        counts = {name: counts_by(layer, value)[0] for name, value in values.items()}
+        after = observed.layers[index + 1 : index + 2]
+        found.append(
+            {
+                "layer": layer.name,
+                **load_of(layer),
+                "information": {name: mutual_information(c) for name, c in counts.items()},
+                "purity": {name: purity(c) for name, c in counts.items()},
+                "by_label": counts["label"].tolist() if labels is not None else None,
+                "together": together(layer).tolist(),
+                "predicts_next": predicted(layer, after[0], observed.documents) if after else None,
+            }
+        )
+    return found
+
+
+def quality(
+    observed: Observed, labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
+) -> list[dict[str, Any]]:
+    """Returns loss, bits per byte and dropped choices of every group of documents.
+
+    Args:
+        observed: Tokens, choices and losses.
+        labels: Group ``(documents,)`` of each document.
+        names: Name of each group.
+        sizes: UTF-8 bytes ``(documents,)`` of the text that was read of each document.
+    """
+    nats, known = _by_document(observed, len(labels))
+    group_of_token = labels[observed.documents]
+    found = []
+    for group, name in enumerate(names):
+        own, here = labels == group, group_of_token == group
+        lost = sum(int(layer.dropped[here].sum()) for layer in observed.layers)
+        wanted = sum(
+            int((layer.wanted[here] < layer.num_experts).sum()) for layer in observed.layers
+        )
+        found.append(
+            {
+                "name": name,
+                "documents": int(own.sum()),
+                "tokens": int(here.sum()),
+                "loss": float(nats[own].sum() / max(known[own].sum(), 1)),
+                "bits_per_byte": float(nats[own].sum() / math.log(2) / max(sizes[own].sum(), 1)),
+                "dropped": lost / max(wanted, 1),
+            }
+        )
+    return found
+
+
+def gap(
+    observed: Observed, labels: np.ndarray, groups: Sequence[dict[str, Any]], sizes: np.ndarray
+) -> dict[str, Any] | None:
+    """Returns the gap in bits per byte between the worst and the best group, and its interval.
+
+    The 95% interval is the percentile bootstrap over documents, drawn within each group.
+
+    Args:
+        observed: Tokens and losses.
+        labels: Group ``(documents,)`` of each document.
+        groups: Groups of ``quality``; with one group there is no gap.
+        sizes: UTF-8 bytes ``(documents,)`` of each document.
+    """
+    if len(groups) < 2:
+        return None
+    order = sorted(range(len(groups)), key=lambda group: groups[group]["bits_per_byte"])
+    best, worst = order[0], order[-1]
+    nats, _ = _by_document(observed, len(labels))
+    generator = np.random.default_rng(0)
+    drawn = [
+        _resampled(nats[labels == group], sizes[labels == group], generator.integers)
+        for group in (worst, best)
+    ]
+    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    return {
+        "worst": groups[worst]["name"],
+        "best": groups[best]["name"],
+        "bits_per_byte": groups[worst]["bits_per_byte"] - groups[best]["bits_per_byte"],
+        "interval": [float(low), float(high)],
+    }
+
+
+def _resampled(
+    nats: np.ndarray, sizes: np.ndarray, integers: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """Returns bits per byte of resampled documents, once per resample."""
+    drawn = integers(0, len(nats), (_RESAMPLES, len(nats)))
+    return nats[drawn].sum(1) / math.log(2) / np.maximum(sizes[drawn].sum(1), 1)
+
+
+def _by_document(observed: Observed, documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sum of the losses and the number of losses of each document."""
+    known = ~np.isnan(observed.losses)
+    index = observed.documents[known]
+    sums = np.bincount(index, observed.losses[known].astype(np.float64), documents)
+    return sums, np.bincount(index, minlength=documents)
+
+
+def passages(
+    observed: Observed, layer: ObservedLayer, expert: int, piece: Callable[[int], str], *, most: int
+) -> dict[str, Any]:
+    """Returns the most frequent tokens of an expert, and the text around its largest gates."""
+    token, choice = np.nonzero(layer.choices == expert)
+    ids, counts = np.unique(observed.tokens[token], return_counts=True)
+    top = np.argsort(-counts, kind="stable")[:most]
+    strongest = token[np.argsort(-layer.gates[token, choice], kind="stable")[: most // 3]]
+    return {
+        "expert": expert,
+        "tokens": [{"piece": piece(int(ids[i])), "count": int(counts[i])} for i in top],
+        "passages": [_around(observed, int(index), piece) for index in strongest],
+    }
+
+
+def _around(observed: Observed, index: int, piece: Callable[[int], str]) -> list[str]:
+    """Returns the text before a token, the token, and the text after it, of one document."""
+    same = observed.documents == observed.documents[index]
+    before, after = slice(max(index - 8, 0), index), slice(index + 1, index + 5)
+    texts = ("".join(piece(int(t)) for t in observed.tokens[s][same[s]]) for s in (before, after))
+    left, right = texts
+    return [left, piece(int(observed.tokens[index])), right]

@@ -1,0 +1,188 @@
+"""Reads documents through a decoder and keeps the routing and the loss of every token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from moe_jax.analysis.contributions import watch
+from moe_jax.analysis.forward import Batch, forward, sparse_layers
+from moe_jax.decoding import positions_of
+from moe_jax.models import Decoder
+from moe_jax.nn.mode import Mode
+from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+
+_EVAL = Mode("eval", record=True)
+_COMPARED = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservedLayer:
+    """The choices of ``N`` tokens in one MoE layer.
+
+    Attributes:
+        name: Name of the layer.
+        num_experts: Number ``E`` of experts.
+        choices: Expert ``(N, K)`` of each choice, ``-1 - expert`` where it was dropped or the
+            expert is free; a free expert has an index of at least ``E``.
+        gates: Combine weight ``(N, K)`` of each choice.
+    """
+
+    name: str
+    num_experts: int
+    choices: np.ndarray
+    gates: np.ndarray
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """Expert ``(N, K)`` of each choice, before capacity; at least ``E`` for a free expert."""
+        return np.where(self.choices < 0, -1 - self.choices, self.choices)
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """Mask ``(N, K)``, True if the expert of the choice was full."""
+        return (self.choices < 0) & (self.wanted < self.num_experts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """``N`` tokens of all documents, in order.
+
+    Attributes:
+        tokens: Token ids ``(N,)``.
+        positions: Positions ``(N,)`` in the document.
+        documents: Number ``(N,)`` of the document.
+        losses: Negative log-likelihood ``(N,)`` of the next token, in nats; NaN without one.
+        layers: The MoE layers in order.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    documents: np.ndarray
+    losses: np.ndarray
+    layers: tuple[ObservedLayer, ...]
+
+
+def observe(model: Decoder, rows: Sequence[Sequence[int]], batch_size: int) -> Observed:
+    """Reads documents in evaluation, with the capacity of evaluation.
+
+    Args:
+        model: Decoder in which tokens choose experts.
+        rows: Token ids of each document, each no longer than the model reads at once.
+        batch_size: Number of documents that are read at once.
+    """
+    length, parts = max(map(len, rows)), []
+    for start in range(0, len(rows), batch_size):
+        batch = batch_of(rows[start : start + batch_size], batch_size, length)
+        valid = np.asarray(batch["segments"]) > 0
+        numbers = np.broadcast_to(np.arange(batch_size)[:, None] + start, valid.shape)
+        losses, layers = jax.tree.map(np.asarray, _observed(model, batch))
+        found = (np.asarray(batch["inputs"]), np.asarray(batch["positions"]), numbers, losses)
+        parts.append(jax.tree.map(lambda x, valid=valid: x[valid], (*found, layers)))
+    tokens, positions, documents, losses, layers = jax.tree.map(
+        lambda *arrays: np.concatenate(arrays), *parts
+    )
+    named = zip(sparse_layers(model), layers, strict=True)
+    return Observed(
+        tokens,
+        positions,
+        documents,
+        losses,
+        tuple(ObservedLayer(f"layer {s.name}", s.moe.num_experts, *own) for s, own in named),
+    )
+
+
+def batch_of(rows: Sequence[Sequence[int]], size: int, length: int) -> Batch:
+    """Returns ``size`` rows of ``length`` tokens, padded, as fields of a batch."""
+    inputs, segments = np.zeros((2, size, length), np.int32)
+    for i, row in enumerate(rows):
+        inputs[i, : len(row)], segments[i, : len(row)] = row, 1
+    placed = jnp.asarray(segments)
+    return {"inputs": jnp.asarray(inputs), "segments": placed, "positions": positions_of(placed)}
+
+
+@jax.jit
+def _observed(
+    model: Decoder, batch: Batch
+) -> tuple[Float[Array, "B L"], list[tuple[Int[Array, "B L K"], Float[Array, "B L K"]]]]:
+    """Returns the loss of each next token, and choices and gates of each layer."""
+    hidden, reports = forward(model, batch, _EVAL)
+    segments = batch["segments"]
+    targets, after = (jnp.roll(x, -1, axis=1) for x in (batch["inputs"], segments))
+    known = (after > 0) & (jnp.arange(segments.shape[1]) < segments.shape[1] - 1)
+
+    def of_row(row: tuple[Array, Array]) -> Array:
+        logits = model.logits(row[0][None])[0]
+        chosen = jnp.take_along_axis(logits, row[1][:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    losses = jnp.where(known, jax.lax.map(of_row, (hidden, targets)), jnp.nan)
+    layers = []
+    for report in reports:
+        assert report.choices is not None and report.gates is not None  # The mode records them.
+        layers.append((report.choices, report.gates))
+    return losses, layers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """Similarity of the experts of one layer to each other.
+
+    Attributes:
+        weights: Cosine ``(E, E)`` of all weights of two experts.
+        outputs: Linear centred kernel alignment ``(E, E)`` of the outputs of two experts for the
+            same tokens (Kornblith et al. 2019, 1905.00414).
+    """
+
+    weights: Float[Array, "E E"]
+    outputs: Float[Array, "E E"]
+
+
+@jax.jit
+def similarities(model: Decoder, batch: Batch) -> tuple[Similarity, ...]:
+    """Returns the similarity of experts in each MoE layer; all experts read the same tokens."""
+    found: list[Similarity] = []
+
+    def see(
+        mixture: ConfiguredMoE, x: Array, valid: Array, given: dict[str, Any], y: Array, aux: MoEAux
+    ) -> None:
+        del given, y, aux
+        (rows,) = jnp.nonzero(valid.reshape(-1), size=min(_COMPARED, valid.size), fill_value=0)
+        tokens = x.reshape(-1, x.shape[-1])[rows]
+        if mixture.config.latent_dim:
+            tokens = mixture.latent.project(tokens)
+        many = jnp.broadcast_to(tokens, (mixture.config.num_experts, *tokens.shape))
+        outputs = mixture.experts(many).astype(jnp.float32)
+        found.append(Similarity(_cosine(mixture), alignment(outputs)))
+
+    forward(watch(model, see), batch, _EVAL)
+    return tuple(found)
+
+
+def alignment(outputs: Float[Array, "E T N"]) -> Float[Array, "E E"]:
+    """Returns the linear centred kernel alignment of every pair of outputs."""
+    centred = outputs - outputs.mean(1, keepdims=True)
+    kernels = jnp.einsum("etn,eun->etu", centred, centred)
+    flat = kernels.reshape(len(kernels), -1)
+    flat = flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
+    return flat @ flat.T
+
+
+def _cosine(mixture: ConfiguredMoE) -> Float[Array, "E E"]:
+    """Returns the cosine of the weights of every pair of experts; NaN if their widths differ."""
+    experts = mixture.config.num_experts
+    leaves = jax.tree.leaves(nnx.state(mixture.experts, nnx.Param))
+    if any(leaf.shape[0] != experts for leaf in leaves):
+        return jnp.full((experts, experts), jnp.nan)
+    flat = (leaf.reshape(experts, -1).astype(jnp.float32) for leaf in leaves)
+    products = sum((rows @ rows.T for rows in flat), jnp.zeros((experts, experts)))
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(products), 1e-30))
+    return products / norms[:, None] / norms

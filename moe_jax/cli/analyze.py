@@ -1,0 +1,66 @@
+"""Analyses a corpus in the experts of a model: ``moe-jax analyze --model=DIR --corpus=files:GLOB``.
+
+``--corpus=NAME=files:GLOB``, given several times, compares groups such as languages, domains or
+users. The page needs no network; the numbers lie beside it as JSON.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from moe_jax.analysis.atlas_page import PAGE, lines, write_atlas
+from moe_jax.cli import common
+from moe_jax.run.analyzing import analyze
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("model", None, "Folder of the model.", required=True, flag_values=values)
+    common.define_step(values)
+    flags.DEFINE_multi_string(
+        "corpus",
+        None,
+        "Data source, or group NAME=files:GLOB.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_multi_integer(
+        "earlier", [], "Step of an earlier checkpoint, for saturation.", flag_values=values
+    )
+    for name, default, meaning in (
+        ("documents", 64, "Largest number of documents per group."),
+        ("length", 256, "Largest number of tokens per document."),
+        ("batch_size", 8, "Number of documents that are read at once."),
+    ):
+        lowest = 2 if name == "length" else 1
+        flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
+    flags.DEFINE_float(
+        "flops_per_joule",
+        5e11,
+        "FLOPs per joule of the device, for the estimate of energy.",
+        lower_bound=1.0,
+        flag_values=values,
+    )
+    flags.DEFINE_string("output", PAGE, "HTML file to write.", flag_values=values)
+
+
+def main(given: flags.FlagValues) -> None:
+    """Prints one line per layer and group, writes page and JSON file, and prints their paths."""
+    found = analyze(
+        given.model,
+        given.corpus,
+        step=given.step,
+        earlier=given.earlier,
+        documents=given.documents,
+        length=given.length,
+        batch_size=given.batch_size,
+        flops_per_joule=given.flops_per_joule,
+    )
+    for line in lines(found):
+        common.say(line)
+    for path in write_atlas(found, given.output, f"Experts of {given.model} on a corpus"):
+        common.say(str(path))
+
+
+if __name__ == "__main__":
+    common.run(define, main)

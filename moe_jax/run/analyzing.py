@@ -1,0 +1,206 @@
+"""Analyses a corpus in the experts of the model of a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_jax import counting, data
+from moe_jax.analysis import atlas
+from moe_jax.analysis.observed import Observed, batch_of, observe, similarities
+from moe_jax.data.files import open_all_files
+from moe_jax.errors import ConfigError
+from moe_jax.models import Decoder, ModelConfig
+from moe_jax.run.best import Step
+from moe_jax.run.opened import FolderModel, open_folder
+from moe_jax.run.scoring import require_causal
+
+_LABELLED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
+_MOST_TOKENS = 12
+UNLABELLED = ""
+
+
+def analyze(
+    folder: str | Path,
+    corpus: str | Sequence[str],
+    *,
+    step: Step = None,
+    earlier: Sequence[int] = (),
+    documents: int = 64,
+    length: int = 256,
+    batch_size: int = 8,
+    flops_per_joule: float = 5e11,
+) -> dict[str, Any]:
+    """Analyses a corpus in the experts of a decoder.
+
+    The first ``length`` tokens of each document are read, with the capacity of evaluation.
+
+    Args:
+        folder: Folder of a run, of a converted model, or of a model of ``transformers``.
+        corpus: A data source, whose validation part is read, or groups ``NAME=files:GLOB``, of
+            which all files are read.
+        step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
+        earlier: Steps of earlier checkpoints of the run, for saturation.
+        documents: Largest number of documents per group.
+        length: Largest number of tokens per document.
+        batch_size: Number of documents that are read at once.
+        flops_per_joule: FLOPs per joule of the device, for the estimate of energy.
+
+    Returns:
+        ``layers``, ``groups``, ``gap``, ``energy``, ``atlas`` and ``saturation``.
+
+    Raises:
+        ConfigError: If the model has no experts or gives a text no likelihood, or if the corpus
+            mixes groups and sources, repeats a name, or holds no document.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> found = mj.analyze("runs/tiny", "mixture", documents=2, length=16)
+        >>> (layer,) = found["layers"]
+        >>> round(sum(layer["load"]), 3), found["groups"][0]["documents"]
+        (1.0, 2)
+    """
+    sources = groups_of([corpus] if isinstance(corpus, str) else corpus)
+    texts = [_documents(name, source) for name, source in sources.items()]
+    opened = open_folder(folder, step, require_analysable)
+    opened.model.config.check_length(length, "--length")
+    rows, labels, sizes = _read(opened, texts, documents, length)
+    found, alike = _observed(opened, rows, batch_size)
+    known = labels if len(sources) > 1 else None
+    layers = [
+        {**layer, "similarity": one}
+        for layer, one in zip(atlas.layers_of(found, known), alike, strict=True)
+    ]
+    groups = atlas.quality(found, labels, [name or "all" for name in sources], sizes)
+    return {
+        "groups": groups,
+        "gap": atlas.gap(found, labels, groups, sizes),
+        "layers": layers,
+        "saturation": [
+            {"step": one, "layers": _saturation(folder, one, rows, batch_size, found)}
+            for one in earlier
+        ],
+        "energy": _energy(opened, len(found.tokens), length, flops_per_joule),
+        "atlas": _atlas(opened, found),
+    }
+
+
+def groups_of(corpus: Sequence[str]) -> dict[str, str]:
+    """Returns the data source of each group by name; one source without a label has no name.
+
+    Raises:
+        ConfigError: If there is no source, a name is repeated, or one of several has no name.
+    """
+    matches = [_LABELLED.fullmatch(each) for each in corpus]
+    if len(corpus) == 1 and matches[0] is None:
+        return {UNLABELLED: corpus[0]}
+    found: dict[str, str] = {}
+    for each, match in zip(corpus, matches, strict=True):
+        if match is None:
+            raise ConfigError(
+                f"--corpus={each} has no label, which several groups need: write NAME=files:GLOB"
+            )
+        name, source = match.groups()
+        if name in found:
+            raise ConfigError(f"--corpus names the group {name!r} twice: rename one")
+        if not source.startswith("files:"):
+            raise ConfigError(
+                f"--corpus={each} is not NAME=files:GLOB: give the files of the group"
+            )
+        found[name] = source
+    if not found:
+        raise ConfigError("--corpus is missing: add --corpus=files:GLOB")
+    return found
+
+
+def require_analysable(config: ModelConfig) -> None:
+    """Rejects models without experts, and models that give a text no likelihood.
+
+    Raises:
+        ConfigError: If so.
+    """
+    require_causal(config)
+    if not config.sparse_layers():
+        raise ConfigError("this model is dense and has no experts to analyse: give a mixture")
+
+
+def _documents(name: str, source: str) -> data.Source:
+    """Returns all documents of a group, or the validation part of a source without a label."""
+    config = data.DataConfig(source=source)
+    try:
+        data.check_source(config)
+        return open_all_files(config) if name else data.open_source(config, "eval")
+    except FileNotFoundError as error:
+        raise ConfigError(f"--corpus: {error}") from error
+
+
+def _read(
+    opened: FolderModel, groups: Sequence[data.Source], documents: int, length: int
+) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+    """Returns token ids, group, and number of bytes of every document."""
+    tokenizer = opened.tokenizer
+    assert tokenizer is not None  # A model that reads texts has one.
+    rows, labels, sizes = [], [], []
+    for group, found in enumerate(groups):
+        for index in range(min(documents, len(found))):
+            ids = tokenizer.encode(found[index])[: length - 1]
+            rows.append([tokenizer.bos_id, *ids.tolist()])
+            labels.append(group)
+            sizes.append(len(tokenizer.decode(ids).encode()))
+    return rows, np.array(labels), np.array(sizes)
+
+
+def _observed(
+    opened: FolderModel, rows: list[list[int]], batch_size: int
+) -> tuple[Observed, list[dict[str, Any]]]:
+    """Returns the observed tokens, and the similarity of the experts of each layer."""
+    assert isinstance(opened.model, Decoder)  # ``require_causal`` has checked its configuration.
+    with opened.on_mesh():
+        found = observe(opened.model, rows, batch_size)
+        first = batch_of(rows[:batch_size], batch_size, max(map(len, rows)))
+        alike = jax.tree.map(np.asarray, similarities(opened.model, first))
+    named = [{"weights": one.weights, "outputs": one.outputs} for one in alike]
+    return found, [{n: np.nan_to_num(x).tolist() for n, x in one.items()} for one in named]
+
+
+def _saturation(
+    folder: str | Path, step: int, rows: list[list[int]], batch_size: int, final: Observed
+) -> list[float]:
+    """Returns the share of choices of an earlier checkpoint that the final one makes, by layer."""
+    opened = open_folder(folder, step, require_analysable)
+    assert isinstance(opened.model, Decoder)
+    with opened.on_mesh():
+        before = observe(opened.model, rows, batch_size)
+    pairs = zip(before.layers, final.layers, strict=True)
+    return [atlas.agreement(one, other) for one, other in pairs]
+
+
+def _energy(
+    opened: FolderModel, tokens: int, length: int, flops_per_joule: float
+) -> dict[str, Any]:
+    cost = counting.count(opened.model.config, opened.vocab_size, length)
+    flops = cost.flops_per_token * tokens
+    return {
+        "kind": "estimate",
+        "assumption": f"{flops_per_joule:g} FLOPs per joule, a forward pass, no idle power",
+        "flops": flops,
+        "joules": flops / flops_per_joule,
+        "joules_per_1000_tokens": 1000 * cost.flops_per_token / flops_per_joule,
+    }
+
+
+def _atlas(opened: FolderModel, found: Observed) -> list[list[dict[str, Any]]]:
+    assert opened.tokenizer is not None
+    piece = opened.tokenizer.piece
+    return [
+        [
+            atlas.passages(found, layer, expert, piece, most=_MOST_TOKENS)
+            for expert in range(layer.num_experts)
+        ]
+        for layer in found.layers
+    ]

@@ -1,0 +1,86 @@
+"""Documents that are read through a model whose router sends known tokens to known experts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import models
+from moe_jax.analysis.atlas import layers_of
+from moe_jax.analysis.observed import alignment, batch_of, observe, similarities
+from moe_jax.interop.huggingface import load
+from moe_jax.models import Decoder
+from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.routing import preset
+from tests.parity import compare_models as compare
+
+ROWS = [[1, 2, 3, 4, 5], [3, 1, 3], [6, 7, 8, 1]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two layers with experts of a hash of the token id; experts 0 and 1 of layer 0 are equal."""
+    moe = MoEConfig(
+        every=1,
+        num_experts=4,
+        expert_dim=8,
+        group_size=64,
+        router=preset("hash", capacity_factor=8.0),
+    )
+    config = models.DecoderConfig(num_layers=2, width=16, num_heads=2, mlp_dim=16, moe=moe)
+    made = models.make(config, 16, jax.random.key(0))
+    (first, *_) = made.layers.layers()
+    for name in ("up", "down"):
+        weights = getattr(first.block.feed_forward.experts, name)
+        at = () if first.entry is None else (first.entry,)
+        weights[...] = weights[...].at[(*at, 1)].set(weights[...][(*at, 0)])
+    return made
+
+
+def test_a_hash_router_has_all_information_about_its_experts(model):
+    found = observe(model, ROWS, batch_size=2)
+    assert found.tokens.tolist() == sum(ROWS, [])
+    assert found.documents.tolist() == [0] * 5 + [1] * 3 + [2] * 4
+    assert np.isnan(found.losses).nonzero()[0].tolist() == [4, 7, 11]
+    for layer, own in zip(layers_of(found, None), found.layers, strict=True):
+        for token in set(found.tokens.tolist()):
+            assert len(set(own.wanted[found.tokens == token, 0])) == 1
+        load = np.array(layer["load"])
+        entropy = -(load[load > 0] * np.log(load[load > 0])).sum()
+        assert layer["information"]["token"] == pytest.approx(entropy)
+
+
+def test_a_loss_is_that_of_the_document_alone(model):
+    together = observe(model, ROWS, batch_size=3)
+    alone = observe(model, ROWS[1:2], batch_size=1)
+    np.testing.assert_allclose(together.losses[5:7], alone.losses[:2], atol=1e-5)
+
+
+def test_equal_experts_are_similar(model):
+    first, second = similarities(model, batch_of(ROWS, 3, 5))
+    for one in (first.weights, first.outputs):
+        assert one[0, 1] == pytest.approx(1, abs=1e-5) and one[0, 2] < 0.99
+    np.testing.assert_allclose(jnp.diagonal(second.outputs), 1, atol=1e-5)
+    assert second.weights[0, 1] < 0.5
+
+
+def test_alignment_ignores_rotation_and_scale():
+    generator = np.random.default_rng(0)
+    y = generator.normal(size=(6, 3))
+    rotation, _ = np.linalg.qr(generator.normal(size=(3, 3)))
+    found = alignment(jnp.array([y, 2 * y @ rotation + 1, generator.normal(size=(6, 3))]))
+    assert found[0, 1] == pytest.approx(1, abs=1e-5) and found[0, 2] < 0.9
+
+
+@pytest.mark.parametrize("case", compare.RECORDED)
+def test_every_family_of_decoders_is_observed(case, tmp_path):
+    compare.recorded(case, tmp_path)
+    imported = load(tmp_path)
+    if not isinstance(imported.model, Decoder):
+        pytest.skip("an encoder-decoder gives a text no likelihood")
+    found = observe(imported.model, ROWS, batch_size=3)
+    layers = layers_of(found, np.array([0, 1, 1]))
+    assert len(layers) == len(similarities(imported.model, batch_of(ROWS, 3, 5)))
+    for layer in layers:
+        assert sum(layer["load"]) == pytest.approx(1)
+    assert np.isfinite(found.losses).sum() == 12 - 3

@@ -1,0 +1,107 @@
+"""The analysis of groups of files by command, and one-line errors."""
+
+import json
+
+import jax
+import pytest
+
+from moe_jax import models
+from moe_jax.cli import main
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import FAMILIES, save
+from moe_jax.run.analyzing import analyze, groups_of, require_analysable
+from moe_jax.run.api import train
+from moe_jax.run.explaining import explain
+from tests.data.test_hf_tokenizer import byte_level
+from tests.test_face import TINY_MIXTRAL
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Mixtral with a byte-level tokenizer, beside two groups of texts."""
+    path = tmp_path_factory.mktemp("analysed")
+    config = {**TINY_MIXTRAL, "vocab_size": 300}
+    model = models.make(FAMILIES["mixtral"].read(config), 300, jax.random.key(0))
+    save(model, path / "model", "mixtral", original=config)
+    byte_level(path / "model")
+    for name, text in (("code", "def f(x):\n"), ("prose", "<i>a sheep sees</i> ")):
+        (path / name).mkdir()
+        for number in (1, 2):
+            (path / name / f"{number}.txt").write_text(text * number)
+    return path
+
+
+def test_the_command_compares_groups(folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "page.html"
+    groups = [f"--corpus={name}=files:{folder}/{name}/*.txt" for name in ("code", "prose")]
+    arguments = [str(folder / "model"), *groups, f"--output={output}"]
+    monkeypatch.setattr("sys.argv", ["moe-jax", "analyze", *arguments])
+    main.main()
+    out, page = capsys.readouterr().out, output.read_text()
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert [group["documents"] for group in found["groups"]] == [2, 2]
+    assert found["gap"]["interval"][0] <= found["gap"]["bits_per_byte"]
+    (layer,) = found["layers"]
+    assert set(layer["information"]) == {"token", "position", "label"}
+    assert len(layer["similarity"]["outputs"]) == 4
+    assert found["energy"]["kind"] == "estimate" and "estimate" in page
+    assert "group code" in out and "gap " in out
+    assert page.count('class="expert"') == 4
+    assert "<i>" not in page and "<script" not in page and "https:" not in page
+
+
+@pytest.mark.parametrize(
+    ("corpus", "reason"),
+    [
+        (["files:a", "b=files:b"], "--corpus=files:a has no label"),
+        (["a=files:a", "a=files:b"], "'a' twice"),
+        (["a=mixture"], "is not NAME=files:GLOB"),
+        ([], "--corpus is missing"),
+    ],
+)
+def test_a_wrong_corpus_is_one_line(corpus, reason):
+    with pytest.raises(ConfigError, match=reason) as error:
+        groups_of(corpus)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_do_not_exist_are_named_before_the_model_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="nothing") as error:
+        analyze(tmp_path, f"files:{tmp_path}/nothing/*.txt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_dense_model_is_named():
+    with pytest.raises(ConfigError, match="dense"):
+        require_analysable(models.DecoderConfig(moe=models.DecoderConfig().moe.__class__(every=0)))
+
+
+def test_a_run_is_compared_with_its_earlier_checkpoints_and_explained(tmp_path):
+    workdir = tmp_path / "run"
+    small = {
+        "data.source": "mixture",
+        "data.tokenizer": "bytes",
+        "data.seq_length": 32,
+        "data.batch_size": 8,
+        "model.num_layers": 2,
+        "model.width": 16,
+        "model.num_heads": 2,
+        "model.mlp_dim": 16,
+        "model.moe.every": 1,
+        "model.moe.expert_dim": 16,
+        "data.eval_documents": 4,
+        "optimizer.warmup_steps": 1,
+        "training.steps": 4,
+        "training.eval_every": 2,
+        "training.checkpoint_every": 2,
+        "training.keep_last": 3,
+    }
+    train("quickstart", workdir, small)
+    found = analyze(workdir, "mixture", earlier=(2, 4), documents=4, length=16)
+    before, same = found["saturation"]
+    assert before["step"] == 2 and all(0 <= share <= 1 for share in before["layers"])
+    assert same["layers"] == [1, 1]  # Step 4 is the final checkpoint.
+    assert found["gap"] is None and [group["name"] for group in found["groups"]] == ["all"]
+    explained = explain(workdir, "abc")
+    assert explained.pieces[1:] == ("a", "b", "c") and len(explained.layers) == 2
+    assert max(layer.error for layer in explained.layers) < 1e-5
