@@ -17,6 +17,7 @@ from moe_jax.models import Model
 from moe_jax.models.stack import Stack
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+from moe_jax.nn.shared import SharedConfig
 
 _RECORD = Mode("full", record=True)
 # Arguments of an MoE layer, besides the tokens, that its output depends on.
@@ -31,11 +32,11 @@ class Contributions:
     Attributes:
         experts: Expert ``(B, L, K)`` of each choice; negative where the token has no such expert.
         gates: Combine weight ``(B, L, K)`` of each choice.
-        norms: Euclidean norm ``(B, L, K)`` of the expert's part of the layer's output.
-        others: Norm ``(B, L)`` of the part of the shared network and of free experts.
+        norms: Euclidean norm ``(B, L, K)`` of the expert's part of the experts' sum, before the
+            shared network weights or normalises it.
+        others: Norm ``(B, L)`` of the layer's output without the experts' parts.
         output: Norm ``(B, L)`` of the layer's output.
-        error: Norm ``(B, L)`` of the difference between the layer's output and the sum of all
-            parts.
+        error: Norm ``(B, L)`` of the difference between the experts' sum and its parts.
     """
 
     experts: Int[Array, "B L K"]
@@ -124,10 +125,14 @@ def _contributions(
     router = mixture.router
 
     def without(removed: Array) -> Array:
-        removed_from(copy := jax.tree.map(lambda leaf: leaf, mixture), router, removed)
+        copy = jax.tree.map(lambda leaf: leaf, mixture)
+        # A norm in the shared network reads the sum of all experts, so the parts are before it.
+        copy.config = dataclasses.replace(mixture.config, shared=SharedConfig())
+        removed_from(copy, router, removed)
         return copy(x, valid, mode=_RECORD, **read)[0].astype(jnp.float32)
 
-    nothing = without(jnp.ones((*valid.shape, len(experts)), bool))
+    everyone = jnp.ones((*valid.shape, len(experts)), bool)
+    routed, nothing = without(~everyone), without(everyone)
 
     def of_choice(choice: Array) -> Array:
         return without(choice[..., None] != experts) - nothing
@@ -139,9 +144,9 @@ def _contributions(
         jnp.where(valid[..., None], aux.choices, -1),
         aux.gates,
         jnp.moveaxis(_norm(parts), 0, -1),
-        _norm(nothing),
+        _norm(y - routed + nothing),
         _norm(y),
-        _norm(parts.sum(0) + nothing - y),
+        _norm(parts.sum(0) + nothing - routed),
     )
 
 
