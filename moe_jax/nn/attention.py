@@ -48,6 +48,8 @@ class Details(Ranged):
         value_norm: True divides each head of the values by its root mean square (Gemma 4).
         keys_as_values: True takes the projected keys, before their norm and rotation, for the
             values, which have no map of their own (Gemma 4's layers without a window).
+        output_gate: True multiplies the heads, before the map of the output, by the sigmoid of a
+            map of the tokens (2505.06708; AFMoE).
     """
 
     qkv_bias: bool = False
@@ -62,6 +64,7 @@ class Details(Ranged):
     temperature_length: Positive = 8192
     value_norm: bool = False
     keys_as_values: bool = False
+    output_gate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +106,8 @@ class Attention(nnx.Module):
     def __init__(self, config: AttentionConfig, key: PRNGKeyArray):
         """Initialises ``query (M, H, D)``, ``key, value (M, H_kv, D)`` and ``output (H, D, M)``.
 
-        Norms, biases and sinks exist if ``config.details`` asks for them, and values have a map of
-        their own unless it takes keys for them.
+        Norms, biases, sinks and ``output_gate (M, H, D)`` exist if ``config.details`` asks for
+        them, and values have a map of their own unless it takes keys for them.
         """
         keys = jax.random.split(key, 4)
         m, h, kv, d = config.width, config.num_heads, config.num_kv_heads, config.head_dim
@@ -128,6 +131,9 @@ class Attention(nnx.Module):
             self.key_norm = constant(1.0, (d,) if shared else (kv, d), axes[2 if shared else 1 :])
         if details.sinks:
             self.sinks = constant(0.0, (h,), ("heads",))
+        if details.output_gate:
+            gate_key = jax.random.fold_in(key, 4)
+            self.output_gate = weight(gate_key, (m, h, d), axes, fan_in=m, scale=scale)
 
     def _make_maps(self, keys: Key[Array, " 3"]) -> None:
         """Initialises the maps of queries, keys and values."""
@@ -181,6 +187,8 @@ class Attention(nnx.Module):
         options = Options(window=details.window, chunk=details.chunk, kernel=config.kernel)
         sinks = self.sinks[...] if details.sinks else None
         mixed = attend(q, k, v, view, options, sinks).astype(x.dtype)
+        if details.output_gate:
+            mixed = mixed * jax.nn.sigmoid(self._mapped(x, "output_gate"))
         y = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
         return y + self.output_bias[...].astype(x.dtype) if details.output_bias else y
 

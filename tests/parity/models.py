@@ -361,6 +361,62 @@ CASES: dict[str, tuple[str, Json]] = {
             "sliding_window": 4,
         },
     ),
+    "flex_olmo": (
+        "flex_olmo",
+        _TWO
+        | {
+            "intermediate_size": 10,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "num_key_value_heads": 1,
+        },
+    ),
+    "flex_olmo_odd": (
+        "flex_olmo",
+        _ODD
+        | {
+            "intermediate_size": 9,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "afmoe": (
+        "afmoe",
+        _TWO
+        | {
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "intermediate_size": 22,
+            "moe_intermediate_size": 10,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "num_shared_experts": 1,
+            "sliding_window": 4,
+            "route_scale": 2.5,
+            "mup_enabled": True,
+        },
+    ),
+    "afmoe_odd": (
+        "afmoe",
+        _ODD
+        | {
+            "num_hidden_layers": 3,
+            "head_dim": 6,
+            "intermediate_size": 11,
+            "moe_intermediate_size": 9,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 3,
+            "num_dense_layers": 2,
+            "global_attn_every_n_layers": 2,
+            "sliding_window": 3,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
     "llama4_scout": (
         "llama4_text",
         _TWO

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_jax.errors import ConfigError, nearest
+from moe_jax.interop.huggingface.afmoe import AFMOE
 from moe_jax.interop.huggingface.dbrx import DBRX
 from moe_jax.interop.huggingface.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from moe_jax.interop.huggingface.dense import LLAMA, QWEN2, QWEN3
@@ -13,6 +14,7 @@ from moe_jax.interop.huggingface.encoder_decoders import NLLB_MOE, SWITCH
 from moe_jax.interop.huggingface.ernie import ERNIE4_5_MOE
 from moe_jax.interop.huggingface.exaone import EXAONE_MOE
 from moe_jax.interop.huggingface.family import Family
+from moe_jax.interop.huggingface.flex_olmo import FLEX_OLMO
 from moe_jax.interop.huggingface.fused import GPT_OSS, LLAMA4
 from moe_jax.interop.huggingface.gemma import GEMMA4
 from moe_jax.interop.huggingface.glm import GLM4_MOE
@@ -41,6 +43,8 @@ _FAMILIES: tuple[Family[Any], ...] = (
     DOTS1,
     EXAONE_MOE,
     GEMMA4,
+    FLEX_OLMO,
+    AFMOE,
     SWITCH,
     NLLB_MOE,
     LLAMA,

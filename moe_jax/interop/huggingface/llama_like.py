@@ -113,11 +113,17 @@ def plain_attention(config: DecoderConfig) -> list[AttentionConfig]:
     return [expect(config.attention_at(i), AttentionConfig) for i in range(config.num_layers)]
 
 
-def norms(layer: str, ours: str) -> Iterator[Entry]:
-    """Yields the two norms of a layer."""
-    yield Entry(f"{layer}.input_layernorm.weight", (f"{ours}.attention_norm.scale",), Same())
-    name = f"{layer}.post_attention_layernorm.weight"
-    yield Entry(name, (f"{ours}.feed_forward_norm.scale",), Same())
+INPUT_NORMS = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "feed_forward_norm",
+}
+"""Names here of the norms of a layer, by their names in Llama."""
+
+
+def norms(layer: str, ours: str, names: dict[str, str] = INPUT_NORMS) -> Iterator[Entry]:
+    """Yields the norms of a layer; ``names`` has their names here, by their names there."""
+    for theirs, name in names.items():
+        yield Entry(f"{layer}.{theirs}.weight", (f"{ours}.{name}.scale",), Same())
 
 
 def model_ends(config: DecoderConfig) -> Iterator[Entry]:
@@ -163,6 +169,8 @@ def attention(
         query, key = qk_norms
         yield Entry(f"{theirs}.{query}.weight", (f"{ours}.query_norm",), Same())
         yield Entry(f"{theirs}.{key}.weight", (f"{ours}.key_norm",), Same())
+    if details.output_gate:
+        yield Entry(f"{theirs}.gate_proj.weight", (f"{ours}.output_gate",), Matrix())
     if details.sinks:
         yield Entry(f"{theirs}.sinks", (f"{ours}.sinks",), Same())
 
@@ -193,7 +201,11 @@ def experts(
 
 
 def entries(
-    config: DecoderConfig, block: str, names: dict[str, str], bias: Entry = BIAS
+    config: DecoderConfig,
+    block: str,
+    names: dict[str, str],
+    bias: Entry = BIAS,
+    norm_names: dict[str, str] = INPUT_NORMS,
 ) -> Iterator[Entry]:
     """Yields all tensors of a decoder like Llama's.
 
@@ -202,12 +214,13 @@ def entries(
         block: Name of the mixture-of-experts layer within a layer.
         names: Name of each matrix of an expert in ``transformers``, by its name here.
         bias: Name in the layer, and layout, of the bias if the router has one.
+        norm_names: Names here of the norms of a layer, by their names in ``transformers``.
     """
     yield from model_ends(config)
     sparse = config.moe.moe_layers(config.num_layers)
     for i in range(config.num_layers):
         layer, ours = f"model.layers.{i}", f"layers.{i}"
-        yield from norms(layer, ours)
+        yield from norms(layer, ours, norm_names)
         yield from attention(config, layer, ours)
         if i not in sparse:
             yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
@@ -401,7 +414,8 @@ def _write_qwen(config: DecoderConfig) -> Json:
     }
 
 
-def _read_olmoe(config: Json) -> DecoderConfig:
+def read_olmoe(config: Json) -> DecoderConfig:
+    """Returns OLMoE's decoder: norms of queries and keys over their width, bounds of both."""
     moe = every_layer(config, "num_experts", "intermediate_size", router=_top_k(config))
     bias = config["attention_bias"]
     details = Details(
@@ -413,11 +427,16 @@ def _read_olmoe(config: Json) -> DecoderConfig:
     return DecoderConfig(**trunk(config, attention=details), moe=moe)
 
 
-def _write_olmoe(config: DecoderConfig) -> Json:
+def write_olmoe(config: DecoderConfig) -> Json:
+    """Returns the keys of ``config.json`` that ``read_olmoe`` reads.
+
+    Raises:
+        ConfigError: If the heads are not as wide as the model.
+    """
     if config.head_dim * config.num_heads != config.width:
         raise ConfigError(
-            f"OLMoE needs model.head_dim x model.num_heads={config.head_dim * config.num_heads} "
-            f"equal to model.width={config.width}: change one of them"
+            "the family needs model.head_dim x model.num_heads="
+            f"{config.head_dim * config.num_heads} equal to model.width={config.width}: change one of them"
         )
     details, select = expect(config.attention, Details), top_k(config)
     keys = written(config) | {
@@ -463,8 +482,8 @@ QWEN3_MOE = Family(
 OLMOE = Family(
     "olmoe",
     "OlmoeForCausalLM",
-    _read_olmoe,
-    _write_olmoe,
+    read_olmoe,
+    write_olmoe,
     lambda config: entries(config, "mlp", GATED),
     known.OLMOE,
     DecoderConfig,
