@@ -436,7 +436,8 @@ def write_olmoe(config: DecoderConfig) -> Json:
     if config.head_dim * config.num_heads != config.width:
         raise ConfigError(
             "the family needs model.head_dim x model.num_heads="
-            f"{config.head_dim * config.num_heads} equal to model.width={config.width}: change one of them"
+            f"{config.head_dim * config.num_heads} equal to model.width={config.width}: change one "
+            "of them"
         )
     details, select = expect(config.attention, Details), top_k(config)
     keys = written(config) | {
