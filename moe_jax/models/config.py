@@ -233,13 +233,19 @@ class ModelConfig(Ranged):
             raise ConfigError(
                 "latent attention has no experts: unset model.attention_experts.every and .layers"
             )
-        details = [self.attention, *(other.details for other in self.attention_overrides)]
-        shared = any(isinstance(d, Details) and d.keys_as_values for d in details)
-        if shared and (experts.every or experts.layers):
-            raise ConfigError(
-                "experts of attention have a map of values: unset model.attention_experts, or "
-                "keys_as_values in model.attention and model.attention_overrides"
-            )
+        if experts.every or experts.layers:
+            self._check_attention_of_experts()
+
+    def _check_attention_of_experts(self) -> None:
+        """Rejects maps of tokens that experts of attention do not have."""
+        for other in [self.attention, *(other.details for other in self.attention_overrides)]:
+            for name in ("keys_as_values", "output_gate"):
+                if isinstance(other, Details) and getattr(other, name):
+                    raise ConfigError(
+                        "experts of attention project queries, keys and values: unset "
+                        f"model.attention_experts, or {name} in model.attention and "
+                        "model.attention_overrides"
+                    )
 
     def _check_kv_heads(self, owner: str, num_kv_heads: int) -> None:
         if self.num_heads % (num_kv_heads or self.num_heads):

@@ -30,6 +30,10 @@ class Latent(Ranged):
         rotary_dim: Number of features per head that are rotated; all heads share the rotated key.
         value_dim: Number of features of a value per head.
         scale: Factor of the scores; 0 selects ``1 / sqrt(plain_dim + rotary_dim)``.
+        temperature: Growth of the scores with position (Mistral 4): a query at position ``p`` is
+            multiplied by ``1 + temperature * log(1 + floor(p / temperature_length))``. 0 disables
+            it.
+        temperature_length: Number of positions per step of ``temperature``.
     """
 
     query_rank: Natural = 0
@@ -38,6 +42,8 @@ class Latent(Ranged):
     rotary_dim: Positive = 64
     value_dim: Positive = 128
     scale: NonNegative = 0.0
+    temperature: NonNegative = 0.0
+    temperature_length: Positive = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +133,10 @@ class LatentAttention(nnx.Module):
         v = jnp.einsum("btr,rhd->bhtd", latent, self.value[...].astype(dtype))
         shared = jnp.broadcast_to(rotated[:, None], (*k.shape[:-1], sizes.rotary_dim))
         q, k = jnp.concatenate([plain, turned], -1), jnp.concatenate([k, shared], -1)
+        if sizes.temperature:
+            steps = jnp.floor(view.positions / sizes.temperature_length)
+            heat = 1.0 + sizes.temperature * jnp.log1p(steps)
+            q = q * heat[:, None, :, None].astype(q.dtype)
         q = constrain(q, "batch", "heads", "length", "head")
         k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
         scale = sizes.scale or 1 / math.sqrt(sizes.plain_dim + sizes.rotary_dim)

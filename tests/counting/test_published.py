@@ -30,7 +30,8 @@ WANTED = (
     *("deepseek_v3", "qwen1.5_moe_a2.7b", "qwen3_30b_a3b", "gpt_oss_20b", "gpt_oss_120b"),
     *("llama4_scout", "llama4_maverick", "glm_4.5", "glm_4.5_air", "kimi_k2"),
     *("minimax_m2", "ernie_4.5_21b_a3b", "ernie_4.5_300b_a47b", "dots_llm1", "k_exaone_236b_a23b"),
-    *("granite_3.0_1b_a400m", "hunyuan_a13b", "gemma_4_26b_a4b"),
+    *("granite_3.0_1b_a400m", "hunyuan_a13b", "gemma_4_26b_a4b", "flex_olmo_37b"),
+    *("trinity_mini", "mistral_small_4"),
 )
 
 

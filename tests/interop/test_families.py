@@ -183,3 +183,40 @@ def test_a_module_that_looks_ahead_is_stored_as_a_layer_of_glm(tmp_path):
     assert again.config.lookahead == 1
     for one, other in zip(*map(jax.tree.leaves, map(nnx.state, (model, again.model))), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_mistral_4_without_rotary_parameters_has_those_of_transformers():
+    config = {k: v for k, v in config_of("mistral4").items() if k != "rope_parameters"}
+    decoder = FAMILIES["mistral4"].read(config)
+    assert (decoder.attention.temperature, decoder.attention.temperature_length) == (0.1, 8192)
+    assert decoder.positions.scaling.factor == 128
+    # The square of 1 + 0.1 log 128 over the root of the width of a head: 6 plain, 4 rotated.
+    assert decoder.attention.scale == pytest.approx((1 + 0.1 * np.log(128)) ** 2 / np.sqrt(10))
+
+
+def test_older_and_repeated_keys_of_mistral_4_give_the_same_model():
+    config = config_of("mistral4")
+    rope = {k: v for k, v in config["rope_parameters"].items() if k != "partial_rotary_factor"}
+    rope["type"] = rope.pop("rope_type")
+    older = {k: v for k, v in config.items() if k not in ("rope_parameters", "n_routed_experts")}
+    older |= {"rope_scaling": rope, "num_local_experts": config["n_routed_experts"]}
+    read = FAMILIES["mistral4"].read
+    assert read(older) == read(config)
+
+
+def test_layers_of_trinity_without_their_kinds_have_a_period():
+    config = {k: v for k, v in config_of("afmoe").items() if k != "layer_types"}
+    config |= {"num_hidden_layers": 4, "global_attn_every_n_layers": 2}
+    decoder = FAMILIES["afmoe"].read(config)
+    attention = [decoder.attention_at(i) for i in range(4)]
+    assert [layer.details.window for layer in attention] == [4, 0, 4, 0]
+    assert [layer.rotary is None for layer in attention] == [False, True, False, True]
+
+
+def test_defaults_of_flex_olmo_that_a_file_omits():
+    config = config_of("flex_olmo")
+    kept = ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
+    decoder = FAMILIES["flex_olmo"].read({name: config[name] for name in kept})
+    assert decoder.positions.base == 500000.0
+    assert (decoder.moe.num_experts, decoder.moe.router.select.k) == (7, 5)
+    assert decoder.norm.place == "output"

@@ -42,7 +42,7 @@ from moe_jax.nn.positions import Rotary, Sinusoidal, T5Relative
                 "attention": Details(keys_as_values=True),
                 "attention_experts": AttentionExpertsConfig(every=2),
             },
-            "experts of attention have a map of values",
+            "unset model.attention_experts, or keys_as_values",
         ),
         (EncoderDecoderConfig, {"positions": Rotary()}, "model.positions.type to T5Relative"),
         (EncoderDecoderConfig, {"decoder_layers": 0}, "EncoderDecoderConfig.decoder_layers=0"),

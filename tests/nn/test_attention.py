@@ -53,6 +53,22 @@ def loop(layer: Attention, x, segments, positions) -> np.ndarray:
     return result
 
 
+def test_a_gate_multiplies_the_heads_before_the_map_of_the_output():
+    gated = dataclasses.replace(GQA, details=Details(output_gate=True))
+    layer = Attention(gated, jax.random.key(0))
+    # One head passes at a time: its gate is open (sigmoid(0) = 1/2), those of the others closed.
+    gate = np.asarray(layer.output_gate[...])
+    assert gate.shape == (8, 4, 4)
+    whole, parts = Attention(GQA, jax.random.key(0)), []
+    x = jnp.abs(X)
+    for head in range(4):
+        closed = jnp.full((8, 4, 4), -1e3).at[:, head].set(0.0)
+        layer.output_gate[...] = closed
+        parts.append(apply(layer, x, ONE_DOCUMENT, POSITIONS))
+    wanted = apply(whole, x, ONE_DOCUMENT, POSITIONS)
+    np.testing.assert_allclose(2 * sum(parts), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", [GQA, PLAIN], ids=["rotary, grouped", "plain"])
 def test_attention_is_a_loop_over_queries(config):
     layer = Attention(config, jax.random.key(0))

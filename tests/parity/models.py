@@ -19,6 +19,7 @@ import transformers
 from safetensors import safe_open
 from transformers.models.nllb_moe import modeling_nllb_moe
 
+from moe_jax.interop.huggingface.families import family_of
 from tests.parity.weights import write
 
 FIXTURES = Path(__file__).parent / "fixtures" / "models"
@@ -387,16 +388,15 @@ CASES: dict[str, tuple[str, Json]] = {
         "afmoe",
         _TWO
         | {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "head_dim": 8,
             "intermediate_size": 22,
             "moe_intermediate_size": 10,
             "num_experts": 6,
             "num_experts_per_tok": 3,
-            "num_shared_experts": 1,
-            "sliding_window": 4,
-            "route_scale": 2.5,
+            "num_shared_experts": 2,
             "mup_enabled": True,
+            "sliding_window": 4,
         },
     ),
     "afmoe_odd": (
@@ -410,11 +410,41 @@ CASES: dict[str, tuple[str, Json]] = {
             "num_experts": 5,
             "num_experts_per_tok": 2,
             "num_shared_experts": 3,
+            "route_scale": 2.5,
+            "mup_enabled": True,
             "num_dense_layers": 2,
             "global_attn_every_n_layers": 2,
             "sliding_window": 3,
             "attention_bias": True,
             "tie_word_embeddings": True,
+        },
+    ),
+    "mistral4": (
+        "mistral4",
+        _TWO
+        | _LATENT
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 10,
+            "rope_parameters": _YARN
+            | {"original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.3},
+        },
+    ),
+    "mistral4_odd": (
+        "mistral4",
+        _ODD
+        | _LATENT
+        | {
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.5,
+            "rope_interleave": False,
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+            | {"original_max_position_embeddings": 3, "llama_4_scaling_beta": 0.2},
         },
     ),
     "llama4_scout": (
@@ -575,9 +605,8 @@ def make(case: str, folder: Path, gain: float = 1.0) -> None:
     """Writes ``config.json`` and the drawn weights of a case; see ``drawn``."""
     name, settings = CASES[case]
     config = transformers.AutoConfig.for_model(name, **settings)
-    sequence = name in ("switch_transformers", "nllb-moe")
-    auto = transformers.AutoModelForSeq2SeqLM if sequence else transformers.AutoModelForCausalLM
-    auto.from_config(config).save_pretrained(folder)
+    # The automatic classes of transformers lack Mistral 4.
+    getattr(transformers, family_of(name).architecture)(config).save_pretrained(folder)
     with safe_open(folder / "model.safetensors", "np") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
     write(shapes, folder, gain)

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 # Norms of the outputs of layers, in families that have both.
-_OUTPUT_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+_LAST_NORMS = ("post_feedforward_layernorm.weight", "post_mlp_layernorm.weight")
+_OUTPUT_NORMS = ("post_attention_layernorm.weight", *_LAST_NORMS)
 _NEAR_ONE = ("weight", "scale", "layer_scalar")
 _ENDS = ("embed_tokens", "wte", "shared.weight", "lm_head")
 
@@ -31,7 +32,7 @@ def drawn(name: str, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
 def write(shapes: dict[str, tuple[int, ...]], folder: Path, gain: float = 1.0) -> None:
     """Writes all tensors into ``model.safetensors``."""
     tensors = {name: drawn(name, tuple(shape), gain) for name, shape in shapes.items()}
-    if any(name.endswith(_OUTPUT_NORMS[1]) for name in shapes):
+    if any(name.endswith(_LAST_NORMS) for name in shapes):
         for name in filter(lambda name: name.endswith(_OUTPUT_NORMS), shapes):
             tensors[name] *= np.float32(gain)  # They undo the gain of the matrices before them.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -65,14 +65,23 @@ def mixture(config: Json, router: routing.Router) -> MoEConfig:
     )
 
 
-def _read(config: Json, router: routing.Router, *, interleaved: bool = True) -> DecoderConfig:
+def latent_decoder(
+    config: Json, router: routing.Router, *, interleaved: bool = True
+) -> DecoderConfig:
+    """Returns a decoder with latent attention.
+
+    Args:
+        config: All settings of the family.
+        router: Router of the MoE layers.
+        interleaved: Whether neighbouring features form the pairs that are rotated.
+    """
     config = config | {"head_dim": config["qk_rope_head_dim"]}
     positions = rotary(config, interleaved=interleaved)
     shape = trunk(config, attention=_latent(config), positions=positions)
     return DecoderConfig(**shape, moe=mixture(config, router))
 
 
-def _groups(config: Json) -> tuple[int, int]:
+def groups_of(config: Json) -> tuple[int, int]:
     """Returns the number of groups of experts and the number of groups that a token may use.
 
     A null ``n_group`` means one group, and a null ``topk_group`` means all groups.
@@ -95,7 +104,7 @@ def _groups(config: Json) -> tuple[int, int]:
 
 def _read_v2(config: Json) -> DecoderConfig:
     limited = config["topk_method"] == "group_limited_greedy"
-    groups, keep = _groups(config) if limited else (1, 1)
+    groups, keep = groups_of(config) if limited else (1, 1)
     router = routing.preset(
         "deepseek_v2",
         k=config["num_experts_per_tok"],
@@ -105,7 +114,7 @@ def _read_v2(config: Json) -> DecoderConfig:
         drop=False,
         **_losses(config, device_weight=0.0, communication_weight=0.0),
     )
-    return _read(config, router)
+    return latent_decoder(config, router)
 
 
 def _losses(config: Json, **others: float) -> dict[str, float]:
@@ -116,7 +125,7 @@ def _losses(config: Json, **others: float) -> dict[str, float]:
 
 def balanced_router(config: Json) -> routing.Router:
     """Returns DeepSeek-V3's router: sigmoid, and a bias on the selection of experts."""
-    groups, keep = _groups(config)
+    groups, keep = groups_of(config)
     router = routing.preset(
         "deepseek_v3",
         k=config["num_experts_per_tok"],
@@ -133,7 +142,7 @@ def balanced_router(config: Json) -> routing.Router:
 
 def _read_v3(config: Json) -> DecoderConfig:
     router = balanced_router(config)
-    decoder = _read(config, router, interleaved=bool(config["rope_interleave"]))
+    decoder = latent_decoder(config, router, interleaved=bool(config["rope_interleave"]))
     return dataclasses.replace(decoder, lookahead=config["num_nextn_predict_layers"] or 0)
 
 
@@ -154,7 +163,8 @@ def written_mixture(config: DecoderConfig) -> Json:
     return keys
 
 
-def _write(config: DecoderConfig) -> Json:
+def written_latent(config: DecoderConfig) -> Json:
+    """Returns the keys of ``config.json`` that ``latent_decoder`` and ``mixture`` read."""
     latent = expect(config.attention, Latent)
     scaling = expect(config.positions, Rotary).scaling
     keys = (
@@ -179,11 +189,11 @@ def _write(config: DecoderConfig) -> Json:
 def _write_v2(config: DecoderConfig) -> Json:
     limit = top_k(config).limit
     grouped = limit is not None and limit.groups > 1
-    return _write(config) | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
+    return written_latent(config) | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
 def _write_v3(config: DecoderConfig) -> Json:
-    return _write(config) | {
+    return written_latent(config) | {
         "rope_interleave": expect(config.positions, Rotary).interleaved,
         "num_nextn_predict_layers": config.lookahead,
     }

@@ -23,6 +23,7 @@ from moe_jax.interop.huggingface.hunyuan import HUNYUAN_V1_MOE
 from moe_jax.interop.huggingface.keys import require
 from moe_jax.interop.huggingface.llama_like import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from moe_jax.interop.huggingface.minimax import MINIMAX_M2
+from moe_jax.interop.huggingface.mistral4 import MISTRAL4
 from moe_jax.interop.huggingface.towers import GLM4V_MOE, QWEN3_VL_MOE
 
 _FAMILIES: tuple[Family[Any], ...] = (
@@ -45,6 +46,7 @@ _FAMILIES: tuple[Family[Any], ...] = (
     GEMMA4,
     FLEX_OLMO,
     AFMOE,
+    MISTRAL4,
     SWITCH,
     NLLB_MOE,
     LLAMA,

@@ -47,7 +47,8 @@ def _read(config: Json) -> DecoderConfig:
 def _write(config: DecoderConfig) -> Json:
     keys = write_olmoe(config)
     del keys["clip_qkv"]
-    return keys
+    # The default of transformers lies outside small vocabularies.
+    return keys | {"pad_token_id": None}
 
 
 FLEX_OLMO = Family(
