@@ -1,4 +1,4 @@
-"""Trinity Mini 26B-A3B (Arcee AI 2025, 2602.17004): windows of 2,048 tokens in three of four layers.
+"""Trinity Mini 26B-A3B (Arcee AI 2025, 2602.17004): three of four layers see 2,048 tokens.
 
 The sizes are those of the MLX port of the model (AfMoEConfiguration) and, for the width of a head,
 of AfmoeConfig in transformers 5.24. The file of the release was not read, so the window and the
