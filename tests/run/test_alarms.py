@@ -5,6 +5,7 @@ import pytest
 
 import moe_jax as mj
 from moe_jax.run.loop import StoppedByAlarm
+from tests.data.corpora import write_rows
 from tests.system import tiny
 
 # A capacity factor this small always drops choices, and no entropy is above 1.
@@ -19,43 +20,46 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alarms") / "run"
+    top = tmp_path_factory.mktemp("alarms")
+    write_rows(top / "a.jsonl", [{"text": "ab" * 40} for _ in range(30)])
+    data = {"data.source": f"files:{top}/a.jsonl", "data.data_dir": str(top / "data")}
+    folder = top / "run"
     alarms = ({"type": "Drops", "above": 0.3, "stop": True}, {"type": "Drift", "above": 0.0})
-    changes = {**CHANGES, "training.alarms": alarms}
+    changes = {**CHANGES, **data, "training.alarms": alarms}
     with pytest.raises(StoppedByAlarm) as error:
         mj.train(tiny.get_config(), folder, changes)
-    return str(error.value), mj.train(tiny.get_config(), folder, changes)
+    return str(error.value), mj.train(tiny.get_config(), folder, changes), data
 
 
 def test_it_stops_at_once_and_says_how_to_go_on(stopped):
-    message, _ = stopped
+    message, _, _ = stopped
     assert message.startswith("an alarm stopped the run at step 1, which is saved (Drops in layer")
     assert "the same command goes on" in message
 
 
 def test_the_same_command_goes_on_to_the_end(stopped):
-    _, run = stopped
+    _, run, _ = stopped
     lines = [line for line in run.metrics if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all("Drops" in line["alarms"] and line["active_alarms"] for line in lines)
 
 
 def test_the_report_lists_them(stopped):
-    _, run = stopped
+    _, run, _ = stopped
     report = run.report.read_text()
     assert "<h2>Alarms</h2>" in report
     assert "<td>Drops</td>" in report
 
 
 def test_the_weights_do_not_depend_on_alarms(stopped, tmp_path):
-    _, run = stopped
-    plain = mj.train(tiny.get_config(), tmp_path / "plain", CHANGES)
+    _, run, data = stopped
+    plain = mj.train(tiny.get_config(), tmp_path / "plain", CHANGES | data)
     same = jax.tree.map(lambda a, b: (a == b).all(), run.state.params, plain.state.params)
     assert jax.tree.all(same)
 
 
 def test_a_reference_must_be_a_run_of_the_same_layers(stopped, tmp_path):
-    _, run = stopped
+    _, run, _ = stopped
     wrong = {"type": "Drift", "reference": str(tmp_path / "none")}
     with pytest.raises(mj.ConfigError, match="holds no validation of a run"):
         mj.train(tiny.get_config(), tmp_path / "a", {**CHANGES, "training.alarms": (wrong,)})
