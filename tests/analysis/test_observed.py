@@ -72,7 +72,7 @@ def test_alignment_ignores_rotation_and_scale():
     assert found[0, 1] == pytest.approx(1, abs=1e-5) and found[0, 2] < 0.9
 
 
-@pytest.mark.parametrize("case", compare.RECORDED)
+@pytest.mark.parametrize("case", compare.MIXTURES)
 def test_every_family_of_decoders_is_observed(case, tmp_path):
     compare.recorded(case, tmp_path)
     imported = load(tmp_path)

@@ -27,6 +27,11 @@ def family_of(case: str) -> str:
     return json.loads(str(np.load(FIXTURES / f"{case}.npz")["header"]))["config"]["model_type"]
 
 
+_DENSE = ("llama", "qwen2", "qwen3")
+MIXTURES = [case for case in RECORDED if family_of(case) not in _DENSE]
+"""Records of models with experts."""
+
+
 def recorded(case: str, folder: Path) -> Record:
     """Returns a committed record, and writes the model that it is of into ``folder``."""
     found = dict(np.load(FIXTURES / f"{case}.npz"))

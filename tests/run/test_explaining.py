@@ -67,7 +67,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         explain(tmp_path, "a")
 
 
-@pytest.mark.parametrize("case", compare.RECORDED)
+@pytest.mark.parametrize("case", compare.MIXTURES)
 def test_every_family_is_explained(case, tmp_path):
     compare.recorded(case, tmp_path)
     found = explain(tmp_path, [3, 1, 4])
