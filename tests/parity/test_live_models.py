@@ -52,7 +52,7 @@ def test_bfloat16(name, tmp_path):
     # Rounding may flip a choice where two experts are close: few tokens of all layers.
     layers = zip(experts, record["choices"], strict=True)
     same = [(mine == theirs).all(-1)[compare.real_tokens(mine, record)] for mine, theirs in layers]
-    assert np.concatenate(same).mean() >= 0.9
+    assert not same or np.concatenate(same).mean() >= 0.9  # A dense model chooses nothing.
 
 
 def test_shards_on_a_mesh(case, tmp_path):
