@@ -253,7 +253,7 @@ def looking_ahead(microbatches=1, weight=0.3):
 
 
 def test_losses_of_tokens_further_ahead_by_hand():
-    graph, state, (_, losses, layers, _) = looking_ahead()
+    graph, state, (_, losses, layers, *_) = looking_ahead()
     _, unweighted, *_ = looking_ahead(weight=0.0)[2]
     whole, merged = batch(), nnx.merge(graph, state.params, state.router_state)
     reading = compiled(functools.partial(type(merged).read, mode=TRAIN))(merged, whole)
