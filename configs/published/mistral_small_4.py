@@ -1,7 +1,8 @@
 """Mistral Small 4 (Mistral AI, March 2026), the text model: 128 experts, of which 4 are active.
 
 The sizes are the defaults of Mistral4Config in transformers 5.24. The printed numbers are those of
-Mistral's announcement; its second active number, 8B with embedding and output, is not met (6.6B).
+Mistral's announcement, as a news page quotes it; its second active number, 8B with embedding and
+output, is not met (6.6B).
 """
 
 import math
