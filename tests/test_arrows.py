@@ -12,7 +12,8 @@ ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
     *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data"),
     *("monitor", "config"),
-    *("counting", "training", "interop", "decoding", "analysis", "planning", "run", "surgery"),
+    *("counting", "training", "interop", "decoding", "analysis", "planning", "run"),
+    *("surgery", "serving"),
     *("ablation", "sweeps", "benchmark", "cli"),
 ]
 # The public names and the thin doors of ``python -m moe_jax.train`` stand above all rooms.

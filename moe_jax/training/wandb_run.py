@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,12 @@ class WandbRun:
         """
         import wandb
 
+        identity = _identity(workdir)
+        _wait_for_a_free_folder(workdir / _FOLDER, identity)
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
-                id=_identity(workdir),
+                id=identity,
                 name=workdir.resolve().name,
                 dir=str(workdir),
                 config=_config(workdir),
@@ -92,6 +95,16 @@ def _identity(workdir: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(secrets.token_hex(8))
     return path.read_text().strip()
+
+
+def _wait_for_a_free_folder(folder: Path, identity: str) -> None:
+    """Waits while ``folder`` has a start of the run in this second.
+
+    ``wandb`` names the folder of a start by its second, and a later start in the same second would
+    write over the numbers of the earlier one.
+    """
+    while any(folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}")):
+        time.sleep(0.05)
 
 
 def _config(workdir: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from moe_jax.errors import ConfigError
+from moe_jax.training import wandb_run
 from moe_jax.training.metrics import MetricsWriter
 from moe_jax.training.wandb_run import check_wandb
 
@@ -68,6 +69,16 @@ def test_a_run_that_goes_on_is_one_run_with_the_numbers_of_the_log(tmp_path, mon
     assert first[:3] == second[:3] and first[1:3] == ("trial", "run")
     assert json.loads(first[3]["training"]) == {"steps": 3}
     assert not (folder / "tensorboard").exists()
+
+
+def test_starts_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
+    # Two starts name their folder 20260101_120000; the second waits until the clock says _120001.
+    clock = iter(["20260101_120000", "20260101_120000", "20260101_120001"])
+    monkeypatch.setattr(wandb_run.time, "strftime", lambda _: next(clock))
+    monkeypatch.setattr(wandb_run.time, "sleep", lambda _: None)
+    (tmp_path / "offline-run-20260101_120000-ab").mkdir()
+    wandb_run._wait_for_a_free_folder(tmp_path, "ab")
+    assert next(clock, None) is None
 
 
 def test_a_missing_package_or_account_is_one_line(monkeypatch):

@@ -1,0 +1,5 @@
+"""Serving: requests that share the steps of one model, and an endpoint for them."""
+
+from moe_jax.serving.request import Ended, Generator, Request, Token
+
+__all__ = ["Ended", "Generator", "Request", "Token"]
