@@ -1,8 +1,7 @@
 """Mistral Small 4 (Mistral AI, March 2026), the text model: 128 experts, of which 4 are active.
 
 The sizes are the defaults of Mistral4Config in transformers 5.24. The printed numbers are those of
-Mistral's announcement, as a news page quotes it; its second active number, 8B with embedding and
-output, is not met (6.6B).
+Mistral's announcement, as a news page quotes it.
 """
 
 import math
@@ -17,6 +16,13 @@ _SOURCE = "mistral.ai, Introducing Mistral Small 4"
 PUBLISHED = (
     PublishedNumber("total", 119e9, 0.01, _SOURCE),
     PublishedNumber("active.no_input_embedding", 6e9, 0.02, _SOURCE),
+    PublishedNumber(
+        "active.embedding_and_head",
+        8e9,
+        0.1,
+        _SOURCE,
+        wrong="6.6G with both matrices; no closed form of these sizes gives 8G",
+    ),
 )
 
 

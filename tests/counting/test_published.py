@@ -31,7 +31,8 @@ WANTED = (
     *("llama4_scout", "llama4_maverick", "glm_4.5", "glm_4.5_air", "kimi_k2"),
     *("minimax_m2", "ernie_4.5_21b_a3b", "ernie_4.5_300b_a47b", "dots_llm1", "k_exaone_236b_a23b"),
     *("granite_3.0_1b_a400m", "hunyuan_a13b", "gemma_4_26b_a4b", "flex_olmo_37b"),
-    *("trinity_mini", "mistral_small_4"),
+    *("trinity_nano", "trinity_mini", "trinity_large", "mistral_small_4"),
+    *("qwen3_vl_30b_a3b", "glm_4.5v"),
 )
 
 

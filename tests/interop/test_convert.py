@@ -189,7 +189,11 @@ def published(name):
         ("k_exaone_236b_a23b", "exaone_moe"),
         ("gemma_4_26b_a4b", "gemma4_text"),
         ("flex_olmo_37b", "flex_olmo"),
+        ("trinity_nano", "afmoe"),
         ("trinity_mini", "afmoe"),
+        ("trinity_large", "afmoe"),
+        ("qwen3_vl_30b_a3b", "qwen3_moe"),
+        ("glm_4.5v", "glm4_moe"),
         ("mistral_small_4", "mistral4"),
         ("switch_base_8", "switch_transformers"),
         ("nllb_moe_54b", "nllb-moe"),
@@ -275,6 +279,32 @@ def test_the_text_model_of_qwen3_vl_is_qwen3_moe(tmp_path):
     loaded = load(tmp_path)
     assert_same_function(loaded, record)
     assert loaded.family == "qwen3_moe"
+
+
+@pytest.mark.parametrize(
+    ("case", "keys"),
+    [
+        (
+            "afmoe",
+            # Trinity Nano, Mini and Large (arcee-ai): keys of the code in the releases.
+            dict.fromkeys(("n_group", "topk_group", "num_limited_groups", "num_expert_groups"), 1)
+            | {"score_func": "sigmoid", "route_norm": True, "use_grouped_mm": True}
+            | {"load_balance_coeff": 5e-4, "rope_theta": 10000, "rope_scaling": None},
+        ),
+        # FlexOlmo's mixtures of two experts (allenai): a key of OLMoE.
+        ("flex_olmo", {"clip_qkv": None, "rope_theta": 500000, "rope_scaling": None}),
+    ],
+)
+def test_files_of_releases_with_keys_that_transformers_dropped(tmp_path, case, keys):
+    record = recorded(case, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    keys |= {"rope_theta": text.pop("rope_parameters")["rope_theta"]}
+    text.pop("attention_bias", None)
+    (tmp_path / "config.json").write_text(json.dumps(text | keys))
+    assert_same_function(load(tmp_path), record)
+    if case == "afmoe":
+        edited(tmp_path, route_norm=False)
+        refused(tmp_path, "says route_norm=False, but only True is supported")
 
 
 def test_a_name_of_deepseek_v3_that_transformers_does_not_know(tmp_path):

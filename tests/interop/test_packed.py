@@ -36,8 +36,19 @@ def test_float8_by_hand():
     scale = np.array([[1.0, 10.0], [100.0, 0.5]], np.float32)
     expected = [[1, 2, 4, 80], [1, 1, 1, 10], [50, -200, 0, 224]]
     np.testing.assert_array_equal(from_fp8(weight, scale, (2, 3)), expected)
-    with pytest.raises(ValueError, match=r"needs scales \(2, 2\), found \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"needs scales \(2, 2\), or .*, found \(2, 1\)"):
         from_fp8(weight, scale[:, :1], (2, 3))
+
+
+def test_float8_with_a_scale_for_each_matrix_by_hand():
+    weight = np.array([[[1, 2], [4, 8]], [[1, 1], [0.5, -2]]]).astype(float8_e4m3fn)
+    scale = np.array([10.0, 0.5], np.float32)
+    expected = [[[10, 20], [40, 80]], [[0.5, 0.5], [0.25, -1]]]
+    for shape in ((2,), (2, 1, 1)):
+        np.testing.assert_array_equal(from_fp8(weight, scale.reshape(shape)), expected)
+    for shape in ((), (1,)):
+        found = from_fp8(weight[0], np.full(shape, 3.0, np.float32))
+        np.testing.assert_array_equal(found, [[3, 6], [12, 24]])
 
 
 def test_mxfp4_by_hand():
@@ -81,6 +92,48 @@ def test_a_model_in_float8(tmp_path):
     config["quantization_config"]["weight_block_size"] = [4, 4]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"in tiles of 4 x 4 needs scales .* found"):
+        load(tmp_path)
+
+
+def test_mistral_small_4_as_released(tmp_path):
+    # The release is a file with a vision tower; each matrix has one scale, and each linear layer
+    # the scale of its activations, which only integer products of activations need.
+    recorded("mistral4", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors, packed, expected = load_file(path), {}, {}
+    experts = {name for name in tensors if ".mlp.experts." in name}
+    assert experts and all(tensors[name].ndim == 3 for name in experts)
+    for name, tensor in tensors.items():
+        stored = "language_model." + name
+        if name not in experts and not name.endswith("_proj.weight"):
+            packed[stored] = expected[name] = tensor
+            continue
+        scale = np.linspace(0.01, 0.02, tensor.shape[0] if name in experts else 1)
+        scale = scale.astype(np.float32).reshape((-1, 1, 1) if name in experts else ())
+        packed[stored] = (tensor / 0.05).astype(float8_e4m3fn)
+        packed[f"{stored}_scale_inv"] = scale
+        stem = stored.removesuffix("weight") if stored.endswith("weight") else stored + "_"
+        packed[f"{stem}activation_scale"] = np.ones(scale.shape[:1], np.float32)
+        expected[name] = packed[stored].astype(np.float32) * scale
+    packed["vision_tower.ln_pre.weight"] = np.ones(3, np.float32)
+    packed["multi_modal_projector.norm.weight"] = np.ones(3, np.float32)
+    write_raw(path, packed)
+    text = json.loads((tmp_path / "config.json").read_text())
+    packing = {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static"}
+    config = {"model_type": "mistral3", "text_config": text, "vision_config": {}}
+    config |= {"tie_word_embeddings": False, "image_token_index": 10, "spatial_merge_size": 2}
+    config |= {"quantization_config": packing}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    imported = load(tmp_path)
+    assert imported.family == "mistral4"
+    save(imported.model, tmp_path / "back", imported.family, original=imported.original)
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+    text["model_type"] = "mistral"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": text}))
+    with pytest.raises(ConfigError, match="text_config in config.json has model_type='mistral'"):
         load(tmp_path)
 
 

@@ -65,8 +65,27 @@ CASES = {
         {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
         | {"head_dim": 4, "position_embedding_size": 16, "pooling_kernel_size": 1},
     ),
+    "mistral3": (
+        {
+            "model_type": "mistral4",
+            "num_key_value_heads": 4,
+            "head_dim": 10,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 10,
+            "kv_lora_rank": 12,
+            "qk_nope_head_dim": 6,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 5,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7}
+        | {"original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.3},
+        {"model_type": "pixtral", "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"head_dim": 4, "num_channels": 3},
+    ),
 }
-SPARSE = {"qwen3_vl_moe": 1, "glm4v_moe": 1, "gemma4": 2}
+SPARSE = {"qwen3_vl_moe": 1, "glm4v_moe": 1, "gemma4": 2, "mistral3": 1}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -102,7 +121,7 @@ def test_the_text_model_has_the_logits_of_transformers_and_is_exported(tower, tm
     assert len(experts) == SPARSE[name]
     save(imported.model, tmp_path, imported.family, original=imported.original)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["model_type"] in ("qwen3_moe", "glm4_moe", "gemma4_text")
+    assert written["model_type"] in ("qwen3_moe", "glm4_moe", "gemma4_text", "mistral4")
     again = logits(tmp_path, record)
     assert np.abs(again - wanted).max() <= 1e-4 * np.abs(wanted).max()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from moe_jax.interop.huggingface.deepseek import balanced_router, mixture, written_mixture
 from moe_jax.interop.huggingface.entries import Entry, Same
 from moe_jax.interop.huggingface.family import GATED, Family, Json, expect, network
-from moe_jax.interop.huggingface.keys import Keys, number, size
+from moe_jax.interop.huggingface.keys import Key, Keys, number, size
 from moe_jax.interop.huggingface.known import FLAG, LLAMA, NAMES
 from moe_jax.interop.huggingface.llama_like import (
     attention,
@@ -21,10 +21,12 @@ from moe_jax.interop.huggingface.llama_like import (
     written,
     written_windows,
 )
-from moe_jax.interop.huggingface.unread import EVERYWHERE
+from moe_jax.interop.huggingface.unread import EVERYWHERE, PLATFORM, TRAINING
 from moe_jax.models import DecoderConfig
 from moe_jax.nn.attention import Details
 
+# The code of the releases reads groups of experts; all releases have one group.
+_GROUPS = ("n_group", "topk_group", "num_limited_groups", "num_expert_groups")
 _KEYS = Keys(
     {
         **LLAMA,
@@ -48,8 +50,11 @@ _KEYS = Keys(
         "sliding_window": size(1024),
         "layer_types": NAMES,
         "mup_enabled": FLAG,
+        "score_func": Key(str, "sigmoid", only=("sigmoid",)),
+        "route_norm": Key(bool, True, only=(True,)),
+        **dict.fromkeys(_GROUPS, Key(int, 1, null=True, only=(1,))),
     },
-    EVERYWHERE,
+    EVERYWHERE | {"use_grouped_mm": PLATFORM, "load_balance_coeff": TRAINING},
     {"num_local_experts": "num_experts"},
 )
 _NORMS = {

@@ -105,9 +105,18 @@ class Family(Generic[Config]):
         ):
             outer = self.outer.filled(config, where)
             inner = require(outer.pop("text_config"), dict, "text_config in config.json")
+            self._check_text(inner)
             config = inner | {key: value for key, value in outer.items() if value is not None}
             where = "text_config in config.json"
         return self.keys.filled(config, where)
+
+    def _check_text(self, inner: Json) -> None:
+        text = inner.get("model_type", self.name)
+        if text not in (self.name, *self.aliases):
+            raise ConfigError(
+                f"text_config in config.json has model_type={text!r}, but the text model of "
+                f"{' and '.join(map(repr, self.aliases))} is read as {self.name!r} only"
+            )
 
     def read(self, config: Json) -> Config:
         """Returns the model's configuration that a ``config.json`` describes.

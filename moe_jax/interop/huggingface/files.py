@@ -14,7 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from moe_jax.errors import ConfigError, line_of
-from moe_jax.interop.huggingface.packed import FP8_SCALE, MXFP4, from_fp8, from_mxfp4
+from moe_jax.interop.huggingface.packed import (
+    ACTIVATION_SCALE,
+    FP8_SCALE,
+    MXFP4,
+    from_fp8,
+    from_mxfp4,
+)
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -57,9 +63,16 @@ class TensorFiles:
             for name in self._files
             if name.endswith(blocks) and name.removesuffix(blocks) + scales in self._files
         }
-        scaled = {name + FP8_SCALE for name in self._files}
         halves = {name + end for name in self._packed for end in MXFP4}
-        self.names = frozenset((self._files.keys() | self._packed) - scaled - halves)
+        self.names = frozenset((self._files.keys() | self._packed) - self._scales() - halves)
+
+    def _scales(self) -> set[str]:
+        """Returns the names of scales of eight-bit weights, and of the activations beside them."""
+        scaled = {name for name in self._files if name + FP8_SCALE in self._files}
+        weights = {name + FP8_SCALE for name in scaled}
+        stems = {name.removesuffix(".weight") + "." for name in scaled if name.endswith(".weight")}
+        stems |= {name + "_" for name in scaled if not name.endswith(".weight")}
+        return weights | {stem + ACTIVATION_SCALE for stem in stems}
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor.

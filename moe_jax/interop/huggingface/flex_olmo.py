@@ -8,7 +8,7 @@ from moe_jax.interop.huggingface.family import GATED, Family, Json
 from moe_jax.interop.huggingface.keys import Keys, number, size
 from moe_jax.interop.huggingface.known import FLAG, LLAMA
 from moe_jax.interop.huggingface.llama_like import entries, read_olmoe, write_olmoe
-from moe_jax.interop.huggingface.unread import EVERYWHERE
+from moe_jax.interop.huggingface.unread import EVERYWHERE, NOBODY
 from moe_jax.models import DecoderConfig
 
 _KEYS = Keys(
@@ -29,7 +29,7 @@ _KEYS = Keys(
         "router_aux_loss_coef": number(0.01, 0.0),
         "norm_topk_prob": FLAG,
     },
-    EVERYWHERE,
+    EVERYWHERE | {"clip_qkv": NOBODY},
     {"num_local_experts": "num_experts"},
 )
 _NORMS = {

@@ -1,4 +1,7 @@
-"""Mistral 4: DeepSeek's latent attention with a temperature, and softmax routers."""
+"""Mistral 4: DeepSeek's latent attention with a temperature, and softmax routers.
+
+Mistral Small 4 is released as the text model of a ``mistral3`` file with a vision tower.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from moe_jax.interop.huggingface.deepseek import (
 from moe_jax.interop.huggingface.entries import Entry
 from moe_jax.interop.huggingface.family import Family, Json, expect
 from moe_jax.interop.huggingface.keys import Key, Keys, number, size
-from moe_jax.interop.huggingface.known import LATENT
+from moe_jax.interop.huggingface.known import LATENT, ON
 from moe_jax.interop.huggingface.layouts import as_stored
 from moe_jax.interop.huggingface.unread import DERIVED, EVERYWHERE
 from moe_jax.models import DecoderConfig
@@ -64,6 +67,24 @@ _KEYS = Keys(
     EVERYWHERE | {"qk_head_dim": DERIVED, "head_dim": DERIVED},
     {"num_local_experts": "n_routed_experts"},
 )
+
+
+_OUTER = Keys(
+    {"text_config": Key(dict, None), "tie_word_embeddings": ON},
+    EVERYWHERE
+    | dict.fromkeys(
+        (
+            *("vision_config", "image_token_id", "image_token_index", "projector_hidden_act"),
+            *("vision_feature_layer", "multimodal_projector_bias", "spatial_merge_size"),
+        ),
+        "the key belongs to the vision tower",
+    ),
+)
+_TOWERS = ("vision_tower.", "multi_modal_projector.")
+
+
+def _in_tower(name: str) -> bool:
+    return name.removeprefix("model.").startswith(_TOWERS)
 
 
 def _router(config: Json) -> routing.Router:
@@ -125,4 +146,9 @@ MISTRAL4 = Family(
     _KEYS,
     DecoderConfig,
     exact=(".mlp.gate.weight",),
+    beside=lambda config, name: _in_tower(name),
+    prefix="language_model.",
+    renamed={"model.language_model.": "model."},
+    outer=_OUTER,
+    aliases=("mistral3",),
 )

@@ -14,15 +14,16 @@ from moe_jax.interop.huggingface.glm import GLM4_MOE
 from moe_jax.interop.huggingface.keys import Key, Keys, number, size
 from moe_jax.interop.huggingface.known import FLAG, NOT, ON
 from moe_jax.interop.huggingface.llama_like import QWEN3_MOE, attention, model_ends, norms
-from moe_jax.interop.huggingface.unread import EVERYWHERE, NOBODY
+from moe_jax.interop.huggingface.unread import EVERYWHERE, NOBODY, TOKENS
 from moe_jax.models import DecoderConfig
 
+_IMAGE_TOKENS = ("image_token_id", "image_start_token_id", "image_end_token_id")
 _OUTER = Keys(
     {"text_config": Key(dict, None), "tie_word_embeddings": FLAG},
     EVERYWHERE
     | dict.fromkeys(
         (
-            *("vision_config", "image_token_id", "image_start_token_id", "image_end_token_id"),
+            *("vision_config", *_IMAGE_TOKENS),
             *("video_token_id", "video_start_token_id", "video_end_token_id"),
             *("vision_start_token_id", "vision_end_token_id"),
         ),
@@ -89,7 +90,10 @@ def _glm_keys() -> Keys:
         "use_qk_norm": NOT,
         "router_aux_loss_coef": number(0.0001, 0.0),
     }
-    return dataclasses.replace(GLM4_MOE.keys, read={**GLM4_MOE.keys.read, **changed})
+    keys = GLM4_MOE.keys
+    # transformers writes the tokens of images into the text model's configuration, too.
+    unread = {**keys.unread, **dict.fromkeys(_IMAGE_TOKENS, TOKENS)}
+    return dataclasses.replace(keys, read={**keys.read, **changed}, unread=unread)
 
 
 def _read_glm(config: Json) -> DecoderConfig:
