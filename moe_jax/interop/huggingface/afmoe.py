@@ -7,15 +7,12 @@ from collections.abc import Iterator
 
 from moe_jax.interop.huggingface.deepseek import balanced_router, mixture, written_mixture
 from moe_jax.interop.huggingface.entries import Entry, Same
-from moe_jax.interop.huggingface.family import GATED, Family, Json, expect, network
+from moe_jax.interop.huggingface.family import GATED, Family, Json, expect
 from moe_jax.interop.huggingface.keys import Key, Keys, number, size
 from moe_jax.interop.huggingface.known import FLAG, LLAMA, NAMES
 from moe_jax.interop.huggingface.llama_like import (
-    attention,
-    experts,
+    entries,
     layer_kinds,
-    model_ends,
-    norms,
     trunk,
     windowed,
     written,
@@ -110,21 +107,9 @@ def _write(config: DecoderConfig) -> Json:
 
 
 def _entries(config: DecoderConfig) -> Iterator[Entry]:
-    yield from model_ends(config)
-    sparse = config.moe.moe_layers(config.num_layers)
-    for i in range(config.num_layers):
-        layer, ours = f"model.layers.{i}", f"layers.{i}"
-        yield from norms(layer, ours, _NORMS)
-        yield from attention(config, layer, ours)
-        if i not in sparse:
-            yield from network(f"{layer}.mlp", f"{ours}.feed_forward", GATED)
-            continue
-        for entry in experts(f"{layer}.mlp", ours, config.moe, GATED, _BIAS):
-            theirs = entry.theirs.replace(".mlp.gate.", ".mlp.router.gate.")
-            yield dataclasses.replace(entry, theirs=theirs)
-        if config.moe.shared.hidden:
-            inner = f"{ours}.feed_forward.shared.network"
-            yield from network(f"{layer}.mlp.shared_experts", inner, GATED)
+    for entry in entries(config, "mlp", GATED, _BIAS, norm_names=_NORMS):
+        theirs = entry.theirs.replace(".mlp.gate.", ".mlp.router.gate.")
+        yield dataclasses.replace(entry, theirs=theirs)
 
 
 AFMOE = Family(

@@ -8,7 +8,7 @@ from moe_jax import routing
 from moe_jax.interop.huggingface.entries import Entry, ExpertMatrices, Matrix
 from moe_jax.interop.huggingface.family import Family, Json, expect
 from moe_jax.interop.huggingface.keys import Key, Keys, number, size
-from moe_jax.interop.huggingface.known import FLAG, LLAMA
+from moe_jax.interop.huggingface.known import LLAMA_7B
 from moe_jax.interop.huggingface.llama_like import (
     attention,
     every_layer,
@@ -25,16 +25,7 @@ from moe_jax.nn.attention import Details
 _FACTOR = number(1.0, 1e-6)
 _KEYS = Keys(
     {
-        **LLAMA,
-        "vocab_size": size(32000),
-        "hidden_size": size(4096),
-        "intermediate_size": size(11008),
-        "num_hidden_layers": size(32),
-        "num_attention_heads": size(32),
-        "num_key_value_heads": size(None, null=True),
-        "max_position_embeddings": size(2048),
-        "rms_norm_eps": number(1e-6, 0.0),
-        "attention_bias": FLAG,
+        **LLAMA_7B,
         "embedding_multiplier": _FACTOR,
         "logits_scaling": _FACTOR,
         "residual_multiplier": _FACTOR,

@@ -77,22 +77,21 @@ MIXTRAL = Keys(
     EVERYWHERE,
     {"num_experts": "num_local_experts"},
 )
-LLAMA_DENSE = Keys(
-    {
-        **LLAMA,
-        "vocab_size": size(32000),
-        "hidden_size": size(4096),
-        "intermediate_size": size(11008),
-        "num_hidden_layers": size(32),
-        "num_attention_heads": size(32),
-        "num_key_value_heads": size(None, null=True),
-        "max_position_embeddings": size(2048),
-        "rms_norm_eps": number(1e-6, 0.0),
-        "attention_bias": FLAG,
-        "mlp_bias": NOT,
-    },
-    EVERYWHERE | {"pretraining_tp": NOBODY},
-)
+LLAMA_7B = {
+    **LLAMA,
+    "vocab_size": size(32000),
+    "hidden_size": size(4096),
+    "intermediate_size": size(11008),
+    "num_hidden_layers": size(32),
+    "num_attention_heads": size(32),
+    "num_key_value_heads": size(None, null=True),
+    "max_position_embeddings": size(2048),
+    "rms_norm_eps": number(1e-6, 0.0),
+    "attention_bias": FLAG,
+}
+"""Keys of Llama, whose defaults are the sizes of Llama 7B."""
+
+LLAMA_DENSE = Keys({**LLAMA_7B, "mlp_bias": NOT}, EVERYWHERE | {"pretraining_tp": NOBODY})
 _DENSE_QWEN = {
     **LLAMA,
     "vocab_size": size(151936),
