@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias
 
 from moe_jax.errors import ConfigError
 from moe_jax.run import workdir
-from moe_jax.training.checkpoint import steps_of
 from moe_jax.training.metrics import read_metrics
+from moe_jax.training.step_folders import steps_of
 from moe_jax.training.validations import Validations
 
 # Step of a checkpoint; ``best`` for the lowest validation loss, ``None`` for the newest intact one.

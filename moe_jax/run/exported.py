@@ -19,7 +19,7 @@ from moe_jax.run.best import Step, step_of
 from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.released import remembered
 from moe_jax.run.restored import fitting
-from moe_jax.training.checkpoint import latest_step
+from moe_jax.training.step_folders import latest_step
 
 
 def open_trained(

@@ -21,10 +21,11 @@ from moe_jax.run import workdir
 from moe_jax.run.released import Released, is_released, open_released, remember, remembered
 from moe_jax.run.session import Session
 from moe_jax.training.average import averaged_names
-from moe_jax.training.checkpoint import Checkpoints, identity, latest_step
+from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
 from moe_jax.training.step import Teacher
+from moe_jax.training.step_folders import identity, latest_step
 from moe_jax.training.transplant import WEIGHTS, Transplant, check_all, shared, weight_shapes
 
 

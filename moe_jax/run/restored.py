@@ -18,8 +18,8 @@ from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.loop import Loop
 from moe_jax.run.session import Session, open_checkpoints, open_session
 from moe_jax.training.average import with_average
-from moe_jax.training.checkpoint import latest_step
 from moe_jax.training.state import TrainState
+from moe_jax.training.step_folders import latest_step
 
 
 def open_restored(

@@ -19,7 +19,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build, describe, flat
 from moe_jax.errors import ConfigError
 from moe_jax.run.changes import Change, Differences, check_changes
-from moe_jax.training.checkpoint import latest_step
+from moe_jax.training.step_folders import latest_step
 
 CONFIG, RESULT, DIVERGED, EXPERT_TOKENS, CHECKPOINTS = (
     "config.json",

@@ -27,8 +27,8 @@ from moe_jax.run.released import remembered
 from moe_jax.run.restored import fitting
 from moe_jax.surgery.evidence import Batch
 from moe_jax.surgery.weights import LayerWeights
-from moe_jax.training.checkpoint import latest_step
 from moe_jax.training.state import named_leaves
+from moe_jax.training.step_folders import latest_step
 
 _ROWS, _LENGTH = 8, 256
 

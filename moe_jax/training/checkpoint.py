@@ -18,27 +18,31 @@ killed run and moves damaged steps to ``corrupt-<step>-<n>``. Only one run at a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import logging as stdlib_logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
-from orbax.checkpoint import tree as ocp_tree
 from orbax.checkpoint import v1 as ocp
 
 from moe_jax import processes
 from moe_jax.errors import CheckpointError, ConfigError, line_of
-from moe_jax.models.leading_axis import as_saved, as_wanted
+from moe_jax.models.leading_axis import as_wanted
 from moe_jax.training.data_state import DataState, read_data_state
-from moe_jax.training.integrity import INTEGRITY_FILE, damage, write_integrity
+from moe_jax.training.integrity import damage, write_integrity
+from moe_jax.training.saved_arrays import named, require_same_parameters, with_saved_axes
+from moe_jax.training.step_folders import (
+    committed,
+    latest_step,
+    move_aside,
+    require_writable,
+    unfinished,
+)
 
 PyTree = Any
 
@@ -120,7 +124,7 @@ class Checkpoints:
         self._pending: tuple[int, Future] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         if jax.process_index() == 0 and not read_only:
-            _require_writable(self.directory)
+            require_writable(self.directory)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -214,9 +218,9 @@ class Checkpoints:
             return None
         path = self.directory / str(step)
         try:
-            saved = _named(ocp.metadata(path, checkpointable_name=_STATE).metadata)
-            target = _as_saved(like, saved)
-            _require_same_parameters(path, saved, target, partial)
+            saved = named(ocp.metadata(path, checkpointable_name=_STATE).metadata)
+            target = with_saved_axes(like, saved)
+            require_same_parameters(path, saved, target, partial)
             data_state = read_data_state(path / _DATA)
             with _loading(partial):
                 state = ocp.load_checkpointables(path, {_STATE: target})[_STATE]
@@ -330,10 +334,10 @@ class Checkpoints:
 
     def _newest_intact(self) -> int:
         """Returns the step to restore, or -1 if no checkpoint was ever committed."""
-        skipped = [Skipped(*entry) for entry in _unfinished(self.directory)]
+        skipped = [Skipped(*entry) for entry in unfinished(self.directory)]
         chosen = -1
         self._damaged = {}
-        for step in _committed(self.directory):
+        for step in committed(self.directory):
             reason = damage(self.directory / str(step))
             if reason is None:
                 chosen = step
@@ -356,7 +360,7 @@ class Checkpoints:
     def _intact(self, step: int) -> int:
         """Returns a step that has an intact checkpoint."""
         path = self.directory / str(step)
-        steps = sorted(_committed(self.directory))
+        steps = sorted(committed(self.directory))
         if step not in steps:
             known = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(
@@ -377,34 +381,8 @@ class Checkpoints:
                 return _OCCUPIED
             damaged[step] = reason
         for old, reason in damaged.items():
-            _move_aside(self.directory / str(old), reason)
+            move_aside(self.directory / str(old), reason)
         return _MOVED if damaged else _FREE
-
-
-def steps_of(directory: str | epath.PathLike) -> list[int]:
-    """Returns the committed steps in ``directory``, unverified, newest first."""
-    return list(_committed(epath.Path(directory)))
-
-
-def latest_step(directory: str | epath.PathLike) -> int | None:
-    """Returns the newest committed step in ``directory``, unverified; ``None`` without any."""
-    return next(_committed(epath.Path(directory)), None)
-
-
-def identity(directory: str | epath.PathLike) -> str:
-    """Returns a hash of the newest checkpoint's content; it does not depend on the directory.
-
-    Raises:
-        CheckpointError: If there is no checkpoint, or its checksums cannot be read.
-    """
-    step = latest_step(directory)
-    try:
-        record = (epath.Path(directory) / str(step) / INTEGRITY_FILE).read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"no checkpoint in {directory} can be read: {line_of(error)}; train first"
-        ) from error
-    return hashlib.sha256(record).hexdigest()[:16]
 
 
 def _silence_orbax() -> None:
@@ -423,104 +401,7 @@ def _is_wanted(record: stdlib_logging.LogRecord) -> bool:
     return not of_orbax or logging.level_debug() or record.levelno < stdlib_logging.ERROR
 
 
-def _require_writable(directory: epath.Path) -> None:
-    probe = directory / f".write-test-{jax.process_index()}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(4096))
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write checkpoints to {directory}: {line_of(error)}; "
-            "choose a writable directory with free space"
-        ) from error
-
-
-def _committed(directory: epath.Path) -> Iterator[int]:
-    """Yields the steps whose directory has its final name, newest first."""
-    if directory.is_dir():
-        names = [path.name for path in directory.iterdir() if path.name.isdigit()]
-        yield from sorted((int(name) for name in names if name == str(int(name))), reverse=True)
-
-
-def _unfinished(directory: epath.Path) -> Iterator[tuple[int, str, str]]:
-    """Yields step, path and reason of each checkpoint that was never committed."""
-    if directory.is_dir():
-        for path in directory.iterdir():
-            step, dot, suffix = path.name.partition(".")
-            if step.isdigit() and dot and "tmp" in suffix:
-                yield int(step), str(path), "its save did not finish"
-
-
-def _move_aside(path: epath.Path, reason: str) -> None:
-    if not path.exists():
-        return
-    names = (path.parent / f"corrupt-{path.name}-{n}" for n in itertools.count(1))
-    target = next(name for name in names if not name.exists())
-    path.rename(target)
-    logging.warning(
-        "damaged checkpoint %s (%s) moved to %s; delete it when no longer needed",
-        path,
-        reason,
-        target.name,
-    )
-
-
 def _loading(partial: bool) -> contextlib.AbstractContextManager:
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial
     return context
-
-
-def _as_saved(like: PyTree, saved: Mapping[str, Any]) -> PyTree:
-    """Returns ``like`` with a leading axis on the arrays that were saved with one."""
-
-    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        array = saved.get(_name(path))
-        return as_saved(leaf, None if array is None else np.shape(array))
-
-    return jax.tree_util.tree_map_with_path(one, like)
-
-
-def _require_same_parameters(
-    path: epath.Path, saved: Mapping[str, Any], like: PyTree, partial: bool
-) -> None:
-    """Rejects a checkpoint with other parameters than ``like``.
-
-    Raises:
-        CheckpointError: If a parameter differs; the message names the first one.
-    """
-    actual = _types(saved)
-    expected = _types(_named(like))
-    remedy = "use the configuration it was trained with, or another directory"
-    for name in expected if partial else (*expected, *actual):
-        if expected.get(name) != actual.get(name):
-            raise CheckpointError(
-                f"checkpoint {path} is of another model: {name} is {actual.get(name, 'absent')} "
-                f"in the checkpoint and {expected.get(name, 'absent')} in the model; {remedy}"
-            )
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    """Returns every array of ``tree`` by name."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: Any) -> str:
-    return "/".join(ocp_tree.str_keypath(path))
-
-
-def _types(named: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the type of each array, such as ``float32[8,4]``."""
-    return {name: _array_type(leaf) for name, leaf in named.items()}
-
-
-def _array_type(leaf: Any) -> str:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        # Orbax stores the words of a typed key, and its metadata describe the words.
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, dtype))
-        dtype = leaf.dtype
-    return f"{dtype or type(leaf).__name__}[{','.join(map(str, np.shape(leaf)))}]"

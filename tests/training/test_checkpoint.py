@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.errors import CheckpointError, ConfigError
-from moe_jax.training import checkpoint
+from moe_jax.training import checkpoint, integrity
 from moe_jax.training.checkpoint import Checkpoints
 
 # What Orbax writes after the record is sealed, and no content depends on.
@@ -253,7 +253,7 @@ def test_each_damaged_file_is_detected(two_checkpoints, damage):
         assert_same(restored, old)
         (skipped,) = checkpoints.skipped
         # A flip in the record itself may strike a file's name there.
-        named = name in skipped.reason or name == checkpoint.INTEGRITY_FILE
+        named = name in skipped.reason or name == integrity.INTEGRITY_FILE
         assert skipped.step == 20 and named, skipped.reason
 
 
@@ -265,7 +265,7 @@ def test_damage_is_reported_in_the_log(tmp_path, caplog):
 
 
 def test_every_byte_of_the_integrity_record_counts(two_checkpoints):
-    path = two_checkpoints[0] / "20" / checkpoint.INTEGRITY_FILE
+    path = two_checkpoints[0] / "20" / integrity.INTEGRITY_FILE
     original = path.read_bytes()
     try:
         for position in range(0, len(original), 7):
