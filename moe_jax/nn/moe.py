@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Int16, PRNGKeyArray
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.nn.copies import CopiesLayer
 from moe_jax.nn.dropout import dropout, masked
 from moe_jax.nn.feed_forward import FeedForwardConfig, MixedExperts
 from moe_jax.nn.free import Free
@@ -117,6 +118,7 @@ class ConfiguredMoE(nnx.Module):
             network = _feed_forward(expert, "router.free")
             free, scale = config.router.free, network.init_scale
             self.free = Free(free, network.width, jax.random.fold_in(key, 3), scale)
+        self.copies: CopiesLayer | None = nnx.data(None)
         self.config = config
 
     def __call__(
@@ -172,7 +174,7 @@ class ConfiguredMoE(nnx.Module):
         y = dispatch(
             self.experts,
             self.latent.project(tokens) if self.config.latent_dim else tokens,
-            plan,
+            plan if self.copies is None else self.copies.seat(plan),
             gate_on=self.config.router.gate_on,
             on_outputs=self._on_outputs(keys),
         )

@@ -15,6 +15,7 @@ from moe_jax.routing.balance import (
     ZLoss,
 )
 from moe_jax.routing.capacity import Capacity
+from moe_jax.routing.copies import Copies
 from moe_jax.routing.free import FreeExperts
 from moe_jax.routing.head import Cosine, Head, Linear, NoHead, UnitSlots
 from moe_jax.routing.inputs import Inputs, Scored
@@ -74,6 +75,7 @@ __all__ = [
     "Capacity",
     "CommunicationBalance",
     "ComputeBias",
+    "Copies",
     "Cosine",
     "Counts",
     "DeviceBalance",

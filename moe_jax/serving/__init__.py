@@ -1,5 +1,14 @@
 """Serving: requests that share the steps of one model, and an endpoint for them."""
 
+from moe_jax.serving.placement import copy_experts, device_loads, place
 from moe_jax.serving.request import Ended, Generator, Request, Token
 
-__all__ = ["Ended", "Generator", "Request", "Token"]
+__all__ = [
+    "Ended",
+    "Generator",
+    "Request",
+    "Token",
+    "copy_experts",
+    "device_loads",
+    "place",
+]
