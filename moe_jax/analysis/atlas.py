@@ -19,8 +19,9 @@ _RESAMPLES = 1000
 def load_of(layer: ObservedLayer) -> dict[str, Any]:
     """Returns ``load (E,)`` as shares of all choices, its entropy, and dead and hot experts.
 
-    The ``entropy`` is relative to that of an even load. A ``dead`` expert has no choice, and a
-    ``hot`` one more than twice an even share. ``dropped`` is the share of dropped choices.
+    The ``entropy`` is a share of ``log E``, the entropy of an even load. A ``dead`` expert has no
+    choice, and a ``hot`` expert has more than twice an even share. ``dropped`` is the share of
+    dropped choices.
     """
     experts = layer.num_experts
     wanted = layer.wanted[layer.wanted < experts]

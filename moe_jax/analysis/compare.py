@@ -108,8 +108,8 @@ def compare(workdirs: Iterable[str | Path], output: str | Path = PAGE) -> Path:
     """Writes a page that shows runs beside each other, finished or not.
 
     The page has the results of all runs, the settings that differ, and the losses over steps,
-    tokens, FLOPs and seconds. The seconds are those of training steps, without compilation
-    and evaluations. The page needs no network.
+    tokens, FLOPs and seconds. The seconds of training steps exclude compilation and
+    evaluations. The page needs no network.
 
     Args:
         workdirs: Folders of two runs or more.

@@ -27,7 +27,7 @@ _READ = ("token_ids", "carried", "residual")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Contributions:
-    """What the experts of one MoE layer add to each token.
+    """The parts that the experts of one MoE layer add to the output of each token.
 
     Attributes:
         experts: Expert ``(B, L, K)`` of each choice; negative where the token has no such expert.

@@ -1,4 +1,4 @@
-"""Describes in words what a run trains: model, router, capacity, data, optimizer, command."""
+"""Describes in words the settings of a run: model, router, capacity, data, optimizer, command."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class RouterWithout(nnx.Module):
         self.group_size = group_size
 
     def __call__(self, x: Array, **context: Any) -> tuple[Plan, Array | None]:
-        """Returns the plan of all groups, and what the next router reads; see ``RouterLayer``."""
+        """Returns the plan and the values for the next router; see ``RouterLayer``."""
         plan, carried = self.inner(x, **context)
         removed = into_groups(self.removed[...], self.group_size, False)
         if not isinstance(plan.slots, Slots):

@@ -9,14 +9,13 @@ from __future__ import annotations
 from absl import flags
 
 from moe_jax.analysis.atlas_page import PAGE, lines, write_atlas
-from moe_jax.cli import common
+from moe_jax.cli import common, inspected
 from moe_jax.run.analyzing import analyze
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("model", None, "Folder of the model.", required=True, flag_values=values)
-    common.define_step(values)
+    inspected.define_model(values, PAGE)
     flags.DEFINE_multi_string(
         "corpus",
         None,
@@ -41,7 +40,6 @@ def define(values: flags.FlagValues) -> None:
         lower_bound=1.0,
         flag_values=values,
     )
-    flags.DEFINE_string("output", PAGE, "HTML file to write.", flag_values=values)
 
 
 def main(given: flags.FlagValues) -> None:
@@ -56,10 +54,8 @@ def main(given: flags.FlagValues) -> None:
         batch_size=given.batch_size,
         flops_per_joule=given.flops_per_joule,
     )
-    for line in lines(found):
-        common.say(line)
-    for path in write_atlas(found, given.output, f"Experts of {given.model} on a corpus"):
-        common.say(str(path))
+    files = write_atlas(found, given.output, f"Experts of {given.model} on a corpus")
+    inspected.say_all(lines(found), files)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from __future__ import annotations
 from absl import flags
 
 from moe_jax.analysis.explained import PAGE, lines, write_explanation
-from moe_jax.cli import common
+from moe_jax.cli import common, inspected
 from moe_jax.run.explaining import explain
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("model", None, "Folder of the model.", required=True, flag_values=values)
-    common.define_step(values)
+    inspected.define_model(values, PAGE)
     flags.DEFINE_string(
         "prompt",
         None,
@@ -31,7 +30,6 @@ def define(values: flags.FlagValues) -> None:
         "Text that the decoder of an encoder-decoder writes; by default its most probable answer.",
         flag_values=values,
     )
-    flags.DEFINE_string("output", PAGE, "HTML file to write.", flag_values=values)
     flags.DEFINE_integer(
         "batch_size",
         16,
@@ -50,11 +48,8 @@ def main(given: flags.FlagValues) -> None:
         step=given.step,
         batch_size=given.batch_size,
     )
-    for line in lines(found):
-        common.say(line)
-    title = f"Experts of a text under {given.model}"
-    for path in write_explanation(found, given.output, title):
-        common.say(str(path))
+    files = write_explanation(found, given.output, f"Experts of a text under {given.model}")
+    inspected.say_all(lines(found), files)
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ class SilentBalance(Alarm):
 class Drift(Alarm):
     """A load that moves away from a reference on the validation set.
 
-    The distance is that of Jensen and Shannon in base 2: 0 for equal loads, 1 for loads on disjoint
-    experts.
+    The rule measures the Jensen-Shannon distance in base 2: 0 for equal loads, 1 for loads on
+    disjoint experts.
 
     Attributes:
         above: Largest allowed distance.

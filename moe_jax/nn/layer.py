@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -90,29 +91,16 @@ class MoE(nnx.Module):
         Raises:
             ConfigError: If the router does not exist or settings contradict each other.
         """
-        router = routing.preset(router) if isinstance(router, str) else router
-        widths = () if isinstance(hidden, int) else tuple(hidden)
-        one = hidden if isinstance(hidden, int) else widths[0]
         config = MoEConfig(
-            every=1,
-            num_experts=num_experts,
-            expert_dim=one,
-            expert_dims=widths,
-            latent_dim=latent_dim,
+            **_widths(hidden, num_experts, latent_dim),
             group_size=group_size,
-            router=router,
+            router=routing.preset(router) if isinstance(router, str) else router,
             transport=transport,
             shared=SharedConfig(shared) if isinstance(shared, int) else shared,
             expert_dropout=expert_dropout,
         )
-        expert = FeedForwardConfig(
-            width=width,
-            hidden=one,
-            activation=activation,
-            gated=gated,
-            bias=bias,
-            init_scale=init_scale,
-        )
+        linear: dict[str, Any] = {"gated": gated, "bias": bias, "init_scale": init_scale}
+        expert = FeedForwardConfig(width, config.expert_dim, activation, **linear)
         self.mixture = moe.ConfiguredMoE(config, expert, rngs.params())
         self.width = width
         self.deterministic = True
@@ -169,6 +157,14 @@ class MoE(nnx.Module):
             report: Report of the layer on the batch of this step.
         """
         self.mixture.router.update(report.counts)
+
+
+def _widths(hidden: int | Sequence[int], num_experts: int, latent_dim: int) -> dict[str, Any]:
+    """Returns the settings of ``MoEConfig`` that determine the sizes of the experts."""
+    sizes = {"every": 1, "num_experts": num_experts, "latent_dim": latent_dim}
+    if isinstance(hidden, int):
+        return {**sizes, "expert_dim": hidden}
+    return {**sizes, "expert_dim": hidden[0], "expert_dims": tuple(hidden)}
 
 
 def _key(rngs: nnx.Rngs | PRNGKeyArray | None) -> PRNGKeyArray | None:

@@ -25,7 +25,7 @@ from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared
 from moe_jax.parallel import axis_size, constrain
-from moe_jax.transport import Bounded, implementation
+from moe_jax.transport import Bounded, Dispatch, implementation
 
 
 @jax.tree_util.register_dataclass
@@ -155,33 +155,20 @@ class ConfiguredMoE(nnx.Module):
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         size = self.config.group_size
         tokens = tokens_into_groups(x, size)
-        routed_by = tokens
-        if self.config.router_input == "residual" and residual is not None:
-            routed_by = tokens_into_groups(residual, size)
         with jax.named_scope("router"):
-            plan, carried = self.router(
-                routed_by,
+            plan, carried = self.plan(
+                self.router_input(x, residual),
+                valid,
                 capacity=self._capacity(tokens.shape[1], mode),
-                valid=into_groups(valid, size, False),
-                token_ids=None if token_ids is None else into_groups(token_ids, size),
-                record=None if record is None else into_groups(record, size, -1),
+                token_ids=token_ids,
+                record=record,
                 rng=keys[0],
-                carried=None if carried is None else tokens_into_groups(carried, size),
+                carried=carried,
             )
             dispatch = implementation(self.config, axis_size("expert")).configured(self.config)
             if isinstance(dispatch, Bounded):
                 plan = dispatch.within(plan)
-        y = dispatch(
-            self.experts,
-            self.latent.project(tokens) if self.config.latent_dim else tokens,
-            plan if self.copies is None else self.copies.seat(plan),
-            gate_on=self.config.router.gate_on,
-            on_outputs=self._on_outputs(keys),
-        )
-        if self.config.latent_dim:
-            y = self.latent.restore(y)
-        if plan.free is not None:
-            y = y + self.free(tokens, plan.free)
+        y = self._mixed(tokens, plan, dispatch, keys)
         y = out_of_groups(constrain(y, "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
         losses = _mean(self.router.sequence_losses(plan, valid), valid.sum(1))
@@ -194,6 +181,66 @@ class ConfiguredMoE(nnx.Module):
             carried = constrain(out_of_groups(carried, x.shape), "batch", "length")
             report = dataclasses.replace(report, carried=carried)
         return constrain(y, "batch", "length"), report
+
+    def router_input(
+        self, x: Float[Array, "B L M"], residual: Float[Array, "B L M"] | None
+    ) -> Float[Array, "B L M"]:
+        """Returns the tokens that the router reads: ``x``, or the tokens before the norm."""
+        if self.config.router_input == "residual" and residual is not None:
+            return residual
+        return x
+
+    def plan(
+        self,
+        x: Float[Array, "B L M"],
+        valid: Bool[Array, "B L"],
+        *,
+        capacity: int,
+        token_ids: Int[Array, "B L"] | None = None,
+        record: Int[Array, "B L K"] | None = None,
+        rng: PRNGKeyArray | None = None,
+        carried: Float[Array, "B L D"] | None = None,
+    ) -> tuple[routing.Plan, Float[Array, "G S D"] | None]:
+        """Returns the plan of all groups, and the values for the router of the next MoE layer.
+
+        Args:
+            x: Tokens ``(B, L, M)`` that the router reads.
+            valid: Mask ``(B, L)``, False for padding.
+            capacity: Number ``C`` of slots per expert and group.
+            token_ids: Ids ``(B, L)`` of the tokens, for routers that hash them.
+            record: Recorded choices ``(B, L, K)``, for the router ``forced``.
+            rng: Random key in training, or ``None``.
+            carried: Values of the router of the MoE layer before, as for a call of the layer.
+        """
+        size = self.config.group_size
+        return self.router(
+            tokens_into_groups(x, size),
+            capacity=capacity,
+            valid=into_groups(valid, size, False),
+            token_ids=None if token_ids is None else into_groups(token_ids, size),
+            record=None if record is None else into_groups(record, size, -1),
+            rng=rng,
+            carried=None if carried is None else tokens_into_groups(carried, size),
+        )
+
+    def _mixed(
+        self,
+        tokens: Float[Array, "G S M"],
+        plan: routing.Plan,
+        dispatch: Dispatch,
+        keys: Array | tuple[None, ...],
+    ) -> Float[Array, "G S N"]:
+        """Returns the weighted outputs of the experts, free experts included."""
+        y = dispatch(
+            self.experts,
+            self.latent.project(tokens) if self.config.latent_dim else tokens,
+            plan if self.copies is None else self.copies.seat(plan),
+            gate_on=self.config.router.gate_on,
+            on_outputs=self._on_outputs(keys),
+        )
+        if self.config.latent_dim:
+            y = self.latent.restore(y)
+        return y if plan.free is None else y + self.free(tokens, plan.free)
 
     def _capacity(self, size: int, mode: Mode) -> int:
         router, experts = self.config.router, self.config.num_experts

@@ -71,16 +71,12 @@ def analyze(
     opened.model.config.check_length(length, "--length")
     rows, labels, sizes = _read(opened, texts, documents, length)
     found, alike = _observed(opened, rows, batch_size)
-    known = labels if len(sources) > 1 else None
-    layers = [
-        {**layer, "similarity": one}
-        for layer, one in zip(atlas.layers_of(found, known), alike, strict=True)
-    ]
+    layers = atlas.layers_of(found, labels if len(sources) > 1 else None)
     groups = atlas.quality(found, labels, [name or "all" for name in sources], sizes)
     return {
         "groups": groups,
         "gap": atlas.gap(found, labels, groups, sizes),
-        "layers": layers,
+        "layers": [{**own, "similarity": one} for own, one in zip(layers, alike, strict=True)],
         "saturation": [
             {"step": one, "layers": _saturation(folder, one, rows, batch_size, found)}
             for one in earlier

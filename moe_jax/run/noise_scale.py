@@ -15,6 +15,7 @@ from moe_jax import files
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schedules import Constant
 from moe_jax.errors import ConfigError
+from moe_jax.run.trial import trial
 from moe_jax.training.noise import Estimates, estimates
 
 RESULT = "noise_scale.json"
@@ -36,19 +37,8 @@ def measuring(experiment: Experiment, steps: int) -> Experiment:
         schedule=Constant(),
         warmup_steps=min(experiment.optimizer.warmup_steps, steps // 2),
     )
-    training = dataclasses.replace(
-        experiment.training,
-        noise_scale=True,
-        microbatches=max(experiment.training.microbatches, 2),
-        steps=steps,
-        log_every=1,
-        eval_every=0,
-        checkpoint_every=steps,
-        keep_every=0,
-        keep_best=False,
-        patience=0,
-    )
-    return dataclasses.replace(experiment, optimizer=optimizer, training=training)
+    microbatches = max(experiment.training.microbatches, 2)
+    return trial(experiment, steps, optimizer, noise_scale=True, microbatches=microbatches)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from moe_jax import files
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schedules import ExponentialRise
 from moe_jax.errors import ConfigError
+from moe_jax.run.trial import trial
 
 LINES, FIGURE = "lr_range.jsonl", "lr_range.png"
 _ROWS, _MARGIN = 16, 10.0
@@ -40,17 +41,7 @@ def rising(experiment: Experiment, steps: int, first: float, last: float) -> Exp
         learning_rate=last,
         warmup_steps=0,
     )
-    training = dataclasses.replace(
-        experiment.training,
-        steps=steps,
-        log_every=1,
-        eval_every=0,
-        checkpoint_every=steps,
-        keep_every=0,
-        keep_best=False,
-        patience=0,
-    )
-    return dataclasses.replace(experiment, optimizer=optimizer, training=training)
+    return trial(experiment, steps, optimizer)
 
 
 @dataclasses.dataclass(frozen=True)

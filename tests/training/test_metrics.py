@@ -185,51 +185,57 @@ def test_load_statistics():
     assert load_statistics(np.array([5]))["load_entropy"] == 1
 
 
-def test_a_training_line_by_hand():
-    # Of 8 assignments asked for, 5 and 3, the experts accepted 3 and 1.
-    counts = Counts(
-        demand=np.array([5.0, 3.0]),
-        load=np.array([3.0, 1.0]),
-        unrouted=np.float32(4),
-        valid=np.float32(8),
-    )
-    report = StepReport(
-        losses=Losses(np.float32(2), np.zeros(0), None, np.float32(2.5)),
-        grad_norm=np.float32(0.5),
-        layers=(LayerReport({"balance": np.float32(1.25)}, counts),),
-        choices=(None,),
-        updated=np.True_,
-        skipped=np.int32(1),
-        skipped_in_row=np.int32(0),
-    )
-    line = train_record(7, report, [3], learning_rate=0.1, tokens_per_second=9.0)
+# Of 8 assignments asked for, 5 and 3, the experts accepted 3 and 1.
+COUNTS = Counts(
+    demand=np.array([5.0, 3.0]),
+    load=np.array([3.0, 1.0]),
+    unrouted=np.float32(4),
+    valid=np.float32(8),
+)
+REPORT = StepReport(
+    losses=Losses(np.float32(2), np.zeros(0), None, np.float32(2.5)),
+    grad_norm=np.float32(0.5),
+    layers=(LayerReport({"balance": np.float32(1.25)}, COUNTS),),
+    choices=(None,),
+    updated=np.True_,
+    skipped=np.int32(1),
+    skipped_in_row=np.int32(0),
+)
+RATES = {"learning_rate": 0.1, "tokens_per_second": 9.0}
+PLAIN = {
+    "kind": "train",
+    "step": 7,
+    "loss": 2.0,
+    "objective": 2.5,
+    "grad_norm": 0.5,
+    "skipped_updates": 1,
+    "dropped_fraction": 0.5,
+    **RATES,
+}
+
+
+def _line(report=REPORT, **more):
+    """The training line of step 7, and the record of its only layer."""
+    line = train_record(7, report, [3], **RATES, **more)
     (layer,) = line.pop("layers")
-    assert (
-        layer.items()
-        >= {
-            "layer": 3,
-            "losses": {"balance": 1.25},
-            "dropped_fraction": 0.5,
-            "unrouted_fraction": 0.5,
-            "load": [0.75, 0.25],
-        }.items()
-    )
-    plain = {
-        "kind": "train",
-        "step": 7,
-        "loss": 2.0,
-        "objective": 2.5,
-        "grad_norm": 0.5,
-        "skipped_updates": 1,
+    return line, layer
+
+
+def test_a_training_line_by_hand():
+    line, layer = _line()
+    known = {
+        "layer": 3,
+        "losses": {"balance": 1.25},
         "dropped_fraction": 0.5,
-        "learning_rate": 0.1,
-        "tokens_per_second": 9.0,
+        "unrouted_fraction": 0.5,
+        "load": [0.75, 0.25],
     }
-    assert line == plain
+    assert line == PLAIN and layer.items() >= known.items()
+
+
+def test_a_training_line_with_the_noise_of_the_gradient():
     noise = GradientNoise(np.float32(0.25), np.float32(8), np.int32(64))
-    line = train_record(
-        7, dataclasses.replace(report, noise=noise), [3], learning_rate=0.1, tokens_per_second=9.0
-    )
+    line, _ = _line(dataclasses.replace(REPORT, noise=noise))
     # TensorBoard has the same numbers under the names of their places.
     found = {name: one for name, one in flatten(line).items() if name.startswith("gradient_noise")}
     assert found == {
@@ -237,24 +243,19 @@ def test_a_training_line_by_hand():
         "gradient_noise/trace": 8.0,
         "gradient_noise/tokens": 64.0,
     }
-    rates = {"learning_rate": 0.1, "tokens_per_second": 9.0, "flops_per_token": 100.0}
-    line = train_record(7, report, [3], **rates)
-    line.pop("layers")
-    assert line == plain | {"model_flops_per_second": 900.0}  # the peak of a CPU is unknown
-    line = train_record(7, report, [3], **rates, peak_flops=1800.0)
-    line.pop("layers")
-    assert line == plain | {"model_flops_per_second": 900.0, "mfu": 0.5}
-    # Losses that the objective has are there under their own names.
+
+
+def test_a_training_line_with_the_speed_of_the_model():
+    line, _ = _line(flops_per_token=100.0)
+    assert line == PLAIN | {"model_flops_per_second": 900.0}  # the peak of a CPU is unknown
+    line, _ = _line(flops_per_token=100.0, peak_flops=1800.0)
+    assert line == PLAIN | {"model_flops_per_second": 900.0, "mfu": 0.5}
+
+
+def test_a_training_line_has_the_further_losses_of_the_objective():
     losses = Losses(np.float32(2), np.array([3.0, 4.0], "f"), np.float32(1), np.float32(2.5))
-    line = train_record(
-        7,
-        dataclasses.replace(report, losses=losses),
-        [3],
-        learning_rate=0.1,
-        tokens_per_second=9.0,
-    )
-    line.pop("layers")
-    assert line == plain | {"lookahead_loss": [3.0, 4.0], "distillation_loss": 1.0}
+    line, _ = _line(dataclasses.replace(REPORT, losses=losses))
+    assert line == PLAIN | {"lookahead_loss": [3.0, 4.0], "distillation_loss": 1.0}
 
 
 def test_an_evaluation_line_is_the_means_with_kind_and_step():
