@@ -2,7 +2,7 @@
 
 ``--config.data.source=files:other/*.txt`` evaluates on other text, ``--capacity_factor=4`` with
 another capacity. Other settings of ``data``, ``mesh`` and ``model`` may change too, if the model
-keeps its parameters.
+keeps its parameters. The conditions of ``training.alarms`` that the data meet are warnings.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from moe_jax import processes
 from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import experiment_of_texts
+from moe_jax.run.alarms import in_words, judged
 from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
 
@@ -47,8 +48,11 @@ def main(given: flags.FlagValues) -> None:
     folder = common.folder_of(given)
     step, session, state = open_restored(folder, given.step, change, average=given.average)
     with jax.set_mesh(session.mesh):
-        record = session.evaluate(state)
+        means = session.evaluate(state)
     if processes.is_first():
+        record = judged(session.experiment, folder, step, means)
+        for words in in_words(record):
+            common.warn(words)
         print(json.dumps({"step": step, **record}))
 
 

@@ -37,8 +37,8 @@ class TrainingConfig(Ranged):
             updates are skipped.
         log_every: Number of steps between lines of ``metrics.jsonl``.
         writers: Writers of the numbers of ``metrics.jsonl``: ``tensorboard`` and ``wandb``.
-        alarms: Rules on the log that warn or stop the run: dead experts, uneven loads, drops, a
-            silent balance loss, drift of the load.
+        alarms: Rules on the log that warn or stop the run: dead experts, uneven loads, drops,
+            saturated gates, a silent balance loss, drift of the load.
         eval_every: Number of steps between evaluations; 0 evaluates only at the end.
         checkpoint_every: Number of steps between checkpoints.
         keep_last: Number of newest checkpoints that are kept.

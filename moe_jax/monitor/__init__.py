@@ -7,18 +7,22 @@ from moe_jax.monitor.alarms import (
     Drops,
     LowEntropy,
     Overload,
+    SaturatedGates,
     SilentBalance,
 )
-from moe_jax.monitor.watch import Seen, Watch
+from moe_jax.monitor.watch import ALARMS, Seen, Watch, on_stream
 
 __all__ = [
+    "ALARMS",
     "Alarm",
     "DeadExperts",
     "Drift",
     "Drops",
     "LowEntropy",
     "Overload",
+    "SaturatedGates",
     "Seen",
     "SilentBalance",
     "Watch",
+    "on_stream",
 ]

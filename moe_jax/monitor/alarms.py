@@ -29,6 +29,7 @@ class Alarm(Ranged, abc.ABC):
     """
 
     kind: ClassVar[str] = "train"
+    reads_top_scores: ClassVar[bool] = False
     stop: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
@@ -45,13 +46,22 @@ class Alarm(Ranged, abc.ABC):
             reference: Line that a rule of drift compares with, or ``None`` if there is none yet.
         """
 
+    def on_stream(self, line: Line, reference: Line | None) -> dict[str, str]:
+        """Returns the layers that meet the condition on an evaluated stream, with the reason.
+
+        Args:
+            line: Evaluation of the stream, whatever the rule's kind is.
+            reference: Line that a rule of drift compares with.
+        """
+        return self.found([line], reference)
+
 
 @dataclasses.dataclass(frozen=True)
-class DeadExperts(Alarm):
-    """Experts that no token of the logged batches reached.
+class LastingAlarm(Alarm):
+    """A rule on a condition that every line of some steps meets.
 
     Attributes:
-        steps: Number of steps; every line of these steps must lack tokens for the expert.
+        steps: Number of steps; an evaluated stream counts as all of them.
     """
 
     steps: Positive = 100
@@ -62,23 +72,73 @@ class DeadExperts(Alarm):
         return self.steps
 
     def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
-        """Returns the layers with dead experts."""
+        """Returns the layers that meet the condition in every line of the steps."""
         del reference
-        newest = lines[-1]["step"]
-        if lines[0]["step"] > newest - self.steps:
+        start = lines[-1]["step"] - self.steps
+        if lines[0]["step"] > start:
             return {}
-        recent = [line for line in lines if line["step"] >= newest - self.steps]
+        recent = [line for line in lines if line["step"] >= start]
+        return self.during(recent, f"{self.steps} steps")
+
+    def on_stream(self, line: Line, reference: Line | None) -> dict[str, str]:
+        """Returns the layers that meet the condition on an evaluated stream, with the reason."""
+        del reference
+        return self.during([line], "the stream")
+
+    @abc.abstractmethod
+    def during(self, lines: Sequence[Line], span: str) -> dict[str, str]:
+        """Returns the layers that meet the condition in every line, with the reason in words.
+
+        Args:
+            lines: Lines of the span.
+            span: Name of the span in the words.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class DeadExperts(LastingAlarm):
+    """Experts that no token of the logged batches reached in ``steps`` steps."""
+
+    def during(self, lines: Sequence[Line], span: str) -> dict[str, str]:
+        """Returns the layers with dead experts."""
         dead = {}
         for index, layer in enumerate(lines[-1]["layers"]):
-            loads = np.array([line["layers"][index]["load"] for line in recent])
+            loads = np.array([line["layers"][index]["load"] for line in lines])
             experts = np.flatnonzero(loads.max(axis=0) == 0)
             if experts.size:
                 names = ", ".join(map(str, experts[:4])) + (", ..." if experts.size > 4 else "")
                 dead[str(layer["layer"])] = (
-                    f"{experts.size} of {loads.shape[1]} experts ({names}) had no token in "
-                    f"{self.steps} steps"
+                    f"{experts.size} of {loads.shape[1]} experts ({names}) had no token in {span}"
                 )
         return dead
+
+
+@dataclasses.dataclass(frozen=True)
+class SaturatedGates(LastingAlarm):
+    """Gates that are saturated in ``steps`` steps: a token's top score is nearly all of its scores.
+
+    A saturated softmax has almost no gradient, so that its router no longer learns. The rule reads
+    the mean over the tokens of the top score as a share of the sum of the token's scores, from
+    ``1 / E`` to 1. The routers of a run with this alarm sum these shares.
+
+    Attributes:
+        above: Largest allowed mean share.
+    """
+
+    reads_top_scores: ClassVar[bool] = True
+    above: Share = 0.95
+
+    def during(self, lines: Sequence[Line], span: str) -> dict[str, str]:
+        """Returns the layers with saturated gates; a line without the shares has none."""
+        saturated = {}
+        for index, layer in enumerate(lines[-1]["layers"]):
+            least = min(line["layers"][index].get("top_score", 0.0) for line in lines)
+            if least > self.above:
+                saturated[str(layer["layer"])] = (
+                    f"the mean share of the top score was at least {least:.3f} in {span}, "
+                    f"above {self.above:g}"
+                )
+        return saturated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +211,11 @@ class SilentBalance(Alarm):
         layers = [layer for layer in lines[-1]["layers"] if not any(layer["losses"].values())]
         line = {**lines[-1], "layers": layers}
         return _layers(line, "max_mean_load", uneven, lambda x: x > self.above, self.above)
+
+    def on_stream(self, line: Line, reference: Line | None) -> dict[str, str]:
+        """Returns no layer, because an evaluation computes no loss of the router."""
+        del line, reference
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,30 @@ class Seen:
     stops: bool = False
 
 
+def names_of(alarms: Sequence[Alarm]) -> list[str]:
+    """Returns the class of each alarm; a further alarm of a class has its index in addition."""
+    names = [type(alarm).__name__ for alarm in alarms]
+    return [n if names.index(n) == i else f"{n}.{i}" for i, n in enumerate(names)]
+
+
+def on_stream(
+    alarms: Sequence[Alarm], line: Line, references: Mapping[str, Line | None]
+) -> dict[str, dict[str, str]]:
+    """Returns the conditions in words on an evaluated stream, by alarm and layer.
+
+    Args:
+        alarms: The rules, of training and of validation.
+        line: Evaluation of the stream.
+        references: Line to compare with, for each reference of a ``Drift``.
+    """
+    found = {}
+    for alarm, name in zip(alarms, names_of(alarms), strict=True):
+        reference = references[alarm.reference] if isinstance(alarm, Drift) else None
+        if layers := alarm.on_stream(line, reference):
+            found[name] = layers
+    return found
+
+
 class Watch:
     """Alarms of a run, with those lines of its log that they read."""
 
@@ -80,14 +104,8 @@ class Watch:
             if alarm.kind == line["kind"]:
                 layers = alarm.found(self._lines[line["kind"]], self._reference(alarm))
                 if layers:
-                    found.append((alarm, self._name(index), layers))
+                    found.append((alarm, names_of(self._alarms)[index], layers))
         return found
-
-    def _name(self, index: int) -> str:
-        """Returns the class of an alarm; a further alarm of the class has its index in addition."""
-        names = [type(alarm).__name__ for alarm in self._alarms]
-        name = names[index]
-        return name if names.index(name) == index else f"{name}.{index}"
 
     def _reference(self, alarm: Alarm) -> Line | None:
         if not isinstance(alarm, Drift):

@@ -14,6 +14,7 @@ from moe_jax.nn.init import described
 from moe_jax.parallel import constrain, over_groups
 from moe_jax.routing import Counts, Plan, Router
 from moe_jax.routing.balance import BATCH_LOAD, Evidence
+from moe_jax.routing.observing import observing
 
 
 class RouterState(nnx.Variable):
@@ -169,6 +170,13 @@ class RouterLayer(nnx.Module):
         after = self.router.next_state(self._carried(), counts.demand, counts.observed)
         for name, value in after.items():
             self.state[name][...] = value
+
+
+def observe_top_scores(model: nnx.Module) -> None:
+    """Makes all routers of a model sum the shares of their top scores; no plan changes."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, RouterLayer):
+            module.router = observing(module.router)
 
 
 def _dtypes(precision: str, dtype: jnp.dtype) -> tuple[jnp.dtype, jnp.dtype]:

@@ -306,15 +306,20 @@ class Router(Ranged):
         scored = self.score(inputs)
         selection = self.select(scored, inputs)
         slots, counts, free = self._seated(selection, scored, inputs)
-        observed = counts.observed | self.select.observe(scored, selection, inputs)
-        for part in self.balance:
-            observed = observed | part.observe(scored, selection, inputs)
-        counts = dataclasses.replace(counts, observed=observed)
+        observed = self.observe(scored, selection, inputs)
+        counts = dataclasses.replace(counts, observed=counts.observed | observed)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
         evidence = None
         if self.of_sequences:
             evidence = Evidence(inputs.logits, scored, token_choice(selection))
         return Plan(slots, losses, jax.lax.stop_gradient(counts), evidence, free)
+
+    def observe(self, scored: Scored, selection: Selection, inputs: Inputs) -> dict[str, Array]:
+        """Returns sums ``(*shape)`` over the tokens of a group by name, of all parts."""
+        observed = self.select.observe(scored, selection, inputs)
+        for part in self.balance:
+            observed = observed | part.observe(scored, selection, inputs)
+        return observed
 
     def _seated(
         self, selection: Selection, scored: Scored, inputs: Inputs

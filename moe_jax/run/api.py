@@ -17,6 +17,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
 from moe_jax.run import workdir as folders
+from moe_jax.run.alarms import judged
 from moe_jax.run.best import Step
 from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
@@ -80,9 +81,13 @@ class OpenRun:
         return self.workdir / REPORT
 
     def evaluate(self) -> dict[str, Any]:
-        """Returns loss, bits per byte, accuracy and the load of experts on the validation set."""
+        """Returns loss, bits per byte, accuracy and the load of experts on the validation set.
+
+        A run with ``training.alarms`` also gets the conditions that the validation set meets.
+        """
         with jax.set_mesh(self.session.mesh):
-            return self.session.evaluate(self.state)
+            means = self.session.evaluate(self.state)
+        return judged(self.config, self.workdir, self.step, means)
 
     def generate(
         self,

@@ -14,7 +14,7 @@ from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.run.predecessors import abstract_weights
 
 _OF_TOKENIZER = ("data.tokenizer", "data.vocab_size")
-_READ = ("data.", "mesh.", "model.", "training.loss_chunk")
+_READ = ("data.", "mesh.", "model.", "training.loss_chunk", "training.alarms")
 
 
 def changed(

@@ -17,13 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moe_jax import attend, data, processes
 from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
+from moe_jax.nn.router import observe_top_scores
 from moe_jax.parallel import make_mesh
 from moe_jax.parallel.rows import fewest_parts, rows_by_process
 from moe_jax.parallel.rules import spec
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import eval_means, target_means
 from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.state import Recipe, TrainState
+from moe_jax.training.state import Recipe, TrainState, split_model
 from moe_jax.training.step import (
     EvalSums,
     Objective,
@@ -177,7 +178,16 @@ def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
         experiment.model, tokenizer.vocab_size, optimizer, experiment.training.seed, mesh
     )
     graph, abstract = recipe.abstract()
+    if any(alarm.reads_top_scores for alarm in experiment.training.alarms):
+        graph = _observing(graph, abstract)
     return Session(experiment, mesh, tokenizer, optimizer, recipe, graph, abstract)
+
+
+def _observing(graph: nnx.GraphDef, abstract: TrainState) -> nnx.GraphDef:
+    """Returns the graph of the same model with routers that sum the shares of the top scores."""
+    model = nnx.merge(graph, abstract.params, abstract.router_state)
+    observe_top_scores(model)
+    return split_model(model)[0]
 
 
 def open_checkpoints(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from moe_jax.files import Appended, replaced
 from moe_jax.routing import Counts
+from moe_jax.routing.observing import TOP_SCORE
 from moe_jax.training.events import Events, held
 from moe_jax.training.history import Logged, spans
 from moe_jax.training.noise import NOISE, GradientNoise
@@ -179,7 +180,15 @@ def _load(counts: Any) -> dict[str, Any]:
         "load": [float(part) for part in load],
         # The load before capacity: once capacity binds, accepted load looks balanced.
         **load_statistics(counts.demand),
+        **_top_score(counts),
     }
+
+
+def _top_score(counts: Any) -> dict[str, float]:
+    """Returns the mean share of the top score over the tokens, if the routers have summed it."""
+    if TOP_SCORE not in counts.observed:
+        return {}
+    return {TOP_SCORE: float(counts.observed[TOP_SCORE] / max(counts.valid, 1))}
 
 
 def _dropped(layers: Iterable[Counts]) -> float:

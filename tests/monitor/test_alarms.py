@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from moe_jax.errors import ConfigError
-from moe_jax.monitor import DeadExperts, Drift, Drops, LowEntropy, Overload, SilentBalance
+from moe_jax.monitor import (
+    DeadExperts,
+    Drift,
+    Drops,
+    LowEntropy,
+    Overload,
+    SaturatedGates,
+    SilentBalance,
+)
 from moe_jax.monitor.alarms import load_distance
 from moe_jax.training.metrics import load_statistics
 
@@ -68,6 +76,37 @@ def test_dropped_choices():
     lines = [line(1, layer(1, EVEN, dropped=0.3), layer(3, EVEN, dropped=0.1))]
     words = "30.0% of the choices are dropped, above 20.0%"
     assert Drops(above=0.2).found(lines, None) == {"1": words}
+
+
+def test_gates_are_saturated_when_every_line_of_the_steps_is():
+    tops = [(0.5, 0.99), (0.99, 0.97), (0.98, 0.99)]
+    lines = [
+        line(step, layer(1, EVEN) | {"top_score": a}, layer(3, EVEN) | {"top_score": b})
+        for step, (a, b) in zip((10, 20, 30), tops, strict=True)
+    ]
+    # Layer 1 was not saturated at step 10, and 30 steps would need a line at step 0.
+    assert SaturatedGates(steps=20, above=0.95).found(lines, None) == {
+        "3": "the mean share of the top score was at least 0.970 in 20 steps, above 0.95"
+    }
+    assert list(SaturatedGates(steps=10, above=0.95).found(lines, None)) == ["1", "3"]
+    assert SaturatedGates(steps=30, above=0.95).found(lines, None) == {}
+    # Lines from before the alarm was set have no shares.
+    earlier = [line(step, layer(1, EVEN)) for step in (10, 20)]
+    assert SaturatedGates(steps=10, above=0.0).found(earlier, None) == {}
+
+
+def test_rules_on_an_evaluated_stream():
+    # An evaluation has no losses, and a stream counts as all steps of a rule.
+    one = line(5, {**layer(1, DEAD, dropped=0.3), "top_score": 0.99}, kind="eval")
+    del one["layers"][0]["losses"]
+    assert DeadExperts(steps=100).on_stream(one, None) == {
+        "1": "2 of 4 experts (2, 3) had no token in the stream"
+    }
+    words = SaturatedGates().on_stream(one, None)["1"]
+    assert words == "the mean share of the top score was at least 0.990 in the stream, above 0.95"
+    assert list(Drops(above=0.2).on_stream(one, None)) == ["1"]
+    assert SilentBalance(above=1.5).on_stream(one, None) == {}
+    assert list(Drift(above=0.2).on_stream(one, line(1, layer(1, EVEN)))) == ["1"]
 
 
 def test_an_uneven_load_without_a_loss():

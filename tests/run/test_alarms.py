@@ -1,10 +1,16 @@
 """Alarms of a real run: warned, logged, reported, and a stop that the same command continues."""
 
+import functools
+import json
+
 import jax
 import pytest
 
 import moe_jax as mj
+from moe_jax.cli import main
+from moe_jax.monitor.alarms import load_distance
 from moe_jax.run.loop import StoppedByAlarm
+from moe_jax.training.step import eval_step
 from tests.data.corpora import write_rows
 from tests.system import tiny
 
@@ -24,7 +30,11 @@ def stopped(tmp_path_factory):
     write_rows(top / "a.jsonl", [{"text": "ab" * 40} for _ in range(30)])
     data = {"data.source": f"files:{top}/a.jsonl", "data.data_dir": str(top / "data")}
     folder = top / "run"
-    alarms = ({"type": "Drops", "above": 0.3, "stop": True}, {"type": "Drift", "above": 0.0})
+    alarms = (
+        {"type": "Drops", "above": 0.3, "stop": True},
+        {"type": "Drift", "above": 0.0},
+        {"type": "SaturatedGates", "steps": 1, "above": 0.0},
+    )
     changes = {**CHANGES, **data, "training.alarms": alarms}
     with pytest.raises(StoppedByAlarm) as error:
         mj.train(tiny.get_config(), folder, changes)
@@ -42,6 +52,49 @@ def test_the_same_command_goes_on_to_the_end(stopped):
     lines = [line for line in run.metrics if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all("Drops" in line["alarms"] and line["active_alarms"] for line in lines)
+
+
+def test_lines_have_the_mean_share_of_the_top_score(stopped):
+    _, run, _ = stopped
+    lines = [line for line in run.metrics if line["kind"] == "train"]
+    # The scores of 4 experts sum to 1. The first line has no line before it.
+    assert all(0.25 < layer["top_score"] <= 1 for line in lines for layer in line["layers"])
+    assert ["SaturatedGates" in line["alarms"] for line in lines] == [False, True, True, True]
+
+
+def test_the_top_scores_of_one_device_are_those_of_eight(stopped):
+    _, run, _ = stopped
+    session, state = run.session, jax.device_get((run.state.params, run.state.router_state))
+    step = jax.jit(functools.partial(eval_step, session.graph, 0))
+    sums = [step(*state, dict(batch)).layers for batch in session.eval_batches()]
+    assert session.mesh.size == 8
+    for index, layer in enumerate(run.evaluate()["layers"]):
+        top = sum(float(layers[index].observed["top_score"]) for layers in sums)
+        valid = sum(float(layers[index].valid) for layers in sums)
+        assert layer["top_score"] == pytest.approx(top / valid, rel=1e-5)
+
+
+def test_an_evaluated_stream_meets_the_rules_of_the_run(stopped, tmp_path):
+    _, run, _ = stopped
+    write_rows(tmp_path / "b.jsonl", [{"text": "xyz" * 40} for _ in range(30)])
+    rules = ({"type": "Drift", "above": 0.0}, {"type": "Overload", "above": 1.0})
+    other = {"data.source": f"files:{tmp_path}/b.jsonl", "training.alarms": rules}
+    found = mj.open_run(run.workdir, overrides=other).evaluate()
+    last = [line for line in run.metrics if line["kind"] == "eval"][-1]
+    (layer,), (own,) = found["layers"], last["layers"]
+    distance = load_distance(layer["load"], own["load"])
+    assert distance > 0.01 and f"{distance:.3f}" in found["alarms"]["Drift"][str(layer["layer"])]
+    assert set(found["alarms"]) == {"Drift", "Overload"} and found["active_alarms"] == 2
+
+
+def test_the_command_warns_of_an_evaluated_stream(stopped, monkeypatch, capsys):
+    _, run, _ = stopped
+    monkeypatch.setattr("sys.argv", ["moe-jax", "evaluate", str(run.workdir)])
+    main.main()
+    out, err = capsys.readouterr()
+    # The validation is the run's own, at distance 0 from its last one.
+    assert set(json.loads(out)["alarms"]) == {"Drops", "SaturatedGates"}
+    assert "warning: SaturatedGates in layer 1: the mean share of the top score" in err
 
 
 def test_the_report_lists_them(stopped):
