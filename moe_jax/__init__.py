@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from moe_jax.run.explaining import explain
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
     from moe_jax.run.loop import Diverged
-    from moe_jax.surgery.api import ChangedModel, grow, merge, prune, upcycle
+    from moe_jax.surgery.api import grow, merge, prune, upcycle
+    from moe_jax.surgery.changed import ChangedModel
     from moe_jax.sweeps.sweep import sweep
 
     __version__: str
@@ -72,7 +73,7 @@ _HOMES = {
     "prune": "moe_jax.surgery.api:prune",
     "merge": "moe_jax.surgery.api:merge",
     "grow": "moe_jax.surgery.api:grow",
-    "ChangedModel": "moe_jax.surgery.api:ChangedModel",
+    "ChangedModel": "moe_jax.surgery.changed:ChangedModel",
     "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
     "sweep": "moe_jax.sweeps.sweep:sweep",

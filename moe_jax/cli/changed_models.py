@@ -1,4 +1,4 @@
-"""Flags that the commands share which write a changed model: input, output, text and settings."""
+"""Flags of the commands that write a changed model: input, output, text and settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def define_folders(values: flags.FlagValues) -> None:
         "family",
         None,
         sorted(FAMILIES),
-        "Family of the output, if the input is no run; by default one that fits.",
+        "Family of the output, if the input is no run; by default a family that fits.",
         flag_values=values,
     )
     common.define_step(values)

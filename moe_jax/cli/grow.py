@@ -28,7 +28,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "noise",
         0.0,
-        "Deviation of noise on experts and router, relative to that of each array.",
+        "Deviation of the noise on each array of experts and router, as a share of its deviation.",
         lower_bound=0.0,
         flag_values=values,
     )

@@ -31,7 +31,12 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("router", "mixtral", "Name of a router with k.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Seed of all that is drawn.", flag_values=values)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of the routers and of the weights that are drawn again.",
+        flag_values=values,
+    )
 
 
 def main(given: flags.FlagValues) -> None:

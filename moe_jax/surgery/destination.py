@@ -127,7 +127,7 @@ def changed_experiment(
 
 
 def _corpus(run: FinishedRun, experiment: Experiment) -> Mapping[str, Any]:
-    """Returns the description of the corpus, which is that of the old run on the same data."""
+    """Returns the description of the corpus; equal data have the description in the old run."""
     known = workdir.recorded_corpus(run.folder)
     if known is not None and experiment.data == run.experiment.data:
         return known
@@ -146,6 +146,6 @@ def _write_model(source: OpenedModel, weights: LayerWeights, output: Path, famil
 
 
 def family_for(source: OpenedModel, weights: LayerWeights) -> str:
-    """Returns the family that expresses a model: that of the source, or another; "" for none."""
+    """Returns a family that expresses a model, first of all the source's family; "" for none."""
     able = families_of(FAMILIES, weights.model)
     return source.family if source.family in able else next(iter(able), "")

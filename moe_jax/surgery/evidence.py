@@ -1,4 +1,4 @@
-"""Measures what each expert does on a stream of batches: load, gates, outputs, loss without it."""
+"""Measures the load, gates and outputs of each expert on a stream, and the loss without it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NEVER = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """What the experts of a layer do on a stream, with a slot for every choice.
+    """Statistics of the experts of a layer on a stream, with a slot for every choice.
 
     Attributes:
         load: Number ``(E,)`` of tokens that each expert processes.
@@ -142,7 +142,7 @@ def check_measurable(weights: LayerWeights) -> None:
 
 
 def use_of(weights: LayerWeights, batches: Iterable[Batch]) -> dict[LayerName, Use]:
-    """Returns what the experts of each layer do on a stream.
+    """Returns the statistics of the experts of each layer on a stream.
 
     Args:
         weights: The model.
@@ -158,21 +158,25 @@ def use_of(weights: LayerWeights, batches: Iterable[Batch]) -> dict[LayerName, U
             module.__class__ = _Observing
     graph, state = nnx.split(model)
     names = [layer.name for layer in weights.model.sparse_layers() if not layer.in_attention]
-    found: list[Use] | None = None
-    for batch in batches:
-        new = [Use(*map(_wide, one)) for one in _sums(graph, state, batch)]
-        found = new if found is None else [_added(*pair) for pair in zip(found, new, strict=True)]
-    if found is None:
+    sums = _total(_sums(graph, state, batch) for batch in batches)
+    return {name: Use(*of) for name, of in zip(names, sums, strict=True)}
+
+
+def _added(one: Any, other: Any) -> Any:
+    return other if one is None else jax.tree.map(np.add, one, other)
+
+
+def _total(parts: Iterable[Any]) -> Any:
+    """Returns the sum of trees of arrays, in float64.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    wide = (jax.tree.map(lambda x: np.asarray(x, np.float64), part) for part in parts)
+    total = functools.reduce(_added, wide, None)
+    if total is None:
         raise ConfigError("the stream has no batch: give a longer text")
-    return dict(zip(names, found, strict=True))
-
-
-def _wide(array: Array) -> np.ndarray:
-    return np.asarray(array, np.float64)
-
-
-def _added(one: Use, other: Use) -> Use:
-    return Use(*(getattr(one, f.name) + getattr(other, f.name) for f in dataclasses.fields(Use)))
+    return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -187,12 +191,13 @@ def _sums(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> list[tuple[Arr
 
 
 def loss_of(weights: LayerWeights, batches: Iterable[Batch]) -> float:
-    """Returns the mean negative log-likelihood of a stream's tokens, in nats; none is dropped."""
+    """Returns the mean negative log-likelihood of a stream in nats; no expert drops a token.
+
+    Raises:
+        ConfigError: If the stream has no batch.
+    """
     graph, state = nnx.split(weights.module())
-    sums = [np.float64(jax.device_get(_nll(graph, state, batch))) for batch in batches]
-    if not sums:
-        raise ConfigError("the stream has no batch: give a longer text")
-    nll, tokens = np.sum(sums, axis=0)
+    nll, tokens = _total(_nll(graph, state, batch) for batch in batches)
     return float(nll / max(tokens, 1))
 
 
@@ -207,7 +212,7 @@ def _nll(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut:
-    """Removes experts one by one, each time the one without which the loss is lowest.
+    """Removes experts one by one; each step removes the expert whose removal costs least.
 
     An expert is left out by a bias of its logit, so that all models have one shape and are compiled
     once.

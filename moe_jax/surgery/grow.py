@@ -228,9 +228,9 @@ def _shared_logits(grown: MixtureLayer, experts: Sequence[int], before: int) -> 
 def widened(mixture: MixtureLayer, hidden: int, key: PRNGKeyArray) -> Grown:
     """Returns the layer with experts of a larger hidden width.
 
-    New hidden units read the token by weights of the deviation of the old ones, and their output
-    weights are zero, so that the function stays for every router (Net2Net 1511.05641 copies units
-    instead).
+    The input weights of new hidden units have the deviation of the old input weights, and their
+    output weights are zero, so that the function stays for every router (Net2Net 1511.05641 copies
+    units instead).
 
     Args:
         mixture: The layer.

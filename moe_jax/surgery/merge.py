@@ -36,9 +36,9 @@ def merge(
 ) -> MixtureLayer:
     """Returns the layer with one expert for each group.
 
-    The most used expert of a group is its head. The hidden units of the others are permuted to
-    those of the head, and the parameters are means weighted by usage. The router keeps the logit of
-    the head, so that it sends the tokens of the group to the merged expert by this logit.
+    The most used expert of a group is its head. The hidden units of the other members are
+    permuted to match the head, and the parameters are means weighted by usage. The router keeps the
+    logit of the head and sends tokens to the merged expert by this logit.
 
     Args:
         mixture: The layer.
@@ -60,7 +60,7 @@ def merge(
 
 
 def _mean(experts: Mapping[str, Array], members: np.ndarray, usage: np.ndarray) -> dict[str, Array]:
-    """Returns the mean of the members' parameters, aligned to those of the first member."""
+    """Returns the mean of the members' parameters, aligned to the units of the first member."""
     total = usage.sum()
     shares = usage / total if total else np.full(len(members), 1 / len(members))
     head = {name: array[members[0]] for name, array in experts.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -128,8 +128,8 @@ def check_changeable(weights: LayerWeights) -> None:
         raise ConfigError("the model has no experts: upcycle it first (moe-jax upcycle)")
     if getattr(weights.model, "lookahead", 0):
         raise ConfigError(
-            "the model looks ahead (model.lookahead), and the experts of the modules that look "
-            "ahead are those of its last layer: use a model with model.lookahead=0"
+            "the model looks ahead (model.lookahead), and its modules that look ahead use the "
+            "experts of the last layer: use a model with model.lookahead=0"
         )
     for layer in layers:
         select = layer.moe.router.select
@@ -176,6 +176,20 @@ def mixtures(weights: LayerWeights) -> dict[LayerName, MixtureLayer]:
     }
 
 
+def named(weights: LayerWeights, names: Collection[LayerName]) -> dict[LayerName, MixtureLayer]:
+    """Returns the MoE layers of these names, in the order of the names.
+
+    Raises:
+        ConfigError: If a layer has no experts, or does not exist.
+    """
+    found = mixtures(weights)
+    for name in names:
+        if name not in found:
+            listed = ", ".join(map(str, found))
+            raise ConfigError(f"layer {name} has no experts; the MoE layers are {listed}")
+    return {name: found[name] for name in names}
+
+
 def _start(layer: SparseLayer, part: str) -> str:
     inner = "router/state" if part == "state" else part
     return f"{_PARTS[part]}/{prefix(layer)}{inner}/"
@@ -187,14 +201,13 @@ def _under(arrays: Mapping[str, Array], layer: SparseLayer, part: str) -> dict[s
 
 
 def with_mixtures(weights: LayerWeights, changed: Mapping[LayerName, MixtureLayer]) -> LayerWeights:
-    """Returns the model with other MoE layers in the place of those of the same names.
+    """Returns the model in which the given MoE layers replace the layers of the same names.
 
     Raises:
         ConfigError: If a layer of this name does not exist, or a router rejects its experts.
     """
     layers = {layer.name: layer for layer in feed_forward_layers(weights)}
-    for name in changed.keys() - layers.keys():
-        raise ConfigError(f"layer {name} has no experts; the MoE layers are {_listed(layers)}")
+    named(weights, changed)
     new = {name: changed[name].moe if name in changed else layers[name].moe for name in layers}
     by_setting: dict[str, dict[int, MoEConfig]] = collections.defaultdict(dict)
     for name, layer in layers.items():
@@ -210,10 +223,6 @@ def with_mixtures(weights: LayerWeights, changed: Mapping[LayerName, MixtureLaye
             arrays |= {start + inner: array for inner, array in getattr(mixture, part).items()}
     model = dataclasses.replace(weights.model, **settings)
     return dataclasses.replace(weights, model=model, arrays=arrays)
-
-
-def _listed(layers: Mapping[LayerName, Any]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def over_layers(moe: MoEConfig, layers: Mapping[int, MoEConfig]) -> MoEConfig:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moe_jax.errors import ConfigError
-from moe_jax.surgery.mixture import LayerName, check_changeable, mixtures, with_mixtures
+from moe_jax.surgery.mixture import LayerName, check_changeable, mixtures, named, with_mixtures
 from moe_jax.surgery.weights import LayerWeights
 
 Scores = Mapping[LayerName, Float[np.ndarray, " E"]]
@@ -26,10 +26,8 @@ def prune(weights: LayerWeights, kept: Kept) -> LayerWeights:
         ConfigError: If a layer does not exist, or its router cannot work with so few experts.
     """
     check_changeable(weights)
-    found = mixtures(weights)
-    taken = {name: found[name].take(sorted(set(of))) for name, of in kept.items() if name in found}
-    missing = {name: found[next(iter(found))] for name in kept if name not in found}
-    return with_mixtures(weights, taken | missing)
+    found = named(weights, kept)
+    return with_mixtures(weights, {n: found[n].take(sorted(set(of))) for n, of in kept.items()})
 
 
 def check_number(weights: LayerWeights, experts: int) -> None:

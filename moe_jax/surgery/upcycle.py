@@ -16,11 +16,8 @@ from moe_jax.nn.init import described
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.routing import Bias, Router, Top2, TopK
-from moe_jax.surgery.mixture import router_axes
+from moe_jax.surgery.mixture import UNITS, router_axes
 from moe_jax.surgery.weights import LayerWeights
-
-_UNITS = {"up": 1, "gate": 1, "down": 0, "up_bias": 0, "gate_bias": 0}
-"""Axis of the hidden units in each array of a dense network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +131,7 @@ def upcycled_config(weights: LayerWeights, recipe: Upcycling) -> DecoderConfig:
 
 
 def _experts(dense: Mapping[str, Array], recipe: Upcycling, key: PRNGKeyArray) -> dict[str, Array]:
-    """Returns the experts' parameters ``(E, ...)`` from those of a dense network."""
+    """Returns the experts' parameters ``(E, ...)`` from the parameters of a dense network."""
     copies = recipe.experts // recipe.shards
     scale = getattr(recipe.router.select, "scale", 1.0)
     experts = {}
@@ -143,7 +140,7 @@ def _experts(dense: Mapping[str, Array], recipe: Upcycling, key: PRNGKeyArray) -
             parts = jnp.broadcast_to(array / scale, (recipe.shards, *array.shape))
         else:
             factor = recipe.shards / scale if name == "down" else 1.0
-            parts = jnp.stack(jnp.split(array, recipe.shards, axis=_UNITS[name])) * factor
+            parts = jnp.stack(jnp.split(array, recipe.shards, axis=UNITS[name])) * factor
         experts[name] = jnp.tile(parts, (copies, *(1,) * array.ndim))
     experts = redrawn(experts, recipe.redrawn, key)
     return {n: a[:, None] if n.endswith("_bias") else a for n, a in experts.items()}

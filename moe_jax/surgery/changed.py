@@ -1,0 +1,154 @@
+"""A changed model: the common way from a source through a change to a written folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from moe_jax.run.best import Step
+from moe_jax.surgery.destination import Kind, check_output, write
+from moe_jax.surgery.evidence import Batch
+from moe_jax.surgery.mixture import LayerName, mixtures
+from moe_jax.surgery.prune import check_number
+from moe_jax.surgery.source import OpenedModel, open_source
+from moe_jax.surgery.weights import LayerWeights
+
+_KINDS = {"run": "run", "hf": "model of transformers", "moe_jax": "converted model"}
+
+
+class Options(TypedDict, total=False):
+    """Options of every change.
+
+    Attributes:
+        step: Step of the checkpoint of a run, or ``best``; ``None``, the default, for the newest
+            intact one.
+        family: ``model_type`` of the output, if the source is no run; "", the default, for one
+            that fits.
+        overrides: New settings of a run by dotted name, such as ``training.steps``.
+    """
+
+    step: Step
+    family: str
+    overrides: Mapping[str, Any] | None
+
+
+class TextOptions(Options, total=False):
+    """Options of a change that measures experts on a text.
+
+    Attributes:
+        file: Text on which experts are measured; "", the default, for the validation set of a run.
+        batches: Largest number of batches of the text; 8 by default.
+    """
+
+    file: str
+    batches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedModel:
+    """A model that was written.
+
+    Attributes:
+        folder: Folder of the model.
+        kind: Kind of the folder: ``run``, ``hf`` or ``moe_jax`` (converted).
+        parameters: Numbers of parameters before and after.
+        experts: Number of experts of each layer, by name.
+        difference: Reason for which the function differs at the start; "" if it is the same up to
+            rounding where no token is dropped.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> changed = mj.grow("tiny-mixtral", "tiny-wider", hidden=32)
+        >>> before, after = changed.parameters
+        >>> after - before == 4 * 3 * 16 * 16  # 16 more units in 4 experts of 3 matrices
+        True
+    """
+
+    folder: Path
+    kind: Kind
+    parameters: tuple[int, int]
+    experts: Mapping[LayerName, int]
+    difference: str
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        numbers = sorted(set(self.experts.values()))
+        span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        function = f"differs: {self.difference}" if self.difference else "is the same"
+        anew = "; its optimizer starts anew at step 0" if self.kind == "run" else ""
+        return (
+            f"{self.folder} is a {_KINDS[self.kind]} of {after:,} parameters (before: {before:,}), "
+            f"with {span} experts in {len(self.experts)} layers; the function {function}{anew}"
+        )
+
+
+def changed(
+    source: str | Path,
+    output: str | Path,
+    change: Callable[[OpenedModel], tuple[LayerWeights, str]],
+    *,
+    step: Step = None,
+    family: str = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> ChangedModel:
+    """Opens a model, changes it and writes the new one.
+
+    Args:
+        source: Workdir of a run, or folder of a model.
+        output: Folder to write, empty or missing.
+        change: Function that returns the new weights, and the reason for which their function
+            differs; "" if it is the same.
+        step: See ``Options``.
+        family: See ``Options``.
+        overrides: See ``Options``.
+
+    Raises:
+        ConfigError: If the change or the output is impossible. The error is raised before anything
+            is written.
+    """
+    output = Path(output)
+    check_output(output)
+    opened = open_source(source, step)
+    with opened.on_devices():
+        weights, difference = change(opened)
+        kind = write(opened, weights, output, family=family, overrides=overrides)
+    experts = {name: mixture.num_experts for name, mixture in mixtures(weights).items()}
+    sizes = opened.weights.size, weights.size
+    return ChangedModel(output, kind, sizes, experts, difference)
+
+
+def reduced(
+    source: str | Path,
+    output: str | Path,
+    experts: int,
+    change: Callable[[LayerWeights, Iterator[Batch]], LayerWeights],
+    difference: str,
+    *,
+    file: str = "",
+    batches: int = 8,
+    **options: Unpack[Options],
+) -> ChangedModel:
+    """Writes a model with fewer experts, which a text selects.
+
+    Args:
+        source: Workdir of a run, or folder of a model.
+        output: Folder to write, empty or missing.
+        experts: Number of experts of a layer, or its mean over layers.
+        change: Function of the weights and of the batches of the text.
+        difference: Reason for which the function differs.
+        file: See ``TextOptions``.
+        batches: See ``TextOptions``.
+        **options: See ``Options``.
+
+    Raises:
+        ConfigError: See ``changed``; also if a layer cannot have so few experts, or there is no
+            text.
+    """
+
+    def on_text(opened: OpenedModel) -> tuple[LayerWeights, str]:
+        check_number(opened.weights, experts)
+        return change(opened.weights, opened.batches(batches, file)), difference
+
+    return changed(source, output, on_text, **options)
