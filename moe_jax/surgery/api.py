@@ -12,7 +12,7 @@ import jax
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.surgery import upcycle as dense
-from moe_jax.surgery.changed import ChangedModel, Options, TextOptions, changed, reduced
+from moe_jax.surgery.changed import ChangedModel, ChangeOptions, TextOptions, changed, reduced
 from moe_jax.surgery.evidence import Batch, LeaveOneOut, use_of
 from moe_jax.surgery.grow import Grown, copied, perturbed, split, widened, with_copies
 from moe_jax.surgery.merge import cosines, groups_of
@@ -44,7 +44,7 @@ def upcycle(
     redrawn: float = 0.0,
     router: str = "mixtral",
     seed: int = 0,
-    **options: Unpack[Options],
+    **options: Unpack[ChangeOptions],
 ) -> ChangedModel:
     """Writes a mixture whose experts are copies, or parts of copies, of a dense model's networks.
 
@@ -58,7 +58,7 @@ def upcycle(
         redrawn: Share of each expert's hidden units that is drawn again (2502.19261).
         router: Name of a router with ``k``.
         seed: Seed of the routers and of the weights that are drawn again.
-        **options: See ``moe_jax.surgery.changed.Options``.
+        **options: See ``moe_jax.surgery.changed.ChangeOptions``.
 
     Raises:
         ConfigError: If the model is not dense, or a number does not fit. The error is raised before
@@ -188,7 +188,7 @@ def grow(
     layers: Sequence[int] = (),
     noise: float = 0.0,
     seed: int = 0,
-    **options: Unpack[Options],
+    **options: Unpack[ChangeOptions],
 ) -> ChangedModel:
     """Writes a model with more experts, or with wider ones, in one of four ways.
 
@@ -203,7 +203,7 @@ def grow(
         noise: Deviation of the noise on each array of experts and router, as a share of the
             deviation of the array; 0 keeps copies equal.
         seed: Seed of noise and new units.
-        **options: See ``moe_jax.surgery.changed.Options``.
+        **options: See ``moe_jax.surgery.changed.ChangeOptions``.
 
     Raises:
         ConfigError: If not exactly one way is given, or a router cannot work with so many experts.

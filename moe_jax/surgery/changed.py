@@ -18,8 +18,8 @@ from moe_jax.surgery.weights import LayerWeights
 _KINDS = {"run": "run", "hf": "model of transformers", "moe_jax": "converted model"}
 
 
-class Options(TypedDict, total=False):
-    """Options of every change.
+class ChangeOptions(TypedDict, total=False):
+    """ChangeOptions of every change.
 
     Attributes:
         step: Step of the checkpoint of a run, or ``best``; ``None``, the default, for the newest
@@ -34,8 +34,8 @@ class Options(TypedDict, total=False):
     overrides: Mapping[str, Any] | None
 
 
-class TextOptions(Options, total=False):
-    """Options of a change that measures experts on a text.
+class TextOptions(ChangeOptions, total=False):
+    """ChangeOptions of a change that measures experts on a text.
 
     Attributes:
         file: Text on which experts are measured; "", the default, for the validation set of a run.
@@ -100,9 +100,9 @@ def changed(
         output: Folder to write, empty or missing.
         change: Function that returns the new weights, and the reason for which their function
             differs; "" if it is the same.
-        step: See ``Options``.
-        family: See ``Options``.
-        overrides: See ``Options``.
+        step: See ``ChangeOptions``.
+        family: See ``ChangeOptions``.
+        overrides: See ``ChangeOptions``.
 
     Raises:
         ConfigError: If the change or the output is impossible. The error is raised before anything
@@ -128,7 +128,7 @@ def reduced(
     *,
     file: str = "",
     batches: int = 8,
-    **options: Unpack[Options],
+    **options: Unpack[ChangeOptions],
 ) -> ChangedModel:
     """Writes a model with fewer experts, which a text selects.
 
@@ -140,7 +140,7 @@ def reduced(
         difference: Reason for which the function differs.
         file: See ``TextOptions``.
         batches: See ``TextOptions``.
-        **options: See ``Options``.
+        **options: See ``ChangeOptions``.
 
     Raises:
         ConfigError: See ``changed``; also if a layer cannot have so few experts, or there is no
