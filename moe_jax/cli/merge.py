@@ -13,7 +13,17 @@ def define(values: flags.FlagValues) -> None:
     changed_models.define_folders(values)
     changed_models.define_text(values)
     flags.DEFINE_integer(
-        "experts", None, "Number of experts that a layer keeps.", required=True, flag_values=values
+        "experts",
+        None,
+        "Number of experts that a layer keeps; the mean over layers with --across.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "across",
+        False,
+        "Take the most used experts of all layers as heads of groups.",
+        flag_values=values,
     )
 
 
@@ -23,6 +33,7 @@ def main(given: flags.FlagValues) -> None:
         **changed_models.folders_of(given),
         **changed_models.text_of(given),
         experts=given.experts,
+        across=given.across,
     )
     common.say(str(changed))
 

@@ -25,7 +25,7 @@ from moe_jax.surgery.mixture import (
     named,
     with_mixtures,
 )
-from moe_jax.surgery.prune import best_of_all_layers, best_of_each_layer, fewest
+from moe_jax.surgery.prune import best, fewest
 from moe_jax.surgery.prune import prune as without_experts
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.weights import LayerWeights
@@ -127,15 +127,13 @@ def _kept(
     weights: LayerWeights, stream: Iterator[Batch], experts: int, by: By, across: bool
 ) -> Mapping[LayerName, Sequence[int]]:
     """Returns the experts of each layer that stay."""
-    least = fewest(weights)
     if by == "loss":
-        return LeaveOneOut(weights, tuple(stream)).greedy(experts, least, across=across)
+        one_by_one = LeaveOneOut(weights, tuple(stream))
+        return one_by_one.greedy(experts, fewest(weights), across=across)
     if by not in ("load", "gate", "output"):
         raise ConfigError(f"by={by!r} is none of load, gate, output and loss")
     scores = {name: use.score(by) for name, use in use_of(weights, stream).items()}
-    if across:
-        return best_of_all_layers(scores, experts, least)
-    return best_of_each_layer(scores, experts)
+    return best(weights, scores, experts, across=across)
 
 
 def merge(
@@ -143,17 +141,20 @@ def merge(
     output: str | Path,
     *,
     experts: int,
+    across: bool = False,
     **options: Unpack[TextOptions],
 ) -> ChangedModel:
     """Writes a model in which similar experts are merged (M-SMoE, 2310.01334).
 
-    The most used experts of each layer are heads of groups, and the others join the head whose
-    logits are most similar. Hidden units are aligned, and weights are means by use.
+    The most used experts are heads of groups, and every other expert joins the head of its layer
+    whose logits are most similar. Hidden units are aligned, and weights are means by use.
 
     Args:
         source: Workdir of a run, or folder of a model.
         output: Folder to write, empty or missing.
-        experts: Number of experts that a layer keeps.
+        experts: Number of groups of a layer; the mean over layers if ``across``.
+        across: True takes the most used experts of all layers as heads, as the paper does, so that
+            layers differ in their number of groups. False gives every layer ``experts`` groups.
         **options: See ``moe_jax.surgery.changed.TextOptions``.
 
     Raises:
@@ -168,10 +169,12 @@ def merge(
     """
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
-        merged = {}
-        for name, use in use_of(weights, stream).items():
-            group = groups_of(use.load, cosines(use.logits), experts)
-            merged[name] = merged_layer(mixtures(weights)[name], group, use.load)
+        uses, found, merged = use_of(weights, stream), mixtures(weights), {}
+        shares = {name: use.score("load") for name, use in uses.items()}
+        for name, heads in best(weights, shares, experts, across=across).items():
+            use = uses[name]
+            group = groups_of(use.load, cosines(use.logits), len(heads))
+            merged[name] = merged_layer(found[name], group, use.load)
         return with_mixtures(weights, merged)
 
     return reduced(source, output, experts, change, "experts are merged", **options)

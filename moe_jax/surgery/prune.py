@@ -88,6 +88,26 @@ def best_of_all_layers(
     return {name: sorted(of) for name, of in kept.items()}
 
 
+def best(
+    weights: LayerWeights, scores: Scores, experts: int, *, across: bool
+) -> dict[LayerName, list[int]]:
+    """Returns the experts of highest score of each layer, or of all layers if ``across``.
+
+    Args:
+        weights: The model.
+        scores: Score of each expert, by layer.
+        experts: Number of experts that a layer keeps; the mean over layers if ``across``.
+        across: True compares the experts of all layers; each layer keeps the number that its
+            router needs.
+
+    Raises:
+        ConfigError: If the routers need more experts.
+    """
+    if across:
+        return best_of_all_layers(scores, experts, fewest(weights))
+    return best_of_each_layer(scores, experts)
+
+
 def fewest(weights: LayerWeights) -> dict[LayerName, int]:
     """Returns the number of experts that each layer's router needs at least."""
     found = {}

@@ -184,6 +184,10 @@ def test_a_text_is_read_by_the_experts_of_a_released_model(mixtral, tmp_path):
     changed = prune(mixtral, tmp_path / "out", experts=3, file=tmp_path / "text.txt", by="gate")
     assert changed.kind == "hf" and load(tmp_path / "out").config.moe.num_experts == 3
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    merged = merge(mixtral, tmp_path / "own", experts=3, file=tmp_path / "text.txt", across=True)
+    numbers = list(merged.experts.values())
+    assert sum(numbers) == 3 * len(numbers) and min(numbers) >= 2
+    assert merged.kind == ("hf" if len(set(numbers)) == 1 else "moe_jax")
 
 
 def flags_of(command, *arguments):

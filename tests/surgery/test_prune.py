@@ -6,6 +6,7 @@ import pytest
 from moe_jax.errors import ConfigError
 from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.prune import (
+    best,
     best_of_all_layers,
     best_of_each_layer,
     check_number,
@@ -27,6 +28,13 @@ def test_all_layers_keep_the_best_of_all():
     assert best_of_all_layers(SCORES, 2, {0: 1, 1: 2}) == {0: [0, 2], 1: [0, 1]}
     with pytest.raises(ConfigError, match="keeps 2 experts over 2 layers, but the routers need 4"):
         best_of_all_layers(SCORES, 1, {0: 2, 1: 2})
+
+
+def test_layers_differ_in_number_if_their_experts_are_compared():
+    # Six experts in all, and two per layer for ``k``: then 0.2 and 0.1 of layer 0 before 0.05.
+    model = weights(config())
+    assert best(model, SCORES, 3, across=True) == {0: [0, 1, 2, 3], 1: [0, 1]}
+    assert best(model, SCORES, 3, across=False) == {0: [0, 2, 3], 1: [0, 1, 2]}
 
 
 def test_the_kept_experts_keep_their_arrays():
