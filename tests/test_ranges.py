@@ -320,7 +320,7 @@ def stepped(experiment: Experiment) -> tuple[Any, Any]:
     optimizer = make_optimizer(experiment.optimizer, 10)
     recipe = Recipe(experiment.model, experiment.vocab_size, optimizer, 0, mesh)
     graph, state = recipe.create()
-    function = jit_train_step(graph, optimizer, Objective.of(experiment.training), state)
+    function = jit_train_step(graph, optimizer, Objective.of(experiment), state)
     shapes = batch_shapes(experiment.model, 2, 16, 0)
     rng = np.random.default_rng(0)
     batch = {name: rng.integers(1, 200, shape, np.int32) for name, shape in shapes.items()}

@@ -35,7 +35,7 @@ from moe_jax.config.loading import experiment_of
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.planning import expected, hlo
 from moe_jax.planning.compile import Step, make_step
-from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.optimizer import optimizer_of
 from moe_jax.training.state import Recipe
 from tools.plans import write_table
 
@@ -100,7 +100,7 @@ def _multiplying(product: Product) -> Run:
 
 
 def _stepping(experiment: Experiment, step: Step, compiled: Any) -> Run:
-    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    optimizer = optimizer_of(experiment)
     recipe = Recipe(experiment.model, experiment.vocab_size, optimizer, 0, step.mesh)
     _, state = recipe.create()
     shapes = step.batch

@@ -12,6 +12,8 @@ from moe_jax.config.schedules import CosineRestarts
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import Tokens
+from moe_jax.models.groups import leaves_in
+from moe_jax.models.places import places
 from moe_jax.monitor import Alarm
 from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import batch_shards
@@ -143,6 +145,17 @@ class Experiment:
         return text + self.data.sentinels
 
     @property
+    def frozen_leaves(self) -> frozenset[str]:
+        """Names of the leaves of a state that training leaves as they are.
+
+        Raises:
+            ConfigError: If ``optimizer.frozen`` names no group of the model, or all parameters.
+        """
+        if not self.optimizer.frozen:
+            return frozenset()
+        return leaves_in(self.model, self.optimizer.frozen, "optimizer.frozen")
+
+    @property
     def sequence(self) -> Tokens:
         """The numbers of tokens in one row."""
         return Tokens(self.data.seq_length, self.data.target_length)
@@ -178,6 +191,7 @@ class Experiment:
         """
         self.model.check_layers()
         self.training.check()
+        self._check_frozen()
         for name in ("seq_length", "target_length"):
             self.model.check_length(getattr(self.data, name), f"data.{name}")
         ahead = getattr(self.model, "lookahead", 0)
@@ -223,6 +237,13 @@ class Experiment:
         mesh = self.mesh.resolve(num_devices)
         self._check_batch(mesh)
         self._check_model(mesh)
+
+    def _check_frozen(self) -> None:
+        if not self.optimizer.frozen:
+            return
+        trained = {place.leaf for place in places(self.model).values()} - self.frozen_leaves
+        if not any(leaf.startswith("params/") for leaf in trained):
+            raise ConfigError("optimizer.frozen names all parameters: leave one group out")
 
     def _check_kind(self) -> None:
         if isinstance(self.model, EncoderDecoderConfig):

@@ -210,6 +210,10 @@ class OptimizerConfig(Ranged):
             head if ``model.tie_embeddings``.
         ema_decay: Share of an exponential moving average of the parameters that each update keeps,
             such as 0.999; evaluation and generation read the average. 0 keeps no average.
+        frozen: Groups of parameters that keep their first values and have no optimizer state: a
+            part (``router``, ``experts``, ``shared``, ``attention``, ``embedding``, ``norms``), a
+            layer (``layers/0``), or a part of a layer (``layers/0/experts``). Routers include their
+            state between steps, such as the bias of loss-free balancing.
     """
 
     rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
@@ -222,6 +226,7 @@ class OptimizerConfig(Ranged):
     decay_routers: bool = True
     decay_embeddings: bool = True
     ema_decay: Chance = 0.0
+    frozen: tuple[str, ...] = ()
 
     def decayed(self, params: Any) -> Any:
         """Returns ``params`` with True in place of each parameter with weight decay, else False.

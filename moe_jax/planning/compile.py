@@ -18,7 +18,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.parallel.rules import spec
 from moe_jax.planning import hlo
-from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.optimizer import optimizer_of
 from moe_jax.training.state import Recipe, TrainState
 from moe_jax.training.step import Objective, jit_train_step
 
@@ -144,14 +144,14 @@ def make_step(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Step:
     The batch has the number of tokens in the configuration, because the step does not depend on
     the data.
     """
-    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    optimizer = optimizer_of(experiment)
     # The shapes and shardings of a recipe need axis sizes only, which an abstract mesh has too.
     sizes = cast(Mesh, mesh)
     recipe = Recipe(
         experiment.model, experiment.vocab_size, optimizer, experiment.training.seed, sizes
     )
     graph, state = recipe.abstract()
-    function = jit_train_step(graph, optimizer, Objective.of(experiment.training), state)
+    function = jit_train_step(graph, optimizer, Objective.of(experiment), state)
     return Step(function, state, abstract_batch(experiment, mesh), mesh)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from moe_jax.counting import count
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig
 from moe_jax.parallel import make_mesh
-from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.state import Recipe, TrainState
+from moe_jax.training.optimizer import optimizer_of
+from moe_jax.training.state import Recipe, TrainState, named_leaves
 
 # Bytes per parameter: parameter, two moments and gradient in float32.
 _MOST_PER_PARAMETER = 16
@@ -35,7 +36,8 @@ def check_memory(experiment: Experiment, vocab_size: int) -> None:
     total = count(experiment.model, vocab_size, experiment.sequence)
     if _MOST_PER_PARAMETER * (total.total + total.lookahead) + activations < available:
         return
-    needed = needed_bytes(abstract_state(experiment, vocab_size), activations)
+    state = abstract_state(experiment, vocab_size)
+    needed = needed_bytes(state, activations, experiment.frozen_leaves)
     if needed > available:
         raise ConfigError(
             f"a device needs at least {needed:,} bytes for parameters, optimizer, gradients and "
@@ -57,20 +59,23 @@ def memory_of_device() -> int | None:
 
 def abstract_state(experiment: Experiment, vocab_size: int) -> TrainState:
     """Returns the state of a run as shapes with shardings, without allocating it."""
-    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    optimizer = optimizer_of(experiment)
     seed, mesh = experiment.training.seed, make_mesh(experiment.mesh)
     return Recipe(experiment.model, vocab_size, optimizer, seed, mesh).abstract()[1]
 
 
-def needed_bytes(state: TrainState, activations: int) -> int:
+def needed_bytes(state: TrainState, activations: int, frozen: Collection[str] = frozenset()) -> int:
     """Returns a lower bound of the peak memory of a step on one device, in bytes.
 
     Args:
         state: Shapes with shardings.
         activations: Bytes of the forward activations. They and the complete gradients do not exist
             at the same time, so the larger of both counts.
+        frozen: Names of leaves that have no gradient.
     """
-    return _held(state) + max(_held(state.params), activations)
+    leaves = named_leaves({"params": state.params})
+    gradient = [leaf for name, leaf in leaves.items() if name not in frozen]
+    return _held(state) + max(_held(gradient), activations)
 
 
 def activation_bytes(experiment: Experiment, vocab_size: int) -> int:

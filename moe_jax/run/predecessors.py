@@ -22,7 +22,7 @@ from moe_jax.run.released import Released, is_released, open_released, remember,
 from moe_jax.run.session import Session
 from moe_jax.training.average import averaged_names
 from moe_jax.training.checkpoint import Checkpoints
-from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.optimizer import optimizer_of
 from moe_jax.training.state import Recipe, TrainState, from_named_leaves, named_leaves
 from moe_jax.training.step import Teacher
 from moe_jax.training.step_folders import identity, latest_step
@@ -60,7 +60,7 @@ class FinishedRun:
         """Returns the model and the state, as shapes with shardings."""
         experiment = self.experiment
         training = experiment.training
-        optimizer = make_optimizer(experiment.optimizer, training.steps)
+        optimizer = optimizer_of(experiment)
         size = self.tokenizer.vocab_size
         return Recipe(experiment.model, size, optimizer, training.seed, mesh).abstract()
 

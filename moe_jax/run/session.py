@@ -23,7 +23,7 @@ from moe_jax.parallel.rows import fewest_parts, rows_by_process
 from moe_jax.parallel.rules import spec
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.metrics import eval_means, target_means
-from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.optimizer import optimizer_of
 from moe_jax.training.state import Recipe, TrainState, split_model
 from moe_jax.training.step import (
     EvalSums,
@@ -102,7 +102,7 @@ class Session:
     @functools.cached_property
     def train_step(self) -> Any:
         """Compiled function ``(state, batch) -> (state, StepReport)``, which donates the state."""
-        objective = Objective.of(self.experiment.training)
+        objective = Objective.of(self.experiment)
         step = jit_train_step(self.graph, self.optimizer, objective, self.abstract)
         if self.teacher is None:
             return step
@@ -173,7 +173,7 @@ def check_streams(experiment: Experiment) -> None:
 def open_session(experiment: Experiment, tokenizer: data.Tokenizer) -> Session:
     """Opens a session, without allocating parameters."""
     mesh = make_mesh(experiment.mesh)
-    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    optimizer = optimizer_of(experiment)
     recipe = Recipe(
         experiment.model, tokenizer.vocab_size, optimizer, experiment.training.seed, mesh
     )

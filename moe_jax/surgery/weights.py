@@ -12,8 +12,9 @@ from jaxtyping import Array
 
 from moe_jax import models
 from moe_jax.models import ModelConfig
+from moe_jax.models.places import places
 from moe_jax.training.state import named_leaves, split_model
-from moe_jax.training.transplant import Weights, places, weight_shapes
+from moe_jax.training.transplant import Weights, weight_shapes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,14 @@ def with_average(state: TrainState) -> TrainState:
     """Returns a state with the averaged parameters, or unchanged if the run keeps no average."""
     parts = jax.tree.leaves(state.opt_state, is_leaf=lambda part: isinstance(part, Average))
     averages = [part.average for part in parts if isinstance(part, Average)]
-    return dataclasses.replace(state, params=averages[0]) if averages else state
+    if not averages:
+        return state
+    return dataclasses.replace(state, params=_over(state.params, averages[0]))
+
+
+def _over(params: Any, average: Any) -> Any:
+    """Returns the average, and the parameters themselves where they are frozen."""
+    return jax.tree.map(lambda p, a: p if isinstance(a, optax.MaskedNode) else a, params, average)
 
 
 def averaged_names(names: Iterable[str]) -> dict[str, str]:

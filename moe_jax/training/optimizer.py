@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import OptimizerConfig, map_variables
 from moe_jax.training.average import keep_average
+from moe_jax.training.frozen import trained_only
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
@@ -21,8 +23,18 @@ def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.A
     return config.learning_rate * warm * factor
 
 
+def optimizer_of(experiment: Experiment) -> optax.GradientTransformation:
+    """Returns the optimizer of a run, which keeps no state for frozen parameters."""
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    frozen = experiment.frozen_leaves
+    return trained_only(optimizer, frozen) if frozen else optimizer
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer for a state of ``nnx.Param``; its schedule ends after ``steps``."""
+    """Returns the optimizer for a state of ``nnx.Param``; its schedule ends after ``steps``.
+
+    All parameters are trained, also those of ``config.frozen``; see ``optimizer_of``.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     groups = {
         "dense": optax.identity(),

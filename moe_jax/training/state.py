@@ -136,16 +136,17 @@ def all_finite(state: Any) -> jax.Array:
 def named_leaves(state: Any) -> dict[str, Any]:
     """Returns every array of a state by its name, such as ``params/embedding/table``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {_name(path): leaf for path, leaf in leaves}
+    return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def from_named_leaves(like: TrainState, leaves: dict[str, Any]) -> TrainState:
     """Returns a state with the structure of ``like`` from the arrays of ``named_leaves``."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths])
+    return jax.tree.unflatten(structure, [leaves[leaf_name(path)] for path, _ in paths])
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """Returns the name of a leaf from its path in a tree."""
     # The attribute ``value`` of an nnx.Variable is no part of the name; a parameter ``value`` is.
     if path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moe_jax.config.experiment import TrainingConfig
+from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
 from moe_jax.models.lookahead import ahead, valid_ahead
@@ -23,6 +23,7 @@ from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.routing.balance import BATCH_LOAD
+from moe_jax.training.frozen import kept, stopped
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.noise import GradientNoise, gradient_noise, squared_norm
 from moe_jax.training.state import TrainState, all_finite, split_model
@@ -172,6 +173,8 @@ class Objective:
         teacher_weight: Weight ``w`` of the cross-entropy against the teacher's distribution; the
             cross-entropy against the targets has the weight ``1 - w``. ``None`` without a teacher.
         noise: True estimates the noise of the gradient from several microbatches.
+        frozen: Names of leaves of the state that stay as they are; see ``moe_jax.training.frozen``.
+            Their gradients are zero and not part of the global norm.
     """
 
     microbatches: int = 1
@@ -181,10 +184,12 @@ class Objective:
     record: bool = False
     teacher_weight: float | None = None
     noise: bool = False
+    frozen: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, training: TrainingConfig) -> Objective:
-        """Returns the objective of a run with these settings."""
+    def of(cls, experiment: Experiment) -> Objective:
+        """Returns the objective of a run."""
+        training = experiment.training
         return cls(
             microbatches=training.microbatches,
             loss_chunk=training.loss_chunk,
@@ -193,6 +198,7 @@ class Objective:
             record=training.record_routing,
             teacher_weight=training.teacher_weight if training.teacher else None,
             noise=training.noise_scale,
+            frozen=experiment.frozen_leaves,
         )
 
     def value_and_gradient(
@@ -216,7 +222,7 @@ class Objective:
         router_state = state.router_state
 
         def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
-            model = nnx.merge(graph, params, router_state)
+            model = nnx.merge(graph, stopped(params, self.frozen), router_state)
             losses, *rest = self._share(model, part, key, tokens, routed, teacher)
             return losses.objective, (losses, *rest)
 
@@ -396,12 +402,15 @@ def train_step(
     measured = objective.value_and_gradient(graph, state, batch, teacher)
     gradient, losses, layers, choices, noise = measured
     grad_norm = optax.global_norm(gradient)
+    frozen = objective.frozen
     routers = _next_router_state(graph, state, layers)
+    routers = kept(routers, state.router_state, frozen, "router_state")
 
     def update() -> tuple[nnx.State, nnx.State, Any]:
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), routers, opt_state
+            params = optax.apply_updates(state.params, updates)
+            return kept(params, state.params, frozen, "params"), routers, opt_state
 
     # The update is computed twice, since a second copy of the state might not fit into memory.
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(losses.objective) & all_finite(update())

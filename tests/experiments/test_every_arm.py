@@ -132,7 +132,7 @@ def _trained(
 ) -> tuple[float, float]:
     opened = open_session(experiment, data.open_tokenizer(experiment.data))
     training, held_out = batches(experiment.data)
-    objective = Objective.of(experiment.training)
+    objective = Objective.of(experiment)
     optimizer = opened.optimizer if own_optimizer else optax.sgd(0.1)
     state, teacher = first_state(opened, optimizer), taught_by and _teacher(taught_by)
     for batch in training:
