@@ -263,7 +263,8 @@ def from_text(hint: Any, text: str) -> Any:
     if type(None) in options and text in ("None", "none"):
         return None
     if typing.get_origin(hint) is tuple:
-        if typing.get_origin(options[0]) is typing.Literal and not text.startswith(("(", "[")):
+        named = options[0] is str or typing.get_origin(options[0]) is typing.Literal
+        if named and not text.startswith(("(", "[")):
             return tuple(part.strip() for part in text.split(","))
         return tuple_parser.TupleParser().parse(text)
     if _options(hint):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from moe_jax import routing
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.loading import experiment_of
+from moe_jax.config.loading import experiment_of, experiment_of_texts
 from moe_jax.config.optimizer import SGD, Adafactor, AdamW, Lion, Muon, OptimizerConfig
 from moe_jax.config.schedules import Constant
 from moe_jax.errors import ConfigError
@@ -200,6 +200,12 @@ def test_the_setting_is_checked_with_the_model():
         experiment_of("quickstart", {"optimizer.frozen": every})
     found = experiment_of("quickstart", {"optimizer.frozen": ("layers/1/router",)})
     assert found.frozen_leaves == {"params/layers/parts/1/0/feed_forward/router/kernel"}
+
+
+@pytest.mark.parametrize("text", ["router,layers/1/norms", "('router', 'layers/1/norms')"])
+def test_a_command_line_separates_groups_by_commas(text):
+    found, _ = experiment_of_texts("quickstart", {"optimizer.frozen": text})
+    assert found.optimizer.frozen == ("router", "layers/1/norms")
 
 
 def test_dense_models_and_encoder_decoders_have_their_own_groups():
