@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, EncoderDecoder, Model
@@ -57,22 +57,69 @@ class Sampling(Ranged):
     eos_id: EndId = -1
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The way to sample, by row.
+
+    Attributes:
+        temperature: Temperatures ``(B,)`` float32; 0 takes the most likely token.
+        top_k: Numbers ``(B,)`` int32 of most likely tokens; 0 for all.
+        top_p: Probabilities ``(B,)`` float32 of the sets of most likely tokens; 1 for all.
+    """
+
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+
+
 def choose(logits: Float[Array, "B V"], sampling: Sampling, key: PRNGKeyArray) -> Int[Array, " B"]:
     """Returns sampled tokens ``(B,)`` int32 for float32 logits ``(B, V)``."""
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / sampling.temperature
+        return _most_likely(logits)
+    heated = logits / sampling.temperature
+    if sampling.top_k or sampling.top_p < 1:
+        heated = _cut(heated, sampling.top_k, sampling.top_p)
+    return jax.random.categorical(key, heated).astype(jnp.int32)
+
+
+def choose_by_row(
+    logits: Float[Array, "B V"], rules: Rules, keys: Key[Array, " B"]
+) -> Int[Array, " B"]:
+    """Returns sampled tokens ``(B,)`` int32; a row's is that of ``choose`` for the row alone.
+
+    Args:
+        logits: Float32 logits ``(B, V)``.
+        rules: Way to sample each row.
+        keys: Random key of each row.
+    """
+    greedy = rules.temperature == 0
+    heated = logits / jnp.where(greedy, 1.0, rules.temperature)[:, None]
+    top_k, top_p = rules.top_k[:, None], rules.top_p[:, None]
+    any_cut = ((rules.top_k > 0) | (rules.top_p < 1)).any()
+    heated = jax.lax.cond(any_cut, lambda: _cut(heated, top_k, top_p), lambda: heated)
+    drawn = jax.vmap(jax.random.categorical)(keys, heated).astype(jnp.int32)
+    return jnp.where(greedy, _most_likely(logits), drawn)
+
+
+def _most_likely(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def _cut(
+    logits: Float[Array, "B V"],
+    top_k: Int[Array, "B 1"] | int,
+    top_p: Float[Array, "B 1"] | float,
+) -> Float[Array, "B V"]:
+    """Returns the logits of the tokens that may be sampled, and minus infinity for the others."""
     # Equally likely tokens keep their order, as in argmax.
     order = jnp.argsort(-logits, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1)
-    if sampling.top_k:
-        logits = jnp.where(rank < sampling.top_k, logits, -jnp.inf)
-    if sampling.top_p < 1:
-        share = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = jnp.pad(jnp.cumsum(share, axis=-1), ((0, 0), (1, 0)))[:, :-1]
-        number = (before < sampling.top_p).sum(-1, keepdims=True)
-        logits = jnp.where(rank < number, logits, -jnp.inf)
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+    logits = jnp.where((rank < top_k) | (jnp.asarray(top_k) == 0), logits, -jnp.inf)
+    share = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = jnp.pad(jnp.cumsum(share, axis=-1), ((0, 0), (1, 0)))[:, :-1]
+    number = (before < top_p).sum(-1, keepdims=True)
+    return jnp.where((rank < number) | (jnp.asarray(top_p) >= 1), logits, -jnp.inf)
 
 
 def generate(

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from moe_jax import decoding, routing
-from moe_jax.decoding import Sampling, choose, generate, padded, positions_of, translate
+from moe_jax.decoding import (
+    Rules,
+    Sampling,
+    choose,
+    choose_by_row,
+    generate,
+    padded,
+    positions_of,
+    translate,
+)
 from moe_jax.errors import ConfigError
 from moe_jax.models import (
     AttentionOverride,
@@ -157,6 +166,24 @@ def test_sampling_by_hand():
     cold = shares(Sampling(temperature=0.5, top_k=2), logits)
     np.testing.assert_allclose(cold, [0.2, 0.8, 0, 0], atol=0.06)
     assert shares(Sampling(temperature=0.0), logits)[1] == 1.0
+
+
+def test_rows_with_their_own_rules_are_sampled_as_each_alone():
+    ways = [
+        Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        for temperature in (0.0, 0.6, 2.0)
+        for top_k in (0, 3)
+        for top_p in (0.7, 1.0)
+    ]
+    logits = jax.random.normal(jax.random.key(0), (len(ways), 31)) * 3
+    rules = Rules(
+        *(jnp.array([getattr(way, n) for way in ways]) for n in ("temperature", "top_k", "top_p"))
+    )
+    rows = jax.jit(choose_by_row)
+    for seed in range(20):
+        keys = jax.random.split(jax.random.key(seed), len(ways))
+        expected = [choose(logits[i : i + 1], way, keys[i])[0] for i, way in enumerate(ways)]
+        np.testing.assert_array_equal(rows(logits, rules, keys), expected)
 
 
 def test_samples_repeat_by_seed():

@@ -3,6 +3,7 @@
 from moe_jax.attend.attend import attend
 from moe_jax.attend.choice import IMPLEMENTATIONS, Choice, Needs, check, choose, summary
 from moe_jax.attend.options import Kernel, Options
+from moe_jax.attend.paged import PagedView
 from moe_jax.attend.view import View
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Kernel",
     "Needs",
     "Options",
+    "PagedView",
     "View",
     "attend",
     "check",

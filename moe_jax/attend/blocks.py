@@ -116,7 +116,7 @@ def _looped(
         split(q, axis=3),
         split(view.segments, axis=1),
         split(view.positions, axis=1),
-        split(view.entries, axis=0),
+        split(view.entries, axis=1),
     )
 
     @jax.checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -12,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.parallel import axis_size, constrain
 
 MASKED = -1e30
+# A function of queries ``(B, H, L, D)``, keys and values by name, and the view of the queries on
+# them, which returns the mixed values ``(B, H, L, V)``.
+Mix = Callable[[Array, dict[str, Array], "View"], Array]
 
 
 @runtime_checkable
@@ -19,9 +23,9 @@ class Relative(Protocol):
     """A bias of scores by the distance of query and key; its arrays are leaves of a tree."""
 
     def __call__(
-        self, queries: Int[Array, " L"], keys: Int[Array, " T"]
-    ) -> Float[Array, "1 H L T"]:
-        """Returns the bias ``(1, H, L, T)`` for indices of queries and keys."""
+        self, queries: Int[Array, "*B L"], keys: Int[Array, " T"]
+    ) -> Float[Array, "#B H L T"]:
+        """Returns the bias ``(B or 1, H, L, T)`` for indices of queries and keys."""
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +46,8 @@ class View:
             have the positions of the queries.
         start: Index in the cache at which the keys of the queries' tokens are written.
         relative: Bias by the distance of the indices of query and key, or ``None``.
-        entries: Index ``(L,)`` among the keys of the key of each query's own token; ``None`` counts
-            from ``start``.
+        entries: Index ``(B or 1, L)`` among the keys of the key of each query's own token; ``None``
+            counts from ``start``.
         causal: True masks later keys.
     """
 
@@ -53,13 +57,22 @@ class View:
     key_positions: Int[Array, "#B T"] | None = None
     start: Int[Array, ""] | int = 0
     relative: Relative | None = None
-    entries: Int[Array, " L"] | None = None
+    entries: Int[Array, "#B L"] | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
     def own(self) -> bool:
         """True if the keys are those of the queries' own tokens, without a cache or a memory."""
         return self.key_segments is None
+
+    def put(self, old: Float[Array, "B H T D"], new: Float[Array, "B H L D"]) -> Array:
+        """Returns the cached keys or values ``old``, with those of the queries' own tokens."""
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.start, axis=2)
+
+    def over(self, mix: Mix, q: Array, kv: dict[str, Array], reach: int = 0) -> Array:
+        """Returns ``mix`` of queries and keys; see ``moe_jax.attend.paged.PagedView.over``."""
+        del reach
+        return mix(q, kv, self)
 
     def bias(self, window: int = 0, chunk: int = 0) -> Float[Array, "B H L T"]:
         """Returns the float32 bias ``(B, H or 1, L, T)`` of the scores.
@@ -93,7 +106,7 @@ class View:
         same = self.segments[:, :, None] == keys[:, None, :]
         if not self.causal:
             return same
-        return same & (jnp.arange(keys.shape[1]) <= self._indices[:, None])
+        return same & (jnp.arange(keys.shape[1]) <= self._indices[:, :, None])
 
     @property
     def _distance(self) -> Int[Array, "#B L T"]:
@@ -105,10 +118,10 @@ class View:
         return self.positions[:, :, None] // size == keys[:, None, :] // size
 
     @property
-    def _indices(self) -> Int[Array, " L"]:
+    def _indices(self) -> Int[Array, "#B L"]:
         if self.entries is not None:
             return self.entries
-        return self.start + jnp.arange(self.segments.shape[1])
+        return (self.start + jnp.arange(self.segments.shape[1]))[None]
 
     @property
     def _segments_of_keys(self) -> Int[Array, "B T"]:
@@ -129,7 +142,7 @@ class View:
 
 
 def _of_every_shard(
-    relative: Relative, indices: Int[Array, " L"], segments: Int[Array, "B T"]
+    relative: Relative, indices: Int[Array, "#B L"], segments: Int[Array, "B T"]
 ) -> Float[Array, "#B H L T"]:
     """Returns the bias of all rows, from a copy of its arrays for each shard of the batch.
 
@@ -138,7 +151,7 @@ def _of_every_shard(
     """
     rows, keys = segments.shape[0], jnp.arange(segments.shape[1])
     shards = axis_size("batch")
-    if shards == 1 or rows % shards:
+    if shards == 1 or rows % shards or len(indices) > 1:
         return relative(indices, keys)
 
     def copied(x: Array) -> Array:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from moe_jax.attend import View
+from moe_jax.attend import PagedView, View
+from moe_jax.attend.view import Relative
 from moe_jax.models.stack import StackCache
 from moe_jax.nn.positions import RelativeBias
 
@@ -37,6 +38,16 @@ class Cache:
         free = jnp.zeros((batch, slots), jnp.int32)
         return cls(layers, free, free, jnp.int32(0))
 
+    def view(
+        self,
+        segments: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        relative: Relative | None,
+    ) -> View:
+        """Returns the view of tokens ``(B, L)``, by which the cache is extended already."""
+        start = self.used - segments.shape[1]
+        return View(segments, positions, self.segments, self.positions, start, relative)
+
     def extended(self, segments: Int[Array, "B L"], positions: Int[Array, "B L"]) -> Cache:
         """Returns the cache with entries for tokens of ``segments`` and ``positions (B, L)``."""
 
@@ -51,13 +62,61 @@ class Cache:
         )
 
 
-def causal_view(
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """Pages of entries that sequences of unequal lengths share, and one step of these sequences.
+
+    The tokens of a step are ``N`` rows of one token, ordered as in ``PagedView``. The cache of a
+    layer is one row of ``pages * page`` entries.
+
+    Attributes:
+        layers: Keys and values of every layer, ``(1, H, pages * page, D)``.
+        entries: Entry ``(N,)`` of each token of the step.
+        tables: For each part of the step the pages ``(R, pages)`` of its sequences, int32.
+        lengths: For each part the number of tokens per sequence.
+        page: Number of entries per page.
+    """
+
+    layers: StackCache
+    entries: Int[Array, " N"]
+    tables: tuple[Int[Array, "R pages"], ...]
+    lengths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    page: int = dataclasses.field(metadata={"static": True})
+
+    def extended(self, segments: Int[Array, "N 1"], positions: Int[Array, "N 1"]) -> PagedCache:
+        """Returns the cache as it is: ``entries`` already names the entries of the step."""
+        del segments, positions
+        return self
+
+    def view(
+        self,
+        segments: Int[Array, "N 1"],
+        positions: Int[Array, "N 1"],
+        relative: Relative | None,
+    ) -> PagedView:
+        """Returns the view of the tokens of the step on their sequences."""
+        del segments
+        return PagedView(positions, self.entries, self.tables, relative, self.lengths, self.page)
+
+
+AnyCache = Cache | PagedCache
+
+
+def own_view(
+    segments: Int[Array, "B L"], positions: Int[Array, "B L"], relative: RelativeBias | None
+) -> View:
+    """Returns the causal view of tokens ``(B, L)`` on each other."""
+    return View(segments, positions, relative=_by_distance(relative))
+
+
+def cached_view(
     segments: Int[Array, "B L"],
     positions: Int[Array, "B L"],
     relative: RelativeBias | None,
-    cache: Cache | None,
-) -> View:
-    """Returns the causal view of tokens ``(B, L)`` on each other and on the cache, if any.
+    cache: AnyCache,
+) -> View | PagedView:
+    """Returns the causal view of tokens ``(B, L)`` on a cache.
 
     Args:
         segments: Segments ``(B, L)`` int32.
@@ -65,8 +124,8 @@ def causal_view(
         relative: Relative positions of the stack, by cache entry.
         cache: Cache that is already extended by these tokens.
     """
-    by_distance = None if relative is None else relative.by_distance
-    if cache is None:
-        return View(segments, positions, relative=by_distance)
-    start = cache.used - segments.shape[1]
-    return View(segments, positions, cache.segments, cache.positions, start, by_distance)
+    return cache.view(segments, positions, _by_distance(relative))
+
+
+def _by_distance(relative: RelativeBias | None) -> Relative | None:
+    return None if relative is None else relative.by_distance

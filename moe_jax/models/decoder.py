@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
-from moe_jax.models.cache import Cache, causal_view
+from moe_jax.models.cache import Cache, PagedCache, cached_view, own_view
 from moe_jax.models.config import ModelConfig, Reading, SparseLayer
 from moe_jax.models.embedding import Embedding, relative_bias
 from moe_jax.models.lookahead import Lookahead, ahead, valid_ahead
@@ -27,6 +27,7 @@ from moe_jax.ranges import LayerIndex, Layers
 from moe_jax.routing import Counts
 
 _Value = TypeVar("_Value")
+_Cache = TypeVar("_Cache", Cache, PagedCache)
 
 NOT_CAUSAL = "a model with model.causal=False predicts masked tokens and generates no text"
 
@@ -116,7 +117,7 @@ class Decoder(nnx.Module):
         Returns:
             The hidden states ``(B, L, M)`` and one report per MoE layer.
         """
-        view = causal_view(segments, positions, self.relative_bias, None)
+        view = own_view(segments, positions, self.relative_bias)
         view = dataclasses.replace(view, causal=self.config.causal)
         context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
@@ -141,7 +142,7 @@ class Decoder(nnx.Module):
             rng=rng,
             records=None if routing is None else routing[:sparse],
         )
-        view = causal_view(segments, positions, self.relative_bias, None)
+        view = own_view(segments, positions, self.relative_bias)
         states, x = [], hidden
         for step, module in enumerate(self._further):
             tokens = ahead(batch["targets"], step)
@@ -202,17 +203,17 @@ class Decoder(nnx.Module):
         inputs: Int[Array, "B L"],
         segments: Int[Array, "B L"],
         positions: Int[Array, "B L"],
-        cache: Cache,
+        cache: _Cache,
         *,
         mode: Mode = DECODE,
-    ) -> tuple[Float[Array, "B L M"], Cache]:
+    ) -> tuple[Float[Array, "B L M"], _Cache]:
         """Returns hidden states of tokens that follow the tokens of ``cache``.
 
         Args:
             inputs: Token ids ``(B, L)`` int32.
             segments: Segments ``(B, L)`` int32, 0 for the padding in front of a short prompt.
             positions: Positions ``(B, L)`` int32.
-            cache: Cache of the tokens before these, as from ``empty_cache``.
+            cache: Cache of the tokens before these, as from ``empty_cache``, or pages of entries.
             mode: Mode of the forward pass; by default the routing of a row does not depend on other
                 rows.
 
@@ -220,7 +221,7 @@ class Decoder(nnx.Module):
             The hidden states ``(B, L, M)`` and the cache with these tokens.
         """
         cache = cache.extended(segments, positions)
-        view = causal_view(segments, positions, self.relative_bias, cache)
+        view = cached_view(segments, positions, self.relative_bias, cache)
         context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
         x, _, layers = self.layers(x, context, mode=mode, rng=None, cache=cache.layers)

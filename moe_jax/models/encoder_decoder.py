@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.attend import View
 from moe_jax.errors import ConfigError
-from moe_jax.models.cache import Cache, causal_view
+from moe_jax.models.cache import Cache, cached_view, own_view
 from moe_jax.models.config import ModelConfig, Reading
 from moe_jax.models.embedding import Embedding, relative_bias
 from moe_jax.models.stack import Stack
@@ -194,7 +194,7 @@ class EncoderDecoder(nnx.Module):
             records: Routing to force, ``(B, L, K)`` per MoE layer in order.
         """
         positions = _columns(tokens) if positions is None else positions
-        view = causal_view(segments, positions, self.decoder_bias, None)
+        view = own_view(segments, positions, self.decoder_bias)
         across = View(segments, positions, memory_segments, causal=False)
         context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)
@@ -229,7 +229,7 @@ class EncoderDecoder(nnx.Module):
             The hidden states ``(B, L, M)`` and the cache with these tokens.
         """
         cache = cache.extended(segments, positions)
-        view = causal_view(segments, positions, self.decoder_bias, cache)
+        view = cached_view(segments, positions, self.decoder_bias, cache)
         across = View(segments, positions, memory_segments, causal=False)
         context = Context(view, valid_tokens(segments), tokens, memory, across)
         x = self.embedding(tokens, positions)

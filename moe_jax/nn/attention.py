@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from moe_jax.attend import Kernel, Options, View, attend
+from moe_jax.attend import Kernel, Options, PagedView, View, attend
 from moe_jax.nn.init import constant, weight
 from moe_jax.nn.norm import unit_rms
 from moe_jax.nn.positions import Rotary, rotate
@@ -162,7 +162,7 @@ class Attention(nnx.Module):
         return {"key": self._after_rotation(key, "key"), "value": value}
 
     def __call__(
-        self, x: Float[Array, "B L N"], view: View, kv: KV | None = None
+        self, x: Float[Array, "B L N"], view: View | PagedView, kv: KV | None = None
     ) -> Float[Array, "B L M"]:
         """Returns the output ``(B, L, M)`` of attention.
 
@@ -182,15 +182,19 @@ class Attention(nnx.Module):
             heat = 1.0 + details.temperature * jnp.log1p(steps)
             q = q * heat[:, None, :, None].astype(q.dtype)
         q = constrain(q, "batch", "heads", "length", "head")
-        k, v = (constrain(kv[name], "batch", "heads", None, "head") for name in ("key", "value"))
         q = q * details.scale if details.scale else q / math.sqrt(config.head_dim)
-        options = Options(window=details.window, chunk=details.chunk, kernel=config.kernel)
-        sinks = self.sinks[...] if details.sinks else None
-        mixed = attend(q, k, v, view, options, sinks).astype(x.dtype)
+        reach = details.window or details.chunk
+        mixed = view.over(self._mixed, q, kv, reach).astype(x.dtype)
         if details.output_gate:
             mixed = mixed * jax.nn.sigmoid(self._mapped(x, "output_gate"))
         y = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
         return y + self.output_bias[...].astype(x.dtype) if details.output_bias else y
+
+    def _mixed(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L D"]:
+        details = self.config.details
+        k, v = (constrain(kv[name], "batch", "heads", None, "head") for name in ("key", "value"))
+        options = Options(window=details.window, chunk=details.chunk, kernel=self.config.kernel)
+        return attend(q, k, v, view, options, self.sinks[...] if details.sinks else None)
 
     def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         return jnp.einsum("blm,mhd->bhld", x, getattr(self, name)[...].astype(x.dtype))

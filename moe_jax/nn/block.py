@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from moe_jax.attend import View
+from moe_jax.attend import PagedView, View
 from moe_jax.errors import ConfigError
 from moe_jax.nn.attention import KV, Attention, AttentionConfig
 from moe_jax.nn.attention_experts import ProjectedAttention, Projections
@@ -97,7 +97,7 @@ class Context:
         memory_view: Mask and positions of the cross-attention.
     """
 
-    view: View
+    view: View | PagedView
     valid: Bool[Array, "B L"]
     token_ids: Int[Array, "B L"]
     memory: Float[Array, "B T M"] | None = None
@@ -245,17 +245,11 @@ class Block(nnx.Module):
         return x, (aux,)
 
     def _attend(
-        self, x: Array, view: View, cache: LayerCache | None
+        self, x: Array, view: View | PagedView, cache: LayerCache | None
     ) -> tuple[Array, LayerCache | None]:
         kv = self.attention.project(x, view.positions)
         if cache is not None:
-            kv = jax.tree.map(
-                lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-                    old, new.astype(old.dtype), view.start, axis=2
-                ),
-                cache["self"],
-                kv,
-            )
+            kv = jax.tree.map(view.put, cache["self"], kv)
             cache = {**cache, "self": kv}
         return self.attention(x, view, kv), cache
 

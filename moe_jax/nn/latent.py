@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from moe_jax.attend import Kernel, Options, View, attend
+from moe_jax.attend import Kernel, Options, PagedView, View, attend
 from moe_jax.nn.attention import KV
 from moe_jax.nn.init import weight
 from moe_jax.nn.norm import RMSNorm
@@ -122,32 +122,61 @@ class LatentAttention(nnx.Module):
         }
 
     def __call__(
-        self, x: Float[Array, "B L M"], view: View, kv: KV | None = None
+        self, x: Float[Array, "B L M"], view: View | PagedView, kv: KV | None = None
     ) -> Float[Array, "B L M"]:
         """Returns the output ``(B, L, M)`` of attention, for the arguments of ``Attention``."""
-        sizes, dtype = self.config.latent, x.dtype
+        sizes = self.config.latent
         kv = self.project(x, view.positions) if kv is None else kv
-        latent, rotated = kv["latent"][:, 0], kv["rotated"][:, 0]
-        plain, turned = self._queries(x, view.positions)
-        k = jnp.einsum("btr,rhd->bhtd", latent, self.key[...].astype(dtype))
-        v = jnp.einsum("btr,rhd->bhtd", latent, self.value[...].astype(dtype))
-        shared = jnp.broadcast_to(rotated[:, None], (*k.shape[:-1], sizes.rotary_dim))
-        q, k = jnp.concatenate([plain, turned], -1), jnp.concatenate([k, shared], -1)
+        q = self._queries(x, view.positions)
         if sizes.temperature:
             steps = jnp.floor(view.positions / sizes.temperature_length)
             heat = 1.0 + sizes.temperature * jnp.log1p(steps)
             q = q * heat[:, None, :, None].astype(q.dtype)
         q = constrain(q, "batch", "heads", "length", "head")
-        k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
-        scale = sizes.scale or 1 / math.sqrt(sizes.plain_dim + sizes.rotary_dim)
-        options = Options(scale=scale, kernel=self.config.kernel)
-        mixed = attend(q, k, v, view, options).astype(dtype)
-        return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(dtype))
+        mixed = view.over(self._mixed, q, kv).astype(x.dtype)
+        return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
 
-    def _queries(self, x: Array, positions: Array) -> tuple[Array, Array]:
-        """Returns the features of queries that are not rotated, and the rotated ones."""
+    def _mixed(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L V"]:
+        """Returns the mixed values of queries on the latents of their keys."""
+        sizes, queries, keys = self.config.latent, q.shape[2], kv["latent"].shape[2]
+        in_heads = sizes.plain_dim + sizes.rotary_dim + sizes.value_dim
+        in_latents = 2 * sizes.kv_rank + sizes.rotary_dim
+        expansion = keys * sizes.kv_rank * (sizes.plain_dim + sizes.value_dim)
+        absorbs = queries * keys * (in_latents - in_heads) < expansion
+        return (self._absorbed if absorbs and not view.own else self._expanded)(q, kv, view)
+
+    def _expanded(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L V"]:
+        """Returns the mixed values, from keys and values of every head."""
+        latent, rotated = kv["latent"][:, 0], kv["rotated"]
+        k = jnp.einsum("btr,rhd->bhtd", latent, self.key[...].astype(q.dtype))
+        v = jnp.einsum("btr,rhd->bhtd", latent, self.value[...].astype(q.dtype))
+        shared = jnp.broadcast_to(rotated, (*k.shape[:-1], rotated.shape[-1]))
+        k = jnp.concatenate([k, shared], -1)
+        k, v = (constrain(t, "batch", "heads", None, "head") for t in (k, v))
+        return attend(q, k, v, view, self._options)
+
+    def _absorbed(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L V"]:
+        """Returns the mixed values, from latents as the one key and the one value of all heads.
+
+        The map of keys goes to the queries, and the map of values to the mix (2405.04434, section
+        2.1.2), so that no latent is expanded.
+        """
+        plain, turned = jnp.split(q, [self.config.latent.plain_dim], axis=-1)
+        q = jnp.einsum("bhld,rhd->bhlr", plain, self.key[...].astype(q.dtype))
+        k = jnp.concatenate([kv["latent"], kv["rotated"]], -1)
+        mixed = attend(jnp.concatenate([q, turned], -1), k, kv["latent"], view, self._options)
+        return jnp.einsum("bhlr,rhd->bhld", mixed, self.value[...].astype(mixed.dtype))
+
+    @property
+    def _options(self) -> Options:
+        sizes = self.config.latent
+        scale = sizes.scale or 1 / math.sqrt(sizes.plain_dim + sizes.rotary_dim)
+        return Options(scale=scale, kernel=self.config.kernel)
+
+    def _queries(self, x: Array, positions: Array) -> Float[Array, "B H L D"]:
+        """Returns the queries, whose last features are rotated."""
         if self.config.latent.query_rank:
             x = self.query_norm(jnp.einsum("blm,mr->blr", x, self.query_down[...].astype(x.dtype)))
         q = jnp.einsum("blr,rhd->bhld", x, self.query[...].astype(x.dtype))
         plain, turned = jnp.split(q, [self.config.latent.plain_dim], axis=-1)
-        return plain, rotate(turned, positions, self.config.rotary)
+        return jnp.concatenate([plain, rotate(turned, positions, self.config.rotary)], -1)

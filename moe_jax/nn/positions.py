@@ -307,9 +307,9 @@ class RelativeBias(nnx.Module):
         return BiasByDistance(self.table[...], self.max_distance, self.both_ways)
 
     def __call__(
-        self, queries: Int[Array, " L"], keys: Int[Array, " T"]
-    ) -> Float[Array, "1 H L T"]:
-        """Returns the bias ``(1, H, L, T)`` of scores; see ``BiasByDistance``."""
+        self, queries: Int[Array, "*B L"], keys: Int[Array, " T"]
+    ) -> Float[Array, "#B H L T"]:
+        """Returns the bias ``(B or 1, H, L, T)`` of scores; see ``BiasByDistance``."""
         return self.by_distance(queries, keys)
 
 
@@ -329,23 +329,23 @@ class BiasByDistance:
     both_ways: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(
-        self, queries: Int[Array, " L"], keys: Int[Array, " T"]
-    ) -> Float[Array, "1 H L T"]:
-        """Returns the bias ``(1, H, L, T)`` of scores.
+        self, queries: Int[Array, "*B L"], keys: Int[Array, " T"]
+    ) -> Float[Array, "#B H L T"]:
+        """Returns the bias ``(B or 1, H, L, T)`` of scores.
 
         Args:
-            queries: Positions ``(L,)`` of the queries.
+            queries: Positions ``(L,)`` of the queries of all rows, or ``(B, L)``.
             keys: Positions ``(T,)`` of the keys.
         """
         table = self.table
-        distance = queries[:, None] - keys[None, :]
+        distance = jnp.atleast_2d(queries)[:, :, None] - keys
         if self.both_ways:
             half = table.shape[0] // 2
             later = jnp.where(distance < 0, half, 0)
             bucket = later + _bucket(jnp.abs(distance), half, self.max_distance)
         else:
             bucket = _bucket(jnp.maximum(distance, 0), table.shape[0], self.max_distance)
-        return jnp.moveaxis(table[bucket], -1, 0)[None]
+        return jnp.moveaxis(table[bucket], -1, 1)
 
 
 def _bucket(distance: Array, buckets: int, max_distance: int) -> Array:

@@ -1,10 +1,12 @@
 """Serving: requests that share the steps of one model, and an endpoint for them."""
 
+from moe_jax.serving.engine import Engine
 from moe_jax.serving.placement import copy_experts, device_loads, place
 from moe_jax.serving.request import Ended, Generator, Request, Token
 
 __all__ = [
     "Ended",
+    "Engine",
     "Generator",
     "Request",
     "Token",

@@ -1,0 +1,252 @@
+"""The engine: requests join and leave between steps of one model (Orca, OSDI 2022)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moe_jax.errors import ConfigError
+from moe_jax.models import Decoder, Model
+from moe_jax.run.sampling import check_can_generate
+from moe_jax.serving.pages import Pages
+from moe_jax.serving.program import Samples, StepShape, compiled, pages_of
+from moe_jax.serving.request import Request, Token
+from moe_jax.serving.running import Running, TokensRead, inputs_of, parts_of
+
+# A table of pages is as wide as this number of tokens, or wider by powers of this factor.
+_NARROWEST, _GROWTH = 128, 4
+
+
+@dataclasses.dataclass
+class Prefill:
+    """Counts of the tokens of prompts.
+
+    Attributes:
+        computed: Number of tokens whose entries were computed.
+        shared: Number of tokens whose entries were those of an earlier request.
+    """
+
+    computed: int = 0
+    shared: int = 0
+
+
+class Engine:
+    """Samples continuations of requests that share the steps of one model.
+
+    A step reads one token of every running request, and beside them a chunk of one prompt. The
+    shapes of a step are few, and all of them are compiled in the constructor. The tokens of a
+    request do not depend on the other requests: no expert drops a token, and the key of a sample is
+    made of the seed of the request and the number of the sample.
+
+    Attributes:
+        prefill: Counts of the tokens of prompts.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        slots: int = 16,
+        length: int = 2048,
+        prefill: int = 64,
+        *,
+        page: int = 16,
+        pages: int = 0,
+        logprobs: int = 20,
+        mesh: Mesh | None = None,
+    ):
+        """Allocates the pages and compiles all programs.
+
+        Args:
+            model: Decoder in which tokens choose experts; on a mesh its parameters are placed.
+            slots: Largest number of requests that run at once.
+            length: Largest number of tokens of a request, with its sample.
+            prefill: Largest number of tokens of a prompt that a step reads.
+            page: Number of tokens per page; requests share whole pages of a common prefix.
+            pages: Number of pages; 0 for so many that all slots have their whole length.
+            logprobs: Largest number of most likely tokens that a request may ask for.
+            mesh: Mesh of devices.
+
+        Raises:
+            ConfigError: If the model cannot generate text, or a size is out of range.
+        """
+        self._model = _checked(model, length)
+        sizes = {"slots": slots, "length": length, "prefill": prefill, "page": page}
+        _check_sizes(sizes, pages, logprobs)
+        self._length, self._top = length, min(logprobs, model.embedding.table.shape[0])
+        self._chunk, self._mesh = prefill, mesh
+        number = pages or slots * -(-length // page)
+        self._pages = Pages(number, page)
+        self._number = number
+        self._slots: list[Running | None] = [None] * slots
+        self._queue: deque[tuple[int, Request]] = deque()
+        self._submitted = 0
+        self.prefill = Prefill()
+        self._leaves = jax.tree.leaves(self._model)
+        with self._on_mesh():
+            self._layers = pages_of(self._model, (1 + number) * page)
+            self._programs = {
+                shape: compiled(self._model, self._layers, shape, self._top)
+                for shape in _shapes(slots, prefill, page, self._pages.of(length))
+            }
+
+    @property
+    def programs(self) -> int:
+        """Number of compiled programs, all from the constructor."""
+        return len(self._programs)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that have no entries yet."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Number of requests that have entries."""
+        return sum(request is not None for request in self._slots)
+
+    @property
+    def free_pages(self) -> int:
+        """Number of pages that no request holds."""
+        return self._pages.free
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns its number.
+
+        Raises:
+            ConfigError: If the prompt is empty, holds ids outside the vocabulary, or does not fit
+                with its sample into the cache; or if it asks for more log-probabilities than
+                ``logprobs``.
+        """
+        self._check(request)
+        self._submitted += 1
+        self._queue.append((self._submitted, request))
+        return self._submitted
+
+    def cancel(self, number: int) -> None:
+        """Forgets a request, waiting or running, and frees its entries at once."""
+        self._queue = deque(each for each in self._queue if each[0] != number)
+        for slot, request in enumerate(self._slots):
+            if request is not None and request.number == number:
+                self._leave(slot, request)
+
+    def step(self) -> list[Token]:
+        """Computes one step of the running requests; returns their new tokens."""
+        self._join()
+        parts = parts_of(self._slots, self._chunk)
+        if not parts:
+            return []
+        shape = self._shape_for(parts)
+        inputs = inputs_of(parts, shape)
+        with self._on_mesh():
+            program = self._programs[shape]
+            self._layers, samples = program(self._leaves, self._layers, inputs)
+        samples = jax.device_get(samples)
+        return [token for part in parts for token in self._advance(part, samples)]
+
+    def _join(self) -> None:
+        """Gives slots and pages to waiting requests, in order; one at a time reads its prompt."""
+        while self._queue and None in self._slots:
+            if any(each is not None and len(each.unread) > 1 for each in self._slots):
+                return
+            number, request = self._queue[0]
+            held = self._pages.take(request.prompt, _most(request))
+            if held is None:
+                return
+            self._queue.popleft()
+            self.prefill.shared += held.computed
+            slot = self._slots.index(None)
+            self._slots[slot] = Running(number, request, held, list(request.prompt))
+
+    def _shape_for(self, parts: list[TokensRead]) -> StepShape:
+        """Returns the smallest shape that holds the tokens of a step."""
+        chunk = any(part.number > 1 for part in parts)
+        ends = (part.request.held.computed + part.number for part in parts)
+        pages = self._pages.of(max(ends))
+        shapes = (each for each in self._programs if (each.chunk > 0) == chunk)
+        return min((each for each in shapes if each.pages >= pages), key=lambda each: each.pages)
+
+    def _advance(self, part: TokensRead, samples: Samples) -> list[Token]:
+        """Counts the tokens that a step has read, and returns the token that it has sampled."""
+        request, slot, ends = part.request, part.slot, part.ends
+        prompt = len(request.request.prompt)
+        self.prefill.computed += max(min(prompt - request.held.computed, part.number), 0)
+        request.held.computed += part.number
+        self._pages.name(request.held, request.tokens)
+        if not ends:
+            return []
+        token = int(samples.tokens[slot])
+        ended = request.add(token)
+        if ended is not None:
+            self._leave(slot, request)
+        number = request.request.logprobs
+        ids, values = (
+            np.asarray(x[slot, :number]).tolist() for x in (samples.top, samples.top_logprobs)
+        )
+        top = tuple(zip(ids, values, strict=True))
+        return [Token(request.number, token, float(samples.logprobs[slot]), top, ended)]
+
+    def _leave(self, slot: int, request: Running) -> None:
+        self._pages.release(request.held)
+        self._slots[slot] = None
+
+    def _check(self, request: Request) -> None:
+        vocabulary = self._model.embedding.table.shape[0]
+        if not request.prompt:
+            raise ConfigError("the prompt is empty: start it with a begin token")
+        if not all(0 <= token < vocabulary for token in request.prompt):
+            raise ConfigError(f"the prompt has token ids outside 0 to {vocabulary - 1}: drop them")
+        tokens = len(request.prompt) + request.sampling.tokens
+        if tokens > self._length:
+            raise ConfigError(
+                f"prompt and sample are {tokens} tokens, and a request has room for "
+                f"{self._length}: shorten one of them"
+            )
+        if self._pages.of(_most(request)) > self._number:
+            raise ConfigError(
+                f"prompt and sample are {tokens} tokens, and all pages have room for "
+                f"{self._number * self._pages.size}: shorten one of them"
+            )
+        if not 0 <= request.logprobs <= self._top:
+            raise ConfigError(f"logprobs={request.logprobs} must be between 0 and {self._top}")
+
+    def _on_mesh(self) -> Any:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _most(request: Request) -> int:
+    """Returns the largest number of entries of a request; its last token needs none."""
+    return len(request.prompt) + request.sampling.tokens - 1
+
+
+def _shapes(slots: int, prefill: int, page: int, pages: int) -> list[StepShape]:
+    """Returns the shapes of all steps: with and without a chunk, for tables of each width."""
+    widths, width = [pages], max(_NARROWEST // page, 1)
+    while width < pages:
+        widths.append(width)
+        width *= _GROWTH
+    return [StepShape(slots, chunk, width, page) for width in widths for chunk in (0, prefill)]
+
+
+def _checked(model: Model, length: int) -> Decoder:
+    """Returns the model, if it can generate so many tokens."""
+    check_can_generate(model.config)
+    if not isinstance(model, Decoder):
+        raise ConfigError("an engine continues prompts and has no encoder: use decoding.translate")
+    model.config.check_length(length, "length")
+    return model
+
+
+def _check_sizes(sizes: dict[str, int], pages: int, logprobs: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name}={size} must be at least 1")
+    if sizes["prefill"] < 2:
+        raise ConfigError("prefill=1 must be at least 2: every slot reads one token beside it")
+    if pages < 0 or logprobs < 0:
+        raise ConfigError(f"pages={pages} and logprobs={logprobs} must be at least 0")

@@ -1,0 +1,172 @@
+"""The compiled step of an engine: tokens of all running requests in, one sample of each out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.decoding import Rules, choose_by_row
+from moe_jax.models import Decoder
+from moe_jax.models.cache import PagedCache
+from moe_jax.models.stack import StackCache
+from moe_jax.parallel import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShape:
+    """The shapes of one program.
+
+    Attributes:
+        slots: Number ``S`` of requests that may run at once.
+        chunk: Number of tokens of a prompt that the step reads beside them; 0 for none.
+        pages: Number of pages per request that the step reads.
+        page: Number of entries per page.
+    """
+
+    slots: int
+    chunk: int
+    pages: int
+    page: int
+
+    @property
+    def tokens(self) -> int:
+        """Number ``N`` of tokens of the step: one per slot, then the chunk."""
+        return self.slots + self.chunk
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """The arrays of one step.
+
+    Attributes:
+        tokens: Token ids ``(N,)`` int32.
+        positions: Positions ``(N,)`` int32.
+        valid: Mask ``(N,)``, False for padding.
+        entries: Entry ``(N,)`` int32 that each token writes.
+        tables: Pages ``(S, pages)`` of the slots and, with a chunk, ``(1, pages)`` of its request.
+        ends: Index ``(S,)`` among the tokens of the one after which a slot samples.
+        rules: Ways to sample.
+        seeds: Seed ``(S,)`` uint32 of each slot.
+        sampled: Number ``(S,)`` int32 of tokens that each slot has sampled before.
+    """
+
+    tokens: Int[Array, " N"]
+    positions: Int[Array, " N"]
+    valid: Bool[Array, " N"]
+    entries: Int[Array, " N"]
+    tables: tuple[Int[Array, "R pages"], ...]
+    ends: Int[Array, " S"]
+    rules: Rules
+    seeds: Int[Array, " S"]
+    sampled: Int[Array, " S"]
+
+    @classmethod
+    def empty(cls, shape: StepShape) -> StepInputs:
+        """Returns the arrays of a step without tokens, in the memory of the host."""
+
+        def zeros(size: int, dtype: Any = np.int32) -> Any:
+            return np.zeros(size, dtype)
+
+        slots, tokens = shape.slots, shape.tokens
+        parts = (slots, 1) if shape.chunk else (slots,)
+        rules = Rules(zeros(slots, np.float32), zeros(slots), np.ones(slots, np.float32))  # type: ignore[arg-type]
+        return cls(
+            zeros(tokens),
+            zeros(tokens),
+            zeros(tokens, bool),
+            zeros(tokens),
+            tuple(np.zeros((part, shape.pages), np.int32) for part in parts),  # type: ignore[misc]
+            zeros(slots),
+            rules,
+            zeros(slots, np.uint32),
+            zeros(slots),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """The samples of one step.
+
+    Attributes:
+        tokens: Token ids ``(S,)`` int32.
+        logprobs: Log-probability ``(S,)`` of each at temperature 1, float32.
+        top: Most likely token ids ``(S, A)`` int32, most likely first.
+        top_logprobs: Log-probabilities ``(S, A)`` of them.
+    """
+
+    tokens: Int[Array, " S"]
+    logprobs: Float[Array, " S"]
+    top: Int[Array, "S A"]
+    top_logprobs: Float[Array, "S A"]
+
+
+def step(
+    model: Decoder, layers: StackCache, inputs: StepInputs, shape: StepShape, top: int
+) -> tuple[StackCache, Samples]:
+    """Returns the pages with the tokens of a step, and a sample after ``ends``.
+
+    Args:
+        model: Decoder.
+        layers: Pages of all layers.
+        inputs: Arrays of the step.
+        shape: Shapes of the step.
+        top: Number ``A`` of most likely tokens.
+    """
+    lengths = (1, shape.chunk) if shape.chunk else (1,)
+    cache = PagedCache(layers, inputs.entries, inputs.tables, lengths, shape.page)
+    hidden, cache = model.extend(
+        inputs.tokens[:, None],
+        inputs.valid.astype(jnp.int32)[:, None],
+        inputs.positions[:, None],
+        cache,
+    )
+    logits = model.logits(hidden[inputs.ends])[:, 0]
+    keys = jax.vmap(key_of)(inputs.seeds, inputs.sampled)
+    tokens = choose_by_row(logits, inputs.rules, keys)
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    best, ids = jax.lax.top_k(logprobs, top)
+    own = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    return _sharded(cache.layers), Samples(tokens, own, ids.astype(jnp.int32), best)
+
+
+def key_of(seed: Any, sampled: Any) -> Array:
+    """Returns the key of the sample after ``sampled`` samples of a request."""
+    return jax.random.fold_in(jax.random.key(seed), sampled)
+
+
+def pages_of(model: Decoder, entries: int) -> StackCache:
+    """Returns empty entries for all layers; a mesh splits their heads."""
+
+    @jax.jit
+    def made() -> StackCache:
+        return _sharded(model.empty_cache(1, entries).layers)
+
+    return made()
+
+
+def _sharded(layers: StackCache) -> StackCache:
+    """Returns entries ``(..., H, E, D)`` whose heads are split as queries are."""
+
+    def one(x: Array) -> Array:
+        return constrain(x, *(None,) * (x.ndim - 3), "heads", None, None)
+
+    return jax.tree.map(one, layers)
+
+
+def compiled(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> Any:
+    """Returns the compiled step: a function of the model's leaves, the pages and the inputs."""
+    leaves, tree = jax.tree.flatten(model)
+
+    def run(leaves: list[Array], layers: StackCache, inputs: StepInputs) -> Any:
+        return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top)
+
+    kept = jax.tree.map(lambda x: x.sharding, layers)
+    program = jax.jit(run, donate_argnums=1, out_shardings=(kept, None))
+    return program.lower(leaves, layers, StepInputs.empty(shape)).compile()
