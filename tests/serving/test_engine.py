@@ -13,6 +13,7 @@ from moe_jax.decoding import Sampling, generate
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, EncoderDecoder, EncoderDecoderConfig
 from moe_jax.nn.shared import SharedConfig
+from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.run.scoring import _log_likelihoods
 from moe_jax.serving import Ended, Engine, Request
 from tests.test_decoding import MOE, SMALL, VARIANTS, VOCAB
@@ -242,3 +243,36 @@ def test_models_and_sizes_that_do_not_fit_are_refused():
     refused(small, "slots=0 must be at least 1", slots=0)
     refused(small, "prefill=1 must be at least 2", prefill=1)
     refused(small, "pages=-1", pages=-1)
+
+
+def on_mesh(config, mesh):
+    """A model whose parameters are on the devices of a mesh."""
+    model = Decoder(config, VOCAB, jax.random.key(1))
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.device_put(state, shardings_of_state(state, mesh)))
+
+
+def same_on_mesh(config, mesh):
+    rng = np.random.default_rng(4)
+    requests = [drawn(rng) for _ in range(6)]
+    model = Decoder(config, VOCAB, jax.random.key(1))
+    expected = answers(Engine(model, **SIZES), requests)
+    engine = Engine(on_mesh(config, mesh), **(SIZES | {"slots": 8, "prefill": 8}), mesh=mesh)
+    assert answers(engine, requests) == expected
+    return engine
+
+
+DROPLESS = dataclasses.replace(MOE, router=routing.preset("mixtral"), every=2)
+
+
+def test_tokens_on_data_and_expert_devices_are_those_of_one():
+    config = dataclasses.replace(SMALL, num_layers=2, moe=DROPLESS)
+    same_on_mesh(config, make_mesh(MeshConfig(data=2, expert=4)))
+
+
+@pytest.mark.parametrize("name", ["windows", "latent", "carried"])
+def test_tokens_on_data_expert_and_model_devices_are_those_of_one(name):
+    engine = same_on_mesh(CONFIGS[name], make_mesh(MeshConfig(data=2, expert=2, model=2)))
+    split = {leaf.sharding.spec for leaf in jax.tree.leaves(engine._layers)}
+    # A device has the keys and values of its heads; the latents of a token have no heads.
+    assert any("model" in spec for spec in split) == (name != "latent")
