@@ -7,6 +7,7 @@ HF = ["tokenizers>=0.20"]
 DATASETS = ["datasets>=3.0", "zstandard>=0.22"]
 SWEEP = ["optuna>=4.2", "cmaes>=0.11"]
 WANDB = ["wandb>=0.19"]
+SERVE = ["prometheus-client>=0.20", "starlette>=0.46", "uvicorn>=0.34"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
 TEST = [
     "mypy>=1.15",
@@ -21,6 +22,8 @@ TEST = [
     *DATASETS,
     *SWEEP,
     *WANDB,
+    *SERVE,
+    "openai>=1.60",  # the client of the endpoint
 ]
 EXTRAS = {
     "test": TEST,
@@ -34,6 +37,7 @@ EXTRAS = {
     "sweep": SWEEP,  # samplers of moe-jax sweep
     "tensorboard": ["tensorboard>=2.16"],  # shows the event files of runs
     "wandb": WANDB,  # the writer of Weights & Biases
+    "serve": SERVE,  # moe-jax serve
     "parity": ["torch==2.13.0", "transformers>=5.0"],
 }
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "trains a model, or resumes a run",
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
+    "serve": "offers a model over HTTP, with OpenAI's API",
     "score": "prints the log-likelihood of texts, token by token",
     "explain": "shows the experts of a text and the effect of each",
     "analyze": "shows what the experts of a model take from a corpus",
@@ -50,7 +51,7 @@ _FIRST = {
     **dict.fromkeys(_OF_CONFIGS, "config"),
     **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
     "ablate": "ablation",
-    **dict.fromkeys(("score", "explain", "analyze"), "model"),
+    **dict.fromkeys(("serve", "score", "explain", "analyze"), "model"),
 }
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from moe_jax import data, decoding
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
-from moe_jax.models import Decoder, EncoderDecoder, Model, ModelConfig
+from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, Model, ModelConfig
 from moe_jax.models.decoder import NOT_CAUSAL
 from moe_jax.run.session import Session
 from moe_jax.training.state import TrainState
@@ -40,6 +40,17 @@ def check_can_generate(config: ModelConfig) -> None:
             "in this model experts choose among tokens, later ones included, so it cannot "
             "generate text; train a variant in which tokens choose experts"
         )
+
+
+def check_continues(config: ModelConfig) -> None:
+    """Rejects models that continue no text.
+
+    Raises:
+        ConfigError: If the model is an encoder-decoder, or cannot generate text.
+    """
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError("an encoder-decoder fills blanks and continues no text: use a decoder")
+    check_can_generate(config)
 
 
 def generate(

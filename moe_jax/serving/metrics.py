@@ -1,0 +1,92 @@
+"""Numbers of the endpoint for Prometheus."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from moe_jax.serving.bridge import Bridge
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counters, gauges and histograms of one endpoint."""
+
+    def __init__(self, bridge: Bridge):
+        self._registry = registry = CollectorRegistry()
+        self._responses = Counter(
+            "moe_jax_responses", "Responses by status.", ["path", "status"], registry=registry
+        )
+        self._prompts = Counter(
+            "moe_jax_prompt_tokens", "Tokens of accepted prompts.", registry=registry
+        )
+        self._sampled = Counter("moe_jax_sampled_tokens", "Sampled tokens.", registry=registry)
+        self._ends = Counter(
+            "moe_jax_answers", "Answers by the reason for their end.", ["reason"], registry=registry
+        )
+        self._first = Histogram(
+            "moe_jax_first_token_seconds",
+            "Time from a request to its first token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._next = Histogram(
+            "moe_jax_next_token_seconds",
+            "Time from a token of an answer to the next one.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        for name in ("waiting", "running"):
+            about = f"Number of {name} requests."
+            gauge = Gauge(f"moe_jax_{name}_requests", about, registry=registry)
+            gauge.set_function(functools.partial(getattr, bridge, name))
+
+    def text(self) -> bytes:
+        """Returns all numbers in the text format of Prometheus."""
+        return generate_latest(self._registry)
+
+    def respond(self, path: str, status: int) -> None:
+        """Counts a response."""
+        self._responses.labels(path, str(status)).inc()
+
+    def begin(self, prompt: int) -> Stopwatch:
+        """Counts the tokens of an accepted prompt, and returns the watch of its answer."""
+        self._prompts.inc(prompt)
+        return Stopwatch(self)
+
+    def sampled(self, seconds: float, *, first: bool) -> None:
+        """Counts a token that came after so many seconds."""
+        self._sampled.inc()
+        (self._first if first else self._next).observe(seconds)
+
+    def ended(self, reason: str) -> None:
+        """Counts an answer."""
+        self._ends.labels(reason).inc()
+
+
+class Stopwatch:
+    """The times of the tokens of one answer."""
+
+    def __init__(self, metrics: Metrics):
+        self._metrics, self._last, self.sampled = metrics, time.monotonic(), 0
+
+    def token(self) -> None:
+        """Counts a token that has come now."""
+        now = time.monotonic()
+        self._metrics.sampled(now - self._last, first=not self.sampled)
+        self._last, self.sampled = now, self.sampled + 1
+
+    def end(self, reason: str | None) -> None:
+        """Counts the end of the answer; ``None`` if the client has left before it."""
+        self._metrics.ended(reason or "cancelled")
