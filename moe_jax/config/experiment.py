@@ -17,7 +17,7 @@ from moe_jax.models.places import places
 from moe_jax.monitor import Alarm
 from moe_jax.parallel import MeshConfig
 from moe_jax.parallel.mesh import batch_shards
-from moe_jax.ranges import Natural, Positive, Ranged, Seed, Share, Weight
+from moe_jax.ranges import Factor, Natural, Positive, Ranged, Seed, Share, Weight
 from moe_jax.routing import Forced
 from moe_jax.transport import check as check_transport
 
@@ -66,6 +66,8 @@ class TrainingConfig(Ranged):
             0.25).
         noise_scale: True estimates the gradient noise scale (1812.06162) from the gradients of the
             microbatches, of which it needs at least 2.
+        teacher_temperature: Number ``T`` by which the logits of teacher and run are divided in the
+            cross-entropy with the teacher, which is multiplied by ``T^2`` (1503.02531, section 2).
     """
 
     steps: Positive = 1000
@@ -91,6 +93,7 @@ class TrainingConfig(Ranged):
     teacher: str = ""
     teacher_weight: Share = 0.25
     noise_scale: bool = False
+    teacher_temperature: Factor = 1.0
 
     def check(self) -> None:
         """Rejects a noise scale without microbatches to compare.

@@ -44,7 +44,8 @@ def _of_training(experiment: Experiment) -> Iterator[str]:
     if not training.start_from:
         yield from _changed(training, ["start_with"], where, "training.start_from is not set")
     if not training.teacher:
-        yield from _changed(training, ["teacher_weight"], where, "training.teacher is not set")
+        settings = ["teacher_weight", "teacher_temperature"]
+        yield from _changed(training, settings, where, "training.teacher is not set")
     if not getattr(experiment.model, "lookahead", 0):
         yield from _changed(training, ["lookahead_weight"], where, "the model does not look ahead")
     if not experiment.moe_layers:

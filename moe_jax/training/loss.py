@@ -63,6 +63,7 @@ def distil_tokens(
     teacher_hidden: Array,
     *,
     chunk: int,
+    temperature: float = 1.0,
 ) -> TokenScores:
     """Returns the student's scores of every token, against the targets and against the teacher.
 
@@ -72,13 +73,17 @@ def distil_tokens(
         targets: Target tokens ``(B, L)`` int32.
         teacher_hidden: Hidden states ``(B, L, M')`` of the teacher, which get no gradient.
         chunk: Number of positions as in ``score_tokens``, for the logits of both models.
+        temperature: Number ``T`` by which the logits of both models are divided. The cross-entropy
+            of these distributions is multiplied by ``T^2``, so that its gradient keeps its size
+            (Hinton et al. 2015, 1503.02531, section 2).
 
     Returns:
-        The student's scores including ``distillation``, at temperature 1 (Switch, 2101.03961,
+        The student's scores including ``distillation`` (temperature 1: Switch, 2101.03961,
         section 4.2).
     """
     with jax.named_scope("head"):
-        return _chunked(_distil, heads, hidden, targets, teacher_hidden, chunk=chunk)
+        distil = functools.partial(_distil, temperature)
+        return _chunked(distil, heads, hidden, targets, teacher_hidden, chunk=chunk)
 
 
 def _chunked(score: Callable[..., Any], module: Any, *arrays: Array, chunk: int) -> Any:
@@ -99,6 +104,7 @@ def _in_chunks(score: Callable[..., Any], chunk: int, module: Any, *arrays: Arra
 
 
 def _distil(
+    temperature: float,
     heads: tuple[VocabularyHead, VocabularyHead],
     hidden: Array,
     targets: Array,
@@ -107,8 +113,14 @@ def _distil(
     student, teacher = heads
     logits = student.logits(hidden)
     scored = _score_logits(logits, targets)
-    wanted = jax.nn.softmax(jax.lax.stop_gradient(teacher.logits(teacher_hidden)), axis=-1)
-    return dataclasses.replace(scored, distillation=scored.log_z - (wanted * logits).sum(-1))
+    taught = jax.lax.stop_gradient(teacher.logits(teacher_hidden))
+    if temperature == 1:
+        log_z = scored.log_z
+    else:
+        logits, taught = logits / temperature, taught / temperature
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+    entropy = log_z - (jax.nn.softmax(taught, axis=-1) * logits).sum(-1)
+    return dataclasses.replace(scored, distillation=temperature**2 * entropy)
 
 
 def _score(head: VocabularyHead, hidden: Array, targets: Array) -> TokenScores:

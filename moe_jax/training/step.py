@@ -175,6 +175,8 @@ class Objective:
         noise: True estimates the noise of the gradient from several microbatches.
         frozen: Names of leaves of the state that stay as they are; see ``moe_jax.training.frozen``.
             Their gradients are zero and not part of the global norm.
+        teacher_temperature: Number by which the logits of both models are divided in the
+            cross-entropy against the teacher's distribution; see ``distil_tokens``.
     """
 
     microbatches: int = 1
@@ -185,6 +187,7 @@ class Objective:
     teacher_weight: float | None = None
     noise: bool = False
     frozen: frozenset[str] = frozenset()
+    teacher_temperature: float = 1.0
 
     @classmethod
     def of(cls, experiment: Experiment) -> Objective:
@@ -199,6 +202,7 @@ class Objective:
             teacher_weight=training.teacher_weight if training.teacher else None,
             noise=training.noise_scale,
             frozen=experiment.frozen_leaves,
+            teacher_temperature=training.teacher_temperature,
         )
 
     def value_and_gradient(
@@ -297,7 +301,14 @@ class Objective:
         if teacher is None:
             return score_tokens(head, hidden, targets, chunk=chunk)
         other, teacher_hidden = teacher.hidden(part)
-        return distil_tokens((head, other.embedding), hidden, targets, teacher_hidden, chunk=chunk)
+        return distil_tokens(
+            (head, other.embedding),
+            hidden,
+            targets,
+            teacher_hidden,
+            chunk=chunk,
+            temperature=self.teacher_temperature,
+        )
 
     def _lookahead_nll(self, model: Model, reading: Reading, part: Batch) -> Array:
         """Returns the summed cross-entropies ``(D,)`` of the tokens 2, 3, ... ahead, in nats."""

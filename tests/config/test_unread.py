@@ -47,6 +47,7 @@ _DROPLESS = Router(Softmax(), TopK(1), capacity=Capacity(eval_factor=3.0, drople
 _CASES = [
     ({"training.start_with": "shared"}, "training.start_with='shared'", "training.start_from"),
     ({"training.teacher_weight": 0.5}, "training.teacher_weight=0.5", "training.teacher"),
+    ({"training.teacher_temperature": 2.0}, "teacher_temperature=2.0", "training.teacher"),
     ({"training.lookahead_weight": 0.1}, "training.lookahead_weight=0.1", "look ahead"),
     ({"training.eval_every": 2000}, "training.eval_every=2000", "training.steps=1000"),
     ({"training.patience": 3}, "training.patience=3", "training.eval_every is 0"),

@@ -162,6 +162,27 @@ def test_hand_made_distillation(chunk):
     np.testing.assert_array_equal(by_taught, np.zeros((1, 2, 2)))
 
 
+def test_a_temperature_flattens_both_distributions_by_hand():
+    class Given:
+        def logits(self, hidden):
+            return hidden
+
+    student, taught = jnp.log(jnp.array([[[9.0, 1.0]]])), jnp.log(jnp.array([[[1.0, 4.0]]]))
+
+    def soft(student):
+        heads, targets = (Given(), Given()), jnp.array([[0]])
+        return distil_tokens(heads, student, targets, taught, chunk=0, temperature=2.0)
+
+    # At T = 2, odds of 9:1 become 3:1, and 1:4 become 1:2. The cross-entropy of (3/4, 1/4) against
+    # (1/3, 2/3) is 1/3 log 4/3 + 2/3 log 4 = 1.0200902, times T^2 = 4.
+    found = soft(student)
+    np.testing.assert_allclose(found.distillation, [[4 * 1.0200902]], rtol=1e-6)
+    np.testing.assert_allclose(found.nll, [[np.log(10 / 9)]], rtol=1e-5)
+    # Its gradient is T times the difference of the probabilities.
+    gradient = jax.grad(lambda x: soft(x).distillation.sum())(student)
+    np.testing.assert_allclose(gradient, [[[2 * 5 / 12, -2 * 5 / 12]]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [(1,), (2, 2, 1, 1, 2)])
 def test_distillation_in_chunks_is_that_of_the_whole(sizes):
     hidden, targets = jnp.tile(HIDDEN, (2, 2, 1)), jnp.tile(TARGETS, (2, 2))
