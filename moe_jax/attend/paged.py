@@ -27,6 +27,8 @@ class PagedView:
         relative: Bias by the distance of query and key, or ``None``.
         lengths: For each part the number ``L`` of tokens per sequence.
         page: Number of entries per page.
+        layer: Index of the layer, if keys and values are those of several layers, which are stacked
+            along a leading axis.
     """
 
     positions: Int[Array, "N 1"]
@@ -35,15 +37,23 @@ class PagedView:
     relative: Relative | None = None
     lengths: tuple[int, ...] = dataclasses.field(default=(1,), metadata={"static": True})
     page: int = dataclasses.field(default=16, metadata={"static": True})
+    layer: Int[Array, ""] | None = None
+
+    def of_layer(self, layer: Int[Array, ""]) -> PagedView:
+        """Returns the view on the pages of one of several layers."""
+        return dataclasses.replace(self, layer=layer)
 
     @property
     def own(self) -> bool:
         """False: the keys are those of the cache."""
         return False
 
-    def put(self, old: Float[Array, "1 H E D"], new: Float[Array, "N H 1 D"]) -> Array:
+    def put(self, old: Float[Array, "*layers 1 H E D"], new: Float[Array, "N H 1 D"]) -> Array:
         """Returns the cached keys or values ``old``, with those of the step at its entries."""
-        return old.at[:, :, self.entries].set(new.astype(old.dtype).transpose(2, 1, 0, 3))
+        # An index of the layer and one of entries, between slices, bring the entries to the front.
+        if self.layer is not None:
+            return old.at[self.layer, 0, :, self.entries].set(new.astype(old.dtype)[:, :, 0])
+        return old.at[0, :, self.entries].set(new.astype(old.dtype)[:, :, 0])
 
     def over(self, mix: Mix, q: Array, kv: dict[str, Array], reach: int = 0) -> Array:
         """Returns the mixed values ``(N, H, 1, V)`` of all queries.
@@ -51,7 +61,8 @@ class PagedView:
         Args:
             mix: Function of the queries, the keys and values, and the view of one part.
             q: Queries ``(N, H, 1, D)``.
-            kv: Keys and values ``(1, H, E, D)`` of all pages, by name.
+            kv: Keys and values ``(1, H, E, D)`` of all pages, by name; with ``layer`` of all
+                layers.
             reach: Number of tokens before which a query attends to none, its own included, as in a
                 window; 0 if it attends to all. Pages out of reach are not read.
         """
@@ -78,11 +89,12 @@ class PagedView:
         columns = first[:, None] + jnp.arange(most)
         return jnp.take_along_axis(table, columns, axis=1), first
 
-    def _read(self, x: Float[Array, "1 H E D"], table: Int[Array, "R pages"]) -> Array:
+    def _read(self, x: Float[Array, "*layers 1 H E D"], table: Int[Array, "R pages"]) -> Array:
         """Returns the entries ``(R, H, T, D)`` of the sequences, in order."""
-        heads, width = x.shape[1], x.shape[3]
-        found = x.reshape(heads, -1, self.page, width)[:, table]
-        return found.swapaxes(0, 1).reshape(len(table), heads, -1, width)
+        heads, width = x.shape[-3], x.shape[-1]
+        pages = x.reshape(-1, heads, x.shape[-2] // self.page, self.page, width)
+        found = pages[0 if self.layer is None else self.layer, :, table]
+        return found.swapaxes(1, 2).reshape(len(table), heads, -1, width)
 
     def _of_part(
         self, table: Int[Array, "R pages"], positions: Int[Array, "R L"], first: Int[Array, " R"]

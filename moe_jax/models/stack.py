@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from moe_jax.attend import PagedView
 from moe_jax.nn.block import Block, BlockConfig, Context, LayerCache
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import MoEAux
@@ -240,7 +241,9 @@ class Stack(nnx.Module):
             caches in ``part``.
         """
 
-        def body(flow: Any, part: Any) -> tuple[Any, tuple[tuple[MoEAux, ...], tuple]]:
+        def body(
+            flow: Any, part: Any, context: Context = context
+        ) -> tuple[Any, tuple[tuple[MoEAux, ...], tuple]]:
             x, carried = flow
             blocks, inputs, caches = part
             blocks = constrain_parameters(blocks)
@@ -259,13 +262,38 @@ class Stack(nnx.Module):
         if repeats == 1:
             flow, (reports, caches) = body(flow, part)
             return flow, reports, caches
-        flow, (stacked, caches) = jax.lax.scan(body, flow, part)
+        if isinstance(context.view, PagedView):
+            flow, stacked, caches = _over_pages(body, repeats, flow, part, context, context.view)
+        else:
+            flow, (stacked, caches) = jax.lax.scan(body, flow, part)
         reports = [
             jax.tree.map(lambda leaf, i=i: leaf[i], report)
             for i in range(repeats)
             for report in stacked
         ]
         return flow, tuple(reports), caches
+
+
+def _over_pages(
+    body: Callable, repeats: int, flow: Any, part: Any, context: Context, view: PagedView
+) -> tuple[Any, Any, Any]:
+    """Returns the output, the stacked reports and the caches of a scan over layers with pages.
+
+    The pages of all layers are carried as one array, of which a layer writes the entries of a step
+    alone. A scan that stacks the caches of layers would copy every page in every step.
+    """
+    blocks, inputs, pages = part
+
+    def layer(carry: Any, each: Any) -> tuple[Any, Any]:
+        flow, pages = carry
+        index, blocks, inputs = each
+        own = dataclasses.replace(context, view=view.of_layer(index))
+        flow, (reports, pages) = body(flow, (blocks, inputs, pages), own)
+        return (flow, pages), reports
+
+    each = jnp.arange(repeats), blocks, inputs
+    (flow, pages), reports = jax.lax.scan(layer, (flow, pages), each)
+    return flow, reports, pages
 
 
 def _passed_on(block: Block, reports: tuple[MoEAux, ...]) -> Carried:

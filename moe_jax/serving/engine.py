@@ -239,6 +239,11 @@ def _checked(model: Model, length: int) -> Decoder:
     if not isinstance(model, Decoder):
         raise ConfigError("an engine continues prompts and has no encoder: use decoding.translate")
     model.config.check_length(length, "length")
+    if any(layer.moe.exchange_buffer is not None for layer in model.config.sparse_layers()):
+        raise ConfigError(
+            "model.moe.exchange_buffer drops choices by the load of a step, so tokens would depend "
+            "on other requests: open the model with exchange_buffer=None"
+        )
     return model
 
 

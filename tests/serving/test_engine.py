@@ -32,6 +32,7 @@ MORE = {
     "latent experts": dataclasses.replace(SMALL, moe=dataclasses.replace(MOE, latent_dim=8)),
 }
 CONFIGS = VARIANTS | MORE
+DROPLESS = dataclasses.replace(MOE, router=routing.preset("mixtral"), every=2)
 
 
 def made(name, **sizes):
@@ -233,6 +234,8 @@ def test_models_and_sizes_that_do_not_fit_are_refused():
         SMALL, moe=dataclasses.replace(MOE, router=choice, allow_future_leak=True)
     )
     refused(decoder(config), "experts choose among tokens")
+    bounded = dataclasses.replace(DROPLESS, exchange="ragged", exchange_buffer=2.0)
+    refused(decoder(dataclasses.replace(SMALL, moe=bounded)), "exchange_buffer drops choices")
     both = EncoderDecoderConfig(
         encoder_layers=1, decoder_layers=1, width=8, num_heads=2, head_dim=4
     )
@@ -260,9 +263,6 @@ def same_on_mesh(config, mesh):
     engine = Engine(on_mesh(config, mesh), **(SIZES | {"slots": 8, "prefill": 8}), mesh=mesh)
     assert answers(engine, requests) == expected
     return engine
-
-
-DROPLESS = dataclasses.replace(MOE, router=routing.preset("mixtral"), every=2)
 
 
 def test_tokens_on_data_and_expert_devices_are_those_of_one():
