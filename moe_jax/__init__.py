@@ -11,6 +11,7 @@
 * ``mj.load_hf`` and ``mj.save_hf`` read and write models of Hugging Face ``transformers``.
 * ``mj.explain`` measures the effect of every expert on a text.
 * ``mj.upcycle``, ``mj.prune``, ``mj.merge`` and ``mj.grow`` change the experts of a trained model.
+* ``mj.hash_experts``, ``mj.diff_experts`` and ``mj.take_experts`` follow experts between models.
 * ``mj.analyze`` measures what the experts of a model take from a corpus.
 * ``mj.reproduce`` runs an ablation of a paper.
 * ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
@@ -44,6 +45,13 @@ if TYPE_CHECKING:
     from moe_jax.run.loop import Diverged
     from moe_jax.surgery.api import grow, merge, prune, upcycle
     from moe_jax.surgery.changed import ChangedModel
+    from moe_jax.surgery.compared import (
+        ExpertChange,
+        ExpertVersion,
+        diff_experts,
+        hash_experts,
+        take_experts,
+    )
     from moe_jax.sweeps.sweep import sweep
 
     __version__: str
@@ -74,6 +82,11 @@ _HOMES = {
     "merge": "moe_jax.surgery.api:merge",
     "grow": "moe_jax.surgery.api:grow",
     "ChangedModel": "moe_jax.surgery.changed:ChangedModel",
+    "hash_experts": "moe_jax.surgery.compared:hash_experts",
+    "diff_experts": "moe_jax.surgery.compared:diff_experts",
+    "take_experts": "moe_jax.surgery.compared:take_experts",
+    "ExpertVersion": "moe_jax.surgery.compared:ExpertVersion",
+    "ExpertChange": "moe_jax.surgery.compared:ExpertChange",
     "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
     "sweep": "moe_jax.sweeps.sweep:sweep",
@@ -90,6 +103,8 @@ __all__ = [
     "ConfigError",
     "Diverged",
     "Experiment",
+    "ExpertChange",
+    "ExpertVersion",
     "LoadedModel",
     "MoE",
     "OpenRun",
@@ -99,9 +114,11 @@ __all__ = [
     "committed",
     "compare",
     "count",
+    "diff_experts",
     "experiment",
     "explain",
     "grow",
+    "hash_experts",
     "load_config",
     "load_hf",
     "merge",
@@ -112,6 +129,7 @@ __all__ = [
     "router",
     "save_hf",
     "sweep",
+    "take_experts",
     "train",
     "upcycle",
 ]

@@ -81,6 +81,18 @@ def folders_of(given: flags.FlagValues) -> dict[str, Any]:
     }
 
 
+def define_other(values: flags.FlagValues) -> None:
+    """Defines ``--other`` and ``--other_step``, a second model."""
+    flags.DEFINE_string(
+        "other",
+        None,
+        "Workdir or folder of a model with experts of the same shapes.",
+        required=True,
+        flag_values=values,
+    )
+    common.define_step(values, "other_step")
+
+
 def define_layers(values: flags.FlagValues) -> None:
     """Defines ``--layers``."""
     flags.DEFINE_list("layers", [], "Indices of layers; by default all.", flag_values=values)

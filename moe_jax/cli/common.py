@@ -86,11 +86,11 @@ def define_folders(values: flags.FlagValues, help_text: str) -> None:
     values.set_gnu_getopt(True)
 
 
-def define_step(values: flags.FlagValues) -> None:
-    """Defines ``--step``, a number or ``best``."""
+def define_step(values: flags.FlagValues, name: str = "step") -> None:
+    """Defines ``--step``, a number or ``best``, or another flag of this kind."""
     flags.DEFINE(
         _StepParser(lower_bound=0),
-        "step",
+        name,
         None,
         "Step of the checkpoint, or 'best' for the lowest validation loss; by default the newest "
         "intact one.",

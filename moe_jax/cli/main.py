@@ -30,6 +30,9 @@ COMMANDS = {
     "prune": "leaves experts of a model out",
     "merge": "merges similar experts of a model",
     "grow": "adds experts to a model, or widens them",
+    "hash_experts": "prints a hash of every expert",
+    "diff_experts": "compares the experts of two models",
+    "take_experts": "takes experts from another model or an older step",
     "lr_range": "tests a range of learning rates in a short run",
     "noise_scale": "measures the gradient noise scale in a short run",
     "bench": "measures MoE layers and peers, or loader and training",
@@ -52,6 +55,7 @@ _FIRST = {
     **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
     "ablate": "ablation",
     **dict.fromkeys(("serve", "score", "explain", "analyze"), "model"),
+    **dict.fromkeys(("hash_experts", "diff_experts"), "model"),
 }
 
 
@@ -79,7 +83,7 @@ def main(command: str | None = None) -> None:
 
 def _usage() -> str:
     """Returns all commands, and where flags, settings and configs are listed."""
-    commands = [f"  {command:12s}{what}" for command, what in COMMANDS.items()]
+    commands = [f"  {command:14s}{what}" for command, what in COMMANDS.items()]
     configs = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if path.stem != "common")
     published = len([*PUBLISHED.glob("[!_]*.py")])
     return "\n".join(

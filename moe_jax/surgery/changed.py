@@ -19,7 +19,7 @@ _KINDS = {"run": "run", "hf": "model of transformers", "moe_jax": "converted mod
 
 
 class ChangeOptions(TypedDict, total=False):
-    """ChangeOptions of every change.
+    """Options of every change.
 
     Attributes:
         step: Step of the checkpoint of a run, or ``best``; ``None``, the default, for the newest
@@ -35,7 +35,7 @@ class ChangeOptions(TypedDict, total=False):
 
 
 class TextOptions(ChangeOptions, total=False):
-    """ChangeOptions of a change that measures experts on a text.
+    """Options of a change that measures experts on a text.
 
     Attributes:
         file: Text on which experts are measured; "", the default, for the validation set of a run.

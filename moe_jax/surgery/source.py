@@ -123,13 +123,14 @@ def _rows_of(text: str, tokenizer: data.Tokenizer) -> Iterator[list[int]]:
         yield ids[start : start + _LENGTH + 1]
 
 
-def open_source(folder: str | Path, step: Step = None) -> OpenedModel:
+def open_source(folder: str | Path, step: Step = None, *, flag: str = "--input") -> OpenedModel:
     """Opens a model for reading.
 
     Args:
         folder: Workdir of a run, or folder of a released or converted model.
         step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one. The
             averaged parameters are read if the run keeps an average.
+        flag: Flag that names the folder, for messages.
 
     Raises:
         ConfigError: If the folder holds no model, or a step is given without a run.
@@ -139,10 +140,10 @@ def open_source(folder: str | Path, step: Step = None) -> OpenedModel:
     kind = folders.kind_of(folder)
     if kind == "none":
         raise ConfigError(
-            f"--input={folder} holds no run, no converted model and no model of transformers"
+            f"{flag}={folder} holds no run, no converted model and no model of transformers"
         )
     if kind == "run":
-        return _run(folder, step)
+        return _run(folder, step, flag)
     if step is not None:
         raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
     found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
@@ -150,12 +151,12 @@ def open_source(folder: str | Path, step: Step = None) -> OpenedModel:
     return OpenedModel(folder, weights, None, found.family, found.original)
 
 
-def _run(folder: Path, step: Step) -> OpenedModel:
+def _run(folder: Path, step: Step, flag: str) -> OpenedModel:
     experiment = workdir.load(folder)
     if latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     tokenizer, known = data.load_tokenizer(folder), remembered(folder)
-    run = FinishedRun("--input", folder, experiment, tokenizer)
+    run = FinishedRun(flag, folder, experiment, tokenizer)
     mesh = make_mesh(fitting(experiment.mesh))
     _, state = run.weights(mesh, step_of(folder, step))
     leaves = named_leaves({"params": state.params, "router_state": state.router_state})

@@ -1,0 +1,221 @@
+"""Hashes and compares the experts of models in folders, and takes experts from another model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
+
+from moe_jax.errors import ConfigError
+from moe_jax.run.best import Step
+from moe_jax.surgery.changed import ChangedModel, ChangeOptions, changed
+from moe_jax.surgery.mixture import (
+    LayerName,
+    MixtureLayer,
+    mixtures,
+    named,
+    with_mixtures,
+)
+from moe_jax.surgery.source import OpenedModel, open_source
+from moe_jax.surgery.versions import (
+    check_same_experts,
+    digest,
+    network_of,
+    on_host,
+    relative_change,
+    router_of,
+    with_experts_of,
+)
+from moe_jax.surgery.weights import LayerWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertVersion:
+    """The hashes of one expert; equal hashes mean equal float32 values.
+
+    Attributes:
+        layer: Name of the MoE layer.
+        expert: Index of the expert.
+        network: Hash of the network's parameters.
+        router: Hash of the parameters and the state of the router that belong to the expert.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> versions = mj.hash_experts("tiny-mixtral")
+        >>> isinstance(versions[0], mj.ExpertVersion), len(versions[0].network)
+        (True, 16)
+    """
+
+    layer: LayerName
+    expert: int
+    network: str
+    router: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChange:
+    """The change of one expert between two models.
+
+    Attributes:
+        layer: Name of the MoE layer.
+        expert: Index of the expert.
+        network: Norm of the change of the network's parameters, divided by their norm before.
+        router: The same ratio for the parameters and the state of the router that belong to the
+            expert.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> changes = mj.diff_experts("tiny-mixtral", "tiny-mixtral")
+        >>> isinstance(changes[0], mj.ExpertChange), changes[0].equal
+        (True, True)
+    """
+
+    layer: LayerName
+    expert: int
+    network: float
+    router: float
+
+    @property
+    def equal(self) -> bool:
+        """True if no number of the expert changed."""
+        return self.network == 0 and self.router == 0
+
+
+def hash_experts(source: str | Path, *, step: Step = None) -> tuple[ExpertVersion, ...]:
+    """Returns the hashes of every expert of every MoE layer.
+
+    Args:
+        source: Workdir of a run, or folder of a model.
+        step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
+
+    Raises:
+        ConfigError: If the model has no experts.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> versions = mj.hash_experts("tiny-mixtral")
+        >>> len(versions) == len({one.network for one in versions}) == 4
+        True
+    """
+    layers = _read(open_source(source, step), source)
+    return tuple(
+        ExpertVersion(
+            name, expert, digest(network_of(mixture, expert)), digest(router_of(mixture, expert))
+        )
+        for name, mixture in layers.items()
+        for expert in range(mixture.num_experts)
+    )
+
+
+def diff_experts(
+    source: str | Path, other: str | Path, *, step: Step = None, other_step: Step = None
+) -> tuple[ExpertChange, ...]:
+    """Returns the change of every expert from one model to another.
+
+    Args:
+        source: Workdir of a run, or folder of a model.
+        other: Workdir or folder of a model with experts of the same shapes.
+        step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
+        other_step: The same for the other model.
+
+    Raises:
+        ConfigError: If a model has no experts, or shapes differ.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> len(mj.diff_experts("tiny-mixtral", "tiny-mixtral"))
+        4
+    """
+    before = _read(open_source(source, step), source)
+    after = _read(open_source(other, other_step, flag="--other"), other)
+    check_same_experts(before, after, str(other))
+    return tuple(
+        ExpertChange(
+            name,
+            expert,
+            relative_change(network_of(mixture, expert), network_of(after[name], expert)),
+            relative_change(router_of(mixture, expert), router_of(after[name], expert)),
+        )
+        for name, mixture in before.items()
+        for expert in range(mixture.num_experts)
+    )
+
+
+def take_experts(
+    source: str | Path,
+    output: str | Path,
+    *,
+    other: str | Path,
+    experts: Sequence[int],
+    layers: Sequence[int] = (),
+    router: bool = False,
+    other_step: Step = None,
+    **options: Unpack[ChangeOptions],
+) -> ChangedModel:
+    """Writes a model with some experts of another model, such as an older checkpoint of a run.
+
+    Args:
+        source: Workdir of a run, or folder of a model.
+        output: Folder to write, empty or missing.
+        other: Workdir or folder of a model with experts of the same shapes; ``source`` itself for
+            another step of the run.
+        experts: Indices of the experts to take.
+        layers: Indices of the layers whose experts are taken; empty for all layers.
+        router: True also takes the parameters and the state of the router that belong to them.
+        other_step: Step of the checkpoint of the other run, or ``best``.
+        **options: See ``ChangeOptions``.
+
+    Raises:
+        ConfigError: If a layer or an expert does not exist, or shapes differ. The error is raised
+            before anything is written.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> taken = mj.take_experts("tiny-mixtral", "tiny-taken", other="tiny-mixtral", experts=[3])
+        >>> all(one.equal for one in mj.diff_experts("tiny-mixtral", "tiny-taken"))
+        True
+    """
+
+    def change(opened: OpenedModel) -> tuple[LayerWeights, str]:
+        here = _layers(opened, source)
+        there = _layers(open_source(other, other_step, flag="--other"), other)
+        check_same_experts(here, there, str(other))
+        chosen = _chosen(opened.weights, layers, experts)
+        new = {
+            name: with_experts_of(mixture, there[name], experts, router=router)
+            for name, mixture in chosen.items()
+        }
+        return with_mixtures(opened.weights, new), f"experts are taken from {other}"
+
+    return changed(source, output, change, **options)
+
+
+def _layers(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLayer]:
+    found = mixtures(opened.weights)
+    if not found:
+        raise ConfigError(f"{folder} has no experts: upcycle it first (moe-jax upcycle)")
+    return found
+
+
+def _read(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLayer]:
+    return {name: on_host(mixture) for name, mixture in _layers(opened, folder).items()}
+
+
+def _chosen(
+    weights: LayerWeights, layers: Sequence[int], experts: Sequence[int]
+) -> dict[LayerName, MixtureLayer]:
+    """Returns the layers whose experts are taken.
+
+    Raises:
+        ConfigError: If no expert is given, or a layer or an expert does not exist.
+    """
+    if not experts:
+        raise ConfigError("no expert is given: list the experts to take (--experts=3)")
+    chosen = named(weights, layers or tuple(mixtures(weights)))
+    for name, mixture in chosen.items():
+        for expert in experts:
+            if not 0 <= expert < mixture.num_experts:
+                last = mixture.num_experts - 1
+                raise ConfigError(f"layer {name} has no expert {expert}: it has 0 to {last}")
+    return chosen
