@@ -26,15 +26,15 @@ class ClientLeft(Exception):
 
 
 @dataclasses.dataclass
-class Running:
+class Accepted:
     """An accepted request.
 
     Attributes:
         bridge: Bridge to the generator.
         answer: Tokens of the request.
-        writer: AnswerWriter of the text.
+        writer: Writer of the text.
         form: Form of the response.
-        watch: Stopwatch of the tokens.
+        watch: Watch of the tokens.
         prompt: Number of tokens of the prompt.
         usage: Whether a stream ends with the numbers of tokens.
     """
@@ -69,7 +69,7 @@ class Running:
         return usage(self.prompt, self.watch.sampled)
 
 
-async def at_once(running: Running, request: HttpRequest) -> Response:
+async def at_once(accepted: Accepted, request: HttpRequest) -> Response:
     """Returns the whole answer.
 
     Raises:
@@ -77,16 +77,16 @@ async def at_once(running: Running, request: HttpRequest) -> Response:
         Refusal: If the generator fails.
     """
     try:
-        parts = await while_connected(request, _all(running))
+        parts = await while_connected(request, _all(accepted))
     finally:
-        running.close()
-    choice = running.form.choice(whole(parts), stream=False)
-    head = running.form.head(stream=False)
-    return JSONResponse({**head, "choices": [choice], "usage": running.numbers()})
+        accepted.close()
+    choice = accepted.form.choice(whole(parts), stream=False)
+    head = accepted.form.head(stream=False)
+    return JSONResponse({**head, "choices": [choice], "usage": accepted.numbers()})
 
 
-async def _all(running: Running) -> list[TextPart]:
-    return [part async for part in running.parts()]
+async def _all(accepted: Accepted) -> list[TextPart]:
+    return [part async for part in accepted.parts()]
 
 
 async def while_connected(request: HttpRequest, work: Awaitable[Result]) -> Result:
@@ -115,10 +115,10 @@ async def _left(request: HttpRequest) -> None:
 class EventResponse(StreamingResponse):
     """A stream of server-sent events, which frees its request however it ends."""
 
-    def __init__(self, running: Running):
+    def __init__(self, accepted: Accepted):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_events(running), media_type="text/event-stream", headers=headers)
-        self._close: Callable[[], Any] = running.close
+        super().__init__(_events(accepted), media_type="text/event-stream", headers=headers)
+        self._close: Callable[[], Any] = accepted.close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events."""
@@ -128,21 +128,21 @@ class EventResponse(StreamingResponse):
             self._close()
 
 
-async def _events(running: Running) -> AsyncGenerator[str, None]:
-    head = running.form.head(stream=True)
-    unknown = {"usage": None} if running.usage else {}
-    first = running.form.first()
+async def _events(accepted: Accepted) -> AsyncGenerator[str, None]:
+    head = accepted.form.head(stream=True)
+    unknown = {"usage": None} if accepted.usage else {}
+    first = accepted.form.first()
     if first:
         yield event({**head, "choices": [first], **unknown})
     try:
-        async with contextlib.aclosing(running.parts()) as parts:
+        async with contextlib.aclosing(accepted.parts()) as parts:
             async for part in parts:
-                choice = running.form.choice(part, stream=True)
+                choice = accepted.form.choice(part, stream=True)
                 if part.text or part.reason or choice["logprobs"]:
                     yield event({**head, "choices": [choice], **unknown})
     except Refusal as refusal:
         yield event(refusal.body)
         return
-    if running.usage:
-        yield event({**head, "choices": [], "usage": running.numbers()})
+    if accepted.usage:
+        yield event({**head, "choices": [], "usage": accepted.numbers()})
     yield DONE

@@ -21,14 +21,14 @@ from starlette.routing import Route
 
 from moe_jax.errors import ConfigError
 from moe_jax.serving import answering, asking, forms, schema
-from moe_jax.serving.answering import ClientLeft, Running, while_connected
+from moe_jax.serving.answering import Accepted, ClientLeft, while_connected
 from moe_jax.serving.asking import Served
 from moe_jax.serving.bridge import Bridge
 from moe_jax.serving.metrics import CONTENT_TYPE, Metrics
 from moe_jax.serving.refusal import Refusal
 from moe_jax.serving.written import AnswerWriter
 
-Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+Handler = Callable[[HttpRequest], Awaitable[Response]]
 Parse = Callable[[schema.Body], schema.Asked]
 # OpenAI's default of ``max_tokens`` of completions.
 _DEFAULT_TOKENS = 16
@@ -91,7 +91,7 @@ class _Api:
         self._page = _page(served.name)
 
     def route(
-        self, path: str, endpoint: Endpoint, *, method: str = "GET", key: bool = True
+        self, path: str, endpoint: Handler, *, method: str = "GET", key: bool = True
     ) -> Route:
         """Returns a route that counts its responses, and writes refusals as JSON.
 
@@ -120,7 +120,7 @@ class _Api:
 
     def generation(
         self, parse: Parse, form: type[forms.Completion | forms.Chat], default: int | None
-    ) -> Endpoint:
+    ) -> Handler:
         """Returns the endpoint of completions or chats; see ``asking.request_of``."""
 
         async def endpoint(request: HttpRequest) -> Response:
@@ -130,7 +130,7 @@ class _Api:
             # A client that leaves while the request waits for the next step leaves no request.
             answer = await while_connected(request, self._bridge.submit(found))
             served, wants = self._served, asked.logprobs is not None
-            running = Running(
+            accepted = Accepted(
                 self._bridge,
                 answer,
                 AnswerWriter(served.tokenizer, asked.stop),
@@ -140,8 +140,8 @@ class _Api:
                 asked.usage,
             )
             if asked.stream:
-                return answering.EventResponse(running)
-            return await answering.at_once(running, request)
+                return answering.EventResponse(accepted)
+            return await answering.at_once(accepted, request)
 
         return endpoint
 

@@ -143,6 +143,10 @@ class Bridge:
             self._open.discard(answer)
             self._commands.put(lambda: self._forget(answer))
 
+    def abort(self) -> None:
+        """Ends all answers with an error; any thread may call it."""
+        self._post(self._end, Refusal(503, "the server has ended first: ask again", code="ended"))
+
     async def load(self) -> list[list[float]] | None:
         """Returns the load of experts ``(layers, E)``, or ``None`` if the generator has none."""
         generator = self._generator
@@ -168,7 +172,7 @@ class Bridge:
                     self._send(tokens)
         except BaseException as error:
             self.failed = error
-            self._post(self._fail)
+            self._post(self._end, Refusal(500, "the model has failed", code="failed"))
             while command := self._commands.get():
                 command()
 
@@ -229,10 +233,10 @@ class Bridge:
             if token.ended:
                 self._open.discard(answer)
 
-    def _fail(self) -> None:
-        for answer in self._open:
-            answer.give(Refusal(500, "the model has failed", code="failed"))
-        self._open.clear()
+    def _end(self, refusal: Refusal) -> None:
+        for answer in [*self._open]:
+            answer.give(refusal)
+            self.cancel(answer)
 
 
 def _settle(future: asyncio.Future[Any], settle: Callable[[Any], None], value: Any) -> None:

@@ -64,12 +64,22 @@ class Endpoint:
             time.sleep(_TICK)
 
     def drain(self, seconds: float) -> int:
-        """Refuses new requests, and waits for the others; returns the number that remain."""
+        """Refuses new requests and waits for the others.
+
+        Args:
+            seconds: Time after which the others end with an error.
+
+        Returns:
+            Number of requests that end with an error.
+        """
         self.bridge.draining = True
         last = time.monotonic() + seconds
         while self.bridge.open and time.monotonic() < last and self.server.alive:
             time.sleep(_TICK)
-        return self.bridge.open
+        left = self.bridge.open
+        if left:
+            self.bridge.abort()
+        return left
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ openai = pytest.importorskip("openai", reason="openai is not installed")
 pytest.importorskip("starlette", reason="pip install 'moe_jax[serve]'")
 
 from moe_jax.serving.app import Limits, make_app  # noqa: E402
+from moe_jax.serving.endpoint import Endpoint  # noqa: E402
 from moe_jax.serving.server import running  # noqa: E402
 
 BYTES = data.Bytes()
@@ -27,8 +28,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 class Site:
     """A running endpoint with its parts."""
 
-    def __init__(self, generator, bridge, url, key):
-        self.generator, self.bridge, self.url = generator, bridge, url
+    def __init__(self, generator, bridge, server, key):
+        self.generator, self.bridge, self.server = generator, bridge, server
+        url = server.url
         self.http = httpx.Client(base_url=url, timeout=30)
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
@@ -53,7 +55,7 @@ def site(text="été 😀", context=400, most=8, generator=None, **limits):
     served = Served("tiny", BYTES, BYTES.vocab_size, context)
     app = make_app(served, bridge, Limits(**limits))
     with running(app, "127.0.0.1", 0, most) as server:
-        found = Site(generator, bridge, server.url, limits.get("api_key", "none"))
+        found = Site(generator, bridge, server, limits.get("api_key", "none"))
         with found.http, found.openai:
             yield found
 
@@ -272,9 +274,23 @@ def test_a_full_queue_is_429_and_a_draining_server_503():
         one.until(one.is_idle)
 
 
+def test_draining_waits_for_answers_and_then_ends_them():
+    with site(context=10**6) as one:
+        draining = Endpoint(one.server, one.bridge)
+        with raw_request(one, prompt="a", max_tokens=20, stream=True) as raw:
+            one.until(lambda: one.bridge.open)
+            assert draining.drain(60) == 0 and b"[DONE]" in _all(raw)
+        one.bridge.draining = False
+        with raw_request(one, prompt="a", max_tokens=10**5, stream=True) as raw:
+            one.until(lambda: one.bridge.open)
+            assert draining.drain(0) == 1
+            assert b"the server has ended first" in _all(raw)
+        one.until(one.is_idle)
+
+
 def _all(raw):
     content = b""
-    while b"[DONE]" not in content and (more := raw.recv(4096)):
+    while not any(end in content for end in (b"[DONE]", b"error")) and (more := raw.recv(4096)):
         content += more
     return content
 
