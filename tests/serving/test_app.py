@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from examples import chat_client
 from moe_jax import data
 from moe_jax.serving.asking import Served
 from moe_jax.serving.bridge import Bridge
@@ -30,7 +31,7 @@ class Site:
 
     def __init__(self, generator, bridge, server, key):
         self.generator, self.bridge, self.server = generator, bridge, server
-        url = server.url
+        self.url = url = server.url
         self.http = httpx.Client(base_url=url, timeout=30)
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
@@ -102,6 +103,12 @@ def test_a_stream_is_the_answer_in_whole_characters(shared):
     whole = ask(**asked)
     assert whole.choices[0].message.content == "".join(texts)
     assert whole.usage == chunks[-1].usage
+
+
+def test_the_example_of_a_client_reads_the_stream(shared):
+    assert "".join(chat_client.answer(shared.url, HELLO, max_tokens=10)) == "été 😀"
+    with pytest.raises(RuntimeError, match="temperature must be a number"):
+        next(chat_client.answer(shared.url, HELLO, temperature=3))
 
 
 def test_a_stop_text_ends_the_request_in_the_generator_too(shared):
