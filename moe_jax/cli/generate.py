@@ -1,6 +1,8 @@
 """Samples text from a run: ``moe-jax generate --workdir=runs/quickstart --prompt="def "``.
 
-``--chat`` writes the prompt in the chat template of the tokenizer.
+``--model=DIR`` reads a run, a converted model or a model of transformers. ``--stream`` prints the
+text while it is sampled. ``--chat`` writes the prompt in the chat template of the tokenizer, and
+``--turns`` answers the lines of the standard input too, as a chat.
 
 An encoder-decoder fills blanks: ``--prompt="for i <extra_id_0> range(n):"``.
 
@@ -9,20 +11,35 @@ No token is dropped while sampling, so the texts of a batch are independent of e
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import sys
+
 import jax
+import numpy as np
 from absl import flags
 
 from moe_jax.cli import common
-from moe_jax.data import chat_prompt
+from moe_jax.data import Tokenizer, chat_prompt
 from moe_jax.decoding import Sampling
+from moe_jax.errors import ConfigError
 from moe_jax.run import workdir
+from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.restored import open_restored
-from moe_jax.run.sampling import check_can_generate, generate
+from moe_jax.run.sampling import check_can_generate, check_continues, generate, texts
+from moe_jax.serving import engines
+from moe_jax.serving.asking import encoded
+from moe_jax.serving.engines import Room
+from moe_jax.serving.request import Request
+from moe_jax.serving.talk import parts, talk
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    common.define_workdir(values)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "Folder of any model, in place of --workdir.", flag_values=values
+    )
     common.define_step(values)
     common.define_average(values)
     flags.DEFINE_string(
@@ -37,6 +54,11 @@ def define(values: flags.FlagValues) -> None:
         "True makes the prompt the message of a user, in the chat template of the tokenizer.",
         flag_values=values,
     )
+    for name, meaning in (
+        ("stream", "True prints the text while it is sampled."),
+        ("turns", "True answers the prompt and then each line of the standard input, as a chat."),
+    ):
+        flags.DEFINE_bool(name, False, meaning, flag_values=values)
     flags.DEFINE_integer(
         "tokens", 128, "Largest number of tokens to add.", lower_bound=1, flag_values=values
     )
@@ -69,17 +91,72 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    """Restores a checkpoint and prints samples."""
+    """Opens a model and prints samples."""
     sampling = Sampling(given.tokens, given.temperature, given.top_k, given.top_p, given.seed)
+    if given.model and given.workdir:
+        raise ConfigError("--model and --workdir name two folders: give one of them")
+    if given.stream or given.turns:
+        _stream(given, sampling)
+    elif given.model:
+        _any_model(given, sampling)
+    else:
+        _run(given, sampling)
+
+
+def _run(given: flags.FlagValues, sampling: Sampling) -> None:
+    """Prints samples of a run, whose corpus must be there."""
     folder = common.folder_of(given)
     check_can_generate(workdir.load(folder).model)
     _, session, state = open_restored(folder, given.step, average=given.average)
-    prompt = given.prompt
-    if given.chat:
-        prompt = chat_prompt(session.tokenizer, [{"role": "user", "content": prompt}])
+    prompt = _prompt(given, session.tokenizer)
     with jax.set_mesh(session.mesh):
         for text in generate(session, state, [prompt] * given.samples, sampling):
             print(text)
+
+
+def _any_model(given: flags.FlagValues, sampling: Sampling) -> None:
+    """Prints samples of any folder."""
+    opened = open_folder(given.model, given.step, check_can_generate, average=given.average)
+    tokenizer = _tokenizer(opened)
+    prompts = [_prompt(given, tokenizer)] * given.samples
+    with opened.on_mesh():
+        for text in texts(opened.model, tokenizer, prompts, sampling, opened.window):
+            print(text)
+
+
+def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
+    """Prints a text, or the answers of a chat, while they are sampled."""
+    if given.samples != 1:
+        raise ConfigError(f"--samples={given.samples} is for whole texts: leave --stream out")
+    folder = given.model or common.folder_of(given)
+    opened = open_folder(folder, given.step, check_continues, average=given.average)
+    tokenizer, window = _tokenizer(opened), opened.window
+    sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
+    prompt = encoded(tokenizer, _prompt(given, tokenizer))[-window:]
+    context = (window if given.turns else len(prompt)) + sampling.tokens
+    opened.model.config.check_length(context, "the length of prompt and sample")
+    with opened.on_mesh():
+        engine = engines.engine_of(opened, Room(1, 0, context))
+        if given.turns:
+            lines = itertools.chain([given.prompt], sys.stdin)
+            said = talk(engine, tokenizer, lines, sampling, window)
+        else:
+            before = tokenizer.decode(np.array(prompt[1:], np.int32))
+            after = parts(engine, tokenizer, Request(prompt, sampling))
+            said = itertools.chain([before], after, ["\n"])
+        for part in said:
+            print(part, end="", flush=True)
+
+
+def _tokenizer(opened: FolderModel) -> Tokenizer:
+    assert opened.tokenizer is not None  # ``open_folder`` has checked it.
+    return opened.tokenizer
+
+
+def _prompt(given: flags.FlagValues, tokenizer: Tokenizer) -> str:
+    if not given.chat:
+        return given.prompt
+    return chat_prompt(tokenizer, [{"role": "user", "content": given.prompt}])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import check_continues
+from moe_jax.serving.engines import Room
 
 _PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -54,7 +55,7 @@ def main(given: flags.FlagValues) -> None:
     """Opens the model and answers requests until a signal comes."""
     _check_packages()
     from moe_jax.serving.app import Limits
-    from moe_jax.serving.endpoint import Room, offered
+    from moe_jax.serving.endpoint import offered
 
     limits = Limits(body=given.body_bytes, api_key=_key(given.api_key_file))
     opened = open_folder(given.model, given.step, check_continues, average=given.average)

@@ -69,10 +69,10 @@ def check_model(served: Served, name: str) -> None:
 def _ids(served: Served, prompt: Prompt) -> tuple[int, ...]:
     """Returns the token ids of a prompt; a text begins with the begin token."""
     if isinstance(prompt, str):
-        return _encoded(served.tokenizer, prompt)
+        return encoded(served.tokenizer, prompt)
     ids = tuple(token for token in prompt if isinstance(token, int))
     if not ids:
-        return _encoded(served.tokenizer, _dialogue(served.tokenizer, prompt))
+        return encoded(served.tokenizer, _dialogue(served.tokenizer, prompt))
     unknown = next((token for token in ids if not 0 <= token < served.vocab_size), None)
     if unknown is not None:
         line = f"the token {unknown} of the prompt is not from 0 to {served.vocab_size - 1}"
@@ -80,7 +80,8 @@ def _ids(served: Served, prompt: Prompt) -> tuple[int, ...]:
     return ids
 
 
-def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+def encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Returns the token ids of a text, after the begin token."""
     return (tokenizer.bos_id, *tokenizer.encode(text).tolist())
 
 

@@ -7,35 +7,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-from moe_jax.errors import ConfigError
 from moe_jax.run.opened import FolderModel
+from moe_jax.serving import engines
 from moe_jax.serving.app import Limits, make_app
 from moe_jax.serving.asking import Served
 from moe_jax.serving.bridge import Bridge
-from moe_jax.serving.request import Generator
+from moe_jax.serving.engines import Room
 from moe_jax.serving.server import Server, running
 
 _TICK = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Room:
-    """Room for requests.
-
-    Attributes:
-        slots: Number of requests that run at once.
-        queue: Number of requests that may wait beside them.
-        context: Largest number of tokens of prompt and answer together.
-    """
-
-    slots: int = 8
-    queue: int = 64
-    context: int = 1024
-
-
-def engine_of(opened: FolderModel, room: Room) -> Generator:
-    """Returns the engine of a model with ``room.slots`` slots of ``room.context`` tokens."""
-    raise ConfigError("this version has no engine: install a newer one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +85,6 @@ def offered(
     served = Served(name, opened.tokenizer, opened.vocab_size, room.context)
     requests = room.slots + room.queue
     with opened.on_mesh():
-        bridge = Bridge(engine_of(opened, room), requests, opened.on_mesh)
+        bridge = Bridge(engines.engine_of(opened, room), requests, opened.on_mesh)
     with running(make_app(served, bridge, limits), host, port, requests) as server:
         yield Endpoint(server, bridge)

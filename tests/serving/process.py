@@ -1,7 +1,7 @@
 """``moe-jax serve`` with the generator of the tests, in a process of its own."""
 
 from moe_jax.cli import main
-from moe_jax.serving import endpoint
+from moe_jax.serving import engines
 from tests.serving.generators import OneByOne
 
 
@@ -10,5 +10,5 @@ def engine_of(opened, room):
 
 
 if __name__ == "__main__":
-    endpoint.engine_of = engine_of
+    engines.engine_of = engine_of
     main.main("serve")

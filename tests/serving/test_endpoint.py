@@ -19,6 +19,7 @@ from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.nn.positions import Learned
 from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import answer, check_continues
+from moe_jax.serving import engines
 from tests.data.test_hf_tokenizer import byte_level
 from tests.run.test_scoring import expert_choice
 from tests.serving.process import engine_of
@@ -59,8 +60,8 @@ def opened(folder):
 @pytest.fixture(scope="module")
 def client(opened):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(endpoint, "engine_of", engine_of)
-        room = endpoint.Room(slots=1, queue=4, context=48)
+        patch.setattr(engines, "engine_of", engine_of)
+        room = engines.Room(slots=1, queue=4, context=48)
         with (
             endpoint.offered(opened, "tiny", room, Limits(), "127.0.0.1", 0) as found,
             openai.OpenAI(base_url=f"{found.server.url}/v1", api_key="x", max_retries=0) as one,
@@ -101,7 +102,7 @@ def test_a_context_beyond_the_learned_positions_is_refused(opened):
     config = models.DecoderConfig(positions=Learned(length=16))
     model = dataclasses.make_dataclass("Model", ["config"])(config)
     short = dataclasses.replace(opened, model=model)
-    room = endpoint.Room(context=17)
+    room = engines.Room(context=17)
     offered = endpoint.offered(short, "tiny", room, Limits(), "127.0.0.1", 0)
     with pytest.raises(ConfigError, match="is shorter than --context=17"), offered:
         pass

@@ -1,0 +1,62 @@
+"""``moe-jax generate`` on a folder of transformers: whole, in parts, and in turns."""
+
+import io
+
+import jax
+import pytest
+from absl import flags
+
+from moe_jax import models
+from moe_jax.cli import generate
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import FAMILIES, save
+from moe_jax.serving import engines
+from tests.data.test_hf_tokenizer import byte_level
+from tests.serving.process import engine_of
+from tests.test_face import TINY_MIXTRAL
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("generate") / "tiny"
+    original = {**TINY_MIXTRAL, "vocab_size": 280}
+    model = models.make(FAMILIES["mixtral"].read(original), 280, jax.random.key(0))
+    save(model, path, "mixtral", original=original)
+    byte_level(path, chat_template="{% for m in messages %}<{{ m.content }}>{% endfor %}")
+    return path
+
+
+@pytest.fixture
+def said(folder, capsys, monkeypatch):
+    """A function from flags to what the command prints."""
+    monkeypatch.setattr(engines, "engine_of", engine_of)
+
+    def run(*arguments):
+        values = flags.FlagValues()
+        generate.define(values)
+        common = (f"--model={folder}", "--tokens=4", "--temperature=0")
+        values(["generate", *common, *arguments])
+        generate.main(values)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_stream_prints_what_is_printed_whole(said):
+    whole = said("--prompt=def")
+    assert whole.startswith("def") and said("--prompt=def", "--stream") == whole
+
+
+def test_a_chat_answers_the_prompt_and_each_line(said, monkeypatch):
+    first = said("--prompt=a", "--chat")
+    assert first.startswith("<a>")
+    monkeypatch.setattr("sys.stdin", io.StringIO("b\n"))
+    both = said("--prompt=a", "--turns")
+    assert both.startswith(first.removeprefix("<a>")) and len(both) > len(first)
+
+
+def test_flags_that_exclude_each_other_are_one_line(said):
+    with pytest.raises(ConfigError, match="--model and --workdir name two folders"):
+        said("--workdir=x")
+    with pytest.raises(ConfigError, match="--samples=2 is for whole texts: leave --stream out"):
+        said("--stream", "--samples=2")
