@@ -6,6 +6,7 @@ NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 HF = ["tokenizers>=0.20"]
 DATASETS = ["datasets>=3.0", "zstandard>=0.22"]
 SWEEP = ["optuna>=4.2", "cmaes>=0.11"]
+QUANTISE = ["qwix>=0.1.8"]
 WANDB = ["wandb>=0.19"]
 SERVE = ["prometheus-client>=0.20", "starlette>=0.46", "uvicorn>=0.34"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27"]
@@ -24,6 +25,7 @@ TEST = [
     *WANDB,
     *SERVE,
     "openai>=1.60",  # the client of the endpoint
+    *QUANTISE,
 ]
 EXTRAS = {
     "test": TEST,
@@ -35,6 +37,7 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10.2"],  # for drivers older than 580
     "kernels": ["tokamax>=0.0.12"],
     "sweep": SWEEP,  # samplers of moe-jax sweep
+    "quantise": QUANTISE,  # codes and scales of moe-jax quantise
     "tensorboard": ["tensorboard>=2.16"],  # shows the event files of runs
     "wandb": WANDB,  # the writer of Weights & Biases
     "serve": SERVE,  # moe-jax serve

@@ -12,6 +12,7 @@
 * ``mj.explain`` measures the effect of every expert on a text.
 * ``mj.upcycle``, ``mj.prune``, ``mj.merge`` and ``mj.grow`` change the experts of a trained model.
 * ``mj.hash_experts``, ``mj.diff_experts`` and ``mj.take_experts`` follow experts between models.
+* ``mj.quantise`` writes a model whose experts have weights of eight or four bits.
 * ``mj.analyze`` measures what the experts of a model take from a corpus.
 * ``mj.reproduce`` runs an ablation of a paper.
 * ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         hash_experts,
         take_experts,
     )
+    from moe_jax.surgery.quantising import QuantisedModel, quantise
     from moe_jax.sweeps.sweep import sweep
 
     __version__: str
@@ -87,6 +89,8 @@ _HOMES = {
     "take_experts": "moe_jax.surgery.compared:take_experts",
     "ExpertVersion": "moe_jax.surgery.compared:ExpertVersion",
     "ExpertChange": "moe_jax.surgery.compared:ExpertChange",
+    "quantise": "moe_jax.surgery.quantising:quantise",
+    "QuantisedModel": "moe_jax.surgery.quantising:QuantisedModel",
     "committed": "moe_jax.ablation.reproduce:committed",
     "reproduce": "moe_jax.ablation.reproduce:reproduce",
     "sweep": "moe_jax.sweeps.sweep:sweep",
@@ -108,6 +112,7 @@ __all__ = [
     "LoadedModel",
     "MoE",
     "OpenRun",
+    "QuantisedModel",
     "TrainingError",
     "__version__",
     "analyze",
@@ -124,6 +129,7 @@ __all__ = [
     "merge",
     "open_run",
     "prune",
+    "quantise",
     "register_router",
     "reproduce",
     "router",

@@ -11,7 +11,7 @@ ROOT = Path(moe_jax.__file__).parent
 ROOMS = [
     *("errors", "precision", "ranges", "signals", "files", "processes"),
     *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data"),
-    *("monitor", "config"),
+    *("monitor", "config", "quantised"),
     *("counting", "training", "interop", "decoding", "analysis", "planning", "run"),
     *("surgery", "serving"),
     *("ablation", "sweeps", "benchmark", "cli"),

@@ -33,6 +33,7 @@ COMMANDS = {
     "hash_experts": "prints a hash of every expert",
     "diff_experts": "compares the experts of two models",
     "take_experts": "takes experts from another model or an older step",
+    "quantise": "writes experts of a model in eight or four bits",
     "lr_range": "tests a range of learning rates in a short run",
     "noise_scale": "measures the gradient noise scale in a short run",
     "bench": "measures MoE layers and peers, or loader and training",
@@ -56,6 +57,7 @@ _FIRST = {
     "ablate": "ablation",
     **dict.fromkeys(("serve", "score", "explain", "analyze"), "model"),
     **dict.fromkeys(("hash_experts", "diff_experts"), "model"),
+    "quantise": "input",
 }
 
 

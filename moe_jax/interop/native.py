@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
@@ -20,13 +22,19 @@ from moe_jax.interop.huggingface import Imported
 from moe_jax.interop.staging import replaced, require_room
 from moe_jax.models.leading_axis import as_saved, as_wanted
 from moe_jax.parallel import shardings_of_state
+from moe_jax.quantised.packed import PackedFile, PackedLeaves
 
 DESCRIPTION, PARAMETERS, BESIDE = "model.json", "parameters", "released"
 _KINDS = {kind.__name__: kind for kind in (models.DecoderConfig, models.EncoderDecoderConfig)}
 _KEYS = ("kind", "config", "vocab_size", "family", "original")
 
 
-def save(imported: Imported, directory: Path | str, companions: Path | None = None) -> None:
+def save(
+    imported: Imported,
+    directory: Path | str,
+    companions: Path | None = None,
+    packed: PackedLeaves | None = None,
+) -> None:
     """Writes a model into an empty folder, atomically.
 
     Args:
@@ -34,14 +42,17 @@ def save(imported: Imported, directory: Path | str, companions: Path | None = No
         directory: Folder to write, empty or missing.
         companions: Folder whose tokenizer, chat template, generation settings and licences are
             copied to ``released/``; ``None`` for no copies.
+        packed: Quantised weights, which the folder holds as codes; ``None`` for none.
 
     Raises:
         ConfigError: If the folder is not empty, or the disk is full.
     """
     directory = Path(directory)
     require_empty(directory)
-    state = nnx.to_pure_dict(nnx.state(imported.model))
-    require_room(directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    state = _named(nnx.to_pure_dict(nnx.state(imported.model)))
+    state, _ = _parted(state, packed.leaves if packed else ())
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    require_room(directory, size + (packed.size if packed else 0))
     description = {
         "kind": type(imported.config).__name__,
         "config": describe(imported.config),
@@ -54,9 +65,11 @@ def save(imported: Imported, directory: Path | str, companions: Path | None = No
         if companions is not None:
             copy_companions(companions, folder / BESIDE)
         try:
-            ocp.save_pytree((folder / PARAMETERS).absolute(), _named(state))
+            ocp.save_pytree((folder / PARAMETERS).absolute(), state)
         except Exception as error:
             raise OSError(f"{directory} cannot be written: {line_of(error)}") from error
+        if packed is not None:
+            packed.write(folder)
         write_json(folder / DESCRIPTION, description)
 
 
@@ -116,6 +129,7 @@ def load(directory: Path | str, mesh: Mesh | None = None) -> Imported:
 
 def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
     saved = ocp.pytree_metadata(path.absolute()).metadata
+    packed = PackedFile(path.parent)
 
     def wanted(leaf: jax.Array, old: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, old.dtype, sharding=sharding)
@@ -128,9 +142,29 @@ def _restored(path: Path, state: nnx.State, mesh: Mesh | None) -> dict:
         return leaf
 
     named, shardings = _named(nnx.to_pure_dict(state)), _shardings(state, mesh)
+    named, quantised = _parted(named, packed.leaves)
+    shardings, places = _parted(shardings, packed.leaves)
     like = jax.tree.map(wanted, named, saved, shardings)
     targets = jax.tree_util.tree_map_with_path(target, like, saved)
-    return jax.tree.map(as_wanted, ocp.load_pytree(path.absolute(), targets), like)
+    found = jax.tree.map(as_wanted, ocp.load_pytree(path.absolute(), targets), like)
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
+        for name, leaf in quantised.items()
+    }
+    filled = {_key(name): array for name, array in packed.fill(shapes).items()}
+    return unflatten_dict(flatten_dict(found, keep_empty_nodes=True) | filled)
+
+
+def _parted(tree: dict, packed: Collection[str]) -> tuple[dict, dict[str, Any]]:
+    """Returns the tree without the arrays of a file of quantised weights, and these by name."""
+    flat = flatten_dict(tree, keep_empty_nodes=True)
+    parted = {name: flat.pop(_key(name)) for name in packed}
+    return unflatten_dict(flat), parted
+
+
+def _key(name: str) -> tuple[str, ...]:
+    """Returns the path of a parameter in the tree, such as that of ``params/embedding/table``."""
+    return tuple(name.split("/")[1:])
 
 
 def require_empty(directory: Path) -> None:

@@ -133,9 +133,12 @@ class Experts(nnx.Module):
 
     def __call__(self, x: Float[Array, "E T M"]) -> Float[Array, "E T M"]:
         """Returns the outputs ``(E, T, M)`` for the slots ``x (E, T, M)`` of all experts."""
-        hidden = self.config.hidden_layer(self.config.before(_einsum(self, "etm,emf->etf"), x))
-        hidden = constrain(hidden, "expert", "slots", "expert_mlp")
+        hidden = constrain(self.hidden(x), "expert", "slots", "expert_mlp")
         return _einsum(self, "etf,efm->etm")(hidden, "down")
+
+    def hidden(self, x: Float[Array, "E T M"]) -> Float[Array, "E T F"]:
+        """Returns the hidden units ``(E, T, F)`` for the slots ``x (E, T, M)`` of all experts."""
+        return self.config.hidden_layer(self.config.before(_einsum(self, "etm,emf->etf"), x))
 
     def on_choices(
         self,

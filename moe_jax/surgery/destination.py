@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import families_of
 from moe_jax.interop.staging import replaced
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
+from moe_jax.quantised.packed import PackedLeaves
 from moe_jax.run import workdir
 from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.predecessors import FinishedRun, open_sources
@@ -25,10 +27,14 @@ from moe_jax.run.restored import fitting
 from moe_jax.run.session import open_checkpoints, open_session
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.average import averaged_names
+from moe_jax.training.checkpoint import add_packed
 from moe_jax.training.history import TOKENIZER, digest
 from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
 
 Kind = Literal["run", "hf", "moe_jax"]
+QUANTISED = "quantised.json"
+"""File in a folder of ``transformers`` whose weights are those of codes."""
 
 
 def check_output(output: Path) -> None:
@@ -48,6 +54,7 @@ def write(
     *,
     family: str = "",
     overrides: Mapping[str, Any] | None = None,
+    packed: PackedLeaves | None = None,
 ) -> Kind:
     """Writes a model that was made from ``source``, atomically.
 
@@ -60,6 +67,8 @@ def write(
         output: Folder to write, empty or missing.
         family: ``model_type`` to write; "" for the family of the source, or another that fits.
         overrides: New settings of a run by dotted name, such as ``training.steps``.
+        packed: Quantised weights, which a run or a converted model holds as codes; ``None`` for
+            none. A folder of ``transformers`` holds the weights that the codes stand for.
 
     Returns:
         The kind of the written folder.
@@ -70,11 +79,11 @@ def write(
     if source.run is not None:
         if family:
             raise ConfigError("a run becomes a run: leave --family out, and convert it afterwards")
-        _write_run(source.run, weights, output, overrides or {})
+        _write_run(source.run, weights, output, overrides or {}, packed)
         return "run"
     if overrides:
         raise ConfigError(f"{source.folder} is no run and has no settings: leave out --config.NAME")
-    return _write_model(source, weights, output, family)
+    return _write_model(source, weights, output, family, packed)
 
 
 def _write_run(
@@ -82,6 +91,7 @@ def _write_run(
     weights: LayerWeights,
     output: Path,
     overrides: Mapping[str, Any],
+    packed: PackedLeaves | None,
 ) -> None:
     """Writes the workdir of a run whose first state has the weights and a new optimizer."""
     experiment = changed_experiment(run, weights, overrides)
@@ -103,7 +113,22 @@ def _write_run(
         workdir.record_corpus(folder, corpus)
         with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
             notes = {TOKENIZER: digest(run.tokenizer)}
-            checkpoints.save(0, named_leaves(state), notes)
+            leaves, packed = _parted(named_leaves(state), packed)
+            checkpoints.save(0, leaves, notes)
+        if packed is not None:
+            add_packed(folder / workdir.CHECKPOINTS, 0, packed)
+
+
+def _parted(
+    leaves: dict[str, Any], packed: PackedLeaves | None
+) -> tuple[dict[str, Any], PackedLeaves | None]:
+    """Returns the arrays without codes, and the codes of parameters and of their average."""
+    if packed is None:
+        return leaves, None
+    averages = averaged_names(leaves)
+    named = {averages[name]: parts for name, parts in packed.leaves.items()}
+    packed = dataclasses.replace(packed, leaves={**packed.leaves, **named})
+    return {name: leaf for name, leaf in leaves.items() if name not in packed.leaves}, packed
 
 
 def changed_experiment(
@@ -134,14 +159,23 @@ def _corpus(run: FinishedRun, experiment: Experiment) -> Mapping[str, Any]:
     return dataclasses.asdict(data.read_contents(experiment.data))
 
 
-def _write_model(source: OpenedModel, weights: LayerWeights, output: Path, family: str) -> Kind:
-    name = family or family_for(source, weights)
+def _write_model(
+    source: OpenedModel,
+    weights: LayerWeights,
+    output: Path,
+    family: str,
+    packed: PackedLeaves | None,
+) -> Kind:
+    name = family or ("" if packed else family_for(source, weights))
     model, companions = weights.module(), folders.companions_of(source.folder)
     if name:
-        huggingface.save(model, output, name, original=source.original, companions=companions)
+        notes = {QUANTISED: json.dumps(packed.summary())} if packed else None
+        huggingface.save(
+            model, output, name, original=source.original, companions=companions, texts=notes
+        )
         return "hf"
     imported = Imported(model, weights.model, weights.vocab_size, source.family, source.original)
-    native.save(imported, output, source.folder)
+    native.save(imported, output, companions, packed)
     return "moe_jax"
 
 

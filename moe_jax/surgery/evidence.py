@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from moe_jax import models, routing
 from moe_jax.errors import ConfigError
+from moe_jax.nn.feed_forward import Experts, MixedExperts
 from moe_jax.nn.groups import into_groups, tokens_into_groups
 from moe_jax.nn.mode import DECODE, Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
@@ -30,12 +31,7 @@ from moe_jax.training.loss import score_tokens
 from moe_jax.training.step import predicted_tokens
 
 Batch = Mapping[str, Any]
-_OBSERVED = _LOAD, _GATE, _OUTPUT, _LOGITS = (
-    "surgery_load",
-    "surgery_gate",
-    "surgery_output",
-    "surgery_logits",
-)
+_PREFIX = "surgery_"
 _NEVER = -1e9
 
 
@@ -69,8 +65,27 @@ class Use:
         return values / max(values.sum(), np.finfo(np.float64).tiny)
 
 
-class _Observing(ConfiguredMoE):
-    """An MoE layer whose report also has the gates, output norms and logits of its experts."""
+@dataclasses.dataclass(frozen=True)
+class Routed:
+    """The tokens of one batch that the experts of a layer process, with a slot for every choice.
+
+    Attributes:
+        inputs: Tokens ``(E, T, M)`` of the experts, 0 in an empty slot.
+        weight: Combine weight ``(E, T)`` of each slot, 0 in an empty slot.
+        filled: Mask ``(E, T)``, True where the slot holds a token.
+        logits: Logits ``(G, S, E)`` of all tokens, 0 for padding.
+        load: Number ``(E,)`` of tokens of each expert.
+    """
+
+    inputs: Float[Array, "E T M"]
+    weight: Float[Array, "E T"]
+    filled: Bool[Array, "E T"]
+    logits: Float[Array, "G S E"]
+    load: Float[Array, " E"]
+
+
+class Observing(ConfiguredMoE):
+    """An MoE layer whose report also has what ``observed`` measures."""
 
     def __call__(
         self,
@@ -84,6 +99,7 @@ class _Observing(ConfiguredMoE):
         carried: Array | None = None,
         residual: Array | None = None,
     ) -> tuple[Array, MoEAux]:
+        """Returns the output of the layer and its report, with the measured sums."""
         more = {"token_ids": token_ids, "record": record, "carried": carried}
         y, report = super().__call__(x, valid, mode=mode, rng=rng, residual=residual, **more)
         size = self.config.group_size
@@ -102,28 +118,45 @@ class _Observing(ConfiguredMoE):
             state={name: value[...] for name, value in self.router.state.items()},
         )
         inputs = self.latent.project(tokens) if self.config.latent_dim else tokens
-        observed = self._observed(plan, inputs, logits, held)
+        observed = self.observed(self._routed(plan, inputs, logits, held))
+        observed = {_PREFIX + name: value for name, value in observed.items()}
         counts = dataclasses.replace(report.counts, observed=report.counts.observed | observed)
         return y, dataclasses.replace(report, counts=counts)
 
-    def _observed(
-        self, plan: routing.Plan, tokens: Array, logits: Array, held: Array
-    ) -> dict[str, Array]:
+    def _routed(self, plan: routing.Plan, tokens: Array, logits: Array, held: Array) -> Routed:
         slots = plan.slots
         assert isinstance(slots, routing.Slots)  # ``check_measurable`` refuses soft slots.
         rows = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="fill", fill_value=0))
         inputs = rows(tokens, slots.token)
-        experts = inputs.shape[1]
-        outputs = self.experts(jnp.moveaxis(inputs, 1, 0).reshape(experts, -1, inputs.shape[-1]))
-        norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)
-        weight = jnp.moveaxis(slots.weight, 1, 0).reshape(experts, -1)
+
+        def of_experts(array: Array, *width: int) -> Array:
+            return jnp.moveaxis(array, 1, 0).reshape(inputs.shape[1], -1, *width)
+
         first = logits[..., 0] if self.router.router.planes > 1 else logits
-        first = jnp.where(held[..., None], first[..., :experts], 0)
+        return Routed(
+            of_experts(inputs, inputs.shape[-1]),
+            of_experts(slots.weight),
+            of_experts(slots.filled),
+            jnp.where(held[..., None], first[..., : inputs.shape[1]], 0),
+            plan.counts.load.sum(0),
+        )
+
+    def observed(self, routed: Routed) -> dict[str, Array]:
+        """Returns sums over the tokens of a batch, by name."""
+        raise NotImplementedError
+
+
+class _Using(Observing):
+    """Measures the fields of ``Use``."""
+
+    def observed(self, routed: Routed) -> dict[str, Array]:
+        outputs = self.experts(routed.inputs)
+        norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)
         return {
-            _LOAD: plan.counts.load.sum(0),
-            _GATE: weight.sum(-1),
-            _OUTPUT: (weight * norms).sum(-1),
-            _LOGITS: jnp.einsum("gse,gsf->ef", first, first),
+            "load": routed.load,
+            "gate": routed.weight.sum(-1),
+            "output": (routed.weight * norms).sum(-1),
+            "logits": jnp.einsum("gse,gsf->ef", routed.logits, routed.logits),
         }
 
 
@@ -151,15 +184,36 @@ def use_of(weights: LayerWeights, batches: Iterable[Batch]) -> dict[LayerName, U
     Raises:
         ConfigError: See ``check_measurable``, and if there is no batch.
     """
+    return {name: Use(**sums) for name, sums in observe(weights, _Using, batches).items()}
+
+
+def observe(
+    weights: LayerWeights,
+    layer: type[Observing],
+    batches: Iterable[Batch],
+    prepare: Callable[[models.Model], None] = lambda model: None,
+) -> dict[LayerName, dict[str, np.ndarray]]:
+    """Returns for each layer the sums over a stream of what ``layer.observed`` measures.
+
+    Args:
+        weights: The model.
+        layer: Class of an MoE layer, which every MoE layer of the model becomes.
+        batches: Batches of ``moe_jax.data``.
+        prepare: Function that adds modules to the model.
+
+    Raises:
+        ConfigError: See ``check_measurable``, and if there is no batch.
+    """
     check_measurable(weights)
     model = weights.module()
+    prepare(model)
     for _, module in nnx.iter_modules(model):
-        if type(module) is ConfiguredMoE:
-            module.__class__ = _Observing
+        if type(module) is ConfiguredMoE and isinstance(module.experts, Experts | MixedExperts):
+            module.__class__ = layer
     graph, state = nnx.split(model)
-    names = [layer.name for layer in weights.model.sparse_layers() if not layer.in_attention]
+    names = [layer.name for layer in feed_forward_layers(weights)]
     sums = _total(_sums(graph, state, batch) for batch in batches)
-    return {name: Use(*of) for name, of in zip(names, sums, strict=True)}
+    return dict(zip(names, sums, strict=True))
 
 
 def _added(one: Any, other: Any) -> Any:
@@ -180,14 +234,14 @@ def _total(parts: Iterable[Any]) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> list[tuple[Array, ...]]:
+def _sums(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> list[dict[str, Array]]:
     model = nnx.merge(graph, state)
-    reports = model.read(batch, mode=Mode("full")).reports
-    return [
-        tuple(report.counts.observed[name] for name in _OBSERVED)
-        for report in reports
-        if _GATE in report.counts.observed
+    observed = [report.counts.observed for report in model.read(batch, mode=Mode("full")).reports]
+    kept = [
+        {name.removeprefix(_PREFIX): of[name] for name in of if name.startswith(_PREFIX)}
+        for of in observed
     ]
+    return [sums for sums in kept if sums]
 
 
 def loss_of(weights: LayerWeights, batches: Iterable[Batch]) -> float:

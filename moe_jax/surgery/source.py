@@ -82,10 +82,15 @@ class OpenedModel:
         elif not isinstance(self.weights.model, DecoderConfig):
             raise ConfigError("an encoder-decoder reads two texts, and a file holds one: use a run")
         else:
-            found = _batches_of(file, self._tokenizer())
+            found = _batches_of(file, self.tokenizer())
         return (_arrays(batch) for batch in itertools.islice(found, count))
 
-    def _tokenizer(self) -> data.Tokenizer:
+    def tokenizer(self) -> data.Tokenizer:
+        """Returns the tokenizer of the model.
+
+        Raises:
+            ConfigError: If the folder has none.
+        """
         if self.run is not None:
             return self.run.tokenizer
         name = folders.tokenizer_of(self.folder)

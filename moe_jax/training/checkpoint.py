@@ -9,7 +9,9 @@ marker at the same time or later, so only the format of the metadata is checked,
 marker is not checked.
 
 A step directory ``<step>/`` holds ``state/`` (the pytree, in Orbax's format), ``data_state/`` (one
-JSON file per process) and ``integrity.json``. Nothing is pickled, and loading runs no stored code.
+JSON file per process) and ``integrity.json``. The first step of a quantised run also holds
+``quantised.safetensors``, and its pytree lacks the arrays of that file. Nothing is pickled, and
+loading runs no stored code.
 
 A reader never changes the directory. The first ``save`` of a writer removes the leftovers of a
 killed run and moves damaged steps to ``corrupt-<step>-<n>``. Only one run at a time may write.
@@ -20,9 +22,10 @@ from __future__ import annotations
 import contextlib
 import logging as stdlib_logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +36,7 @@ from orbax.checkpoint import v1 as ocp
 from moe_jax import processes
 from moe_jax.errors import CheckpointError, ConfigError, line_of
 from moe_jax.models.leading_axis import as_wanted
+from moe_jax.quantised.packed import PackedFile, PackedLeaves
 from moe_jax.training.data_state import DataState, read_data_state
 from moe_jax.training.integrity import damage, write_integrity
 from moe_jax.training.saved_arrays import named, require_same_parameters, with_saved_axes
@@ -218,6 +222,8 @@ class Checkpoints:
             return None
         path = self.directory / str(step)
         try:
+            packed = PackedFile(path)
+            quantised, like = _parted(like, packed.leaves)
             saved = named(ocp.metadata(path, checkpointable_name=_STATE).metadata)
             target = with_saved_axes(like, saved)
             require_same_parameters(path, saved, target, partial)
@@ -225,6 +231,8 @@ class Checkpoints:
             with _loading(partial):
                 state = ocp.load_checkpointables(path, {_STATE: target})[_STATE]
             state = jax.tree.map(as_wanted, state, like)
+            if quantised:
+                state |= packed.fill(quantised)
         except CheckpointError:
             raise
         except Exception as error:
@@ -385,6 +393,19 @@ class Checkpoints:
         return _MOVED if damaged else _FREE
 
 
+def add_packed(directory: str | epath.PathLike, step: int, packed: PackedLeaves) -> None:
+    """Adds quantised weights to a finished checkpoint that lacks them, with their checksum.
+
+    Args:
+        directory: Directory of the step directories, which no run uses yet.
+        step: Step of the checkpoint.
+        packed: Quantised weights.
+    """
+    path = epath.Path(directory) / str(step)
+    packed.write(Path(path))
+    write_integrity(path)
+
+
 def _silence_orbax() -> None:
     """Hides Orbax's log of a failed save, unless the log level is ``debug``.
 
@@ -399,6 +420,14 @@ def _silence_orbax() -> None:
 def _is_wanted(record: stdlib_logging.LogRecord) -> bool:
     of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
     return not of_orbax or logging.level_debug() or record.levelno < stdlib_logging.ERROR
+
+
+def _parted(like: PyTree, packed: Collection[str]) -> tuple[dict[str, Any], PyTree]:
+    """Returns the arrays that a file of quantised weights holds, and the arrays of Orbax."""
+    if not packed:
+        return {}, like
+    parted = {name: leaf for name, leaf in like.items() if name in packed}
+    return parted, {name: leaf for name, leaf in like.items() if name not in packed}
 
 
 def _loading(partial: bool) -> contextlib.AbstractContextManager:
