@@ -171,15 +171,20 @@ def test_a_model_that_no_family_expresses_is_a_converted_one(mixtral, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_text_is_read_by_the_experts_of_a_released_model(mixtral, tmp_path):
+def add_tokenizer(folder):
+    """Writes a tokenizer of single letters into a folder of transformers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {chr(97 + i): i for i in range(26)} | {"<s>": 26, "</s>": 27, "<pad>": 28}
     tokenizer = Tokenizer(models.WordLevel({**vocabulary, "<unk>": 29}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.save(str(mixtral / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    (mixtral / "tokenizer_config.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+
+
+def test_a_text_is_read_by_the_experts_of_a_released_model(mixtral, tmp_path):
+    add_tokenizer(mixtral)
     (tmp_path / "text.txt").write_text("experts and routers of a mixture" * 20)
     changed = prune(mixtral, tmp_path / "out", experts=3, file=tmp_path / "text.txt", by="gate")
     assert changed.kind == "hf" and load(tmp_path / "out").config.moe.num_experts == 3

@@ -19,7 +19,7 @@ from moe_jax.surgery.api import prune
 from moe_jax.surgery.quantising import quantise
 from moe_jax.surgery.weights import LayerWeights
 from tests.parity.compare_models import recorded
-from tests.surgery.test_api import SMALL, files_of
+from tests.surgery.test_api import SMALL, add_tokenizer, files_of
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,22 @@ def test_a_family_gives_a_folder_of_transformers(tmp_path):
             folder_of("qwen3_moe", tmp_path / "q"), tmp_path / "x", bits="int8", family="llama"
         )
     assert not (tmp_path / "again").exists() and folders.kind_of(tmp_path / "plain") == "hf"
+
+
+def test_a_text_calibrates_a_released_model(tmp_path):
+    source = folder_of("mixtral", tmp_path / "hf")
+    with pytest.raises(ConfigError, match="has no validation set: give a text"):
+        quantise(source, tmp_path / "out", bits="int8", budget=10**6)
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        quantise(source, tmp_path / "out", bits="int8", calibration=__file__)
+    assert not (tmp_path / "out").exists()
+    add_tokenizer(source)
+    (tmp_path / "text.txt").write_text("experts and routers of a mixture" * 20)
+    text = str(tmp_path / "text.txt")
+    small = quantise(source, tmp_path / "out", bits="int4", calibration=text, batches=1)
+    assert 0 < small.difference.logits_error < 1 and small.kind == "moe_jax"
+    tensors = load_file(tmp_path / "out" / FILE)
+    assert any((tensors[name] != 1).any() for name in tensors if name.endswith("factors"))
 
 
 def test_a_quantised_run_is_not_quantised_again(four_bits, tmp_path):
