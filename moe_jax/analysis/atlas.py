@@ -10,6 +10,7 @@ import numpy as np
 
 from moe_jax.analysis.observed import Observed, ObservedLayer
 from moe_jax.analysis.tokens import mutual_information, purity
+from moe_jax.training.metrics import load_statistics
 
 _HOT = 2.0
 _POSITIONS = 8
@@ -34,6 +35,18 @@ def load_of(layer: ObservedLayer) -> dict[str, Any]:
         "dead": np.flatnonzero(load == 0).tolist(),
         "hot": np.flatnonzero(load > _HOT / experts).tolist(),
         "dropped": float(layer.dropped.sum() / max(wanted.size, 1)),
+    }
+
+
+def logged(layer: ObservedLayer) -> dict[str, Any]:
+    """Returns the numbers of a layer that the log of a run has and alarms read."""
+    wanted = layer.wanted[layer.wanted < layer.num_experts]
+    taken = layer.choices[(layer.choices >= 0) & (layer.choices < layer.num_experts)]
+    demand, load = (np.bincount(x, minlength=layer.num_experts) for x in (wanted, taken))
+    return {
+        "load": (load / max(load.sum(), 1)).tolist(),
+        "dropped_fraction": float(layer.dropped.sum() / max(wanted.size, 1)),
+        **load_statistics(demand),
     }
 
 
@@ -128,14 +141,11 @@ def quality(
         sizes: UTF-8 bytes ``(documents,)`` of the text that was read of each document.
     """
     nats, known = _by_document(observed, len(labels))
+    lost, wanted = _drops_by_document(observed, len(labels))
     group_of_token = labels[observed.documents]
     found = []
     for group, name in enumerate(names):
         own, here = labels == group, group_of_token == group
-        lost = sum(int(layer.dropped[here].sum()) for layer in observed.layers)
-        wanted = sum(
-            int((layer.wanted[here] < layer.num_experts).sum()) for layer in observed.layers
-        )
         found.append(
             {
                 "name": name,
@@ -143,50 +153,79 @@ def quality(
                 "tokens": int(here.sum()),
                 "loss": float(nats[own].sum() / max(known[own].sum(), 1)),
                 "bits_per_byte": float(nats[own].sum() / math.log(2) / max(sizes[own].sum(), 1)),
-                "dropped": lost / max(wanted, 1),
+                "dropped": float(lost[own].sum() / max(wanted[own].sum(), 1)),
             }
         )
     return found
 
 
 def gap(
-    observed: Observed, labels: np.ndarray, groups: Sequence[dict[str, Any]], sizes: np.ndarray
+    observed: Observed, labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
 ) -> dict[str, Any] | None:
-    """Returns the gap in bits per byte between the worst and the best group, and its interval.
-
-    The 95% interval is the percentile bootstrap over documents, drawn within each group.
+    """Returns the gaps between the worst and the best group in bits per byte and in drops.
 
     Args:
-        observed: Tokens and losses.
+        observed: Tokens, choices and losses.
         labels: Group ``(documents,)`` of each document.
-        groups: Groups of ``quality``; with one group there is no gap.
+        names: Name of each group; with one group there is no gap.
         sizes: UTF-8 bytes ``(documents,)`` of each document.
+
+    Returns:
+        The groups ``worst`` and ``best``, their gap ``bits_per_byte`` and its ``interval``, and
+        under ``drops`` the same for the share ``dropped`` of the choices. The 95% interval is the
+        percentile bootstrap over documents, drawn within each group.
     """
-    if len(groups) < 2:
+    if len(names) < 2:
         return None
-    order = sorted(range(len(groups)), key=lambda group: groups[group]["bits_per_byte"])
-    best, worst = order[0], order[-1]
-    nats, _ = _by_document(observed, len(labels))
+    bits = _by_document(observed, len(labels))[0] / math.log(2)
+    quality = _gap_of_ratio(bits, sizes, labels, names, "bits_per_byte")
+    drops = _drops_by_document(observed, len(labels))
+    return {**quality, "drops": _gap_of_ratio(*drops, labels, names, "dropped")}
+
+
+def _gap_of_ratio(
+    over: np.ndarray, under: np.ndarray, labels: np.ndarray, names: Sequence[str], name: str
+) -> dict[str, Any]:
+    """Returns the gap between the groups of the largest and of the smallest ratio of sums.
+
+    Args:
+        over: Numerator ``(documents,)`` of each document.
+        under: Denominator ``(documents,)`` of each document.
+        labels: Group ``(documents,)`` of each document.
+        names: Name of each group.
+        name: Name of the ratio.
+    """
+    groups = [labels == group for group in range(len(names))]
+    ratios = [over[own].sum() / max(under[own].sum(), 1) for own in groups]
+    best, worst = int(np.argmin(ratios)), int(np.argmax(ratios))
     generator = np.random.default_rng(0)
     drawn = [
-        _resampled(nats[labels == group], sizes[labels == group], generator.integers)
+        _resampled(over[groups[group]], under[groups[group]], generator.integers)
         for group in (worst, best)
     ]
-    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
     return {
-        "worst": groups[worst]["name"],
-        "best": groups[best]["name"],
-        "bits_per_byte": groups[worst]["bits_per_byte"] - groups[best]["bits_per_byte"],
-        "interval": [float(low), float(high)],
+        "worst": names[worst],
+        "best": names[best],
+        name: float(ratios[worst] - ratios[best]),
+        "interval": np.percentile(drawn[0] - drawn[1], [2.5, 97.5]).tolist(),
     }
 
 
 def _resampled(
-    nats: np.ndarray, sizes: np.ndarray, integers: Callable[..., np.ndarray]
+    over: np.ndarray, under: np.ndarray, integers: Callable[..., np.ndarray]
 ) -> np.ndarray:
-    """Returns bits per byte of resampled documents, once per resample."""
-    drawn = integers(0, len(nats), (_RESAMPLES, len(nats)))
-    return nats[drawn].sum(1) / math.log(2) / np.maximum(sizes[drawn].sum(1), 1)
+    """Returns the ratios of the sums over resampled documents, once per resample."""
+    drawn = integers(0, len(over), (_RESAMPLES, len(over)))
+    return over[drawn].sum(1) / np.maximum(under[drawn].sum(1), 1)
+
+
+def _drops_by_document(observed: Observed, documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of dropped choices and of all choices of each document, over layers."""
+    sums = np.zeros((2, documents), np.int64)
+    for layer in observed.layers:
+        marks = layer.dropped, layer.wanted < layer.num_experts
+        sums += [np.bincount(observed.documents, m.sum(1), documents).astype(int) for m in marks]
+    return sums[0], sums[1]
 
 
 def _by_document(observed: Observed, documents: int) -> tuple[np.ndarray, np.ndarray]:

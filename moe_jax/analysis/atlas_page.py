@@ -9,32 +9,57 @@ from typing import Any
 from moe_jax.analysis.page import write_page
 from moe_jax.analysis.report import visible
 from moe_jax.files import replaced
+from moe_jax.monitor import in_words
 
 PAGE = "analyze.html"
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """Returns one line per layer, one per group, and the gap between groups if there is one."""
+    """Returns one line per layer and group, and the alarms, gaps and drifts that there are."""
     shown = []
     for layer in found["layers"]:
         information = "  ".join(f"{name} {nats:.3f}" for name, nats in layer["information"].items())
         shown.append(
             f"{layer['layer']}  entropy {layer['entropy']:.3f}  dead {len(layer['dead'])}  "
-            f"hot {len(layer['hot'])}  information (nats): {information}"
+            f"hot {len(layer['hot'])}  information (nats): {information}{_ahead(layer)}"
         )
     for group in found["groups"]:
         shown.append(
             f"group {group['name']}  documents {group['documents']}  loss {group['loss']:.3f}  "
             f"bits per byte {group['bits_per_byte']:.3f}  dropped {group['dropped']:.2%}"
         )
+    shown += [f"alarm, group {line}" for line in _alarms(found)]
     if found["gap"]:
-        one = found["gap"]
-        low, high = one["interval"]
-        shown.append(
-            f"gap {one['worst']} - {one['best']}: {one['bits_per_byte']:.3f} bits per byte, "
-            f"95% interval {low:.3f} to {high:.3f}"
-        )
+        shown += _gaps(found["gap"])
+    for one in found["drift"]:
+        shown.append(f"group {one['group']} against {one['reference']}: {one['words']}")
+    for one in found["saturation"]:
+        shown.append(f"step {one['step']} to the last: {one['drift']['words']}")
     return shown
+
+
+def _alarms(found: dict[str, Any]) -> list[str]:
+    """Returns one line for each group and each condition that it meets."""
+    return [f"{one['name']}: {words}" for one in found["groups"] for words in in_words(one)]
+
+
+def _gaps(gap: dict[str, Any]) -> list[str]:
+    """Returns the gap of the quality and the gap of the drops with their intervals, as lines."""
+    low, high = gap["interval"]
+    drops = gap["drops"]
+    least, most = drops["interval"]
+    return [
+        f"gap {gap['worst']} - {gap['best']}: {gap['bits_per_byte']:.3f} bits per byte, "
+        f"95% interval {low:.3f} to {high:.3f}",
+        f"gap of drops {drops['worst']} - {drops['best']}: {drops['dropped']:.2%}, "
+        f"95% interval {least:.2%} to {most:.2%}",
+    ]
+
+
+def _ahead(layer: dict[str, Any]) -> str:
+    """Returns the accuracy of the prediction of the next layer, if there is one."""
+    found = layer["hidden_predicts_next"]
+    return "" if found is None else f"  predicts the next layer {found['accuracy']:.3f}"
 
 
 def write_atlas(found: dict[str, Any], path: str | Path, title: str) -> tuple[Path, Path]:
@@ -54,5 +79,7 @@ def write_atlas(found: dict[str, Any], path: str | Path, title: str) -> tuple[Pa
     page, numbers = Path(path), Path(path).with_suffix(".json")
     with replaced(numbers) as temporary:
         temporary.write_text(json.dumps(found), encoding="utf-8")
-    write_page("atlas.html.j2", page, title=title, found=found, visible=visible)
+    write_page(
+        "atlas.html.j2", page, title=title, found=found, alarms=_alarms(found), visible=visible
+    )
     return page, numbers

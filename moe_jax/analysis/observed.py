@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,17 @@ class Observed:
     losses: np.ndarray
     layers: tuple[ObservedLayer, ...]
 
+    def where(self, mask: np.ndarray) -> Observed:
+        """Returns the tokens with ``mask (N,)``."""
+        layers = [
+            dataclasses.replace(layer, choices=layer.choices[mask], gates=layer.gates[mask])
+            for layer in self.layers
+        ]
+        tokens, positions, documents = (
+            x[mask] for x in (self.tokens, self.positions, self.documents)
+        )
+        return Observed(tokens, positions, documents, self.losses[mask], tuple(layers))
+
 
 def observe(model: Decoder, rows: Sequence[Sequence[int]], batch_size: int) -> Observed:
     """Reads documents in evaluation, with the capacity of evaluation.
@@ -78,10 +89,8 @@ def observe(model: Decoder, rows: Sequence[Sequence[int]], batch_size: int) -> O
         rows: Token ids of each document, each no longer than the model reads at once.
         batch_size: Number of documents that are read at once.
     """
-    length, parts = max(map(len, rows)), []
-    for start in range(0, len(rows), batch_size):
-        batch = batch_of(rows[start : start + batch_size], batch_size, length)
-        valid = np.asarray(batch["segments"]) > 0
+    parts = []
+    for start, batch, valid in batches_of(rows, batch_size):
         numbers = np.broadcast_to(np.arange(batch_size)[:, None] + start, valid.shape)
         losses, layers = jax.tree.map(np.asarray, _observed(model, batch))
         found = (np.asarray(batch["inputs"]), np.asarray(batch["positions"]), numbers, losses)
@@ -97,6 +106,14 @@ def observe(model: Decoder, rows: Sequence[Sequence[int]], batch_size: int) -> O
         losses,
         tuple(ObservedLayer(f"layer {s.name}", s.moe.num_experts, *own) for s, own in named),
     )
+
+
+def batches_of(rows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[int, Batch, np.ndarray]]:
+    """Yields the number of the first document, the batch, and its mask ``(B, L)`` of tokens."""
+    length = max(map(len, rows))
+    for start in range(0, len(rows), size):
+        batch = batch_of(rows[start : start + size], size, length)
+        yield start, batch, np.asarray(batch["segments"]) > 0
 
 
 def batch_of(rows: Sequence[Sequence[int]], size: int, length: int) -> Batch:

@@ -16,7 +16,8 @@ from moe_jax import processes
 from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import experiment_of_texts
-from moe_jax.run.alarms import in_words, judged
+from moe_jax.monitor import in_words
+from moe_jax.run.alarms import judged
 from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
 

@@ -10,7 +10,7 @@ from moe_jax.monitor.alarms import (
     SaturatedGates,
     SilentBalance,
 )
-from moe_jax.monitor.watch import ALARMS, Seen, Watch, on_stream
+from moe_jax.monitor.watch import ALARMS, Seen, Watch, in_words, on_stream
 
 __all__ = [
     "ALARMS",
@@ -24,5 +24,6 @@ __all__ = [
     "Seen",
     "SilentBalance",
     "Watch",
+    "in_words",
     "on_stream",
 ]

@@ -52,6 +52,15 @@ def on_stream(
     return found
 
 
+def in_words(means: Mapping[str, Any]) -> list[str]:
+    """Returns one line for each condition of an evaluation."""
+    return [
+        f"{name} in layer {layer}: {words}"
+        for name, layers in means.get(ALARMS, {}).items()
+        for layer, words in layers.items()
+    ]
+
+
 class Watch:
     """Alarms of a run, with those lines of its log that they read."""
 

@@ -177,8 +177,8 @@ class Block(nnx.Module):
                 mixed, cache = self._attend_memory(x, context, cache)
             x = self._add(x, mixed, keys[4], "cross")
         if self.config.extra_dense == "before":
-            x = self._add(x, self.extra(self._input("extra", x)), keys[3], "extra")
-        inputs = self._input("feed_forward", x)
+            x = self._add(x, self.extra(self.branch_input("extra", x)), keys[3], "extra")
+        inputs = self.branch_input("feed_forward", x)
         if isinstance(self.feed_forward, FeedForward):
             y = self.feed_forward(inputs)
         else:
@@ -195,7 +195,7 @@ class Block(nnx.Module):
             reports += (aux,)
         x = self._add(x, y, keys[2], "feed_forward")
         if self.config.extra_dense == "after":
-            x = self._add(x, self.extra(self._input("extra", x)), keys[3], "extra")
+            x = self._add(x, self.extra(self.branch_input("extra", x)), keys[3], "extra")
         if self.config.output_scale:
             x = x * self.output_scale[...].astype(x.dtype)
         return x, reports, cache
@@ -230,7 +230,7 @@ class Block(nnx.Module):
         carried: Mapping[str, Array],
     ) -> tuple[Array, tuple[MoEAux, ...]]:
         """Returns the attention's input ``(B, L, N)``, and a report if experts project it."""
-        x = self._input("attention", x)
+        x = self.branch_input("attention", x)
         if self.config.attention_experts is None:
             return x, ()
         x, aux = self.attention_experts(
@@ -267,7 +267,7 @@ class Block(nnx.Module):
             raise ValueError("cross-attention needs a memory, or a cache that holds its keys")
         if cache is not None:
             cache = {**cache, "cross": kv}
-        return self.cross(self._input("cross", x), view, kv), cache
+        return self.cross(self.branch_input("cross", x), view, kv), cache
 
     def _make_norms(self, branch: str, config: BlockConfig) -> None:
         """Initialises ``{branch}_norm`` of the input and ``{branch}_output_norm`` of the output."""
@@ -275,8 +275,8 @@ class Block(nnx.Module):
             if config.norm.place in (place, "both"):
                 setattr(self, name, norm(config.norm, config.attention.width))
 
-    def _input(self, name: str, x: Array) -> Array:
-        """Returns the input of a branch."""
+    def branch_input(self, name: str, x: Array) -> Array:
+        """Returns the input of the branch ``name`` for the tokens ``x (B, L, M)`` before it."""
         return x if self.config.norm.place == "output" else getattr(self, f"{name}_norm")(x)
 
     def _add(self, x: Array, branch: Array, key: Array | None, name: str) -> Array:

@@ -153,13 +153,12 @@ class ConfiguredMoE(nnx.Module):
             report. The output of unrouted tokens is zero unless the layer has a shared network.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
-        size = self.config.group_size
-        tokens = tokens_into_groups(x, size)
+        tokens = tokens_into_groups(x, self.config.group_size)
         with jax.named_scope("router"):
             plan, carried = self.plan(
                 self.router_input(x, residual),
                 valid,
-                capacity=self._capacity(tokens.shape[1], mode),
+                mode=mode,
                 token_ids=token_ids,
                 record=record,
                 rng=keys[0],
@@ -195,7 +194,7 @@ class ConfiguredMoE(nnx.Module):
         x: Float[Array, "B L M"],
         valid: Bool[Array, "B L"],
         *,
-        capacity: int,
+        mode: Mode,
         token_ids: Int[Array, "B L"] | None = None,
         record: Int[Array, "B L K"] | None = None,
         rng: PRNGKeyArray | None = None,
@@ -206,16 +205,17 @@ class ConfiguredMoE(nnx.Module):
         Args:
             x: Tokens ``(B, L, M)`` that the router reads.
             valid: Mask ``(B, L)``, False for padding.
-            capacity: Number ``C`` of slots per expert and group.
+            mode: Capacity of the experts.
             token_ids: Ids ``(B, L)`` of the tokens, for routers that hash them.
             record: Recorded choices ``(B, L, K)``, for the router ``forced``.
             rng: Random key in training, or ``None``.
             carried: Values of the router of the MoE layer before, as for a call of the layer.
         """
         size = self.config.group_size
+        tokens = tokens_into_groups(x, size)
         return self.router(
-            tokens_into_groups(x, size),
-            capacity=capacity,
+            tokens,
+            capacity=self._capacity(tokens.shape[1], mode),
             valid=into_groups(valid, size, False),
             token_ids=None if token_ids is None else into_groups(token_ids, size),
             record=None if record is None else into_groups(record, size, -1),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError, line_of
+from moe_jax.interop.folders import kind_of
 from moe_jax.monitor import ALARMS, Drift, Watch, on_stream
 from moe_jax.monitor.alarms import Line
+from moe_jax.run import workdir
+from moe_jax.run.best import Step
 from moe_jax.training.metrics import read_metrics
+
+# Conditions in words, by alarm and layer.
+Conditions: TypeAlias = dict[str, dict[str, str]]
 
 
 def open_watch(experiment: Experiment, folder: Path, step: int) -> Watch:
@@ -46,18 +53,32 @@ def judged(
     alarms = experiment.training.alarms
     if not alarms:
         return dict(means)
-    own = [line for line in read_metrics(folder) if line["kind"] == "eval" and line["step"] <= step]
-    found = on_stream(alarms, means, {"": own[-1] if own else None, **references(experiment)})
+    found = on_stream(alarms, means, _lines_to_compare(experiment, folder, step))
     return {**means, ALARMS: found, "active_alarms": sum(map(len, found.values()))}
 
 
-def in_words(means: Mapping[str, Any]) -> list[str]:
-    """Returns one line for each condition of an evaluation."""
-    return [
-        f"{name} in layer {layer}: {words}"
-        for name, layers in means.get(ALARMS, {}).items()
-        for layer, words in layers.items()
-    ]
+def alarms_of(folder: str | Path, step: Step = None) -> Callable[[Line], Conditions]:
+    """Returns the function from an evaluation to its conditions by alarm and layer.
+
+    Args:
+        folder: Workdir of a run; a folder of another model has no alarms.
+        step: Step of the checkpoint; see ``judged``.
+    """
+    folder = Path(folder)
+    if kind_of(folder) != "run":
+        return lambda line: {}
+    experiment = workdir.load(folder)
+    if not experiment.training.alarms:
+        return lambda line: {}
+    last = step if isinstance(step, int) else sys.maxsize
+    compared = _lines_to_compare(experiment, folder, last)
+    return lambda line: on_stream(experiment.training.alarms, line, compared)
+
+
+def _lines_to_compare(experiment: Experiment, folder: Path, step: int) -> dict[str, Line | None]:
+    """Returns the line of every reference; "" is the run's last validation up to ``step``."""
+    own = [line for line in read_metrics(folder) if line["kind"] == "eval" and line["step"] <= step]
+    return {"": own[-1] if own else None, **references(experiment)}
 
 
 def references(experiment: Experiment) -> dict[str, Line]:

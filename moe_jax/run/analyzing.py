@@ -12,10 +12,15 @@ import numpy as np
 
 from moe_jax import counting, data
 from moe_jax.analysis import atlas
+from moe_jax.analysis.drift import drift
+from moe_jax.analysis.foresight import foresight
+from moe_jax.analysis.forward import sparse_layers
 from moe_jax.analysis.observed import Observed, batch_of, observe, similarities
 from moe_jax.data.files import open_all_files
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, ModelConfig
+from moe_jax.monitor import ALARMS
+from moe_jax.run.alarms import alarms_of
 from moe_jax.run.best import Step
 from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.scoring import require_causal
@@ -38,7 +43,7 @@ def analyze(
 ) -> dict[str, Any]:
     """Analyses a corpus in the experts of a decoder.
 
-    The first ``length`` tokens of each document are read, with the capacity of evaluation.
+    A document is read up to ``length`` tokens, with the capacity of evaluation.
 
     Args:
         folder: Folder of a run, of a converted model, or of a model of ``transformers``.
@@ -52,7 +57,7 @@ def analyze(
         flops_per_joule: FLOPs per joule of the device, for the estimate of energy.
 
     Returns:
-        ``layers``, ``groups``, ``gap``, ``energy``, ``atlas`` and ``saturation``.
+        ``layers``, ``groups``, ``gap``, ``drift``, ``energy``, ``atlas`` and ``saturation``.
 
     Raises:
         ConfigError: If the model has no experts or gives a text no likelihood, or if the corpus
@@ -70,17 +75,18 @@ def analyze(
     opened = open_folder(folder, step, require_analysable)
     opened.model.config.check_length(length, "--length")
     rows, labels, sizes = _read(opened, texts, documents, length)
-    found, alike = _observed(opened, rows, batch_size)
+    found, more = _observed(opened, rows, batch_size)
     layers = atlas.layers_of(found, labels if len(sources) > 1 else None)
-    groups = atlas.quality(found, labels, [name or "all" for name in sources], sizes)
+    names = [name or "all" for name in sources]
+    own = [found.where(labels[found.documents] == group) for group in range(len(names))]
+    judge = alarms_of(folder, step)
+    quality = zip(atlas.quality(found, labels, names, sizes), own, strict=True)
     return {
-        "groups": groups,
-        "gap": atlas.gap(found, labels, groups, sizes),
-        "layers": [{**own, "similarity": one} for own, one in zip(layers, alike, strict=True)],
-        "saturation": [
-            {"step": one, "layers": _saturation(folder, one, rows, batch_size, found)}
-            for one in earlier
-        ],
+        "groups": [{**one, ALARMS: judge(_line(opened, part))} for one, part in quality],
+        "gap": atlas.gap(found, labels, names, sizes),
+        "drift": _drifts(names, own),
+        "layers": [{**layer, **one} for layer, one in zip(layers, more, strict=True)],
+        "saturation": [_saturation(folder, one, rows, batch_size, found) for one in earlier],
         "energy": _energy(opened, len(found.tokens), length, flops_per_joule),
         "atlas": _atlas(opened, found),
     }
@@ -154,26 +160,49 @@ def _read(
 def _observed(
     opened: FolderModel, rows: list[list[int]], batch_size: int
 ) -> tuple[Observed, list[dict[str, Any]]]:
-    """Returns the observed tokens, and the similarity of the experts of each layer."""
+    """Returns the observed tokens, and for each layer further measures of its experts."""
     assert isinstance(opened.model, Decoder)  # ``require_causal`` has checked its configuration.
     with opened.on_mesh():
         found = observe(opened.model, rows, batch_size)
         first = batch_of(rows[:batch_size], batch_size, max(map(len, rows)))
         alike = jax.tree.map(np.asarray, similarities(opened.model, first))
+        ahead = foresight(opened.model, rows, found, batch_size)
     named = [{"weights": one.weights, "outputs": one.outputs} for one in alike]
-    return found, [{n: np.nan_to_num(x).tolist() for n, x in one.items()} for one in named]
+    shown = [{n: np.nan_to_num(x).tolist() for n, x in one.items()} for one in named]
+    pairs = zip(shown, ahead, strict=True)
+    return found, [{"similarity": one, "hidden_predicts_next": other} for one, other in pairs]
+
+
+def _drifts(names: Sequence[str], groups: Sequence[Observed]) -> list[dict[str, Any]]:
+    """Returns the drift of every further group from the first one."""
+    return [
+        {"group": name, "reference": names[0], **drift(groups[0], group)}
+        for name, group in zip(names[1:], groups[1:], strict=True)
+    ]
+
+
+def _line(opened: FolderModel, found: Observed) -> dict[str, Any]:
+    """Returns the evaluation of a group, as far as alarms read it."""
+    named = zip(sparse_layers(opened.model), found.layers, strict=True)
+    return {"layers": [{"layer": one.name, **atlas.logged(layer)} for one, layer in named]}
 
 
 def _saturation(
     folder: str | Path, step: int, rows: list[list[int]], batch_size: int, final: Observed
-) -> list[float]:
-    """Returns the share of choices of an earlier checkpoint that the final one makes, by layer."""
+) -> dict[str, Any]:
+    """Returns how much of the routing of an earlier checkpoint the final one keeps.
+
+    Returns:
+        The ``step``; by layer the share of the choices that the final checkpoint makes too; and the
+        ``drift`` from the earlier to the final checkpoint.
+    """
     opened = open_folder(folder, step, require_analysable)
     assert isinstance(opened.model, Decoder)
     with opened.on_mesh():
         before = observe(opened.model, rows, batch_size)
     pairs = zip(before.layers, final.layers, strict=True)
-    return [atlas.agreement(one, other) for one, other in pairs]
+    shares = [atlas.agreement(one, other) for one, other in pairs]
+    return {"step": step, "layers": shares, "drift": drift(before, final)}
 
 
 def _energy(

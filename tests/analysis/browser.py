@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
+from html.parser import HTMLParser
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -30,6 +32,35 @@ const count = (node) => node.children.reduce((sum, child) => sum + count(child),
   node.attributes.class === "cell" ? 1 : 0);
 process.stdout.write(JSON.stringify({ cells: count(named.grid), where: named.where.textContent }));
 """
+
+
+class _Elements(HTMLParser):
+    """Counts the elements of a page, and holds the names of the open ones."""
+
+    EMPTY = {"meta", "br", "hr", "img", "input", "link"}
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.open = Counter(), []
+
+    def handle_startendtag(self, tag, attributes):
+        self.counts[tag] += 1
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] += 1
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+
+def elements(page):
+    """The number of elements of a page by name; each closes the last one that is open."""
+    parser = _Elements()
+    parser.feed(page.read_text())
+    assert parser.open == []
+    return parser.counts
 
 
 def opened(page):

@@ -92,10 +92,22 @@ def test_groups_and_their_gap():
     groups = atlas.quality(found, labels, ["a", "b"], sizes)
     assert [one["bits_per_byte"] for one in groups] == pytest.approx([1, 2])
     assert [one["dropped"] for one in groups] == [0, 1 / 4]
-    gap = atlas.gap(found, labels, groups, sizes)
+    gap = atlas.gap(found, labels, ["a", "b"], sizes)
     assert (gap["worst"], gap["best"]) == ("b", "a")
     assert gap["bits_per_byte"] == pytest.approx(1) and gap["interval"] == pytest.approx([1, 1])
-    assert atlas.gap(found, labels * 0, groups[:1], sizes) is None
+    # Document 2 drops one of its two choices and document 3 none, so half of the resamples of
+    # group 1 have a share of 1/4, and a quarter each of 0 and of 1/2.
+    drops = gap["drops"]
+    assert (drops["worst"], drops["best"], drops["dropped"]) == ("b", "a", 1 / 4)
+    assert drops["interval"] == pytest.approx([0, 1 / 2])
+    assert atlas.gap(found, labels * 0, ["a"], sizes) is None
+
+
+def test_a_layer_has_the_numbers_that_alarms_read():
+    # Expert 0 is chosen by three tokens and drops one, expert 1 by one; index 4 is a free expert.
+    found = atlas.logged(layer([[0], [0], [-1], [1], [-5]]))
+    np.testing.assert_allclose(found["load"], [2 / 3, 1 / 3, 0, 0])
+    assert found["dropped_fraction"] == 1 / 4 and found["max_mean_load"] == 3
 
 
 def test_passages_stay_in_their_document():

@@ -1,17 +1,21 @@
 """The analysis of groups of files by command, and one-line errors."""
 
 import json
+from html import unescape
 
 import jax
 import pytest
 
 from moe_jax import models
+from moe_jax.analysis.atlas_page import write_atlas
+from moe_jax.analysis.explained import write_explanation
 from moe_jax.cli import main
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.run.analyzing import analyze, groups_of, require_analysable
 from moe_jax.run.api import train
 from moe_jax.run.explaining import explain
+from tests.analysis.browser import CHROMIUM, NODE, elements, opened
 from tests.data.test_hf_tokenizer import byte_level
 from tests.test_face import TINY_MIXTRAL
 
@@ -44,9 +48,16 @@ def test_the_command_compares_groups(folder, tmp_path, monkeypatch, capsys):
     (layer,) = found["layers"]
     assert set(layer["information"]) == {"token", "position", "label"}
     assert len(layer["similarity"]["outputs"]) == 4
+    assert layer["hidden_predicts_next"] is None  # There is no next layer.
+    assert found["gap"]["drops"]["dropped"] == 0
+    # The two groups have few letters in common.
+    (one,) = found["drift"]
+    assert (one["group"], one["reference"]) == ("prose", "code") and "data" in one["drifted"]
     assert found["energy"]["kind"] == "estimate" and "estimate" in page
-    assert "group code" in out and "gap " in out
+    assert "group code" in out and "gap " in out and "gap of drops " in out
+    assert "group prose against code: drift: data" in out and one["words"] in unescape(page)
     assert page.count('class="expert"') == 4
+    assert elements(output)["details"] == 1  # One layer, in a well-formed page.
     assert "<i>" not in page and "<script" not in page and "https:" not in page
 
 
@@ -95,13 +106,33 @@ def test_a_run_is_compared_with_its_earlier_checkpoints_and_explained(tmp_path):
         "training.eval_every": 2,
         "training.checkpoint_every": 2,
         "training.keep_last": 3,
+        "training.alarms": ({"type": "LowEntropy", "below": 1.0}, {"type": "Drift", "above": 1.0}),
     }
     train("quickstart", workdir, small)
     found = analyze(workdir, "mixture", earlier=(2, 4), documents=4, length=16)
     before, same = found["saturation"]
     assert before["step"] == 2 and all(0 <= share <= 1 for share in before["layers"])
     assert same["layers"] == [1, 1]  # Step 4 is the final checkpoint.
+    # Checkpoints read the same documents.
+    assert before["drift"]["tokens"] == 0 and same["drift"]["drifted"] == "none"
+    # The load of a few tokens is never even, and no distance is above 1.
+    assert list(found["groups"][0]["alarms"]) == ["LowEntropy"]
+    first, last = (layer["hidden_predicts_next"] for layer in found["layers"])
+    assert 0 <= first["accuracy"] <= 1 and last is None
     assert found["gap"] is None and [group["name"] for group in found["groups"]] == ["all"]
     explained = explain(workdir, "abc")
     assert explained.pieces[1:] == ("a", "b", "c") and len(explained.layers) == 2
     assert max(layer.error for layer in explained.layers) < 1e-5
+    _pages_open(found, explained, tmp_path)
+
+
+def _pages_open(found, explained, folder):
+    """Opens both pages of a run as a browser does."""
+    page, _ = write_atlas(found, folder / "analyze.html", "analysis")
+    assert "Alarm, group all: LowEntropy in layer 0" in page.read_text()
+    # A well-formed page: every element closes the last one that is open.
+    assert elements(page)["tr"] == 2 + 1 + 1 + 1 + 2 * 8
+    page, _ = write_explanation(explained, folder / "explain.html", "explanation")
+    if not (CHROMIUM or NODE):
+        pytest.skip("neither Chromium nor Node is installed")
+    assert opened(page)["cells"] == 4 * 2  # Four tokens in two layers.

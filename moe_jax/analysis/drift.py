@@ -1,0 +1,116 @@
+"""Drift between two streams, split into a drift of the data and a drift of the routing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moe_jax.analysis.observed import Observed, ObservedLayer
+from moe_jax.monitor.alarms import load_distance
+
+# A distance above this limit counts as a drift.
+_LIMIT = 0.2
+
+
+def drift(before: Observed, after: Observed) -> dict[str, Any]:
+    """Compares the tokens and the routing of two streams by Jensen-Shannon distances in base 2.
+
+    A load can drift because the tokens differ, or because a router sends the same tokens to other
+    experts. The distance ``same_tokens`` compares the experts of each token id alone, so that it is
+    0 if only the frequencies of the tokens differ. Few tokens per id raise it by chance;
+    ``by_chance`` is this distance between the documents of even and of odd number of the first
+    stream.
+
+    Args:
+        before: Stream to compare with.
+        after: Stream of a model with the same layers and experts.
+
+    Returns:
+        ``tokens``, the distance of the frequencies of the token ids; ``layers``, with the distances
+        ``load``, ``same_tokens`` and ``by_chance``; ``drifted``, which is ``none``, ``data``,
+        ``routing`` or ``data and routing``; and ``words``, the same in one line.
+    """
+    tokens = load_distance(*_paired(before.tokens, after.tokens))
+    halves = before.documents % 2 == 0
+    layers = []
+    for old, new in zip(before.layers, after.layers, strict=True):
+        table, other = by_token(old, before.tokens), by_token(new, after.tokens)
+        half, rest = (by_token(old, before.tokens, one) for one in (halves, ~halves))
+        layers.append(
+            {
+                "layer": old.name,
+                "load": load_distance(_load(table), _load(other)),
+                "same_tokens": conditional_distance(table, other),
+                "by_chance": conditional_distance(half, rest),
+            }
+        )
+    return {"tokens": tokens, "layers": layers, **_verdict(tokens, layers)}
+
+
+def by_token(
+    layer: ObservedLayer, tokens: np.ndarray, where: np.ndarray | None = None
+) -> dict[int, np.ndarray]:
+    """Returns the number ``(E,)`` of choices of each expert by token id, before capacity.
+
+    Args:
+        layer: Choices ``(N, K)``.
+        tokens: Token ids ``(N,)``.
+        where: Mask ``(N,)`` of the tokens to count; ``None`` counts all.
+    """
+    where = np.ones(len(tokens), bool) if where is None else where
+    known, index = np.unique(tokens[where], return_inverse=True)
+    counts = np.zeros((len(known), layer.num_experts), np.int64)
+    wanted = layer.wanted[where]
+    token, choice = np.nonzero(wanted < layer.num_experts)
+    np.add.at(counts, (index[token], wanted[token, choice]), 1)
+    return dict(zip(known.tolist(), counts, strict=True))
+
+
+def conditional_distance(
+    before: dict[int, np.ndarray], after: dict[int, np.ndarray]
+) -> float | None:
+    """Returns the distance of the experts of the same token ids, from 0 to 1.
+
+    The distance is the root of the mean Jensen-Shannon divergence in base 2 over the token ids that
+    both streams have, each weighted by the mean of its shares of the choices in the two streams.
+
+    Args:
+        before: Choices ``(E,)`` of each token id in one stream.
+        after: Choices ``(E,)`` of each token id in the other.
+
+    Returns:
+        The distance; ``None`` if the streams share no token id.
+    """
+    shared = [t for t in before if t in after and before[t].any() and after[t].any()]
+    if not shared:
+        return None
+    counts = np.array([[one[t].sum() for t in shared] for one in (before, after)], np.float64)
+    weights = (counts / counts.sum(1, keepdims=True)).mean(0)
+    divergences = [load_distance(before[t].tolist(), after[t].tolist()) ** 2 for t in shared]
+    return float(np.sqrt(np.dot(weights, divergences)))
+
+
+def _verdict(tokens: float, layers: list[dict[str, Any]]) -> dict[str, str]:
+    """Returns the streams' drift by name, and in one line."""
+    known = [one for one in layers if one["same_tokens"] is not None]
+    moved = [one for one in known if one["same_tokens"] > max(_LIMIT, one["by_chance"] or 0.0)]
+    parts = [name for name, is_so in (("data", tokens > _LIMIT), ("routing", bool(moved))) if is_so]
+    worst = max(moved or known, key=lambda one: one["same_tokens"], default=None)
+    same = "no token id is in both streams"
+    if worst is not None:
+        same = f"experts of the same tokens {worst['same_tokens']:.3f} in {worst['layer']}"
+    drifted = " and ".join(parts) or "none"
+    words = f"drift: {drifted} (distance of the tokens {tokens:.3f}, {same}, limit {_LIMIT:g})"
+    return {"drifted": drifted, "words": words}
+
+
+def _paired(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Returns the number ``(2, V)`` of each token id in the two streams."""
+    known, index = np.unique(np.concatenate([before, after]), return_inverse=True)
+    parts = index[: len(before)], index[len(before) :]
+    return np.array([np.bincount(part, minlength=len(known)) for part in parts])
+
+
+def _load(table: dict[int, np.ndarray]) -> list[float]:
+    return np.sum(list(table.values()), axis=0).tolist()

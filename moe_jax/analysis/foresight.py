@@ -1,0 +1,118 @@
+"""Predicts the experts of the next MoE layer from the hidden states of a layer.
+
+The router of the next layer reads the hidden states early, as a prefetch of experts does (Eliseev
+and Mazur 2023, 2312.17238).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from moe_jax.analysis.contributions import watch
+from moe_jax.analysis.forward import Batch, forward, stacks
+from moe_jax.analysis.observed import Observed, batches_of
+from moe_jax.models import Decoder, Model
+from moe_jax.nn.block import Block
+from moe_jax.nn.groups import out_of_groups
+from moe_jax.nn.mode import DECODE, Mode
+from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+from moe_jax.routing import Slots
+
+_EVAL = Mode("eval")
+# Branch of a block that an MoE layer is in, by the name of the layer.
+_BRANCHES = {"attention_experts": "attention", "feed_forward": "feed_forward"}
+
+
+@jax.jit
+def foreseen(model: Model, batch: Batch) -> tuple[Int[Array, "B L K"] | None, ...]:
+    """Returns, for each MoE layer, the choices of the next one that its hidden states predict.
+
+    The hidden states are the residual stream before the MoE layer. The next layer's norm and router
+    read them, with the ids and the carried values that the router gets.
+
+    Args:
+        model: Decoder or encoder-decoder in which tokens choose experts.
+        batch: Fields of ``moe_jax.analysis.forward``.
+
+    Returns:
+        The choices ``(B, L, K)`` before capacity; ``None`` for the last MoE layer of a stack, and
+        for experts of attention projections, which have no residual stream of their own.
+    """
+    seen: list[tuple[Array, dict[str, Any]]] = []
+
+    def see(
+        mixture: ConfiguredMoE, x: Array, valid: Array, given: dict[str, Any], y: Array, aux: MoEAux
+    ) -> None:
+        del mixture, x, y, aux
+        seen.append((valid, given))
+
+    forward(watch(model, see), batch, _EVAL)
+    found: list[Array | None] = []
+    for stack in stacks(model):
+        blocks = (layer.take(layer.block) for layer in stack.layers())
+        named = [(block, name) for block in blocks for name in block.mixtures]
+        own, seen = seen[: len(named)], seen[len(named) :]
+        for (_, before), (block, name), (valid, given) in zip(
+            own, named[1:], own[1:], strict=False
+        ):
+            found.append(_predicted(before.get("residual"), block, name, valid, given))
+        found += [None] * bool(named)
+    return tuple(found)
+
+
+def _predicted(
+    hidden: Array | None, block: Block, name: str, valid: Array, given: dict[str, Any]
+) -> Array | None:
+    """Returns the choices ``(B, L, K)`` of a block's MoE layer for earlier hidden states."""
+    if hidden is None:
+        return None
+    mixture = block.mixtures[name]
+    x = block.branch_input(_BRANCHES[name], hidden)
+    context = {key: given.get(key) for key in ("token_ids", "record", "carried")}
+    plan, _ = mixture.plan(mixture.router_input(x, hidden), valid, mode=DECODE, **context)
+    if not isinstance(plan.slots, Slots) or plan.slots.expert is None:
+        return None
+    choices = out_of_groups(plan.slots.expert, valid.shape)
+    return jnp.where(choices < 0, -1 - choices, choices)
+
+
+def foresight(
+    model: Decoder, rows: Sequence[Sequence[int]], observed: Observed, batch_size: int
+) -> list[dict[str, float] | None]:
+    """Returns how many choices of the next MoE layer the hidden states of each layer predict.
+
+    Args:
+        model: Decoder in which tokens choose experts.
+        rows: Token ids of each document.
+        observed: The same documents, observed.
+        batch_size: Number of documents that are read at once.
+
+    Returns:
+        For each MoE layer the ``accuracy``, the share of the choices of the next layer that are
+        among its predicted choices, and ``chance``, this share if the most frequent experts are
+        predicted for every token; ``None`` for a layer without a prediction.
+    """
+    parts = []
+    for _, batch, valid in batches_of(rows, batch_size):
+        found = jax.tree.map(np.asarray, foreseen(model, batch))
+        parts.append([None if one is None else one[valid] for one in found])
+    whole = [None if one[0] is None else np.concatenate(one) for one in zip(*parts, strict=True)]
+    scores: list[dict[str, float] | None] = []
+    for predicted, after in itertools.zip_longest(whole, observed.layers[1:]):
+        scores.append(None if predicted is None else score(predicted, after.wanted))
+    return scores
+
+
+def score(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Returns ``accuracy`` and ``chance`` of predicted choices ``(N, K)``; see ``foresight``."""
+    known, counts = np.unique(wanted, return_counts=True)
+    frequent = known[np.argsort(-counts, kind="stable")][: predicted.shape[1]]
+    right = (wanted[:, :, None] == predicted[:, None, :]).any(-1)
+    return {"accuracy": float(right.mean()), "chance": float(np.isin(wanted, frequent).mean())}
