@@ -23,6 +23,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig
 from moe_jax.config.schedules import Cosine, Linear
 from moe_jax.config.schema import _chosen_by_type, _options, build, describe, type_hints
+from moe_jax.config.setting_schedules import SettingSchedule
 from moe_jax.data import DataConfig, PartConfig, Spans
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
@@ -67,6 +68,7 @@ EXAMPLES = {
     Limit: Limit(2, 1),
     PartConfig: PartConfig("mixture"),
     LayerOverride: LayerOverride((0,)),
+    SettingSchedule: SettingSchedule("z_loss", (1,), (0.5,)),
     AttentionOverride: AttentionOverride(every=1),
     SharedConfig: SharedConfig(hidden=8, mix="conditional"),
     Spans: Spans(sentinels=10),

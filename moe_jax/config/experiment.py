@@ -9,6 +9,7 @@ from typing import Literal
 from moe_jax import data
 from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.config.schedules import CosineRestarts
+from moe_jax.config.setting_schedules import SettingSchedule, check_schedules
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import Tokens
@@ -68,6 +69,8 @@ class TrainingConfig(Ranged):
             microbatches, of which it needs at least 2.
         teacher_temperature: Number ``T`` by which the logits of teacher and run are divided in the
             cross-entropy with the teacher, which is multiplied by ``T^2`` (1503.02531, section 2).
+        schedules: Schedules of capacity factor, top-k, noise and weights of losses over the steps;
+            validations read the settings of the model.
     """
 
     steps: Positive = 1000
@@ -94,6 +97,7 @@ class TrainingConfig(Ranged):
     teacher_weight: Share = 0.25
     noise_scale: bool = False
     teacher_temperature: Factor = 1.0
+    schedules: tuple[SettingSchedule, ...] = ()
 
     def check(self) -> None:
         """Rejects a noise scale without microbatches to compare.
@@ -195,6 +199,7 @@ class Experiment:
         self.model.check_layers()
         self.training.check()
         self._check_frozen()
+        check_schedules(self.training.schedules, self.model)
         for name in ("seq_length", "target_length"):
             self.model.check_length(getattr(self.data, name), f"data.{name}")
         ahead = getattr(self.model, "lookahead", 0)

@@ -1,9 +1,12 @@
-"""The mode of a forward pass: a static argument of every module."""
+"""The mode of a forward pass: an argument of every module."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
+
+from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +18,14 @@ class Mode:
             evaluation (``eval``), or as many slots as tokens (``full``). With full capacity no
             token is dropped, and a sequence never depends on the other sequences of its batch.
         record: True returns the experts of every token in the report of each layer.
+        settings: Values of settings at this step of the training, by name, each a scalar array.
+            They replace the settings of the routers and the weights of their losses; see
+            ``moe_jax.routing.changeable``. ``None`` leaves all settings as they are.
     """
 
     capacity: Literal["train", "eval", "full"] = "eval"
     record: bool = False
+    settings: Mapping[str, Array] | None = None
 
 
 TRAIN = Mode("train")

@@ -25,6 +25,7 @@ from moe_jax.nn.norm import NormConfig
 from moe_jax.nn.router import RouterLayer
 from moe_jax.nn.shared import Shared
 from moe_jax.parallel import axis_size, constrain
+from moe_jax.routing.changeable import weight_name
 from moe_jax.transport import Bounded, Dispatch, implementation
 
 
@@ -170,7 +171,7 @@ class ConfiguredMoE(nnx.Module):
         y = self._mixed(tokens, plan, dispatch, keys)
         y = out_of_groups(constrain(y, "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
-        losses = _mean(self.router.sequence_losses(plan, valid), valid.sum(1))
+        losses = _mean(self.router.sequence_losses(plan, valid, mode.settings), valid.sum(1))
         if self.config.shared.hidden:
             y, more = self.shared(x, y, valid, keys[3], residual)
             losses |= more
@@ -205,7 +206,7 @@ class ConfiguredMoE(nnx.Module):
         Args:
             x: Tokens ``(B, L, M)`` that the router reads.
             valid: Mask ``(B, L)``, False for padding.
-            mode: Capacity of the experts.
+            mode: Capacity of the experts, and values of scheduled settings.
             token_ids: Ids ``(B, L)`` of the tokens, for routers that hash them.
             record: Recorded choices ``(B, L, K)``, for the router ``forced``.
             rng: Random key in training, or ``None``.
@@ -221,6 +222,7 @@ class ConfiguredMoE(nnx.Module):
             record=None if record is None else into_groups(record, size, -1),
             rng=rng,
             carried=None if carried is None else tokens_into_groups(carried, size),
+            settings=mode.settings,
         )
 
     def _mixed(
@@ -266,7 +268,11 @@ class ConfiguredMoE(nnx.Module):
         losses = _mean(plan.losses, plan.counts.valid) | extra
         weights = self.config.router.loss_weights
         weights = weights | (self.shared.loss_weights if self.config.shared.hidden else {})
-        total = sum((weights[name] * value for name, value in losses.items()), jnp.float32(0))
+        now = mode.settings or {}
+        weighted = (
+            now.get(weight_name(name), weights[name]) * value for name, value in losses.items()
+        )
+        total = sum(weighted, jnp.float32(0))
         counts = jax.tree.map(lambda count: count.sum(0), plan.counts)
         if not mode.record:
             return MoEAux(total, losses, counts, None, None, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -80,6 +82,7 @@ class RouterLayer(nnx.Module):
         record: Int[Array, "G S K"] | None,
         rng: PRNGKeyArray | None,
         carried: Float[Array, "G S D"] | None = None,
+        settings: Mapping[str, Array] | None = None,
     ) -> tuple[Plan, Float[Array, "G S D"] | None]:
         """Returns the plan of all groups, and the values for the router of the next MoE layer.
 
@@ -94,9 +97,10 @@ class RouterLayer(nnx.Module):
             rng: Random key in training, or ``None``.
             carried: Values ``(G, S, D)`` of the router of the MoE layer before, for a head that
                 reads them; ``None`` stands for zeros.
+            settings: Values of settings at this step, by name; see ``moe_jax.nn.mode.Mode``.
         """
         noise_key, key = (None, None) if rng is None else jax.random.split(rng)
-        x = x if noise_key is None else self._noisy(x, noise_key)
+        x = x if noise_key is None else self._noisy(x, noise_key, settings or {})
         logits, carried = self._read(x, carried)
         plan = routing.route(
             self.router,
@@ -107,15 +111,17 @@ class RouterLayer(nnx.Module):
             rng=key,
             state=self._carried(),
             record=record,
+            settings=settings,
             spread=over_groups,
         )
         return plan, carried
 
-    def _noisy(self, x: Array, noise_key: Array) -> Array:
+    def _noisy(self, x: Array, noise_key: Array, settings: Mapping[str, Array]) -> Array:
         """Returns the tokens with the jitter and the dropout that the router adds in training."""
         router = self.router
-        if router.input_jitter:
-            low, high = 1 - router.input_jitter, 1 + router.input_jitter
+        if router.input_jitter or "input_jitter" in settings:
+            half = settings.get("input_jitter", router.input_jitter)
+            low, high = 1 - half, 1 + half
             jitter = jax.random.uniform(noise_key, x.shape, jnp.float32, low, high)
             # A router in bfloat16 reads noisy inputs in bfloat16, but the noise is float32.
             dtype = x.dtype if router.precision == "input" else jnp.float32
@@ -128,13 +134,17 @@ class RouterLayer(nnx.Module):
         return {name: value[...] for name, value in self.state.items()}
 
     def sequence_losses(
-        self, plan: Plan, valid: Bool[Array, "B L"]
+        self,
+        plan: Plan,
+        valid: Bool[Array, "B L"],
+        settings: Mapping[str, Array] | None = None,
     ) -> dict[str, Float[Array, " B"]]:
         """Returns the losses ``(B,)`` per sequence by name; a sequence is a row of the batch.
 
         Args:
             plan: Plan of all groups.
             valid: Mask ``(B, L)``, False for padding.
+            settings: Values of settings at this step, by name; see ``moe_jax.nn.mode.Mode``.
         """
         if plan.evidence is None:
             return {}
@@ -148,7 +158,8 @@ class RouterLayer(nnx.Module):
             return constrain(out_of_groups(x, valid.shape), "batch", "length")
 
         def one(evidence: Evidence, valid: Array) -> dict[str, Array]:
-            return self.router.sequence_losses(evidence, valid, jax.lax.stop_gradient(state))
+            known = jax.lax.stop_gradient(state)
+            return self.router.sequence_losses(evidence, valid, known, settings or {})
 
         return jax.vmap(one)(jax.tree.map(rows, plan.evidence), valid)
 

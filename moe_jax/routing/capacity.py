@@ -28,6 +28,14 @@ _ROUND: dict[str, Callable[[float], int]] = {
     # 1.1 * 50 / 5 is 11.000000000000002 in floating point, and means 11 slots.
     "ceil": lambda share: math.ceil(round(share, 9)),
 }
+# A share of float32 is wrong by less than this relative error.
+_ERROR = 1e-6
+_ROUND_TRACED: dict[str, Callable[[Array], Array]] = {
+    "floor": lambda share: jnp.floor(share * (1 + _ERROR)),
+    "share": lambda share: jnp.floor(share * (1 + _ERROR)),
+    "round": jnp.round,
+    "ceil": lambda share: jnp.ceil(share * (1 - _ERROR)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,37 @@ class Capacity(Ranged):
         slots = max(self.minimum, slots)
         return min(num_tokens, -(-slots // self.multiple) * self.multiple)
 
+    def limit(
+        self, inputs: Inputs, num_experts: int, choices: float | Array
+    ) -> Int[Array, ""] | None:
+        """Returns the slots per expert of this step, from a traced factor or a traced top-k.
+
+        Args:
+            inputs: The group; ``inputs.capacity`` is the largest number of slots.
+            num_experts: ``E``.
+            choices: ``K``, or the mean number of choices per token if it is smaller.
+
+        Returns:
+            The number of ``slots``, or ``None`` if the step does not change it. The products are
+            float32, whose rounding errors do not add or remove a slot.
+        """
+        factor = inputs.settings.get("capacity_factor")
+        top_k = inputs.settings.get("top_k") if self.per_choice else None
+        if inputs.rng is None or not self.shares or (factor is None and top_k is None):
+            return None
+        tokens = inputs.valid.shape[0]
+        share = jnp.float32(self.factor if factor is None else factor)
+        share = share * ((choices if top_k is None else top_k) if self.per_choice else 1)
+        even = -(-tokens // num_experts) if self.rounding == "share" else tokens / num_experts
+        slots = _ROUND_TRACED[self.rounding](share * even)
+        slots = jnp.maximum(slots.astype(jnp.int32), self.minimum)
+        return jnp.minimum(-(-slots // self.multiple) * self.multiple, inputs.capacity)
+
+    @property
+    def shares(self) -> bool:
+        """True if the slots in training are a share of the tokens, which ``factor`` sets."""
+        return self.dropless != "always" and not self.devices
+
     def seat(
         self, selection: Selection, scores: Float[Array, "S E"], inputs: Inputs
     ) -> tuple[Slots | Mixture, Counts]:
@@ -126,16 +165,17 @@ class Capacity(Ranged):
         self, choice: TokenChoice, scores: Float[Array, "S E"], inputs: Inputs
     ) -> tuple[Slots, Counts]:
         valid, capacity = inputs.valid, inputs.capacity
+        limit = capacity if inputs.limit is None else inputs.limit
         num_tokens, num_experts = scores.shape
         demand = choice.wanted
         if self.devices:
             choice = self._within_devices(choice, num_experts, train=inputs.rng is not None)
         if self.reroute:
-            position, demand = _rerouted(choice, num_experts, capacity)
+            position, demand = _rerouted(choice, num_experts, limit)
             choice = dataclasses.replace(choice, wanted=demand)
         else:
             position = self._positions(choice, scores)
-        seated = choice.wanted & (position < capacity)
+        seated = choice.wanted & (position < limit)
         gate = jnp.where(seated, choice.gate, 0.0)
         if self.renormalize:
             logs = jnp.where(seated, choice.log_gate, jnp.finfo(gate.dtype).min)
@@ -207,7 +247,7 @@ def _queue(
 
 
 def _rerouted(
-    choice: TokenChoice, num_experts: int, capacity: int
+    choice: TokenChoice, num_experts: int, capacity: int | Int[Array, ""]
 ) -> tuple[Int[Array, "S K"], Bool[Array, "S K"]]:
     """Returns the positions ``(S, K)``, and the mask ``(S, K)`` of the choices that were tried."""
     used = jnp.zeros((num_experts,), jnp.int32)

@@ -25,6 +25,9 @@ class Inputs:
         token_ids: Ids ``(S,)`` of the tokens, or ``None``.
         rng: Random key in training; ``None`` selects the deterministic router of evaluation.
         state: Arrays that the router carries between steps, or a recorded routing, by name.
+        settings: Values of settings at this step, by name, each a scalar. They replace the settings
+            of the router; see ``moe_jax.routing.changeable``.
+        limit: Slots per expert that tokens can fill, at most ``capacity``; ``None`` for all slots.
     """
 
     logits: Float[Array, "S E"]
@@ -34,11 +37,18 @@ class Inputs:
     token_ids: Int[Array, " S"] | None = None
     rng: PRNGKeyArray | None = None
     state: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    limit: Int[Array, ""] | None = None
 
     @property
     def tokens(self) -> Float[Array, ""]:
         """Number of valid tokens, a float32 as every observed sum."""
         return self.valid.sum().astype(jnp.float32)
+
+    def kept(self, choices: int) -> Bool[Array, " K"] | None:
+        """Returns the mask ``(K,)`` of the choices within the top-k of this step, or ``None``."""
+        top_k = self.settings.get("top_k")
+        return None if top_k is None else jnp.arange(choices) < top_k
 
     def needs_token_ids(self, who: str) -> Int[Array, " S"]:
         """Returns the token ids.

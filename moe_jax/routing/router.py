@@ -270,6 +270,7 @@ class Router(Ranged):
         token_ids: Int[Array, " S"] | None = None,
         rng: PRNGKeyArray | None = None,
         state: Mapping[str, Array] | None = None,
+        settings: Mapping[str, Array] | None = None,
     ) -> Plan:
         """Routes one group with an explicit capacity and state.
 
@@ -281,6 +282,7 @@ class Router(Ranged):
             token_ids: Ids ``(S,)`` of the tokens, for routers that hash them.
             rng: Random key in training; ``None`` selects the deterministic router of evaluation.
             state: Arrays that the router carries between steps, or a recorded routing.
+            settings: Values of settings at this step, by name; see ``Inputs``.
 
         Returns:
             The plan.
@@ -302,7 +304,9 @@ class Router(Ranged):
             valid = jnp.ones(tokens, bool)
         valid = jnp.asarray(valid)
         state = {} if state is None else state
-        inputs = Inputs(planes[..., 0], planes, valid, capacity, token_ids, rng, state)
+        logits, settings = planes[..., 0], settings or {}
+        inputs = Inputs(logits, planes, valid, capacity, token_ids, rng, state, settings)
+        inputs = dataclasses.replace(inputs, limit=self._limit(inputs))
         scored = self.score(inputs)
         selection = self.select(scored, inputs)
         slots, counts, free = self._seated(selection, scored, inputs)
@@ -320,6 +324,13 @@ class Router(Ranged):
         for part in self.balance:
             observed = observed | part.observe(scored, selection, inputs)
         return observed
+
+    def _limit(self, inputs: Inputs) -> Int[Array, ""] | None:
+        """Returns the slots per expert of this step, or ``None`` for all slots."""
+        if self.select.slots() is not None:
+            return None
+        scored = inputs.logits.shape[1]
+        return self.capacity.limit(inputs, scored, self.select.expected_choices(scored))
 
     def _seated(
         self, selection: Selection, scored: Scored, inputs: Inputs
@@ -352,7 +363,11 @@ class Router(Ranged):
         )
 
     def sequence_losses(
-        self, evidence: Evidence, valid: Bool[Array, " L"], state: Mapping[str, Array]
+        self,
+        evidence: Evidence,
+        valid: Bool[Array, " L"],
+        state: Mapping[str, Array],
+        settings: Mapping[str, Array] = NOTHING,
     ) -> dict[str, Float[Array, ""]]:
         """Returns the losses of one sequence by name.
 
@@ -360,9 +375,11 @@ class Router(Ranged):
             evidence: Arrays that the losses read, of the ``L`` tokens of the sequence.
             valid: Mask ``(L,)``, False for padding.
             state: Arrays that the router carries between steps.
+            settings: Values of settings at this step, by name; see ``Inputs``.
         """
         valid = valid if self.mask_padding else jnp.ones_like(valid)
-        inputs = Inputs(evidence.logits, evidence.logits[..., None], valid, 0, state=state)
+        planes = evidence.logits[..., None]
+        inputs = Inputs(evidence.logits, planes, valid, 0, state=state, settings=settings)
         scored, choice = evidence.scored, evidence.choice
         return {part.name: part(scored, choice, inputs) for part in self.of_sequences}
 
@@ -377,6 +394,7 @@ def route(
     rng: PRNGKeyArray | None = None,
     state: Mapping[str, Array] | None = None,
     record: Int[Array, "G S K"] | None = None,
+    settings: Mapping[str, Array] | None = None,
     spread: Callable[[Callable[..., Plan]], Callable[..., Plan]] | None = None,
 ) -> Plan:
     """Routes all groups; the arrays of the plan have a leading ``G``.
@@ -391,21 +409,26 @@ def route(
         state: Arrays that the router carries between steps, shared by all groups; they have no
             gradient.
         record: Recorded experts ``(G, S, K)``, for ``Forced``.
+        settings: Values of settings at this step, by name, shared by all groups; see ``Inputs``.
         spread: Function that maps a function of arrays ``(G, ...)`` to one that runs the groups of
             each device on that device, such as ``moe_jax.parallel.over_groups``; ``None`` for one
             device.
     """
     groups = logits.shape[0]
     keys = None if rng is None else jax.random.split(rng, groups)
-    # Every array has a leading group axis, so that ``spread`` can split it.
-    states = {
-        name: jnp.broadcast_to(value, (groups, *value.shape))
-        for name, value in (state or {}).items()
-    }
+
+    def of_groups(values: Mapping[str, Array] | None) -> dict[str, Array]:
+        # Every array has a leading group axis, so that ``spread`` can split it.
+        return {
+            name: jnp.broadcast_to(value, (groups, *value.shape))
+            for name, value in (values or {}).items()
+        }
+
+    states = of_groups(state)
     if record is not None:
         states["experts"] = record
 
-    def one(logits: Array, valid: Array, token_ids, key, state) -> Plan:
+    def one(logits: Array, valid: Array, token_ids, key, state, settings) -> Plan:
         return router.plan_group(
             logits,
             capacity=capacity,
@@ -413,8 +436,9 @@ def route(
             token_ids=token_ids,
             rng=key,
             state=jax.lax.stop_gradient(state),
+            settings=settings,
         )
 
     every = jax.vmap(one)
     run = every if spread is None else spread(every)
-    return run(logits, valid, token_ids, keys, states)
+    return run(logits, valid, token_ids, keys, states, of_groups(settings))

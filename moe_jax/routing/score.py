@@ -35,7 +35,8 @@ class GaussianNoise(Ranged):
 
     def deviation(self, inputs: Inputs) -> Float[Array, "S E"]:
         """Returns the standard deviation ``(S, E)`` of the noise."""
-        return jnp.full_like(inputs.logits, self.std / inputs.logits.shape[1])
+        std = inputs.settings.get("noise", self.std)
+        return jnp.full_like(inputs.logits, std / inputs.logits.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)

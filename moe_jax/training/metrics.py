@@ -106,6 +106,7 @@ def train_record(
         "dropped_fraction": _dropped(one.counts for one in report.layers),
         "layers": layers,
         "learning_rate": learning_rate,
+        **({"settings": _floats(report.settings)} if report.settings else {}),
         "tokens_per_second": tokens_per_second,
         **utilisation(tokens_per_second * flops_per_token, peak_flops),
     }

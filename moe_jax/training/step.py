@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.setting_schedules import HEAD_Z, LOOKAHEAD, SettingSchedule, current
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
 from moe_jax.models.lookahead import ahead, valid_ahead
@@ -86,6 +87,7 @@ class StepReport:
         skipped: Number of skipped updates so far.
         skipped_in_row: Number of skipped updates since the last applied update.
         noise: Estimates of the gradient's noise; ``None`` if the objective does not measure it.
+        settings: Values of the scheduled settings at this step, by name.
     """
 
     losses: Losses
@@ -96,6 +98,7 @@ class StepReport:
     skipped: Array
     skipped_in_row: Array
     noise: GradientNoise | None = None
+    settings: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -177,6 +180,7 @@ class Objective:
             Their gradients are zero and not part of the global norm.
         teacher_temperature: Number by which the logits of both models are divided in the
             cross-entropy against the teacher's distribution; see ``distil_tokens``.
+        schedules: Schedules of settings, which replace the settings of the same names.
     """
 
     microbatches: int = 1
@@ -188,6 +192,7 @@ class Objective:
     noise: bool = False
     frozen: frozenset[str] = frozenset()
     teacher_temperature: float = 1.0
+    schedules: tuple[SettingSchedule, ...] = ()
 
     @classmethod
     def of(cls, experiment: Experiment) -> Objective:
@@ -203,7 +208,12 @@ class Objective:
             noise=training.noise_scale,
             frozen=experiment.frozen_leaves,
             teacher_temperature=training.teacher_temperature,
+            schedules=training.schedules,
         )
+
+    def settings(self, state: TrainState) -> dict[str, Array]:
+        """Returns the values of the scheduled settings at the step after ``state``, by name."""
+        return current(self.schedules, state.step + 1)
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None
@@ -223,11 +233,11 @@ class Objective:
         tokens = predicted_tokens(batch).sum()
         routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
-        router_state = state.router_state
+        router_state, settings = state.router_state, self.settings(state)
 
         def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
             model = nnx.merge(graph, stopped(params, self.frozen), router_state)
-            losses, *rest = self._share(model, part, key, tokens, routed, teacher)
+            losses, *rest = self._share(model, part, key, tokens, routed, teacher, settings)
             return losses.objective, (losses, *rest)
 
         def one(step: tuple[Batch, Array]) -> tuple[Any, Any]:
@@ -260,6 +270,7 @@ class Objective:
         tokens: Array,
         routed: list[Array],
         teacher: Teacher | None,
+        settings: Mapping[str, Array],
     ) -> tuple[Losses, tuple[LayerReport, ...], tuple[Array | None, ...]]:
         """Returns a part's share of the losses; the shares of all parts add up to the batch's loss.
 
@@ -270,8 +281,9 @@ class Objective:
             tokens: Number of targets of the whole batch.
             routed: Number of tokens that each MoE layer routes in the whole batch.
             teacher: Teacher, if the objective has one.
+            settings: Values of the scheduled settings at this step, by name.
         """
-        mode = dataclasses.replace(TRAIN, record=self.record)
+        mode = dataclasses.replace(TRAIN, record=self.record, settings=settings)
         reading = model.read(part, mode=mode, rng=key)
         scored = self._scored(model, reading.hidden, part, teacher)
         valid = predicted_tokens(part)
@@ -282,14 +294,15 @@ class Objective:
         if scored.distillation is not None and weight is not None:
             distillation_loss = (scored.distillation * valid).sum() / count
             mixed = (1 - weight) * loss + weight * distillation_loss
-        z_loss = self.z_loss * (scored.log_z**2 * valid).sum() / count
+        z_loss = settings.get(HEAD_Z, self.z_loss) * (scored.log_z**2 * valid).sum() / count
         lookahead_loss = self._lookahead_nll(model, reading, part) / count
         of_part = _routed(model, part)
         shares = [ours / jnp.maximum(all_, 1) for ours, all_ in zip(of_part, routed, strict=True)]
         weighted = list(zip(reading.reports, shares, strict=True))
         objective = mixed + z_loss + sum(share * aux.loss for aux, share in weighted)
         if lookahead_loss.size:
-            objective += self.lookahead_weight * lookahead_loss.mean()
+            further = settings.get(LOOKAHEAD, self.lookahead_weight)
+            objective += further * lookahead_loss.mean()
         losses = Losses(loss, lookahead_loss, distillation_loss, objective)
         layers = tuple(_layer(aux, share) for aux, share in weighted)
         return losses, layers, tuple(aux.choices for aux in reading.reports)
@@ -440,6 +453,7 @@ def train_step(
         skipped=skipped,
         skipped_in_row=in_row,
         noise=noise,
+        settings=objective.settings(state),
     )
 
 

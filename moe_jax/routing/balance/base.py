@@ -7,7 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.errors import ConfigError
 from moe_jax.ranges import Weight
@@ -78,8 +78,13 @@ def token_choice(selection: Selection) -> TokenChoice:
     return selection
 
 
+def per_token(choice: TokenChoice, inputs: Inputs) -> int | Int[Array, ""]:
+    """Returns ``K``, the number of choices per token, or the top-k of this step."""
+    return inputs.settings.get("top_k", choice.expert.shape[1])
+
+
 def sent(
-    choice: TokenChoice, num_experts: int, valid: Bool[Array, " S"], choices: int | None = None
+    choice: TokenChoice, num_experts: int, inputs: Inputs, choices: int | None = None
 ) -> Float[Array, "S E"]:
     """Returns 1 for each expert that a token chose among its first ``choices``, else 0.
 
@@ -87,7 +92,9 @@ def sent(
     losses do not mask padding.
     """
     hits = choice.expert[..., None] == jnp.arange(num_experts)
-    hits &= (choice.wanted | ~valid[:, None])[..., None]
+    hits &= (choice.wanted | ~inputs.valid[:, None])[..., None]
+    kept = inputs.kept(hits.shape[1])
+    hits = hits if kept is None else hits & kept[:, None]
     return hits[:, :choices].sum(1).astype(choice.gate.dtype)
 
 

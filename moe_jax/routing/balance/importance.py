@@ -7,10 +7,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from moe_jax.ranges import Weight
-from moe_jax.routing.balance.base import Balance, mean_over, sent, token_choice
+from moe_jax.routing.balance.base import Balance, mean_over, per_token, sent, token_choice
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.select import Selection
 
@@ -73,13 +73,22 @@ class Load(Balance):
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
         choice = token_choice(selection)
-        experts, k = scored.noisy.shape[1], choice.expert.shape[1]
-        chosen = sent(choice, experts, inputs.valid)
+        experts, most = scored.noisy.shape[1], choice.expert.shape[1]
+        chosen, k = sent(choice, experts, inputs), per_token(choice, inputs)
         if scored.noise_std is None:
             return squared_variation(mean_over(chosen, inputs.valid))
-        top = jax.lax.top_k(scored.noisy, min(k + 1, experts))[0]
-        threshold = top[:, k - 1 : k]
+        top = jax.lax.top_k(scored.noisy, min(most + 1, experts))[0]
+        threshold = _column(top, k - 1)
         if self.excluding:
-            threshold = jnp.where(chosen > 0, top[:, -1:], threshold)
+            # The (k + 1)-th best, or the last of all experts.
+            threshold = jnp.where(chosen > 0, _column(top, k), threshold)
         won = jax.scipy.stats.norm.cdf((inputs.logits - threshold) / (scored.noise_std + 1e-9))
         return squared_variation(mean_over(won, inputs.valid))
+
+
+def _column(x: Float[Array, "S N"], index: int | Int[Array, ""]) -> Float[Array, "S 1"]:
+    """Returns a column of ``x``, or its last column if the index is beyond it."""
+    if isinstance(index, int):
+        index = min(index, x.shape[1] - 1)
+        return x[:, index : index + 1]
+    return jnp.take(x, index, axis=1, mode="clip")[:, None]

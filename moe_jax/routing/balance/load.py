@@ -19,6 +19,7 @@ from moe_jax.routing.balance.base import (
     by_device,
     check_devices,
     mean_over,
+    per_token,
     sent,
     token_choice,
 )
@@ -116,14 +117,14 @@ class LoadBalance(Balance):
         mask_sent = everyone if self.padding == "counted" else valid
         mask_proxy = everyone if self.padding in ("counted", "unsent") else valid
         tokens = jnp.maximum(valid.sum(), 1) if self.padding == "masked" else num_tokens
-        chosen = sent(choice, num_experts, valid, 1 if self.choices == "first" else None)
-        chosen = chosen / (choice.expert.shape[1] if self.choices == "mean" else 1)
+        chosen = sent(choice, num_experts, inputs, 1 if self.choices == "first" else None)
+        chosen = chosen / (per_token(choice, inputs) if self.choices == "mean" else 1)
         fraction = jnp.where(mask_sent[:, None], chosen, 0).sum(0) / tokens
         if self.ema:
             fraction = inputs.needs_state("load_ema", "LoadBalance(ema)", "(E,) zeros at first")
         if self.over == "batch":
             load = inputs.state.get(BATCH_LOAD, jnp.zeros(num_experts))
-            each = 1 if self.choices == "mean" else choice.expert.shape[1]
+            each = 1 if self.choices == "mean" else per_token(choice, inputs)
             fraction = jnp.where(load.sum() > 0, load * each / jnp.maximum(load.sum(), 1), fraction)
         proxy = jnp.where(mask_proxy[:, None], scores, 0).sum(0) / tokens
         loss = num_experts * wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
@@ -154,7 +155,7 @@ class FreeBalance(Balance):
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
         experts = scored.clean.shape[1]
-        chosen = mean_over(sent(token_choice(selection), experts, inputs.valid), inputs.valid)
+        chosen = mean_over(sent(token_choice(selection), experts, inputs), inputs.valid)
         weight = jnp.where(jnp.arange(experts) < experts - self.free, 1.0, self.share)
         proxy = mean_over(scored.clean, inputs.valid)
         return wide_einsum("e,e->", jax.lax.stop_gradient(weight * chosen), proxy)
@@ -219,8 +220,8 @@ class DeviceBalance(Balance):
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
         choice = token_choice(selection)
-        experts, k = scored.clean.shape[1], choice.expert.shape[1]
-        fraction = mean_over(sent(choice, experts, inputs.valid), inputs.valid) * experts / k
+        experts, k = scored.clean.shape[1], per_token(choice, inputs)
+        fraction = mean_over(sent(choice, experts, inputs), inputs.valid) * experts / k
         fraction = by_device(fraction, self.devices) * self.devices / experts
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)
         return wide_einsum("e,e->", jax.lax.stop_gradient(fraction), proxy)
@@ -252,7 +253,7 @@ class CommunicationBalance(Balance):
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
-        chosen = sent(token_choice(selection), scored.clean.shape[1], inputs.valid)
+        chosen = sent(token_choice(selection), scored.clean.shape[1], inputs)
         visits = (by_device(chosen, self.devices) > 0).astype(scored.clean.dtype)
         fraction = mean_over(visits, inputs.valid) * self.devices / self.keep
         proxy = by_device(mean_over(scored.clean, inputs.valid), self.devices)

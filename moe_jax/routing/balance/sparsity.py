@@ -64,7 +64,7 @@ class SparsityLoss(Balance):
         """Returns the loss of one group, a scalar."""
         steps = inputs.needs_state("sparsity_steps", "SparsityLoss", "(1,) zeros at the start")
         experts = scored.clean.shape[1]
-        chosen = mean_over(sent(token_choice(selection), experts, inputs.valid), inputs.valid)
+        chosen = mean_over(sent(token_choice(selection), experts, inputs), inputs.valid)
         load = jax.lax.stop_gradient(chosen * experts / self.k)
         loss = wide_einsum("e,e->", load, mean_over(scored.clean, inputs.valid))
         return self.growth ** steps[0] * loss

@@ -135,7 +135,11 @@ def at(scores: Float[Array, "S E"], expert: Int[Array, "S K"]) -> Float[Array, "
 
 
 def gates(
-    scored: Scored, expert: Int[Array, "S K"], *, normalize: bool
+    scored: Scored,
+    expert: Int[Array, "S K"],
+    *,
+    normalize: bool,
+    kept: Bool[Array, " K"] | None = None,
 ) -> tuple[Float[Array, "S K"], Float[Array, "S K"]]:
     """Returns the gates ``(S, K)`` of the chosen experts and their logarithms.
 
@@ -144,8 +148,11 @@ def gates(
         expert: Chosen experts ``(S, K)``.
         normalize: True divides the gates by their sum over ``K``. A softmax of the logarithms
             computes this for scores of any size.
+        kept: Mask ``(K,)`` of the choices in this sum; ``None`` for all choices.
     """
     logs = at(scored.log_scores, expert)
+    if kept is not None:
+        logs = jnp.where(kept, logs, jnp.finfo(logs.dtype).min)
     if normalize:
         return jax.nn.softmax(logs, axis=-1), jax.nn.log_softmax(logs, axis=-1)
     return at(scored.scores, expert), logs
@@ -156,8 +163,9 @@ def every_choice(
     gate: Float[Array, "S K"],
     valid: Bool[Array, " S"],
     log_gate: Float[Array, "S K"] | None = None,
+    kept: Bool[Array, " K"] | None = None,
 ) -> TokenChoice:
-    """Returns choices of which only padding's are masked.
+    """Returns choices of which only padding's and those outside of ``kept`` are masked.
 
     Args:
         expert: Chosen experts ``(S, K)``.
@@ -165,8 +173,11 @@ def every_choice(
         valid: Mask ``(S,)``, False for padding.
         log_gate: Logarithm ``(S, K)`` of the combine weights. ``None`` computes it from ``gate``,
             which must then not be too small for its type.
+        kept: Mask ``(K,)`` of the choices within the top-k of this step; ``None`` for all choices.
     """
     wanted = jnp.broadcast_to(valid[:, None], expert.shape)
+    if kept is not None:
+        wanted, gate = wanted & kept, jnp.where(kept, gate, 0)
     if log_gate is None:
         log_gate = jnp.log(jnp.maximum(gate, jnp.finfo(gate.dtype).tiny))
     return TokenChoice(expert, gate, wanted, wanted, log_gate)

@@ -129,10 +129,15 @@ class TopTokens(Select):
         ranking = jnp.where(valid[:, None], ranking, -jnp.inf)
         _, token = jax.lax.top_k(ranking.T, inputs.capacity)
         gate = jnp.take_along_axis(scores.T, token, axis=1)
+        filled = valid[token]
+        if inputs.limit is not None:
+            # The tokens of an expert are sorted, best first.
+            filled &= jnp.arange(inputs.capacity) < inputs.limit
         if self.average:
-            takers = jnp.zeros_like(scores[:, 0]).at[token.reshape(-1)].add(1)
-            gate = gate / takers[token]
-        return ExpertChoice(token.astype(jnp.int32), gate, valid[token])
+            ones = 1 if inputs.limit is None else filled.reshape(-1).astype(scores.dtype)
+            takers = jnp.zeros_like(scores[:, 0]).at[token.reshape(-1)].add(ones)
+            gate = gate / (takers[token] if inputs.limit is None else jnp.maximum(takers[token], 1))
+        return ExpertChoice(token.astype(jnp.int32), gate, filled)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,13 +100,13 @@ class TopK(Select):
         else:
             ranking, summed = self.rank(scored, inputs), None
         ranking = ranking if self.limit is None else self.limit(ranking, summed)
-        expert = best(ranking, self.k)
-        gate, log_gate = gates(scored, expert, normalize=self.normalize)
+        expert, kept = best(ranking, self.k), inputs.kept(self.k)
+        gate, log_gate = gates(scored, expert, normalize=self.normalize, kept=kept)
         if self.expert_scale:
             factor = at(inputs.planes[..., 1], expert)
             gate = gate * factor
             log_gate += jnp.log(jnp.maximum(jnp.abs(factor), jnp.finfo(gate.dtype).tiny))
-        return every_choice(expert, gate * self.scale, inputs.valid, log_gate)
+        return every_choice(expert, gate * self.scale, inputs.valid, log_gate, kept)
 
 
 @dataclasses.dataclass(frozen=True)
