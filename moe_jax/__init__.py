@@ -13,6 +13,7 @@
 * ``mj.upcycle``, ``mj.prune``, ``mj.merge`` and ``mj.grow`` change the experts of a trained model.
 * ``mj.hash_experts``, ``mj.diff_experts`` and ``mj.take_experts`` follow experts between models.
 * ``mj.quantise`` writes a model whose experts have weights of eight or four bits.
+* ``mj.distil`` makes a smaller student that learns from a mixture.
 * ``mj.analyze`` measures what the experts of a model take from a corpus.
 * ``mj.reproduce`` runs an ablation of a paper.
 * ``mj.sweep`` trains runs over values of settings, ``mj.compare`` shows runs on one page.
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from moe_jax.run.explaining import explain
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
     from moe_jax.run.loop import Diverged
-    from moe_jax.surgery.api import grow, merge, prune, upcycle
+    from moe_jax.surgery.api import distil, grow, merge, prune, upcycle
     from moe_jax.surgery.changed import ChangedModel
     from moe_jax.surgery.compared import (
         ExpertChange,
@@ -82,6 +83,7 @@ _HOMES = {
     "upcycle": "moe_jax.surgery.api:upcycle",
     "prune": "moe_jax.surgery.api:prune",
     "merge": "moe_jax.surgery.api:merge",
+    "distil": "moe_jax.surgery.api:distil",
     "grow": "moe_jax.surgery.api:grow",
     "ChangedModel": "moe_jax.surgery.changed:ChangedModel",
     "hash_experts": "moe_jax.surgery.compared:hash_experts",
@@ -120,6 +122,7 @@ __all__ = [
     "compare",
     "count",
     "diff_experts",
+    "distil",
     "experiment",
     "explain",
     "grow",

@@ -29,6 +29,7 @@ COMMANDS = {
     "upcycle": "makes a mixture of experts of a dense model",
     "prune": "leaves experts of a model out",
     "merge": "merges similar experts of a model",
+    "distil": "makes a smaller student that learns from a mixture",
     "grow": "adds experts to a model, or widens them",
     "hash_experts": "prints a hash of every expert",
     "diff_experts": "compares the experts of two models",

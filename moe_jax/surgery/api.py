@@ -1,4 +1,4 @@
-"""Upcycles, prunes, merges and grows models in folders."""
+"""Upcycles, prunes, merges, distils and grows models in folders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.run.predecessors import open_finished
 from moe_jax.surgery import upcycle as dense
 from moe_jax.surgery.changed import ChangedModel, ChangeOptions, TextOptions, changed, reduced
 from moe_jax.surgery.evidence import Batch, LeaveOneOut, use_of
@@ -25,9 +26,11 @@ from moe_jax.surgery.mixture import (
     named,
     with_mixtures,
 )
-from moe_jax.surgery.prune import best, fewest
+from moe_jax.surgery.prune import best, check_number, fewest
 from moe_jax.surgery.prune import prune as without_experts
 from moe_jax.surgery.source import OpenedModel
+from moe_jax.surgery.student import Start, check_student, smaller
+from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
 By = Literal["load", "gate", "output", "loss"]
@@ -178,6 +181,69 @@ def merge(
         return with_mixtures(weights, merged)
 
     return reduced(source, output, experts, change, "experts are merged", **options)
+
+
+def distil(
+    source: str | Path,
+    output: str | Path,
+    *,
+    experts: int,
+    student: Literal["dense", "mixture"] = "dense",
+    start: Start = "merge",
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    **options: Unpack[TextOptions],
+) -> ChangedModel:
+    """Writes a run at step 0 that learns from a mixture and begins with the mixture's experts.
+
+    The student learns on its own data, such as the text of one domain. ``moe_jax.train`` of the
+    written folder trains it.
+
+    Args:
+        source: Workdir of a finished run, the teacher.
+        output: Folder to write, empty or missing.
+        experts: Number of experts of a smaller mixture; number of groups of experts whose hidden
+            units a dense network has side by side.
+        student: ``dense`` or ``mixture``.
+        start: ``merge`` merges each expert into the group of a much used one, ``prune`` leaves the
+            less used experts out.
+        weight: Weight of the cross-entropy with the teacher's probabilities; the cross-entropy with
+            the data has the weight ``1 - weight``.
+        temperature: Temperature of the cross-entropy with the teacher.
+        **options: See ``moe_jax.surgery.changed.TextOptions``. ``overrides`` has the settings of
+            the student's run, such as ``data.source``.
+
+    Raises:
+        ConfigError: If the source is no finished run, or the student does not fit. The error is
+            raised before anything is written.
+
+    Examples:
+        >>> import moe_jax as mj
+        >>> changed = mj.distil("runs/tiny", "runs/student", experts=1)  # trained for ``train``
+        >>> changed.experts, mj.open_run("runs/student").config.training.teacher
+        ({}, 'runs/tiny')
+    """
+    open_finished("training.teacher", str(source))
+    taught = {
+        "training.teacher": str(source),
+        "training.teacher_weight": weight,
+        "training.teacher_temperature": temperature,
+    }
+    options["overrides"] = {**taught, **(options.get("overrides") or {})}
+    make = dense_student if student == "dense" else smaller
+
+    def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
+        return make(weights, use_of(weights, stream), experts, start)
+
+    return reduced(
+        source,
+        output,
+        experts,
+        change,
+        "a student approximates its teacher",
+        check=check_student if student == "dense" else check_number,
+        **options,
+    )
 
 
 def grow(

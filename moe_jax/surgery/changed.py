@@ -75,12 +75,13 @@ class ChangedModel:
     def __str__(self) -> str:
         before, after = self.parameters
         numbers = sorted(set(self.experts.values()))
-        span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        span = "no" if not numbers else " to ".join(map(str, sorted({numbers[0], numbers[-1]})))
+        layers = f" in {len(self.experts)} layers" if numbers else ""
         function = f"differs: {self.difference}" if self.difference else "is the same"
         anew = "; its optimizer starts anew at step 0" if self.kind == "run" else ""
         return (
             f"{self.folder} is a {_KINDS[self.kind]} of {after:,} parameters (before: {before:,}), "
-            f"with {span} experts in {len(self.experts)} layers; the function {function}{anew}"
+            f"with {span} experts{layers}; the function {function}{anew}"
         )
 
 
@@ -126,6 +127,7 @@ def reduced(
     change: Callable[[LayerWeights, Iterator[Batch]], LayerWeights],
     difference: str,
     *,
+    check: Callable[[LayerWeights, int], None] = check_number,
     file: str = "",
     batches: int = 8,
     **options: Unpack[ChangeOptions],
@@ -138,6 +140,7 @@ def reduced(
         experts: Number of experts of a layer, or its mean over layers.
         change: Function of the weights and of the batches of the text.
         difference: Reason for which the function differs.
+        check: Function that rejects a number of experts that the model cannot have.
         file: See ``TextOptions``.
         batches: See ``TextOptions``.
         **options: See ``ChangeOptions``.
@@ -148,7 +151,7 @@ def reduced(
     """
 
     def on_text(opened: OpenedModel) -> tuple[LayerWeights, str]:
-        check_number(opened.weights, experts)
+        check(opened.weights, experts)
         return change(opened.weights, opened.batches(batches, file)), difference
 
     return changed(source, output, on_text, **options)

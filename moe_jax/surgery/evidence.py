@@ -44,12 +44,14 @@ class Use:
         gate: Sum ``(E,)`` of the gates of these tokens.
         output: Sum ``(E,)`` over these tokens of the gate times the norm of the expert's output.
         logits: Sums ``(E, E)`` over all tokens of products of the logits of two experts.
+        tokens: Number ``()`` of tokens that the layer reads.
     """
 
     load: Float[np.ndarray, " E"]
     gate: Float[np.ndarray, " E"]
     output: Float[np.ndarray, " E"]
     logits: Float[np.ndarray, "E E"]
+    tokens: Float[np.ndarray, ""]
 
     def score(self, by: str) -> Float[np.ndarray, " E"]:
         """Returns the score ``(E,)`` of each expert; the expert of lowest score matters least.
@@ -75,6 +77,7 @@ class Routed:
         filled: Mask ``(E, T)``, True where the slot holds a token.
         logits: Logits ``(G, S, E)`` of all tokens, 0 for padding.
         load: Number ``(E,)`` of tokens of each expert.
+        tokens: Number of tokens that are no padding.
     """
 
     inputs: Float[Array, "E T M"]
@@ -82,6 +85,7 @@ class Routed:
     filled: Bool[Array, "E T"]
     logits: Float[Array, "G S E"]
     load: Float[Array, " E"]
+    tokens: Float[Array, ""]
 
 
 class Observing(ConfiguredMoE):
@@ -139,6 +143,7 @@ class Observing(ConfiguredMoE):
             of_experts(slots.filled),
             jnp.where(held[..., None], first[..., : inputs.shape[1]], 0),
             plan.counts.load.sum(0),
+            held.sum().astype(jnp.float32),
         )
 
     def observed(self, routed: Routed) -> dict[str, Array]:
@@ -157,6 +162,7 @@ class _Using(Observing):
             "gate": routed.weight.sum(-1),
             "output": (routed.weight * norms).sum(-1),
             "logits": jnp.einsum("gse,gsf->ef", routed.logits, routed.logits),
+            "tokens": routed.tokens,
         }
 
 

@@ -42,21 +42,34 @@ def merge(
 
     Args:
         mixture: The layer.
-        group: Group of each expert, from 0.
+        group: Group of each expert, from 0; -1 leaves an expert out.
         usage: Number of tokens of each expert; a group without tokens has equal weights.
 
     Raises:
         ConfigError: If the router cannot work with so few experts.
+    """
+    heads, experts = merged_experts(mixture.experts, group, usage)
+    taken = mixture.take(heads)
+    return MixtureLayer(taken.moe, taken.width, experts, taken.router, taken.state)
+
+
+def merged_experts(
+    experts: Mapping[str, Array], group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]
+) -> tuple[list[int], dict[str, Array]]:
+    """Returns the head of each of ``G`` groups, and the merged parameters ``(G, ...)``.
+
+    Args:
+        experts: Parameters ``(E, ...)`` of the experts by name.
+        group: Group of each expert, from 0; -1 leaves an expert out.
+        usage: Number of tokens of each expert; a group without tokens has equal weights.
     """
     heads, merged = [], []
     for number in range(int(group.max()) + 1):
         members = np.flatnonzero(group == number)
         members = members[np.argsort(-usage[members], kind="stable")]
         heads.append(int(members[0]))
-        merged.append(_mean(mixture.experts, members, usage[members]))
-    taken = mixture.take(heads)
-    experts = {name: jnp.stack([one[name] for one in merged]) for name in mixture.experts}
-    return MixtureLayer(taken.moe, taken.width, experts, taken.router, taken.state)
+        merged.append(_mean(experts, members, usage[members]))
+    return heads, {name: jnp.stack([one[name] for one in merged]) for name in experts}
 
 
 def _mean(experts: Mapping[str, Array], members: np.ndarray, usage: np.ndarray) -> dict[str, Array]:

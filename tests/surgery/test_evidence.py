@@ -63,6 +63,7 @@ def test_use_is_that_of_a_loop_over_tokens_and_experts():
     expected = reference(found, STREAM)
     for got, wanted in zip((use.load, use.gate, use.output, use.logits), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-4)
+    assert use.tokens == 2 * 16 == use.load.sum() / 2  # two choices of every token
     assert use.score("load").sum() == pytest.approx(1) == use.score("gate").sum()
     np.testing.assert_allclose(use.score("output"), use.output / use.load)
 
