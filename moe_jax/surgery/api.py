@@ -10,6 +10,7 @@ from typing import Literal, Unpack
 import jax
 
 from moe_jax import routing
+from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.run.predecessors import open_finished
 from moe_jax.surgery import upcycle as dense
@@ -223,13 +224,14 @@ def distil(
         >>> changed.experts, mj.open_run("runs/student").config.training.teacher
         ({}, 'runs/tiny')
     """
-    open_finished("training.teacher", str(source))
+    teacher = open_finished("training.teacher", str(source))
     taught = {
         "training.teacher": str(source),
         "training.teacher_weight": weight,
         "training.teacher_temperature": temperature,
     }
     options["overrides"] = {**taught, **(options.get("overrides") or {})}
+    experiment_of(teacher.experiment, options["overrides"])  # before the text is read
     make = dense_student if student == "dense" else smaller
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:

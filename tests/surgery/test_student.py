@@ -126,6 +126,8 @@ def test_students_learn_the_domain_from_their_teacher(tmp_path):
     with pytest.raises(ConfigError, match="training.teacher"):
         distil(tmp_path, tmp_path / "none", experts=1)
     mj.train("quickstart", teacher, overrides=SMALL)
+    with pytest.raises(ConfigError, match="teacher_temperature=0"):
+        distil(teacher, tmp_path / "none", experts=1, temperature=0.0)
     # With weight 1, the student of the second row learns from its teacher alone.
     for student, experts, weight in (("dense", 1, 0.5), ("mixture", 4, 1.0)):
         out = tmp_path / student
