@@ -237,15 +237,9 @@ def distil(
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
         return make(weights, use_of(weights, stream), experts, start)
 
-    return reduced(
-        source,
-        output,
-        experts,
-        change,
-        "a student approximates its teacher",
-        check=check_student if student == "dense" else check_number,
-        **options,
-    )
+    check = check_student if student == "dense" else check_number
+    difference = "a student approximates its teacher"
+    return reduced(source, output, experts, change, difference, check=check, **options)
 
 
 def grow(
