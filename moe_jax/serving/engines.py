@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from moe_jax.errors import ConfigError
 from moe_jax.run.opened import FolderModel
+from moe_jax.serving.engine import Engine
 from moe_jax.serving.request import Generator
 
 
@@ -26,4 +26,4 @@ class Room:
 
 def engine_of(opened: FolderModel, room: Room) -> Generator:
     """Returns the engine of a model with ``room.slots`` slots of ``room.context`` tokens."""
-    raise ConfigError("this version has no engine: install a newer one")
+    return Engine(opened.model, room.slots, room.context, mesh=opened.mesh)

@@ -322,7 +322,7 @@ def _grown(
     """Returns the larger model, and the reason for which its function differs, or ""."""
     check_changeable(weights)
     found = mixtures(weights)
-    chosen = named(weights, layers or tuple(found))
+    chosen = named(found, layers or tuple(found))
     new, differences = {}, []
     for index, (name, mixture) in enumerate(found.items()):
         if name not in chosen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -15,7 +15,7 @@ from moe_jax.surgery.mixture import (
     MixtureLayer,
     mixtures,
     named,
-    with_mixtures,
+    with_arrays,
 )
 from moe_jax.surgery.source import OpenedModel, open_source
 from moe_jax.surgery.versions import (
@@ -178,32 +178,42 @@ def take_experts(
     """
 
     def change(opened: OpenedModel) -> tuple[LayerWeights, str]:
-        here = _layers(opened, source)
-        there = _layers(open_source(other, other_step, flag="--other"), other)
+        here = layers_with_experts(opened, source)
+        there = layers_with_experts(open_source(other, other_step, flag="--other"), other)
         check_same_experts(here, there, str(other))
-        chosen = _chosen(opened.weights, layers, experts)
+        chosen = _chosen(here, layers, experts)
         new = {
             name: with_experts_of(mixture, there[name], experts, router=router)
             for name, mixture in chosen.items()
         }
-        return with_mixtures(opened.weights, new), f"experts are taken from {other}"
+        return with_arrays(opened.weights, new), f"experts are taken from {other}"
 
     return changed(source, output, change, **options)
 
 
-def _layers(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLayer]:
-    found = mixtures(opened.weights)
+def layers_with_experts(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLayer]:
+    """Returns the MoE layers of a model, without modules that look ahead.
+
+    Args:
+        opened: The model.
+        folder: Folder of the model, for the message.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    # Modules that look ahead have names of layers too, and hold their experts elsewhere.
+    found = {name: one for name, one in mixtures(opened.weights).items() if one.experts}
     if not found:
         raise ConfigError(f"{folder} has no experts: upcycle it first (moe-jax upcycle)")
     return found
 
 
 def _read(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLayer]:
-    return {name: on_host(mixture) for name, mixture in _layers(opened, folder).items()}
+    return {name: on_host(mixture) for name, mixture in layers_with_experts(opened, folder).items()}
 
 
 def _chosen(
-    weights: LayerWeights, layers: Sequence[int], experts: Sequence[int]
+    found: Mapping[LayerName, MixtureLayer], layers: Sequence[int], experts: Sequence[int]
 ) -> dict[LayerName, MixtureLayer]:
     """Returns the layers whose experts are taken.
 
@@ -212,7 +222,7 @@ def _chosen(
     """
     if not experts:
         raise ConfigError("no expert is given: list the experts to take (--experts=3)")
-    chosen = named(weights, layers or tuple(mixtures(weights)))
+    chosen = named(found, layers or tuple(found))
     for name, mixture in chosen.items():
         for expert in experts:
             if not 0 <= expert < mixture.num_experts:

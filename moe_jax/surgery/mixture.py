@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,7 @@ LayerName = str | int
 """Name of an MoE layer, as ``SparseLayer.name``: its index, behind the stack if there are two."""
 UNITS = {"up": -1, "gate": -1, "down": -2, "up_bias": -1, "gate_bias": -1}
 """Axis of the hidden units in each parameter of the experts; others have no such axis."""
+_Layer = TypeVar("_Layer")
 _PARTS = {"experts": "params", "router": "params", "state": "router_state"}
 
 
@@ -176,13 +177,18 @@ def mixtures(weights: LayerWeights) -> dict[LayerName, MixtureLayer]:
     }
 
 
-def named(weights: LayerWeights, names: Collection[LayerName]) -> dict[LayerName, MixtureLayer]:
+def named(
+    found: Mapping[LayerName, _Layer], names: Collection[LayerName]
+) -> dict[LayerName, _Layer]:
     """Returns the MoE layers of these names, in the order of the names.
+
+    Args:
+        found: All MoE layers of a model by name.
+        names: Names of layers.
 
     Raises:
         ConfigError: If a layer has no experts, or does not exist.
     """
-    found = mixtures(weights)
     for name in names:
         if name not in found:
             listed = ", ".join(map(str, found))
@@ -207,7 +213,7 @@ def with_mixtures(weights: LayerWeights, changed: Mapping[LayerName, MixtureLaye
         ConfigError: If a layer of this name does not exist, or a router rejects its experts.
     """
     layers = {layer.name: layer for layer in feed_forward_layers(weights)}
-    named(weights, changed)
+    named(layers, changed)
     new = {name: changed[name].moe if name in changed else layers[name].moe for name in layers}
     by_setting: dict[str, dict[int, MoEConfig]] = collections.defaultdict(dict)
     for name, layer in layers.items():
@@ -216,13 +222,19 @@ def with_mixtures(weights: LayerWeights, changed: Mapping[LayerName, MixtureLaye
         setting: over_layers(getattr(weights.model, setting), of_layers)
         for setting, of_layers in by_setting.items()
     }
+    model = dataclasses.replace(weights.model, **settings)
+    return dataclasses.replace(with_arrays(weights, changed), model=model)
+
+
+def with_arrays(weights: LayerWeights, changed: Mapping[LayerName, MixtureLayer]) -> LayerWeights:
+    """Returns the model with the arrays of other MoE layers of the same shapes."""
+    layers = {layer.name: layer for layer in feed_forward_layers(weights)}
     arrays = dict(weights.arrays)
     for name, mixture in changed.items():
         for part in _PARTS:
             start = _start(layers[name], part)
             arrays |= {start + inner: array for inner, array in getattr(mixture, part).items()}
-    model = dataclasses.replace(weights.model, **settings)
-    return dataclasses.replace(weights, model=model, arrays=arrays)
+    return dataclasses.replace(weights, arrays=arrays)
 
 
 def over_layers(moe: MoEConfig, layers: Mapping[int, MoEConfig]) -> MoEConfig:

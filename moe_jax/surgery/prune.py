@@ -26,7 +26,7 @@ def prune(weights: LayerWeights, kept: Kept) -> LayerWeights:
         ConfigError: If a layer does not exist, or its router cannot work with so few experts.
     """
     check_changeable(weights)
-    found = named(weights, kept)
+    found = named(mixtures(weights), kept)
     return with_mixtures(weights, {n: found[n].take(sorted(set(of))) for n, of in kept.items()})
 
 

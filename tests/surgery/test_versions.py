@@ -7,7 +7,9 @@ import pytest
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.surgery.mixture import mixtures, with_mixtures
+from moe_jax.surgery.compared import layers_with_experts
+from moe_jax.surgery.mixture import mixtures, with_arrays
+from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.versions import (
     check_same_experts,
     digest,
@@ -17,7 +19,9 @@ from moe_jax.surgery.versions import (
     router_of,
     with_experts_of,
 )
-from tests.surgery.small import config, weights
+from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.transplant import weight_shapes
+from tests.surgery.small import VOCAB, config, weights
 
 BIASED = config(routing.preset("loss_free", k=2))
 MIXED = config(expert_dims=(4, 6), expert_dim=6)
@@ -74,7 +78,11 @@ def test_taken_experts_are_the_donors_and_all_else_stays(model, router):
         source = source if router else here
         assert relative_change(router_of(source, expert), router_of(taken, expert)) == 0
     found = weights(model)
-    assert with_mixtures(found, {1: taken}).model == found.model
+    changed = with_arrays(found, {1: taken})
+    assert changed.model == found.model
+    again = mixtures(changed)
+    assert digest(network_of(again[1], 2)) == digest(network_of(donor, 2))
+    assert digest(network_of(again[0], 2)) == digest(network_of(mixtures(found)[0], 2))
 
 
 def test_other_shapes_are_refused_by_name():
@@ -87,3 +95,12 @@ def test_other_shapes_are_refused_by_name():
         check_same_experts(here, {0: here[0]}, "runs/b")
     with pytest.raises(ConfigError, match="no experts: upcycle it"):
         check_same_experts({}, here, "runs/b")
+
+
+def test_modules_that_look_ahead_are_left_out(tmp_path):
+    # Layer 2 is the module behind the two layers of the model.
+    model = config(lookahead=1, scan_layers=False)
+    found = LayerWeights.of_leaves(model, VOCAB, weight_shapes(model, VOCAB).leaves)
+    assert list(mixtures(found)) == [0, 1, 2]
+    opened = OpenedModel(tmp_path, found, None, "", {})
+    assert list(layers_with_experts(opened, tmp_path)) == [0, 1]
