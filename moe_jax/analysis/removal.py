@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,9 +47,11 @@ class RouterWithout(nnx.Module):
             raise ConfigError("slots that mix tokens have no choices that can be removed")
         return dataclasses.replace(plan, slots=plan.slots.without(removed)), carried
 
-    def sequence_losses(self, plan: Plan, valid: Array) -> dict[str, Array]:
+    def sequence_losses(
+        self, plan: Plan, valid: Array, settings: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
         """Returns the losses per sequence; see ``RouterLayer``."""
-        return self.inner.sequence_losses(plan, valid)
+        return self.inner.sequence_losses(plan, valid, settings)
 
 
 def removed_from(mixture: ConfiguredMoE, router: RouterLayer, removed: Array) -> None:
