@@ -220,13 +220,26 @@ class Decoder(nnx.Module):
         Returns:
             The hidden states ``(B, L, M)`` and the cache with these tokens.
         """
+        hidden, _, cache = self.extend_reported(inputs, segments, positions, cache, mode=mode)
+        return hidden, cache
+
+    def extend_reported(
+        self,
+        inputs: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        cache: _Cache,
+        *,
+        mode: Mode = DECODE,
+    ) -> tuple[Float[Array, "B L M"], tuple[MoEAux, ...], _Cache]:
+        """Returns what ``extend`` does, and the reports of all MoE layers; see ``extend``."""
         cache = cache.extended(segments, positions)
         view = cached_view(segments, positions, self.relative_bias, cache)
         context = Context(view, valid_tokens(segments), inputs)
         x = self.embedding(inputs, positions)
-        x, _, layers = self.layers(x, context, mode=mode, rng=None, cache=cache.layers)
+        x, reports, layers = self.layers(x, context, mode=mode, rng=None, cache=cache.layers)
         assert layers is not None  # A stack that gets a cache returns one.
-        return self.final_norm(x), dataclasses.replace(cache, layers=layers)
+        return self.final_norm(x), reports, dataclasses.replace(cache, layers=layers)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns an empty cache for ``batch`` rows of up to ``slots`` tokens, prompts included."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, Model
@@ -86,6 +87,7 @@ class Engine:
         self._slots: list[Running | None] = [None] * slots
         self._queue: deque[tuple[int, Request]] = deque()
         self._submitted = 0
+        self._load: tuple[Float[np.ndarray, " E"], ...] = ()
         self.prefill = Prefill()
         self._leaves = jax.tree.leaves(self._model)
         with self._on_mesh():
@@ -109,6 +111,11 @@ class Engine:
     def running(self) -> int:
         """Number of requests that have entries."""
         return sum(request is not None for request in self._slots)
+
+    @property
+    def load(self) -> tuple[Float[np.ndarray, " E"], ...]:
+        """Number ``(E,)`` of tokens that each expert has read, for each MoE layer."""
+        return self._load
 
     @property
     def free_pages(self) -> int:
@@ -147,6 +154,7 @@ class Engine:
             program = self._programs[shape]
             self._layers, samples = program(self._leaves, self._layers, inputs)
         samples = jax.device_get(samples)
+        self._load = tuple(map(np.add, self._load, samples.loads)) or samples.loads
         return [token for part in parts for token in self._advance(part, samples)]
 
     def _join(self) -> None:

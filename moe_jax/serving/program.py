@@ -99,12 +99,14 @@ class Samples:
         logprobs: Log-probability ``(S,)`` of each at temperature 1, float32.
         top: Most likely token ids ``(S, A)`` int32, most likely first.
         top_logprobs: Log-probabilities ``(S, A)`` of them.
+        loads: Number ``(E,)`` of tokens of each expert in the step, for each MoE layer.
     """
 
     tokens: Int[Array, " S"]
     logprobs: Float[Array, " S"]
     top: Int[Array, "S A"]
     top_logprobs: Float[Array, "S A"]
+    loads: tuple[Float[Array, " E"], ...]
 
 
 def step(
@@ -121,7 +123,7 @@ def step(
     """
     lengths = (1, shape.chunk) if shape.chunk else (1,)
     cache = PagedCache(layers, inputs.entries, inputs.tables, lengths, shape.page)
-    hidden, cache = model.extend(
+    hidden, reports, cache = model.extend_reported(
         inputs.tokens[:, None],
         inputs.valid.astype(jnp.int32)[:, None],
         inputs.positions[:, None],
@@ -133,7 +135,8 @@ def step(
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     best, ids = jax.lax.top_k(logprobs, top)
     own = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
-    return _sharded(cache.layers), Samples(tokens, own, ids.astype(jnp.int32), best)
+    loads = tuple(report.counts.load for report in reports)
+    return _sharded(cache.layers), Samples(tokens, own, ids.astype(jnp.int32), best, loads)
 
 
 def key_of(seed: Any, sampled: Any) -> Array:

@@ -183,11 +183,14 @@ def test_a_common_prefix_is_computed_once(local):
     rng = np.random.default_rng(7)
     prefix = tuple(rng.integers(0, VOCAB, 18).tolist())
     requests = [Request((*prefix, last), Sampling(6, 0.0)) for last in (1, 2, 1)]
-    before = dataclasses.replace(engine.prefill)
+    before, earlier = dataclasses.replace(engine.prefill), sum(map(np.sum, engine.load))
     together = answers(engine, requests)
     # 19 tokens are 4 full pages of 4 and 3 more, of which the second computes the 3.
     assert engine.prefill.computed - before.computed == 19 + 3 + 3
     assert engine.prefill.shared - before.shared == 16 + 16
+    # The last of 6 sampled tokens is not read; every other token has one expert in each MoE layer.
+    read = 19 + 3 + 3 + 3 * 5
+    assert sum(map(np.sum, engine.load)) - earlier == read * len(engine.load)
     alone = made("windows")[1]
     assert together == [answers(alone, [request])[0] for request in requests]
     assert together[0] == together[2] and engine.free_pages == 40
