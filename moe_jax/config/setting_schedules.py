@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.errors import ConfigError, nearest
 from moe_jax.models import ModelConfig
 from moe_jax.models.config import SparseLayer
-from moe_jax.ranges import Positive, Ranged
+from moe_jax.ranges import NonNegative, Positive, Ranged
 from moe_jax.routing.changeable import changeable, range_of, weight_name
 
 # The weights of losses that routers do not have, as ``training`` names them.
@@ -42,7 +42,7 @@ class SettingSchedule(Ranged):
 
     setting: str
     steps: tuple[Positive, ...]
-    values: tuple[float, ...]
+    values: tuple[NonNegative, ...]
     shape: Literal["linear", "cosine", "steps"] = "linear"
 
     def __post_init__(self):

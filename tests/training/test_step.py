@@ -338,6 +338,11 @@ def test_the_record_names_the_losses_further_ahead():
 class Given:
     """An objective whose gradient and value are in the batch."""
 
+    frozen: frozenset = frozenset()
+
+    def settings(self, state):
+        return {}
+
     def value_and_gradient(self, graph, state, batch, teacher):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
         losses = Losses(batch["value"], jnp.zeros(0), None, batch["value"])
