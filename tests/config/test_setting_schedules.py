@@ -55,7 +55,7 @@ def test_top_k_is_an_integer_and_one_step_makes_a_constant():
         (("noise", (1, 2), (0.5,)), "has 2 steps and 1 values: give every step a value"),
         (("noise", (), ()), "has 0 steps and 0 values"),
         (("noise", (3, 3), (0.5, 1.0)), r"steps=\(3, 3\) must be steps in increasing order"),
-        (("noise", (1,), (-0.5,)), "values\[0\]=-0.5 must be at least 0"),
+        (("noise", (1,), (-0.5,)), r"values\[0\]=-0.5 must be at least 0"),
         (("input_jitter", (1,), (1.0,)), "values=1.0 must be at least 0 and below 1"),
         (("capacity_factor", (1,), (0.0,)), "values=0.0 must be above 0"),
         (("top_k", (1,), (0,)), "values=0 must be at least 1"),

@@ -8,8 +8,8 @@ import pytest
 from moe_jax import models, routing
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig
-from moe_jax.surgery.model_difference import compare
 from moe_jax.surgery.mixture import mixtures, with_mixtures
+from moe_jax.surgery.model_difference import compare
 from moe_jax.surgery.quantise import (
     PrecisionChoice,
     activity_of,
