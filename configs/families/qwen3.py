@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 from moe_jax.configs import common
+from moe_jax.configs.families import open_models
 
 
 def qwen3_30b_a3b(name: str, *, base: float) -> ConfigDict:
@@ -11,22 +12,9 @@ def qwen3_30b_a3b(name: str, *, base: float) -> ConfigDict:
         name: Name of the model.
         base: Base of the rotations.
     """
-    config = common.base(name)
+    config = open_models.decoder(name, layers=48, width=2048, heads=(32, 4, 128))
     model = config.model
-    model.update(
-        num_layers=48,
-        width=2048,
-        num_heads=32,
-        num_kv_heads=4,
-        head_dim=128,
-        mlp_dim=6144,
-        gated=True,
-        activation="silu",
-        tie_embeddings=False,
-        scale_embedding=False,
-        compute_dtype="bfloat16",
-        remat="full",
-    )
+    model.mlp_dim = 6144
     model.positions.base = base
     model.attention.qk_norm = "head"
     model.moe.update(every=1, num_experts=128, expert_dim=768)

@@ -10,7 +10,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface.entries import Entry, Matrix
 from moe_jax.interop.huggingface.family import GATED, Family, Json, expect, heads_of, network
 from moe_jax.interop.huggingface.keys import Key, Keys, number, require, size
-from moe_jax.interop.huggingface.known import FLAG, LLAMA, NOT
+from moe_jax.interop.huggingface.known import LLAMA_7B, NOT
 from moe_jax.interop.huggingface.llama_like import (
     attention,
     every_layer,
@@ -42,16 +42,9 @@ _UNUSED = (
 )
 _KEYS = Keys(
     {
-        **LLAMA,
+        **LLAMA_7B,
         "vocab_size": size(290943),
-        "hidden_size": size(4096),
-        "intermediate_size": size(11008),
-        "num_hidden_layers": size(32),
-        "num_attention_heads": size(32),
-        "num_key_value_heads": size(None, null=True),
-        "max_position_embeddings": size(2048),
         "rms_norm_eps": number(1e-5, 0.0),
-        "attention_bias": FLAG,
         "num_experts": size(1),
         "moe_topk": Key(object, 1),
         # Keys of released files, from a class that could also build other models.
