@@ -20,7 +20,7 @@ from moe_jax.analysis.forward import Batch, forward, stacks
 from moe_jax.analysis.observed import Observed, batches_of
 from moe_jax.models import Decoder, Model
 from moe_jax.nn.block import Block
-from moe_jax.nn.groups import out_of_groups
+from moe_jax.nn.groups import out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import DECODE, Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
 from moe_jax.routing import Slots
@@ -76,7 +76,9 @@ def _predicted(
     mixture = block.mixtures[name]
     x = block.branch_input(_BRANCHES[name], hidden)
     context = {key: given.get(key) for key in ("token_ids", "record", "carried")}
-    plan, _ = mixture.plan(mixture.router_input(x, hidden), valid, mode=DECODE, **context)
+    tokens = tokens_into_groups(x, mixture.config.group_size)
+    read = mixture.router_input(tokens, hidden)
+    plan, _ = mixture.plan(read, valid, mode=DECODE, **context)
     if not isinstance(plan.slots, Slots) or plan.slots.expert is None:
         return None
     choices = out_of_groups(plan.slots.expert, valid.shape)

@@ -157,7 +157,7 @@ class ConfiguredMoE(nnx.Module):
         tokens = tokens_into_groups(x, self.config.group_size)
         with jax.named_scope("router"):
             plan, carried = self.plan(
-                self.router_input(x, residual),
+                self.router_input(tokens, residual),
                 valid,
                 mode=mode,
                 token_ids=token_ids,
@@ -183,16 +183,16 @@ class ConfiguredMoE(nnx.Module):
         return constrain(y, "batch", "length"), report
 
     def router_input(
-        self, x: Float[Array, "B L M"], residual: Float[Array, "B L M"] | None
-    ) -> Float[Array, "B L M"]:
-        """Returns the tokens that the router reads: ``x``, or the tokens before the norm."""
+        self, tokens: Float[Array, "G S M"], residual: Float[Array, "B L M"] | None
+    ) -> Float[Array, "G S M"]:
+        """Returns the groups that the router reads: ``tokens``, or tokens before the norm."""
         if self.config.router_input == "residual" and residual is not None:
-            return residual
-        return x
+            return tokens_into_groups(residual, self.config.group_size)
+        return tokens
 
     def plan(
         self,
-        x: Float[Array, "B L M"],
+        tokens: Float[Array, "G S M"],
         valid: Bool[Array, "B L"],
         *,
         mode: Mode,
@@ -204,7 +204,7 @@ class ConfiguredMoE(nnx.Module):
         """Returns the plan of all groups, and the values for the router of the next MoE layer.
 
         Args:
-            x: Tokens ``(B, L, M)`` that the router reads.
+            tokens: Groups ``(G, S, M)`` that the router reads.
             valid: Mask ``(B, L)``, False for padding.
             mode: Capacity of the experts, and values of scheduled settings.
             token_ids: Ids ``(B, L)`` of the tokens, for routers that hash them.
@@ -213,7 +213,6 @@ class ConfiguredMoE(nnx.Module):
             carried: Values of the router of the MoE layer before, as for a call of the layer.
         """
         size = self.config.group_size
-        tokens = tokens_into_groups(x, size)
         return self.router(
             tokens,
             capacity=self._capacity(tokens.shape[1], mode),
