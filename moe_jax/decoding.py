@@ -86,7 +86,7 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling, key: PRNGKeyArray) -
 def choose_by_row(
     logits: Float[Array, "B V"], rules: Rules, keys: Key[Array, " B"]
 ) -> Int[Array, " B"]:
-    """Returns sampled tokens ``(B,)`` int32; a row's is that of ``choose`` for the row alone.
+    """Returns sampled tokens ``(B,)`` int32; ``choose`` samples the same token of a row alone.
 
     Args:
         logits: Float32 logits ``(B, V)``.

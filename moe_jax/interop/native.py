@@ -163,7 +163,7 @@ def _parted(tree: dict, packed: Collection[str]) -> tuple[dict, dict[str, Any]]:
 
 
 def _key(name: str) -> tuple[str, ...]:
-    """Returns the path of a parameter in the tree, such as that of ``params/embedding/table``."""
+    """Returns the path of a parameter in the tree by its name, as ``params/embedding/table``."""
     return tuple(name.split("/")[1:])
 
 

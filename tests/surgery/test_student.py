@@ -18,6 +18,7 @@ from moe_jax.surgery.student import (
     side_by_side,
     smaller,
 )
+from tests.surgery import test_api
 from tests.surgery.small import batch, config, logits, weights
 
 # Four tokens with two choices each. The experts 0 and 2 have equal logits, and so do 1 and 3.
@@ -97,24 +98,9 @@ def test_what_no_dense_model_holds_is_one_line():
         check_student(teacher, 5)
 
 
-SMALL = {
-    "data.source": "mixture",
-    "data.tokenizer": "bytes",
-    "data.seq_length": 32,
-    "data.batch_size": 8,
-    "data.eval_documents": 4,
-    "data.mixture.document_length": 64,
-    "data.mixture.num_documents": 64,
-    "model.num_layers": 2,
-    "model.width": 16,
-    "model.num_heads": 2,
-    "model.head_dim": 8,
-    "model.mlp_dim": 32,
+SMALL = test_api.SMALL | {
     "model.moe.every": 1,
-    "model.moe.group_size": 32,
-    "optimizer.warmup_steps": 1,
     "optimizer.learning_rate": 1e-2,
-    "training.loss_chunk": 0,
     "training.log_every": 1,
     "training.steps": 20,
 }
