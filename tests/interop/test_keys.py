@@ -27,6 +27,12 @@ NOT_OF_TRANSFORMERS = {
     "moe_layer_freq",
     "num_nextn_predict_layers",  # ``num_mtp_layers`` is its newest name
     "original_max_position_embeddings",
+    "score_func",  # of the own files of Trinity
+    "route_norm",
+    "n_group",
+    "topk_group",
+    "num_limited_groups",
+    "num_expert_groups",
     "partial_rotary_factor",
     "moe_gate",  # of ERNIE's own files
     "moe_use_aux_free",
