@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from moe_jax.configs import quickstart
 
-from moe_jax.ablation.ablation import Gate
+from moe_jax.ablation.ablation import Changed, Finished, Gate
 
 # One core trains an arm in about a minute and a half. The model is trained on about 50 tokens per
 # parameter, so that more experts can lower the loss. Batches are small, because the number of steps
@@ -133,6 +133,23 @@ def saturated_model() -> ConfigDict:
     config.model.moe.every = 1
     config.model.moe.num_experts = 16
     return config
+
+
+def evaluated(arm: str, *change: str) -> dict[str, Any]:
+    """Returns the settings that evaluate the run of an arm, changed by a command if one is given.
+
+    Args:
+        arm: Name of the trained arm.
+        *change: Command of ``moe-jax`` and its flags, such as ``"prune", "--experts=8"``.
+    """
+    return {
+        "training.start_from": Changed(arm, change[0], change[1:], trained_on=False)
+        if change
+        else Finished(arm, trained_on=False),
+        # One step that is too small to change a weight.
+        "training.steps": lambda _: 1,
+        "optimizer.learning_rate": lambda _: 1e-30,
+    }
 
 
 def gates_from_one(config: ConfigDict) -> ConfigDict:

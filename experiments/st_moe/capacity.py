@@ -4,9 +4,9 @@ The ablation in ``batch_priority.py`` compares priorities for the slots.
 """
 
 from moe_jax.configs.common import router
-from moe_jax.experiments.base import REGISTERED, beats_zlib, saturated_model
+from moe_jax.experiments.base import REGISTERED, beats_zlib, evaluated, saturated_model
 
-from moe_jax.ablation.ablation import Ablation, Claim, Finished, Published
+from moe_jax.ablation.ablation import Ablation, Claim, Published
 
 # Training factors, and the larger evaluation factor of table 8 for each.
 _LARGER = {0.75: 2.0, 1.0: 2.0, 1.25: 2.0, 2.0: 3.0}
@@ -19,12 +19,7 @@ def _router(train: float, evaluation: float) -> dict:
 
 def _evaluated(train: float, evaluation: float) -> dict:
     """Returns the settings that evaluate the run of factor ``train`` with another factor."""
-    return _router(train, evaluation) | {
-        "training.start_from": Finished(f"{train}"),
-        # One step that is too small to change a weight.
-        "training.steps": lambda _: 1,
-        "optimizer.learning_rate": lambda _: 1e-30,
-    }
+    return _router(train, evaluation) | evaluated(f"{train}")
 
 
 ABLATION = Ablation(

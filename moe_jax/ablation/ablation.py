@@ -25,13 +25,32 @@ class Finished:
 
     Attributes:
         arm: Name of the other arm; its run has the same scale and seed.
+        trained_on: False if an arm that starts from the run only evaluates it.
     """
 
     arm: str
+    trained_on: bool = dataclasses.field(default=True, kw_only=True)
 
     def __str__(self) -> str:
         """Returns a placeholder for the folder, for a config without runs."""
         return f"<finished run of arm {self.arm}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Finished):
+    """A setting whose value is a folder that a command writes from the run of another arm.
+
+    Attributes:
+        command: Command of ``moe-jax`` that changes a trained model, such as ``prune``.
+        flags: Flags of the command, without ``--input`` and ``--output``.
+    """
+
+    command: str
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Returns a placeholder for the folder, for a config without runs."""
+        return f"<run of arm {self.arm} after {' '.join((self.command, *self.flags))}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +210,7 @@ class Ablation:
         named += [arm for paper in self.published for arm in paper.values]
         named += [self.threshold_arm] if self.threshold_arm else []
         named += self.overlay.places if self.overlay else []
-        named += [other for arm in self.arms for other in self.finished(arm).values()]
+        named += [other.arm for arm in self.arms for other in self.finished(arm).values()]
         for arm in named:
             self.check_arm(arm)
         for arm in self.arms:
@@ -224,16 +243,21 @@ class Ablation:
                 return Effect(value, paper.source)
         return Effect(None, "")
 
-    def finished(self, arm: str) -> dict[str, str]:
-        """Returns the arms that must be trained before an arm, by the setting that names them."""
+    def finished(self, arm: str) -> dict[str, Finished]:
+        """Returns the runs of other arms that an arm needs, by the setting that names them."""
         settings = self.arms[arm].items()
-        return {name: value.arm for name, value in settings if isinstance(value, Finished)}
+        return {name: value for name, value in settings if isinstance(value, Finished)}
+
+    def weights(self, arm: str) -> str:
+        """Returns the arm that has trained the weights of an arm: itself, or one it evaluates."""
+        source = self.finished(arm).get("training.start_from")
+        return arm if source is None or source.trained_on else self.weights(source.arm)
 
     def _reject_cycles(self, arm: str) -> None:
         seen: set[str] = set()
         rest = list(self.finished(arm).values())
         while rest:
-            other = rest.pop()
+            other = rest.pop().arm
             if other == arm:
                 raise ConfigError(f"{self.name}: arm {arm!r} needs its own finished run")
             if other not in seen:

@@ -42,6 +42,7 @@ def smoothed(curve: Sequence[Sequence[float]]) -> tuple[Array, Array]:
 def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]]:
     """Returns the records, with the time to the threshold if a run reaches it.
 
+    ``weights`` is the arm that has trained the weights of the run.
     The threshold is the last validation loss of the threshold arm with the same seed, if the runs
     validate during training, and else its final smoothed training loss. ``steps_to`` and
     ``seconds_to`` are the time after which the loss of a run stays at or below the threshold;
@@ -56,7 +57,14 @@ def with_thresholds(ablation: Ablation, records: Records) -> list[dict[str, Any]
         for line in records
         if line["arm"] == ablation.threshold_arm and not diverged(line)
     }
-    return [{**line, **_threshold(line, ends.get(line["seed"]), loss_of)} for line in records]
+    return [
+        {
+            **line,
+            "weights": ablation.weights(line["arm"]),
+            **_threshold(line, ends.get(line["seed"]), loss_of),
+        }
+        for line in records
+    ]
 
 
 def validation(line: Record) -> tuple[Array, Array]:

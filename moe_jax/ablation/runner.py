@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_jax.ablation.ablation import Ablation
+from moe_jax.ablation.ablation import Ablation, Changed, Finished
 from moe_jax.config.experiment import Experiment
 from moe_jax.counting import Cost, count
 from moe_jax.run.shares import shares_of
-from moe_jax.run.side_by_side import RunFiles, Task, side_by_side
+from moe_jax.run.side_by_side import Place, RunFiles, Task, side_by_side
 
 # These settings do not change the computation of a run.
 _FREE = ("mesh", "name")
@@ -31,7 +31,8 @@ class Run(RunFiles):
         argument: Argument with which the file of the ablation returns the configuration.
         experiment: Configuration of the run.
         folder: Working directory, named by a hash of the configuration.
-        needs: Runs of other arms that must finish first, by the setting that names their folder.
+        needs: Runs of other arms, changed or not, that must be there first, by the setting that
+            names their folder.
     """
 
     arm: str
@@ -39,7 +40,7 @@ class Run(RunFiles):
     argument: str
     experiment: Experiment
     folder: Path
-    needs: Mapping[str, Run] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, Run | ChangedRun] = dataclasses.field(default_factory=dict)
 
     @property
     def scale(self) -> str:
@@ -66,7 +67,7 @@ class Run(RunFiles):
         """FLOPs of all training tokens, with the FLOPs of the teacher."""
         teacher = self.needs.get("training.teacher")
         per_token = self.cost.training_flops_per_token
-        if teacher:
+        if isinstance(teacher, Run):
             per_token += teacher.cost.flops_per_token
         return per_token * self.tokens
 
@@ -81,6 +82,57 @@ class Run(RunFiles):
             compiled=self.folder.parent / _COMPILED,
             scale=self.scale,
         )
+
+    def make(self, file: Path, place: Place) -> None:
+        """Trains the run, whose arm ``file`` defines, on a share of the machine."""
+        place.train(self.task(file))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedRun:
+    """A folder that a command writes from a finished run, such as a run with fewer experts.
+
+    Attributes:
+        source: The finished run.
+        change: The command.
+        folder: Folder to write, named by a hash of the source and the command.
+    """
+
+    source: Run
+    change: Changed
+    folder: Path
+
+    @property
+    def needs(self) -> Mapping[str, Run]:
+        """The finished run."""
+        return {"input": self.source}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the folder is written; an interrupted command leaves none."""
+        return self.folder.exists()
+
+    @property
+    def diverged(self) -> bool:
+        """A change trains nothing."""
+        return False
+
+    @property
+    def possible(self) -> bool:
+        """Whether the source can be trained."""
+        return self.source.possible and not self.source.diverged
+
+    @property
+    def training_flops(self) -> int:
+        """A change trains nothing."""
+        return 0
+
+    def make(self, file: Path, place: Place) -> None:
+        """Writes the folder on a share of the machine."""
+        del file
+        folders = (f"--input={self.source.folder}", f"--output={self.folder}")
+        arguments = (self.change.command, *folders, *self.change.flags)
+        place.change(str(self.change), arguments, self.folder, self.source.scale)
 
 
 def runs_of(
@@ -112,7 +164,7 @@ def run_of(
     if steps:
         experiment = _with(experiment, {"training.steps": steps})
     needs = {
-        setting: run_of(ablation, scale, seed, other, workdir, steps)
+        setting: _needed(other, run_of(ablation, scale, seed, other.arm, workdir, steps))
         for setting, other in ablation.finished(arm).items()
     }
     # The hash identifies the other run by its configuration, so all runs can be moved together.
@@ -120,6 +172,14 @@ def run_of(
     folders = {setting: str(need.folder) for setting, need in needs.items()}
     argument, folder = f"{arm},{scale},{seed}", workdir / "runs" / fingerprint(named)
     return Run(arm, seed, argument, _with(experiment, folders), folder, needs)
+
+
+def _needed(setting: Finished, run: Run) -> Run | ChangedRun:
+    """Returns the run whose folder a setting names."""
+    if not isinstance(setting, Changed):
+        return run
+    text = json.dumps([run.folder.name, setting.command, *setting.flags])
+    return ChangedRun(run, setting, run.folder.with_name(_hash(text)))
 
 
 def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
@@ -131,9 +191,9 @@ def _with(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def to_train(runs: Iterable[Run]) -> list[Run]:
-    """Returns the runs to train, each once, every run after the runs that it needs."""
-    missing: dict[Path, Run] = {}
+def to_train(runs: Iterable[Run | ChangedRun]) -> list[Run | ChangedRun]:
+    """Returns the runs to train or to write, each once, every run after the runs that it needs."""
+    missing: dict[Path, Run | ChangedRun] = {}
     for run in runs:
         if not run.ended:
             missing |= {need.folder: need for need in to_train(run.needs.values())}
@@ -147,7 +207,10 @@ def fingerprint(experiment: Experiment) -> str:
     The hash leaves settings at their default out, so a new setting does not outdate old results.
     """
     chosen = {key: value for key, value in _chosen(experiment).items() if key not in _FREE}
-    text = json.dumps(chosen, sort_keys=True)
+    return _hash(json.dumps(chosen, sort_keys=True))
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -173,10 +236,10 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def execute(runs: Sequence[Run], file: Path, places: int) -> None:
+def execute(runs: Sequence[Run | ChangedRun], file: Path, places: int) -> None:
     """Trains all runs that have not ended; a killed run continues from its checkpoint.
 
-    The runs that a run needs are trained first; if one of them diverges, the run is skipped.
+    The runs that a run needs come first; if one of them diverges, the run is skipped.
 
     Args:
         runs: Runs of one ablation; equal runs are trained once.
@@ -194,5 +257,5 @@ def execute(runs: Sequence[Run], file: Path, places: int) -> None:
     side_by_side(
         list(missing.values()),
         shares_of(places),
-        lambda run, place: place.train(run.task(file)),
+        lambda run, place: run.make(file, place),
     )

@@ -60,8 +60,7 @@ def variance_prior(contrasts: Iterable[Sequence[float]]) -> VariancePrior:
     Source: Smyth (2004), section 6.2 (limma). The degrees of freedom are at most 4.
 
     Args:
-        contrasts: Paired differences of two arms, by seed; a contrast without variance, of arms
-            that share their weights, does not count.
+        contrasts: Paired differences of two arms, by seed; one without variance does not count.
     """
     logs, shapes = [], []
     for values in contrasts:
@@ -104,16 +103,19 @@ def moderated_interval(values: Sequence[float], prior: VariancePrior, level: flo
 
 
 def contrasts(
-    by_arm: Mapping[str, Mapping[int, float]], seeds: Collection[int]
+    by_arm: Mapping[str, Mapping[int, float]],
+    seeds: Collection[int],
+    weights: Mapping[str, str] | None = None,
 ) -> list[list[float]]:
     """Returns the differences of all pairs of arms over those seeds that both arms have.
 
     Args:
         by_arm: Values of each arm by seed.
         seeds: Seeds that count.
+        weights: Arm that has trained the weights of each arm, by default the arm itself. Two arms
+            that evaluate the same weights have no difference of training, and no contrast.
     """
-    pairs = itertools.combinations(by_arm.values(), 2)
-    return [
-        [one[seed] - two[seed] for seed in seeds if seed in one and seed in two]
-        for one, two in pairs
-    ]
+    trained = {arm: arm for arm in by_arm} | dict(weights or {})
+    pairs = [(a, b) for a, b in itertools.combinations(by_arm, 2) if trained[a] != trained[b]]
+    both = ((by_arm[a], by_arm[b]) for a, b in pairs)
+    return [[a[seed] - b[seed] for seed in seeds if seed in a and seed in b] for a, b in both]

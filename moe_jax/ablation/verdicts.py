@@ -77,11 +77,12 @@ def first_decided(claim: Claim, records: Records) -> Interval:
         arm: values_of([line for line in records if line["arm"] == arm], claim.metric)
         for arm in arms
     }
+    weights = {line["arm"]: line.get("weights", line["arm"]) for line in records}
     low, high = values[claim.low], values[claim.high]
     seeds = sorted(low.keys() & high.keys())
     for look in [look for look in LOOKS if look.seeds <= len(seeds)] or LOOKS[:1]:
         counted = seeds[: look.seeds]
-        prior = variance_prior(contrasts(values, counted))
+        prior = variance_prior(contrasts(values, counted, weights))
         differences = [high[seed] - low[seed] for seed in counted]
         effect = moderated_interval(differences, prior, look.level)
         if _verdict(claim, effect) != OPEN:

@@ -171,6 +171,8 @@ def open_sources(experiment: Experiment, folder: Path) -> Sources:
 def open_finished(setting: str, folder: str) -> FinishedRun:
     """Opens a finished run for reading, without loading weights.
 
+    A run at step 0 that a change of a trained model has written is finished too.
+
     Raises:
         ConfigError: If the folder holds no run, or an unfinished run.
     """
@@ -179,8 +181,9 @@ def open_finished(setting: str, folder: str) -> FinishedRun:
         experiment = workdir.load(path)
     except ConfigError as error:
         raise ConfigError(f"{setting}: {error}") from error
-    ended = (path / workdir.RESULT).exists()
-    if not ended or latest_step(path / workdir.CHECKPOINTS) is None:
+    step = latest_step(path / workdir.CHECKPOINTS)
+    written = step == 0  # Training saves no step 0.
+    if step is None or not (written or (path / workdir.RESULT).exists()):
         raise ConfigError(f"{setting}={folder} is not finished: train it to its end first")
     try:
         tokenizer = data.load_tokenizer(path)

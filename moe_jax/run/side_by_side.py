@@ -10,7 +10,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,23 +125,46 @@ class Place:
             "JAX_COMPILATION_CACHE_DIR": str(task.compiled.absolute()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
-        command = [sys.executable, "-m", "moe_jax.train", *task.arguments]
-        with (task.folder / LOG).open("a") as log:
-            code = self._children.run(
-                [*command, f"--workdir={task.folder}"],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | compiled | self._share.take(task.scale),
-            )
+        command = ("moe_jax.train", *task.arguments, f"--workdir={task.folder}")
+        log = task.folder / LOG
+        code = self._run(command, log, compiled | self._share.take(task.scale))
         if task.diverged or (code == 0 and task.finished):
             return True
         if self._children.stopped.is_set():
             return False
-        last = (task.folder / LOG).read_text().strip().splitlines()[-1:]
-        raise TrainingError(
-            f"{task.name} ended without a result ({' '.join(last)}); the rest is in "
-            f"{task.folder / LOG}"
-        )
+        raise _without_result(task.name, log)
+
+    def change(self, name: str, arguments: Sequence[str], folder: Path, scale: str) -> bool:
+        """Runs a command of ``moe-jax`` that writes a folder; a folder that is there stays.
+
+        Args:
+            name: Name of the command in messages.
+            arguments: Command and flags.
+            folder: Folder that the command writes.
+            scale: ``cpu`` to work on the cores of the machine, whatever else it has.
+
+        Returns:
+            Whether the folder is there; False after a stop signal.
+
+        Raises:
+            TrainingError: The command fails; the message holds its last line.
+        """
+        log = folder.with_name(f"{folder.name}_{LOG}")
+        if not folder.exists():
+            self._run(("moe_jax", *arguments), log, self._share.take(scale))
+        if folder.exists() or self._children.stopped.is_set():
+            return folder.exists()
+        raise _without_result(name, log)
+
+    def _run(self, command: Sequence[str], log: Path, settings: Mapping[str, str]) -> int | None:
+        """Runs a module and appends what it prints to a log; see ``_Children.run``."""
+        with log.open("a") as file:
+            return self._children.run(
+                [sys.executable, "-m", *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | settings,
+            )
 
     def _wait_for(self, folder: Path) -> None:
         """Waits for a process that a killed runner has started and that still trains the run."""
@@ -151,6 +174,11 @@ class Place:
                     return
             except ConfigError:
                 self._children.stopped.wait(_POLL_SECONDS)
+
+
+def _without_result(name: str, log: Path) -> TrainingError:
+    last = " ".join(log.read_text().strip().splitlines()[-1:])
+    return TrainingError(f"{name} ended without a result ({last}); the rest is in {log}")
 
 
 def side_by_side(

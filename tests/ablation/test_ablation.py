@@ -13,7 +13,7 @@ from moe_jax.ablation.runner import fingerprint, runs_of, to_train
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.training.state import named_leaves
-from tests.ablation import tiny_dependent
+from tests.ablation import tiny_changed, tiny_dependent
 from tests.ablation.tiny_ablation import ABLATION
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -49,6 +49,20 @@ def test_a_scale_and_an_arm_are_put_on_the_base():
 def test_a_wrong_ablation_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(ABLATION, **change)
+
+
+def test_a_changed_run_is_made_once_from_its_source(tmp_path):
+    ablation = tiny_changed.ABLATION
+    switch, pruned, recovered = runs_of(ablation, "cpu", 1, list(ablation.arms), tmp_path)
+    (change,) = pruned.needs.values()
+    assert change.folder == recovered.needs["training.start_from"].folder
+    assert change.source.folder == switch.folder and change.folder != switch.folder
+    assert to_train([recovered, pruned]) == [switch, change, recovered, pruned]
+    assert ablation.config("pruned").training.start_from == (
+        "<run of arm switch after prune --experts=2 --by=load>"
+    )
+    # The pruned run evaluates weights that ``switch`` has trained.
+    assert [ablation.weights(arm) for arm in ablation.arms] == ["switch", "switch", "recovered"]
 
 
 def test_a_misspelt_setting_names_the_nearest():

@@ -10,11 +10,12 @@ import time
 import jax
 import pytest
 
+import moe_jax
 from moe_jax.ablation.reproduce import reproduce
 from moe_jax.ablation.runner import runs_of, to_train
 from moe_jax.run.workdir import locked
 from moe_jax.training.metrics import read_metrics
-from tests.ablation import tiny_dependent, tiny_diverging
+from tests.ablation import tiny_changed, tiny_dependent, tiny_diverging
 from tests.system.runs import ROOT, TIMEOUT, command, environment
 
 TIMED = ("seconds", "tokens_per_second", "step_seconds")
@@ -171,6 +172,22 @@ def test_what_an_arm_needs_is_trained_first_and_all_of_it_can_be_moved(tmp_path)
     assert all(logged["distillation_loss"] > 0 for logged in student.lines)
     moved = there.rename(tmp_path / "moved")
     assert to_train(runs_of(ablation, "cpu", 1, ["teacher", "student"], moved)) == []
+
+
+def test_an_arm_starts_from_a_run_that_a_command_has_changed(tmp_path):
+    file = "--ablation=tests/ablation/tiny_changed.py"
+    done = command("moe_jax.cli.ablate", file, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "tiny_changed/results.jsonl"
+    switch, pruned, recovered = map(json.loads, path.read_text().splitlines())
+    assert (switch["arm"], pruned["arm"], recovered["arm"]) == ("switch", "pruned", "recovered")
+    runs = runs_of(tiny_changed.ABLATION, "cpu", 1, ["pruned"], tmp_path)
+    change = runs[0].needs["training.start_from"]
+    # The changed run evaluates to the loss of the arm that starts from it without training.
+    assert pruned["loss"] == pytest.approx(
+        moe_jax.open_run(change.folder).evaluate()["loss"], rel=1e-6
+    )
+    assert pruned["parameters"] < switch["parameters"]
 
 
 def test_a_run_that_diverges_is_an_outcome(tmp_path):

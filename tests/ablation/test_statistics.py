@@ -57,6 +57,24 @@ def test_contrasts_are_of_all_pairs_over_their_common_seeds():
     assert contrasts(by_arm, (0, 1)) == [[2.0, 3.0], [2.0], [-1.0]]
 
 
+def test_arms_that_evaluate_the_same_weights_have_no_contrast():
+    by_arm = {"a": {0: 3.0, 1: 4.0}, "a_at_2": {0: 1.0, 1: 1.0}, "b": {0: 0.0, 1: 2.0}}
+    found = contrasts(by_arm, (0, 1), {"a": "a", "a_at_2": "a", "b": "b"})
+    assert found == [[3.0, 2.0], [1.0, -1.0]]
+
+
+def test_the_weights_of_an_arm_reach_the_variance_of_its_claims():
+    # ``a_at_2`` differs from ``a`` by 1.0 and 1.1: a small variance that training does not have.
+    values = {"a": (0.0, 1.0, 0.5, 2.0), "b": (1.0, 0.0, 1.5, 1.0), "a_at_2": (1.0, 2.1, 1.5, 3.1)}
+    alike, apart = (
+        [{**line, "weights": weights(line["arm"])} for line in lines(values)]
+        for weights in (lambda arm: arm[0], lambda arm: arm)
+    )
+    claim = Claim("", "loss", "b", "a")
+    widths = [judge(claim, records, "registered").effect.half_width for records in (alike, apart)]
+    assert widths[0] != widths[1]
+
+
 def lines(values):
     """Records of arms by name, each with one loss per seed."""
     return [

@@ -171,7 +171,7 @@ def test_an_arm_trains(place: str):
     name, arm = place.split("-", 1)
     experiment = small(ABLATIONS[name], arm)
     teacher = ABLATIONS[name].finished(arm).get("training.teacher")
-    taught_by = small(ABLATIONS[name], teacher) if teacher else None
+    taught_by = small(ABLATIONS[name], teacher.arm) if teacher else None
     changes = any(key.startswith("optimizer.") for key in ABLATIONS[name].arms[arm])
     losses = trained(experiment, taught_by=taught_by, own_optimizer=changes)
     # Bytes of a small alphabet, hardly trained: near the uniform guess over the vocabulary.

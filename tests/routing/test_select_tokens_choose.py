@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from moe_jax.errors import ConfigError
 from moe_jax.routing import Everyone, Limit, Top2, TopGroups, TopK, TopP
 from tests.routing.helpers import select
 
@@ -34,6 +35,17 @@ def test_normalisation_divides_by_the_chosen_scores_and_then_scales():
     choice = select(TopK(2, normalize=True, scale=2.5), SCORES)
     np.testing.assert_allclose(choice.gate.sum(1), [2.5] * 3, rtol=1e-6)
     np.testing.assert_allclose(select(TopK(1, scale=16), SCORES).gate, [[9.6], [8], [11.2]])
+
+
+def test_a_token_that_may_not_choose_its_best_experts_takes_the_next():
+    choice = select(TopK(1, skip=1), SCORES)
+    np.testing.assert_array_equal(choice.expert, [[1], [2], [0]])
+    np.testing.assert_allclose(choice.gate, [[0.3], [0.4], [0.2]])
+    # Normalised gates are those of the experts that are left: 0.3 / (0.3 + 0.1) for token 0.
+    choice = select(TopK(2, normalize=True, skip=1), SCORES)
+    np.testing.assert_allclose(choice.gate[0], [0.75, 0.25], rtol=1e-6)
+    with pytest.raises(ConfigError, match="skip=2 leaves fewer than k=2 of 3 experts: .* is 1"):
+        TopK(2, skip=2).check(3)
 
 
 def test_equal_scores_go_to_the_first_expert():

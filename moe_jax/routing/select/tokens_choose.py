@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
-from moe_jax.ranges import Factor, Positive, PositiveShare, Share
+from moe_jax.ranges import Factor, Natural, Positive, PositiveShare, Share
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
 from moe_jax.routing.select.base import (
@@ -39,6 +39,8 @@ class TopK(Select):
         limit: Restriction to a few groups of experts, or ``None``.
         expert_scale: True multiplies each gate by the scale of its expert, which the head returns
             as the second plane of the logits (Gemma 4).
+        skip: Number of its best experts that a token may not choose (DeepSeekMoE, 2401.06066,
+            figure 4). It measures on a trained model how well other experts replace them.
     """
 
     k: Positive = 1
@@ -47,6 +49,7 @@ class TopK(Select):
     rank: Rank | None = None
     limit: Limit | None = None
     expert_scale: bool = False
+    skip: Natural = 0
 
     def planes(self) -> int:
         """Returns the number of logits per token and expert."""
@@ -61,8 +64,13 @@ class TopK(Select):
         """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
         if self.k > num_experts:
             raise ConfigError(f"k={self.k} experts per token, but there are {num_experts} experts")
+        if self.k + self.skip > num_experts:
+            raise ConfigError(
+                f"skip={self.skip} leaves fewer than k={self.k} of {num_experts} experts: the "
+                f"largest skip is {num_experts - self.k}"
+            )
         if self.limit is not None:
-            self.limit.check(num_experts, self.k)
+            self.limit.check(num_experts, self.k + self.skip)
         if self.rank is not None:
             self.rank.check(num_experts)
 
@@ -100,7 +108,8 @@ class TopK(Select):
         else:
             ranking, summed = self.rank(scored, inputs), None
         ranking = ranking if self.limit is None else self.limit(ranking, summed)
-        expert, kept = best(ranking, self.k), inputs.kept(self.k)
+        expert = best(ranking, self.k + self.skip)[:, self.skip :]
+        kept = inputs.kept(self.k)
         gate, log_gate = gates(scored, expert, normalize=self.normalize, kept=kept)
         if self.expert_scale:
             factor = at(inputs.planes[..., 1], expert)

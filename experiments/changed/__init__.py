@@ -1,0 +1,1 @@
+"""Ablations of changes of trained models: upcycling, pruning, merging and quantising."""
