@@ -54,6 +54,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="e51f927efdd154758a927de64b45a43d320d3f3f",
     claims=(
         Claim(
             "Pruning by gate and output has a lower loss than pruning by load",

@@ -41,6 +41,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="e51f927efdd154758a927de64b45a43d320d3f3f",
     claims=(
         Claim(
             "Upcycling has a lower loss than further training of the dense model",

@@ -41,6 +41,7 @@ ABLATION = Ablation(
     arms={"fine": _FINE, "gshard_1.5": _WIDE, "gshard": _GSHARD, **_WITHOUT, **_FEWER},
     scales=REGISTERED,
     seeds=12,
+    registered="e51f927efdd154758a927de64b45a43d320d3f3f",
     published=(
         Published(
             f"DeepSeekMoE figure 4 (2401.06066), {_READ}",
