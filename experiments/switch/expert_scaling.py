@@ -25,6 +25,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="75f60839dd4d359ccd97367aad46b6da77fb9f69",
     published=(
         Published(
             "Switch table 7 (2101.03961)",
