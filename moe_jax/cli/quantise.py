@@ -1,4 +1,4 @@
-"""Quantises experts: ``moe-jax quantise runs/moe --bits=int4 --group=32 --out=runs/int4``.
+"""Quantises experts: ``moe-jax quantise --input=runs/moe --output=runs/int4 --bits=int4``.
 
 The weights of experts become int8, int4 or fp8 codes with scales. The router, the norms and all
 other weights stay as they are.
@@ -17,7 +17,6 @@ def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
     changed_models.define_text(values)
-    flags.DEFINE_alias("out", "output", flag_values=values)
     flags.DEFINE_enum(
         "bits",
         None,
