@@ -6,6 +6,7 @@ by the transposed matrices for the rows, and a sum of outer products for the mat
 
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.grouped.product import BACKENDS, Backend, backend_of, by_row, grouped_product, using
+from moe_jax.grouped.separate import on_separate
 
 __all__ = [
     "BACKENDS",
@@ -17,5 +18,6 @@ __all__ = [
     "by_row",
     "grouped_product",
     "on_choices",
+    "on_separate",
     "using",
 ]

@@ -168,6 +168,13 @@ class Stack(nnx.Module):
                     yield LayerView(index, ("parts", i, j), block, repeat if repeats > 1 else None)
                     index += 1
 
+    def unrolled(self) -> Stack:
+        """Returns a stack of the same layers, each with arrays of its own."""
+        stack = jax.tree.map(lambda leaf: leaf, self)
+        stack.parts = nnx.List(nnx.List([each.take(each.block)]) for each in self.layers())
+        stack.repeats = (1,) * self.num_layers
+        return stack
+
     def empty_cache(self, batch: int, slots: int, dtype: jnp.dtype) -> StackCache:
         """Returns a cache of zeros for ``slots`` tokens in each of ``batch`` rows."""
 

@@ -18,10 +18,13 @@ from moe_jax.run.sampling import check_can_generate
 from moe_jax.serving.pages import Pages
 from moe_jax.serving.program import Samples, StepShape, compiled, pages_of
 from moe_jax.serving.request import Request, Token
+from moe_jax.serving.resident import resident
 from moe_jax.serving.running import Running, TokensRead, inputs_of, parts_of
 
 # A table of pages is as wide as this number of tokens, or wider by powers of this factor.
 _NARROWEST, _GROWTH = 128, 4
+# An engine with at least ``_MANY`` slots has steps for few requests too, which have as many rows.
+_MANY, _FEW = 8, (1, 4)
 
 
 @dataclasses.dataclass
@@ -76,10 +79,10 @@ class Engine:
         Raises:
             ConfigError: If the model cannot generate text, or a size is out of range.
         """
-        self._model = _checked(model, length)
+        checked = _checked(model, length)
         sizes = {"slots": slots, "length": length, "prefill": prefill, "page": page}
         _check_sizes(sizes, pages, logprobs)
-        self._length, self._top = length, min(logprobs, model.embedding.table.shape[0])
+        self._length, self._top = length, min(logprobs, checked.embedding.table.shape[0])
         self._chunk, self._mesh = prefill, mesh
         number = pages or slots * -(-length // page)
         self._pages = Pages(number, page)
@@ -89,8 +92,9 @@ class Engine:
         self._submitted = 0
         self._load: tuple[Float[np.ndarray, " E"], ...] = ()
         self.prefill = Prefill()
-        self._leaves = jax.tree.leaves(self._model)
         with self._on_mesh():
+            self._model = resident(checked)
+            self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
             self._programs = {
                 shape: compiled(self._model, self._layers, shape, self._top)
@@ -176,28 +180,32 @@ class Engine:
         chunk = any(part.number > 1 for part in parts)
         ends = (part.request.held.computed + part.number for part in parts)
         pages = self._pages.of(max(ends))
-        shapes = (each for each in self._programs if (each.chunk > 0) == chunk)
-        return min((each for each in shapes if each.pages >= pages), key=lambda each: each.pages)
+        fitting = (
+            each
+            for each in self._programs
+            if (each.chunk > 0) == chunk and each.pages >= pages and each.slots >= len(parts)
+        )
+        return min(fitting, key=lambda each: (each.slots, each.pages))
 
     def _advance(self, part: TokensRead, samples: Samples) -> list[Token]:
         """Counts the tokens that a step has read, and returns the token that it has sampled."""
-        request, slot, ends = part.request, part.slot, part.ends
+        request, row, ends = part.request, part.row, part.ends
         prompt = len(request.request.prompt)
         self.prefill.computed += max(min(prompt - request.held.computed, part.number), 0)
         request.held.computed += part.number
         self._pages.name(request.held, request.tokens)
         if not ends:
             return []
-        token = int(samples.tokens[slot])
+        token = int(samples.tokens[row])
         ended = request.add(token)
         if ended is not None:
-            self._leave(slot, request)
+            self._leave(part.slot, request)
         number = request.request.logprobs
         ids, values = (
-            np.asarray(x[slot, :number]).tolist() for x in (samples.top, samples.top_logprobs)
+            np.asarray(x[row, :number]).tolist() for x in (samples.top, samples.top_logprobs)
         )
         top = tuple(zip(ids, values, strict=True))
-        return [Token(request.number, token, float(samples.logprobs[slot]), top, ended)]
+        return [Token(request.number, token, float(samples.logprobs[row]), top, ended)]
 
     def _leave(self, slot: int, request: Running) -> None:
         self._pages.release(request.held)
@@ -233,12 +241,18 @@ def _most(request: Request) -> int:
 
 
 def _shapes(slots: int, prefill: int, page: int, pages: int) -> list[StepShape]:
-    """Returns the shapes of all steps: with and without a chunk, for tables of each width."""
+    """Returns the shapes of all steps, for tables of each width.
+
+    A step with a chunk has a row for every slot, as all steps on a mesh have. Some of the others
+    have fewer rows: a step of few requests takes the time to read the weights of their experts.
+    """
     widths, width = [pages], max(_NARROWEST // page, 1)
     while width < pages:
         widths.append(width)
         width *= _GROWTH
-    return [StepShape(slots, chunk, width, page) for width in widths for chunk in (0, prefill)]
+    few = _FEW if slots >= _MANY and not jax.sharding.get_abstract_mesh().shape else ()
+    sizes = [(slots, prefill), (slots, 0), *((rows, 0) for rows in few)]
+    return [StepShape(*size, width, page) for width in widths for size in sizes]
 
 
 def _checked(model: Model, length: int) -> Decoder:

@@ -22,7 +22,7 @@ class StepShape:
     """The shapes of one program.
 
     Attributes:
-        slots: Number ``S`` of requests that may run at once.
+        slots: Largest number ``S`` of requests in the step; each has a row.
         chunk: Number of tokens of a prompt that the step reads beside them; 0 for none.
         pages: Number of pages per request that the step reads.
         page: Number of entries per page.

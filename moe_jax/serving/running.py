@@ -55,11 +55,13 @@ class TokensRead:
         slot: Slot of the request.
         request: The request.
         number: Number of its tokens that the step reads.
+        row: Row of the request in the step.
     """
 
     slot: int
     request: Running
     number: int
+    row: int
 
     @property
     def ends(self) -> bool:
@@ -69,10 +71,10 @@ class TokensRead:
 
 def parts_of(slots: list[Running | None], chunk: int) -> list[TokensRead]:
     """Returns the tokens of a step: a chunk of the request with several, one of each other."""
+    running = [(slot, request) for slot, request in enumerate(slots) if request is not None]
     return [
-        TokensRead(slot, request, min(len(request.unread), chunk))
-        for slot, request in enumerate(slots)
-        if request is not None
+        TokensRead(slot, request, min(len(request.unread), chunk), row)
+        for row, (slot, request) in enumerate(running)
     ]
 
 
@@ -81,16 +83,16 @@ def inputs_of(parts: list[TokensRead], shape: StepShape) -> StepInputs:
     inputs: Any = StepInputs.empty(shape)
     for part in parts:
         request, long = part.request, part.number > 1
-        first = shape.slots if long else part.slot
+        first = shape.slots if long else part.row
         start, own = request.held.computed, slice(first, first + part.number)
         places = np.arange(start, start + part.number)
         pages = np.asarray(request.held.pages[: shape.pages], np.int32)
         inputs.tokens[own] = request.unread[: part.number]
         inputs.positions[own], inputs.valid[own] = places, True
         inputs.entries[own] = pages[places // shape.page] * shape.page + places % shape.page
-        table = inputs.tables[1][0] if long else inputs.tables[0][part.slot]
+        table = inputs.tables[1][0] if long else inputs.tables[0][part.row]
         table[: len(pages)] = pages
-        inputs.ends[part.slot] = first + part.number - 1
+        inputs.ends[part.row] = first + part.number - 1
         _set_rules(inputs, part)
     if shape.chunk:  # Positions of padding go on, so that they reach no page out of reach.
         tail = inputs.positions[shape.slots :]
@@ -99,10 +101,10 @@ def inputs_of(parts: list[TokensRead], shape: StepShape) -> StepInputs:
 
 
 def _set_rules(inputs: Any, part: TokensRead) -> None:
-    """Sets the way to sample of one slot."""
-    sampling, slot = part.request.request.sampling, part.slot
-    inputs.rules.temperature[slot] = sampling.temperature
-    inputs.rules.top_k[slot] = sampling.top_k
-    inputs.rules.top_p[slot] = sampling.top_p
-    inputs.seeds[slot] = sampling.seed
-    inputs.sampled[slot] = part.request.sampled
+    """Sets the way to sample of one row."""
+    sampling, row = part.request.request.sampling, part.row
+    inputs.rules.temperature[row] = sampling.temperature
+    inputs.rules.top_k[row] = sampling.top_k
+    inputs.rules.top_p[row] = sampling.top_p
+    inputs.seeds[row] = sampling.seed
+    inputs.sampled[row] = part.request.sampled

@@ -151,6 +151,21 @@ def test_nothing_is_compiled_after_the_constructor(local):
     assert engine.programs == 2  # One width of tables, with and without a chunk.
 
 
+def test_steps_of_few_requests_have_few_rows():
+    # Requests in slots 1 and 2 have rows 0 and 1 once the request in slot 0 has ended.
+    model, engine = made("windows", slots=8)
+    assert {(each.slots, each.chunk) for each in engine._programs} == {
+        (8, 6),
+        (8, 0),
+        (4, 0),
+        (1, 0),
+    }
+    requests = [Request((3, size, 5), Sampling(size, temperature=0.0)) for size in (2, 9, 6)]
+    expected = [generate(model, [request.prompt], request.sampling)[0] for request in requests]
+    assert answers(engine, requests) == expected
+    same_in_any_mix(engine, 8, 5)
+
+
 def test_log_probabilities_are_those_of_scoring(local):
     model, engine = local
     prompt = (3, 1, 4, 1, 5, 9, 2, 6)

@@ -1,0 +1,63 @@
+"""Experts with arrays of their own give the sums of experts whose arrays are stacked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.grouped import Choices, on_choices, on_separate
+from moe_jax.grouped.separate import block_size
+from moe_jax.nn.feed_forward import FeedForwardConfig
+
+WIDTH, HIDDEN, EXPERTS = 4, 6, 3
+
+
+def choices_of(expert, gate):
+    """The choices ``expert (T, K)`` in the order of experts, with -1 for a dropped choice."""
+    flat = np.where(np.array(expert) < 0, EXPERTS, expert).reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    place = np.empty(len(flat), int)
+    place[order] = np.arange(len(flat))
+    sizes = np.bincount(flat, minlength=EXPERTS + 1)[:EXPERTS]
+    rows = np.arange(len(flat)) < sizes.sum()
+    token = np.where(rows, order // np.shape(expert)[1], len(expert))
+    place = np.where(flat < EXPERTS, place, len(flat)).reshape(np.shape(expert))
+    weight = np.where(rows, np.array(gate).reshape(-1)[order], 0)
+    fields = token, weight.astype(np.float32), place, sizes
+    return Choices(*map(jnp.asarray, fields))
+
+
+CASES = {
+    "one token": [[2, 0]],
+    "an expert with all tokens, and one with none": [[0, 1]] * 5,
+    "several blocks of one expert": [[0, 1]] * 9 + [[2, 1]] * 2,
+    "dropped choices": [[0, -1], [-1, -1], [2, 1]],
+}
+
+
+@pytest.mark.parametrize("gate_on", ["in", "out", "none"])
+@pytest.mark.parametrize("name", CASES)
+def test_sums_equal_those_of_stacked_experts(name, gate_on):
+    network = FeedForwardConfig(WIDTH, HIDDEN, "silu", gated=True, bias=True)
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    stacked = {"up": drawn(EXPERTS, WIDTH, HIDDEN), "gate": drawn(EXPERTS, WIDTH, HIDDEN)}
+    stacked |= {"down": drawn(EXPERTS, HIDDEN, WIDTH), "down_bias": drawn(EXPERTS, WIDTH)}
+    stacked |= {"up_bias": drawn(EXPERTS, HIDDEN), "gate_bias": drawn(EXPERTS, HIDDEN)}
+    own = [{name: x[e].T for name, x in stacked.items()} for e in range(EXPERTS)]
+    expert = CASES[name]
+    tokens, gate = drawn(len(expert), WIDTH), drawn(len(expert), 2)
+    choices = choices_of(expert, gate)
+    expected = on_choices(network, stacked, tokens, gate, choices, gate_on)
+    found = jax.jit(lambda *args: on_separate(network, *args, gate_on))(own, tokens, choices)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_has_the_rows_of_most_experts():
+    # 16 tokens choose 2 of 8 experts: 4 rows per expert, so blocks of 8.
+    assert block_size(16, 32, 8) == 8
+    assert block_size(1, 2, 8) == 1  # One token gives an expert one row.
+    assert block_size(2000, 4000, 2) == 512
