@@ -3,12 +3,16 @@
 from moe_jax.serving.engine import Engine
 from moe_jax.serving.placement import copy_experts, device_loads, place
 from moe_jax.serving.request import Ended, Generator, Request, Token
+from moe_jax.serving.speculation import DraftModel, NGram, Speculation
 
 __all__ = [
+    "DraftModel",
     "Ended",
     "Engine",
     "Generator",
+    "NGram",
     "Request",
+    "Speculation",
     "Token",
     "copy_experts",
     "device_loads",

@@ -19,7 +19,8 @@ from moe_jax.serving.pages import Pages
 from moe_jax.serving.program import Samples, StepShape, compiled, pages_of
 from moe_jax.serving.request import Request, Token
 from moe_jax.serving.resident import resident
-from moe_jax.serving.running import Running, TokensRead, inputs_of, parts_of
+from moe_jax.serving.running import Running, TokensRead, inputs_of, parts_of, shape_for
+from moe_jax.serving.speculation import Drafts, Speculation, agreeing, opened
 
 # A table of pages is as wide as this number of tokens, or wider by powers of this factor.
 _NARROWEST, _GROWTH = 128, 4
@@ -50,6 +51,7 @@ class Engine:
 
     Attributes:
         prefill: Counts of the tokens of prompts.
+        drafts: Counts of drafted tokens.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Engine:
         pages: int = 0,
         logprobs: int = 20,
         mesh: Mesh | None = None,
+        speculation: Speculation | None = None,
     ):
         """Allocates the pages and compiles all programs.
 
@@ -75,9 +78,11 @@ class Engine:
             pages: Number of pages; 0 for so many that all slots have their whole length.
             logprobs: Largest number of most likely tokens that a request may ask for.
             mesh: Mesh of devices.
+            speculation: The way to draft tokens; ``None`` drafts none.
 
         Raises:
-            ConfigError: If the model cannot generate text, or a size is out of range.
+            ConfigError: If the model cannot generate text, a size is out of range, or a draft model
+                has another vocabulary.
         """
         checked = _checked(model, length)
         sizes = {"slots": slots, "length": length, "prefill": prefill, "page": page}
@@ -91,15 +96,17 @@ class Engine:
         self._queue: deque[tuple[int, Request]] = deque()
         self._submitted = 0
         self._load: tuple[Float[np.ndarray, " E"], ...] = ()
-        self.prefill = Prefill()
+        self.prefill, self.drafts = Prefill(), Drafts()
+        self._most_drafts = speculation.tokens if speculation else 0
         with self._on_mesh():
             self._model = resident(checked)
             self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
+            shapes = _shapes(slots, prefill, page, self._pages.of(length), self._most_drafts)
             self._programs = {
-                shape: compiled(self._model, self._layers, shape, self._top)
-                for shape in _shapes(slots, prefill, page, self._pages.of(length))
+                shape: compiled(self._model, self._layers, shape, self._top) for shape in shapes
             }
+            self._drafter = opened(speculation, checked, shapes, (1 + number) * page)
 
     @property
     def programs(self) -> int:
@@ -152,11 +159,13 @@ class Engine:
         parts = parts_of(self._slots, self._chunk)
         if not parts:
             return []
-        shape = self._shape_for(parts)
-        inputs = inputs_of(parts, shape)
         with self._on_mesh():
-            program = self._programs[shape]
-            self._layers, samples = program(self._leaves, self._layers, inputs)
+            parts = self._drafter.drafted(parts, self._most_drafts) if self._drafter else parts
+            shape = shape_for(self._programs, parts)
+            inputs = inputs_of(parts, shape)
+            self._layers, samples = self._programs[shape](self._leaves, self._layers, inputs)
+            if self._drafter:
+                self._drafter.read(inputs, shape)
         samples = jax.device_get(samples)
         self._load = tuple(map(np.add, self._load, samples.loads)) or samples.loads
         return [token for part in parts for token in self._advance(part, samples)]
@@ -175,37 +184,34 @@ class Engine:
             slot = self._slots.index(None)
             self._slots[slot] = Running(number, request, held, list(request.prompt))
 
-    def _shape_for(self, parts: list[TokensRead]) -> StepShape:
-        """Returns the smallest shape that holds the tokens of a step."""
-        chunk = any(part.number > 1 for part in parts)
-        ends = (part.request.held.computed + part.number for part in parts)
-        pages = self._pages.of(max(ends))
-        fitting = (
-            each
-            for each in self._programs
-            if (each.chunk > 0) == chunk and each.pages >= pages and each.slots >= len(parts)
-        )
-        return min(fitting, key=lambda each: (each.slots, each.pages))
-
     def _advance(self, part: TokensRead, samples: Samples) -> list[Token]:
-        """Counts the tokens that a step has read, and returns the token that it has sampled."""
-        request, row, ends = part.request, part.row, part.ends
+        """Counts the tokens that a step has read, and returns the tokens that it has sampled."""
+        request, held = part.request, part.request.held
         prompt = len(request.request.prompt)
-        self.prefill.computed += max(min(prompt - request.held.computed, part.number), 0)
-        request.held.computed += part.number
-        self._pages.name(request.held, request.tokens)
-        if not ends:
-            return []
-        token = int(samples.tokens[row])
-        ended = request.add(token)
-        if ended is not None:
+        self.prefill.computed += max(min(prompt - held.computed, part.number), 0)
+        tokens = self._sampled(part, samples) if part.ends else []
+        held.computed += part.number + max(len(tokens) - 1, 0)
+        self._pages.name(held, request.tokens)
+        if tokens and tokens[-1].ended is not None:
             self._leave(part.slot, request)
-        number = request.request.logprobs
-        ids, values = (
-            np.asarray(x[row, :number]).tolist() for x in (samples.top, samples.top_logprobs)
-        )
-        top = tuple(zip(ids, values, strict=True))
-        return [Token(request.number, token, float(samples.logprobs[row]), top, ended)]
+        return tokens
+
+    def _sampled(self, part: TokensRead, samples: Samples) -> list[Token]:
+        """Adds the sample after the context, and after each draft that the model samples too."""
+        own = jax.tree.map(lambda x: x[part.row], dataclasses.replace(samples, loads=()))
+        right = agreeing(part.drafts, own.tokens)
+        self.drafts.count(len(part.drafts), right)
+        tokens: list[Token] = []
+        for place in range(right + 1):
+            token, number = int(own.tokens[place]), part.request.request.logprobs
+            ended = part.request.add(token)
+            ids, values = (x[place, :number].tolist() for x in (own.top, own.top_logprobs))
+            top = tuple(zip(ids, values, strict=True))
+            logprob = float(own.logprobs[place])
+            tokens.append(Token(part.request.number, token, logprob, top, ended))
+            if ended is not None:
+                break
+        return tokens
 
     def _leave(self, slot: int, request: Running) -> None:
         self._pages.release(request.held)
@@ -240,7 +246,7 @@ def _most(request: Request) -> int:
     return len(request.prompt) + request.sampling.tokens - 1
 
 
-def _shapes(slots: int, prefill: int, page: int, pages: int) -> list[StepShape]:
+def _shapes(slots: int, prefill: int, page: int, pages: int, drafts: int) -> list[StepShape]:
     """Returns the shapes of all steps, for tables of each width.
 
     A step with a chunk has a row for every slot, as all steps on a mesh have. Some of the others
@@ -252,7 +258,12 @@ def _shapes(slots: int, prefill: int, page: int, pages: int) -> list[StepShape]:
         width *= _GROWTH
     few = _FEW if slots >= _MANY and not jax.sharding.get_abstract_mesh().shape else ()
     sizes = [(slots, prefill), (slots, 0), *((rows, 0) for rows in few)]
-    return [StepShape(*size, width, page) for width in widths for size in sizes]
+    return [
+        StepShape(*size, width, page, number)
+        for width in widths
+        for size in sizes
+        for number in sorted({0, drafts})
+    ]
 
 
 def _checked(model: Model, length: int) -> Decoder:

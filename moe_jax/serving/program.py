@@ -1,4 +1,4 @@
-"""The compiled step of an engine: tokens of all running requests in, one sample of each out."""
+"""The compiled step of an engine: tokens of all running requests in, samples of each out."""
 
 from __future__ import annotations
 
@@ -26,17 +26,29 @@ class StepShape:
         chunk: Number of tokens of a prompt that the step reads beside them; 0 for none.
         pages: Number of pages per request that the step reads.
         page: Number of entries per page.
+        drafts: Number of drafted tokens per request that the step checks.
     """
 
     slots: int
     chunk: int
     pages: int
     page: int
+    drafts: int = 0
+
+    @property
+    def each(self) -> int:
+        """Number ``W`` of tokens of a slot, its drafts included, and of samples after them."""
+        return 1 + self.drafts
+
+    @property
+    def before_chunk(self) -> int:
+        """Number of tokens of all slots, which come before the chunk."""
+        return self.slots * self.each
 
     @property
     def tokens(self) -> int:
-        """Number ``N`` of tokens of the step: one per slot, then the chunk."""
-        return self.slots + self.chunk
+        """Number ``N`` of tokens of the step: those of the slots, then the chunk."""
+        return self.before_chunk + self.chunk
 
 
 @jax.tree_util.register_dataclass
@@ -50,10 +62,10 @@ class StepInputs:
         valid: Mask ``(N,)``, False for padding.
         entries: Entry ``(N,)`` int32 that each token writes.
         tables: Pages ``(S, pages)`` of the slots and, with a chunk, ``(1, pages)`` of its request.
-        ends: Index ``(S,)`` among the tokens of the one after which a slot samples.
+        ends: Indices ``(S, W)`` of the tokens after which a slot samples.
         rules: Ways to sample.
         seeds: Seed ``(S,)`` uint32 of each slot.
-        sampled: Number ``(S,)`` int32 of tokens that each slot has sampled before.
+        sampled: Number ``(S,)`` int32 of tokens that each slot has sampled before the first.
     """
 
     tokens: Int[Array, " N"]
@@ -61,7 +73,7 @@ class StepInputs:
     valid: Bool[Array, " N"]
     entries: Int[Array, " N"]
     tables: tuple[Int[Array, "R pages"], ...]
-    ends: Int[Array, " S"]
+    ends: Int[Array, "S W"]
     rules: Rules
     seeds: Int[Array, " S"]
     sampled: Int[Array, " S"]
@@ -74,6 +86,7 @@ class StepInputs:
             return np.zeros(size, dtype)
 
         slots, tokens = shape.slots, shape.tokens
+        ends: Any = np.zeros((slots, shape.each), np.int32)
         parts = (slots, 1) if shape.chunk else (slots,)
         rules = Rules(zeros(slots, np.float32), zeros(slots), np.ones(slots, np.float32))  # type: ignore[arg-type]
         return cls(
@@ -82,7 +95,7 @@ class StepInputs:
             zeros(tokens, bool),
             zeros(tokens),
             tuple(np.zeros((part, shape.pages), np.int32) for part in parts),  # type: ignore[misc]
-            zeros(slots),
+            ends,
             rules,
             zeros(slots, np.uint32),
             zeros(slots),
@@ -95,24 +108,24 @@ class Samples:
     """The samples of one step.
 
     Attributes:
-        tokens: Token ids ``(S,)`` int32.
-        logprobs: Log-probability ``(S,)`` of each at temperature 1, float32.
-        top: Most likely token ids ``(S, A)`` int32, most likely first.
-        top_logprobs: Log-probabilities ``(S, A)`` of them.
+        tokens: Token ids ``(S, W)`` int32.
+        logprobs: Log-probability ``(S, W)`` of each at temperature 1, float32.
+        top: Most likely token ids ``(S, W, A)`` int32, most likely first.
+        top_logprobs: Log-probabilities ``(S, W, A)`` of them.
         loads: Number ``(E,)`` of tokens of each expert in the step, for each MoE layer.
     """
 
-    tokens: Int[Array, " S"]
-    logprobs: Float[Array, " S"]
-    top: Int[Array, "S A"]
-    top_logprobs: Float[Array, "S A"]
+    tokens: Int[Array, "S W"]
+    logprobs: Float[Array, "S W"]
+    top: Int[Array, "S W A"]
+    top_logprobs: Float[Array, "S W A"]
     loads: tuple[Float[Array, " E"], ...]
 
 
 def step(
     model: Decoder, layers: StackCache, inputs: StepInputs, shape: StepShape, top: int
 ) -> tuple[StackCache, Samples]:
-    """Returns the pages with the tokens of a step, and a sample after ``ends``.
+    """Returns the pages with the tokens of a step, and the samples after ``ends``.
 
     Args:
         model: Decoder.
@@ -121,7 +134,8 @@ def step(
         shape: Shapes of the step.
         top: Number ``A`` of most likely tokens.
     """
-    lengths = (1, shape.chunk) if shape.chunk else (1,)
+    each = shape.each
+    lengths = (each, shape.chunk) if shape.chunk else (each,)
     cache = PagedCache(layers, inputs.entries, inputs.tables, lengths, shape.page)
     hidden, reports, cache = model.extend_reported(
         inputs.tokens[:, None],
@@ -129,14 +143,19 @@ def step(
         inputs.positions[:, None],
         cache,
     )
-    logits = model.logits(hidden[inputs.ends])[:, 0]
-    keys = jax.vmap(key_of)(inputs.seeds, inputs.sampled)
-    tokens = choose_by_row(logits, inputs.rules, keys)
+    logits = model.logits(hidden[inputs.ends.reshape(-1)])[:, 0]
+    rules, seeds = jax.tree.map(lambda x: jnp.repeat(x, each), (inputs.rules, inputs.seeds))
+    sampled = (inputs.sampled[:, None] + jnp.arange(each)).reshape(-1)
+    tokens = choose_by_row(logits, rules, jax.vmap(key_of)(seeds, sampled))
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     best, ids = jax.lax.top_k(logprobs, top)
     own = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
     loads = tuple(report.counts.load for report in reports)
-    return _sharded(cache.layers), Samples(tokens, own, ids.astype(jnp.int32), best, loads)
+    found = jax.tree.map(
+        lambda x: x.reshape(shape.slots, each, *x.shape[1:]),
+        (tokens, own, ids.astype(jnp.int32), best),
+    )
+    return _sharded(cache.layers), Samples(*found, loads)
 
 
 def key_of(seed: Any, sampled: Any) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,19 @@ class TokensRead:
         request: The request.
         number: Number of its tokens that the step reads.
         row: Row of the request in the step.
+        drafts: Drafted tokens that the step reads after them.
     """
 
     slot: int
     request: Running
     number: int
     row: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Number of tokens of the request that have entries after the step."""
+        return self.request.held.computed + self.number + len(self.drafts)
 
     @property
     def ends(self) -> bool:
@@ -78,25 +86,43 @@ def parts_of(slots: list[Running | None], chunk: int) -> list[TokensRead]:
     ]
 
 
-def inputs_of(parts: list[TokensRead], shape: StepShape) -> StepInputs:
+def shape_for(shapes: Iterable[StepShape], parts: Sequence[TokensRead]) -> StepShape:
+    """Returns the smallest of the shapes that holds the tokens of a step."""
+    chunk = any(part.number > 1 for part in parts)
+    drafts = max(len(part.drafts) for part in parts)
+    end = max(part.end for part in parts)
+    fitting = (
+        each
+        for each in shapes
+        if (each.chunk > 0) == chunk
+        and each.drafts >= drafts
+        and each.pages * each.page >= end
+        and each.slots >= len(parts)
+    )
+    return min(fitting, key=lambda each: (each.slots, each.drafts, each.pages))
+
+
+def inputs_of(parts: Sequence[TokensRead], shape: StepShape) -> StepInputs:
     """Returns the arrays of a step. At most one part has several tokens."""
     inputs: Any = StepInputs.empty(shape)
     for part in parts:
         request, long = part.request, part.number > 1
-        first = shape.slots if long else part.row
-        start, own = request.held.computed, slice(first, first + part.number)
-        places = np.arange(start, start + part.number)
+        first = shape.before_chunk if long else part.row * shape.each
+        places = np.arange(request.held.computed, part.end)
+        own = slice(first, first + len(places))
         pages = np.asarray(request.held.pages[: shape.pages], np.int32)
-        inputs.tokens[own] = request.unread[: part.number]
+        inputs.tokens[own] = [*request.unread[: part.number], *part.drafts]
         inputs.positions[own], inputs.valid[own] = places, True
         inputs.entries[own] = pages[places // shape.page] * shape.page + places % shape.page
         table = inputs.tables[1][0] if long else inputs.tables[0][part.row]
         table[: len(pages)] = pages
-        inputs.ends[part.row] = first + part.number - 1
+        last = first + part.number - 1
+        inputs.ends[part.row] = np.minimum(last + np.arange(shape.each), own.stop - 1)
         _set_rules(inputs, part)
-    if shape.chunk:  # Positions of padding go on, so that they reach no page out of reach.
-        tail = inputs.positions[shape.slots :]
-        tail[:] = tail[0] + np.arange(shape.chunk)
+    # Positions of padding go on, so that they reach no page out of reach.
+    slots, chunk = np.split(inputs.positions, [shape.before_chunk])
+    for rows in (slots.reshape(shape.slots, shape.each), chunk.reshape(-1, max(shape.chunk, 1))):
+        rows[:] = rows[:, :1] + np.arange(rows.shape[1])
     return inputs
 
 

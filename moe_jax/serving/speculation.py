@@ -1,0 +1,222 @@
+"""Speculative decoding: a drafter proposes tokens, and one step of the model checks all of them.
+
+The token that a request samples after a context is a function of the context, of its seed and of
+the number of the sample (``program.key_of``). A drafted token is right if the model samples the
+same token there. So a request gets bit by bit the tokens that it gets without drafts, for every
+temperature, and their distribution is that of the model. A drafted token is accepted with its
+probability under the model, as by the rejection of Leviathan et al. 2023 (2211.17192) for a drafter
+without randomness. A draft model samples with the keys of the model, so its errors alone lead to a
+rejection: equal distributions give equal tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from moe_jax.errors import ConfigError
+from moe_jax.models import Decoder
+from moe_jax.ranges import Positive, Ranged
+from moe_jax.serving.program import StepInputs, StepShape, compiled, pages_of
+from moe_jax.serving.resident import resident
+from moe_jax.serving.running import TokensRead, inputs_of, shape_for
+
+
+@dataclasses.dataclass(frozen=True)
+class NGram(Ranged):
+    """Proposes the tokens that have followed the last tokens before (prompt lookup).
+
+    Attributes:
+        longest: Largest number of last tokens that must agree; fewer are tried after it.
+
+    Examples:
+        >>> from moe_jax.serving import NGram
+        >>> NGram().after([1, 2, 3, 4, 9, 1, 2, 3], 2)
+        (4, 9)
+    """
+
+    longest: Positive = 3
+
+    def after(self, tokens: Sequence[int], number: int) -> tuple[int, ...]:
+        """Returns at most ``number`` tokens; none if the last token is new.
+
+        Args:
+            tokens: Token ids of the prompt and of the sample.
+            number: Largest number of proposed tokens.
+        """
+        history = np.asarray(tokens)
+        for length in range(min(self.longest, len(history) - 1), 0, -1):
+            windows = np.lib.stride_tricks.sliding_window_view(history[:-1], length)
+            found = np.flatnonzero((windows == history[-length:]).all(axis=1))
+            if len(found):
+                start = found[-1] + length
+                return tuple(history[start : start + number].tolist())
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftModel:
+    """Proposes the tokens that a smaller decoder samples, one after the other.
+
+    Attributes:
+        model: Decoder with the vocabulary of the model that checks the drafts.
+    """
+
+    model: Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Speculation(Ranged):
+    """The way to draft tokens.
+
+    Attributes:
+        drafter: Source of drafts.
+        tokens: Largest number of drafted tokens per request and step.
+    """
+
+    drafter: NGram | DraftModel = NGram()
+    tokens: Positive = 4
+
+
+@dataclasses.dataclass
+class Drafts:
+    """Counts of drafted tokens.
+
+    Attributes:
+        proposed: Number of drafted tokens that the model has checked.
+        accepted: Number of drafted tokens that the model has sampled too.
+    """
+
+    proposed: int = 0
+    accepted: int = 0
+
+    def count(self, proposed: int, accepted: int) -> None:
+        """Counts the drafts of one request in one step."""
+        self.proposed += proposed
+        self.accepted += accepted
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted share of the drafted tokens; 0 before the first."""
+        return self.accepted / max(self.proposed, 1)
+
+
+def agreeing(drafts: Sequence[int], sampled: Sequence[int]) -> int:
+    """Returns the number of drafts before the first that differs from the sample in its place.
+
+    Args:
+        drafts: Drafted token ids.
+        sampled: Tokens that the model samples after the context and after each draft, one more
+            than there are drafts.
+    """
+    wrong = (place for place, draft in enumerate(drafts) if draft != sampled[place])
+    return next(wrong, len(drafts))
+
+
+class Drafter(Protocol):
+    """A source of drafts for the steps of one engine."""
+
+    def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
+        """Returns the parts of a step, with at most ``most`` drafts for each that samples."""
+
+    def read(self, inputs: StepInputs, shape: StepShape) -> None:
+        """Reads the tokens that the model has read in a step."""
+
+
+def opened(
+    speculation: Speculation | None, model: Decoder, shapes: Sequence[StepShape], entries: int
+) -> Drafter | None:
+    """Returns the drafter of an engine; ``None`` without speculation.
+
+    Args:
+        speculation: The way to draft tokens.
+        model: Model that checks the drafts.
+        shapes: Shapes of the steps of the model.
+        entries: Number of entries of all pages.
+
+    Raises:
+        ConfigError: If a draft model has another vocabulary.
+    """
+    if speculation is None:
+        return None
+    if isinstance(speculation.drafter, NGram):
+        return _Lookup(speculation.drafter)
+    return _Sampler(speculation.drafter.model, model, shapes, entries)
+
+
+def _room(part: TokensRead, most: int) -> int:
+    """Returns the number of drafts that a part may have: the last token is never a draft."""
+    left = part.request.request.sampling.tokens - part.request.sampled - 1
+    return min(most, left) if part.ends and part.number == 1 else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lookup:
+    """Drafts of earlier tokens; see ``Drafter``."""
+
+    table: NGram
+
+    def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
+        return [
+            dataclasses.replace(part, drafts=self.table.after(part.request.tokens, room))
+            if (room := _room(part, most))
+            else part
+            for part in parts
+        ]
+
+    def read(self, inputs: StepInputs, shape: StepShape) -> None:
+        del inputs, shape
+
+
+class _Sampler:
+    """Drafts of a model, whose entries are in the same pages as those of the checking model."""
+
+    def __init__(
+        self, draft: Decoder, model: Decoder, shapes: Sequence[StepShape], entries: int
+    ) -> None:
+        theirs, ours = (each.embedding.table.shape[0] for each in (draft, model))
+        if theirs != ours:
+            raise ConfigError(
+                f"the draft model has {theirs} token ids and the model has {ours}: draft with a "
+                "model of the same tokenizer"
+            )
+        placed = resident(draft)
+        self._leaves, self._layers = jax.tree.leaves(placed), pages_of(placed, entries)
+        self._programs = {each: compiled(placed, self._layers, each, 0) for each in shapes}
+
+    def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
+        """Samples one token of all requests after the other; see ``Drafter``."""
+        drafting = {row: part for row, part in enumerate(parts) if _room(part, most)}
+        for _ in range(most):
+            now = {
+                row: part for row, part in drafting.items() if len(part.drafts) < _room(part, most)
+            }
+            if not now:
+                break
+            for (row, part), token in zip(now.items(), self._next(list(now.values())), strict=True):
+                drafting[row] = dataclasses.replace(part, drafts=(*part.drafts, token))
+        return [drafting.get(row, part) for row, part in enumerate(parts)]
+
+    def _next(self, parts: Sequence[TokensRead]) -> list[int]:
+        """Returns the token that the draft model samples after each part."""
+        ahead = [_after_drafts(part, row) for row, part in enumerate(parts)]
+        shape = shape_for(self._programs, ahead)
+        program, inputs = self._programs[shape], inputs_of(ahead, shape)
+        self._layers, samples = program(self._leaves, self._layers, inputs)
+        return jax.device_get(samples.tokens)[: len(parts), 0].tolist()
+
+    def read(self, inputs: StepInputs, shape: StepShape) -> None:
+        """Writes the entries of the tokens of a step; see ``Drafter``."""
+        self._layers, _ = self._programs[shape](self._leaves, self._layers, inputs)
+
+
+def _after_drafts(part: TokensRead, row: int) -> TokensRead:
+    """Returns the part that reads the last draft, or the last token without drafts."""
+    request, drafts = part.request, part.drafts
+    held = dataclasses.replace(request.held, computed=request.held.computed + len(drafts))
+    ahead = dataclasses.replace(request, held=held, tokens=[*request.tokens, *drafts])
+    return TokensRead(part.slot, ahead, 1, row)
