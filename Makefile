@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help train test exhaustive smoke parity planner lint gpu docs python-version clean
+.PHONY: help train test exhaustive smoke parity planner browser lint gpu docs python-version clean
 
 help:
 	@echo 'make train        installs and trains the quickstart into $(WORKDIR), in minutes'
@@ -31,6 +31,7 @@ help:
 	@echo 'make docs         builds the documentation site into site/'
 	@echo 'make parity       installs torch and transformers, for tests against them'
 	@echo 'make planner      installs the TPU compiler, for plans of pods'
+	@echo 'make browser      installs playwright, for tests of pages in Chromium'
 	@echo 'make clean        removes environments, runs and the site'
 	@echo
 	@echo 'After make train: $(VENV)/bin/moe-jax lists the commands of the package.'
@@ -60,6 +61,10 @@ parity: $(STAMP)
 # The TPU compiler, for plans of TPUs that are not here.
 planner: $(STAMP)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[tpu]
+
+# What drives an installed Chromium, for tests of pages: apt-get install chromium.
+browser: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .[browser]
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

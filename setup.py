@@ -41,6 +41,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.16"],  # shows the event files of runs
     "wandb": WANDB,  # the writer of Weights & Biases
     "serve": SERVE,  # moe-jax serve
+    "browser": ["playwright>=1.50"],  # tests of pages, in an installed Chromium
     "parity": ["torch==2.13.0", "transformers>=5.0"],
 }
 

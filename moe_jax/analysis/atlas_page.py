@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe_jax.analysis.expert_maps import maps_of
 from moe_jax.analysis.page import write_page
 from moe_jax.analysis.report import visible
 from moe_jax.files import replaced
@@ -80,6 +81,12 @@ def write_atlas(found: dict[str, Any], path: str | Path, title: str) -> tuple[Pa
     with replaced(numbers) as temporary:
         temporary.write_text(json.dumps(found), encoding="utf-8")
     write_page(
-        "atlas.html.j2", page, title=title, found=found, alarms=_alarms(found), visible=visible
+        "atlas.html.j2",
+        page,
+        title=title,
+        found=found,
+        alarms=_alarms(found),
+        maps=[maps_of(layer) for layer in found["layers"]],
+        visible=visible,
     )
     return page, numbers

@@ -16,6 +16,7 @@ from moe_jax.analysis.figures import COLOURS, axes_of, colour_of, drawn, thinned
 # Share of a run that a point of a training curve is the mean of.
 _SMOOTHED = 20
 _LOG_SPAN, _TICKS = 9.0, 8
+_UNITS = {"loss": "validation loss (nats per token)", "accuracy": "accuracy (share of tokens)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def metric_by_setting(records: Sequence[Mapping[str, Any]], name: str, metric: s
         name: Key of the setting.
         metric: Key of the metric.
     """
-    figure, axes = axes_of(name, metric.replace("_", " "))
+    figure, axes = axes_of(name, _UNITS.get(metric, metric.replace("_", " ")))
     values = [record[metric] for record in records]
     texts = [record[name] for record in records]
     numbers = _numbers(texts)

@@ -18,6 +18,9 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, Model, ModelConfig
 from moe_jax.nn.mode import DECODE
 
+# A norm below this share of the output's norm is a rounding error of the differences.
+_ROUNDING = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class ExplainedLayer:
@@ -30,7 +33,8 @@ class ExplainedLayer:
         experts: Expert ``(T, K)`` of each choice; -1 where the token has no such expert.
         gates: Combine weight ``(T, K)`` of each choice.
         norms: Euclidean norm ``(T, K)`` of the expert's part of the layer's output.
-        others: Norm ``(T,)`` of the part of the shared network and of free experts.
+        others: Norm ``(T,)`` of the part of the shared network and of free experts; 0 below the
+            rounding error.
         output: Norm ``(T,)`` of the layer's output.
         error: Largest norm of the difference between the output and the sum of its parts, relative
             to the norm of the output.
@@ -167,7 +171,7 @@ def _layer(
         np.where(taken, experts, -1),
         np.where(taken, gates, 0),
         np.where(taken, norms, 0),
-        others,
+        np.where(others > _ROUNDING * output, others, 0),
         output,
         float((error / scale).max()),
         effects,

@@ -13,6 +13,7 @@ from moe_jax.config.loading import experiment_of
 from moe_jax.config.schema import describe
 from moe_jax.errors import ConfigError
 from moe_jax.training.metrics import MetricsWriter
+from tests import browser
 
 # 8 rows of 256 tokens.
 QUICKSTART = experiment_of("quickstart")
@@ -111,3 +112,8 @@ def test_what_is_no_run_is_named(pair, tmp_path):
     with pytest.raises(ValueError, match=r"result.json is damaged"):
         compare(pair, tmp_path / "c.html")
     assert not (tmp_path / "c.html").exists()
+
+
+def test_the_page_is_read_in_a_browser(pair, tmp_path):
+    with browser.started() as chromium:
+        browser.check(chromium, compare(pair, tmp_path / "compare.html"))

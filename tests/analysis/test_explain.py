@@ -16,7 +16,7 @@ from moe_jax.interop.huggingface import FAMILIES
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import preset
-from tests.analysis import browser
+from tests import browser
 from tests.test_face import TINY_MIXTRAL
 
 IDS = [5, 7, 3]
@@ -114,12 +114,24 @@ def test_the_numbers_are_beside_the_page(found, tmp_path):
     )
 
 
-@pytest.mark.skipif(not (browser.CHROMIUM or browser.NODE), reason="no Chromium and no Node")
-def test_the_page_draws_a_cell_per_token_and_layer(found, tmp_path):
+def test_a_click_shows_the_experts_of_a_token(found, tmp_path):
     page, _ = write_explanation(explanation(found), tmp_path / "a.html", "title")
-    drawn = browser.opened(page)
-    assert drawn["cells"] == 2 * 3
-    assert drawn["where"].startswith("layer 1, token 2: ")
+    wanted = found.layers[0].experts[1]
+    with browser.started() as chromium, browser.opened(chromium, page.as_uri(), 400, "dark") as one:
+        browser.check_layout(one)
+        cells = one.locator(".cell")
+        assert cells.count() == 2 * 3
+        assert one.inner_text("#where").startswith("layer 1, token 2: ")
+        cells.nth(1).click()
+        assert one.inner_text("#where").startswith("layer 0, token 1: ␣<b>, next y (log p ")
+        shown = one.locator("#choices tr > td:first-child").all_inner_texts()
+        assert shown == [*map(str, wanted), "output"]
+        one.fill("#only", str(wanted[1]))
+        shown = one.locator("#choices tr > td:first-child").all_inner_texts()
+        assert shown == [str(wanted[1]), "output"]
+        one.select_option("#measure", "gates")
+        gates = [x[layer.experts == wanted[1]] for layer in found.layers for x in [layer.gates]]
+        assert one.inner_text("#scale").endswith(f"{np.concatenate(gates).max():#.3g}.")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from moe_jax.analysis.report import summary, visible, write_report
 from moe_jax.training.metrics import MetricsWriter, load_statistics
+from tests import browser
 
 _RESULT = {
     "loss": 1.25,
@@ -245,3 +246,11 @@ def test_experts_are_shown_against_known_domains(tmp_path):
 def test_other_text_has_no_domains_to_show(tmp_path):
     _write(tmp_path)
     assert 'id="domains"' not in write_report(tmp_path).read_text()
+
+
+def test_the_page_is_read_in_a_browser(tmp_path):
+    layers = [_layer(1, [0.5, 0.5]), _layer(3, [0.75, 0.25])]
+    tokens = [{"layer": 3, "experts": [[_piece("a_long_token" * 3)] * 12, [_piece(" \n")]]}]
+    _write(tmp_path, layers, tokens, name="a_run_with_a_long_name" * 3)
+    with browser.started() as chromium:
+        browser.check(chromium, tmp_path / "report.html")

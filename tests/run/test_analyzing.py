@@ -8,14 +8,13 @@ import pytest
 
 from moe_jax import models
 from moe_jax.analysis.atlas_page import write_atlas
-from moe_jax.analysis.explained import write_explanation
 from moe_jax.cli import main
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.run.analyzing import analyze, groups_of, require_analysable
 from moe_jax.run.api import train
 from moe_jax.run.explaining import explain
-from tests.analysis.browser import CHROMIUM, NODE, elements, opened
+from tests import browser
 from tests.data.test_hf_tokenizer import byte_level
 from tests.test_face import TINY_MIXTRAL
 
@@ -57,8 +56,9 @@ def test_the_command_compares_groups(folder, tmp_path, monkeypatch, capsys):
     assert "group code" in out and "gap " in out and "gap of drops " in out
     assert "group prose against code: drift: data" in out and one["words"] in unescape(page)
     assert page.count('class="expert"') == 4
-    assert elements(output)["details"] == 1  # One layer, in a well-formed page.
-    assert "<i>" not in page and "<script" not in page and "https:" not in page
+    # Two sections with one layer each, in a well-formed page.
+    assert browser.elements(output)["details"] == 2
+    assert "<i>" not in page and "https:" not in page
 
 
 @pytest.mark.parametrize(
@@ -123,16 +123,34 @@ def test_a_run_is_compared_with_its_earlier_checkpoints_and_explained(tmp_path):
     explained = explain(workdir, "abc")
     assert explained.pieces[1:] == ("a", "b", "c") and len(explained.layers) == 2
     assert max(layer.error for layer in explained.layers) < 1e-5
-    _pages_open(found, explained, tmp_path)
-
-
-def _pages_open(found, explained, folder):
-    """Opens both pages of a run as a browser does."""
-    page, _ = write_atlas(found, folder / "analyze.html", "analysis")
+    page, _ = write_atlas(found, tmp_path / "analyze.html", "analysis")
     assert "Alarm, group all: LowEntropy in layer 0" in page.read_text()
     # A well-formed page: every element closes the last one that is open.
-    assert elements(page)["tr"] == 2 + 1 + 1 + 1 + 2 * 8
-    page, _ = write_explanation(explained, folder / "explain.html", "explanation")
-    if not (CHROMIUM or NODE):
-        pytest.skip("neither Chromium nor Node is installed")
-    assert opened(page)["cells"] == 4 * 2  # Four tokens in two layers.
+    assert browser.elements(page)["tr"] == 1 + 2 + 1 + 1 + 1 + 2 + 2 * 8
+
+
+def test_the_atlas_is_read_in_a_browser(folder, tmp_path):
+    groups = [f"{name}=files:{folder}/{name}/*.txt" for name in ("code", "prose")]
+    found = analyze(folder / "model", groups)
+    page, _ = write_atlas(found, tmp_path / "analyze.html", "analysis")
+    load = found["layers"][0]["load"]
+    having = [one["expert"] for one in found["atlas"][0] if "f" in pieces_of(one)]
+    with browser.started() as chromium:
+        browser.check(chromium, page)
+        with browser.opened(chromium, page.as_uri()) as one:
+            rows = one.locator("#atlas tr.expert")
+            assert rows.count() == 4
+            one.select_option("#order", "load")
+            order = [int(row.get_attribute("data-expert")) for row in rows.all()]
+            assert order == sorted(range(4), key=lambda expert: -load[expert])
+            one.fill("#token", "f")
+            shown = [
+                int(row.get_attribute("data-expert")) for row in rows.all() if row.is_visible()
+            ]
+            assert sorted(shown) == having and len(having) < 4
+            # Three maps of the pairs of experts.
+            assert one.locator("#maps svg").count() == 3
+
+
+def pieces_of(one):
+    return "".join(token["piece"] for token in one["tokens"])

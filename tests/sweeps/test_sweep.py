@@ -16,6 +16,7 @@ from moe_jax.sweeps.axes import axes_of
 from moe_jax.sweeps.plan import SweepPlan
 from moe_jax.sweeps.sweep import sweep
 from moe_jax.training.metrics import MetricsWriter
+from tests import browser
 from tests.system.runs import ROOT, TIMEOUT, command, environment, error_line
 
 FILE = str(ROOT / "tests/system/tiny.py")
@@ -77,6 +78,12 @@ def test_runs_that_have_ended_are_not_trained_again(whole):
     ]
     page = done.report.read_text()
     assert "optimizer.learning_rate" in page and page.count("<svg") == 5
+
+
+def test_the_page_is_read_in_a_browser(whole):
+    done = sweep(FILE, {"optimizer.learning_rate": [1e-3, 3e-3, 1]}, whole, SMALL)
+    with browser.started() as chromium:
+        browser.check(chromium, done.report)
 
 
 def test_the_metric_ranks_the_runs(whole):
