@@ -30,6 +30,7 @@ from moe_jax.ablation.index import (
 from moe_jax.ablation.records import METRICS
 from moe_jax.ablation.report import markdown
 from moe_jax.errors import ConfigError
+from tests import browser
 from tests.ablation.records import FULL, records
 
 ENTRY = CatalogueEntry(Path("experiments/paper/full.py"), FULL)
@@ -221,3 +222,19 @@ def test_exploratory_claims_are_counted_and_shown_apart(folder):
     text = markdown(registered, records(registered, seeds=4), [], "a command")
     before, _, after = text.partition("Exploratory claims, which no paper makes:")
     assert "Switch is better |" in before and "Switch is better (ours) |" in after
+
+
+def test_the_page_is_read_and_filtered_in_a_browser():
+    index = RESULTS / "index.html"
+    with browser.started() as chromium:
+        browser.check(chromium, index)
+        with browser.opened(chromium, index.as_uri()) as page:
+            rows, named = page.locator("tr[data-verdict]"), "contradicted"
+            page.select_option("#verdict", named)
+            shown = [row.get_attribute("data-verdict") for row in rows.all() if row.is_visible()]
+            assert shown and set(shown) == {named}
+            page.select_option("#verdict", "")
+            page.select_option("#paper", "switch")
+            sections = page.locator("section[data-paper]").all()
+            papers = [one.get_attribute("data-paper") for one in sections if one.is_visible()]
+            assert papers and set(papers) == {"switch"}
