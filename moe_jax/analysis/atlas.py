@@ -130,19 +130,25 @@ def layers_of(observed: Observed, labels: np.ndarray | None) -> list[dict[str, A
 
 
 def quality(
-    observed: Observed, labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
+    observed: Sequence[Observed], labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
 ) -> list[dict[str, Any]]:
     """Returns loss, bits per byte and dropped choices of every group of documents.
 
+    Loss and bits per byte are ``None`` if the model gives no token a likelihood.
+
     Args:
-        observed: Tokens, choices and losses.
+        observed: Tokens, choices and losses of each stack.
         labels: Group ``(documents,)`` of each document.
         names: Name of each group.
         sizes: UTF-8 bytes ``(documents,)`` of the text that was read of each document.
     """
     nats, known = _by_document(observed, len(labels))
     lost, wanted = _drops_by_document(observed, len(labels))
-    group_of_token = labels[observed.documents]
+    group_of_token = np.concatenate([labels[one.documents] for one in observed])
+
+    def mean(over: np.ndarray, under: np.ndarray) -> float | None:
+        return float(over.sum() / max(under.sum(), 1)) if known.any() else None
+
     found = []
     for group, name in enumerate(names):
         own, here = labels == group, group_of_token == group
@@ -151,8 +157,8 @@ def quality(
                 "name": name,
                 "documents": int(own.sum()),
                 "tokens": int(here.sum()),
-                "loss": float(nats[own].sum() / max(known[own].sum(), 1)),
-                "bits_per_byte": float(nats[own].sum() / math.log(2) / max(sizes[own].sum(), 1)),
+                "loss": mean(nats[own], known[own]),
+                "bits_per_byte": mean(nats[own] / math.log(2), sizes[own]),
                 "dropped": float(lost[own].sum() / max(wanted[own].sum(), 1)),
             }
         )
@@ -160,12 +166,12 @@ def quality(
 
 
 def gap(
-    observed: Observed, labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
+    observed: Sequence[Observed], labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
 ) -> dict[str, Any] | None:
     """Returns the gaps between the worst and the best group in bits per byte and in drops.
 
     Args:
-        observed: Tokens, choices and losses.
+        observed: Tokens, choices and losses of each stack.
         labels: Group ``(documents,)`` of each document.
         names: Name of each group; with one group there is no gap.
         sizes: UTF-8 bytes ``(documents,)`` of each document.
@@ -173,13 +179,14 @@ def gap(
     Returns:
         The groups ``worst`` and ``best``, their gap ``bits_per_byte`` and its ``interval``, and
         under ``drops`` the same for the share ``dropped`` of the choices. The 95% interval is the
-        percentile bootstrap over documents, drawn within each group.
+        percentile bootstrap over documents, drawn within each group. A model that gives no token a
+        likelihood has ``drops`` alone.
     """
     if len(names) < 2:
         return None
-    bits = _by_document(observed, len(labels))[0] / math.log(2)
-    quality = _gap_of_ratio(bits, sizes, labels, names, "bits_per_byte")
-    drops = _drops_by_document(observed, len(labels))
+    nats, known = _by_document(observed, len(labels))
+    bits, drops = nats / math.log(2), _drops_by_document(observed, len(labels))
+    quality = _gap_of_ratio(bits, sizes, labels, names, "bits_per_byte") if known.any() else {}
     return {**quality, "drops": _gap_of_ratio(*drops, labels, names, "dropped")}
 
 
@@ -219,20 +226,24 @@ def _resampled(
     return over[drawn].sum(1) / np.maximum(under[drawn].sum(1), 1)
 
 
-def _drops_by_document(observed: Observed, documents: int) -> tuple[np.ndarray, np.ndarray]:
+def _drops_by_document(
+    observed: Sequence[Observed], documents: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of dropped choices and of all choices of each document, over layers."""
     sums = np.zeros((2, documents), np.int64)
-    for layer in observed.layers:
+    layers = [(one.documents, layer) for one in observed for layer in one.layers]
+    for own, layer in layers:
         marks = layer.dropped, layer.wanted < layer.num_experts
-        sums += [np.bincount(observed.documents, m.sum(1), documents).astype(int) for m in marks]
+        sums += [np.bincount(own, mark.sum(1), documents).astype(int) for mark in marks]
     return sums[0], sums[1]
 
 
-def _by_document(observed: Observed, documents: int) -> tuple[np.ndarray, np.ndarray]:
+def _by_document(observed: Sequence[Observed], documents: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sum of the losses and the number of losses of each document."""
-    known = ~np.isnan(observed.losses)
-    index = observed.documents[known]
-    sums = np.bincount(index, observed.losses[known].astype(np.float64), documents)
+    losses = np.concatenate([one.losses for one in observed]).astype(np.float64)
+    known = ~np.isnan(losses)
+    index = np.concatenate([one.documents for one in observed])[known]
+    sums = np.bincount(index, losses[known], documents)
     return sums, np.bincount(index, minlength=documents)
 
 

@@ -26,8 +26,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
     for group in found["groups"]:
         shown.append(
-            f"group {group['name']}  documents {group['documents']}  loss {group['loss']:.3f}  "
-            f"bits per byte {group['bits_per_byte']:.3f}  dropped {group['dropped']:.2%}"
+            f"group {group['name']}  documents {group['documents']}  {_quality(group)}"
+            f"dropped {group['dropped']:.2%}"
         )
     shown += [f"alarm, group {line}" for line in _alarms(found)]
     if found["gap"]:
@@ -44,16 +44,28 @@ def _alarms(found: dict[str, Any]) -> list[str]:
     return [f"{one['name']}: {words}" for one in found["groups"] for words in in_words(one)]
 
 
+def _quality(group: dict[str, Any]) -> str:
+    """Returns the loss and the bits per byte of a group, if the model gives texts a likelihood."""
+    if group["loss"] is None:
+        return ""
+    return f"loss {group['loss']:.3f}  bits per byte {group['bits_per_byte']:.3f}  "
+
+
 def _gaps(gap: dict[str, Any]) -> list[str]:
     """Returns the gap of the quality and the gap of the drops with their intervals, as lines."""
-    low, high = gap["interval"]
     drops = gap["drops"]
     least, most = drops["interval"]
+    of_drops = (
+        f"gap of drops {drops['worst']} - {drops['best']}: {drops['dropped']:.2%}, "
+        f"95% interval {least:.2%} to {most:.2%}"
+    )
+    if "interval" not in gap:
+        return [of_drops]
+    low, high = gap["interval"]
     return [
         f"gap {gap['worst']} - {gap['best']}: {gap['bits_per_byte']:.3f} bits per byte, "
         f"95% interval {low:.3f} to {high:.3f}",
-        f"gap of drops {drops['worst']} - {drops['best']}: {drops['dropped']:.2%}, "
-        f"95% interval {least:.2%} to {most:.2%}",
+        of_drops,
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from moe_jax.monitor.alarms import load_distance
 _LIMIT = 0.2
 
 
-def drift(before: Observed, after: Observed) -> dict[str, Any]:
+def drift(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str, Any]:
     """Compares the tokens and the routing of two streams by Jensen-Shannon distances in base 2.
 
     A load can drift because the tokens differ, or because a router sends the same tokens to other
@@ -23,7 +24,7 @@ def drift(before: Observed, after: Observed) -> dict[str, Any]:
     stream.
 
     Args:
-        before: Stream to compare with.
+        before: Stream to compare with, in each stack of layers.
         after: Stream of a model with the same layers and experts.
 
     Returns:
@@ -31,21 +32,25 @@ def drift(before: Observed, after: Observed) -> dict[str, Any]:
         ``load``, ``same_tokens`` and ``by_chance``; ``drifted``, which is ``none``, ``data``,
         ``routing`` or ``data and routing``; and ``words``, the same in one line.
     """
-    tokens = load_distance(*_paired(before.tokens, after.tokens))
+    ids = (np.concatenate([one.tokens for one in stream]) for stream in (before, after))
+    tokens = load_distance(*_paired(*ids))
+    pairs = zip(before, after, strict=True)
+    layers = [layer for one, other in pairs for layer in _by_layer(one, other)]
+    return {"tokens": tokens, "layers": layers, **_verdict(tokens, layers)}
+
+
+def _by_layer(before: Observed, after: Observed) -> Iterator[dict[str, Any]]:
+    """Yields the distances of each layer of one stack."""
     halves = before.documents % 2 == 0
-    layers = []
     for old, new in zip(before.layers, after.layers, strict=True):
         table, other = by_token(old, before.tokens), by_token(new, after.tokens)
         half, rest = (by_token(old, before.tokens, one) for one in (halves, ~halves))
-        layers.append(
-            {
-                "layer": old.name,
-                "load": load_distance(_load(table), _load(other)),
-                "same_tokens": conditional_distance(table, other),
-                "by_chance": conditional_distance(half, rest),
-            }
-        )
-    return {"tokens": tokens, "layers": layers, **_verdict(tokens, layers)}
+        yield {
+            "layer": old.name,
+            "load": load_distance(_load(table), _load(other)),
+            "same_tokens": conditional_distance(table, other),
+            "by_chance": conditional_distance(half, rest),
+        }
 
 
 def by_token(

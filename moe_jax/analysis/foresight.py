@@ -17,8 +17,9 @@ from jaxtyping import Array, Int
 
 from moe_jax.analysis.contributions import watch
 from moe_jax.analysis.forward import Batch, forward, stacks
-from moe_jax.analysis.observed import Observed, batches_of
-from moe_jax.models import Decoder, Model
+from moe_jax.analysis.observed import Observed
+from moe_jax.analysis.texts import Text, batches_of, read_by
+from moe_jax.models import Model
 from moe_jax.nn.block import Block
 from moe_jax.nn.groups import out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import DECODE, Mode
@@ -86,14 +87,14 @@ def _predicted(
 
 
 def foresight(
-    model: Decoder, rows: Sequence[Sequence[int]], observed: Observed, batch_size: int
+    model: Model, texts: Sequence[Text], observed: Sequence[Observed], batch_size: int
 ) -> list[dict[str, float] | None]:
     """Returns how many choices of the next MoE layer the hidden states of each layer predict.
 
     Args:
-        model: Decoder in which tokens choose experts.
-        rows: Token ids of each document.
-        observed: The same documents, observed.
+        model: Model in which tokens choose experts.
+        texts: Documents.
+        observed: The same documents, observed in each stack.
         batch_size: Number of documents that are read at once.
 
     Returns:
@@ -102,12 +103,19 @@ def foresight(
         predicted for every token; ``None`` for a layer without a prediction.
     """
     parts = []
-    for _, batch, valid in batches_of(rows, batch_size):
+    for _, batch in batches_of(texts, batch_size):
         found = jax.tree.map(np.asarray, foreseen(model, batch))
-        parts.append([None if one is None else one[valid] for one in found])
+        masks = [
+            valid
+            for stack, (_, valid) in zip(stacks(model), read_by(batch), strict=True)
+            for _ in range(stack.num_sparse)
+        ]
+        pairs = zip(found, masks, strict=True)
+        parts.append([None if one is None else one[valid] for one, valid in pairs])
     whole = [None if one[0] is None else np.concatenate(one) for one in zip(*parts, strict=True)]
+    layers = [layer for one in observed for layer in one.layers]
     scores: list[dict[str, float] | None] = []
-    for predicted, after in itertools.zip_longest(whole, observed.layers[1:]):
+    for predicted, after in itertools.zip_longest(whole, layers[1:]):
         scores.append(None if predicted is None else score(predicted, after.wanted))
     return scores
 

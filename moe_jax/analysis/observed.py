@@ -1,9 +1,10 @@
-"""Reads documents through a decoder and keeps the routing and the loss of every token."""
+"""Reads documents through a model and keeps the routing and the loss of every token."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,9 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from moe_jax.analysis.contributions import watch
-from moe_jax.analysis.forward import Batch, forward, sparse_layers
-from moe_jax.decoding import positions_of
-from moe_jax.models import Decoder
+from moe_jax.analysis.forward import Batch, forward, sparse_layers, stacks
+from moe_jax.analysis.texts import Text, batches_of, read_by
+from moe_jax.models import DecoderConfig, Model
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
 
@@ -53,13 +54,14 @@ class ObservedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """``N`` tokens of all documents, in order.
+    """``N`` tokens of all documents, in order, as one stack of layers reads them.
 
     Attributes:
         tokens: Token ids ``(N,)``.
         positions: Positions ``(N,)`` in the document.
         documents: Number ``(N,)`` of the document.
-        losses: Negative log-likelihood ``(N,)`` of the next token, in nats; NaN without one.
+        losses: Negative log-likelihood ``(N,)`` of the next token, in nats; NaN without one, as in
+            an encoder.
         layers: The MoE layers in order.
     """
 
@@ -81,59 +83,65 @@ class Observed:
         return Observed(tokens, positions, documents, self.losses[mask], tuple(layers))
 
 
-def observe(model: Decoder, rows: Sequence[Sequence[int]], batch_size: int) -> Observed:
+def observe(model: Model, texts: Sequence[Text], batch_size: int) -> tuple[Observed, ...]:
     """Reads documents in evaluation, with the capacity of evaluation.
 
     Args:
-        model: Decoder in which tokens choose experts.
-        rows: Token ids of each document, each no longer than the model reads at once.
+        model: Model in which tokens choose experts.
+        texts: Documents, each no longer than the model reads at once.
         batch_size: Number of documents that are read at once.
+
+    Returns:
+        The tokens of each stack: the encoder and the decoder, or the only stack.
     """
-    parts = []
-    for start, batch, valid in batches_of(rows, batch_size):
-        numbers = np.broadcast_to(np.arange(batch_size)[:, None] + start, valid.shape)
-        losses, layers = jax.tree.map(np.asarray, _observed(model, batch))
-        found = (np.asarray(batch["inputs"]), np.asarray(batch["positions"]), numbers, losses)
-        parts.append(jax.tree.map(lambda x, valid=valid: x[valid], (*found, layers)))
-    tokens, positions, documents, losses, layers = jax.tree.map(
-        lambda *arrays: np.concatenate(arrays), *parts
-    )
-    named = zip(sparse_layers(model), layers, strict=True)
-    return Observed(
-        tokens,
-        positions,
-        documents,
-        losses,
-        tuple(ObservedLayer(f"layer {s.name}", s.moe.num_experts, *own) for s, own in named),
-    )
+    parts = [
+        _of_stacks(model, start, batch, *jax.tree.map(np.asarray, _observed(model, batch)))
+        for start, batch in batches_of(texts, batch_size)
+    ]
+    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    named, found = iter(sparse_layers(model)), []
+    for tokens, places, documents, losses, layers in whole:
+        own = [
+            ObservedLayer(f"layer {sparse.name}", sparse.moe.num_experts, *layer)
+            for layer, sparse in zip(layers, named, strict=False)
+        ]
+        found.append(Observed(tokens, places, documents, losses, tuple(own)))
+    return tuple(found)
 
 
-def batches_of(rows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[int, Batch, np.ndarray]]:
-    """Yields the number of the first document, the batch, and its mask ``(B, L)`` of tokens."""
-    length = max(map(len, rows))
-    for start in range(0, len(rows), size):
-        batch = batch_of(rows[start : start + size], size, length)
-        yield start, batch, np.asarray(batch["segments"]) > 0
-
-
-def batch_of(rows: Sequence[Sequence[int]], size: int, length: int) -> Batch:
-    """Returns ``size`` rows of ``length`` tokens, padded, as fields of a batch."""
-    inputs, segments = np.zeros((2, size, length), np.int32)
-    for i, row in enumerate(rows):
-        inputs[i, : len(row)], segments[i, : len(row)] = row, 1
-    placed = jnp.asarray(segments)
-    return {"inputs": jnp.asarray(inputs), "segments": placed, "positions": positions_of(placed)}
+def _of_stacks(
+    model: Model,
+    start: int,
+    batch: Batch,
+    losses: np.ndarray,
+    layers: list[tuple[np.ndarray, np.ndarray]],
+) -> list[tuple[Any, ...]]:
+    """Returns the fields of ``Observed`` for each stack, with the arrays of its layers."""
+    found: list[tuple[Any, ...]] = []
+    read, rest = read_by(batch), iter(layers)
+    for number, (stack, (ids, valid)) in enumerate(zip(stacks(model), read, strict=True), 1):
+        documents = np.broadcast_to(np.arange(len(ids))[:, None] + start, ids.shape)
+        places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        known = losses if number == len(read) else np.full(ids.shape, np.nan, np.float32)
+        own = list(itertools.islice(rest, stack.num_sparse))
+        fields = (ids, places, documents, known, own)
+        found.append(jax.tree.map(lambda x, valid=valid: x[valid], fields))
+    return found
 
 
 @jax.jit
 def _observed(
-    model: Decoder, batch: Batch
+    model: Model, batch: Batch
 ) -> tuple[Float[Array, "B L"], list[tuple[Int[Array, "B L K"], Float[Array, "B L K"]]]]:
-    """Returns the loss of each next token, and choices and gates of each layer."""
+    """Returns the loss of each next token, and choices and gates of each layer.
+
+    A loss is NaN without a next token, and everywhere if the model reads later tokens.
+    """
     hidden, reports = forward(model, batch, _EVAL)
     segments = batch["segments"]
     targets, after = (jnp.roll(x, -1, axis=1) for x in (batch["inputs"], segments))
     known = (after > 0) & (jnp.arange(segments.shape[1]) < segments.shape[1] - 1)
+    known &= not isinstance(model.config, DecoderConfig) or model.config.causal
 
     def of_row(row: tuple[Array, Array]) -> Array:
         logits = model.logits(row[0][None])[0]
@@ -164,7 +172,7 @@ class Similarity:
 
 
 @jax.jit
-def similarities(model: Decoder, batch: Batch) -> tuple[Similarity, ...]:
+def similarities(model: Model, batch: Batch) -> tuple[Similarity, ...]:
     """Returns the similarity of experts in each MoE layer; all experts read the same tokens."""
     found: list[Similarity] = []
 

@@ -15,15 +15,17 @@ from moe_jax.analysis import atlas
 from moe_jax.analysis.drift import drift
 from moe_jax.analysis.foresight import foresight
 from moe_jax.analysis.forward import sparse_layers
-from moe_jax.analysis.observed import Observed, batch_of, observe, similarities
+from moe_jax.analysis.observed import Observed, ObservedLayer, observe, similarities
+from moe_jax.analysis.texts import Text, batches_of
 from moe_jax.data.files import open_all_files
 from moe_jax.errors import ConfigError
-from moe_jax.models import Decoder, ModelConfig
+from moe_jax.models import ModelConfig
+from moe_jax.models.config import Tokens
 from moe_jax.monitor import ALARMS
 from moe_jax.run.alarms import alarms_of
 from moe_jax.run.best import Step
+from moe_jax.run.corpus import read
 from moe_jax.run.opened import FolderModel, open_folder
-from moe_jax.run.scoring import require_causal
 
 _LABELLED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
 _MOST_TOKENS = 12
@@ -41,9 +43,10 @@ def analyze(
     batch_size: int = 8,
     flops_per_joule: float = 5e11,
 ) -> dict[str, Any]:
-    """Analyses a corpus in the experts of a decoder.
+    """Analyses a corpus in the experts of a model.
 
-    A document is read up to ``length`` tokens, with the capacity of evaluation.
+    A document is read up to ``length`` tokens, with the capacity of evaluation. An encoder-decoder
+    reads a part of the document and its decoder the rest; see ``moe_jax.run.corpus``.
 
     Args:
         folder: Folder of a run, of a converted model, or of a model of ``transformers``.
@@ -60,7 +63,7 @@ def analyze(
         ``layers``, ``groups``, ``gap``, ``drift``, ``energy``, ``atlas`` and ``saturation``.
 
     Raises:
-        ConfigError: If the model has no experts or gives a text no likelihood, or if the corpus
+        ConfigError: If the model has no experts or its experts choose tokens, or if the corpus
             mixes groups and sources, repeats a name, or holds no document.
 
     Examples:
@@ -74,11 +77,12 @@ def analyze(
     texts = [_documents(name, source) for name, source in sources.items()]
     opened = open_folder(folder, step, require_analysable)
     opened.model.config.check_length(length, "--length")
-    rows, labels, sizes = _read(opened, texts, documents, length)
-    found, more = _observed(opened, rows, batch_size)
-    layers = atlas.layers_of(found, labels if len(sources) > 1 else None)
+    read_texts, labels, sizes = read(opened, texts, documents, length)
+    found, more = _observed(opened, read_texts, batch_size)
+    own_labels = labels if len(sources) > 1 else None
+    layers = [layer for one in found for layer in atlas.layers_of(one, own_labels)]
     names = [name or "all" for name in sources]
-    own = [found.where(labels[found.documents] == group) for group in range(len(names))]
+    own = [_of_group(found, labels == group) for group in range(len(names))]
     judge = alarms_of(folder, step)
     quality = zip(atlas.quality(found, labels, names, sizes), own, strict=True)
     return {
@@ -86,8 +90,8 @@ def analyze(
         "gap": atlas.gap(found, labels, names, sizes),
         "drift": _drifts(names, own),
         "layers": [{**layer, **one} for layer, one in zip(layers, more, strict=True)],
-        "saturation": [_saturation(folder, one, rows, batch_size, found) for one in earlier],
-        "energy": _energy(opened, len(found.tokens), length, flops_per_joule),
+        "saturation": [_saturation(folder, one, read_texts, batch_size, found) for one in earlier],
+        "energy": _energy(opened, read_texts, flops_per_joule),
         "atlas": _atlas(opened, found),
     }
 
@@ -121,14 +125,19 @@ def groups_of(corpus: Sequence[str]) -> dict[str, str]:
 
 
 def require_analysable(config: ModelConfig) -> None:
-    """Rejects models without experts, and models that give a text no likelihood.
+    """Rejects models without experts, and models whose experts choose tokens.
 
     Raises:
         ConfigError: If so.
     """
-    require_causal(config)
-    if not config.sparse_layers():
+    layers = config.sparse_layers()
+    if not layers:
         raise ConfigError("this model is dense and has no experts to analyse: give a mixture")
+    if any(layer.moe.router.experts_choose for layer in layers):
+        raise ConfigError(
+            "in this model experts choose among tokens, so a token has no choices of its own: "
+            "analyse a model in which tokens choose experts"
+        )
 
 
 def _documents(name: str, source: str) -> data.Source:
@@ -141,39 +150,27 @@ def _documents(name: str, source: str) -> data.Source:
         raise ConfigError(f"--corpus: {error}") from error
 
 
-def _read(
-    opened: FolderModel, groups: Sequence[data.Source], documents: int, length: int
-) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
-    """Returns token ids, group, and number of bytes of every document."""
-    tokenizer = opened.tokenizer
-    assert tokenizer is not None  # A model that reads texts has one.
-    rows, labels, sizes = [], [], []
-    for group, found in enumerate(groups):
-        for index in range(min(documents, len(found))):
-            ids = tokenizer.encode(found[index])[: length - 1]
-            rows.append([tokenizer.bos_id, *ids.tolist()])
-            labels.append(group)
-            sizes.append(len(tokenizer.decode(ids).encode()))
-    return rows, np.array(labels), np.array(sizes)
-
-
 def _observed(
-    opened: FolderModel, rows: list[list[int]], batch_size: int
-) -> tuple[Observed, list[dict[str, Any]]]:
-    """Returns the observed tokens, and for each layer further measures of its experts."""
-    assert isinstance(opened.model, Decoder)  # ``require_causal`` has checked its configuration.
+    opened: FolderModel, texts: list[Text], batch_size: int
+) -> tuple[tuple[Observed, ...], list[dict[str, Any]]]:
+    """Returns the observed tokens of each stack, and further measures of the experts by layer."""
     with opened.on_mesh():
-        found = observe(opened.model, rows, batch_size)
-        first = batch_of(rows[:batch_size], batch_size, max(map(len, rows)))
+        found = observe(opened.model, texts, batch_size)
+        _, first = next(batches_of(texts, batch_size))
         alike = jax.tree.map(np.asarray, similarities(opened.model, first))
-        ahead = foresight(opened.model, rows, found, batch_size)
+        ahead = foresight(opened.model, texts, found, batch_size)
     named = [{"weights": one.weights, "outputs": one.outputs} for one in alike]
     shown = [{n: np.nan_to_num(x).tolist() for n, x in one.items()} for one in named]
     pairs = zip(shown, ahead, strict=True)
     return found, [{"similarity": one, "hidden_predicts_next": other} for one, other in pairs]
 
 
-def _drifts(names: Sequence[str], groups: Sequence[Observed]) -> list[dict[str, Any]]:
+def _of_group(found: Sequence[Observed], own: np.ndarray) -> tuple[Observed, ...]:
+    """Returns the tokens of the documents with ``own (documents,)``, in each stack."""
+    return tuple(one.where(own[one.documents]) for one in found)
+
+
+def _drifts(names: Sequence[str], groups: Sequence[tuple[Observed, ...]]) -> list[dict[str, Any]]:
     """Returns the drift of every further group from the first one."""
     return [
         {"group": name, "reference": names[0], **drift(groups[0], group)}
@@ -181,14 +178,18 @@ def _drifts(names: Sequence[str], groups: Sequence[Observed]) -> list[dict[str, 
     ]
 
 
-def _line(opened: FolderModel, found: Observed) -> dict[str, Any]:
+def _line(opened: FolderModel, found: Sequence[Observed]) -> dict[str, Any]:
     """Returns the evaluation of a group, as far as alarms read it."""
-    named = zip(sparse_layers(opened.model), found.layers, strict=True)
+    named = zip(sparse_layers(opened.model), _layers(found), strict=True)
     return {"layers": [{"layer": one.name, **atlas.logged(layer)} for one, layer in named]}
 
 
+def _layers(found: Sequence[Observed]) -> list[ObservedLayer]:
+    return [layer for one in found for layer in one.layers]
+
+
 def _saturation(
-    folder: str | Path, step: int, rows: list[list[int]], batch_size: int, final: Observed
+    folder: str | Path, step: int, texts: list[Text], batch_size: int, final: Sequence[Observed]
 ) -> dict[str, Any]:
     """Returns how much of the routing of an earlier checkpoint the final one keeps.
 
@@ -197,19 +198,18 @@ def _saturation(
         ``drift`` from the earlier to the final checkpoint.
     """
     opened = open_folder(folder, step, require_analysable)
-    assert isinstance(opened.model, Decoder)
     with opened.on_mesh():
-        before = observe(opened.model, rows, batch_size)
-    pairs = zip(before.layers, final.layers, strict=True)
+        before = observe(opened.model, texts, batch_size)
+    pairs = zip(_layers(before), _layers(final), strict=True)
     shares = [atlas.agreement(one, other) for one, other in pairs]
     return {"step": step, "layers": shares, "drift": drift(before, final)}
 
 
-def _energy(
-    opened: FolderModel, tokens: int, length: int, flops_per_joule: float
-) -> dict[str, Any]:
+def _energy(opened: FolderModel, texts: list[Text], flops_per_joule: float) -> dict[str, Any]:
+    target, source = (max(map(len, rows)) for rows in zip(*_rows(texts), strict=True))
+    length = Tokens(source, target) if source else Tokens(target)
     cost = counting.count(opened.model.config, opened.vocab_size, length)
-    flops = cost.flops_per_token * tokens
+    flops = cost.flops_per_token * sum(len(row) for rows in _rows(texts) for row in rows)
     return {
         "kind": "estimate",
         "assumption": f"{flops_per_joule:g} FLOPs per joule, a forward pass, no idle power",
@@ -219,13 +219,18 @@ def _energy(
     }
 
 
-def _atlas(opened: FolderModel, found: Observed) -> list[list[dict[str, Any]]]:
+def _rows(texts: list[Text]) -> list[tuple[Sequence[int], Sequence[int]]]:
+    return [(one.tokens, one.source) for one in texts]
+
+
+def _atlas(opened: FolderModel, found: Sequence[Observed]) -> list[list[dict[str, Any]]]:
     assert opened.tokenizer is not None
     piece = opened.tokenizer.piece
     return [
         [
-            atlas.passages(found, layer, expert, piece, most=_MOST_TOKENS)
+            atlas.passages(one, layer, expert, piece, most=_MOST_TOKENS)
             for expert in range(layer.num_experts)
         ]
-        for layer in found.layers
+        for one in found
+        for layer in one.layers
     ]

@@ -89,10 +89,10 @@ def test_groups_and_their_gap():
     losses = [bit, np.nan, bit, np.nan, 2 * bit, np.nan, 2 * bit, np.nan]
     found = observed([choices], range(8), [0, 0, 1, 1, 2, 2, 3, 3], losses)
     labels, sizes = np.array([0, 0, 1, 1]), np.ones(4, int)
-    groups = atlas.quality(found, labels, ["a", "b"], sizes)
+    groups = atlas.quality((found,), labels, ["a", "b"], sizes)
     assert [one["bits_per_byte"] for one in groups] == pytest.approx([1, 2])
     assert [one["dropped"] for one in groups] == [0, 1 / 4]
-    gap = atlas.gap(found, labels, ["a", "b"], sizes)
+    gap = atlas.gap((found,), labels, ["a", "b"], sizes)
     assert (gap["worst"], gap["best"]) == ("b", "a")
     assert gap["bits_per_byte"] == pytest.approx(1) and gap["interval"] == pytest.approx([1, 1])
     # Document 2 drops one of its two choices and document 3 none, so half of the resamples of
@@ -100,7 +100,22 @@ def test_groups_and_their_gap():
     drops = gap["drops"]
     assert (drops["worst"], drops["best"], drops["dropped"]) == ("b", "a", 1 / 4)
     assert drops["interval"] == pytest.approx([0, 1 / 2])
-    assert atlas.gap(found, labels * 0, ["a"], sizes) is None
+    assert atlas.gap((found,), labels * 0, ["a"], sizes) is None
+
+
+def test_a_model_without_likelihoods_has_a_gap_of_drops_alone():
+    # An encoder and a decoder of one document per group: of the two choices of group 1, the one in
+    # the encoder is dropped.
+    nothing = [np.nan, np.nan]
+    stacks = [
+        observed([layer(choices)], [0, 1], [0, 1], nothing) for choices in ([[0], [-1]], [[1], [1]])
+    ]
+    labels, sizes = np.array([0, 1]), np.ones(2, int)
+    first, second = atlas.quality(stacks, labels, ["a", "b"], sizes)
+    assert first["loss"] is None and first["bits_per_byte"] is None and first["tokens"] == 2
+    assert (first["dropped"], second["dropped"]) == (0, 1 / 2)
+    found = atlas.gap(stacks, labels, ["a", "b"], sizes)
+    assert list(found) == ["drops"] and found["drops"]["dropped"] == 1 / 2
 
 
 def test_a_layer_has_the_numbers_that_alarms_read():

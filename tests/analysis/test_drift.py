@@ -13,7 +13,7 @@ EXPERTS = {5: 0, 6: 1}
 
 def stream(tokens, experts=EXPERTS):
     choices = [[experts[token]] for token in tokens]
-    return observed([layer(choices, experts=2)], tokens, [i % 2 for i in range(len(tokens))])
+    return (observed([layer(choices, experts=2)], tokens, [i % 2 for i in range(len(tokens))]),)
 
 
 def test_only_the_data_change():
@@ -43,6 +43,14 @@ def test_experts_that_are_exchanged_drift_under_the_same_load():
     assert one["load"] == 0 and one["same_tokens"] == 1 and found["drifted"] == "routing"
 
 
+def test_a_layer_is_compared_on_the_tokens_of_its_own_stack():
+    # The encoder reads token 5 alone and keeps its expert, the decoder token 6, which moves.
+    before = (*stream([5, 5]), *stream([6, 6]))
+    found = drift(before, (*stream([5, 5]), *stream([6, 6], {6: 0})))
+    assert [one["same_tokens"] for one in found["layers"]] == [0, 1]
+    assert found["tokens"] == 0 and found["drifted"] == "routing"
+
+
 def test_both_change_and_neither():
     both = drift(stream([5, 5, 5, 6]), stream([5, 6, 6, 6], {5: 1, 6: 0}))
     assert both["drifted"] == "data and routing"
@@ -58,7 +66,8 @@ def test_streams_without_a_common_token_say_so():
 def test_routing_that_varies_by_chance_is_no_drift():
     # In the even and the odd documents of the first stream, each token has another expert, so the
     # router reads more than the token, and the second stream's choice is within that range.
-    even_odd = observed([layer([[0], [1], [0], [1]], experts=2)], [5, 5, 5, 5], [0, 1, 0, 1])
+    choices = [[0], [1], [0], [1]]
+    even_odd = (observed([layer(choices, experts=2)], [5, 5, 5, 5], [0, 1, 0, 1]),)
     found = drift(even_odd, stream([5, 5, 5, 5]))
     (one,) = found["layers"]
     assert one["by_chance"] == 1 and 0.2 < one["same_tokens"] < 1

@@ -8,7 +8,8 @@ import pytest
 from moe_jax import models
 from moe_jax.analysis.foresight import foreseen, foresight, score
 from moe_jax.analysis.forward import forward, sparse_layers
-from moe_jax.analysis.observed import batch_of, observe
+from moe_jax.analysis.observed import observe
+from moe_jax.analysis.texts import Text, batch_of
 from moe_jax.interop.huggingface import load
 from moe_jax.models import Decoder
 from moe_jax.nn.mode import Mode
@@ -16,7 +17,7 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import preset
 from tests.parity import compare_models as compare
 
-ROWS = [[1, 2, 3, 4, 5], [3, 1, 3], [6, 7, 8, 1]]
+TEXTS = [Text([1, 2, 3, 4, 5]), Text([3, 1, 3]), Text([6, 7, 8, 1])]
 
 
 def _model(scan, router="mixtral"):
@@ -39,14 +40,14 @@ def _silence(model):
 def test_a_residual_stream_that_stays_predicts_every_choice(scan):
     model = _model(scan)
     _silence(model)
-    found = foresight(model, ROWS, observe(model, ROWS, 3), 3)
+    found = foresight(model, TEXTS, observe(model, TEXTS, 3), 3)
     assert [one and one["accuracy"] for one in found] == [1, None]
     assert found[0]["chance"] < 1
 
 
 def test_a_stream_that_changes_predicts_some():
     model = _model(True)
-    found = foresight(model, ROWS, observe(model, ROWS, 3), 3)
+    found = foresight(model, TEXTS, observe(model, TEXTS, 3), 3)
     assert 0 < found[0]["accuracy"] < 1 and found[1] is None
 
 
@@ -62,7 +63,7 @@ def test_scores_by_hand():
 def test_every_family_predicts_between_neighbours(case, tmp_path):
     compare.recorded(case, tmp_path)
     model = load(tmp_path).model
-    batch = batch_of(ROWS, 3, 5)
+    batch = batch_of(TEXTS, 3, 5)
     if not isinstance(model, Decoder):
         batch |= {f"encoder_{name}": batch[name] for name in ("inputs", "segments")}
     found = foreseen(model, batch)

@@ -7,14 +7,20 @@ import pytest
 
 from moe_jax import models
 from moe_jax.analysis.atlas import layers_of
-from moe_jax.analysis.observed import alignment, batch_of, observe, similarities
+from moe_jax.analysis.foresight import foresight
+from moe_jax.analysis.forward import sparse_layers
+from moe_jax.analysis.observed import alignment, observe, similarities
+from moe_jax.analysis.texts import Text, batch_of
 from moe_jax.interop.huggingface import load
-from moe_jax.models import Decoder
+from moe_jax.models import EncoderDecoder
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import preset
 from tests.parity import compare_models as compare
 
 ROWS = [[1, 2, 3, 4, 5], [3, 1, 3], [6, 7, 8, 1]]
+TEXTS = [Text(row) for row in ROWS]
+SOURCES = [[9, 8, 7], [2], [5, 6]]
+PAIRS = [Text(row, source) for row, source in zip(ROWS, SOURCES, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def model():
 
 
 def test_a_hash_router_has_all_information_about_its_experts(model):
-    found = observe(model, ROWS, batch_size=2)
+    (found,) = observe(model, TEXTS, batch_size=2)
     assert found.tokens.tolist() == sum(ROWS, [])
     assert found.documents.tolist() == [0] * 5 + [1] * 3 + [2] * 4
     assert np.isnan(found.losses).nonzero()[0].tolist() == [4, 7, 11]
@@ -51,13 +57,13 @@ def test_a_hash_router_has_all_information_about_its_experts(model):
 
 
 def test_a_loss_is_that_of_the_document_alone(model):
-    together = observe(model, ROWS, batch_size=3)
-    alone = observe(model, ROWS[1:2], batch_size=1)
+    (together,) = observe(model, TEXTS, batch_size=3)
+    (alone,) = observe(model, TEXTS[1:2], batch_size=1)
     np.testing.assert_allclose(together.losses[5:7], alone.losses[:2], atol=1e-5)
 
 
 def test_equal_experts_are_similar(model):
-    first, second = similarities(model, batch_of(ROWS, 3, 5))
+    first, second = similarities(model, batch_of(TEXTS, 3, 5))
     for one in (first.weights, first.outputs):
         assert one[0, 1] == pytest.approx(1, abs=1e-5) and one[0, 2] < 0.99
     np.testing.assert_allclose(jnp.diagonal(second.outputs), 1, atol=1e-5)
@@ -73,14 +79,32 @@ def test_alignment_ignores_rotation_and_scale():
 
 
 @pytest.mark.parametrize("case", compare.MIXTURES)
-def test_every_family_of_decoders_is_observed(case, tmp_path):
+def test_every_family_is_observed(case, tmp_path):
     compare.recorded(case, tmp_path)
-    imported = load(tmp_path)
-    if not isinstance(imported.model, Decoder):
-        pytest.skip("an encoder-decoder gives a text no likelihood")
-    found = observe(imported.model, ROWS, batch_size=3)
-    layers = layers_of(found, np.array([0, 1, 1]))
-    assert len(layers) == len(similarities(imported.model, batch_of(ROWS, 3, 5)))
+    model = load(tmp_path).model
+    pairs = isinstance(model, EncoderDecoder)
+    texts = PAIRS if pairs else TEXTS
+    found = observe(model, texts, batch_size=2)
+    layers = [layer for one in found for layer in layers_of(one, np.array([0, 1, 1]))]
+    alike = similarities(model, batch_of(texts, 3, 5, 3 if pairs else 0))
+    ahead = foresight(model, texts, found, batch_size=2)
+    assert len(layers) == len(alike) == len(ahead) == len(sparse_layers(model))
     for layer in layers:
         assert sum(layer["load"]) == pytest.approx(1)
-    assert np.isfinite(found.losses).sum() == 12 - 3
+    assert np.isfinite(found[-1].losses).sum() == 12 - 3
+    if pairs:
+        encoder, decoder = found
+        assert encoder.tokens.tolist() == sum(SOURCES, []) and np.isnan(encoder.losses).all()
+        assert encoder.documents.tolist() == [0, 0, 0, 1, 2, 2]
+        assert encoder.positions.tolist() == [0, 1, 2, 0, 0, 1]
+        assert decoder.tokens.tolist() == sum(ROWS, [])
+        assert {one.name.split()[1] for one in encoder.layers} == {"encoder"}
+
+
+def test_an_encoder_is_observed_without_losses():
+    moe = MoEConfig(every=1, num_experts=4, expert_dim=8, group_size=64, router=preset("mixtral"))
+    config = models.DecoderConfig(
+        num_layers=1, width=16, num_heads=2, mlp_dim=16, moe=moe, causal=False
+    )
+    (found,) = observe(models.make(config, 16, jax.random.key(0)), TEXTS, batch_size=3)
+    assert np.isnan(found.losses).all() and found.layers[0].choices.shape == (12, 2)

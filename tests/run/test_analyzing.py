@@ -5,17 +5,22 @@ from html import unescape
 
 import jax
 import pytest
+import tokenizers
 
 from moe_jax import models
 from moe_jax.analysis.atlas_page import write_atlas
+from moe_jax.analysis.explained import write_explanation
 from moe_jax.cli import main
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.run.analyzing import analyze, groups_of, require_analysable
 from moe_jax.run.api import train
 from moe_jax.run.explaining import explain
 from tests import browser
 from tests.data.test_hf_tokenizer import byte_level
+from tests.parity import compare_models as compare
+from tests.run.test_scoring import expert_choice
 from tests.test_face import TINY_MIXTRAL
 
 
@@ -82,9 +87,24 @@ def test_files_that_do_not_exist_are_named_before_the_model_is_read(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_dense_model_is_named():
-    with pytest.raises(ConfigError, match="dense"):
-        require_analysable(models.DecoderConfig(moe=models.DecoderConfig().moe.__class__(every=0)))
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (models.DecoderConfig(moe=MoEConfig(every=0)), "dense"),
+        (expert_choice(), "experts choose among tokens"),
+    ],
+)
+def test_a_model_whose_tokens_choose_no_experts_is_named(config, reason):
+    with pytest.raises(ConfigError, match=reason) as error:
+        require_analysable(config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config", [models.EncoderDecoderConfig(), models.DecoderConfig(causal=False)]
+)
+def test_encoders_are_analysable(config):
+    require_analysable(config)
 
 
 def test_a_run_is_compared_with_its_earlier_checkpoints_and_explained(tmp_path):
@@ -154,3 +174,61 @@ def test_the_atlas_is_read_in_a_browser(folder, tmp_path):
 
 def pieces_of(one):
     return "".join(token["piece"] for token in one["tokens"])
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+FAMILY_CASES = sorted({compare.family_of(case): case for case in compare.MIXTURES}.values())
+
+
+def letters(folder):
+    """A tokenizer of single letters, for the vocabularies of recorded models."""
+    known = {name: i for i, name in enumerate(["<pad>", "<s>", "</s>", "<unk>", *LETTERS])}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(known, [], unk_token="<unk>"))
+    inner.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_every_family_is_analysed_and_explained(case, tmp_path):
+    compare.recorded(case, tmp_path)
+    letters(tmp_path)
+    for name, text in (("a", "abcdefgh"), ("b", "zyxzyx")):
+        for number in (1, 2):
+            (tmp_path / f"{name}{number}.txt").write_text(text * number)
+    groups = [f"{name}=files:{tmp_path}/{name}*.txt" for name in ("a", "b")]
+    found = analyze(tmp_path, groups, length=12, batch_size=4)
+    page, _ = write_atlas(found, tmp_path / "analyze.html", case)
+    assert browser.elements(page)["details"] == 2 * len(found["layers"])
+    for layer in found["layers"]:
+        assert sum(layer["load"]) == pytest.approx(1)
+        assert set(layer["information"]) == {"token", "position", "label"}
+    assert all(group["bits_per_byte"] > 0 for group in found["groups"])
+    explained = explain(tmp_path, "abc")
+    assert len(explained.layers) == len(found["layers"])
+    page, _ = write_explanation(explained, tmp_path / "explain.html", case)
+    assert browser.elements(page)["svg"] == 1
+
+
+def test_a_run_that_fills_blanks_is_analysed(tmp_path):
+    small = {
+        "data.source": "mixture",
+        "data.eval_documents": 4,
+        "training.steps": 4,
+        "training.eval_every": 0,
+        "training.checkpoint_every": 2,
+        "training.keep_last": 3,
+    }
+    train("tests/system/tiny_spans.py:switch", tmp_path / "run", small)
+    found = analyze(tmp_path / "run", "mixture", earlier=(2,), documents=4, length=24)
+    assert [layer["layer"] for layer in found["layers"]] == ["layer encoder 1", "layer decoder 1"]
+    (group,) = found["groups"]
+    assert group["documents"] == 4 and 0 < group["bits_per_byte"] < 20
+    assert len(found["saturation"][0]["layers"]) == 2
+    # Both stacks read sentinels.
+    for experts in found["atlas"]:
+        pieces = {token["piece"] for one in experts for token in one["tokens"]}
+        assert "<extra_id_0>" in pieces
+    page, _ = write_atlas(found, tmp_path / "analyze.html", "blanks")
+    with browser.started() as chromium:
+        browser.check(chromium, page)
