@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from moe_jax.run.explaining import explain
     from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
     from moe_jax.run.loop import Diverged
+    from moe_jax.surgery.adapters import merge_adapters
     from moe_jax.surgery.api import distil, grow, merge, prune, upcycle
     from moe_jax.surgery.changed import ChangedModel
     from moe_jax.surgery.compared import (
@@ -83,6 +84,7 @@ _HOMES = {
     "upcycle": "moe_jax.surgery.api:upcycle",
     "prune": "moe_jax.surgery.api:prune",
     "merge": "moe_jax.surgery.api:merge",
+    "merge_adapters": "moe_jax.surgery.adapters:merge_adapters",
     "distil": "moe_jax.surgery.api:distil",
     "grow": "moe_jax.surgery.api:grow",
     "ChangedModel": "moe_jax.surgery.changed:ChangedModel",
@@ -130,6 +132,7 @@ __all__ = [
     "load_config",
     "load_hf",
     "merge",
+    "merge_adapters",
     "open_run",
     "prune",
     "quantise",

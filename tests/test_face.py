@@ -37,7 +37,16 @@ TINY_LLAMA = {
 }
 DOCUMENTED = [name for name in mj.__all__ if name != "__version__"]
 # Their examples go on with the run of the example of ``train``.
-OF_A_RUN = ("open_run", "OpenRun", "prune", "merge", "distil", "quantise", "analyze")
+OF_A_RUN = (
+    "open_run",
+    "OpenRun",
+    "prune",
+    "merge",
+    "merge_adapters",
+    "distil",
+    "quantise",
+    "analyze",
+)
 
 
 def examples(name):

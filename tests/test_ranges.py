@@ -29,6 +29,7 @@ from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import AttentionOverride
+from moe_jax.nn.adapted import LoRA
 from moe_jax.nn.attention import Details
 from moe_jax.nn.moe_config import LayerOverride, MoEConfig
 from moe_jax.nn.norm import NormConfig
@@ -68,6 +69,7 @@ EXAMPLES = {
     Limit: Limit(2, 1),
     PartConfig: PartConfig("mixture"),
     LayerOverride: LayerOverride((0,)),
+    LoRA: LoRA(groups=("attention",)),
     SettingSchedule: SettingSchedule("z_loss", (1,), (0.5,)),
     AttentionOverride: AttentionOverride(every=1),
     SharedConfig: SharedConfig(hidden=8, mix="conditional"),

@@ -29,6 +29,7 @@ COMMANDS = {
     "upcycle": "makes a mixture of experts of a dense model",
     "prune": "leaves experts of a model out",
     "merge": "merges similar experts of a model",
+    "merge_adapters": "merges LoRA adapters into the weights of a run",
     "distil": "makes a smaller student that learns from a mixture",
     "grow": "adds experts to a model, or widens them",
     "hash_experts": "prints a hash of every expert",

@@ -13,7 +13,7 @@ from moe_jax.config.setting_schedules import SettingSchedule, check_schedules
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import Tokens
-from moe_jax.models.groups import leaves_in
+from moe_jax.models.groups import check_adapters, leaves_in, leaves_without_adapters
 from moe_jax.models.places import places
 from moe_jax.monitor import Alarm
 from moe_jax.parallel import MeshConfig
@@ -155,12 +155,14 @@ class Experiment:
     def frozen_leaves(self) -> frozenset[str]:
         """Names of the leaves of a state that training leaves as they are.
 
+        A model with adapters trains no other parameter.
+
         Raises:
             ConfigError: If ``optimizer.frozen`` names no group of the model, or all parameters.
         """
-        if not self.optimizer.frozen:
-            return frozenset()
-        return leaves_in(self.model, self.optimizer.frozen, "optimizer.frozen")
+        frozen = self.optimizer.frozen
+        named = leaves_in(self.model, frozen, "optimizer.frozen") if frozen else frozenset()
+        return named if self.model.lora is None else named | leaves_without_adapters(self.model)
 
     @property
     def sequence(self) -> Tokens:
@@ -185,6 +187,7 @@ class Experiment:
             ValueError: If the data does not fit the settings.
         """
         self.check_program(num_devices)
+        self._check_adapters()
         self._check_kind()
         self._check_replay()
         data.check_tokenizer(self.data)
@@ -198,6 +201,7 @@ class Experiment:
         """
         self.model.check_layers()
         self.training.check()
+        check_adapters(self.model)
         self._check_frozen()
         check_schedules(self.training.schedules, self.model)
         for name in ("seq_length", "target_length"):
@@ -252,6 +256,16 @@ class Experiment:
         trained = {place.leaf for place in places(self.model).values()} - self.frozen_leaves
         if not any(leaf.startswith("params/") for leaf in trained):
             raise ConfigError("optimizer.frozen names all parameters: leave one group out")
+
+    def _check_adapters(self) -> None:
+        training = self.training
+        if self.model.lora is not None and not (
+            training.start_from and training.start_with == "all"
+        ):
+            raise ConfigError(
+                "model.lora adapts a trained model: set training.start_from to its folder, and "
+                "training.start_with=all"
+            )
 
     def _check_kind(self) -> None:
         if isinstance(self.model, EncoderDecoderConfig):

@@ -21,6 +21,7 @@ from moe_jax.config.schedules import (
     RSqrt,
     WarmupStableDecay,
 )
+from moe_jax.nn.projection import is_projection, number_of_inputs, without_experts
 from moe_jax.ranges import (
     Chance,
     Epsilon,
@@ -244,20 +245,11 @@ class OptimizerConfig(Ranged):
         return map_variables(one, params)
 
 
-# Axes of projections; embeddings, heads and routers have others.
-_PROJECTED = {"embed", "heads", "head", "mlp", "latent", "latent_embed"}
-_PROJECTED |= {"expert", "expert_mlp", "expert_embed"}
-_WIDTHS = ("embed", "expert_embed")
-
-
 def _projections(params: Any) -> Any:
     """Returns ``projections`` for matrices between features and stacks of them, else ``others``."""
 
     def one(param: nnx.Variable) -> nnx.Variable:
-        metadata = param.get_metadata()
-        axes = [name for name in metadata["axes"] if name != "expert"]
-        plain = metadata.get("decayed", True) and _PROJECTED.issuperset(axes)
-        return param.replace("projections" if plain and len(axes) > 1 else "others")
+        return param.replace("projections" if is_projection(param) else "others")
 
     return map_variables(one, params)
 
@@ -293,10 +285,8 @@ def _matrix_axes(params: Any) -> Any:
 
 def _sides(param: nnx.Variable) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the axes of the inputs and of the outputs of a projection."""
-    axes = [name for name in param.get_metadata()["axes"] if name != "expert"]
-    count = param.get_value().ndim
-    # An output projection sums over several axes, such as heads and features of a head.
-    inputs = len(axes) - 1 if axes[-1] in _WIDTHS else 1
+    axes = without_experts(param.get_metadata()["axes"])
+    count, inputs = param.get_value().ndim, number_of_inputs(axes)
     places = tuple(range(count - len(axes), count))
     return places[:inputs], places[inputs:]
 

@@ -96,7 +96,7 @@ def count(
     tokens: int | Tokens,
     convention: Convention = "exact",
 ) -> Cost:
-    """Returns the parameters and FLOPs of a model.
+    """Returns the parameters and FLOPs of a model, adapters left out.
 
     Args:
         config: Configuration of the model.
@@ -109,6 +109,7 @@ def count(
             filled or empty, as the program computes them.
     """
     tokens = Tokens(tokens) if isinstance(tokens, int) else tokens
+    config = dataclasses.replace(config, lora=None)
     model = jax.eval_shape(lambda: models.make(config, vocab_size, jax.random.key(0)))
     parameters = dict.fromkeys(PARTS, 0)
     flops = dict.fromkeys(PARTS, 0.0)

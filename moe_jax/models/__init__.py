@@ -2,6 +2,7 @@
 
 from jaxtyping import PRNGKeyArray
 
+from moe_jax.models.adapters import add_adapters
 from moe_jax.models.config import AttentionOverride, ModelConfig, Reading, SparseLayer
 from moe_jax.models.decoder import Decoder, DecoderConfig
 from moe_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -16,11 +17,16 @@ def make(config: ModelConfig, vocab_size: int, key: PRNGKeyArray) -> Model:
     Raises:
         TypeError: If no model has a configuration of this class.
     """
+    model: Model
     if isinstance(config, EncoderDecoderConfig):
-        return EncoderDecoder(config, vocab_size, key)
-    if isinstance(config, DecoderConfig):
-        return Decoder(config, vocab_size, key)
-    raise TypeError(f"no model has the configuration class {type(config).__name__}")
+        model = EncoderDecoder(config, vocab_size, key)
+    elif isinstance(config, DecoderConfig):
+        model = Decoder(config, vocab_size, key)
+    else:
+        raise TypeError(f"no model has the configuration class {type(config).__name__}")
+    if config.lora is not None:
+        add_adapters(model, config.lora, key)
+    return model
 
 
 __all__ = [

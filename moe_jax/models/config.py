@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from moe_jax.attend import Kernel, Needs
 from moe_jax.errors import ConfigError
 from moe_jax.models.stack import Remat
+from moe_jax.nn.adapted import LoRA
 from moe_jax.nn.attention import AttentionConfig, Details
 from moe_jax.nn.attention_experts import AttentionExpertsConfig, Projections
 from moe_jax.nn.block import BlockConfig
@@ -185,6 +186,8 @@ class ModelConfig(Ranged):
         remat: Activations that the backward pass recomputes: ``none``, ``full`` (all), ``dots``
             (all but matrix products), ``dots_no_batch`` (all but products with weights).
         compute_dtype: Type of activations; parameters, router, norms and softmax stay float32.
+        lora: Low-rank adapters (LoRA), the only parameters that are then trained; ``None`` for
+            none. ``training.start_from`` names the model that they adapt.
     """
 
     width: Positive = 128
@@ -216,6 +219,7 @@ class ModelConfig(Ranged):
     scan_layers: bool = True
     remat: Remat = "none"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoRA | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import collections
-import re
+import dataclasses
 from collections.abc import Iterable
 
 from moe_jax.errors import ConfigError, nearest
+from moe_jax.models.adapters import is_adapter
 from moe_jax.models.config import ModelConfig
+from moe_jax.models.parts import groups_of
 from moe_jax.models.places import places
-
-# The first pattern that a name matches determines the part.
-_PARTS = {
-    "router": r"/router/",
-    "experts": r"/(experts|free)/",
-    "shared": r"/shared/",
-    "norms": r"norm/|norm$|/output_scale$",
-    "attention": r"/(attention|attention_experts|cross|\w+_bias)/",
-    "latent": r"/latent/",
-    "dense": r"/(feed_forward|extra)/",
-    "head": r"/embedding/head$",
-    "embedding": r"/embedding/",
-    "lookahead": r"/lookahead/",
-}
-_LAYER = re.compile(r"[a-z_]+/((\w+)/\d+)/")
-
-
-def groups_of(name: str) -> tuple[str, ...]:
-    """Returns the groups of one array: its part, and its stack and layer if it has one.
-
-    Args:
-        name: Name of a layer's array, as in ``moe_jax.models.places``.
-
-    Examples:
-        >>> from moe_jax.models.groups import groups_of
-        >>> groups_of("params/layers/0/feed_forward/experts/up")
-        ('experts', 'layers', 'layers/0', 'layers/0/experts')
-    """
-    part = next(part for part, pattern in _PARTS.items() if re.search(pattern, name))
-    layer = _LAYER.match(name)
-    return (part, layer[2], layer[1], f"{layer[1]}/{part}") if layer else (part,)
 
 
 def leaves_in(model: ModelConfig, groups: Iterable[str], setting: str) -> frozenset[str]:
@@ -71,6 +42,31 @@ def leaves_in(model: ModelConfig, groups: Iterable[str], setting: str) -> frozen
                 "in one array: set model.scan_layers=False, or name both layers"
             )
     return frozenset(leaf for leaf, members in inside.items() if members[0][1])
+
+
+def check_adapters(model: ModelConfig) -> None:
+    """Rejects adapters of groups that the model lacks, or that hold no projection.
+
+    Raises:
+        ConfigError: If so, or a scan holds an array with an adapter in one leaf with another.
+    """
+    if model.lora is None:
+        return
+    setting, groups = "model.lora.groups", model.lora.groups
+    if not groups:
+        raise ConfigError(f"{setting} is empty: name groups, such as experts,attention")
+    leaves_in(dataclasses.replace(model, lora=None), groups, setting)
+    adapted = set().union(*(groups_of(name) for name in places(model) if is_adapter(name)))
+    for group in sorted(set(groups) - adapted):
+        raise ConfigError(
+            f"{setting} has {group!r}, in which no projection can have an adapter: leave it out"
+        )
+
+
+def leaves_without_adapters(model: ModelConfig) -> frozenset[str]:
+    """Returns the names of the leaves of a state that hold no adapter."""
+    leaves = {place.leaf for place in places(model).values()}
+    return frozenset(leaf for leaf in leaves if not is_adapter(leaf))
 
 
 def _listed(group: str, known: Iterable[str]) -> str:

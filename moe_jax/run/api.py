@@ -16,6 +16,7 @@ from moe_jax.analysis.report import REPORT
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
+from moe_jax.models.adapters import merged
 from moe_jax.run import workdir as folders
 from moe_jax.run.alarms import judged
 from moe_jax.run.best import Step
@@ -61,8 +62,9 @@ class OpenRun:
 
     @property
     def model(self) -> models.Model:
-        """Flax NNX module with the weights of ``state``."""
-        return nnx.merge(self.session.graph, self.state.params, self.state.router_state)
+        """Flax NNX module with the weights of ``state``, in which adapters are merged."""
+        state = self.state
+        return merged(nnx.merge(self.session.graph, state.params, state.router_state))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from moe_jax.interop import folders
 from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import description, families_of
 from moe_jax.models import ModelConfig
+from moe_jax.models.adapters import merged
 from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
@@ -48,8 +49,8 @@ def open_trained(
     run = FinishedRun("--input", folder, experiment, tokenizer)
     mesh = make_mesh(fitting(experiment.mesh))
     graph, state = run.weights(mesh, step_of(folder, step), average=average)
-    model = nnx.merge(graph, state.params, state.router_state)
-    return Imported(model, experiment.model, tokenizer.vocab_size, name, original)
+    model = merged(nnx.merge(graph, state.params, state.router_state))
+    return Imported(model, model.config, tokenizer.vocab_size, name, original)
 
 
 def target(

@@ -16,6 +16,7 @@ from moe_jax import data
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.models import Model, ModelConfig
+from moe_jax.models.adapters import merged
 from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
@@ -106,6 +107,6 @@ def _run(
     mesh = make_mesh(fitting(experiment.mesh))
     run = FinishedRun("--model", folder, experiment, tokenizer)
     graph, state = run.weights(mesh, step_of(folder, step), average=average)
-    model = nnx.merge(graph, state.params, state.router_state)
+    model = merged(nnx.merge(graph, state.params, state.router_state))
     length, start = experiment.data.seq_length, tokenizer.pad_id
     return FolderModel(model, tokenizer, length, tokenizer.vocab_size, start, mesh)

@@ -16,6 +16,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.models import ModelConfig
+from moe_jax.models.adapters import check_merged
 from moe_jax.routing import Forced
 from moe_jax.run import workdir
 from moe_jax.run.released import Released, is_released, open_released, remember, remembered
@@ -232,7 +233,11 @@ def _check_weights(
     experiment: Experiment, model: ModelConfig, source: str, vocab_size: int
 ) -> None:
     """Rejects weights of another model; the number of embedding rows may differ."""
-    new, old = (weight_shapes(one, vocab_size) for one in (experiment.model, model))
+    check_merged(model, source)
+    new, old = (
+        weight_shapes(dataclasses.replace(one, lora=None), vocab_size)
+        for one in (experiment.model, model)
+    )
     if experiment.training.start_with == "all":
         check_all(new, old, source)
     elif not shared(new, old):

@@ -26,7 +26,7 @@ from moe_jax.training.state import named_leaves
 
 _SETTING, _FAMILY = "training.start_from", "family.json"
 # Model settings that a run takes from its config, not from the released model.
-_KEPT = ("dropout", "init_scale", "scan_layers", "remat", "compute_dtype")
+_KEPT = ("dropout", "init_scale", "scan_layers", "remat", "compute_dtype", "lora")
 _SAMPLE = 1 << 20
 
 

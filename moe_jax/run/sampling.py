@@ -12,6 +12,7 @@ from moe_jax import data, decoding
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig, EncoderDecoder, Model, ModelConfig
+from moe_jax.models.adapters import merged
 from moe_jax.models.decoder import NOT_CAUSAL
 from moe_jax.run.session import Session
 from moe_jax.training.state import TrainState
@@ -57,7 +58,7 @@ def generate(
     session: Session, state: TrainState, prompts: list[str], sampling: Sampling
 ) -> list[str]:
     """Returns a sample of a run's model for each prompt; see ``texts``."""
-    model = nnx.merge(session.graph, state.params, state.router_state)
+    model = merged(nnx.merge(session.graph, state.params, state.router_state))
     window = session.experiment.data.seq_length
     return texts(model, session.tokenizer, prompts, sampling, window)
 

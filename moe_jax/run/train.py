@@ -32,7 +32,7 @@ from moe_jax.run.session import (
 )
 from moe_jax.training.metrics import WANDB
 from moe_jax.training.routing_log import check_replay
-from moe_jax.training.state import TrainState
+from moe_jax.training.state import TrainState, named_leaves
 from moe_jax.training.wandb_run import check_wandb
 from moe_jax.transport import implementation
 
@@ -236,8 +236,19 @@ def _announce(session: Session, cost: Cost, voice: Voice) -> None:
     voice.say(f"devices     {kind}{hosts}, mesh {mesh}")
     further = f", {cost.lookahead:,} more to look ahead" if cost.lookahead else ""
     voice.say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
+    if session.experiment.frozen_leaves:
+        voice.say(_trained(session))
     voice.say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
     voice.say(f"attention   {attend.summary(attention_kernels(session.experiment))}")
+
+
+def _trained(session: Session) -> str:
+    """Returns a line with the number of parameters that the optimizer changes."""
+    leaves = named_leaves({"params": session.abstract.params})
+    frozen = session.experiment.frozen_leaves
+    trained = sum(leaf.size for name, leaf in leaves.items() if name not in frozen)
+    every = sum(leaf.size for leaf in leaves.values())
+    return f"trained     {trained:,} of {every:,} parameters"
 
 
 def _announce_transports(session: Session, voice: Voice) -> None:

@@ -39,7 +39,7 @@ class OpenedModel:
 
     Attributes:
         folder: Folder of the model, which nothing writes to.
-        weights: The model.
+        weights: The model, in which adapters are merged.
         run: Run in the folder; ``None`` for a released or a converted model.
         family: ``model_type`` of the model in ``transformers``, or "".
         original: Content of the released ``config.json``, or an empty dict.
@@ -165,6 +165,7 @@ def _run(folder: Path, step: Step, flag: str) -> OpenedModel:
     mesh = make_mesh(fitting(experiment.mesh))
     _, state = run.weights(mesh, step_of(folder, step))
     leaves = named_leaves({"params": state.params, "router_state": state.router_state})
-    weights = LayerWeights.of_leaves(experiment.model, tokenizer.vocab_size, leaves)
+    with jax.set_mesh(mesh):
+        weights = LayerWeights.of_leaves(experiment.model, tokenizer.vocab_size, leaves).merged()
     family, original = known.get("family", ""), known.get("original") or {}
     return OpenedModel(folder, weights, run, family, original, mesh)

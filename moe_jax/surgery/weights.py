@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from moe_jax import models
 from moe_jax.models import ModelConfig
+from moe_jax.models.adapters import merged
 from moe_jax.models.places import places
 from moe_jax.training.state import named_leaves, split_model
 from moe_jax.training.transplant import Weights, weight_shapes
@@ -76,6 +77,10 @@ class LayerWeights:
             for tree, state in (("params", params), ("router_state", routers))
         ]
         return nnx.merge(graph, *filled)
+
+    def merged(self) -> LayerWeights:
+        """Returns the weights with adapters merged into them; without adapters, the weights."""
+        return self if self.model.lora is None else LayerWeights.of_model(merged(self.module()))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

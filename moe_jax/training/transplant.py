@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from moe_jax import models
 from moe_jax.errors import ConfigError
+from moe_jax.models.adapters import is_adapter, name_without_adapter
 from moe_jax.models.places import WeightPath, places
 from moe_jax.training.state import TrainState, from_named_leaves, named_leaves, split_model
 
@@ -94,9 +95,9 @@ class Transplant:
 
     Attributes:
         only_shared: True replaces only the parameters of ``shared``; False replaces all parameters
-            and the routers' state.
+            except adapters, and the routers' state.
         model: Configuration of the new model.
-        source: Configuration of the other model.
+        source: Configuration of the other model, which has no adapters.
     """
 
     only_shared: bool
@@ -107,8 +108,12 @@ class Transplant:
         """Returns ``state`` with the weights of ``source``, by the names of ``named_leaves``."""
         leaves = named_leaves(state)
         drawn, taken = Weights(leaves, places(self.model)), Weights(source, places(self.source))
-        chosen = shared(drawn, taken) if self.only_shared else drawn.places
+        chosen = shared(drawn, taken) if self.only_shared else _apart_from_adapters(drawn)
         return from_named_leaves(state, leaves | _moved(drawn, taken, chosen))
+
+
+def _apart_from_adapters(weights: Weights) -> set[str]:
+    return {name for name in weights.places if not is_adapter(name)}
 
 
 def _moved(drawn: Weights, source: Weights, chosen: Collection[str]) -> dict[str, Array]:
@@ -123,7 +128,7 @@ def _moved(drawn: Weights, source: Weights, chosen: Collection[str]) -> dict[str
     for name, place in drawn.places.items():
         value = drawn.take(name)
         if name in chosen:
-            value = _over(value, source.take(name))
+            value = _over(value, source.take(name_without_adapter(name)))
         if place.entry is None:
             moved[place.leaf] = value
         else:

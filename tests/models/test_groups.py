@@ -9,7 +9,8 @@ from moe_jax.config.library import PUBLISHED
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig
-from moe_jax.models.groups import groups_of, leaves_in
+from moe_jax.models.groups import leaves_in
+from moe_jax.models.parts import groups_of
 from moe_jax.models.places import places
 from moe_jax.nn.moe_config import MoEConfig
 from tests.matrix import sample
