@@ -87,7 +87,7 @@ def main(command: str | None = None) -> None:
 
 def _usage() -> str:
     """Returns all commands, and where flags, settings and configs are listed."""
-    commands = [f"  {command:14s}{what}" for command, what in COMMANDS.items()]
+    commands = [f"  {command:16s}{what}" for command, what in COMMANDS.items()]
     configs = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if path.stem != "common")
     published = len([*PUBLISHED.glob("[!_]*.py")])
     return "\n".join(
