@@ -20,6 +20,7 @@ import pytest
 
 from moe_jax import ranges, routing
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.expert_rates import ExpertRates
 from moe_jax.config.optimizer import Adafactor, AdamW, OptimizerConfig
 from moe_jax.config.schedules import Cosine, Linear
 from moe_jax.config.schema import _chosen_by_type, _options, build, describe, type_hints
@@ -69,6 +70,7 @@ EXAMPLES = {
     Limit: Limit(2, 1),
     PartConfig: PartConfig("mixture"),
     LayerOverride: LayerOverride((0,)),
+    ExpertRates: ExpertRates("surge", noise_tokens=8.0),
     LoRA: LoRA(groups=("attention",)),
     SettingSchedule: SettingSchedule("z_loss", (1,), (0.5,)),
     AttentionOverride: AttentionOverride(every=1),

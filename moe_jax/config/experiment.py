@@ -14,6 +14,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.models.config import Tokens
 from moe_jax.models.groups import check_adapters, leaves_in, leaves_without_adapters
+from moe_jax.models.parts import groups_of
 from moe_jax.models.places import places
 from moe_jax.monitor import Alarm
 from moe_jax.parallel import MeshConfig
@@ -203,6 +204,7 @@ class Experiment:
         self.training.check()
         check_adapters(self.model)
         self._check_frozen()
+        self._check_expert_rates()
         check_schedules(self.training.schedules, self.model)
         for name in ("seq_length", "target_length"):
             self.model.check_length(getattr(self.data, name), f"data.{name}")
@@ -256,6 +258,18 @@ class Experiment:
         trained = {place.leaf for place in places(self.model).values()} - self.frozen_leaves
         if not any(leaf.startswith("params/") for leaf in trained):
             raise ConfigError("optimizer.frozen names all parameters: leave one group out")
+
+    def _check_expert_rates(self) -> None:
+        rates = self.optimizer.expert_rates
+        if rates is None:
+            return
+        rates.check()
+        frozen = self.frozen_leaves
+        names = {name for name, place in places(self.model).items() if place.leaf not in frozen}
+        if not any("experts" in groups_of(name) for name in names):
+            raise ConfigError(
+                "optimizer.expert_rates needs trained experts, and this model has none: unset it"
+            )
 
     def _check_adapters(self) -> None:
         training = self.training

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from optax import contrib
 
+from moe_jax.config.expert_rates import ExpertRates
 from moe_jax.config.schedules import (
     Constant,
     Cosine,
@@ -215,6 +216,8 @@ class OptimizerConfig(Ranged):
             part (``router``, ``experts``, ``shared``, ``attention``, ``embedding``, ``norms``), a
             layer (``layers/0``), or a part of a layer (``layers/0/experts``). Routers include their
             state between steps, such as the bias of loss-free balancing.
+        expert_rates: A learning rate per expert, by the number of its tokens; ``None`` for one rate
+            of all experts.
     """
 
     rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
@@ -228,6 +231,7 @@ class OptimizerConfig(Ranged):
     decay_embeddings: bool = True
     ema_decay: Chance = 0.0
     frozen: tuple[str, ...] = ()
+    expert_rates: ExpertRates | None = None
 
     def decayed(self, params: Any) -> Any:
         """Returns ``params`` with True in place of each parameter with weight decay, else False.

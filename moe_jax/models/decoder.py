@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +23,7 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
+from moe_jax.nn.router import RouterLayer
 from moe_jax.ranges import LayerIndex, Layers
 from moe_jax.routing import Counts
 
@@ -177,9 +178,13 @@ class Decoder(nnx.Module):
 
     def announce_load(self, demands: Sequence[Float[Array, " _"]]) -> None:
         """Makes the choices of a whole batch known to all routers; see ``RouterLayer.announce``."""
-        for stack, own in self._with_stacks(demands):
-            for router, demand in stack.with_routers(own):
-                router.announce(demand)
+        for router, demand in self.with_routers(demands):
+            router.announce(demand)
+
+    def with_routers(self, values: Sequence[_Value]) -> Iterator[tuple[RouterLayer, _Value]]:
+        """Yields each router with its value; see ``Stack``."""
+        for stack, own in self._with_stacks(values):
+            yield from stack.with_routers(own)
 
     def _with_stacks(self, values: Sequence[_Value]) -> list[tuple[Stack, Sequence[_Value]]]:
         further = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,11 @@ from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.nn.positions import Positions, Rotary, T5Relative
+from moe_jax.nn.router import RouterLayer
 from moe_jax.ranges import Layers
 from moe_jax.routing import Counts
+
+_Value = TypeVar("_Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +137,14 @@ class EncoderDecoder(nnx.Module):
 
     def announce_load(self, demands: Sequence[Float[Array, " _"]]) -> None:
         """Makes the choices of a whole batch known to all routers; see ``RouterLayer.announce``."""
+        for router, demand in self.with_routers(demands):
+            router.announce(demand)
+
+    def with_routers(self, values: Sequence[_Value]) -> Iterator[tuple[RouterLayer, _Value]]:
+        """Yields each router with its value, the encoder's first; see ``Stack``."""
         sparse = self.encoder.num_sparse
-        for stack, own in ((self.encoder, demands[:sparse]), (self.decoder, demands[sparse:])):
-            for router, demand in stack.with_routers(own):
-                router.announce(demand)
+        yield from self.encoder.with_routers(values[:sparse])
+        yield from self.decoder.with_routers(values[sparse:])
 
     def encode(
         self,

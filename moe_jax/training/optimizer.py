@@ -12,6 +12,7 @@ from flax import nnx
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import OptimizerConfig, map_variables
 from moe_jax.training.average import keep_average
+from moe_jax.training.expert_rates import scale_by_use
 from moe_jax.training.frozen import trained_only
 
 
@@ -41,11 +42,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         "expert": optax.scale(config.expert_multiplier),
         "router": optax.scale(config.router_multiplier),
     }
+    by_use = [scale_by_use(config.expert_rates)] if config.expert_rates else []
     average = [keep_average(config.ema_decay)] if config.ema_decay else []
     return optax.chain(
         clip,
         config.rule.transform(config.decayed),
         optax.partition(groups, parameter_groups),
+        *by_use,
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count, steps)),
         *average,
     )

@@ -24,6 +24,7 @@ from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.routing.balance import BATCH_LOAD
+from moe_jax.training.expert_rates import use_of
 from moe_jax.training.frozen import kept, stopped
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.noise import GradientNoise, gradient_noise, squared_norm
@@ -430,9 +431,12 @@ def train_step(
     routers = _next_router_state(graph, state, layers)
     routers = kept(routers, state.router_state, frozen, "router_state")
 
+    use = _use(graph, state, layers)
+
     def update() -> tuple[nnx.State, nnx.State, Any]:
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            rule = optax.with_extra_args_support(optimizer)
+            updates, opt_state = rule.update(gradient, state.opt_state, state.params, use=use)
             params = optax.apply_updates(state.params, updates)
             return kept(params, state.params, frozen, "params"), routers, opt_state
 
@@ -455,6 +459,16 @@ def train_step(
         noise=noise,
         settings=objective.settings(state),
     )
+
+
+def _use(
+    graph: nnx.GraphDef, state: TrainState, layers: tuple[LayerReport, ...]
+) -> dict[str, Array]:
+    """Returns the number of tokens of each expert in the step; see ``use_of``."""
+    if not layers:
+        return {}
+    model = nnx.merge(graph, state.params, state.router_state)
+    return use_of(model, [layer.counts.load for layer in layers])
 
 
 def _next_router_state(
