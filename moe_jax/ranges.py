@@ -79,6 +79,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]
 LayerIndex = Annotated[int, Range(0, 9_999)]
 Experts = Annotated[int, Range(1, 2**20)]
+ExpertIndex = Annotated[int, Range(0, 2**20 - 1)]
 Vocabulary = Annotated[int, Range(1, 2**24)]
 Iterations = Annotated[int, Range(1, 1_000_000)]
 

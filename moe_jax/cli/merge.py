@@ -25,6 +25,12 @@ def define(values: flags.FlagValues) -> None:
         "Take the most used experts of all layers as heads of groups.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "redirect",
+        False,
+        "Keep all logits of the router: the choices of merged experts go to one network.",
+        flag_values=values,
+    )
 
 
 def main(given: flags.FlagValues) -> None:
@@ -34,6 +40,7 @@ def main(given: flags.FlagValues) -> None:
         **changed_models.text_of(given),
         experts=given.experts,
         across=given.across,
+        redirect=given.redirect,
     )
     common.say(str(changed))
 

@@ -38,7 +38,7 @@ class RouterLayer(nnx.Module):
             key: Random key.
             scale: Scale of the initial weights, see ``moe_jax.nn.init.weight``.
         """
-        scored = num_experts + router.free.count
+        scored = router.scored(num_experts)
         parameters = router.head.parameters(width, scored, router.planes)
         for name, parameter in parameters.items():
             setattr(self, name, described(parameter, key, scale))
@@ -68,7 +68,7 @@ class RouterLayer(nnx.Module):
         width = self.router.carried_width(self.num_experts)
         if width and carried is None:
             carried = jnp.zeros((*x.shape[:-1], width), jnp.float32)
-        scored = self.num_experts + self.router.free.count
+        scored = self.router.scored(self.num_experts)
         logits, carried = self.router.head.read(x.astype(inputs), parameters, scored, carried)
         return logits.astype(outputs), None if carried is None else carried.astype(jnp.float32)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
-from moe_jax.ranges import Chance, Ranged
+from moe_jax.ranges import Chance, ExpertIndex, Ranged
 from moe_jax.routing.balance import Balance, Evidence
 from moe_jax.routing.balance.base import token_choice
 from moe_jax.routing.capacity import Capacity
@@ -22,12 +22,15 @@ from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
 from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
+from moe_jax.routing.redirect import best_of_logits, check_redirect, chosen_logits, redirected
 from moe_jax.routing.score import Score
-from moe_jax.routing.select import Select, Selection, TokenChoice
+from moe_jax.routing.select import Forced, Select, Selection, TokenChoice
 
 AnyArray = Array | np.ndarray
 # Name of the observed tokens (Z,) of the free experts.
 FREE = "free"
+# Name of the observed choices (V,) of the logits, if several logits share an expert.
+CHOSEN = "chosen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Router(Ranged):
         input_dropout: Dropout rate of the router's inputs in training (Mesh-TensorFlow's
             ``switch_dropout``); 0 disables it.
         free: Experts without computation, besides the ``E`` experts of the layer.
+        redirect: Expert of each of ``V`` logits, for merged experts that keep the logits of all
+            their members (M-SMoE, 2310.01334); empty for one logit per expert. Scores, selection
+            and losses are those of ``V`` experts, and slots those of ``E``.
     """
 
     score: Score
@@ -65,6 +71,7 @@ class Router(Ranged):
     mask_padding: bool = True
     input_dropout: Chance = 0.0
     free: FreeExperts = FreeExperts()
+    redirect: tuple[ExpertIndex, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,6 +99,23 @@ class Router(Ranged):
             raise ConfigError("capacity.reroute needs tokens that choose experts: turn it off")
         if self.free.count:
             self._check_free()
+        if self.redirect:
+            self._check_redirect()
+
+    def _check_redirect(self) -> None:
+        """Raises ``ConfigError`` if a part cannot work with several logits per expert."""
+        unfit = {
+            "select": self.select.experts_choose or isinstance(self.select, Forced),
+            "free": self.free.count > 0,
+            "balance over='batch'": any(part.over == "batch" for part in self.balance),
+            "capacity.reroute": self.capacity.reroute,
+            "gate_on": self.gate_on == "in" and self.select.choices(len(self.redirect)) > 1,
+        }
+        for setting in (name for name, is_unfit in unfit.items() if is_unfit):
+            raise ConfigError(
+                f"redirect adds up the choices of an expert, which this {setting} does not know: "
+                f"remove redirect or change {setting}"
+            )
 
     def _check_free(self) -> None:
         """Raises ``ConfigError`` if a part cannot work with free experts."""
@@ -126,13 +150,32 @@ class Router(Ranged):
         """The factor of each loss in the objective, by name."""
         return {part.name: part.weight for part in self.balance}
 
+    def scored(self, num_experts: int) -> int:
+        """Returns the number of logits per token of a layer with ``num_experts`` experts."""
+        return len(self.redirect) or num_experts + self.free.count
+
+    def computing(self, scored: int) -> int:
+        """Returns ``E``, the number of experts with slots, for a number of logits per token."""
+        return max(self.redirect) + 1 if self.redirect else scored - self.free.count
+
+    def sharing(self, num_experts: int) -> int:
+        """Returns the number of experts that share the tokens, free ones included."""
+        return num_experts + self.free.count
+
+    def expected_choices(self, num_experts: int) -> float:
+        """Returns the largest mean number of experts that a token chooses."""
+        choices = self.select.expected_choices(self.scored(num_experts))
+        return min(choices, num_experts) if self.redirect else choices
+
     def check(self, num_experts: int) -> None:
         """Rejects a number of experts that a part cannot work with.
 
         Raises:
             ConfigError: If a part rejects the number; the message names the setting to change.
         """
-        scored = num_experts + self.free.count
+        if self.redirect:
+            check_redirect(self.redirect, num_experts)
+        scored = self.scored(num_experts)
         self.score.check(scored)
         self.select.check(scored)
         self.capacity.check(num_experts)
@@ -141,7 +184,7 @@ class Router(Ranged):
 
     def carried_width(self, num_experts: int) -> int:
         """Returns ``D``, the values per token that the router of the next MoE layer reads."""
-        return self.head.carried_width(num_experts + self.free.count)
+        return self.head.carried_width(self.scored(num_experts))
 
     def slots(self, num_tokens: int, num_experts: int, *, train: bool) -> int:
         """Returns the capacity ``C`` of a group of ``num_tokens`` tokens."""
@@ -149,9 +192,8 @@ class Router(Ranged):
         if fixed is not None:
             return fixed
         # An even share of the tokens is the share of one expert among all, free ones included.
-        scored = num_experts + self.free.count
-        choices = self.select.expected_choices(scored)
-        return self.capacity.slots(num_tokens, scored, choices, train=train)
+        choices = self.expected_choices(num_experts)
+        return self.capacity.slots(num_tokens, self.sharing(num_experts), choices, train=train)
 
     def experts_per_token(self, num_tokens: int, num_experts: int) -> float:
         """Returns the largest mean number of experts that compute for a token in training.
@@ -160,12 +202,11 @@ class Router(Ranged):
         """
         if self.experts_choose:
             return self.slots(num_tokens, num_experts, train=True) * num_experts / num_tokens
-        scored = num_experts + self.free.count
-        return self.select.expected_choices(scored) * num_experts / scored
+        return self.expected_choices(num_experts) * num_experts / self.sharing(num_experts)
 
     def state_shapes(self, num_experts: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the router's state, which is zero before the first step."""
-        scored = num_experts + self.free.count
+        scored = self.scored(num_experts)
         shapes = self.select.state_shapes(scored)
         for part in self.balance:
             shapes = shapes | part.state_shapes(scored)
@@ -186,6 +227,8 @@ class Router(Ranged):
         """
         if self.free.count:
             demand = jnp.concatenate([demand, observed[FREE]], axis=-1)
+        if self.redirect:
+            demand = observed[CHOSEN]
         state = self.select.next_state(state, demand, observed)
         for part in self.balance:
             state = part.next_state(state, demand, observed)
@@ -233,7 +276,7 @@ class Router(Ranged):
             ([2.0, 0.0], 1.0)
         """
         planes = self._with_planes(jnp.asarray(logits))
-        tokens, experts = planes.shape[-3], planes.shape[-2] - self.free.count
+        tokens, experts = planes.shape[-3], self.computing(planes.shape[-2])
         if capacity is None:
             capacity = self.slots(tokens, experts, train=rng is not None)
         start = {
@@ -293,7 +336,7 @@ class Router(Ranged):
         if self.precision != "input":
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         tokens, scored_experts = logits.shape[:2]
-        self.check(scored_experts - self.free.count)
+        self.check(self.computing(scored_experts))
         planes = logits.reshape(tokens, scored_experts, -1)
         if planes.shape[-1] != self.planes:
             raise ConfigError(
@@ -329,13 +372,19 @@ class Router(Ranged):
         """Returns the slots per expert of this step, or ``None`` for all slots."""
         if self.select.slots() is not None:
             return None
-        scored = inputs.logits.shape[1]
-        return self.capacity.limit(inputs, scored, self.select.expected_choices(scored))
+        experts = self.computing(inputs.logits.shape[1])
+        return self.capacity.limit(inputs, self.sharing(experts), self.expected_choices(experts))
 
     def _seated(
         self, selection: Selection, scored: Scored, inputs: Inputs
     ) -> tuple[Slots | Mixture, Counts, Float[Array, "S Z"] | None]:
         """Returns the slots, the counts, and the gates of free experts, which need no slot."""
+        if self.redirect and isinstance(selection, TokenChoice):
+            ranking = best_of_logits(scored.log_scores, self.redirect)
+            seat = self.capacity.seat
+            slots, counts = seat(redirected(selection, self.redirect), ranking, inputs)
+            chosen = chosen_logits(selection, len(self.redirect))
+            return slots, dataclasses.replace(counts, observed={CHOSEN: chosen}), None
         count = self.free.count
         if not count or not isinstance(selection, TokenChoice):
             return *self.capacity.seat(selection, scored.log_scores, inputs), None

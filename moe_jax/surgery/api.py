@@ -17,7 +17,7 @@ from moe_jax.surgery import upcycle as dense
 from moe_jax.surgery.changed import ChangedModel, ChangeOptions, TextOptions, changed, reduced
 from moe_jax.surgery.evidence import Batch, LeaveOneOut, use_of
 from moe_jax.surgery.grow import Grown, copied, perturbed, split, widened, with_copies
-from moe_jax.surgery.merge import cosines, groups_of
+from moe_jax.surgery.merge import check_groups, cosines, groups_of, merge_redirected
 from moe_jax.surgery.merge import merge as merged_layer
 from moe_jax.surgery.mixture import (
     LayerName,
@@ -137,7 +137,7 @@ def _kept(
     if by not in ("load", "gate", "output"):
         raise ConfigError(f"by={by!r} is none of load, gate, output and loss")
     scores = {name: use.score(by) for name, use in use_of(weights, stream).items()}
-    return best(weights, scores, experts, across=across)
+    return best(scores, experts, fewest(weights) if across else None)
 
 
 def merge(
@@ -146,6 +146,7 @@ def merge(
     *,
     experts: int,
     across: bool = False,
+    redirect: bool = False,
     **options: Unpack[TextOptions],
 ) -> ChangedModel:
     """Writes a model in which similar experts are merged (M-SMoE, 2310.01334).
@@ -159,6 +160,9 @@ def merge(
         experts: Number of groups of a layer; the mean over layers if ``across``.
         across: True takes the most used experts of all layers as heads, as the paper does, so that
             layers differ in their number of groups. False gives every layer ``experts`` groups.
+        redirect: True keeps all logits of the router and sends the choices of a member to the
+            merged expert, as the paper does; no family of ``transformers`` has such a router.
+            False keeps the logits of the heads.
         **options: See ``moe_jax.surgery.changed.TextOptions``.
 
     Raises:
@@ -175,13 +179,17 @@ def merge(
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
         uses, found, merged = use_of(weights, stream), mixtures(weights), {}
         shares = {name: use.score("load") for name, use in uses.items()}
-        for name, heads in best(weights, shares, experts, across=across).items():
+        least = dict.fromkeys(uses, 1) if redirect else fewest(weights)
+        for name, heads in best(shares, experts, least if across else None).items():
             use = uses[name]
             group = groups_of(use.load, cosines(use.logits), len(heads))
-            merged[name] = merged_layer(found[name], group, use.load)
+            merged[name] = one(found[name], group, use.load)
         return with_mixtures(weights, merged)
 
-    return reduced(source, output, experts, change, "experts are merged", **options)
+    one = merge_redirected if redirect else merged_layer
+    check = check_groups if redirect else check_number
+    difference = "experts are merged"
+    return reduced(source, output, experts, change, difference, check=check, **options)
 
 
 def distil(

@@ -13,6 +13,7 @@ from moe_jax.surgery.changed import ChangedModel, ChangeOptions, changed
 from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
+    check_own_logits,
     mixtures,
     named,
     with_arrays,
@@ -199,8 +200,9 @@ def layers_with_experts(opened: OpenedModel, folder: str | Path) -> dict[LayerNa
         folder: Folder of the model, for the message.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If there are none, or several logits share an expert.
     """
+    check_own_logits(opened.weights)
     # Modules that look ahead have names of layers too, and hold their experts elsewhere.
     found = {name: one for name, one in mixtures(opened.weights).items() if one.experts}
     if not found:

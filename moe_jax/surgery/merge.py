@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from moe_jax.surgery.mixture import UNITS, MixtureLayer
+from moe_jax.surgery.prune import check_each
+from moe_jax.surgery.weights import LayerWeights
 
 
 def groups_of(
@@ -49,8 +52,47 @@ def merge(
         ConfigError: If the router cannot work with so few experts.
     """
     heads, experts = merged_experts(mixture.experts, group, usage)
-    taken = mixture.take(heads)
-    return MixtureLayer(taken.moe, taken.width, experts, taken.router, taken.state)
+    return dataclasses.replace(mixture.take(heads), experts=experts)
+
+
+def merge_redirected(
+    mixture: MixtureLayer, group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]
+) -> MixtureLayer:
+    """Returns the layer with one expert for each group, and all logits of the old router.
+
+    A token chooses among all old experts, and the choice of a member goes to the merged expert of
+    its group, as in the paper. The router's parameters and state do not change.
+
+    Args:
+        mixture: The layer.
+        group: Group of each expert, from 0.
+        usage: Number of tokens of each expert; a group without tokens has equal weights.
+
+    Raises:
+        ConfigError: If a part of the router needs one logit per expert.
+    """
+    _, experts = merged_experts(mixture.experts, group, usage)
+    return dataclasses.replace(_redirecting(mixture, group), experts=experts)
+
+
+def check_groups(weights: LayerWeights, experts: int) -> None:
+    """Rejects a number of groups that a layer with all its logits cannot have.
+
+    Raises:
+        ConfigError: If a layer has no more experts than that, or a part of a router needs one logit
+            per expert.
+    """
+
+    def trial(mixture: MixtureLayer) -> None:
+        _redirecting(mixture, np.arange(mixture.num_experts) % experts)
+
+    check_each(weights, experts, trial)
+
+
+def _redirecting(mixture: MixtureLayer, group: Int[np.ndarray, " E"]) -> MixtureLayer:
+    """Returns the layer whose logits are those of ``group.max() + 1`` experts; arrays stay."""
+    router = dataclasses.replace(mixture.moe.router, redirect=tuple(int(g) for g in group))
+    return mixture.with_settings(num_experts=int(group.max()) + 1, router=router)
 
 
 def merged_experts(

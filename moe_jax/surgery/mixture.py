@@ -132,6 +132,7 @@ def check_changeable(weights: LayerWeights) -> None:
             "the model looks ahead (model.lookahead), and its modules that look ahead use the "
             "experts of the last layer: use a model with model.lookahead=0"
         )
+    check_own_logits(weights)
     for layer in layers:
         select = layer.moe.router.select
         rank = select.rank if isinstance(select, TopK) else None
@@ -152,6 +153,20 @@ def check_changeable(weights: LayerWeights) -> None:
             raise ConfigError(
                 f"the router of layer {layer.name} chooses without reading the tokens, so none of "
                 "its experts can be left out or added: use a router that scores the tokens"
+            )
+
+
+def check_own_logits(weights: LayerWeights) -> None:
+    """Rejects models in which several logits share an expert, so that none is an expert's own.
+
+    Raises:
+        ConfigError: If so.
+    """
+    for layer in feed_forward_layers(weights):
+        if layer.moe.router.redirect:
+            raise ConfigError(
+                f"the experts of layer {layer.name} are merged and share the logits of their "
+                "members (router.redirect): start from the model before the merge"
             )
 
 

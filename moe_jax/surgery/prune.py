@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from moe_jax.errors import ConfigError
-from moe_jax.surgery.mixture import LayerName, check_changeable, mixtures, named, with_mixtures
+from moe_jax.surgery.mixture import (
+    LayerName,
+    MixtureLayer,
+    check_changeable,
+    mixtures,
+    named,
+    with_mixtures,
+)
 from moe_jax.surgery.weights import LayerWeights
 
 Scores = Mapping[LayerName, Float[np.ndarray, " E"]]
@@ -36,6 +43,22 @@ def check_number(weights: LayerWeights, experts: int) -> None:
     Raises:
         ConfigError: If a layer has no more experts than that, or a router rejects the number.
     """
+    check_each(weights, experts, lambda mixture: mixture.with_settings(num_experts=experts))
+
+
+def check_each(
+    weights: LayerWeights, experts: int, trial: Callable[[MixtureLayer], object]
+) -> None:
+    """Rejects a number of experts to which a trial cannot reduce a layer.
+
+    Args:
+        weights: The model.
+        experts: Number of experts that a layer keeps.
+        trial: Function that raises ``ConfigError`` for a layer that cannot be reduced.
+
+    Raises:
+        ConfigError: If a layer has no more experts than that, or a trial fails.
+    """
     check_changeable(weights)
     for name, mixture in mixtures(weights).items():
         if not 0 < experts < mixture.num_experts:
@@ -44,7 +67,7 @@ def check_number(weights: LayerWeights, experts: int) -> None:
                 "and fewer than it has"
             )
         try:
-            mixture.with_settings(num_experts=experts)
+            trial(mixture)
         except ConfigError as error:
             raise ConfigError(f"experts={experts} in layer {name}: {error}") from error
 
@@ -89,23 +112,22 @@ def best_of_all_layers(
 
 
 def best(
-    weights: LayerWeights, scores: Scores, experts: int, *, across: bool
+    scores: Scores, experts: int, least: Mapping[LayerName, int] | None
 ) -> dict[LayerName, list[int]]:
-    """Returns the experts of highest score of each layer, or of all layers if ``across``.
+    """Returns the experts of highest score of all layers together, or of each layer.
 
     Args:
-        weights: The model.
         scores: Score of each expert, by layer.
-        experts: Number of experts that a layer keeps; the mean over layers if ``across``.
-        across: True compares the experts of all layers; each layer keeps the number that its
-            router needs.
+        experts: Number of experts that a layer keeps; the mean over layers with ``least``.
+        least: Number of experts that each layer keeps in any case; ``None`` compares the experts
+            of each layer alone.
 
     Raises:
-        ConfigError: If the routers need more experts.
+        ConfigError: If the layers keep more experts in any case.
     """
-    if across:
-        return best_of_all_layers(scores, experts, fewest(weights))
-    return best_of_each_layer(scores, experts)
+    if least is None:
+        return best_of_each_layer(scores, experts)
+    return best_of_all_layers(scores, experts, least)
 
 
 def fewest(weights: LayerWeights) -> dict[LayerName, int]:

@@ -14,7 +14,8 @@ from moe_jax.cli import grow as grow_command
 from moe_jax.cli import train as train_command
 from moe_jax.errors import ConfigError
 from moe_jax.interop import native
-from moe_jax.interop.huggingface import load
+from moe_jax.interop.huggingface import load, save
+from moe_jax.run.exported import open_trained
 from moe_jax.surgery.api import grow, merge, prune, upcycle
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.checkpoint import Checkpoints
@@ -98,6 +99,21 @@ def test_a_changed_run_is_a_run_and_its_source_is_untouched(sparse, tmp_path, ch
     if not changed.difference:
         start = mj.open_run(sparse).evaluate()["loss"]
         assert run.evaluate()["loss"] == pytest.approx(start, rel=1e-5)
+
+
+def test_a_run_of_redirected_logits_trains_and_becomes_a_folder_of_its_own(sparse, tmp_path):
+    changed = merge(sparse, tmp_path / "out", experts=2, batches=1, across=True, redirect=True)
+    assert changed.kind == "run" and sum(changed.experts.values()) == 4
+    run = mj.open_run(tmp_path / "out")
+    of_layers = [layer.moe.router.redirect for layer in run.config.model.sparse_layers()]
+    assert [len(redirect) for redirect in of_layers] == [4, 4]
+    assert np.isfinite(run.evaluate()["loss"])
+    trained = mj.train(run.config, tmp_path / "out")
+    assert trained.step == 2 and len(trained.generate("abc", tokens=3)) > 3
+    with pytest.raises(ConfigError, match="cannot express"):
+        open_trained(tmp_path / "out", "mixtral")
+    with pytest.raises(ConfigError, match="share the logits of their members"):
+        prune(tmp_path / "out", tmp_path / "again", experts=1)
 
 
 @pytest.mark.parametrize("number", [2, 15])
@@ -193,6 +209,12 @@ def test_a_text_is_read_by_the_experts_of_a_released_model(mixtral, tmp_path):
     numbers = list(merged.experts.values())
     assert sum(numbers) == 3 * len(numbers) and min(numbers) >= 2
     assert merged.kind == ("hf" if len(set(numbers)) == 1 else "moe_jax")
+    options = {"experts": 1, "file": tmp_path / "text.txt", "redirect": True}
+    assert merge(mixtral, tmp_path / "redirected", **options).kind == "moe_jax"
+    loaded = native.load(tmp_path / "redirected")
+    assert loaded.config.moe.num_experts == 1 and loaded.config.moe.router.redirect == (0,) * 5
+    with pytest.raises(ConfigError, match="mixtral cannot express"):
+        save(loaded.model, tmp_path / "hf", "mixtral", original=loaded.original)
 
 
 def flags_of(command, *arguments):

@@ -5,10 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
+from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.surgery.merge import alignment, cosines, groups_of, merge
-from moe_jax.surgery.mixture import mixtures
-from tests.surgery.small import config, weights
+from moe_jax.surgery.merge import (
+    alignment,
+    check_groups,
+    cosines,
+    groups_of,
+    merge,
+    merge_redirected,
+)
+from moe_jax.surgery.mixture import check_changeable, mixtures, with_mixtures
+from tests.surgery.small import assert_close, config, weights
 
 ORDER = np.array([2, 0, 1, 5, 4, 3])
 
@@ -72,3 +80,45 @@ def test_a_router_needs_its_k():
     mixture = mixtures(weights(config()))[0]
     with pytest.raises(ConfigError, match="k=2 experts per token, but there are 1 experts"):
         merge(mixture, np.zeros(4, int), np.ones(4))
+
+
+def same_in_groups(found, group):
+    """The model whose experts are equal to the first expert of their group."""
+    index = np.array([list(group).index(g) for g in group])
+    layers = {
+        name: dataclasses.replace(m, experts={n: a[index] for n, a in m.experts.items()})
+        for name, m in mixtures(found).items()
+    }
+    return with_mixtures(found, layers)
+
+
+@pytest.mark.parametrize("router", ["mixtral", "switch", "deepseek_v3", "phimoe"])
+def test_a_model_of_equal_experts_merges_exactly_if_logits_are_redirected(router):
+    # Experts of a group are equal, so that one of them computes for all, with the sum of gates.
+    group = np.array([0, 1, 1, 0])
+    choices = {"groups": 1, "keep_groups": 1, "k": 2} if router == "deepseek_v3" else {}
+    model = config(routing.preset(router, **choices), latent_dim=4)
+    before = same_in_groups(weights(model), group)
+    merged = {name: merge_redirected(m, group, np.ones(4)) for name, m in mixtures(before).items()}
+    after = with_mixtures(before, merged)
+    assert [layer.moe.num_experts for layer in after.model.sparse_layers()] == [2, 2]
+    assert_close(before, after)
+
+
+def test_merged_experts_with_all_logits_do_not_change_again():
+    merged = {
+        name: merge_redirected(m, np.array([0, 0, 1, 0]), np.ones(4))
+        for name, m in mixtures(weights(config())).items()
+    }
+    found = with_mixtures(weights(config()), merged)
+    with pytest.raises(ConfigError, match="share the logits of their members"):
+        check_changeable(found)
+
+
+def test_groups_are_checked_before_the_text_is_read():
+    check_groups(weights(config()), 1)
+    with pytest.raises(ConfigError, match="keep at least 1 and fewer than it has"):
+        check_groups(weights(config()), 4)
+    free = config(routing.preset("longcat_flash", k=2))
+    with pytest.raises(ConfigError, match="experts=2 in layer 0: redirect adds up the choices"):
+        check_groups(weights(free), 2)

@@ -33,8 +33,8 @@ def test_all_layers_keep_the_best_of_all():
 def test_layers_differ_in_number_if_their_experts_are_compared():
     # Six experts in all, and two per layer for ``k``: then 0.2 and 0.1 of layer 0 before 0.05.
     model = weights(config())
-    assert best(model, SCORES, 3, across=True) == {0: [0, 1, 2, 3], 1: [0, 1]}
-    assert best(model, SCORES, 3, across=False) == {0: [0, 2, 3], 1: [0, 1, 2]}
+    assert best(SCORES, 3, fewest(model)) == {0: [0, 1, 2, 3], 1: [0, 1]}
+    assert best(SCORES, 3, None) == {0: [0, 2, 3], 1: [0, 1, 2]}
 
 
 def test_the_kept_experts_keep_their_arrays():
