@@ -44,6 +44,13 @@ def define(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "routing",
+        0.0,
+        "Weight of the divergence of a mixture's routing distributions from the teacher's.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
 
 
 def main(given: flags.FlagValues) -> None:
@@ -56,6 +63,7 @@ def main(given: flags.FlagValues) -> None:
         start=given.start,
         weight=given.weight,
         temperature=given.temperature,
+        routing=given.routing,
     )
     common.say(str(changed))
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from moe_jax import data
 from moe_jax.config.optimizer import OptimizerConfig
+from moe_jax.config.routing_groups import Group
 from moe_jax.config.schedules import CosineRestarts
 from moe_jax.config.setting_schedules import SettingSchedule, check_schedules
 from moe_jax.errors import ConfigError
@@ -70,6 +71,10 @@ class TrainingConfig(Ranged):
             microbatches, of which it needs at least 2.
         teacher_temperature: Number ``T`` by which the logits of teacher and run are divided in the
             cross-entropy with the teacher, which is multiplied by ``T^2`` (1503.02531, section 2).
+        routing_weight: Weight of the divergence of the router's distribution over experts from the
+            teacher's, in nats per token and as a mean over MoE layers; it trains routers alone.
+        routing_groups: Group of each expert of the teacher, by MoE layer, numbered as the experts
+            of this model; -1 leaves an expert out. Empty if the teacher has as many experts.
         schedules: Schedules of capacity factor, top-k, noise and weights of losses over the steps;
             validations read the settings of the model.
     """
@@ -99,6 +104,8 @@ class TrainingConfig(Ranged):
     noise_scale: bool = False
     teacher_temperature: Factor = 1.0
     schedules: tuple[SettingSchedule, ...] = ()
+    routing_weight: Weight = 0.0
+    routing_groups: tuple[tuple[Group, ...], ...] = ()
 
     def check(self) -> None:
         """Rejects a noise scale without microbatches to compare.

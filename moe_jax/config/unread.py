@@ -44,13 +44,16 @@ def _of_training(experiment: Experiment) -> Iterator[str]:
     if not training.start_from:
         yield from _changed(training, ["start_with"], where, "training.start_from is not set")
     if not training.teacher:
-        settings = ["teacher_weight", "teacher_temperature"]
+        settings = ["teacher_weight", "teacher_temperature", "routing_weight", "routing_groups"]
         yield from _changed(training, settings, where, "training.teacher is not set")
     if not getattr(experiment.model, "lookahead", 0):
         yield from _changed(training, ["lookahead_weight"], where, "the model does not look ahead")
     if not experiment.moe_layers:
         yield from _changed(training, ["record_routing"], where, "no layer has experts")
-    if training.teacher and training.teacher_weight == 0:
+    elif not training.routing_weight:
+        reason = "training.routing_weight is 0"
+        yield from _changed(training, ["routing_groups"], where, reason)
+    if training.teacher and not (training.teacher_weight or training.routing_weight):
         yield "training.teacher has no effect: training.teacher_weight is 0"
     if training.eval_every > training.steps:
         reason = f"the run ends after training.steps={training.steps}, and is evaluated then"

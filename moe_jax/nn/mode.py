@@ -21,11 +21,14 @@ class Mode:
         settings: Values of settings at this step of the training, by name, each a scalar array.
             They replace the settings of the routers and the weights of their losses; see
             ``moe_jax.routing.changeable``. ``None`` leaves all settings as they are.
+        shares: True returns the share of every expert in the scores of every token in the report
+            of each layer.
     """
 
     capacity: Literal["train", "eval", "full"] = "eval"
     record: bool = False
     settings: Mapping[str, Array] | None = None
+    shares: bool = False
 
 
 TRAIN = Mode("train")

@@ -48,6 +48,8 @@ class MoEAux:
             records it.
         carried: Values ``(B, L, D)`` that the router of the next MoE layer reads, float32; ``None``
             if the router passes none, and in the reports of a model.
+        log_shares: Logarithm ``(B, L, V)`` of the share of each logit in the scores of a token, if
+            the mode asks for it. Its gradient reaches the parameters of the router alone.
     """
 
     loss: Float[Array, "*layers"]
@@ -57,6 +59,7 @@ class MoEAux:
     choices: Int16[Array, "*layers B L K"] | None
     gates: Float[Array, "*layers B L K"] | None
     carried: Float[Array, "B L D"] | None = None
+    log_shares: Float[Array, "*layers B L V"] | None = None
 
     @property
     def dropped_fraction(self) -> Float[Array, "*layers"]:
@@ -155,6 +158,7 @@ class ConfiguredMoE(nnx.Module):
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
         tokens = tokens_into_groups(x, self.config.group_size)
+        log_shares = self._log_shares(x, valid, carried, residual) if mode.shares else None
         with jax.named_scope("router"):
             plan, carried = self.plan(
                 self.router_input(tokens, residual),
@@ -177,6 +181,7 @@ class ConfiguredMoE(nnx.Module):
             losses |= more
         y = masked(y, self.config.final_mask, keys[4], axes=1)
         report = self._report(plan, losses, valid, mode)
+        report = dataclasses.replace(report, log_shares=log_shares)
         if carried is not None:
             carried = constrain(out_of_groups(carried, x.shape), "batch", "length")
             report = dataclasses.replace(report, carried=carried)
@@ -223,6 +228,20 @@ class ConfiguredMoE(nnx.Module):
             carried=None if carried is None else tokens_into_groups(carried, size),
             settings=mode.settings,
         )
+
+    def _log_shares(
+        self,
+        x: Float[Array, "B L M"],
+        valid: Bool[Array, "B L"],
+        carried: Float[Array, "B L D"] | None,
+        residual: Float[Array, "B L M"] | None,
+    ) -> Float[Array, "B L V"]:
+        """Returns the field ``log_shares`` of the report."""
+        size = self.config.group_size
+        tokens = self.router_input(tokens_into_groups(x, size), residual)
+        given = None if carried is None else tokens_into_groups(carried, size)
+        shares = self.router.log_shares(tokens, into_groups(valid, size, False), given)
+        return constrain(out_of_groups(shares, x.shape), "batch", "length")
 
     def _mixed(
         self,

@@ -16,6 +16,7 @@ from moe_jax.nn.init import described
 from moe_jax.parallel import constrain, over_groups
 from moe_jax.routing import Counts, Plan, Router
 from moe_jax.routing.balance import BATCH_LOAD, Evidence
+from moe_jax.routing.inputs import Inputs
 from moe_jax.routing.observing import observing
 
 
@@ -115,6 +116,32 @@ class RouterLayer(nnx.Module):
             spread=over_groups,
         )
         return plan, carried
+
+    def log_shares(
+        self,
+        x: Float[Array, "G S M"],
+        valid: Bool[Array, "G S"],
+        carried: Float[Array, "G S D"] | None = None,
+    ) -> Float[Array, "G S V"]:
+        """Returns the logarithm of the share of each of ``V`` logits in the scores of a token.
+
+        The scores are those of evaluation, without noise. The gradient reaches the parameters of
+        the router alone.
+
+        Args:
+            x: Tokens ``(G, S, M)``.
+            valid: Mask ``(G, S)``, False for padding.
+            carried: Values ``(G, S, D)`` of the router of the MoE layer before, or ``None``.
+        """
+        logits = self.logits(*jax.lax.stop_gradient((x, carried)))
+        planes = logits.reshape(*logits.shape[:3], -1).astype(jnp.float32)
+        state = jax.lax.stop_gradient(self._carried())
+
+        def one(planes: Array, valid: Array) -> Array:
+            inputs = Inputs(planes[..., 0], planes, valid, 0, state=state)
+            return jax.nn.log_softmax(self.router.score(inputs).log_scores, axis=-1)
+
+        return jax.vmap(one)(planes, valid)
 
     def _noisy(self, x: Array, noise_key: Array, settings: Mapping[str, Array]) -> Array:
         """Returns the tokens with the jitter and the dropout that the router adds in training."""

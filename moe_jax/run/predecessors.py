@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from moe_jax import data
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.routing_groups import check_routing
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.models import ModelConfig
@@ -256,6 +257,8 @@ def _check_teacher(experiment: Experiment, run: FinishedRun) -> None:
             f"{run.setting}={run.folder} has the router `forced`, and its recorded routing "
             "does not exist for the data of this run: use a teacher with another router"
         )
+    if experiment.training.routing_weight:
+        check_routing(experiment.model, model, experiment.training.routing_groups)
     try:
         dataclasses.replace(experiment, model=model).check_program(jax.device_count())
     except ConfigError as error:

@@ -30,7 +30,7 @@ from moe_jax.surgery.mixture import (
 from moe_jax.surgery.prune import best, check_number, fewest
 from moe_jax.surgery.prune import prune as without_experts
 from moe_jax.surgery.source import OpenedModel
-from moe_jax.surgery.student import Start, check_student, smaller
+from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
@@ -201,6 +201,7 @@ def distil(
     start: Start = "merge",
     weight: float = 0.5,
     temperature: float = 1.0,
+    routing: float = 0.0,
     **options: Unpack[TextOptions],
 ) -> ChangedModel:
     """Writes a run at step 0 that learns from a mixture and begins with the mixture's experts.
@@ -219,6 +220,8 @@ def distil(
         weight: Weight of the cross-entropy with the teacher's probabilities; the cross-entropy with
             the data has the weight ``1 - weight``.
         temperature: Temperature of the cross-entropy with the teacher.
+        routing: Weight of the divergence of the student's routing distributions from the
+            teacher's, whose probabilities are summed over the experts of a group; for a mixture.
         **options: See ``moe_jax.surgery.changed.TextOptions``. ``overrides`` has the settings of
             the student's run, such as ``data.source``.
 
@@ -238,12 +241,19 @@ def distil(
         "training.teacher_weight": weight,
         "training.teacher_temperature": temperature,
     }
-    options["overrides"] = {**taught, **(options.get("overrides") or {})}
-    experiment_of(teacher.experiment, options["overrides"])  # before the text is read
+    if routing and student == "dense":
+        raise ConfigError("a dense student has no router: leave --routing out")
+    settings = {**taught, "training.routing_weight": routing, **(options.get("overrides") or {})}
+    experiment_of(teacher.experiment, settings)  # before the text is read
     make = dense_student if student == "dense" else smaller
+    options["overrides"] = settings
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
-        return make(weights, use_of(weights, stream), experts, start)
+        uses = use_of(weights, stream)
+        if routing:  # ``write`` reads the settings after the text is read.
+            found = routing_groups(weights, uses, experts, start)
+            settings["training.routing_groups"] = found
+        return make(weights, uses, experts, start)
 
     check = check_student if student == "dense" else check_number
     difference = "a student approximates its teacher"

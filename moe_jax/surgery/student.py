@@ -27,6 +27,7 @@ from moe_jax.surgery.weights import LayerWeights
 
 Uses = Mapping[LayerName, Use]
 Start = Literal["merge", "prune"]
+Groups = tuple[tuple[int, ...], ...]
 
 
 def groups(use: Use, experts: int, start: Start) -> Int[np.ndarray, " E"]:
@@ -43,6 +44,22 @@ def groups(use: Use, experts: int, start: Start) -> Int[np.ndarray, " E"]:
         heads = np.argsort(-use.load, kind="stable")[:experts]
         group[np.setdiff1d(np.arange(len(group)), heads)] = -1
     return group
+
+
+def routing_groups(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> Groups:
+    """Returns the group of each logit of the teacher, by MoE layer; free experts stay.
+
+    Args:
+        weights: The teacher.
+        uses: Statistics of its layers.
+        experts: Number of experts of each layer of the student.
+        start: See ``groups``.
+    """
+    free = {name: m.moe.router.free.count for name, m in mixtures(weights).items()}
+    return tuple(
+        (*groups(use, experts, start).tolist(), *range(experts, experts + free[name]))
+        for name, use in uses.items()
+    )
 
 
 def smaller(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> LayerWeights:

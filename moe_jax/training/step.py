@@ -18,7 +18,7 @@ from moe_jax.config.setting_schedules import HEAD_Z, LOOKAHEAD, SettingSchedule,
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
 from moe_jax.models.lookahead import ahead, valid_ahead
-from moe_jax.nn.mode import EVAL, TRAIN
+from moe_jax.nn.mode import EVAL, Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
@@ -28,6 +28,7 @@ from moe_jax.training.expert_rates import use_of
 from moe_jax.training.frozen import kept, stopped
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.noise import GradientNoise, gradient_noise, squared_norm
+from moe_jax.training.routing_loss import routing_loss
 from moe_jax.training.state import TrainState, all_finite, split_model
 
 Array = jax.Array
@@ -64,12 +65,15 @@ class Losses:
             without a teacher.
         objective: Weighted sum of these losses, the z-loss and the routers' losses. The step
             differentiates this sum.
+        routing_loss: Divergence of the routing distribution from the teacher's, in nats per token
+            and as a mean over MoE layers; ``None`` without such a loss.
     """
 
     loss: Array
     lookahead_loss: Array
     distillation_loss: Array | None
     objective: Array
+    routing_loss: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -117,11 +121,17 @@ class Teacher:
     params: nnx.State
     router_state: nnx.State
 
-    def hidden(self, batch: Batch) -> tuple[Model, Array]:
-        """Returns the model and its hidden states ``(B, L, M)`` in evaluation."""
+    def read(self, batch: Batch, *, shares: bool = False) -> tuple[Model, Reading]:
+        """Returns the model and its reading in evaluation, which has no gradient.
+
+        Args:
+            batch: Batch of the student.
+            shares: True reports the routing distribution of each MoE layer.
+        """
         model = nnx.merge(self.graph, self.params, self.router_state)
         unforced = {name: value for name, value in batch.items() if name != "routing"}
-        return model, jax.lax.stop_gradient(model.read(unforced, mode=EVAL).hidden)
+        reading = model.read(unforced, mode=dataclasses.replace(EVAL, shares=shares))
+        return model, jax.lax.stop_gradient(reading)
 
 
 @jax.tree_util.register_dataclass
@@ -182,6 +192,9 @@ class Objective:
         teacher_temperature: Number by which the logits of both models are divided in the
             cross-entropy against the teacher's distribution; see ``distil_tokens``.
         schedules: Schedules of settings, which replace the settings of the same names.
+        routing_weight: Weight of the divergence of the routing distribution from the teacher's.
+        routing_groups: Group of each expert of the teacher, by MoE layer; see
+            ``moe_jax.training.routing_loss``.
     """
 
     microbatches: int = 1
@@ -194,6 +207,8 @@ class Objective:
     frozen: frozenset[str] = frozenset()
     teacher_temperature: float = 1.0
     schedules: tuple[SettingSchedule, ...] = ()
+    routing_weight: float = 0.0
+    routing_groups: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, experiment: Experiment) -> Objective:
@@ -210,6 +225,8 @@ class Objective:
             frozen=experiment.frozen_leaves,
             teacher_temperature=training.teacher_temperature,
             schedules=training.schedules,
+            routing_weight=training.routing_weight if training.teacher else 0.0,
+            routing_groups=training.routing_groups,
         )
 
     def settings(self, state: TrainState) -> dict[str, Array]:
@@ -284,9 +301,11 @@ class Objective:
             teacher: Teacher, if the objective has one.
             settings: Values of the scheduled settings at this step, by name.
         """
-        mode = dataclasses.replace(TRAIN, record=self.record, settings=settings)
+        compared = self.routing_weight > 0
+        mode = Mode("train", record=self.record, settings=settings, shares=compared)
         reading = model.read(part, mode=mode, rng=key)
-        scored = self._scored(model, reading.hidden, part, teacher)
+        taught = None if teacher is None else teacher.read(part, shares=compared)
+        scored = self._scored(model, reading.hidden, part, taught)
         valid = predicted_tokens(part)
         count = jnp.maximum(tokens, 1)
         loss = (scored.nll * valid).sum() / count
@@ -304,22 +323,37 @@ class Objective:
         if lookahead_loss.size:
             further = settings.get(LOOKAHEAD, self.lookahead_weight)
             objective += further * lookahead_loss.mean()
-        losses = Losses(loss, lookahead_loss, distillation_loss, objective)
+        routing = None
+        if taught is not None and compared:
+            routing = self._routing(model, reading, taught[1], part, routed)
+            objective += self.routing_weight * routing
+        losses = Losses(loss, lookahead_loss, distillation_loss, objective, routing)
         layers = tuple(_layer(aux, share) for aux, share in weighted)
         return losses, layers, tuple(aux.choices for aux in reading.reports)
 
+    def _routing(
+        self, model: Model, reading: Reading, taught: Reading, part: Batch, routed: list[Array]
+    ) -> Array:
+        """Returns a part's share of the divergence from the teacher's routing distributions."""
+        ours, theirs = (
+            [aux.log_shares for aux in one.reports if aux.log_shares is not None]
+            for one in (reading, taught)
+        )
+        valid = [mask for _, mask in model.routed(part)]
+        return routing_loss(ours, theirs, self.routing_groups, valid, routed)
+
     def _scored(
-        self, model: Model, hidden: Array, part: Batch, teacher: Teacher | None
+        self, model: Model, hidden: Array, part: Batch, taught: tuple[Model, Reading] | None
     ) -> TokenScores:
         head, targets, chunk = model.embedding, part["targets"], self.loss_chunk
-        if teacher is None:
+        if taught is None:
             return score_tokens(head, hidden, targets, chunk=chunk)
-        other, teacher_hidden = teacher.hidden(part)
+        other, theirs = taught
         return distil_tokens(
             (head, other.embedding),
             hidden,
             targets,
-            teacher_hidden,
+            theirs.hidden,
             chunk=chunk,
             temperature=self.teacher_temperature,
         )

@@ -112,6 +112,8 @@ def test_students_learn_the_domain_from_their_teacher(tmp_path):
     with pytest.raises(ConfigError, match="training.teacher"):
         distil(tmp_path, tmp_path / "none", experts=1)
     mj.train("quickstart", teacher, overrides=SMALL)
+    with pytest.raises(ConfigError, match="a dense student has no router"):
+        distil(teacher, tmp_path / "none", experts=1, routing=1.0)
     with pytest.raises(ConfigError, match="teacher_temperature=0"):
         distil(teacher, tmp_path / "none", experts=1, temperature=0.0)
     # With weight 1, the student of the second row learns from its teacher alone.
@@ -124,6 +126,7 @@ def test_students_learn_the_domain_from_their_teacher(tmp_path):
             student=student,
             weight=weight,
             temperature=2.0,
+            routing=1.0 if student == "mixture" else 0.0,
             overrides=overrides,
         )
         assert made.kind == "run" and made.parameters[1] < made.parameters[0]
@@ -134,3 +137,7 @@ def test_students_learn_the_domain_from_their_teacher(tmp_path):
         lines = [line for line in trained.metrics if line["kind"] == "train"]
         assert len(lines) == 12 and all(line["distillation_loss"] > 0 for line in lines)
         assert trained.evaluate()["loss"] < before
+        if student == "mixture":
+            for group in run.config.training.routing_groups:
+                assert len(group) == 8 and set(group) == set(range(4))
+            assert all(line["routing_loss"] > 0 for line in lines)

@@ -139,7 +139,7 @@ def test_a_step_learns_takes_the_teacher_as_an_argument_and_says_both_losses():
 
 def test_a_teacher_routes_by_itself_where_a_routing_is_forced():
     forced = batch() | {"routing": (np.zeros((16, LENGTH, 1), np.int16),)}
-    hidden = compiled(lambda t, b: t.hidden(b)[1])
+    hidden = compiled(lambda t, b: t.read(b)[1].hidden)
     assert bits(hidden(teacher(), forced)) == bits(hidden(teacher(), batch()))
 
 
