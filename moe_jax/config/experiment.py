@@ -259,7 +259,24 @@ class Experiment:
         self._check_batch(mesh)
         self._check_model(mesh)
 
+    def _check_frozen_experts(self) -> None:
+        first = self.optimizer.frozen_experts
+        if first and not self.model.sparse_layers():
+            raise ConfigError("optimizer.frozen_experts: no layer has experts; unset it")
+        for layer in self.model.sparse_layers() if first else ():
+            if layer.moe.expert_dims:
+                raise ConfigError(
+                    "optimizer.frozen_experts counts experts of one width: unset it, or "
+                    f"expert_dims of layer {layer.name}"
+                )
+            if first >= layer.moe.num_experts:
+                raise ConfigError(
+                    f"optimizer.frozen_experts={first} freezes all {layer.moe.num_experts} experts "
+                    f"of layer {layer.name}: lower it, or set optimizer.frozen=('experts',)"
+                )
+
     def _check_frozen(self) -> None:
+        self._check_frozen_experts()
         if not self.optimizer.frozen:
             return
         trained = {place.leaf for place in places(self.model).values()} - self.frozen_leaves

@@ -218,6 +218,8 @@ class OptimizerConfig(Ranged):
             state between steps, such as the bias of loss-free balancing.
         expert_rates: A learning rate per expert, by the number of its tokens; ``None`` for one rate
             of all experts.
+        frozen_experts: Number of experts of each MoE layer, the first ones, whose networks keep
+            their first values; the other experts and all routers train.
     """
 
     rule: AdamW | Adafactor | Lion | SGD | Muon = AdamW()
@@ -232,6 +234,7 @@ class OptimizerConfig(Ranged):
     ema_decay: Chance = 0.0
     frozen: tuple[str, ...] = ()
     expert_rates: ExpertRates | None = None
+    frozen_experts: Natural = 0
 
     def decayed(self, params: Any) -> Any:
         """Returns ``params`` with True in place of each parameter with weight decay, else False.

@@ -7,6 +7,7 @@ from moe_jax.monitor.alarms import (
     Drops,
     LowEntropy,
     Overload,
+    Plateau,
     SaturatedGates,
     SilentBalance,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Drops",
     "LowEntropy",
     "Overload",
+    "Plateau",
     "SaturatedGates",
     "Seen",
     "SilentBalance",

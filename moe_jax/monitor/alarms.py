@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from moe_jax.ranges import Positive, Ranged, Ratio, Share
+from moe_jax.ranges import NonNegative, Positive, Ranged, Ratio, Share
 
 # A record of ``metrics.jsonl``.
 Line: TypeAlias = Mapping[str, Any]
@@ -249,6 +249,47 @@ class Drift(Alarm):
                     f"{reference['step']}), above {self.above:g}"
                 )
         return moved
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau(Alarm):
+    """A training loss that hardly falls: saturation of the whole model, under the name ``all``.
+
+    The rule compares the mean loss of the last ``steps`` steps with the mean loss of as many steps
+    before them.
+
+    Attributes:
+        steps: Number of steps of each mean.
+        least: Smallest expected fall of the mean, in nats per target.
+    """
+
+    steps: Positive = 100
+    least: NonNegative = 0.01
+
+    @property
+    def window(self) -> int:
+        """Number of steps before the newest line whose lines the rule reads."""
+        return 2 * self.steps
+
+    def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
+        """Returns ``all`` with the reason if the loss hardly falls."""
+        del reference
+        middle = lines[-1]["step"] - self.steps
+        if lines[0]["step"] > middle - self.steps:
+            return {}
+        before = [x["loss"] for x in lines if middle - self.steps < x["step"] <= middle]
+        after = [x["loss"] for x in lines if x["step"] > middle]
+        if not before:
+            return {}
+        fall = float(np.mean(before) - np.mean(after))
+        if not fall < self.least:
+            return {}
+        return {"all": f"the loss fell by {fall:.4f} in {self.steps} steps, below {self.least:g}"}
+
+    def on_stream(self, line: Line, reference: Line | None) -> dict[str, str]:
+        """Returns nothing, because one evaluation has no earlier loss."""
+        del line, reference
+        return {}
 
 
 def load_distance(first: Sequence[float], second: Sequence[float]) -> float:

@@ -7,18 +7,22 @@ without rows in training has the least weight that a blend can have.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.data import BLEND, PartConfig
 from moe_jax.errors import ConfigError
-from moe_jax.run.api import train
+from moe_jax.run import workdir
+from moe_jax.run.api import OpenRun, train
 
 # The share of a part that a run validates and does not train on: less than one row in any run.
 _UNTRAINED = 1e-6
 FIRST = "first"
+Begin = Callable[[Path, Path, Mapping[str, Any]], object]
+"""Function that writes a run at step 0 from the first run: its folder, the new one, settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +32,13 @@ class Method:
     Attributes:
         replay: Share of the training rows that come from the first source, from 0 to below 1.
         settings: Further settings of this run, by dotted name.
+        begin: Function that writes the run from the first run, with another model; ``None`` starts
+            from the weights of the first run. See ``moe_jax.surgery.new_experts``.
     """
 
     replay: float = 0.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    begin: Begin | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +96,25 @@ def continual(
     before = train(experiment, start, _shares(parts, 1.0)).result
     transfers = {}
     for name, method in methods.items():
-        settings = _shares(parts, method.replay) | {"training.start_from": str(start)}
-        run = train(experiment, Path(folder) / name, settings | dict(method.settings))
+        settings = _shares(parts, method.replay) | dict(method.settings)
+        run = _trained(experiment, start, Path(folder) / name, settings, method.begin)
         transfers[name] = Transfer.between(before, run.result)
     return transfers
+
+
+def _trained(
+    experiment: Experiment,
+    start: Path,
+    folder: Path,
+    settings: Mapping[str, Any],
+    begin: Begin | None,
+) -> OpenRun:
+    """Returns the run of a method, trained to its end."""
+    if begin is None:
+        return train(experiment, folder, {"training.start_from": str(start), **settings})
+    if not (folder / workdir.CONFIG).exists():
+        begin(start, folder, settings)
+    return train(workdir.load(folder), folder)
 
 
 def _shares(parts: tuple[PartConfig, ...], first: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.optimizer import OptimizerConfig, map_variables
 from moe_jax.training.average import keep_average
 from moe_jax.training.expert_rates import scale_by_use
-from moe_jax.training.frozen import trained_only
+from moe_jax.training.frozen import fixed_experts, trained_only
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
@@ -43,6 +43,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         "router": optax.scale(config.router_multiplier),
     }
     by_use = [scale_by_use(config.expert_rates)] if config.expert_rates else []
+    fixed = [fixed_experts(config.frozen_experts)] if config.frozen_experts else []
     average = [keep_average(config.ema_decay)] if config.ema_decay else []
     return optax.chain(
         clip,
@@ -50,6 +51,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         optax.partition(groups, parameter_groups),
         *by_use,
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count, steps)),
+        *fixed,
         *average,
     )
 

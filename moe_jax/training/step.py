@@ -25,7 +25,7 @@ from moe_jax.parallel import constrain_parameters
 from moe_jax.routing import Counts
 from moe_jax.routing.balance import BATCH_LOAD
 from moe_jax.training.expert_rates import use_of
-from moe_jax.training.frozen import kept, stopped
+from moe_jax.training.frozen import kept, stopped, stopped_experts
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.noise import GradientNoise, gradient_noise, squared_norm
 from moe_jax.training.routing_loss import routing_loss
@@ -195,6 +195,7 @@ class Objective:
         routing_weight: Weight of the divergence of the routing distribution from the teacher's.
         routing_groups: Group of each expert of the teacher, by MoE layer; see
             ``moe_jax.training.routing_loss``.
+        frozen_experts: Number of first experts of each layer whose gradients are zero.
     """
 
     microbatches: int = 1
@@ -209,6 +210,7 @@ class Objective:
     schedules: tuple[SettingSchedule, ...] = ()
     routing_weight: float = 0.0
     routing_groups: tuple[tuple[int, ...], ...] = ()
+    frozen_experts: int = 0
 
     @classmethod
     def of(cls, experiment: Experiment) -> Objective:
@@ -227,6 +229,7 @@ class Objective:
             schedules=training.schedules,
             routing_weight=training.routing_weight if training.teacher else 0.0,
             routing_groups=training.routing_groups,
+            frozen_experts=experiment.optimizer.frozen_experts,
         )
 
     def settings(self, state: TrainState) -> dict[str, Array]:
@@ -254,7 +257,8 @@ class Objective:
         router_state, settings = state.router_state, self.settings(state)
 
         def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
-            model = nnx.merge(graph, stopped(params, self.frozen), router_state)
+            trained = stopped_experts(stopped(params, self.frozen), self.frozen_experts)
+            model = nnx.merge(graph, trained, router_state)
             losses, *rest = self._share(model, part, key, tokens, routed, teacher, settings)
             return losses.objective, (losses, *rest)
 

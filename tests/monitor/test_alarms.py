@@ -15,6 +15,7 @@ from moe_jax.monitor import (
     Drops,
     LowEntropy,
     Overload,
+    Plateau,
     SaturatedGates,
     SilentBalance,
 )
@@ -146,3 +147,13 @@ def test_distances_at_the_ends(first, second, distance):
 def test_limits_have_ranges():
     with pytest.raises(ConfigError, match=r"above=0\.5 must be at least 1"):
         Overload(above=0.5)
+
+
+def test_a_plateau_compares_two_means_of_the_loss():
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate((9, 4, 2, 2.5, 1.5), 0)]
+    # The means of the steps 1 and 2 and of the steps 3 and 4 are 3 and 2.
+    words = "the loss fell by 1.0000 in 2 steps, below 1.5"
+    assert Plateau(steps=2, least=1.5).found(lines, None) == {"all": words}
+    assert Plateau(steps=2, least=0.9).found(lines, None) == {}
+    assert Plateau(steps=2, least=1.5).found(lines[1:], None) == {}  # three steps of four
+    assert Plateau(steps=2).window == 4 and Plateau().on_stream(lines[0], None) == {}

@@ -215,3 +215,37 @@ def test_dense_models_and_encoder_decoders_have_their_own_groups():
     assert len(one.frozen_leaves) == 4
     with pytest.raises(ConfigError, match="no group 'router'"):
         _ = dataclasses.replace(experiment(), model=dense).frozen_leaves
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_the_first_experts_stay_and_the_others_follow_their_gradient(average):
+    # Weight decay and the average of the parameters would move frozen experts.
+    config = experiment((), frozen_experts=3, ema_decay=average)
+    made = recipe(config, (1,))
+    graph, state = made.create()
+    before = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
+    step = jax.jit(functools.partial(train_step, graph, made.optimizer, Objective.of(config)))
+    state, report = step(state, batch())
+    after = {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
+    averages = averaged_names(named_leaves(state)) if average else {}
+    experts = [n for n in after if "/experts/" in n and n.startswith("params/")]
+    for name in experts:
+        np.testing.assert_array_equal(after[name][:3], before[name][:3])
+        assert (after[name][3:] != before[name][3:]).any()
+        if average:
+            held = after[averages[name]][:3]
+            np.testing.assert_allclose(held, before[name][:3], rtol=1e-6)
+    whole = jax.jit(Objective().value_and_gradient, static_argnums=0)
+    gradient = named_leaves(whole(graph, made.create()[1], batch()).gradient)
+    squares = {name: np.square(np.asarray(leaf)) for name, leaf in gradient.items()}
+    fixed = sum(leaf[:3].sum() for name, leaf in squares.items() if "/experts/" in name)
+    norm = np.sqrt(sum(leaf.sum() for leaf in squares.values()) - fixed)
+    np.testing.assert_allclose(report.grad_norm, norm, rtol=1e-5)
+
+
+def test_frozen_experts_that_leave_none_are_one_line():
+    with pytest.raises(ConfigError, match="frozen_experts=8 freezes all 8 experts of layer 0"):
+        experiment((), frozen_experts=8).check_settings()
+    dense = dataclasses.replace(MODEL, moe=MoEConfig(every=0))
+    with pytest.raises(ConfigError, match="no layer has experts"):
+        dataclasses.replace(experiment((), frozen_experts=1), model=dense).check_settings()
