@@ -4,7 +4,8 @@
 step ahead of time with ``libtpu`` (the extra ``tpu``) and prints one JSON object with memory,
 collectives and a bound of the step time. ``cpu:8`` simulates devices. A GPU cluster such as
 ``h100:64`` is planned by formulas, without compilation. ``--sweep`` compares meshes and
-rematerialisation policies.
+rematerialisation policies. ``--decode`` plans a step in which the engine of ``moe-jax serve`` reads
+one token of each of ``--batch`` requests.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.planning import page, topology
 from moe_jax.planning.plan import fitted, parse_mesh, plan, sweep
+from moe_jax.serving.decode_plan import plan_decoding
+from moe_jax.serving.decode_work import Decoding
 
 
 def define(values: flags.FlagValues) -> None:
@@ -45,6 +48,17 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "limit", 3, "Number of plans of a sweep to compile.", lower_bound=0, flag_values=values
     )
+    flags.DEFINE_bool(
+        "decode",
+        False,
+        "Plan a decode step of serving instead of training.",
+        flag_values=values,
+    )
+    for name, default, meaning in (
+        ("batch", 64, "Number of requests of a decode step."),
+        ("context", 2048, "Number of tokens that each request of a decode step attends to."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, lower_bound=1, flag_values=values)
     flags.DEFINE_string(
         "output", None, "Write the JSON to this file instead of printing.", flag_values=values
     )
@@ -54,6 +68,8 @@ def main(given: flags.FlagValues) -> None:
     """Checks the configuration, plans the run and prints the plan."""
     if not given.topology:
         raise ConfigError("--topology is missing; try --topology=v5p:4x4x4 or --topology=cpu:8")
+    if given.sweep and given.decode:
+        raise ConfigError("--sweep compares plans of training steps: omit it or --decode")
     if given.output:
         files.check_file(Path(given.output), "--output")
     target = topology.parse(given.topology)
@@ -63,11 +79,14 @@ def main(given: flags.FlagValues) -> None:
     else:
         mesh = fitted(experiment.mesh, target.num_devices, target.name)
     experiment = dataclasses.replace(experiment, mesh=mesh)
-    if not given.sweep:
+    if not given.sweep and not given.decode:
         experiment.check_program(target.num_devices)
     topology.prepare(target)
     if given.sweep:
         _sweep(given, experiment, target)
+    elif given.decode:
+        asked = Decoding(given.batch, given.context)
+        _write(given, plan_decoding(experiment, target, asked), page.decoding)
     else:
         _write(given, plan(experiment, target), page.plan)
 

@@ -257,7 +257,7 @@ class Experiment:
         self.check_settings()
         mesh = self.mesh.resolve(num_devices)
         self._check_batch(mesh)
-        self._check_model(mesh)
+        self.check_model(mesh)
 
     def _check_frozen_experts(self) -> None:
         first = self.optimizer.frozen_experts
@@ -383,7 +383,15 @@ class Experiment:
         if training.replay_routing and not Path(training.replay_routing).is_dir():
             raise ConfigError(f"training.replay_routing={training.replay_routing} is not a folder")
 
-    def _check_model(self, mesh: MeshConfig) -> None:
+    def check_model(self, mesh: MeshConfig) -> None:
+        """Rejects a model that does not divide over the mesh.
+
+        Args:
+            mesh: Sizes of the mesh, all resolved.
+
+        Raises:
+            ConfigError: If so; the message names the setting to change.
+        """
         model = self.model
         layers = model.sparse_layers()
         for layer in layers:

@@ -7,6 +7,7 @@ import math
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,6 +138,15 @@ class Compiled:
     error: str = ""
     largest: tuple[Buffer, ...] = ()
 
+    def record(self) -> dict[str, Any]:
+        """Returns the outcome as plain data."""
+        return {
+            "ok": not self.error,
+            "seconds": round(self.seconds, 1),
+            "error": self.error,
+            "largest_buffers": [dataclasses.asdict(buffer) for buffer in self.largest],
+        }
+
 
 def make_step(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Step:
     """Returns the training step of an experiment, without allocating memory.
@@ -207,14 +217,24 @@ def compile_step(step: Step) -> Compiled:
     """
     if not isinstance(step.mesh, Mesh):
         raise TypeError("the step has an abstract mesh, which cannot be compiled for")
+    return compile_program(lambda: step.function.lower(step.state, step.batch), step.mesh)
+
+
+def compile_program(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> Compiled:
+    """Compiles a program for the devices of a mesh; see ``compile_step``.
+
+    Args:
+        lower: Function that lowers the program, called on the mesh.
+        mesh: The mesh.
+    """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(step.mesh):
-        lowered = step.function.lower(step.state, step.batch)
-        tpu = step.mesh.devices.flat[0].platform == "tpu"
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+        lowered = lower()
+        tpu = mesh.devices.flat[0].platform == "tpu"
         # Only the dump names the buffers. It exists even if the program does not fit.
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if tpu else None
+        dump: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile(compiler_options=options)
+            compiled = lowered.compile(compiler_options=dump if tpu else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -228,9 +248,31 @@ def compile_step(step: Step) -> Compiled:
     return dataclasses.replace(result, seconds=seconds, largest=largest, temporaries=temporaries)
 
 
+def needed_memory(program: Compiled, held: int, hbm: int) -> dict[str, Any]:
+    """Returns the bytes per device that a program needs, and whether they fit, as plain data.
+
+    Args:
+        program: The compiler's numbers.
+        held: Bytes of the inputs that the device holds.
+        hbm: Bytes of memory of the device; 0 if unknown.
+    """
+    peak = program.peak or held + program.temporaries
+    limit = program.limit or hbm
+    # The compiler rejects temporaries that exceed the memory, but does not add the state to them.
+    fits = not program.error and (not limit or peak <= limit)
+    return {
+        "temporaries": program.temporaries,
+        "peak": peak,
+        "hbm": limit or None,
+        "missing": max(peak - limit, 0) if limit and not fits else 0,
+        "fits": fits,
+    }
+
+
 def _dumped(folder: str, name: str) -> str:
-    files = [path for path in Path(folder).glob(f"*.{name}.txt") if "jit_train_step" in path.name]
-    return files[0].read_text() if files else ""
+    """Returns a dump of the program; small programs of its tracing may have one too."""
+    files = sorted(Path(folder).glob(f"*.{name}.txt"), key=lambda path: path.stat().st_size)
+    return files[-1].read_text() if files else ""
 
 
 def _fitting(compiled: jax.stages.Compiled) -> Compiled:

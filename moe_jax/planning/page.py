@@ -9,8 +9,7 @@ def plan(record: dict[str, Any]) -> str:
     """Returns one plan as text."""
     memory, compiled = record["bytes_per_device"], record["compiled"]
     lines = [
-        f"{record['name']}: {record['parameters'] / 1e9:,.1f}B parameters on {record['topology']} "
-        f"({record['chips']:,} chips), mesh {mesh(record)}",
+        _title(record),
         f"batch       {record['batch']['tokens']:,} tokens in {record['microbatches']} "
         f"microbatches, remat {record['remat']}",
         f"program     {_program(compiled)}",
@@ -20,7 +19,49 @@ def plan(record: dict[str, Any]) -> str:
             for name in ("parameters", "optimizer", "activations", "temporaries", "peak")
         )
         + (f" of {human(memory['hbm'])}" if memory["hbm"] else ""),
+        *_details(record),
     ]
+    return "\n".join(lines + _speed(record))
+
+
+def decoding(record: dict[str, Any]) -> str:
+    """Returns the plan of a decode step as text."""
+    memory, read, bound = (
+        record[name] for name in ("bytes_per_device", "bytes_read_per_device", "roofline")
+    )
+    asked = record["decoding"]
+    lines = [
+        _title(record),
+        f"requests    {asked['batch']:,} of {asked['context']:,} tokens, in {record['type']}",
+        f"program     {_program(record['compiled'])}",
+        "per device  "
+        + ", ".join(
+            f"{name} {human(memory[name])}"
+            for name in ("parameters", "cache", "temporaries", "peak")
+        )
+        + (f" of {human(memory['hbm'])}" if memory["hbm"] else ""),
+        "read        " + ", ".join(f"{name} {human(size)}" for name, size in read.items()),
+        *_details(record),
+    ]
+    if bound:
+        names = ("compute", "parameters", "cache", "links")
+        lines.append(
+            f"at best     {bound['step_seconds']:.3g} s a step, {bound['tokens_per_second']:,.0f} "
+            f"tokens/s, bound by {bound['bound']} ({_seconds(bound, names)})"
+        )
+    return "\n".join(lines)
+
+
+def _title(record: dict[str, Any]) -> str:
+    return (
+        f"{record['name']}: {record['parameters'] / 1e9:,.1f}B parameters on {record['topology']} "
+        f"({record['chips']:,} chips), mesh {mesh(record)}"
+    )
+
+
+def _details(record: dict[str, Any]) -> list[str]:
+    """Returns lines for missing memory, the largest buffers and the collectives."""
+    memory, compiled, lines = record["bytes_per_device"], record["compiled"], []
     if not record["fits"]:
         lines.append(f"            DOES NOT FIT: {human(memory['missing'])} too much")
     for buffer in compiled["largest_buffers"] if compiled else ():
@@ -32,7 +73,7 @@ def plan(record: dict[str, Any]) -> str:
             f"sent        {human(one['bytes'])} {one['kind']} over {' x '.join(one['axes'])}, "
             f"{one['count']} in the program, {one['executed']} times a step"
         )
-    return "\n".join(lines + _speed(record))
+    return lines
 
 
 def _program(compiled: dict[str, Any] | None) -> str:
@@ -50,15 +91,16 @@ def _speed(record: dict[str, Any]) -> list[str]:
     )
     if not bound:
         return [line]
-    seconds = ", ".join(
-        f"{name.replace('_', ' ')} {bound[f'{name}_seconds']:.3g} s"
-        for name in ("compute", "memory", "beside", "in_the_way")
-    )
+    seconds = _seconds(bound, ("compute", "memory", "beside", "in_the_way"))
     return [
         line,
         f"at best     {bound['step_seconds']:.3g} s a step, {bound['tokens_per_second']:,.0f} "
         f"tokens/s, {100 * bound['mfu']:.1f} % MFU, bound by {bound['bound']} ({seconds})",
     ]
+
+
+def _seconds(bound: dict[str, Any], names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {bound[f'{name}_seconds']:.3g} s" for name in names)
 
 
 def sweep(record: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.parallel.mesh import AXES
 from moe_jax.planning import expected, flops, roofline
 from moe_jax.planning.collectives import Collective, collectives, summary
-from moe_jax.planning.compile import Compiled, Step, compile_step, make_step
+from moe_jax.planning.compile import Compiled, Step, compile_step, make_step, needed_memory
 from moe_jax.planning.links import wires
 from moe_jax.planning.topology import Topology
 from moe_jax.transport import implementation
@@ -101,7 +101,7 @@ def plan(experiment: Experiment, topology: Topology, *, compiled: bool = True) -
     done = _compiled_flops(experiment, program, topology.num_devices)
     return {
         **_header(experiment, topology),
-        "compiled": _compiled(program),
+        "compiled": program and program.record(),
         "fits": memory["fits"],
         "bytes_per_device": memory,
         "collectives": summary(sent),
@@ -147,17 +147,6 @@ def _header(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     }
 
 
-def _compiled(program: Compiled | None) -> dict[str, Any] | None:
-    if program is None:
-        return None
-    return {
-        "ok": not program.error,
-        "seconds": round(program.seconds, 1),
-        "error": program.error,
-        "largest_buffers": [dataclasses.asdict(buffer) for buffer in program.largest],
-    }
-
-
 def _memory(
     experiment: Experiment, step: Step, program: Compiled | None, topology: Topology
 ) -> dict[str, Any]:
@@ -175,23 +164,9 @@ def _memory(
     held = sum(dataclasses.astuple(state))
     if program is None:
         temporaries = copies * state.parameters + activations + 2 * logits
-        temporaries += expected.working_set(experiment, step)
-        peak, limit = held + temporaries, int(topology.chip.device_hbm)
-    else:
-        temporaries = program.temporaries
-        peak = program.peak or held + temporaries
-        limit = program.limit or int(topology.chip.device_hbm)
-    # The compiler rejects temporaries that exceed the memory, but does not add the state to them.
-    fits = not (program and program.error) and (not limit or peak <= limit)
-    return {
-        **dataclasses.asdict(state),
-        "activations": activations,
-        "temporaries": temporaries,
-        "peak": peak,
-        "hbm": limit or None,
-        "missing": max(peak - limit, 0) if limit and not fits else 0,
-        "fits": fits,
-    }
+        program = Compiled(temporaries=temporaries + expected.working_set(experiment, step))
+    needed = needed_memory(program, held, int(topology.chip.device_hbm))
+    return {**dataclasses.asdict(state), "activations": activations, **needed}
 
 
 def _flops(experiment: Experiment) -> dict[str, float]:

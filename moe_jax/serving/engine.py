@@ -84,10 +84,10 @@ class Engine:
             ConfigError: If the model cannot generate text, a size is out of range, or a draft model
                 has another vocabulary.
         """
-        checked = _checked(model, length)
+        source = checked(model, length)
         sizes = {"slots": slots, "length": length, "prefill": prefill, "page": page}
         _check_sizes(sizes, pages, logprobs)
-        self._length, self._top = length, min(logprobs, checked.embedding.table.shape[0])
+        self._length, self._top = length, min(logprobs, source.embedding.table.shape[0])
         self._chunk, self._mesh = prefill, mesh
         number = pages or slots * -(-length // page)
         self._pages = Pages(number, page)
@@ -99,14 +99,14 @@ class Engine:
         self.prefill, self.drafts = Prefill(), Drafts()
         self._most_drafts = speculation.tokens if speculation else 0
         with self._on_mesh():
-            self._model = resident(checked)
+            self._model = resident(source)
             self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
             shapes = _shapes(slots, prefill, page, self._pages.of(length), self._most_drafts)
             self._programs = {
                 shape: compiled(self._model, self._layers, shape, self._top) for shape in shapes
             }
-            self._drafter = opened(speculation, checked, shapes, (1 + number) * page)
+            self._drafter = opened(speculation, source, shapes, (1 + number) * page)
 
     @property
     def programs(self) -> int:
@@ -266,8 +266,12 @@ def _shapes(slots: int, prefill: int, page: int, pages: int, drafts: int) -> lis
     ]
 
 
-def _checked(model: Model, length: int) -> Decoder:
-    """Returns the model, if it can generate so many tokens."""
+def checked(model: Model, length: int) -> Decoder:
+    """Returns the model, if an engine can generate so many tokens with it.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
     check_can_generate(model.config)
     if not isinstance(model, Decoder):
         raise ConfigError("an engine continues prompts and has no encoder: use decoding.translate")

@@ -165,12 +165,25 @@ def key_of(seed: Any, sampled: Any) -> Array:
 
 def pages_of(model: Decoder, entries: int) -> StackCache:
     """Returns empty entries for all layers; a mesh splits their heads."""
+    return _empty_pages(model, entries)()
 
+
+def abstract_pages(model: Decoder, entries: int) -> StackCache:
+    """Returns the shapes and shardings of ``pages_of`` on the current mesh, without memory."""
+    program = _empty_pages(model, entries).lower().compile()
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        program.out_info,
+        program.output_shardings,
+    )
+
+
+def _empty_pages(model: Decoder, entries: int) -> Any:
     @jax.jit
     def made() -> StackCache:
         return _sharded(model.empty_cache(1, entries).layers)
 
-    return made()
+    return made
 
 
 def _sharded(layers: StackCache) -> StackCache:
@@ -184,6 +197,11 @@ def _sharded(layers: StackCache) -> StackCache:
 
 def compiled(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> Any:
     """Returns the compiled step: a function of the model's leaves, the pages and the inputs."""
+    return lowered(model, layers, shape, top).compile()
+
+
+def lowered(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> jax.stages.Lowered:
+    """Returns the step before its compilation; arrays may be shapes with shardings."""
     leaves, tree = jax.tree.flatten(model)
 
     def run(leaves: list[Array], layers: StackCache, inputs: StepInputs) -> Any:
@@ -191,4 +209,4 @@ def compiled(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> 
 
     kept = jax.tree.map(lambda x: x.sharding, layers)
     program = jax.jit(run, donate_argnums=1, out_shardings=(kept, None))
-    return program.lower(leaves, layers, StepInputs.empty(shape)).compile()
+    return program.lower(leaves, layers, StepInputs.empty(shape))

@@ -99,10 +99,12 @@ def by_expert(counts: Int[Array, "D E"], length: int) -> tuple[Int[Array, " T"],
         The new place ``(T,)`` of each row, and the row ``(T,)`` of each new place; rows that were
         not received keep their places.
     """
-    experts = counts.shape[1]
+    experts, row = counts.shape[1], jnp.arange(length, dtype=jnp.int32)
+    if experts == 1:
+        # The rows are in order. libtpu aborts if a scatter has its indices as values.
+        return row, row
     begin = (jnp.cumsum(counts) - counts.reshape(-1)).reshape(counts.shape)
     sorted_begin = (jnp.cumsum(counts.T) - counts.T.reshape(-1)).reshape(experts, -1).T
-    row = jnp.arange(length, dtype=jnp.int32)
     owner = jnp.searchsorted(jnp.cumsum(counts), row, side="right", method="scan_unrolled")
     shift = jnp.take((sorted_begin - begin).reshape(-1), owner, mode="fill", fill_value=0)
     place = row + shift.astype(jnp.int32)

@@ -35,6 +35,12 @@ def test_received_rows_are_sorted_by_expert():
     assert place.tolist() == [0, 2, 3, 1, 4, 5]
 
 
+def test_received_rows_of_one_expert_are_in_order():
+    # Three senders and one expert here; the last of five rows is unused.
+    place, inverse = by_expert(jnp.array([[2], [0], [2]]), 5)
+    assert place.tolist() == inverse.tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("buffer", "rows"), [(None, 40), (1.0, 10), (1.25, 13), (4.0, 40), (9.0, 40)]
 )
