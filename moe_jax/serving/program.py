@@ -151,11 +151,11 @@ def step(
     best, ids = jax.lax.top_k(logprobs, top)
     own = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
     loads = tuple(report.counts.load for report in reports)
-    found = jax.tree.map(
-        lambda x: x.reshape(shape.slots, each, *x.shape[1:]),
-        (tokens, own, ids.astype(jnp.int32), best),
+    tokens, own, ids, best = (
+        x.reshape(shape.slots, each, *x.shape[1:]) for x in (tokens, own, ids, best)
     )
-    return _sharded(cache.layers), Samples(*found, loads)
+    found = Samples(tokens, own, ids.astype(jnp.int32), best, loads)
+    return _sharded(cache.layers), found
 
 
 def key_of(seed: Any, sampled: Any) -> Array:
