@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from moe_jax.cli import common
+from moe_jax.cli import common, drafting
 from moe_jax.data import Tokenizer, chat_prompt
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
@@ -85,6 +85,7 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", flag_values=values)
+    drafting.define(values)
     flags.DEFINE_integer(
         "samples", 1, "Number of texts to sample.", lower_bound=1, flag_values=values
     )
@@ -97,6 +98,8 @@ def main(given: flags.FlagValues) -> None:
         raise ConfigError("--model and --workdir name two folders: give one of them")
     if given.stream or given.turns:
         _stream(given, sampling)
+    elif given.draft:
+        raise ConfigError(f"--draft={given.draft} needs --stream or --turns: add one of them")
     elif given.model:
         _any_model(given, sampling)
     else:
@@ -136,7 +139,8 @@ def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
     context = (window if given.turns else len(prompt)) + sampling.tokens
     opened.model.config.check_length(context, "the length of prompt and sample")
     with opened.on_mesh():
-        engine = engines.engine_of(opened, Room(1, 0, context))
+        room = Room(1, 0, context, speculation=drafting.speculation_of(given))
+        engine = engines.engine_of(opened, room)
         if given.turns:
             lines = itertools.chain([given.prompt], sys.stdin)
             said = talk(engine, tokenizer, lines, sampling, window)

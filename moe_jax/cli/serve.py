@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from moe_jax import signals
-from moe_jax.cli import common
+from moe_jax.cli import common, drafting
 from moe_jax.errors import ConfigError
 from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import check_continues
@@ -49,6 +49,7 @@ def define(values: flags.FlagValues) -> None:
         ("drain_seconds", 30, 0, "Time in which requests end after SIGTERM."),
     ):
         flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
+    drafting.define(values)
 
 
 def main(given: flags.FlagValues) -> None:
@@ -59,7 +60,12 @@ def main(given: flags.FlagValues) -> None:
 
     limits = Limits(body=given.body_bytes, api_key=_key(given.api_key_file))
     opened = open_folder(given.model, given.step, check_continues, average=given.average)
-    room = Room(given.slots, given.queue, given.context or opened.window)
+    room = Room(
+        given.slots,
+        given.queue,
+        given.context or opened.window,
+        speculation=drafting.speculation_of(given),
+    )
     name = given.name or Path(given.model).resolve().name
     with (
         signals.holding() as hold,

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from moe_jax.serving.refusal import Refusal
 from moe_jax.serving.request import Generator, Request, Token
+from moe_jax.serving.speculation import Drafts
 
 Result = TypeVar("Result")
 _RETRY = {"Retry-After": "1"}
@@ -23,6 +24,15 @@ class ShowsLoad(Protocol):
     @property
     def load(self) -> Any:
         """Numbers of tokens of the experts of each mixture layer, ``(layers, E)``."""
+
+
+@runtime_checkable
+class CountsDrafts(Protocol):
+    """A generator that counts drafted tokens."""
+
+    @property
+    def drafts(self) -> Drafts:
+        """Counts of drafted tokens."""
 
 
 class Answer:
@@ -142,6 +152,12 @@ class Bridge:
         if answer in self._open:
             self._open.discard(answer)
             self._commands.put(lambda: self._forget(answer))
+
+    @property
+    def drafts(self) -> Drafts | None:
+        """Counts of drafted tokens, or ``None`` if the generator drafts none; for any thread."""
+        generator = self._generator
+        return generator.drafts if isinstance(generator, CountsDrafts) else None
 
     def abort(self) -> None:
         """Ends all answers with an error; any thread may call it."""

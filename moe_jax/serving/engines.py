@@ -7,6 +7,7 @@ import dataclasses
 from moe_jax.run.opened import FolderModel
 from moe_jax.serving.engine import Engine
 from moe_jax.serving.request import Generator
+from moe_jax.serving.speculation import Speculation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +18,21 @@ class Room:
         slots: Number of requests that run at once.
         queue: Number of requests that may wait beside them.
         context: Largest number of tokens of prompt and answer together.
+        speculation: The way to draft tokens; ``None`` drafts none.
     """
 
     slots: int = 8
     queue: int = 64
     context: int = 1024
+    speculation: Speculation | None = None
 
 
 def engine_of(opened: FolderModel, room: Room) -> Generator:
     """Returns the engine of a model with ``room.slots`` slots of ``room.context`` tokens."""
-    return Engine(opened.model, room.slots, room.context, mesh=opened.mesh)
+    return Engine(
+        opened.model,
+        room.slots,
+        room.context,
+        mesh=opened.mesh,
+        speculation=room.speculation,
+    )

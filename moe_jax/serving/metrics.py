@@ -17,6 +17,10 @@ from prometheus_client import (
 from moe_jax.serving.bridge import Bridge
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+_DRAFTS = {
+    "proposed": "Drafted tokens that the model has checked.",
+    "accepted": "Drafted tokens that the model has sampled too.",
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -51,6 +55,9 @@ class Metrics:
             about = f"Number of {name} requests."
             gauge = Gauge(f"moe_jax_{name}_requests", about, registry=registry)
             gauge.set_function(functools.partial(getattr, bridge, name))
+        for name, about in _DRAFTS.items() if bridge.drafts is not None else ():
+            gauge = Gauge(f"moe_jax_{name}_drafts", about, registry=registry)
+            gauge.set_function(functools.partial(getattr, bridge.drafts, name))
 
     def text(self) -> bytes:
         """Returns all numbers in the text format of Prometheus."""

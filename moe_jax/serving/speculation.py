@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 from moe_jax.errors import ConfigError
-from moe_jax.models import Decoder
+from moe_jax.models import Decoder, Model
 from moe_jax.ranges import Positive, Ranged
+from moe_jax.run.sampling import check_can_generate
 from moe_jax.serving.program import StepInputs, StepShape, compiled, pages_of
 from moe_jax.serving.resident import resident
 from moe_jax.serving.running import TokensRead, inputs_of, shape_for
@@ -66,7 +67,7 @@ class DraftModel:
         model: Decoder with the vocabulary of the model that checks the drafts.
     """
 
-    model: Decoder
+    model: Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +177,11 @@ class _Sampler:
     """Drafts of a model, whose entries are in the same pages as those of the checking model."""
 
     def __init__(
-        self, draft: Decoder, model: Decoder, shapes: Sequence[StepShape], entries: int
+        self, draft: Model, model: Decoder, shapes: Sequence[StepShape], entries: int
     ) -> None:
+        check_can_generate(draft.config)
+        if not isinstance(draft, Decoder):
+            raise ConfigError("a draft model continues prompts and has no encoder: use a decoder")
         theirs, ours = (each.embedding.table.shape[0] for each in (draft, model))
         if theirs != ours:
             raise ConfigError(

@@ -15,6 +15,8 @@ from tests.data.test_hf_tokenizer import byte_level
 from tests.serving.process import engine_of
 from tests.test_face import TINY_MIXTRAL
 
+REAL = engines.engine_of
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -45,6 +47,23 @@ def said(folder, capsys, monkeypatch):
 def test_a_stream_prints_what_is_printed_whole(said):
     whole = said("--prompt=def")
     assert whole.startswith("def") and said("--prompt=def", "--stream") == whole
+
+
+@pytest.mark.parametrize("draft", ["ngram", "a model"])
+def test_drafts_change_no_text(said, folder, monkeypatch, draft):
+    whole = said("--prompt=defdef", "--tokens=8")
+    rooms = []
+    monkeypatch.setattr(engines, "engine_of", lambda opened, room: keep(rooms, opened, room))
+    draft = str(folder) if draft == "a model" else draft
+    assert said("--prompt=defdef", "--tokens=8", "--stream", f"--draft={draft}") == whole
+    assert rooms[0].speculation.tokens == 4
+    with pytest.raises(ConfigError, match="--draft=ngram needs --stream or --turns"):
+        said("--draft=ngram")
+
+
+def keep(rooms, opened, room):
+    rooms.append(room)
+    return REAL(opened, room)
 
 
 def test_a_chat_answers_the_prompt_and_each_line(said, monkeypatch):

@@ -13,6 +13,7 @@ from moe_jax.decoding import choose
 from moe_jax.errors import ConfigError
 from moe_jax.nn.mode import DECODE
 from moe_jax.serving.request import Ended, Token
+from moe_jax.serving.speculation import Drafts
 
 
 class _Waiting:
@@ -51,7 +52,7 @@ class _Waiting:
 class Scripted(_Waiting):
     """Every answer is ``ids``, over and over; a step takes a millisecond, or waits for the gate."""
 
-    load = ((3, 1), (0, 4))
+    load, drafts = ((3, 1), (0, 4)), Drafts(8, 6)
 
     def __init__(self, ids, slots=2):
         super().__init__(slots)
