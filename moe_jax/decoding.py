@@ -93,13 +93,17 @@ def choose_by_row(
         rules: Way to sample each row.
         keys: Random key of each row.
     """
-    greedy = rules.temperature == 0
-    heated = logits / jnp.where(greedy, 1.0, rules.temperature)[:, None]
-    top_k, top_p = rules.top_k[:, None], rules.top_p[:, None]
-    any_cut = ((rules.top_k > 0) | (rules.top_p < 1)).any()
-    heated = jax.lax.cond(any_cut, lambda: _cut(heated, top_k, top_p), lambda: heated)
-    drawn = jax.vmap(jax.random.categorical)(keys, heated).astype(jnp.int32)
-    return jnp.where(greedy, _most_likely(logits), drawn)
+    greedy, best = rules.temperature == 0, _most_likely(logits)
+
+    def drawn() -> Array:
+        heated = logits / jnp.where(greedy, 1.0, rules.temperature)[:, None]
+        top_k, top_p = rules.top_k[:, None], rules.top_p[:, None]
+        any_cut = ((rules.top_k > 0) | (rules.top_p < 1)).any()
+        heated = jax.lax.cond(any_cut, lambda: _cut(heated, top_k, top_p), lambda: heated)
+        return jax.vmap(jax.random.categorical)(keys, heated).astype(jnp.int32)
+
+    # Random numbers for the whole vocabulary cost more than the rest of the choice.
+    return jax.lax.cond(greedy.all(), lambda: best, lambda: jnp.where(greedy, best, drawn()))
 
 
 def _most_likely(logits: Float[Array, "B V"]) -> Int[Array, " B"]:

@@ -66,6 +66,7 @@ class StepInputs:
         rules: Ways to sample.
         seeds: Seed ``(S,)`` uint32 of each slot.
         sampled: Number ``(S,)`` int32 of tokens that each slot has sampled before the first.
+        ranked: True if a request asks for the most likely tokens, a scalar.
     """
 
     tokens: Int[Array, " N"]
@@ -77,6 +78,7 @@ class StepInputs:
     rules: Rules
     seeds: Int[Array, " S"]
     sampled: Int[Array, " S"]
+    ranked: Bool[Array, ""]
 
     @classmethod
     def empty(cls, shape: StepShape) -> StepInputs:
@@ -99,6 +101,7 @@ class StepInputs:
             rules,
             zeros(slots, np.uint32),
             zeros(slots),
+            np.zeros((), bool),  # type: ignore[arg-type]
         )
 
 
@@ -110,7 +113,7 @@ class Samples:
     Attributes:
         tokens: Token ids ``(S, W)`` int32.
         logprobs: Log-probability ``(S, W)`` of each at temperature 1, float32.
-        top: Most likely token ids ``(S, W, A)`` int32, most likely first.
+        top: Most likely token ids ``(S, W, A)`` int32, most likely first; zeros unless ``ranked``.
         top_logprobs: Log-probabilities ``(S, W, A)`` of them.
         loads: Number ``(E,)`` of tokens of each expert in the step, for each MoE layer.
     """
@@ -147,15 +150,32 @@ def step(
     rules, seeds = jax.tree.map(lambda x: jnp.repeat(x, each), (inputs.rules, inputs.seeds))
     sampled = (inputs.sampled[:, None] + jnp.arange(each)).reshape(-1)
     tokens = choose_by_row(logits, rules, jax.vmap(key_of)(seeds, sampled))
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    best, ids = jax.lax.top_k(logprobs, top)
-    own = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    total = jax.nn.logsumexp(logits, axis=-1)
+    own = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0] - total
+    best, ids = _ranked(logits, top, inputs.ranked)
     loads = tuple(report.counts.load for report in reports)
-    tokens, own, ids, best = (
-        x.reshape(shape.slots, each, *x.shape[1:]) for x in (tokens, own, ids, best)
-    )
-    found = Samples(tokens, own, ids.astype(jnp.int32), best, loads)
+
+    def by_slot(x: Array) -> Array:
+        return x.reshape(shape.slots, each, *x.shape[1:])
+
+    best = best - total[:, None]
+    found = Samples(by_slot(tokens), by_slot(own), by_slot(ids), by_slot(best), loads)
     return _sharded(cache.layers), found
+
+
+def _ranked(
+    logits: Float[Array, "S V"], top: int, ranked: Bool[Array, ""]
+) -> tuple[Float[Array, "S A"], Int[Array, "S A"]]:
+    """Returns the ``A`` largest logits and their tokens, or zeros unless ``ranked``."""
+
+    def found() -> tuple[Array, Array]:
+        best, ids = jax.lax.top_k(logits, top)
+        return best, ids.astype(jnp.int32)
+
+    shape = len(logits), top
+    return jax.lax.cond(
+        ranked, found, lambda: (jnp.zeros(shape, logits.dtype), jnp.zeros(shape, jnp.int32))
+    )
 
 
 def key_of(seed: Any, sampled: Any) -> Array:

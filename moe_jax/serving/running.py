@@ -134,3 +134,4 @@ def _set_rules(inputs: Any, part: TokensRead) -> None:
     inputs.rules.top_p[row] = sampling.top_p
     inputs.seeds[row] = sampling.seed
     inputs.sampled[row] = part.request.sampled
+    inputs.ranked[...] |= part.request.request.logprobs > 0
