@@ -62,8 +62,9 @@ class TrainingConfig(Ranged):
         start_with: Weights that are taken from ``start_from``: ``all`` (they must match this
             model) or ``shared`` (weights of equal name and shape, except experts and routers;
             Switch, 2101.03961, section 4.2).
-        teacher: Workdir of a finished run, the teacher of a distillation. Its probabilities are the
-            soft targets, and this run uses its tokenizer; "" means none.
+        teacher: Workdir of a finished run, or folder of a released or converted model, the teacher
+            of a distillation. Its probabilities are the soft targets, and this run uses its
+            tokenizer; "" means none.
         teacher_weight: Weight of the cross-entropy with the teacher's probabilities; the
             cross-entropy with the data has the weight ``1 - teacher_weight`` (Switch, table 6:
             0.25).

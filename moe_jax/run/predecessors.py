@@ -115,11 +115,11 @@ class Sources:
     Attributes:
         start: Run or released model with the first weights; ``None`` once the new run has a
             checkpoint.
-        teacher: Run whose distribution the new run learns.
+        teacher: Run or released model whose distribution the new run learns.
     """
 
     start: FinishedRun | Released | None = None
-    teacher: FinishedRun | None = None
+    teacher: FinishedRun | Released | None = None
 
     @property
     def identities(self) -> dict[str, str]:
@@ -134,8 +134,9 @@ class Sources:
 
     @property
     def rows(self) -> int:
-        """Number of embedding rows of the released start model; 0 without such a model."""
-        return self.start.found.vocab_size if isinstance(self.start, Released) else 0
+        """Largest number of embedding rows of the released models; 0 without such a model."""
+        both = (self.start, self.teacher)
+        return max((one.found.vocab_size for one in both if isinstance(one, Released)), default=0)
 
     def keep(self, folder: Path) -> None:
         """Writes the family of the start model, if it has one, into the workdir ``folder``."""
@@ -145,7 +146,7 @@ class Sources:
     def joined(self, session: Session) -> Session:
         """Returns the session with the loaded teacher and the first state."""
         start = self.start
-        teacher = None if self.teacher is None else _teacher(self.teacher, session.mesh)
+        teacher = None if self.teacher is None else _teacher(self.teacher, session)
         first = None if start is None else (lambda: _first_state(session, start))
         return dataclasses.replace(session, teacher=teacher, first_state=first)
 
@@ -163,8 +164,7 @@ def open_sources(experiment: Experiment, folder: Path) -> Sources:
     start = _open_start(experiment) if training.start_from and not begun else None
     if not training.teacher:
         return Sources(start)
-    teacher = open_finished("training.teacher", training.teacher)
-    _check_tokenizer(experiment, teacher, teacher.experiment.data)
+    teacher = _open_teacher(experiment)
     _check_teacher(experiment, teacher)
     _check_one_tokenizer(start, teacher)
     return Sources(start, teacher)
@@ -209,8 +209,24 @@ def _open_start(experiment: Experiment) -> FinishedRun | Released:
     return run
 
 
-def _check_one_tokenizer(start: FinishedRun | Released | None, teacher: FinishedRun) -> None:
-    if start is None or start.tokenizer is None:
+def _open_teacher(experiment: Experiment) -> FinishedRun | Released:
+    setting, folder = "training.teacher", experiment.training.teacher
+    if not is_released(folder):
+        run = open_finished(setting, folder)
+        _check_tokenizer(experiment, run, run.experiment.data)
+        return run
+    released = dataclasses.replace(open_released(folder, experiment), setting=setting)
+    if released.tokenizer is None:
+        raise ConfigError(f"{setting}={folder} has no tokenizer: copy its tokenizer.json into it")
+    theirs = data.DataConfig(tokenizer=folders.tokenizer_of(folder))
+    _check_tokenizer(experiment, released, theirs)
+    return released
+
+
+def _check_one_tokenizer(
+    start: FinishedRun | Released | None, teacher: FinishedRun | Released
+) -> None:
+    if start is None or start.tokenizer is None or teacher.tokenizer is None:
         return
     if not data.same_tokenizer(start.tokenizer, teacher.tokenizer):
         raise ConfigError(
@@ -245,8 +261,8 @@ def _check_weights(
         raise ConfigError(f"{source} shares no weights with this model")
 
 
-def _check_teacher(experiment: Experiment, run: FinishedRun) -> None:
-    model = run.experiment.model
+def _check_teacher(experiment: Experiment, run: FinishedRun | Released) -> None:
+    model = run.found.config if isinstance(run, Released) else run.experiment.model
     if type(model) is not type(experiment.model):
         raise ConfigError(
             f"{run.setting}={run.folder} is a {type(model).__name__}, and this model is a "
@@ -265,9 +281,17 @@ def _check_teacher(experiment: Experiment, run: FinishedRun) -> None:
         raise ConfigError(f"{run.setting}={run.folder}: {error}") from error
 
 
-def _teacher(run: FinishedRun, mesh: Mesh) -> Teacher:
-    graph, state = run.weights(mesh)
-    return Teacher(graph, state.params, state.router_state)
+def _teacher(run: FinishedRun | Released, session: Session) -> Teacher:
+    if isinstance(run, FinishedRun):
+        graph, state = run.weights(session.mesh)
+        return Teacher(graph, state.params, state.router_state)
+    rows, here = run.found.vocab_size, session.tokenizer.vocab_size
+    if rows != here:
+        raise ConfigError(
+            f"{run.setting}={run.folder} has {rows} rows of the embedding, and this run {here}: "
+            "start in a new folder, from a model of the same vocabulary"
+        )
+    return Teacher(*run.parts(session.mesh))
 
 
 def _first_state(session: Session, run: FinishedRun | Released) -> TrainState:

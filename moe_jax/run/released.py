@@ -22,7 +22,7 @@ from moe_jax.interop.companions import copy_companions
 from moe_jax.interop.huggingface.function import function_of
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.run import workdir
-from moe_jax.training.state import named_leaves
+from moe_jax.training.state import named_leaves, split_model
 
 _SETTING, _FAMILY = "training.start_from", "family.json"
 # Model settings that a run takes from its config, not from the released model.
@@ -59,14 +59,16 @@ class Released:
                     digest.update(file.read(_SAMPLE))
         return digest.hexdigest()[:16]
 
+    def parts(self, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        """Returns graph definition, parameters and router state of the loaded model."""
+        if folders.kind_of(self.folder) == "moe_jax":
+            return split_model(native.load(self.folder, mesh).model)
+        return split_model(huggingface.load(self.folder, mesh=mesh, progress=True).model)
+
     def weights(self, mesh: Mesh) -> dict[str, jax.Array]:
         """Returns parameters and router state, by the names of ``named_leaves``."""
-        if folders.kind_of(self.folder) == "moe_jax":
-            model = native.load(self.folder, mesh).model
-        else:
-            model = huggingface.load(self.folder, mesh=mesh, progress=True).model
-        _, params, *rest = nnx.split(model, nnx.Param, ...)
-        return named_leaves({"params": params, "router_state": rest[0]})
+        _, params, routers = self.parts(mesh)
+        return named_leaves({"params": params, "router_state": routers})
 
     def keep(self, folder: Path) -> None:
         """Writes family and companion files into the workdir of the run."""

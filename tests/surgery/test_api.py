@@ -272,3 +272,29 @@ def test_a_dense_model_of_transformers_is_upcycled(tmp_path, case, kind, family)
     found = native.load(tmp_path / "out") if kind == "moe_jax" else load(tmp_path / "out")
     one, other = (LayerWeights.of_model(m) for m in (load(tmp_path / "dense").model, found.model))
     assert_close(one, other)
+
+
+def test_a_smaller_mixture_learns_from_its_folder_of_transformers(mixtral, tmp_path):
+    (tmp_path / "text.jsonl").write_text(
+        40 * (json.dumps({"text": "experts of a mixture" * 4}) + "\n")
+    )
+    settings = {
+        "data.source": f"files:{tmp_path / 'text.jsonl'}",
+        "data.data_dir": str(tmp_path / "data"),
+        "data.seq_length": 32,
+        "data.batch_size": 8,
+        "training.teacher": str(mixtral),
+        "training.steps": 2,
+        "training.log_every": 1,
+        "training.loss_chunk": 0,
+    }
+    with pytest.raises(ConfigError, match="has no tokenizer: copy its tokenizer.json"):
+        mj.train(f"from_hf:{mixtral}", tmp_path / "none", settings)
+    add_tokenizer(mixtral)
+    prune(mixtral, tmp_path / "small", experts=3, file=tmp_path / "text.jsonl")
+    trained = mj.train(f"from_hf:{tmp_path / 'small'}", tmp_path / "run", settings)
+    lines = [line for line in trained.metrics if line["kind"] == "train"]
+    assert len(lines) == 2 and all(line["distillation_loss"] > 0 for line in lines)
+    uneven = settings | {"training.routing_weight": 1.0}
+    with pytest.raises(ConfigError, match="list the group of each expert of the teacher"):
+        mj.train(f"from_hf:{tmp_path / 'small'}", tmp_path / "other", uneven)
