@@ -47,8 +47,8 @@ def opened(chromium, address, width=WIDTHS[0], scheme="light", log=None):
     page.goto(address, wait_until="load")
     yield page
     page.close()
-    assert complaints == []
-    assert [line for line in logged if log is None or log not in line] == []
+    complaints += [line for line in logged if log is None or log not in line]
+    assert complaints == [], complaints
 
 
 def _foreign(address, asked):
@@ -63,7 +63,8 @@ def check_layout(page):
     assert wide <= window, f"{wide} pixels in a window of {window}"
     found = page.evaluate(_LAYOUT)
     assert found["number"] > 5
-    assert found["covered"] == [] and found["cut"] == []
+    assert found["covered"] == [], f"texts cover each other: {found['covered']}"
+    assert found["cut"] == [], f"texts are cut off: {found['cut']}"
 
 
 def check(chromium, path):

@@ -124,6 +124,9 @@ def line(train: Records, key: str, label: str, *, log: bool = False) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        # Longer numbers would push the label of the axis out of the figure.
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
     return figure
 
 

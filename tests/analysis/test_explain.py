@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from moe_jax import models
-from moe_jax.analysis.explain import Explanation, measure, require_explainable
+from moe_jax.analysis.contributions import Contributions
+from moe_jax.analysis.explain import Explanation, _layer, measure, require_explainable
 from moe_jax.analysis.explained import lines, write_explanation
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES
@@ -87,6 +88,14 @@ def test_the_shared_network_is_a_part_of_its_own(batch):
     config = FAMILIES["qwen2_moe"].read({**TINY_MIXTRAL, **shared, **more})
     (layer,) = measure(models.make(config, 96, jax.random.key(0)), batch).layers
     assert (layer.others > 0).all() and layer.error < 1e-6
+
+
+def test_a_rounding_error_is_no_part_of_the_output():
+    # The first token has a difference of float32 beside its output of 2, the second a real part.
+    choices, rows = np.ones((1, 2, 1)), np.array([[2.0, 2.0]])
+    others = np.array([[2e-7, 0.5]])
+    parts = Contributions(choices.astype(int), choices, choices, others, rows, 0 * rows)
+    assert _layer(0, False, 4, parts, np.zeros((2, 1))).others.tolist() == [0, 0.5]
 
 
 def explanation(found):

@@ -252,5 +252,9 @@ def test_the_page_is_read_in_a_browser(tmp_path):
     layers = [_layer(1, [0.5, 0.5]), _layer(3, [0.75, 0.25])]
     tokens = [{"layer": 3, "experts": [[_piece("a_long_token" * 3)] * 12, [_piece(" \n")]]}]
     _write(tmp_path, layers, tokens, name="a_run_with_a_long_name" * 3)
+    short = tmp_path / "short"
+    with MetricsWriter(short) as writer:
+        writer.write(_train(4, []) | {"learning_rate": 0.0029253})
     with browser.started() as chromium:
         browser.check(chromium, tmp_path / "report.html")
+        browser.check(chromium, write_report(short))
