@@ -108,6 +108,16 @@ def define_average(values: flags.FlagValues) -> None:
     )
 
 
+def define_routing_table(values: flags.FlagValues) -> None:
+    """Defines ``--routing_table``."""
+    flags.DEFINE_string(
+        "routing_table",
+        "",
+        "File of moe-jax tabulate, from which routers read the experts of common tokens.",
+        flag_values=values,
+    )
+
+
 def folder_of(given: flags.FlagValues) -> Path:
     """Returns the folder of the ``--workdir`` flag.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from moe_jax.cli import common, drafting
 from moe_jax.data import Tokenizer, chat_prompt
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
+from moe_jax.models import ModelConfig
 from moe_jax.run import workdir
 from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.restored import open_restored
@@ -42,6 +44,7 @@ def define(values: flags.FlagValues) -> None:
     )
     common.define_step(values)
     common.define_average(values)
+    common.define_routing_table(values)
     flags.DEFINE_string(
         "prompt",
         "def ",
@@ -100,7 +103,7 @@ def main(given: flags.FlagValues) -> None:
         _stream(given, sampling)
     elif given.draft:
         raise ConfigError(f"--draft={given.draft} needs --stream or --turns: add one of them")
-    elif given.model:
+    elif given.model or given.routing_table:
         _any_model(given, sampling)
     else:
         _run(given, sampling)
@@ -119,7 +122,7 @@ def _run(given: flags.FlagValues, sampling: Sampling) -> None:
 
 def _any_model(given: flags.FlagValues, sampling: Sampling) -> None:
     """Prints samples of any folder."""
-    opened = open_folder(given.model, given.step, check_can_generate, average=given.average)
+    opened = _opened(given, check_can_generate)
     tokenizer = _tokenizer(opened)
     prompts = [_prompt(given, tokenizer)] * given.samples
     with opened.on_mesh():
@@ -127,12 +130,21 @@ def _any_model(given: flags.FlagValues, sampling: Sampling) -> None:
             print(text)
 
 
+def _opened(given: flags.FlagValues, check: Callable[[ModelConfig], None]) -> FolderModel:
+    return open_folder(
+        given.model or common.folder_of(given),
+        given.step,
+        check,
+        average=given.average,
+        routing_table=given.routing_table,
+    )
+
+
 def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
     """Prints a text, or the answers of a chat, while they are sampled."""
     if given.samples != 1:
         raise ConfigError(f"--samples={given.samples} is for whole texts: leave --stream out")
-    folder = given.model or common.folder_of(given)
-    opened = open_folder(folder, given.step, check_continues, average=given.average)
+    opened = _opened(given, check_continues)
     tokenizer, window = _tokenizer(opened), opened.window
     sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
     prompt = encoded(tokenizer, _prompt(given, tokenizer))[-window:]

@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "plans a run for devices that this machine lacks",
     "convert": "converts weights from and to Hugging Face transformers",
     "tables": "writes a released model's tables of experts by token id",
+    "tabulate": "makes a table of experts for common tokens, and measures the loss",
     "upcycle": "makes a mixture of experts of a dense model",
     "prune": "leaves experts of a model out",
     "merge": "merges similar experts of a model",
@@ -57,7 +58,7 @@ _FIRST = {
     **dict.fromkeys(_OF_CONFIGS, "config"),
     **dict.fromkeys(("evaluate", "generate", "report"), "workdir"),
     "ablate": "ablation",
-    **dict.fromkeys(("serve", "score", "explain", "analyze"), "model"),
+    **dict.fromkeys(("serve", "score", "explain", "analyze", "tabulate"), "model"),
     **dict.fromkeys(("hash_experts", "diff_experts"), "model"),
     "quantise": "input",
 }

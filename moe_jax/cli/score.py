@@ -32,6 +32,7 @@ def define(values: flags.FlagValues) -> None:
     )
     common.define_step(values)
     common.define_average(values)
+    common.define_routing_table(values)
     flags.DEFINE_integer(
         "window",
         0,
@@ -60,8 +61,9 @@ def main(given: flags.FlagValues) -> None:
     """Prints one JSON line for each document."""
     for _ in read_documents(Path(given.file), given.field):
         pass  # A wrong line is found before the weights are loaded.
+    table = given.routing_table
     found = scores(
-        open_model(given.model, given.step, average=given.average),
+        open_model(given.model, given.step, average=given.average, routing_table=table),
         read_documents(Path(given.file), given.field),
         window=given.window,
         overlap=given.overlap,

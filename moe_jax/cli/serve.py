@@ -28,6 +28,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "Folder of the model.", required=True, flag_values=values)
     common.define_step(values)
     common.define_average(values)
+    common.define_routing_table(values)
     flags.DEFINE_string(
         "name", "", "Name of the model for clients; by default its folder's.", flag_values=values
     )
@@ -59,7 +60,13 @@ def main(given: flags.FlagValues) -> None:
     from moe_jax.serving.endpoint import offered
 
     limits = Limits(body=given.body_bytes, api_key=_key(given.api_key_file))
-    opened = open_folder(given.model, given.step, check_continues, average=given.average)
+    opened = open_folder(
+        given.model,
+        given.step,
+        check_continues,
+        average=given.average,
+        routing_table=given.routing_table,
+    )
     room = Room(
         given.slots,
         given.queue,

@@ -351,7 +351,7 @@ class Router(Ranged):
         inputs = Inputs(logits, planes, valid, capacity, token_ids, rng, state, settings)
         inputs = dataclasses.replace(inputs, limit=self._limit(inputs))
         scored = self.score(inputs)
-        selection = self.select(scored, inputs)
+        selection = self.selected(scored, inputs)
         slots, counts, free = self._seated(selection, scored, inputs)
         observed = self.observe(scored, selection, inputs)
         counts = dataclasses.replace(counts, observed=counts.observed | observed)
@@ -360,6 +360,10 @@ class Router(Ranged):
         if self.of_sequences:
             evidence = Evidence(inputs.logits, scored, token_choice(selection))
         return Plan(slots, losses, jax.lax.stop_gradient(counts), evidence, free)
+
+    def selected(self, scored: Scored, inputs: Inputs) -> Selection:
+        """Returns the choices of one group."""
+        return self.select(scored, inputs)
 
     def observe(self, scored: Scored, selection: Selection, inputs: Inputs) -> dict[str, Array]:
         """Returns sums ``(*shape)`` over the tokens of a group by name, of all parts."""

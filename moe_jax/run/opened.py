@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax import data
+from moe_jax.analysis.routing_table import RoutingTable, install
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.models import Model, ModelConfig
@@ -59,6 +60,7 @@ def open_folder(
     *,
     texts: bool = True,
     average: bool = True,
+    routing_table: str = "",
 ) -> FolderModel:
     """Opens a run, a converted model or a model of ``transformers``.
 
@@ -68,12 +70,24 @@ def open_folder(
         check: Function that rejects a configuration, called before weights are loaded.
         texts: True if the model reads texts, for which it needs a tokenizer.
         average: False takes the last parameters of a run instead of their average.
+        routing_table: File of ``moe-jax tabulate`` that the routers of a decoder read; an empty
+            name leaves them as they are.
 
     Raises:
-        ConfigError: If the folder holds no model or no tokenizer, or ``check`` rejects the model.
+        ConfigError: If the folder holds no model or no tokenizer, ``check`` rejects the model, or
+            the table is not one of the model.
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
-    folder = Path(folder)
+    table = RoutingTable.load(routing_table) if routing_table else None
+    found = _any(Path(folder), step, check, texts, average)
+    if table is not None:
+        install(found.model, table)
+    return found
+
+
+def _any(
+    folder: Path, step: Step, check: Callable[[ModelConfig], None], texts: bool, average: bool
+) -> FolderModel:
     kind = folders.kind_of(folder)
     if kind == "none":
         raise ConfigError(

@@ -85,20 +85,23 @@ class _Window:
     scored: int
 
 
-def open_model(folder: str | Path, step: Step = None, *, average: bool = True) -> ScoringModel:
+def open_model(
+    folder: str | Path, step: Step = None, *, average: bool = True, routing_table: str = ""
+) -> ScoringModel:
     """Opens a run, a converted model or a model of ``transformers`` to score texts.
 
     Args:
         folder: Folder of the model.
         step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
         average: False opens the trained parameters of a run that keeps an average of them.
+        routing_table: File of ``moe-jax tabulate`` that the routers read; empty for none.
 
     Raises:
         ConfigError: If the folder holds no model or no tokenizer, or if the model reads later
             tokens. The error is raised before weights are loaded.
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
-    found = open_folder(folder, step, require_causal, average=average)
+    found = open_folder(folder, step, require_causal, average=average, routing_table=routing_table)
     assert found.tokenizer is not None  # A model that reads texts has one.
     return ScoringModel(_decoder(found.model), found.tokenizer, found.window, found.mesh)
 
