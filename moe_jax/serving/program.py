@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.decoding import Rules, choose_by_row
@@ -15,6 +17,7 @@ from moe_jax.models import Decoder
 from moe_jax.models.cache import PagedCache
 from moe_jax.models.stack import StackCache
 from moe_jax.parallel import constrain
+from moe_jax.parallel.rules import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,25 +188,34 @@ def key_of(seed: Any, sampled: Any) -> Array:
 
 def pages_of(model: Decoder, entries: int) -> StackCache:
     """Returns empty entries for all layers; a mesh splits their heads."""
-    return _empty_pages(model, entries)()
+    made = _empty_pages(model, entries)
+    if platform() != "tpu":
+        return jax.jit(made)()
+    formats = jax.tree.map(lambda x: x.format, abstract_pages(model, entries))
+    return jax.jit(made, out_shardings=formats)()
 
 
 def abstract_pages(model: Decoder, entries: int) -> StackCache:
-    """Returns the shapes and shardings of ``pages_of`` on the current mesh, without memory."""
-    program = _empty_pages(model, entries).lower().compile()
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        program.out_info,
-        program.output_shardings,
-    )
+    """Returns shapes, shardings and layouts of ``pages_of`` on the current mesh, without memory."""
+    program = jax.jit(_empty_pages(model, entries)).lower().compile()
+    return jax.tree.map(_abstract, program.out_info, program.output_shardings)
 
 
-def _empty_pages(model: Decoder, entries: int) -> Any:
-    @jax.jit
-    def made() -> StackCache:
-        return _sharded(model.empty_cache(1, entries).layers)
+def _empty_pages(model: Decoder, entries: int) -> Callable[[], StackCache]:
+    return lambda: _sharded(model.empty_cache(1, entries).layers)
 
-    return made
+
+def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """Returns the description of entries ``(..., H, E, D)``.
+
+    A scatter of a TPU writes entries in place only if they precede heads in memory; otherwise the
+    program would copy all pages in every step.
+    """
+    if platform() != "tpu":
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    *before, heads, entries, width = range(x.ndim)
+    layout = Format(Layout((*before, entries, heads, width)), sharding)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
 
 
 def _sharded(layers: StackCache) -> StackCache:
@@ -227,6 +239,9 @@ def lowered(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> j
     def run(leaves: list[Array], layers: StackCache, inputs: StepInputs) -> Any:
         return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top)
 
-    kept = jax.tree.map(lambda x: x.sharding, layers)
-    program = jax.jit(run, donate_argnums=1, out_shardings=(kept, None))
+    kept = jax.tree.map(lambda x: x.format, layers)
+    held = [leaf.sharding for leaf in leaves]
+    program = jax.jit(
+        run, donate_argnums=1, in_shardings=(held, kept, None), out_shardings=(kept, None)
+    )
     return program.lower(leaves, layers, StepInputs.empty(shape))

@@ -94,5 +94,7 @@ def test_a_step_with_one_expert_per_device_is_compiled_for_a_tpu():
     assert found["fits"]
     # bfloat16 keys and values of 2 layers and 2 heads of 128, whole on every device.
     assert found["bytes_per_device"]["cache"] == 2 * 2 * 2 * 128 * 2 * (1 + 64 * 16) * 16
+    # The program writes the entries in place.
+    assert found["bytes_per_device"]["temporaries"] < found["bytes_per_device"]["cache"] / 4
     kinds = {one["kind"] for one in found["collectives"] if one["axes"] == ["expert"]}
     assert "ragged-all-to-all" in kinds
