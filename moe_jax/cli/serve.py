@@ -48,6 +48,8 @@ def define(values: flags.FlagValues) -> None:
         ("context", 0, 0, "Largest number of tokens of prompt and answer; 0 for the model's."),
         ("body_bytes", 2**20, 1024, "Largest number of bytes of a body; more gets status 413."),
         ("drain_seconds", 30, 0, "Time in which requests end after SIGTERM."),
+        ("expert_copies", 0, 0, "Number of further places for experts in each MoE layer."),
+        ("place_every", 1000, 1, "Number of steps between placements of experts by their loads."),
     ):
         flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
     drafting.define(values)
@@ -71,7 +73,9 @@ def main(given: flags.FlagValues) -> None:
         given.slots,
         given.queue,
         given.context or opened.window,
-        speculation=drafting.speculation_of(given),
+        given.expert_copies,
+        given.place_every,
+        drafting.speculation_of(given),
     )
     name = given.name or Path(given.model).resolve().name
     with (

@@ -1,11 +1,13 @@
 """Serving: requests that share the steps of one model, and an endpoint for them."""
 
+from moe_jax.serving.balance import BalancedEngine
 from moe_jax.serving.engine import Engine
 from moe_jax.serving.placement import copy_experts, device_loads, place
 from moe_jax.serving.request import Ended, Generator, Request, Token
 from moe_jax.serving.speculation import DraftModel, NGram, Speculation
 
 __all__ = [
+    "BalancedEngine",
     "DraftModel",
     "Ended",
     "Engine",

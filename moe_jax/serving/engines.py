@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from moe_jax.run.opened import FolderModel
+from moe_jax.serving.balance import BalancedEngine
 from moe_jax.serving.engine import Engine
 from moe_jax.serving.request import Generator
 from moe_jax.serving.speculation import Speculation
@@ -18,21 +20,24 @@ class Room:
         slots: Number of requests that run at once.
         queue: Number of requests that may wait beside them.
         context: Largest number of tokens of prompt and answer together.
+        copies: Number of further places for experts in each MoE layer.
+        place_every: Number of steps between placements of experts; without copies, of no effect.
         speculation: The way to draft tokens; ``None`` drafts none.
     """
 
     slots: int = 8
     queue: int = 64
     context: int = 1024
+    copies: int = 0
+    place_every: int = 1000
     speculation: Speculation | None = None
 
 
 def engine_of(opened: FolderModel, room: Room) -> Generator:
     """Returns the engine of a model with ``room.slots`` slots of ``room.context`` tokens."""
-    return Engine(
-        opened.model,
-        room.slots,
-        room.context,
-        mesh=opened.mesh,
-        speculation=room.speculation,
+    sizes: dict[str, Any] = {"mesh": opened.mesh, "speculation": room.speculation}
+    if not room.copies:
+        return Engine(opened.model, room.slots, room.context, **sizes)
+    placing = {"copies": room.copies, "every": room.place_every}
+    return BalancedEngine(opened.model, room.slots, room.context, **placing, **sizes)
     )

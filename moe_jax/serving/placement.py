@@ -168,6 +168,12 @@ def copy_experts(model: Decoder | EncoderDecoder, experts: Sequence[Int[np.ndarr
         _put(mixture.layer, copies)
 
 
+def numbers_of_experts(model: Decoder | EncoderDecoder) -> list[int]:
+    """Returns the number of experts of each MoE layer, in the order of the model's reports."""
+    found = {i: each.layer.config.num_experts for each in _mixtures(model) for i in each.reports}
+    return [found[i] for i in sorted(found)]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Mixtures:
     """A module with the arrays of one MoE layer, or of several that are stacked.
