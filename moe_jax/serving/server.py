@@ -17,6 +17,9 @@ from moe_jax.errors import ConfigError, line_of
 _TICK = 0.05
 # Connections that may be open beside those of requests: pages, metrics, and refused requests.
 _MORE_CONNECTIONS = 256
+# Seconds of an idle connection. Clients close theirs earlier (httpx after 5), so that none sends a
+# request into a connection that the server closes.
+_IDLE_SECONDS = 75
 # Time in which responses without a request of the generator end.
 _LAST_SECONDS = 5
 
@@ -58,6 +61,7 @@ def running(app: Starlette, host: str, port: int, requests: int) -> Iterator[Ser
                 access_log=False,
                 log_level="warning",
                 limit_concurrency=requests + _MORE_CONNECTIONS,
+                timeout_keep_alive=_IDLE_SECONDS,
                 timeout_graceful_shutdown=_LAST_SECONDS,
             )
         )

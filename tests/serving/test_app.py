@@ -237,6 +237,19 @@ def test_bytes_that_are_no_http_end_no_server(shared):
     assert shared.http.get("/health").status_code == 200
 
 
+def test_an_idle_connection_outlives_that_of_clients(shared):
+    # httpx drops idle connections after 5 seconds. A server that closes first may lose a request.
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", shared.http.base_url.port), timeout=30) as raw:
+        for seconds in (0, 6):
+            time.sleep(seconds)
+            raw.sendall(get)
+            content = raw.recv(4096)
+            while content and not content.endswith(b'{"status":"ok"}'):
+                content += raw.recv(4096)
+            assert content.startswith(b"HTTP/1.1 200")
+
+
 def raw_request(one, **body):
     """A connection that has sent a request, for clients that behave badly."""
     content = json.dumps(body).encode()
