@@ -19,6 +19,7 @@ from moe_jax.serving.placement import (
     place,
 )
 from moe_jax.serving.request import Token
+from moe_jax.serving.resident import resident
 
 
 class BalancedEngine(Engine):
@@ -83,9 +84,10 @@ class BalancedEngine(Engine):
         self._devices = 1 if mesh is None else mesh.shape["expert"]
         self._copies, self._every = copies, every
         self._steps = self.placements = 0
-        self._move(model, equal)
+        self._source: Any = model
+        self._move(equal)
         # The second placement moves places to places, as all later ones do.
-        self._move(model, equal)
+        self._move(equal)
         super().__init__(model, slots, length, prefill, mesh=mesh, **sizes)
         self._counted = [0 * ones for ones in equal]
 
@@ -118,11 +120,13 @@ class BalancedEngine(Engine):
         recent = self.recent_load
         if not any(load.any() for load in recent):
             return
-        self._move(self._model, recent)
+        self._move(recent)
+        with self._on_mesh():
+            self._model = resident(self._source)
         self._leaves = jax.tree.leaves(self._model)
         self._counted = [np.asarray(load) for load in self.load]
         self.placements += 1
 
-    def _move(self, model: Any, loads: list[Float[np.ndarray, " E"]]) -> None:
+    def _move(self, loads: list[Float[np.ndarray, " E"]]) -> None:
         self._places = [place(load, len(load) + self._copies, self._devices) for load in loads]
-        copy_experts(model, self._places)
+        copy_experts(self._source, self._places)
