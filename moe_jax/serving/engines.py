@@ -40,4 +40,3 @@ def engine_of(opened: FolderModel, room: Room) -> Generator:
         return Engine(opened.model, room.slots, room.context, **sizes)
     placing = {"copies": room.copies, "every": room.place_every}
     return BalancedEngine(opened.model, room.slots, room.context, **placing, **sizes)
-    )
