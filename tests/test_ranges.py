@@ -221,7 +221,9 @@ def test_a_number_outside_its_range_is_named_with_it(place: Place):
     kind = number_of(place.hint)
     for value in {-1, 0, allowed.low - 1, allowed.high + 1}:
         if value not in allowed:
-            value = [kind(value)] if is_list(place.hint) else kind(value)
+            value, hint = kind(value), place.hint
+            while is_list(hint):
+                value, hint = [value], typing.get_args(hint)[0]
             with pytest.raises(ConfigError) as error:
                 build(Experiment, place.holding(value))
             message = str(error.value)
