@@ -77,7 +77,6 @@ def test_every_expert_of_every_model_has_a_factor(name):
             100.0 * i + jnp.arange(layer.moe.num_experts) + 1
             for i, layer in enumerate(SHAPES[name].sparse_layers())
         ]
-        loads += [loads[-1] + 100] * getattr(SHAPES[name], "lookahead", 0)
         use = use_of(model, loads)
         _, params, _ = split_model(model)
         rule = scale_by_use(ExpertRates("linear", decay=0.0))
