@@ -89,8 +89,8 @@ def plan_decoding(experiment: Experiment, topology: Topology, decoding: Decoding
     model = abstract_model(experiment, mesh, decoding)
     with jax.set_mesh(mesh):
         pages = abstract_pages(model, decoding.entries)
-    program = _compiled(experiment, model, pages, decoding, mesh)
     held = {"parameters": device_bytes(jax.tree.leaves(model)), "cache": device_bytes(pages)}
+    program = _compiled(experiment, model, pages, decoding, mesh, sum(held.values()))
     memory = held | needed_memory(program, sum(held.values()), int(topology.chip.device_hbm))
     sent = collectives(program.text, mesh) if program.text else []
     read, needed = reads(model, pages, decoding, experiment.mesh), model_flops(model, decoding)
@@ -124,11 +124,27 @@ def abstract_model(experiment: Experiment, mesh: Mesh, decoding: Decoding) -> De
 
 
 def _compiled(
-    experiment: Experiment, model: Decoder, pages: StackCache, decoding: Decoding, mesh: Mesh
+    experiment: Experiment,
+    model: Decoder,
+    pages: StackCache,
+    decoding: Decoding,
+    mesh: Mesh,
+    held: int,
 ) -> Compiled:
+    """Returns the compiler's numbers for the step, whose inputs take ``held`` bytes per device."""
     shape = StepShape(decoding.batch, 0, decoding.pages, decoding.page)
     top = min(_TOP, experiment.vocab_size)
-    return compile_program(lambda: lowered(model, pages, shape, top), mesh)
+    found = compile_program(lambda: lowered(model, pages, shape, top), mesh)
+    return without_inputs(found, held) if found.error else found
+
+
+def without_inputs(found: Compiled, held: int) -> Compiled:
+    """Returns the numbers of a program that does not fit; its inputs are no temporaries.
+
+    The report of the compiler adds the inputs, ``held`` bytes, to the temporaries.
+    """
+    total = found.peak or found.temporaries
+    return dataclasses.replace(found, temporaries=max(total - held, 0), peak=total)
 
 
 def _header(experiment: Experiment, topology: Topology, decoding: Decoding) -> dict[str, Any]:

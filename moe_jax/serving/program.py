@@ -208,10 +208,11 @@ def _empty_pages(model: Decoder, entries: int) -> Callable[[], StackCache]:
 def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     """Returns the description of entries ``(..., H, E, D)``.
 
-    A scatter of a TPU writes entries in place only if they precede heads in memory; otherwise the
-    program would copy all pages in every step.
+    A scatter of a TPU writes entries of several heads in place only if they precede heads in
+    memory; otherwise the program would copy all pages in every step. Entries of one head, such as
+    latents, need no other order.
     """
-    if platform() != "tpu":
+    if platform() != "tpu" or sharding.shard_shape(x.shape)[-3] == 1:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     *before, heads, entries, width = range(x.ndim)
     layout = Format(Layout((*before, entries, heads, width)), sharding)

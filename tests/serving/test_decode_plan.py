@@ -17,7 +17,8 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder
 from moe_jax.parallel import MeshConfig, make_mesh, shardings_of_state
 from moe_jax.planning import page, topology
-from moe_jax.serving.decode_plan import DecodeBounds, plan_decoding
+from moe_jax.planning.compile import Compiled, needed_memory
+from moe_jax.serving.decode_plan import DecodeBounds, plan_decoding, without_inputs
 from moe_jax.serving.decode_work import Decoding
 from moe_jax.serving.program import StepShape, compiled, pages_of
 
@@ -54,6 +55,13 @@ def test_bytes_are_those_of_the_program_of_an_engine(experiment):
     assert found["roofline"] is None
     assert json.loads(json.dumps(found)) == found
     assert "4 of 8 tokens" in page.decoding(found)
+
+
+def test_inputs_of_a_program_that_does_not_fit_are_no_temporaries():
+    # Of 24 bytes that the compiler reports, 16 are parameters and pages.
+    found = without_inputs(Compiled(temporaries=24, limit=20, error="too much"), 16)
+    needed = needed_memory(found, 16, 32)
+    assert (needed["temporaries"], needed["peak"], needed["missing"]) == (8, 24, 4)
 
 
 def test_reading_and_products_overlap_and_collectives_do_not():
