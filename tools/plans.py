@@ -28,6 +28,7 @@ from moe_jax.planning.page import human, mesh
 
 _MARKS = ("<!-- plans -->\n", "<!-- end of plans -->")
 _BEFORE_MARKS = ("<!-- before -->\n", "<!-- end of before -->")
+_DECODING_MARKS = ("<!-- decode steps -->\n", "<!-- end of decode steps -->")
 _HEAD = (
     "| plan | parameters | chips | mesh | tokens a step | remat, microbatches | compiles | "
     "state | peak of HBM | sent | FLOPs | step, at best | MFU, at most | planning |\n"
@@ -37,6 +38,12 @@ _HEAD = (
 _BEFORE = (
     "| plan | temporaries | FLOPs | step, at best | MFU, at most | transport | mesh |\n"
     + "|---" * 7
+    + "|\n"
+)
+_DECODING = (
+    "| plan | chips | mesh | requests | fits | parameters | cache | temporaries | peak of HBM | "
+    "experts read | read | sent | FLOPs | step, at best | tokens/s, at most | planning |\n"
+    + "|---" * 16
     + "|\n"
 )
 
@@ -51,6 +58,8 @@ class Planned:
         topology: Topology of the machine.
         mesh: Shape of the mesh.
         overrides: Settings that the paper does not give.
+        requests: Numbers of requests and of the tokens that each attends to in a decode step;
+            ``None`` plans a training step.
     """
 
     name: str
@@ -58,6 +67,7 @@ class Planned:
     topology: str
     mesh: str
     overrides: tuple[str, ...] = ()
+    requests: tuple[int, int] | None = None
 
     @property
     def arguments(self) -> list[str]:
@@ -67,7 +77,14 @@ class Planned:
             f"--topology={self.topology}",
             f"--mesh={self.mesh}",
             *(f"--config.{override}" for override in self.overrides),
+            *self._of_step(),
         ]
+
+    def _of_step(self) -> tuple[str, ...]:
+        if self.requests is None:
+            return ()
+        batch, context = self.requests
+        return "--decode", f"--batch={batch}", f"--context={context}"
 
 
 def _groups(encoder: int, decoder: int) -> tuple[str, str]:
@@ -182,6 +199,26 @@ PLANS = (
 )
 
 
+DECODE_PLANS = (
+    Planned(
+        "mixtral_8x7b.v5e.decode",
+        "mixtral_8x7b",
+        "v5e:4x4",
+        "expert=8,model=2",
+        ("model.moe.group_size=4",),
+        (32, 2048),
+    ),
+    Planned(
+        "mixtral_8x7b.v6e.decode",
+        "mixtral_8x7b",
+        "v6e:4x4",
+        "expert=8,model=2",
+        ("model.moe.group_size=8",),
+        (64, 2048),
+    ),
+)
+
+
 def run(planned: Planned, folder: Path) -> dict[str, Any]:
     """Makes one plan in a separate process and writes its file.
 
@@ -209,7 +246,8 @@ def run(planned: Planned, folder: Path) -> dict[str, Any]:
             raise RuntimeError(f"{planned.name}: {errors.strip()}")
         plan = json.loads(output.read_text())
     plan["arguments"] = planned.arguments
-    plan["before"] = _before(folder / f"{planned.name}.json")
+    if planned.requests is None:
+        plan["before"] = _before(folder / f"{planned.name}.json")
     plan["planning"] = {
         "seconds": round(time.perf_counter() - began, 1),
         "peak_bytes": used.ru_maxrss * 1024,
@@ -243,8 +281,10 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _existing(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for planned in PLANS:
+def _existing(
+    folder: Path, plans: tuple[Planned, ...] = PLANS
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for planned in plans:
         path = folder / f"{planned.name}.json"
         if path.exists():
             yield planned.name, json.loads(path.read_text())
@@ -253,6 +293,12 @@ def _existing(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def table(folder: Path) -> str:
     """Returns the table of the existing plans, in the order of ``PLANS``."""
     return _HEAD + "".join(row(name, found) for name, found in _existing(folder))
+
+
+def decoding_table(folder: Path) -> str:
+    """Returns the table of the existing plans of decode steps, in the order of their list."""
+    existing = _existing(folder, DECODE_PLANS)
+    return _DECODING + "".join(decoding_row(name, found) for name, found in existing)
 
 
 def comparison(folder: Path) -> str:
@@ -303,6 +349,28 @@ def row(name: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def decoding_row(name: str, found: dict[str, Any]) -> str:
+    """Returns the table row of the plan of a decode step."""
+    memory, bound, asked = found["bytes_per_device"], found["roofline"], found["decoding"]
+    cells = (
+        f"`{name}`",
+        f"{found['chips']:,} × {found['topology'].split(':')[0]}",
+        mesh(found),
+        f"{asked['batch']} of {asked['context']:,}",
+        "fits" if found["fits"] else f"**{human(memory['missing'])} too much**",
+        *(human(memory[part]) for part in ("parameters", "cache", "temporaries")),
+        f"{human(memory['peak'])} of {human(memory['hbm'])}",
+        ", ".join(f"{100 * share:.1f} %" for share in found["touched_experts"].values()),
+        human(sum(found["bytes_read_per_device"].values())),
+        human(sum(one["bytes"] for one in found["collectives"])),
+        f"{found['flops_per_step']:.3g}",
+        f"{1000 * bound['step_seconds']:.3g} ms ({bound['bound']})",
+        f"{bound['tokens_per_second']:,.0f}",
+        f"{found['planning']['seconds']:.0f} s, {human(found['planning']['peak_bytes'])}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
 def _of_needed(found: dict[str, Any]) -> str:
     share = (found.get("compiled_flops") or {}).get("of_needed")
     return "" if share is None else f"{share:.2f}x"
@@ -331,13 +399,15 @@ def main(given: flags.FlagValues) -> None:
     """Makes the plans and writes the table."""
     folder = Path(given.folder)
     chosen = given.only
-    for planned in PLANS:
+    for planned in PLANS + DECODE_PLANS:
         if chosen is None or (chosen and re.search(re.escape(chosen), planned.name)):
             signals.advise(f"plans before {planned.name} are written; --only=NAME makes one plan")
             print(f"{planned.name} ...", flush=True)
-            print(row(planned.name, run(planned, folder)), end="", flush=True)
+            written = decoding_row if planned.requests else row
+            print(written(planned.name, run(planned, folder)), end="", flush=True)
     write_table(Path(given.page), table(folder))
     write_table(Path(given.page), comparison(folder), _BEFORE_MARKS)
+    write_table(Path(given.page), decoding_table(folder), _DECODING_MARKS)
 
 
 if __name__ == "__main__":

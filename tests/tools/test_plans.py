@@ -8,7 +8,7 @@ import pytest
 from moe_jax.counting.published import load
 from moe_jax.planning import topology
 from moe_jax.planning.expected import EXCHANGES
-from tools.plans import PLANS, comparison, table
+from tools.plans import DECODE_PLANS, PLANS, comparison, decoding_table, table
 
 FOLDER = Path("experiments/results/plans")
 
@@ -54,7 +54,24 @@ def test_the_formula_of_the_exchange_holds_for_tpu_programs(planned):
     assert exchanged(found["collectives"]) == pytest.approx(expected * share, rel=0.01)
 
 
+@pytest.mark.parametrize("planned", DECODE_PLANS, ids=lambda planned: planned.name)
+def test_a_plan_of_decoding_fits_beside_its_cache(planned):
+    found = json.loads((FOLDER / f"{planned.name}.json").read_text())
+    batch, context = planned.requests
+    memory, bound = found["bytes_per_device"], found["roofline"]
+    assert found["arguments"] == planned.arguments
+    assert found["fits"]
+    assert found["devices"] == topology.parse(planned.topology).num_devices
+    # A token of Mixtral has a key and a value of 8 heads of 128 in 32 layers, in bfloat16.
+    token = 32 * 2 * 8 * 128 * 2 // found["mesh"]["model"]
+    assert memory["cache"] == token * (batch * context + 16)
+    # A program that copied the pages would have temporaries of their size.
+    assert memory["temporaries"] < memory["cache"] / 2
+    assert bound["tokens_per_second"] == pytest.approx(batch / bound["step_seconds"])
+
+
 def test_the_page_shows_them():
     page = Path("docs/plans.md").read_text()
     assert table(FOLDER) in page
     assert comparison(FOLDER) in page
+    assert decoding_table(FOLDER) in page
