@@ -11,12 +11,14 @@ import numpy as np
 from moe_jax import data
 from moe_jax.analysis.observed import Observed, observe
 from moe_jax.analysis.routing_table import RoutingTable, agreement, install, table_of
+from moe_jax.analysis.texts import Text
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, ModelConfig
 from moe_jax.routing.tabulated import tabulated
 from moe_jax.run.analyzing import require_analysable
 from moe_jax.run.best import Step
 from moe_jax.run.opened import FolderModel, open_folder
+from moe_jax.run.scoring import require_causal
 
 
 def tabulate(
@@ -96,15 +98,17 @@ def require_tabulable(config: ModelConfig) -> None:
     Raises:
         ConfigError: If so.
     """
+    require_causal(config)
     require_analysable(config)
     for layer in config.sparse_layers():
         tabulated(layer.moe.router)
 
 
-def _observed(opened: FolderModel, rows: Sequence[Sequence[int]], batch_size: int) -> Observed:
+def _observed(opened: FolderModel, rows: Sequence[list[int]], batch_size: int) -> Observed:
     assert isinstance(opened.model, Decoder)  # ``require_tabulable`` has checked it.
     with opened.on_mesh():
-        return observe(opened.model, rows, batch_size)
+        (found,) = observe(opened.model, [Text(row) for row in rows], batch_size)
+    return found
 
 
 def _rows(opened: FolderModel, texts: data.Source, documents: int, length: int) -> list[list[int]]:

@@ -38,5 +38,5 @@ def engine_of(opened: FolderModel, room: Room) -> Generator:
     sizes: dict[str, Any] = {"mesh": opened.mesh, "speculation": room.speculation}
     if not room.copies:
         return Engine(opened.model, room.slots, room.context, **sizes)
-    placing = {"copies": room.copies, "every": room.place_every}
-    return BalancedEngine(opened.model, room.slots, room.context, **placing, **sizes)
+    sizes |= {"copies": room.copies, "every": room.place_every}
+    return BalancedEngine(opened.model, room.slots, room.context, **sizes)

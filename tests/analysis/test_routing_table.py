@@ -9,6 +9,7 @@ import pytest
 from moe_jax import routing
 from moe_jax.analysis.observed import Observed, ObservedLayer, observe
 from moe_jax.analysis.routing_table import RoutingTable, agreement, install, table_of
+from moe_jax.analysis.texts import Text
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
@@ -84,10 +85,10 @@ def test_a_model_reads_its_table_in_scanned_layers(router):
     )
     for experts, gates in layers:
         experts[3], gates[3] = -1, 0
-    rows = [[0, 1, 2, 3, 4, 3, 2]]
-    before = observe(model, rows, 1)
+    rows = [Text([0, 1, 2, 3, 4, 3, 2])]
+    (before,) = observe(model, rows, 1)
     install(model, RoutingTable(layers))
-    after = observe(model, rows, 1)
+    (after,) = observe(model, rows, 1)
     for (experts, _), found in zip(layers, after.layers, strict=True):
         known = after.tokens != 3
         np.testing.assert_array_equal(found.wanted[known], experts[after.tokens[known]])
