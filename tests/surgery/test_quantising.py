@@ -197,6 +197,6 @@ def test_the_command_reads_its_flags(tmp_path, capsys):
     source = folder_of("mixtral", tmp_path / "hf")
     values = flags.FlagValues()
     command.define(values)
-    values(["quantise", f"--input={source}", f"--out={tmp_path / 'out'}", "--bits=fp8"])
+    values(["quantise", f"--input={source}", f"--output={tmp_path / 'out'}", "--bits=fp8"])
     command.main(values)
     assert "10 experts in fp8 of" in capsys.readouterr().out
