@@ -24,7 +24,7 @@ _LARGEST = 512
 
 def on_separate(
     network: Network,
-    parameters: Sequence[Mapping[str, Float[Array, "..."]]],
+    parameters: Sequence[Mapping[str, Array]],
     tokens: Float[Array, "T M"],
     choices: Choices,
     gate_on: GateOn = "out",

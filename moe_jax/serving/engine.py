@@ -103,10 +103,10 @@ class Engine:
             self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
             shapes = _shapes(slots, prefill, page, self._pages.of(length), self._most_drafts)
+            self._drafter = opened(speculation, source, shapes, (1 + number) * page)
             self._programs = {
                 shape: compiled(self._model, self._layers, shape, self._top) for shape in shapes
             }
-            self._drafter = opened(speculation, source, shapes, (1 + number) * page)
 
     @property
     def programs(self) -> int:
