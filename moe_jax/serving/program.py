@@ -241,7 +241,8 @@ def lowered(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> j
         return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top)
 
     kept = jax.tree.map(lambda x: x.format, layers)
-    held = [leaf.sharding for leaf in leaves]
+    # An array that is on no device by choice, as the state of placed copies, may go to any.
+    held = [leaf.sharding if getattr(leaf, "committed", True) else None for leaf in leaves]
     program = jax.jit(
         run, donate_argnums=1, in_shardings=(held, kept, None), out_shardings=(kept, None)
     )
