@@ -46,7 +46,7 @@ def opened(chromium, address, width=WIDTHS[0], scheme="light", log=None):
     page.on("request", lambda request: complaints.extend(_foreign(address, request.url)))
     page.goto(address, wait_until="load")
     yield page
-    # What the page leaves open at its end fails when it is closed.
+    # Closing a page aborts the requests that it has left open.
     found = [*complaints, *(line for line in logged if log is None or log not in line)]
     page.close()
     assert found == [], found

@@ -51,7 +51,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a client got.
+    """The answer that a client got.
 
     Attributes:
         ask: The request.

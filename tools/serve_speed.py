@@ -3,8 +3,8 @@
 ``python -m tools.serve_speed`` writes one random model of Mixtral's shape (124 million parameters,
 float32) as a folder of ``transformers``, and opens it in both libraries. Greedy tokens must agree.
 It then measures both in alternating rounds and writes ``experiments/benchmarks/cpu_serving.json``
-and the table of ``docs/benchmarks.md``. Each measure of ``transformers`` is that of the fastest of
-its implementations of experts and of its caches. Nothing else should run meanwhile.
+and the table of ``docs/benchmarks.md``. Each measure takes the fastest implementation
+of experts and the fastest cache of ``transformers``. Nothing else should run meanwhile.
 
 Both sides report the time of every token. A decoding step takes the median time between two tokens
 while all requests decode.

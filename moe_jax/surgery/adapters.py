@@ -14,7 +14,7 @@ from moe_jax.surgery.weights import LayerWeights
 def merge_adapters(
     source: str | Path, output: str | Path, **options: Unpack[ChangeOptions]
 ) -> ChangedModel:
-    """Writes a run whose weights are those that an adapted run computes with (``model.lora``).
+    """Writes a run without adapters, with the weights that an adapted run computes with.
 
     Every merged weight has the bits of ``W + alpha / rank * A B`` in float32.
 

@@ -47,7 +47,7 @@ def test_the_weights_of_the_codes_are_converted(run, four_bits, tmp_path, dtype,
 
 def test_transformers_computes_the_logits_of_the_quantised_run(four_bits, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed: run `make parity`")
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="run `make parity`")
     convert_with(f"--input={four_bits}", f"--output={tmp_path / 'hf'}", "--family=mixtral")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     with torch.no_grad():
