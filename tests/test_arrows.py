@@ -13,7 +13,7 @@ ROOMS = [
     *("routing", "parallel", "grouped", "attend", "transport", "nn", "models", "data"),
     *("monitor", "config", "quantised"),
     *("counting", "training", "interop", "decoding", "analysis", "planning", "run"),
-    *("surgery", "serving"),
+    *("surgery", "offload", "serving"),
     *("ablation", "sweeps", "benchmark", "cli"),
 ]
 # The public names and the thin doors of ``python -m moe_jax.train`` stand above all rooms.

@@ -156,6 +156,24 @@ class Experts(nnx.Module):
         }
         return on_choices(self.config, parameters, tokens, gate, choices, gate_on)
 
+    def separate(self) -> list[dict[str, Array]]:
+        """Returns copies of the parameters of each expert, for ``moe_jax.grouped.on_separate``.
+
+        Returns:
+            For each expert its parameters by name: matrices ``name (N, M)`` with their outputs
+            first, and biases ``name_bias (N,)``.
+        """
+        names = [f"{name}{end}" for name in ("up", "gate", "down") for end in ("", "_bias")]
+        arrays = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
+
+        def one(name: str, array: Array) -> Array:
+            return array[0] if name.endswith("_bias") else array.T
+
+        number = len(arrays["up"])
+        return [
+            {name: one(name, array[e]) for name, array in arrays.items()} for e in range(number)
+        ]
+
 
 class MixedExperts(nnx.Module):
     """Experts of several widths: equally many neighbouring experts have each width.

@@ -30,7 +30,7 @@ class SeparateExperts(nnx.Module):
         self.config = experts.config
         self.experts = nnx.List(
             nnx.Dict({name: nnx.Param(array) for name, array in own.items()})
-            for own in _separated(experts)
+            for own in experts.separate()
         )
 
     def on_choices(
@@ -99,15 +99,3 @@ def _worth_separating(model: Decoder, smallest: int) -> bool:
     if not sizes or len(sizes) < len(layers):
         return False
     return sum(e for e, _, _ in sizes) <= _MOST and min(m * f for _, m, f in sizes) >= smallest
-
-
-def _separated(experts: Experts) -> list[dict[str, Array]]:
-    """Returns the parameters of each expert by name: ``name (N, M)`` and ``name_bias (N,)``."""
-    names = [f"{name}{end}" for name in ("up", "gate", "down") for end in ("", "_bias")]
-    arrays = {name: getattr(experts, name)[...] for name in names if hasattr(experts, name)}
-
-    def one(name: str, array: Array) -> Array:
-        return array[0] if name.endswith("_bias") else array.T
-
-    number = len(arrays["up"])
-    return [{name: one(name, array[e]) for name, array in arrays.items()} for e in range(number)]
