@@ -1,7 +1,9 @@
-"""Offloading: a device holds some experts, and the others are in host memory."""
+"""Offloading: a device holds some experts, and the others are in host memory or in files."""
 
 from moe_jax.offload.cache import DeviceArrays, ExpertCache, OffloadCounts
-from moe_jax.offload.policy import Clock, LeastRecentlyUsed, Policy
+from moe_jax.offload.file_store import FileStore, write_experts
+from moe_jax.offload.forms import quantised_expert, weights_of
+from moe_jax.offload.policy import Clock, LeastRecentlyUsed, LeastStale, Pinned, Policy, hottest
 from moe_jax.offload.predict import NextRouter, NoPrediction, Predictor
 from moe_jax.offload.store import ExpertArrays, ExpertId, HostStore, Store, arrays_of, experts_of
 
@@ -11,14 +13,21 @@ __all__ = [
     "ExpertArrays",
     "ExpertCache",
     "ExpertId",
+    "FileStore",
     "HostStore",
     "LeastRecentlyUsed",
+    "LeastStale",
     "NextRouter",
     "NoPrediction",
     "OffloadCounts",
+    "Pinned",
     "Policy",
     "Predictor",
     "Store",
     "arrays_of",
     "experts_of",
+    "hottest",
+    "quantised_expert",
+    "weights_of",
+    "write_experts",
 ]

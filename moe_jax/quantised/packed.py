@@ -55,7 +55,7 @@ class QuantisedArray:
         tensors = {}
         for precision, (experts, codes) in self.parts.items():
             start = f"{name}|{precision}|"
-            tensors[f"{start}codes"] = _packed(np.asarray(codes.values), precision)
+            tensors[f"{start}codes"] = bytes_of(np.asarray(codes.values), precision)
             tensors[f"{start}scales"] = np.asarray(codes.scales, np.float32)
             tensors[f"{start}experts"] = np.asarray(experts, np.int32)
             if codes.factors is not None:
@@ -195,8 +195,13 @@ def is_packed(directory: Path | str) -> bool:
     return (Path(directory) / FILE).exists()
 
 
-def _packed(values: Shaped[np.ndarray, "E I O"], precision: Precision) -> UInt8[np.ndarray, " N"]:
-    """Returns the bytes of codes; an int4 byte has the earlier code in its lower half."""
+def bytes_of(values: Shaped[np.ndarray, "E I O"], precision: Precision) -> UInt8[np.ndarray, " N"]:
+    """Returns the bytes of codes; an int4 byte has the earlier code in its lower half.
+
+    Args:
+        values: Codes; an odd number of int4 codes ends with a byte whose upper half is 0.
+        precision: Precision of the codes.
+    """
     if precision != "int4":
         return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     flat = values.astype(np.int8).reshape(-1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, DecoderConfig
@@ -39,8 +40,12 @@ def test_the_type_halves_the_bytes():
 
 
 def test_models_without_such_experts_are_rejected():
-    with pytest.raises(ConfigError, match="no experts to offload: upcycle it first"):
-        arrays_of(model(moe=dataclasses.replace(MOE, every=0)))
-    widths = dataclasses.replace(MOE, expert_dims=(4, 8, 12))
-    with pytest.raises(ConfigError, match=r"layer 1 \(feed_forward\) has MixedExperts"):
-        arrays_of(model(moe=widths))
+    none, widths = dict(every=0), dict(expert_dims=(4, 8, 12))
+    for changes, message in [
+        (none, "no experts to offload: upcycle it first"),
+        (widths, r"layer 1 \(feed_forward\) has MixedExperts"),
+    ]:
+        moe = dataclasses.replace(MOE, **changes)
+        shapes = nnx.eval_shape(lambda moe=moe: model(moe=moe))
+        with pytest.raises(ConfigError, match=message):
+            arrays_of(shapes)
