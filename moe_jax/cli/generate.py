@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from moe_jax.cli import common, drafting
+from moe_jax.cli import common, drafting, offloading
 from moe_jax.data import Tokenizer, chat_prompt
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
@@ -89,6 +89,7 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("seed", 0, "Random seed of the samples.", flag_values=values)
     drafting.define(values)
+    offloading.define(values)
     flags.DEFINE_integer(
         "samples", 1, "Number of texts to sample.", lower_bound=1, flag_values=values
     )
@@ -101,8 +102,9 @@ def main(given: flags.FlagValues) -> None:
         raise ConfigError("--model and --workdir name two folders: give one of them")
     if given.stream or given.turns:
         _stream(given, sampling)
-    elif given.draft:
-        raise ConfigError(f"--draft={given.draft} needs --stream or --turns: add one of them")
+    elif given.draft or given.expert_bytes:
+        name = "draft" if given.draft else "expert_bytes"
+        raise ConfigError(f"--{name}={given[name].value} needs --stream or --turns: add one")
     elif given.model or given.routing_table:
         _any_model(given, sampling)
     else:
@@ -144,6 +146,7 @@ def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
     """Prints a text, or the answers of a chat, while they are sampled."""
     if given.samples != 1:
         raise ConfigError(f"--samples={given.samples} is for whole texts: leave --stream out")
+    offloading.check(given)
     opened = _opened(given, check_continues)
     tokenizer, window = _tokenizer(opened), opened.window
     sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
@@ -151,7 +154,9 @@ def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
     context = (window if given.turns else len(prompt)) + sampling.tokens
     opened.model.config.check_length(context, "the length of prompt and sample")
     with opened.on_mesh():
-        room = Room(1, 0, context, speculation=drafting.speculation_of(given))
+        drafts = drafting.speculation_of(given)
+        offload = offloading.offload_of(given, opened.model)
+        room = Room(1, 0, context, speculation=drafts, offload=offload)
         engine = engines.engine_of(opened, room)
         if given.turns:
             lines = itertools.chain([given.prompt], sys.stdin)

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from moe_jax import signals
-from moe_jax.cli import common, drafting
+from moe_jax.cli import common, drafting, offloading
 from moe_jax.errors import ConfigError
 from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import check_continues
@@ -53,6 +53,7 @@ def define(values: flags.FlagValues) -> None:
     ):
         flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
     drafting.define(values)
+    offloading.define(values)
 
 
 def main(given: flags.FlagValues) -> None:
@@ -61,6 +62,7 @@ def main(given: flags.FlagValues) -> None:
     from moe_jax.serving.app import Limits
     from moe_jax.serving.endpoint import offered
 
+    offloading.check(given)
     limits = Limits(body=given.body_bytes, api_key=_key(given.api_key_file))
     opened = open_folder(
         given.model,
@@ -76,6 +78,7 @@ def main(given: flags.FlagValues) -> None:
         given.expert_copies,
         given.place_every,
         drafting.speculation_of(given),
+        offloading.offload_of(given, opened.model),
     )
     name = given.name or Path(given.model).resolve().name
     with (

@@ -6,11 +6,12 @@ by the transposed matrices for the rows, and a sum of outer products for the mat
 
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.grouped.product import BACKENDS, Backend, backend_of, by_row, grouped_product, using
-from moe_jax.grouped.separate import on_separate
+from moe_jax.grouped.separate import Blocks, on_separate, sum_of_found, with_expert
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "Blocks",
     "Choices",
     "GateOn",
     "LinearMaps",
@@ -19,5 +20,7 @@ __all__ = [
     "grouped_product",
     "on_choices",
     "on_separate",
+    "sum_of_found",
     "using",
+    "with_expert",
 ]

@@ -7,12 +7,12 @@ read.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from moe_jax.grouped.loop import edges
 from moe_jax.grouped.moves import sum_of_taken
@@ -20,6 +20,43 @@ from moe_jax.grouped.network import Choices, GateOn, LinearMaps, Network
 from moe_jax.precision import exact
 
 _LARGEST = 512
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The rows of sorted choices, from which an expert takes blocks of ``size`` rows.
+
+    Attributes:
+        tokens: Tokens ``(T, M)``.
+        token: Token ``(R + size,)`` of each row.
+        weight: Gate ``(R + size, 1)`` of each row.
+        size: Number of rows of a block.
+    """
+
+    tokens: Float[Array, "T M"]
+    token: Int[Array, " P"]
+    weight: Float[Array, "P 1"]
+    size: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, tokens: Float[Array, "T M"], choices: Choices) -> Blocks:
+        """Returns the rows of choices, with a block of padding after the last one."""
+        count, rows = len(tokens), len(choices.token)
+        size = block_size(count, rows, len(choices.sizes))
+        token = jnp.pad(jnp.minimum(choices.token, count - 1), (0, size))
+        weight = jnp.pad(choices.weight.astype(tokens.dtype), (0, size))[:, None]
+        return cls(tokens, token, weight, size)
+
+    def outputs(
+        self, network: Network, own: Mapping[str, Array], first: Array, gate_on: GateOn
+    ) -> Float[Array, "size N"]:
+        """Returns the outputs of one expert for the block from the row ``first``."""
+        x = self.tokens[jax.lax.dynamic_slice_in_dim(self.token, first, self.size)]
+        gate = jax.lax.dynamic_slice_in_dim(self.weight, first, self.size)
+        linear = _linear(own)
+        pre = network.before(linear, x * gate if gate_on == "in" else x)
+        return network.after(linear, pre, gate if gate_on == "out" else None)
 
 
 def on_separate(
@@ -39,29 +76,51 @@ def on_separate(
         choices: The choices in the order of their experts.
         gate_on: Gates scale the ``in``puts, the ``out``puts, or nothing.
     """
-    count, rows = len(tokens), len(choices.token)
-    size = block_size(count, rows, len(parameters))
-    token = jnp.pad(jnp.minimum(choices.token, count - 1), (0, size))
-    weight = jnp.pad(choices.weight.astype(tokens.dtype), (0, size))[:, None]
-
-    def outputs(own: Mapping[str, Array], first: Array) -> Array:
-        x = tokens[jax.lax.dynamic_slice_in_dim(token, first, size)]
-        gate = jax.lax.dynamic_slice_in_dim(weight, first, size)
-        linear = _linear(own)
-        pre = network.before(linear, x * gate if gate_on == "in" else x)
-        return network.after(linear, pre, gate if gate_on == "out" else None)
-
-    shape = jax.eval_shape(outputs, parameters[0], jnp.int32(0))
-    found = jnp.zeros((rows + size, *shape.shape[1:]), shape.dtype)
+    blocks = Blocks.of(tokens, choices)
+    first = jnp.int32(0)
+    shape = jax.eval_shape(lambda own: blocks.outputs(network, own, first, gate_on), parameters[0])
+    found = jnp.zeros((len(blocks.token), *shape.shape[1:]), shape.dtype)
     for own, start, end in zip(parameters, *edges(choices.sizes), strict=True):
+        found = with_expert(network, own, blocks, found, (start, end), gate_on)
+    return sum_of_found(found, choices)
 
-        def block(i: Array, found: Array, own: Any = own, start: Array = start) -> Array:
-            first = start + i * size
-            # A block may reach into the rows of the next expert, which that expert overwrites.
-            return jax.lax.dynamic_update_slice_in_dim(found, outputs(own, first), first, 0)
 
-        found = jax.lax.fori_loop(0, -(-(end - start) // size), block, found)
-    return sum_of_taken(found, jnp.where(choices.place < rows, choices.place, rows + size))
+def with_expert(
+    network: Network,
+    own: Mapping[str, Array],
+    blocks: Blocks,
+    found: Float[Array, "P N"],
+    edge: tuple[Int[Array, ""], Int[Array, ""]],
+    gate_on: GateOn = "out",
+) -> Float[Array, "P N"]:
+    """Returns the outputs of all rows, of which those of one expert are new.
+
+    Args:
+        network: The two stages of an expert.
+        own: Parameters of the expert by name, as those of ``on_separate``.
+        blocks: The rows of all choices.
+        found: Outputs ``(R + size, N)`` of the rows.
+        edge: The first row of the expert, and the row after its last.
+        gate_on: Gates scale the ``in``puts, the ``out``puts, or nothing.
+    """
+    start, end = edge
+    size = blocks.size
+
+    def block(i: Array, found: Array) -> Array:
+        first = start + i * size
+        new = blocks.outputs(network, own, first, gate_on)
+        # The last block may reach into the rows of other experts, which may be done already.
+        inside = (first + jnp.arange(size) < end)[:, None]
+        new = jnp.where(inside, new, jax.lax.dynamic_slice_in_dim(found, first, size))
+        return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
+
+    return jax.lax.fori_loop(0, -(-(end - start) // size), block, found)
+
+
+def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "T N"]:
+    """Returns the sums over the choices of each token of their rows in ``found (R + size, N)``."""
+    place = choices.place
+    return sum_of_taken(found, jnp.where(place < len(choices.token), place, len(found)))
 
 
 def block_size(tokens: int, rows: int, experts: int) -> int:

@@ -2,6 +2,7 @@
 
 from moe_jax.serving.balance import BalancedEngine
 from moe_jax.serving.engine import Engine
+from moe_jax.serving.offloading import Offload
 from moe_jax.serving.placement import copy_experts, device_loads, place
 from moe_jax.serving.request import Ended, Generator, Request, Token
 from moe_jax.serving.speculation import DraftModel, NGram, Speculation
@@ -13,6 +14,7 @@ __all__ = [
     "Engine",
     "Generator",
     "NGram",
+    "Offload",
     "Request",
     "Speculation",
     "Token",

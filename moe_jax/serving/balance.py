@@ -76,6 +76,10 @@ class BalancedEngine(Engine):
         """
         if copies < 0 or every < 0:
             raise ConfigError(f"copies={copies} and every={every} must be at least 0")
+        if sizes.get("offload") is not None:
+            raise ConfigError(
+                "copies need all experts on the devices: leave the copies or the budget out"
+            )
         if isinstance(model, EncoderDecoder):
             raise ConfigError("copies of experts serve decoders: use decoding.translate")
         equal = [np.ones(number) for number in numbers_of_experts(model)]

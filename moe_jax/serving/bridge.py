@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from moe_jax.offload import OffloadCounts
 from moe_jax.serving.refusal import Refusal
 from moe_jax.serving.request import Generator, Request, Token
 from moe_jax.serving.speculation import Drafts
@@ -33,6 +34,15 @@ class CountsDrafts(Protocol):
     @property
     def drafts(self) -> Drafts:
         """Counts of drafted tokens."""
+
+
+@runtime_checkable
+class CountsExperts(Protocol):
+    """A generator that may hold few of its experts on the device."""
+
+    @property
+    def offloaded(self) -> OffloadCounts | None:
+        """Counts of the experts that layers asked for; ``None`` if all are on the device."""
 
 
 class Answer:
@@ -158,6 +168,12 @@ class Bridge:
         """Counts of drafted tokens, or ``None`` if the generator drafts none; for any thread."""
         generator = self._generator
         return generator.drafts if isinstance(generator, CountsDrafts) else None
+
+    @property
+    def offloaded(self) -> OffloadCounts | None:
+        """Counts of the experts that layers asked for, or ``None``; for any thread."""
+        generator = self._generator
+        return generator.offloaded if isinstance(generator, CountsExperts) else None
 
     def abort(self) -> None:
         """Ends all answers with an error; any thread may call it."""

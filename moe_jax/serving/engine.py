@@ -14,11 +14,12 @@ from jaxtyping import Float
 
 from moe_jax.errors import ConfigError
 from moe_jax.models import Decoder, Model
+from moe_jax.offload import OffloadCounts
 from moe_jax.run.sampling import check_can_generate
+from moe_jax.serving.offloading import Offload, steps_of
 from moe_jax.serving.pages import Pages
-from moe_jax.serving.program import Samples, StepShape, compiled, pages_of
+from moe_jax.serving.program import Samples, StepShape, pages_of
 from moe_jax.serving.request import Request, Token
-from moe_jax.serving.resident import resident
 from moe_jax.serving.running import Running, TokensRead, inputs_of, parts_of, shape_for
 from moe_jax.serving.speculation import Drafts, Speculation, agreeing, opened
 
@@ -66,6 +67,7 @@ class Engine:
         logprobs: int = 20,
         mesh: Mesh | None = None,
         speculation: Speculation | None = None,
+        offload: Offload | None = None,
     ):
         """Allocates the pages and compiles all programs.
 
@@ -79,12 +81,18 @@ class Engine:
             logprobs: Largest number of most likely tokens that a request may ask for.
             mesh: Mesh of devices.
             speculation: The way to draft tokens; ``None`` drafts none.
+            offload: A budget for the experts on the device; ``None`` keeps all of them there.
 
         Raises:
-            ConfigError: If the model cannot generate text, a size is out of range, or a draft model
-                has another vocabulary.
+            ConfigError: If the model cannot generate text, a size is out of range, a draft model
+                has another vocabulary, or the experts cannot be offloaded.
         """
         source = checked(model, length)
+        if offload is not None and mesh is not None and mesh.size > 1:
+            raise ConfigError(
+                f"a budget for experts serves one device, and the mesh has {mesh.size}: leave one "
+                "of the two out"
+            )
         sizes = {"slots": slots, "length": length, "prefill": prefill, "page": page}
         _check_sizes(sizes, pages, logprobs)
         self._length, self._top = length, min(logprobs, source.embedding.table.shape[0])
@@ -99,13 +107,14 @@ class Engine:
         self.prefill, self.drafts = Prefill(), Drafts()
         self._most_drafts = speculation.tokens if speculation else 0
         with self._on_mesh():
-            self._model = resident(source)
+            self._compute = steps_of(source, offload)
+            self._model = self._compute.model
             self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
             shapes = _shapes(slots, prefill, page, self._pages.of(length), self._most_drafts)
             self._drafter = opened(speculation, source, shapes, (1 + number) * page)
             self._programs = {
-                shape: compiled(self._model, self._layers, shape, self._top) for shape in shapes
+                shape: self._compute.compiled(self._layers, shape, self._top) for shape in shapes
             }
 
     @property
@@ -127,6 +136,11 @@ class Engine:
     def load(self) -> tuple[Float[np.ndarray, " E"], ...]:
         """Number ``(E,)`` of tokens that each expert has read, for each MoE layer."""
         return self._load
+
+    @property
+    def offloaded(self) -> OffloadCounts | None:
+        """Counts of the experts that layers asked for; ``None`` without a budget for them."""
+        return self._compute.counts
 
     @property
     def free_pages(self) -> int:

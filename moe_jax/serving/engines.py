@@ -8,6 +8,7 @@ from typing import Any
 from moe_jax.run.opened import FolderModel
 from moe_jax.serving.balance import BalancedEngine
 from moe_jax.serving.engine import Engine
+from moe_jax.serving.offloading import Offload
 from moe_jax.serving.request import Generator
 from moe_jax.serving.speculation import Speculation
 
@@ -23,6 +24,7 @@ class Room:
         copies: Number of further places for experts in each MoE layer.
         place_every: Number of steps between placements of experts; without copies, of no effect.
         speculation: The way to draft tokens; ``None`` drafts none.
+        offload: A budget for the experts on the device; ``None`` keeps all of them there.
     """
 
     slots: int = 8
@@ -31,11 +33,20 @@ class Room:
     copies: int = 0
     place_every: int = 1000
     speculation: Speculation | None = None
+    offload: Offload | None = None
 
 
 def engine_of(opened: FolderModel, room: Room) -> Generator:
-    """Returns the engine of a model with ``room.slots`` slots of ``room.context`` tokens."""
-    sizes: dict[str, Any] = {"mesh": opened.mesh, "speculation": room.speculation}
+    """Returns the engine of a model with ``room.slots`` slots of ``room.context`` tokens.
+
+    Raises:
+        ConfigError: If the model does not fit the room.
+    """
+    sizes: dict[str, Any] = {
+        "mesh": opened.mesh,
+        "speculation": room.speculation,
+        "offload": room.offload,
+    }
     if not room.copies:
         return Engine(opened.model, room.slots, room.context, **sizes)
     sizes |= {"copies": room.copies, "every": room.place_every}

@@ -21,6 +21,18 @@ _DRAFTS = {
     "proposed": "Drafted tokens that the model has checked.",
     "accepted": "Drafted tokens that the model has sampled too.",
 }
+# By the field of ``OffloadCounts``: the name of the metric and its meaning.
+_OFFLOADED = {
+    "wanted": ("wanted_experts", "Experts that layers asked for."),
+    "hits": ("expert_hits", "Experts among them that the device held."),
+    "hit_rate": ("expert_hit_rate", "Hits over wanted experts."),
+    "loads": ("expert_loads", "Experts that were copied to the device."),
+    "bytes_moved": ("expert_bytes_moved", "Bytes of these experts."),
+    "stall_seconds": ("expert_stall_seconds", "Time in which layers waited for experts."),
+    "predicted": ("predicted_experts", "Experts that were predicted for the next layer."),
+    "right": ("right_predictions", "Experts among them that the layer asked for."),
+    "accuracy": ("expert_prediction_accuracy", "Right over predicted experts."),
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -58,6 +70,9 @@ class Metrics:
         for name, about in _DRAFTS.items() if bridge.drafts is not None else ():
             gauge = Gauge(f"moe_jax_{name}_drafts", about, registry=registry)
             gauge.set_function(functools.partial(getattr, bridge.drafts, name))
+        for field, (name, about) in _OFFLOADED.items() if bridge.offloaded is not None else ():
+            gauge = Gauge(f"moe_jax_{name}", about, registry=registry)
+            gauge.set_function(lambda field=field: getattr(bridge.offloaded, field))
 
     def text(self) -> bytes:
         """Returns all numbers in the text format of Prometheus."""

@@ -61,6 +61,23 @@ def test_drafts_change_no_text(said, folder, monkeypatch, draft):
         said("--draft=ngram")
 
 
+@pytest.mark.parametrize("more", [(), ("--expert_policy=lru", "--expert_prefetch=none")])
+def test_a_budget_for_experts_changes_no_text(said, monkeypatch, more):
+    whole = said("--prompt=defdef", "--tokens=8", "--stream")
+    rooms = []
+    monkeypatch.setattr(engines, "engine_of", lambda opened, room: keep(rooms, opened, room))
+    budget = "--expert_bytes=64kB"
+    assert said("--prompt=defdef", "--tokens=8", "--stream", budget, *more) == whole
+    assert rooms[0].offload.bytes == 64000
+
+
+def test_a_budget_for_experts_needs_a_stream_and_a_size(said):
+    with pytest.raises(ConfigError, match="--expert_bytes=2GB needs --stream or --turns"):
+        said("--expert_bytes=2GB")
+    with pytest.raises(ConfigError, match="--expert_bytes=much is no size: write 2GB"):
+        said("--stream", "--expert_bytes=much")
+
+
 def keep(rooms, opened, room):
     rooms.append(room)
     return REAL(opened, room)

@@ -12,6 +12,7 @@ import numpy as np
 from moe_jax.decoding import choose
 from moe_jax.errors import ConfigError
 from moe_jax.nn.mode import DECODE
+from moe_jax.offload import OffloadCounts
 from moe_jax.serving.request import Ended, Token
 from moe_jax.serving.speculation import Drafts
 
@@ -53,6 +54,7 @@ class Scripted(_Waiting):
     """Every answer is ``ids``, over and over; a step takes a millisecond, or waits for the gate."""
 
     load, drafts = ((3, 1), (0, 4)), Drafts(8, 6)
+    offloaded = OffloadCounts(wanted=8, hits=6, loads=3, bytes_moved=96, predicted=4, right=3)
 
     def __init__(self, ids, slots=2):
         super().__init__(slots)
