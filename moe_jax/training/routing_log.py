@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,21 @@ class RoutingRecord:
                 f"{path} was recorded for other tokens: use the data settings, batch size and "
                 "seed of the recorded run"
             )
-        return tuple(arrays[name].astype(np.int32) for name in sorted(arrays))
+        return _layers(arrays)
+
+    def passes(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yields the int32 choices ``(B, L, K)`` of every step, one array per MoE layer.
+
+        Raises:
+            ConfigError: If the folder holds no steps, or a file is damaged.
+        """
+        paths = sorted(self.folder.glob("*.npz"))
+        if not paths:
+            raise ConfigError(
+                f"{self.folder} holds no recorded routing: train with training.record_routing=True"
+            )
+        for path in paths:
+            yield _layers(_arrays(path))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}.npz"
@@ -98,6 +112,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path} is damaged ({line_of(error)}): restore it from a backup, or record its run "
             "anew"
         ) from error
+
+
+def _layers(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Returns the choices of each MoE layer, of the arrays of a file."""
+    return tuple(arrays[name].astype(np.int32) for name in sorted(arrays) if name != "tokens")
 
 
 def _compact(choices: np.ndarray) -> np.ndarray:
