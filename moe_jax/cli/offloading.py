@@ -16,6 +16,7 @@ from moe_jax.offload import (
     NoPrediction,
     Policy,
     Predictor,
+    Traces,
 )
 from moe_jax.serving import Offload
 from moe_jax.serving.offloading import experts_per_layer
@@ -28,6 +29,7 @@ _POLICIES: dict[str, type[Policy]] = {
 # Each is a function of the number of experts of every MoE layer.
 _PREDICTORS: dict[str, Callable[[Sequence[int]], Predictor]] = {
     "router": lambda experts: NextRouter(),
+    "traces": Traces,
     "none": lambda experts: NoPrediction(),
 }
 
@@ -54,7 +56,8 @@ def define(values: flags.FlagValues) -> None:
         "router",
         list(_PREDICTORS),
         "Which experts of the next layer load early: those that its router chooses for the tokens "
-        "of this layer, or none.",
+        "of this layer (router), those that followed this layer's choices before (traces), or "
+        "none.",
         flag_values=values,
     )
 

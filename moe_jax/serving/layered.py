@@ -19,7 +19,7 @@ from moe_jax.models import Decoder
 from moe_jax.models.stack import StackCache
 from moe_jax.offload import ExpertCache, Predictor, Store, weights_of
 from moe_jax.serving.program import Samples, StepInputs, StepShape, step
-from moe_jax.serving.segments import segments_of, without_notes
+from moe_jax.serving.segments import Segment, segments_of, without_notes
 from moe_jax.serving.without_experts import EXPERTS, FORESEEN, ExpertWork
 
 
@@ -79,9 +79,9 @@ class LayeredStep:
         whole = without_notes(traced.jaxpr, EXPERTS, FORESEEN)
         self._inputs, self._outputs = whole.invars, whole.outvars
         self._constants = dict(zip(whole.constvars, traced.consts, strict=True))
-        self._tree, self._host = jax.tree.structure(results), host
+        self._tree = jax.tree.structure(results)
         pages = {*whole.invars[len(leaves) : len(leaves) + len(jax.tree.leaves(layers))]}
-        self._segments = []
+        self._segments: list[tuple[Segment, Any, Any]] = []
         for segment in segments_of(whole, EXPERTS):
             inputs = segment.jaxpr.invars
             donated = [index for index, each in enumerate(inputs) if each in pages]
@@ -94,15 +94,16 @@ class LayeredStep:
     ) -> tuple[StackCache, Samples]:
         """Returns the pages with the tokens of a step, and the samples; see ``program.step``."""
         given = jax.tree.leaves((leaves, layers, jax.device_put(inputs)))
-        values = self._constants | dict(zip(self._inputs, given, strict=True))
+        values: dict[Any, Any] = self._constants | dict(zip(self._inputs, given, strict=True))
         for segment, program, apply in self._segments:
             found = program(*(values[each] for each in segment.jaxpr.invars))
             values |= zip(segment.jaxpr.outvars, found, strict=True)
-            if segment.mark is not None:
+            if segment.mark is not None and apply is not None:
                 operands = [values[each] for each in segment.mark.invars]
                 values[segment.mark.outvars[0]] = apply(*operands)
         ends = (x.val if isinstance(x, Literal) else values[x] for x in self._outputs)
-        return jax.tree.unflatten(self._tree, ends)
+        done: tuple[StackCache, Samples] = jax.tree.unflatten(self._tree, ends)
+        return done
 
 
 class Host:
@@ -135,7 +136,8 @@ class Host:
         row = jax.ShapeDtypeStruct((), np.int32)
 
         def expert(own: Mapping[str, Array], found: Array, rows: Any, edge: Any) -> Array:
-            held, blocks = weights_of(own, found.dtype), Blocks(*rows, work.size)
+            tokens, token, weight = rows
+            held, blocks = weights_of(own, found.dtype), Blocks(tokens, token, weight, work.size)
             return with_expert(work.config, held, blocks, found, edge, work.gate_on)
 
         inputs = own, found, (tokens, token, weight), (row, row)

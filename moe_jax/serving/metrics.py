@@ -72,7 +72,7 @@ class Metrics:
             gauge.set_function(functools.partial(getattr, bridge.drafts, name))
         for field, (name, about) in _OFFLOADED.items() if bridge.offloaded is not None else ():
             gauge = Gauge(f"moe_jax_{name}", about, registry=registry)
-            gauge.set_function(lambda field=field: getattr(bridge.offloaded, field))
+            gauge.set_function(functools.partial(_offloaded, bridge, field))
 
     def text(self) -> bytes:
         """Returns all numbers in the text format of Prometheus."""
@@ -95,6 +95,11 @@ class Metrics:
     def ended(self, reason: str) -> None:
         """Counts an answer."""
         self._ends.labels(reason).inc()
+
+
+def _offloaded(bridge: Bridge, field: str) -> float:
+    """Returns one of the counts of moved experts."""
+    return float(getattr(bridge.offloaded, field))
 
 
 class Stopwatch:

@@ -113,7 +113,7 @@ def without_experts(model: Decoder) -> Decoder:
             layer.experts = nnx.Dict()
     model.layers = model.layers.unrolled()
     model.layers.remat = "none"
-    layers = list(_mixtures(model))
+    layers: list[Any] = list(_mixtures(model))  # Their parts become parts of other kinds.
     followers = [*layers[1:], None]
     for index, (layer, following) in enumerate(zip(layers, followers, strict=True)):
         layer.experts = OffloadedExperts(configs[index], index, layer.config.num_experts)
