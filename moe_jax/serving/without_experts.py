@@ -114,7 +114,7 @@ def without_experts(model: Decoder) -> Decoder:
     model.layers = model.layers.unrolled()
     model.layers.remat = "none"
     layers: list[Any] = list(_mixtures(model))  # Their parts become parts of other kinds.
-    followers = [*layers[1:], None]
+    followers = [*layers, None][1:]
     for index, (layer, following) in enumerate(zip(layers, followers, strict=True)):
         layer.experts = OffloadedExperts(configs[index], index, layer.config.num_experts)
         if following is not None:

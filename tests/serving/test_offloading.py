@@ -15,6 +15,7 @@ from moe_jax.offload import HostStore, NoPrediction, arrays_of
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.serving import BalancedEngine, DraftModel, Engine, NGram, Offload, Request, Speculation
 from moe_jax.serving import offloading as module
+from moe_jax.serving.program import StepInputs, StepShape, compiled, pages_of
 from moe_jax.serving.resident import resident
 from tests.serving.test_engine import CONFIGS, SIZES, drawn
 from tests.test_decoding import MOE, SMALL, VOCAB
@@ -76,6 +77,28 @@ def equal(name, dtype, shares, **sizes):
         assert said(engine, requests_of(0)) == expected
         engines.append(engine)
     return engines
+
+
+def test_a_step_within_a_budget_has_every_bit_of_the_whole_step():
+    # Two requests read their first token, and a third one a chunk of three.
+    model, total = made("two layers")
+    shape = StepShape(slots=2, chunk=3, pages=1, page=4)
+    inputs = StepInputs.empty(shape)
+    inputs.tokens[:], inputs.positions[:], inputs.valid[:] = [3, 1, 4, 1, 5], [0, 0, 0, 1, 2], True
+    inputs.entries[:], inputs.ends[:] = [4, 8, 12, 13, 14], [[0], [4]]
+    inputs.tables[0][:], inputs.tables[1][:] = [[1], [2]], [[3]]
+    plain, steps = (
+        resident(model, smallest=1),
+        module.LayeredSteps(model, budget(model, total, 0.25)),
+    )
+    layers = pages_of(plain, 16)
+    leaves = jax.tree.leaves(plain)
+    expected = jax.device_get(compiled(plain, layers, shape, 3)(leaves, layers, inputs))
+    layers = pages_of(steps.model, 16)
+    found = steps.compiled(layers, shape, 3)(jax.tree.leaves(steps.model), layers, inputs)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+    counts = steps.counts
+    assert 2 <= counts.wanted <= 8 and counts.loads > 0 and counts.predicted > 0
 
 
 @pytest.mark.usefixtures("separate")
