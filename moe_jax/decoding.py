@@ -46,7 +46,7 @@ class Sampling(Ranged):
         top_p: Probability of the smallest set of most likely tokens among which one is sampled; 1
             for all.
         seed: Seed of the samples.
-        eos_id: Id of the token that ends a text; -1 for none.
+        eos_id: Id of the token that ends a text, or ids of several such tokens; -1 for none.
     """
 
     tokens: Positive = 128
@@ -54,7 +54,18 @@ class Sampling(Ranged):
     top_k: Natural = 0
     top_p: PositiveShare = 1.0
     seed: Seed = 0
-    eos_id: EndId = -1
+    eos_id: EndId | tuple[EndId, ...] = -1
+
+    def __post_init__(self):
+        if isinstance(self.eos_id, list):  # Compiled programs need settings that have a hash.
+            object.__setattr__(self, "eos_id", tuple(self.eos_id))
+        super().__post_init__()
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of all tokens that end a text."""
+        ids = self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
+        return tuple(each for each in ids if each != -1)
 
 
 @jax.tree_util.register_dataclass
@@ -138,7 +149,7 @@ def generate(
     tokens, segments = padded(prompts, in_front=True)
     _check_length(model, tokens.shape[1] + sampling.tokens)
     sampled = _generate(model, jnp.asarray(tokens), jnp.asarray(segments), sampling)
-    return _ended(np.asarray(sampled), sampling.eos_id)
+    return _ended(np.asarray(sampled), sampling.eos_ids)
 
 
 def translate(
@@ -159,7 +170,7 @@ def translate(
     tokens, segments = padded(sources, in_front=False)
     _check_length(model, max(tokens.shape[1], sampling.tokens))
     sampled = _translate(model, jnp.asarray(tokens), jnp.asarray(segments), sampling, start_id)
-    return _ended(np.asarray(sampled), sampling.eos_id)
+    return _ended(np.asarray(sampled), sampling.eos_ids)
 
 
 def padded(rows: Sequence[Sequence[int]], *, in_front: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +261,7 @@ def _loop(
         step, hidden, position, cache, ended, sampled = carry
         token = choose(model.logits(hidden)[:, 0], sampling, keys[step])
         sampled = sampled.at[:, step].set(jnp.where(ended, -1, token))
-        ended |= token == sampling.eos_id
+        ended |= jnp.isin(token, jnp.array(sampling.eos_ids, jnp.int32))
         hidden, cache = extend(token[:, None], position, cache)
         return step + 1, hidden, position + 1, cache, ended, sampled
 
@@ -267,10 +278,11 @@ def _check_length(model: Model, length: int) -> None:
         )
 
 
-def _ended(sampled: np.ndarray, eos_id: int) -> list[list[int]]:
-    """Returns the rows of ``sampled (B, tokens)``, each cut after its end token."""
+def _ended(sampled: np.ndarray, eos_ids: Sequence[int]) -> list[list[int]]:
+    """Returns the rows of ``sampled (B, tokens)``, each cut after its first end token."""
     rows = []
     for row in sampled.tolist():
         tokens = row[: row.index(-1)] if -1 in row else row
-        rows.append(tokens[: tokens.index(eos_id) + 1] if eos_id in tokens else tokens)
+        ends = (place + 1 for place, token in enumerate(tokens) if token in eos_ids)
+        rows.append(tokens[: next(ends, None)])
     return rows

@@ -129,15 +129,26 @@ def test_an_encoder_decoder_with_a_cache_equals_one_without():
         np.testing.assert_array_equal(model.logits(hidden)[0].argmax(-1), row)
 
 
-def test_a_row_ends_at_its_end_token():
+def test_a_row_ends_at_its_first_end_token():
     model = Decoder(SMALL, VOCAB, jax.random.key(1))
     rows = generate(model, PROMPTS, GREEDY)
-    end = rows[0][3]
-    found = generate(model, PROMPTS, dataclasses.replace(GREEDY, eos_id=end))
+    ends = (rows[0][3], rows[1][2])
+    found = generate(model, PROMPTS, dataclasses.replace(GREEDY, eos_id=ends))
     for row, whole in zip(found, rows, strict=True):
-        expected = whole[: whole.index(end) + 1] if end in whole else whole
-        assert row == expected
-    assert found[0][-1] == end and len(found[0]) <= 4
+        places = [place for place, token in enumerate(whole) if token in ends]
+        assert row == whole[: places[0] + 1 if places else None]
+    assert found[0][-1] in ends and len(found[0]) <= 4
+    assert found[1][-1] in ends and len(found[1]) <= 3
+
+
+def test_one_end_token_several_and_none_are_settings():
+    assert Sampling().eos_ids == Sampling(eos_id=()).eos_ids == ()
+    assert Sampling(eos_id=7).eos_ids == (7,)
+    several = Sampling(eos_id=[7, 2])
+    assert several.eos_ids == (7, 2) and several == Sampling(eos_id=(7, 2))
+    assert hash(several) == hash(Sampling(eos_id=(7, 2)))
+    with pytest.raises(ConfigError, match=r"Sampling.eos_id\[1\]=-2 must be at least 0"):
+        Sampling(eos_id=(7, -2))
 
 
 def shares(sampling, logits):

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from moe_jax.cli import common, drafting, offloading
-from moe_jax.data import Tokenizer, chat_prompt
+from moe_jax.data import Tokenizer, chat_prompt, end_ids
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError
 from moe_jax.models import ModelConfig
@@ -149,7 +149,7 @@ def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
     offloading.check(given)
     opened = _opened(given, check_continues)
     tokenizer, window = _tokenizer(opened), opened.window
-    sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
+    sampling = dataclasses.replace(sampling, eos_id=end_ids(tokenizer))
     prompt = encoded(tokenizer, _prompt(given, tokenizer))[-window:]
     context = (window if given.turns else len(prompt)) + sampling.tokens
     opened.model.config.check_length(context, "the length of prompt and sample")

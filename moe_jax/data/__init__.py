@@ -18,6 +18,7 @@ from moe_jax.data.sources import (
 )
 from moe_jax.data.span_corruption import SpanCorruption, Spans
 from moe_jax.data.spare import WithSpareIds, with_spare_ids
+from moe_jax.data.tokenizer import end_ids
 from moe_jax.data.tokenizer_json import tokenizer_files
 from moe_jax.data.tokenizers import (
     Bytes,
@@ -60,6 +61,7 @@ __all__ = [
     "check_tokenizer",
     "contradiction",
     "empty_files",
+    "end_ids",
     "eval_batches",
     "load_tokenizer",
     "make_mixture",

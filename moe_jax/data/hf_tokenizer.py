@@ -34,6 +34,7 @@ class HFTokenizer:
         bos_id: Begin token of a document; the end token if the release names none.
         eos_id: End token of a document.
         chat_template: Jinja template of dialogues; "" if the release has none.
+        more_ends: Ids that end a generated text too, from the settings of the release.
     """
 
     text: str
@@ -42,6 +43,12 @@ class HFTokenizer:
     bos_id: int
     eos_id: int
     chat_template: str = ""
+    more_ends: tuple[int, ...] = ()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """See ``SeveralEnds``."""
+        return tuple(dict.fromkeys((self.eos_id, *self.more_ends)))
 
     @property
     def model(self) -> bytes:
@@ -157,7 +164,8 @@ def open_hf(setting: str, sentinels: int = 0) -> HFTokenizer:
             f"{folder / 'tokenizer_config.json'}"
         )
     bos = eos if named["bos"] is None else named["bos"]
-    return HFTokenizer(text, size, named["pad"] or 0, bos, eos, _chat_template(folder))
+    pad, template = named["pad"] or 0, _chat_template(folder)
+    return HFTokenizer(text, size, pad, bos, eos, template, _released_ends(folder))
 
 
 def load_hf(directory: str | Path) -> HFTokenizer | None:
@@ -170,7 +178,8 @@ def load_hf(directory: str | Path) -> HFTokenizer | None:
     if not path.is_file():
         return None
     try:
-        return HFTokenizer(**json.loads(path.read_text(encoding="utf-8")))
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return HFTokenizer(**{**saved, "more_ends": tuple(saved.get("more_ends", ()))})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {line_of(error)}") from error
 
@@ -206,6 +215,24 @@ def _named_ids(folder: Path, ids: dict[str, int]) -> dict[str, int | None]:
         known += [number for number in given if number is not None]
         chosen[kind] = known[0] if known else None
     return chosen
+
+
+def _released_ends(folder: Path) -> tuple[int, ...]:
+    """Returns the end tokens of the first settings that name some, as ``transformers`` does.
+
+    Raises:
+        ConfigError: The settings name an end token that is no id.
+    """
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        settings = _json(path)
+        for part in (settings, settings.get("text_config") or {}):
+            named = part.get("eos_token_id")
+            ends = named if isinstance(named, list) else [] if named is None else [named]
+            if not all(type(each) is int and each >= 0 for each in ends):
+                raise ConfigError(f"{path}: eos_token_id={named!r} must be a token id or a list")
+            if ends:
+                return tuple(ends)
+    return ()
 
 
 def _chat_template(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,3 +51,18 @@ class Tokenizer(Protocol):
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer into ``directory``, for ``load_tokenizer``."""
         ...
+
+
+@runtime_checkable
+class SeveralEnds(Protocol):
+    """A tokenizer with several tokens that end a generated text."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a generated text; the first is ``eos_id``."""
+        ...
+
+
+def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the ids of the tokens that end a generated text, ``eos_id`` first."""
+    return tokenizer.end_ids if isinstance(tokenizer, SeveralEnds) else (tokenizer.eos_id,)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from moe_jax.data.directory import write_parts
-from moe_jax.data.tokenizer import Tokenizer
+from moe_jax.data.tokenizer import Tokenizer, end_ids
 from moe_jax.errors import ConfigError, line_of
 
 
@@ -41,6 +41,11 @@ class Wrapped:
     def eos_id(self) -> int:
         """See ``Tokenizer``."""
         return self.base.eos_id
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """See ``SeveralEnds``."""
+        return end_ids(self.base)
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax import decoding
+from moe_jax import data, decoding
 from moe_jax.analysis.explain import Explanation, measure, require_explainable
 from moe_jax.analysis.forward import Batch
 from moe_jax.errors import ConfigError
@@ -116,10 +116,10 @@ def _source(opened: FolderModel, prompt: str | Sequence[int]) -> list[int]:
 def _answer(opened: FolderModel, source: list[int]) -> list[int]:
     """Returns the most probable answer of an encoder-decoder, token by token, without its end."""
     assert isinstance(opened.model, EncoderDecoder)
-    end = -1 if opened.tokenizer is None else opened.tokenizer.eos_id
-    sampling = decoding.Sampling(min(_MOST_ANSWERED, opened.window - 1), 0.0, eos_id=end)
+    ends = () if opened.tokenizer is None else data.end_ids(opened.tokenizer)
+    sampling = decoding.Sampling(min(_MOST_ANSWERED, opened.window - 1), 0.0, eos_id=ends)
     (found,) = decoding.translate(opened.model, [source], sampling, opened.start_id)
-    return [token for token in found if token != end]
+    return [token for token in found if token not in ends]
 
 
 def _checked(opened: FolderModel, ids: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -79,7 +80,7 @@ def texts(
         model: Decoder or encoder-decoder.
         tokenizer: Tokenizer of the model.
         prompts: Texts to continue or to fill.
-        sampling: Sampling settings; the tokenizer's end token ends a text.
+        sampling: Sampling settings; any end token of the tokenizer ends a text.
         window: Number of prompt tokens that the model reads, the last ones for a decoder and the
             first ones for an encoder; ``None`` for all.
 
@@ -87,7 +88,7 @@ def texts(
         ConfigError: If the model cannot generate text.
     """
     check_can_generate(model.config)
-    sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
+    sampling = dataclasses.replace(sampling, eos_id=data.end_ids(tokenizer))
     if isinstance(model, EncoderDecoder):
         return _filled(model, tokenizer, prompts, sampling, window)
     return _continued(model, tokenizer, prompts, sampling, window)
@@ -102,7 +103,7 @@ def answer(
         model: Decoder.
         tokenizer: Tokenizer of the model, with its chat template (``data.chat_prompt``).
         messages: Messages with ``role`` and ``content``.
-        sampling: Sampling settings; the tokenizer's end token ends the answer.
+        sampling: Sampling settings; any end token of the tokenizer ends the answer.
 
     Raises:
         ConfigError: If the model cannot generate text, or the template rejects the messages.
@@ -111,9 +112,9 @@ def answer(
     if not isinstance(model, Decoder):
         raise ConfigError("an encoder-decoder fills blanks and answers no dialogue: use generate")
     prompt = tokenizer.encode(data.chat_prompt(tokenizer, messages)).tolist()
-    sampling = dataclasses.replace(sampling, eos_id=tokenizer.eos_id)
+    sampling = dataclasses.replace(sampling, eos_id=data.end_ids(tokenizer))
     (added,) = decoding.generate(model, [[tokenizer.bos_id, *prompt]], sampling)
-    return tokenizer.decode(np.array([t for t in added if t != tokenizer.eos_id], np.int32))
+    return _decoded(tokenizer, added)
 
 
 def _continued(
@@ -126,10 +127,13 @@ def _continued(
     rows = [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
     added = decoding.generate(model, [row[-(window or 0) :] for row in rows], sampling)
     whole = [(*row[1:], *more) for row, more in zip(rows, added, strict=True)]
-    return [
-        tokenizer.decode(np.array([t for t in row if t != tokenizer.eos_id], np.int32))
-        for row in whole
-    ]
+    return [_decoded(tokenizer, row) for row in whole]
+
+
+def _decoded(tokenizer: data.Tokenizer, ids: Sequence[int]) -> str:
+    """Returns the text of tokens, without end tokens."""
+    ends = data.end_ids(tokenizer)
+    return tokenizer.decode(np.array([each for each in ids if each not in ends], np.int32))
 
 
 def _filled(
@@ -148,4 +152,4 @@ def _filled(
     rows = [tokenizer.encode_blanks(prompt).tolist()[:most] for prompt in prompts]
     sources = [[*row, tokenizer.eos_id] for row in rows]
     found = decoding.translate(model, sources, sampling, start_id=tokenizer.pad_id)
-    return [tokenizer.decode(np.array(row, np.int32)) for row in found]
+    return [_decoded(tokenizer, row) for row in found]

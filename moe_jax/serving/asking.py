@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 
-from moe_jax.data import Tokenizer, chat_prompt
+from moe_jax.data import Tokenizer, chat_prompt, end_ids
 from moe_jax.decoding import Sampling
 from moe_jax.errors import ConfigError, line_of
 from moe_jax.serving.refusal import Refusal, wrong
@@ -54,8 +54,8 @@ def request_of(served: Served, asked: Asked, default: int | None) -> Request:
             code="context_length_exceeded",
         )
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    end = served.tokenizer.eos_id
-    sampling = Sampling(most, asked.temperature, asked.top_k, asked.top_p, seed, end)
+    ends = end_ids(served.tokenizer)
+    sampling = Sampling(most, asked.temperature, asked.top_k, asked.top_p, seed, ends)
     return Request(prompt, sampling, asked.logprobs or 0)
 
 

@@ -43,7 +43,7 @@ class Running:
         """Adds a sampled token and returns the reason for the end, if it is the last one."""
         self.tokens.append(token)
         sampling = self.request.sampling
-        if token == sampling.eos_id:
+        if token in sampling.eos_ids:
             return Ended.END
         return Ended.LENGTH if self.sampled == sampling.tokens else None
 

@@ -64,6 +64,46 @@ def test_pieces_of_sentencepiece_stand_for_their_bytes(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        # The list of the generation settings, after the end token of the tokenizer.
+        ({"eos_token_id": [9, 2, 5]}, {"eos_token_id": 7}, (2, 9, 5)),
+        ({"eos_token_id": 9}, {}, (2, 9)),
+        # Generation settings that name none leave the choice to the configuration.
+        ({"temperature": 0.6}, {"eos_token_id": [7, 8]}, (2, 7, 8)),
+        (None, {"text_config": {"eos_token_id": [4]}}, (2, 4)),
+        (None, None, (2,)),
+    ],
+)
+def test_a_generated_text_ends_at_any_end_token_of_the_release(tmp_path, generation, config, ends):
+    setting = byte_level(tmp_path / "hf")
+    for name, content in (("generation_config", generation), ("config", config)):
+        if content is not None:
+            (tmp_path / "hf" / f"{name}.json").write_text(json.dumps(content))
+    tokenizer = opened(setting)
+    assert data.end_ids(tokenizer) == ends and tokenizer.eos_id == 2
+    assert data.end_ids(data.with_spare_ids(tokenizer, 300)) == ends
+    tokenizer.save(tmp_path / "run")
+    assert data.end_ids(data.load_tokenizer(tmp_path / "run")) == ends
+
+
+def test_a_run_of_before_several_ends_has_one(tmp_path):
+    opened(byte_level(tmp_path / "hf")).save(tmp_path)
+    content = json.loads((tmp_path / "hf_tokenizer.json").read_text())
+    del content["more_ends"]
+    (tmp_path / "hf_tokenizer.json").write_text(json.dumps(content))
+    assert data.end_ids(data.load_tokenizer(tmp_path)) == (2,) == data.end_ids(data.Bytes())
+
+
+@pytest.mark.parametrize("named", ["</s>", [2, "</s>"], [[2]], -1, True])
+def test_an_end_token_that_is_no_id_is_refused(tmp_path, named):
+    setting = byte_level(tmp_path / "hf")
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    with pytest.raises(ConfigError, match="generation_config.json: eos_token_id=.* token id or a"):
+        opened(setting)
+
+
 def test_without_a_token_that_begins_the_end_token_does(tmp_path):
     assert opened(byte_level(tmp_path / "hf", bos_token=None)).bos_id == 2
 

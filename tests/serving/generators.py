@@ -44,7 +44,7 @@ class _Waiting:
         request, tokens = self.requests[number]
         tokens.append(token)
         ended = Ended.LENGTH if len(tokens) == request.sampling.tokens else None
-        ended = Ended.END if token == request.sampling.eos_id else ended
+        ended = Ended.END if token in request.sampling.eos_ids else ended
         if ended:
             del self.requests[number]
         return Token(number, token, logprob, top, ended)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from moe_jax import models
+from moe_jax.data import end_ids
 from moe_jax.decoding import Sampling, generate
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.nn.positions import Learned
 from moe_jax.run.opened import open_folder
-from moe_jax.run.sampling import answer, check_continues
+from moe_jax.run.sampling import answer, check_continues, texts
 from moe_jax.serving import engines
 from tests.data.test_hf_tokenizer import byte_level
 from tests.run.test_scoring import expert_choice
@@ -39,6 +40,7 @@ TEMPLATE = (
     "[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
+END = 207  # The fourth token that the model samples below; the end token of the tokenizer is 2.
 HELLO = [{"role": "user", "content": "é?"}]
 
 
@@ -49,6 +51,7 @@ def folder(tmp_path_factory):
     model = models.make(FAMILIES["mixtral"].read(original), 280, jax.random.key(0))
     save(model, path, "mixtral", original=original)
     byte_level(path, chat_template=TEMPLATE)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, END]}))
     return path
 
 
@@ -71,11 +74,14 @@ def client(opened):
 
 def test_a_completion_is_what_generate_samples(client, opened):
     prompt = [1, *opened.tokenizer.encode("def f").tolist()]
-    sampling = Sampling(6, 0.7, seed=3, eos_id=opened.tokenizer.eos_id)
+    sampling = Sampling(6, 0.7, seed=3, eos_id=end_ids(opened.tokenizer))
     (ids,) = generate(opened.model, [prompt], sampling)
-    expected = opened.tokenizer.decode(np.array(ids))
+    assert len(ids) == 4 and ids[-1] == END
+    expected = opened.tokenizer.decode(np.array(ids[:-1]))
     asked = {"model": "tiny", "prompt": "def f", "max_tokens": 6, "temperature": 0.7, "seed": 3}
-    assert client.completions.create(**asked).choices[0].text == expected
+    found = client.completions.create(**asked).choices[0]
+    assert (found.text, found.finish_reason) == (expected, "stop")
+    assert texts(opened.model, opened.tokenizer, ["def f"], sampling) == ["def f" + expected]
     parts = client.completions.create(stream=True, **asked)
     assert "".join(part.choices[0].text for part in parts) == expected
 
