@@ -214,7 +214,6 @@ class Engine:
         """Adds the sample after the context, and after each draft that the model samples too."""
         own = jax.tree.map(lambda x: x[part.row], dataclasses.replace(samples, loads=()))
         right = agreeing(part.drafts, own.tokens)
-        self.drafts.count(len(part.drafts), right)
         tokens: list[Token] = []
         for place in range(right + 1):
             token, number = int(own.tokens[place]), part.request.request.logprobs
@@ -225,6 +224,7 @@ class Engine:
             tokens.append(Token(part.request.number, token, logprob, top, ended))
             if ended is not None:
                 break
+        self.drafts.count(len(part.drafts), right, len(tokens))
         return tokens
 
     def _leave(self, slot: int, request: Running) -> None:

@@ -18,8 +18,9 @@ from moe_jax.serving.bridge import Bridge
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _DRAFTS = {
-    "proposed": "Drafted tokens that the model has checked.",
-    "accepted": "Drafted tokens that the model has sampled too.",
+    "proposed": ("proposed_drafts", "Drafted tokens that the model has checked."),
+    "accepted": ("accepted_drafts", "Drafted tokens that the model has sampled too."),
+    "tokens_per_step": ("tokens_per_step", "Mean tokens that a request gets from a step."),
 }
 # By the field of ``OffloadCounts``: the name of the metric and its meaning.
 _OFFLOADED = {
@@ -67,9 +68,9 @@ class Metrics:
             about = f"Number of {name} requests."
             gauge = Gauge(f"moe_jax_{name}_requests", about, registry=registry)
             gauge.set_function(functools.partial(getattr, bridge, name))
-        for name, about in _DRAFTS.items() if bridge.drafts is not None else ():
-            gauge = Gauge(f"moe_jax_{name}_drafts", about, registry=registry)
-            gauge.set_function(functools.partial(getattr, bridge.drafts, name))
+        for attribute, (name, about) in _DRAFTS.items() if bridge.drafts is not None else ():
+            gauge = Gauge(f"moe_jax_{name}", about, registry=registry)
+            gauge.set_function(functools.partial(getattr, bridge.drafts, attribute))
         for field, (name, about) in _OFFLOADED.items() if bridge.offloaded is not None else ():
             gauge = Gauge(f"moe_jax_{name}", about, registry=registry)
             gauge.set_function(functools.partial(_offloaded, bridge, field))

@@ -90,20 +90,31 @@ class Drafts:
     Attributes:
         proposed: Number of drafted tokens that the model has checked.
         accepted: Number of drafted tokens that the model has sampled too.
+        tokens: Number of sampled tokens, with and without drafts.
+        steps: Number of steps that have sampled them, counted once for each request in a step.
     """
 
     proposed: int = 0
     accepted: int = 0
+    tokens: int = 0
+    steps: int = 0
 
-    def count(self, proposed: int, accepted: int) -> None:
-        """Counts the drafts of one request in one step."""
+    def count(self, proposed: int, accepted: int, tokens: int) -> None:
+        """Counts one request in one step that samples at least one token for it."""
         self.proposed += proposed
         self.accepted += accepted
+        self.tokens += tokens
+        self.steps += 1
 
     @property
     def acceptance(self) -> float:
         """Accepted share of the drafted tokens; 0 before the first."""
         return self.accepted / max(self.proposed, 1)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens that a request gets from a step; 0 before the first."""
+        return self.tokens / max(self.steps, 1)
 
 
 def agreeing(drafts: Sequence[int], sampled: Sequence[int]) -> int:

@@ -53,7 +53,7 @@ class _Waiting:
 class Scripted(_Waiting):
     """Every answer is ``ids``, over and over; a step takes a millisecond, or waits for the gate."""
 
-    load, drafts = ((3, 1), (0, 4)), Drafts(8, 6)
+    load, drafts = ((3, 1), (0, 4)), Drafts(8, 6, 12, 8)
     offloaded = OffloadCounts(wanted=8, hits=6, loads=3, bytes_moved=96, predicted=4, right=3)
 
     def __init__(self, ids, slots=2):

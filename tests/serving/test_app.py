@@ -155,6 +155,7 @@ def test_models_health_load_metrics_and_the_page(shared):
     assert "moe_jax_proposed_drafts 8.0" in text and "moe_jax_accepted_drafts 6.0" in text
     assert "moe_jax_expert_hit_rate 0.75" in text and "moe_jax_expert_bytes_moved 96.0" in text
     assert "moe_jax_expert_prediction_accuracy 0.75" in text
+    assert "moe_jax_tokens_per_step 1.5" in text
     page = shared.http.get("/")
     assert "<h1>tiny</h1>" in page.text and "http" not in page.text.partition("<body>")[2]
     assert page.headers["content-security-policy"].startswith("default-src 'none'")

@@ -47,6 +47,14 @@ def test_drafts_count_up_to_the_first_wrong_one():
     assert Drafts(8, 6).acceptance == 0.75 and Drafts().acceptance == 0
 
 
+def test_tokens_per_step_count_requests_with_and_without_drafts():
+    found = Drafts()
+    assert found.tokens_per_step == 0
+    found.count(proposed=3, accepted=2, tokens=3)
+    found.count(proposed=0, accepted=0, tokens=1)
+    assert found == Drafts(3, 2, 4, 2) and found.tokens_per_step == 2.0
+
+
 def test_accepted_tokens_have_the_distribution_of_the_model():
     """A chi-squared test over many seeds: the pair of a checked draft and of the token after it.
 
@@ -124,7 +132,7 @@ def test_accepted_drafts_save_steps():
         sizes.append(len(engine.step()))
     # The prompt gives one token; then three drafts and the token after them, twice.
     assert sizes == [1, 4, 4]
-    assert (engine.drafts.proposed, engine.drafts.accepted) == (6, 6)
+    assert engine.drafts == Drafts(proposed=6, accepted=6, tokens=9, steps=3)
 
 
 def test_the_last_token_is_never_drafted_and_an_end_token_ends_within_drafts():
