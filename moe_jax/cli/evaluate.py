@@ -3,6 +3,10 @@
 ``--config.data.source=files:other/*.txt`` evaluates on other text, ``--capacity_factor=4`` with
 another capacity. Other settings of ``data``, ``mesh`` and ``model`` may change too, if the model
 keeps its parameters. The conditions of ``training.alarms`` that the data meet are warnings.
+
+``--routing_table=table.npz`` evaluates the same batches a second time, with the experts of a table
+of ``moe-jax tabulate`` in place of the choices of the routers. The line then has the second losses
+and their increase under ``with_table``.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from moe_jax.monitor import in_words
 from moe_jax.run.alarms import judged
 from moe_jax.run.evaluation import changed
 from moe_jax.run.restored import open_restored
+from moe_jax.run.table_loss import evaluated_with, open_table
 
 
 def define(values: flags.FlagValues) -> None:
@@ -35,6 +40,7 @@ def define(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
+    common.define_routing_table(values)
     common.define_hosts(values)
 
 
@@ -47,14 +53,16 @@ def main(given: flags.FlagValues) -> None:
         return changed(run, values, given.capacity_factor)
 
     folder = common.folder_of(given)
+    table = open_table(given.routing_table, folder) if given.routing_table else None
     step, session, state = open_restored(folder, given.step, change, average=given.average)
     with jax.set_mesh(session.mesh):
         means = session.evaluate(state)
+        tabled = {"with_table": evaluated_with(table, session, state, means)} if table else {}
     if processes.is_first():
         record = judged(session.experiment, folder, step, means)
         for words in in_words(record):
             common.warn(words)
-        print(json.dumps({"step": step, **record}))
+        print(json.dumps({"step": step, **record, **tabled}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Makes a routing table: ``moe-jax tabulate --model=DIR --corpus=SOURCE --output=table.npz``.
 
 The table has the experts and gates of the tokens that the training part of the corpus has often.
-``--routing_table=table.npz`` makes ``score``, ``serve`` and ``generate`` read it in place of the
-choices of the routers. The command prints the loss of the validation part without and with the
-table as one JSON line.
+``--routing_table=table.npz`` makes ``score``, ``serve``, ``generate`` and ``evaluate`` read it in
+place of the choices of the routers. The command prints the loss of the validation part without and
+with the table as one JSON line.
 """
 
 from __future__ import annotations
