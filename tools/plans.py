@@ -216,6 +216,22 @@ DECODE_PLANS = (
         ("model.moe.group_size=8",),
         (64, 2048),
     ),
+    Planned(
+        "mixtral_8x7b.v5p.decode",
+        "mixtral_8x7b",
+        "v5p:2x2x2",
+        "expert=8",
+        ("model.moe.group_size=8",),
+        (64, 2048),
+    ),
+    Planned(
+        "deepseek_v3.v6e.decode",
+        "deepseek_v3",
+        "v6e:16x16",
+        "expert=64,model=4",
+        ("model.moe.group_size=1", "model.lookahead=0"),
+        (64, 2048),
+    ),
 )
 
 

@@ -11,6 +11,13 @@ from moe_jax.planning.expected import EXCHANGES
 from tools.plans import DECODE_PLANS, PLANS, comparison, decoding_table, table
 
 FOLDER = Path("experiments/results/plans")
+# Bytes of a token in the cache of a device, in bfloat16, by the size of the axis ``model``.
+_ENTRY = {
+    # A key and a value of 8 heads of 128 in 32 layers; the axis splits the heads.
+    "mixtral_8x7b": lambda model: 32 * 2 * 8 * 128 * 2 // model,
+    # A latent of 512 and a rotated key of 64, which all heads of a layer read, in 61 layers.
+    "deepseek_v3": lambda model: 61 * (512 + 64) * 2,
+}
 
 
 @pytest.mark.parametrize("planned", PLANS, ids=lambda planned: planned.name)
@@ -62,9 +69,8 @@ def test_a_plan_of_decoding_fits_beside_its_cache(planned):
     assert found["arguments"] == planned.arguments
     assert found["fits"]
     assert found["devices"] == topology.parse(planned.topology).num_devices
-    # A token of Mixtral has a key and a value of 8 heads of 128 in 32 layers, in bfloat16.
-    token = 32 * 2 * 8 * 128 * 2 // found["mesh"]["model"]
-    assert memory["cache"] == token * (batch * context + 16)
+    entry = _ENTRY[planned.config](found["mesh"]["model"])
+    assert memory["cache"] == entry * (batch * context + 16)
     # A program that copied the pages would have temporaries of their size.
     assert memory["temporaries"] < memory["cache"] / 2
     assert bound["tokens_per_second"] == pytest.approx(batch / bound["step_seconds"])
