@@ -11,6 +11,7 @@ from moe_jax.errors import nearest
 
 COMMANDS = {
     "train": "trains a model, or resumes a run",
+    "train_growing": "trains in stages that grow when an alarm stops them",
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
     "serve": "offers a model over HTTP, with OpenAI's API",
@@ -45,6 +46,7 @@ COMMANDS = {
 # Flag of each command that a first argument without a flag name sets.
 _OF_CONFIGS = (
     "train",
+    "train_growing",
     "lr_range",
     "noise_scale",
     "sweep",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -16,17 +15,10 @@ from moe_jax.run.predecessors import open_finished
 from moe_jax.surgery import upcycle as dense
 from moe_jax.surgery.changed import ChangedModel, ChangeOptions, TextOptions, changed, reduced
 from moe_jax.surgery.evidence import Batch, LeaveOneOut, use_of
-from moe_jax.surgery.grow import Grown, copied, perturbed, split, widened, with_copies
+from moe_jax.surgery.growth import Growth
 from moe_jax.surgery.merge import check_groups, cosines, groups_of, merge_redirected
 from moe_jax.surgery.merge import merge as merged_layer
-from moe_jax.surgery.mixture import (
-    LayerName,
-    MixtureLayer,
-    check_changeable,
-    mixtures,
-    named,
-    with_mixtures,
-)
+from moe_jax.surgery.mixture import LayerName, mixtures, with_mixtures
 from moe_jax.surgery.prune import best, check_number, fewest
 from moe_jax.surgery.prune import prune as without_experts
 from moe_jax.surgery.source import OpenedModel
@@ -301,55 +293,10 @@ def grow(
         >>> bool(abs(after.logits([[1, 2, 3]]) - before.logits([[1, 2, 3]])).max() < 1e-5)
         True
     """
-    key = jax.random.key(seed)
-    way = _way(copies, parts, hidden, copy, key)
+    growth = Growth(copies, parts, hidden, copy, layers, noise, seed)
+    growth.way()  # before the model is read
 
     def change(opened: OpenedModel) -> tuple[LayerWeights, str]:
-        return _grown(opened.weights, way, layers, noise, key)
+        return growth(opened.weights)
 
     return changed(source, output, change, **options)
-
-
-def _way(
-    copies: int, parts: int, hidden: int, copy: Sequence[int], key: jax.Array
-) -> Callable[[MixtureLayer], Grown]:
-    """Returns the only way of growth that is given.
-
-    Raises:
-        ConfigError: If none or several are given.
-    """
-    ways: dict[str, tuple[object, Callable[[MixtureLayer], Grown]]] = {
-        "copies": (copies, functools.partial(copied, factor=copies)),
-        "parts": (parts, functools.partial(split, factor=parts)),
-        "hidden": (hidden, functools.partial(widened, hidden=hidden, key=key)),
-        "copy": (copy, functools.partial(with_copies, experts=copy)),
-    }
-    chosen = [way for given, way in ways.values() if given]
-    if len(chosen) != 1:
-        raise ConfigError(f"give exactly one of {', '.join(ways)}: {len(chosen)} are given")
-    return chosen[0]
-
-
-def _grown(
-    weights: LayerWeights,
-    way: Callable[[MixtureLayer], Grown],
-    layers: Sequence[int],
-    noise: float,
-    key: jax.Array,
-) -> tuple[LayerWeights, str]:
-    """Returns the larger model, and the reason for which its function differs, or ""."""
-    check_changeable(weights)
-    found = mixtures(weights)
-    chosen = named(found, layers or tuple(found))
-    new, differences = {}, []
-    for index, (name, mixture) in enumerate(found.items()):
-        if name not in chosen:
-            continue
-        grown = way(mixture)
-        differences.append(grown.reason)
-        new[name] = grown.mixture
-        if noise:
-            new[name] = perturbed(grown.mixture, noise, jax.random.fold_in(key, index))
-    if noise:
-        differences.append(f"noise={noise:g}")
-    return with_mixtures(weights, new), next(filter(None, differences), "")

@@ -6,30 +6,37 @@ with ``stop=True`` ends a stage.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.errors import ConfigError
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.monitor import ALARMS
 from moe_jax.monitor.watch import names_of
 from moe_jax.run import workdir
 from moe_jax.run.api import OpenRun, Say, train
 from moe_jax.run.loop import StoppedByAlarm
+from moe_jax.run.memory import check_memory
 from moe_jax.surgery.api import grow
+from moe_jax.surgery.growth import Growth
 from moe_jax.training.metrics import read_metrics
 from moe_jax.training.step_folders import latest_step
 
-Growth = Mapping[str, Any]
-"""Arguments of ``moe_jax.surgery.api.grow``, such as ``{"parts": 2, "noise": 0.01}``."""
+GrowthOptions = Mapping[str, Any]
+"""Values of ``Growth`` by name, and ``overrides``, the new settings of the next stage."""
+_OVERRIDES = "overrides"
 
 
 def train_growing(
     config: Config,
     folder: str | Path,
-    growths: Sequence[Growth],
+    growths: Sequence[GrowthOptions],
     overrides: Mapping[str, Any] | None = None,
     *,
     say: Say | None = None,
@@ -47,17 +54,13 @@ def train_growing(
         say: Function that receives progress lines; ``None`` for silence.
 
     Raises:
-        ConfigError: If no alarm stops the run, or a growth does not fit the model.
+        ConfigError: If no alarm stops the run, a growth does not fit the model or the devices, or
+            the folder holds stages of another configuration. The error is raised before training.
     """
     folder = Path(folder)
     experiment = experiment_of(config, overrides)
-    if not growths or not any(alarm.stop for alarm in experiment.training.alarms):
-        raise ConfigError(
-            "a run that grows needs a growth and an alarm that stops it: set training.alarms to "
-            "({'type': 'Plateau', 'stop': True},)"
-        )
-    stage = len([path for path in folder.glob("stage*") if (path / workdir.CONFIG).exists()])
-    stage = max(stage - 1, 0)
+    check_growths(experiment, growths)
+    stage = _begun(folder, experiment, growths)
     while True:
         here = _stage(folder, stage)
         if stage:
@@ -71,6 +74,62 @@ def train_growing(
                 continue
         _grow(here, _stage(folder, stage + 1), growths[stage], last=stage + 1 == len(growths))
         stage += 1
+
+
+def check_growths(experiment: Experiment, growths: Sequence[GrowthOptions]) -> None:
+    """Rejects stages that cannot follow each other on these devices, without computing weights.
+
+    Args:
+        experiment: Configuration of the first stage.
+        growths: Changes between the stages.
+
+    Raises:
+        ConfigError: If no alarm stops the run, the model has adapters, or the model of a stage
+            does not fit its router, the devices or their memory.
+    """
+    if not growths or not any(alarm.stop for alarm in experiment.training.alarms):
+        raise ConfigError(
+            "a run that grows needs a growth and an alarm that stops it: set training.alarms to "
+            "({'type': 'Plateau', 'stop': True},)"
+        )
+    if experiment.model.lora is not None:
+        raise ConfigError(
+            "a growth merges adapters into the weights: unset model.lora, or merge the adapters of "
+            "a trained run (moe-jax merge_adapters) and grow the merged one"
+        )
+    for number, options in enumerate(growths, 1):
+        growth, overrides = _parted(options)
+        try:
+            model = growth.model(experiment.model)
+            assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every run's model
+            experiment = experiment_of(dataclasses.replace(experiment, model=model), overrides)
+            experiment.check(jax.device_count())
+            check_memory(experiment, experiment.vocab_size)
+        except ConfigError as error:
+            raise ConfigError(f"growth {number} ({growth}): {error}") from error
+
+
+def _parted(options: GrowthOptions) -> tuple[Growth, dict[str, Any]]:
+    """Returns the growth and the settings of the next stage."""
+    values = {name: value for name, value in options.items() if name != _OVERRIDES}
+    return Growth.of(values), dict(options.get(_OVERRIDES) or {})
+
+
+def _begun(folder: Path, experiment: Experiment, growths: Sequence[GrowthOptions]) -> int:
+    """Returns the number of the newest stage in a folder, or 0.
+
+    Raises:
+        ConfigError: If the stages are of another configuration, or more than the growths make.
+    """
+    found = [path for path in folder.glob("stage*") if (path / workdir.CONFIG).exists()]
+    if len(found) > len(growths) + 1:
+        raise ConfigError(
+            f"{folder} holds {len(found)} stages, and {len(growths)} growths make "
+            f"{len(growths) + 1}: give the growths that began the run, or use another folder"
+        )
+    if found:
+        workdir.check_owner(_stage(folder, 0), experiment)
+    return max(len(found) - 1, 0)
 
 
 def _stage(folder: Path, stage: int) -> Path:
@@ -92,13 +151,13 @@ def _was_stopped(folder: Path, experiment: Experiment) -> bool:
     return any(stops & set(line.get(ALARMS, {})) for line in lines)
 
 
-def _grow(here: Path, there: Path, growth: Growth, *, last: bool) -> None:
+def _grow(here: Path, there: Path, options: GrowthOptions, *, last: bool) -> None:
     """Writes the next stage, with the steps that are left."""
     experiment, step = workdir.load(here), latest_step(here / workdir.CHECKPOINTS)
     assert step is not None  # The run was stopped after a step, which is saved.
     settings: dict[str, Any] = {"training.steps": experiment.training.steps - step}
     if last:
         settings["training.alarms"] = ()
-    given = dict(growth)
-    given["overrides"] = settings | dict(given.get("overrides") or {})
+    given = dict(options)
+    given[_OVERRIDES] = settings | dict(given.get(_OVERRIDES) or {})
     grow(here, there, **given)

@@ -1,5 +1,7 @@
 """Runs that grow when an alarm stops them: real runs, and a real process that is killed."""
 
+import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +12,14 @@ import numpy as np
 import pytest
 
 import moe_jax as mj
+from moe_jax.cli.train_growing import growth_of
+from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
+from moe_jax.routing import Limit
 from moe_jax.surgery.growing import train_growing
+from moe_jax.surgery.growth import Growth
 from moe_jax.training.state import named_leaves
+from tests.surgery.small import MOE, config, weights
 from tests.surgery.test_api import SMALL
 
 SETTINGS = SMALL | {
@@ -35,14 +42,85 @@ def test_a_run_needs_an_alarm_that_stops_it(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+WRONG = {
+    "devices": ({"mesh.expert": 2, "mesh.data": 4}, {"copy": [0]}, "growth 2 .copy=.0..: .*expert"),
+    "way": ({}, {"parts": 2, "copies": 2}, "exactly one of"),
+    "name": ({}, {"prats": 2}, "no 'prats'; did you mean 'parts'"),
+    "width": ({}, {"parts": 7}, "factor=7 does not divide"),
+    "adapters": ({"model.lora": {"groups": ("experts",)}}, {"parts": 2}, "unset model.lora"),
+    "lookahead": ({"model.lookahead": 1}, {"parts": 2}, "model.lookahead=0"),
+    "setting": ({}, {"parts": 2, "overrides": {"optimizer.rate": 1}}, "optimizer.rate|'rate'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_growth_that_cannot_be_is_one_line_before_the_first_stage(tmp_path, case):
+    settings, growth, words = WRONG[case]
+    with pytest.raises(ConfigError, match=words):
+        train_growing("quickstart", tmp_path / "out", ({"parts": 2}, growth), SETTINGS | settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("router", "growth", "words"),
+    [
+        # 9 experts are not 4 equal groups.
+        (
+            dataclasses.replace(
+                MOE.router, select=dataclasses.replace(MOE.router.select, limit=Limit(4, 2))
+            ),
+            Growth(copy=(0,)),
+            "limit.groups",
+        ),
+        # 9 experts are not 4 devices of equal budgets.
+        (
+            dataclasses.replace(
+                MOE.router, capacity=dataclasses.replace(MOE.router.capacity, devices=4)
+            ),
+            Growth(copy=(0,)),
+            "capacity.devices=4",
+        ),
+    ],
+)
+def test_a_configuration_grows_as_its_weights_do_up_to_the_limit_of_the_router(
+    router, growth, words
+):
+    model = config(router, num_experts=8)
+    with pytest.raises(ConfigError, match=words):
+        growth.model(model)
+    larger = Growth(parts=2).model(model)
+    assert larger == Growth(parts=2)(weights(model))[0].model
+    assert larger.moe.num_experts == 16 and larger.moe.expert_dim == 3
+
+
+def test_the_flag_of_a_growth_has_its_values_and_settings():
+    start = experiment_of("quickstart", SETTINGS)
+    text = "copy=0,3 noise=0.01 config.optimizer.learning_rate=1e-4"
+    rate = {"optimizer.learning_rate": 1e-4}
+    assert growth_of(text, start) == {"copy": [0, 3], "noise": 0.01, "overrides": rate}
+    for text, words in {
+        "prats=2": "no 'prats'; did you mean 'parts'",
+        "parts=two": "parts=two is not an integer",
+        "copy=0-3": "not a list of integers such as 0,3",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            growth_of(text, start)
+
+
+def command(folder):
+    """A process of ``moe-jax train_growing`` with the settings of this file."""
+    settings = [
+        f"--config.{name}={value if isinstance(value, str) else repr(value)}"
+        for name, value in SETTINGS.items()
+    ]
+    start = [sys.executable, "-m", "moe_jax", "train_growing", "quickstart", f"--workdir={folder}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    return subprocess.Popen([*start, *settings, "--growth=parts=2"], env=environment)
+
+
 def killed(folder):
-    """Kills a process that trains in ``folder`` once its second stage has a checkpoint."""
-    text = (
-        "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
-        "from tests.surgery.test_growing import GROWTHS, SETTINGS, train_growing\n"
-        f"train_growing('quickstart', {str(folder)!r}, GROWTHS, SETTINGS)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", text])
+    """Kills a command that trains in ``folder`` once its second stage has a checkpoint."""
+    process = command(folder)
     while not (folder / "stage1" / "checkpoints" / "2").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -58,6 +136,7 @@ def test_a_saturated_run_grows_keeps_its_function_and_is_the_same_after_a_kill(t
     assert experts[1] == 2 * experts[0] and whole.config.training.alarms == ()
     assert begun.evaluate()["loss"] == pytest.approx(first.evaluate()["loss"], rel=1e-5)
     killed(tmp_path / "killed")
-    resumed = train_growing("quickstart", tmp_path / "killed", GROWTHS, SETTINGS)
+    assert command(tmp_path / "killed").wait() == 0
+    resumed = mj.open_run(tmp_path / "killed" / "stage1")
     states = (named_leaves(run.state) for run in (whole, resumed))
     jax.tree.map(np.testing.assert_array_equal, *states)
