@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -28,9 +28,13 @@ class Alarm(Ranged, abc.ABC):
             command continues the run, which a lasting condition does not stop again.
     """
 
-    kind: ClassVar[str] = "train"
     reads_top_scores: ClassVar[bool] = False
     stop: bool = dataclasses.field(default=False, kw_only=True)
+
+    @property
+    def kind(self) -> str:
+        """Kind of the lines that the rule reads: ``train`` or ``eval``."""
+        return "train"
 
     @property
     def window(self) -> int:
@@ -231,9 +235,13 @@ class Drift(Alarm):
             validation of this run.
     """
 
-    kind: ClassVar[str] = "eval"
     above: Share = 0.2
     reference: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the lines that the rule reads: ``eval``."""
+        return "eval"
 
     def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
         """Returns the layers whose load is too far from the reference."""
@@ -253,18 +261,26 @@ class Drift(Alarm):
 
 @dataclasses.dataclass(frozen=True)
 class Plateau(Alarm):
-    """A training loss that hardly falls: saturation of the whole model, under the name ``all``.
+    """A loss that hardly falls: saturation of the whole model, under the name ``all``.
 
     The rule compares the mean loss of the last ``steps`` steps with the mean loss of as many steps
-    before them.
+    before them; each mean is over the lines of the log in its steps.
 
     Attributes:
         steps: Number of steps of each mean.
         least: Smallest expected fall of the mean, in nats per target.
+        log: Kind of the loss: ``train`` for the loss of training batches, ``eval`` for the loss
+            of the validations of ``training.eval_every``.
     """
 
     steps: Positive = 100
     least: NonNegative = 0.01
+    log: Literal["train", "eval"] = "train"
+
+    @property
+    def kind(self) -> str:
+        """Kind of the lines that the rule reads, which is ``log``."""
+        return self.log
 
     @property
     def window(self) -> int:

@@ -18,6 +18,7 @@ from moe_jax.monitor import (
     Plateau,
     SaturatedGates,
     SilentBalance,
+    Watch,
 )
 from moe_jax.monitor.alarms import load_distance
 from moe_jax.training.metrics import load_statistics
@@ -157,3 +158,15 @@ def test_a_plateau_compares_two_means_of_the_loss():
     assert Plateau(steps=2, least=0.9).found(lines, None) == {}
     assert Plateau(steps=2, least=1.5).found(lines[1:], None) == {}  # three steps of four
     assert Plateau(steps=2).window == 4 and Plateau().on_stream(lines[0], None) == {}
+
+
+def test_a_plateau_of_validations_reads_no_training_loss():
+    """The training loss falls by 4 in two steps, and the validation loss stays at 3."""
+    rule = Plateau(steps=2, least=0.1, log="eval", stop=True)
+    watch, stops = Watch((rule,)), []
+    for step in range(1, 7):
+        watch.see({"kind": "train", "step": step, "loss": 20.0 - 2 * step})
+        stops.append(watch.see({"kind": "eval", "step": step, "loss": 3.0}).stops)
+    # Four steps lie behind the validation of step 5; a lasting condition stops no run again.
+    assert stops == [False, False, False, False, True, False]
+    assert (Plateau().log, Plateau().kind, rule.kind) == ("train", "train", "eval")
