@@ -97,7 +97,6 @@ def _write_run(
     experiment = changed_experiment(run, weights, overrides)
     here = dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
     here.check_program(jax.device_count())
-    corpus = _corpus(run, experiment)
     session = open_session(here, run.tokenizer)
 
     def put(state: TrainState, leaves: Mapping[str, Any]) -> TrainState:
@@ -105,6 +104,31 @@ def _write_run(
 
     with jax.set_mesh(session.mesh):
         state = session.recipe.create_from(put, weights.leaves())
+    save_run(run, experiment, named_leaves(state), output, packed=packed)
+
+
+def save_run(
+    run: FinishedRun,
+    experiment: Experiment,
+    leaves: dict[str, Any],
+    output: Path,
+    *,
+    step: int = 0,
+    position: Mapping[str, Any] | None = None,
+    packed: PackedLeaves | None = None,
+) -> None:
+    """Writes the workdir of a run with one checkpoint, atomically.
+
+    Args:
+        run: Run that was changed.
+        experiment: Configuration of the new run.
+        leaves: Arrays of the new run's state, by the names of ``named_leaves``.
+        output: Folder to write, empty or missing.
+        step: Step of the checkpoint.
+        position: Position in the data; ``None`` for the first batch.
+        packed: Quantised weights in place of arrays; ``None`` for none.
+    """
+    corpus = _corpus(run, experiment)
     with replaced(output) as folder:
         run.tokenizer.save(folder)
         run.keep(folder)
@@ -112,11 +136,11 @@ def _write_run(
         workdir.claim(folder, experiment, identities)
         workdir.record_corpus(folder, corpus)
         with open_checkpoints(experiment, folder / workdir.CHECKPOINTS) as checkpoints:
-            notes = {TOKENIZER: digest(run.tokenizer)}
-            leaves, packed = _parted(named_leaves(state), packed)
-            checkpoints.save(0, leaves, notes)
+            notes = {**(position or {}), TOKENIZER: digest(run.tokenizer)}
+            saved, packed = _parted(leaves, packed)
+            checkpoints.save(step, saved, notes)
         if packed is not None:
-            add_packed(folder / workdir.CHECKPOINTS, 0, packed)
+            add_packed(folder / workdir.CHECKPOINTS, step, packed)
 
 
 def _parted(

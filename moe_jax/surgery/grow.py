@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,15 @@ class Grown:
 
     Attributes:
         mixture: The layer.
+        follow: Function that gives other numbers of the old layer's arrays, such as moments of an
+            optimizer, to the arrays of the new layer. It moves numbers without scaling them; new
+            units get zeros. Arrays may be missing.
         reason: Reason for which the layer computes another function than the old layer; "" if it
             computes the same function without noise, up to rounding.
     """
 
     mixture: MixtureLayer
+    follow: Callable[[MixtureLayer], MixtureLayer]
     reason: str = ""
 
     @property
@@ -58,13 +63,13 @@ def copied(mixture: MixtureLayer, factor: int) -> Grown:
     Raises:
         ConfigError: If the router has no ``k``, or cannot work with so many experts.
     """
-    wider, reason = _with_more_choices(mixture, factor)
+    wider, follow, reason = _with_more_choices(mixture, factor)
     outputs = 1 if _divides_gates(mixture.moe.router) else 1 / factor
     experts = {
         name: array * outputs if name.startswith("down") else array
         for name, array in wider.experts.items()
     }
-    return Grown(dataclasses.replace(wider, experts=experts), reason)
+    return Grown(dataclasses.replace(wider, experts=experts), follow, reason)
 
 
 def split(mixture: MixtureLayer, factor: int) -> Grown:
@@ -86,15 +91,25 @@ def split(mixture: MixtureLayer, factor: int) -> Grown:
         raise ConfigError(
             f"factor={factor} does not divide expert_dim={mixture.moe.expert_dim}: change factor"
         )
-    wider, reason = _with_more_choices(mixture, factor)
+    wider, repeat, reason = _with_more_choices(mixture, factor)
     outputs = factor if _divides_gates(mixture.moe.router) else 1
     narrow = wider.with_settings(expert_dim=mixture.moe.expert_dim // factor)
     experts = _parts(mixture.experts, factor, outputs)
-    return Grown(dataclasses.replace(narrow, experts=experts), reason)
+
+    def follow(other: MixtureLayer) -> MixtureLayer:
+        cut = {name: _cut(name, array, factor) for name, array in other.experts.items()}
+        return dataclasses.replace(repeat(other), experts=cut)
+
+    return Grown(dataclasses.replace(narrow, experts=experts), follow, reason)
 
 
-def _with_more_choices(mixture: MixtureLayer, factor: int) -> tuple[MixtureLayer, str]:
-    """Returns the layer with each expert ``factor`` times, all chosen, and why gates differ."""
+def _with_more_choices(
+    mixture: MixtureLayer, factor: int
+) -> tuple[MixtureLayer, Callable[[MixtureLayer], MixtureLayer], str]:
+    """Returns the layer with each expert ``factor`` times, all chosen, and why gates differ.
+
+    The function in between repeats the experts of other numbers.
+    """
     if factor < 2:
         raise ConfigError(f"factor={factor} adds no expert: use at least 2")
     router = mixture.moe.router
@@ -109,7 +124,7 @@ def _with_more_choices(mixture: MixtureLayer, factor: int) -> tuple[MixtureLayer
         # The bias is added to scores, and these are divided among the copies.
         state = {**grown.state, "bias": grown.state["bias"] / factor}
         grown = dataclasses.replace(grown, state=state)
-    return grown, _difference(router)
+    return grown, functools.partial(MixtureLayer.take, experts=index), _difference(router)
 
 
 def _wider_choice(router: Router, factor: int) -> Router:
@@ -163,13 +178,19 @@ def _parts(experts: Mapping[str, Array], factor: int, outputs: float) -> dict[st
     """Returns the parts ``(E * factor, ...)`` of experts ``(E, ...)``, in the order of experts."""
     found = {}
     for name, array in experts.items():
-        if name in UNITS:
-            pieces = jnp.stack(jnp.split(array, factor, axis=UNITS[name]), axis=1)
-        else:  # every part adds its share of the output's bias
-            pieces = jnp.repeat(array[:, None], factor, axis=1) / factor
-        pieces = pieces * outputs if name.startswith("down") else pieces
-        found[name] = pieces.reshape(-1, *pieces.shape[2:])
+        pieces = _cut(name, array, factor)
+        # Every part adds its share of the output's bias.
+        pieces = pieces if name in UNITS else pieces / factor
+        found[name] = pieces * outputs if name.startswith("down") else pieces
     return found
+
+
+def _cut(name: str, array: Array, factor: int) -> Array:
+    """Returns the units ``(E * factor, ...)`` of each part; an array without units is repeated."""
+    if name not in UNITS:
+        return jnp.repeat(array, factor, axis=0)
+    pieces = jnp.stack(jnp.split(array, factor, axis=UNITS[name]), axis=1)
+    return pieces.reshape(-1, *pieces.shape[2:])
 
 
 def with_copies(mixture: MixtureLayer, experts: Sequence[int]) -> Grown:
@@ -194,15 +215,16 @@ def with_copies(mixture: MixtureLayer, experts: Sequence[int]) -> Grown:
         )
     router, select = mixture.moe.router, mixture.moe.router.select
     everyone = isinstance(select, Everyone) and isinstance(router.score, Softmax)
-    grown = mixture.take([*range(mixture.num_experts), *experts])
+    follow = functools.partial(MixtureLayer.take, experts=[*range(mixture.num_experts), *experts])
+    grown = follow(mixture)
     if everyone:
         if not isinstance(router.head, Linear):
-            return Grown(grown, "the logits of the copies have no bias")
-        return Grown(_shared_logits(grown, experts, mixture.num_experts))
+            return Grown(grown, follow, "the logits of the copies have no bias")
+        return Grown(_shared_logits(grown, experts, mixture.num_experts), follow)
     one = isinstance(select, TopK) and select.k == 1 and select.normalize
     if one and _alone(router):
-        return Grown(grown)
-    return Grown(grown, "a copy takes the place of another choice, or its gate")
+        return Grown(grown, follow)
+    return Grown(grown, follow, "a copy takes the place of another choice, or its gate")
 
 
 def _alone(router: Router) -> bool:
@@ -243,20 +265,36 @@ def widened(mixture: MixtureLayer, hidden: int, key: PRNGKeyArray) -> Grown:
     before = mixture.moe.expert_dim
     if hidden <= before:
         raise ConfigError(f"hidden={hidden} is not above expert_dim={before}: use a larger width")
-    experts = {}
-    for step, (name, array) in enumerate(sorted(mixture.experts.items())):
-        if name not in UNITS:
-            experts[name] = array
-            continue
-        shape = list(array.shape)
-        shape[UNITS[name]] = hidden - before
-        new = jnp.zeros(shape, array.dtype)
-        if name in _INPUTS:
-            draw = jax.random.normal(jax.random.fold_in(key, step), tuple(shape), array.dtype)
-            new = array.std(axis=(1, 2), keepdims=True) * draw
-        experts[name] = jnp.concatenate([array, new], axis=UNITS[name])
-    wide = dataclasses.replace(mixture, experts=experts)
-    return Grown(wide.with_settings(expert_dim=hidden))
+
+    def draw(name: str, array: Array, new: tuple[int, ...]) -> Array:
+        if name not in _INPUTS:
+            return jnp.zeros(new, array.dtype)
+        own = jax.random.fold_in(key, sorted(mixture.experts).index(name))
+        deviation = array.std(axis=(1, 2), keepdims=True)
+        return deviation * jax.random.normal(own, new, array.dtype)
+
+    wide = _with_units(mixture, hidden - before, draw)
+    zeros = functools.partial(_with_units, units=hidden - before, draw=_zeros)
+    return Grown(wide.with_settings(expert_dim=hidden), zeros)
+
+
+def _zeros(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    del name
+    return jnp.zeros(shape, array.dtype)
+
+
+def _with_units(
+    mixture: MixtureLayer, units: int, draw: Callable[[str, Array, tuple[int, ...]], Array]
+) -> MixtureLayer:
+    """Returns the layer with more hidden units, whose numbers ``draw`` gives by name and shape."""
+    experts = dict(mixture.experts)
+    for name, array in mixture.experts.items():
+        if name in UNITS:
+            shape = list(array.shape)
+            shape[UNITS[name]] = units
+            new = draw(name, array, tuple(shape))
+            experts[name] = jnp.concatenate([array, new], axis=UNITS[name])
+    return dataclasses.replace(mixture, experts=experts)
 
 
 def perturbed(mixture: MixtureLayer, noise: float, key: PRNGKeyArray) -> MixtureLayer:

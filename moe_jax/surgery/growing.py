@@ -23,7 +23,7 @@ from moe_jax.run import workdir
 from moe_jax.run.api import OpenRun, Say, train
 from moe_jax.run.loop import StoppedByAlarm
 from moe_jax.run.memory import check_memory
-from moe_jax.surgery.api import grow
+from moe_jax.surgery.continued import grow_on
 from moe_jax.surgery.growth import Growth
 from moe_jax.training.metrics import read_metrics
 from moe_jax.training.step_folders import latest_step
@@ -43,8 +43,10 @@ def train_growing(
 ) -> OpenRun:
     """Trains a model that grows whenever an alarm stops it, and returns the run of the last stage.
 
-    All stages together have ``training.steps`` steps. A stopped or killed call goes on from its
-    newest checkpoint if it is called again, and the numbers are those of a call that ran through.
+    All stages together have ``training.steps`` steps. The state of the optimizer, the position in
+    the data and the step follow the model; see ``moe_jax.surgery.continued.follow``. A stopped or
+    killed call goes on from its newest checkpoint if it is called again, and the numbers are those
+    of a call that ran through.
 
     Args:
         config: Configuration, with an alarm that stops; see ``moe_jax.monitor.Plateau``.
@@ -92,6 +94,12 @@ def check_growths(experiment: Experiment, growths: Sequence[GrowthOptions]) -> N
             "a run that grows needs a growth and an alarm that stops it: set training.alarms to "
             "({'type': 'Plateau', 'stop': True},)"
         )
+    training = experiment.training
+    if not training.eval_every and all(a.kind == "eval" for a in training.alarms if a.stop):
+        raise ConfigError(
+            "the alarms that stop the run read validations, and training.eval_every=0 makes none: "
+            "set training.eval_every"
+        )
     if experiment.model.lora is not None:
         raise ConfigError(
             "a growth merges adapters into the weights: unset model.lora, or merge the adapters of "
@@ -100,6 +108,8 @@ def check_growths(experiment: Experiment, growths: Sequence[GrowthOptions]) -> N
     for number, options in enumerate(growths, 1):
         growth, overrides = _parted(options)
         try:
+            if any(name.startswith("data.") for name in overrides):
+                raise ConfigError("a stage keeps the data of the one before: leave data.NAME out")
             model = growth.model(experiment.model)
             assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every run's model
             experiment = experiment_of(dataclasses.replace(experiment, model=model), overrides)
@@ -152,12 +162,7 @@ def _was_stopped(folder: Path, experiment: Experiment) -> bool:
 
 
 def _grow(here: Path, there: Path, options: GrowthOptions, *, last: bool) -> None:
-    """Writes the next stage, with the steps that are left."""
-    experiment, step = workdir.load(here), latest_step(here / workdir.CHECKPOINTS)
-    assert step is not None  # The run was stopped after a step, which is saved.
-    settings: dict[str, Any] = {"training.steps": experiment.training.steps - step}
-    if last:
-        settings["training.alarms"] = ()
-    given = dict(options)
-    given[_OVERRIDES] = settings | dict(given.get(_OVERRIDES) or {})
-    grow(here, there, **given)
+    """Writes the next stage, which goes on at the step of the alarm."""
+    growth, overrides = _parted(options)
+    settings = {"training.alarms": ()} if last else {}
+    grow_on(here, there, growth, settings | overrides)

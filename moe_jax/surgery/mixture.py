@@ -111,8 +111,8 @@ def _taken(
     arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, ...]], index: np.ndarray
 ) -> dict[str, Array]:
     found = dict(arrays)
-    for name, of_experts in axes.items():
-        for axis in of_experts:
+    for name in found:
+        for axis in axes[name]:
             found[name] = jnp.take(found[name], index, axis=axis)
     return found
 

@@ -26,6 +26,8 @@ SETTINGS = SMALL | {
     "training.steps": 10,
     "training.log_every": 1,
     "training.checkpoint_every": 2,
+    "training.keep_last": 9,
+    "model.dropout": 0.0,
     "model.moe.every": 1,
     "model.moe.router": {"preset": "mixtral"},
     # The loss falls by less than 100 nats in two steps, so the rule fires at step 5.
@@ -49,6 +51,16 @@ WRONG = {
     "width": ({}, {"parts": 7}, "factor=7 does not divide"),
     "adapters": ({"model.lora": {"groups": ("experts",)}}, {"parts": 2}, "unset model.lora"),
     "lookahead": ({"model.lookahead": 1}, {"parts": 2}, "model.lookahead=0"),
+    "data": (
+        {},
+        {"parts": 2, "overrides": {"data.batch_size": 16}},
+        "keeps the data of the one before: leave data.NAME out",
+    ),
+    "validations": (
+        {"training.alarms": ({"type": "Plateau", "log": "eval", "stop": True},)},
+        {"parts": 2},
+        "set training.eval_every",
+    ),
     "setting": ({}, {"parts": 2, "overrides": {"optimizer.rate": 1}}, "optimizer.rate|'rate'"),
 }
 
@@ -127,13 +139,23 @@ def killed(folder):
     assert process.wait() == -signal.SIGKILL
 
 
+def losses(run):
+    """The loss of the batch of every step, before its update."""
+    return {line["step"]: line["loss"] for line in run.metrics if line["kind"] == "train"}
+
+
 def test_a_saturated_run_grows_keeps_its_function_and_is_the_same_after_a_kill(tmp_path):
     whole = train_growing("quickstart", tmp_path / "whole", GROWTHS, SETTINGS)
     first = mj.open_run(tmp_path / "whole" / "stage0")
-    begun = mj.open_run(tmp_path / "whole" / "stage1", step=0)
-    assert (first.step, whole.step) == (5, 5)
+    begun = mj.open_run(tmp_path / "whole" / "stage1", step=5)
+    assert (first.step, whole.step) == (5, 10)
     experts = [run.config.model.moe.num_experts for run in (first, whole)]
     assert experts[1] == 2 * experts[0] and whole.config.training.alarms == ()
+    assert begun.state.opt_state[-1].count == 5 and [*losses(whole)] == [6, 7, 8, 9, 10]
+    # Step 6 has the batch, the keys and the function of a run that does not grow.
+    alone = mj.train("quickstart", tmp_path / "alone", SETTINGS | {"training.alarms": ()})
+    assert losses(whole)[6] == pytest.approx(losses(alone)[6], rel=1e-5)
+    assert losses(whole)[6] != pytest.approx(losses(alone)[1], rel=1e-3)  # of the first batch
     assert begun.evaluate()["loss"] == pytest.approx(first.evaluate()["loss"], rel=1e-5)
     killed(tmp_path / "killed")
     assert command(tmp_path / "killed").wait() == 0

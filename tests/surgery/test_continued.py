@@ -1,0 +1,139 @@
+"""The state of a larger run, array by array, from a state whose every number is drawn."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.config.optimizer import AdamW, OptimizerConfig
+from moe_jax.models.places import places
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.routing import Capacity, Everyone, Router, Softmax
+from moe_jax.surgery.continued import _whole, follow
+from moe_jax.surgery.growth import Growth
+from moe_jax.surgery.weights import LayerWeights
+from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.state import Recipe, named_leaves
+from tests.surgery.small import VOCAB, assert_close, config
+
+ADAM, AVERAGE = "opt_state/1/0/", "opt_state/4/average/"
+
+
+def first(model):
+    """Zeros in the shapes of a run's first state, which has an average of the parameters."""
+    optimizer = make_optimizer(OptimizerConfig(rule=AdamW(), ema_decay=0.9), steps=10)
+    mesh = make_mesh(MeshConfig())
+    abstract = Recipe(model, VOCAB, optimizer, 0, mesh).abstract()[1]
+    return {name: jnp.zeros(x.shape, x.dtype) for name, x in named_leaves(abstract).items()}
+
+
+def drawn(leaves):
+    """Other numbers of the same shapes; every count is 5."""
+    rng = np.random.default_rng(0)
+    return {
+        name: jnp.asarray(rng.standard_normal(x.shape), x.dtype) if x.shape else jnp.full_like(x, 5)
+        for name, x in leaves.items()
+        if name != "key"
+    } | {"key": leaves["key"] + 1}
+
+
+def grown(growth, **changes):
+    """The old state, the state that follows, the first state of the larger run, and both models."""
+    model = config(**changes)
+    old = drawn(first(model))
+    weights = LayerWeights.of_leaves(model, VOCAB, old)
+    larger = growth(weights)[0].model
+    fresh = first(larger)
+    return old, follow(old, fresh, weights, growth), fresh, (model, larger)
+
+
+def layer(leaves, model, prefix, name):
+    """One array of one layer under a prefix of the state."""
+    place = places(model)[f"params/layers/{name}"]
+    leaf = np.asarray(leaves[prefix + place.leaf.removeprefix("params/")])
+    return leaf if place.entry is None else leaf[place.entry]
+
+
+def of_copies(up, down, kernel):
+    return up.repeat(2, 0), down.repeat(2, 0), kernel.repeat(2, 1)
+
+
+def of_parts(up, down, kernel):
+    """6 hidden units in two parts: the units 0 to 2 of expert 0, then its units 3 to 5."""
+    halves = [half for e in range(4) for half in (up[e][:, :3], up[e][:, 3:])]
+    lower = [half for e in range(4) for half in (down[e][:3], down[e][3:])]
+    return np.stack(halves), np.stack(lower), kernel.repeat(2, 1)
+
+
+def of_units(up, down, kernel):
+    zeros = np.zeros((4, 8, 2))
+    return np.concatenate([up, zeros], 2), np.concatenate([down, zeros.swapaxes(1, 2)], 1), kernel
+
+
+def of_two(up, down, kernel):
+    chosen = [0, 1, 2, 3, 0, 3]
+    return up[chosen], down[chosen], kernel[:, chosen]
+
+
+WAYS = {
+    "copies": (Growth(copies=2), of_copies),
+    "parts": (Growth(parts=2, noise=0.1), of_parts),
+    "hidden": (Growth(hidden=8), of_units),
+    "copy": (Growth(copy=(0, 3)), of_two),
+}
+NAMES = ("feed_forward/experts/up", "feed_forward/experts/down", "feed_forward/router/kernel")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_moments_go_with_their_experts_and_counts_go_on(way):
+    growth, expected = WAYS[way]
+    # Layer 0 stays, so the layers of the larger model are not stacked in one scan.
+    growth = dataclasses.replace(growth, layers=(1,))
+    old, new, fresh, (before, after) = grown(growth, scan_layers=True)
+    assert {n: x.shape for n, x in new.items()} == {n: x.shape for n, x in fresh.items()}
+    for moment in ("mu/", "nu/"):
+        for name in NAMES:
+            stays = [
+                layer(s, m, ADAM + moment, f"0/{name}") for s, m in ((old, before), (new, after))
+            ]
+            np.testing.assert_array_equal(*stays)
+        wanted = expected(*(layer(old, before, ADAM + moment, f"1/{name}") for name in NAMES))
+        for name, array in zip(NAMES, wanted, strict=True):
+            np.testing.assert_array_equal(layer(new, after, ADAM + moment, f"1/{name}"), array)
+        table = ADAM + moment + "embedding/table"
+        np.testing.assert_array_equal(new[table], old[table])
+    assert {int(new[n]) for n in new if not new[n].shape} == {5}
+    np.testing.assert_array_equal(new["key"], old["key"])
+
+
+def test_the_average_of_the_parameters_computes_its_function():
+    old, new, _, models = grown(Growth(copies=2))
+
+    def average(leaves, model):
+        own = {"params/" + n.removeprefix(AVERAGE): x for n, x in leaves.items() if AVERAGE in n}
+        return LayerWeights.of_leaves(model, VOCAB, leaves | own)
+
+    assert_close(*(average(s, m) for s, m in zip((old, new), models, strict=True)))
+
+
+def test_a_part_of_the_optimizer_starts_anew_as_a_whole():
+    """A factored moment of 4 experts does not fit 8 experts, and its count begins again with it."""
+    shapes = {"opt_state/1/count": (), "opt_state/1/row/a": (3,), "opt_state/1/row/experts": (4,)}
+    others = {"opt_state/3/count": (), "step": (), "params/a": (3,)}
+    old = {name: np.full(shape, 5.0) for name, shape in {**shapes, **others}.items()}
+    first = {name: np.zeros(array.shape) for name, array in old.items()}
+    first["opt_state/1/row/experts"] = np.zeros(8)
+    found = _whole({"params/a": np.ones(3), "step": old["step"]}, old, first)
+    assert {name: float(array.max()) for name, array in found.items()} == {
+        "opt_state/3/count": 5,
+        "step": 5,
+        "params/a": 1,
+    }
+
+
+def test_a_bias_that_the_growth_adds_has_no_moments_yet():
+    everyone = Router(Softmax(), Everyone(), capacity=Capacity(dropless="always"))
+    _, new, _, (_, after) = grown(Growth(copy=(0,)), router=everyone)
+    bias = layer(new, after, ADAM + "mu/", "0/feed_forward/router/bias")
+    np.testing.assert_array_equal(bias, np.zeros(5))
