@@ -19,7 +19,7 @@ from moe_jax.grouped.moves import sum_of_taken
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, Network
 from moe_jax.precision import exact
 
-_LARGEST = 512
+_READ, _LARGEST = 32, 512
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +53,9 @@ class Blocks:
     ) -> Float[Array, "size N"]:
         """Returns the outputs of one expert for the block from the row ``first``."""
         x = self.tokens[jax.lax.dynamic_slice_in_dim(self.token, first, self.size)]
+        # The rows of a single token are the same in every block: without a barrier XLA would move
+        # their products before the loop, and read the matrices of experts without rows.
+        x, first = jax.lax.optimization_barrier((x, first))
         gate = jax.lax.dynamic_slice_in_dim(self.weight, first, self.size)
         linear = _linear(own)
         pre = network.before(linear, x * gate if gate_on == "in" else x)
@@ -124,18 +127,20 @@ def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "
 
 
 def block_size(tokens: int, rows: int, experts: int) -> int:
-    """Returns the number of rows of a block: twice an expert's mean load, as a power of two.
+    """Returns the number of rows of a block, a power of two.
 
-    An expert with more rows needs a second block, which reads its matrices again. No expert has
-    more rows than there are tokens.
+    A block of at most ``_READ`` rows takes the time to read the matrices of its expert, so it has
+    twice the mean load of an expert: few experts need a second block. The time of a larger block
+    grows with its rows, so it has the mean load. No expert has more rows than there are tokens.
 
     Args:
         tokens: Number ``T`` of tokens.
         rows: Number ``R`` of rows.
         experts: Number ``E`` of experts.
     """
-    twice = 2 * max(rows // experts, 1)
-    return min(1 << (twice.bit_length() - 1), _LARGEST, tokens)
+    mean = max(rows // experts, 1)
+    size = max(min(2 * mean, _READ), mean)
+    return min(1 << (size.bit_length() - 1), _LARGEST, tokens)
 
 
 def _linear(parameters: Mapping[str, Array]) -> LinearMaps:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from moe_jax.attend import Kernel, Options, PagedView, View, attend
+from moe_jax.nn.heads import from_heads, to_heads
 from moe_jax.nn.init import constant, weight
 from moe_jax.nn.norm import unit_rms
 from moe_jax.nn.positions import Rotary, rotate
@@ -187,7 +188,7 @@ class Attention(nnx.Module):
         mixed = view.over(self._mixed, q, kv, reach).astype(x.dtype)
         if details.output_gate:
             mixed = mixed * jax.nn.sigmoid(self._mapped(x, "output_gate"))
-        y = jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
+        y = from_heads(mixed, self.output[...].astype(x.dtype))
         return y + self.output_bias[...].astype(x.dtype) if details.output_bias else y
 
     def _mixed(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L D"]:
@@ -197,7 +198,7 @@ class Attention(nnx.Module):
         return attend(q, k, v, view, options, self.sinks[...] if details.sinks else None)
 
     def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
-        return jnp.einsum("blm,mhd->bhld", x, getattr(self, name)[...].astype(x.dtype))
+        return to_heads(x, getattr(self, name)[...].astype(x.dtype))
 
     def _mapped_with_bias(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         y = self._mapped(x, name)

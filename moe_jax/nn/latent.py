@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from moe_jax.attend import Kernel, Options, PagedView, View, attend
 from moe_jax.nn.attention import KV
+from moe_jax.nn.heads import from_heads, to_heads
 from moe_jax.nn.init import weight
 from moe_jax.nn.norm import RMSNorm
 from moe_jax.nn.positions import Rotary, rotate
@@ -134,7 +135,7 @@ class LatentAttention(nnx.Module):
             q = q * heat[:, None, :, None].astype(q.dtype)
         q = constrain(q, "batch", "heads", "length", "head")
         mixed = view.over(self._mixed, q, kv).astype(x.dtype)
-        return jnp.einsum("bhld,hdm->blm", mixed, self.output[...].astype(x.dtype))
+        return from_heads(mixed, self.output[...].astype(x.dtype))
 
     def _mixed(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L V"]:
         """Returns the mixed values of queries on the latents of their keys."""
@@ -177,6 +178,6 @@ class LatentAttention(nnx.Module):
         """Returns the queries, whose last features are rotated."""
         if self.config.latent.query_rank:
             x = self.query_norm(jnp.einsum("blm,mr->blr", x, self.query_down[...].astype(x.dtype)))
-        q = jnp.einsum("blr,rhd->bhld", x, self.query[...].astype(x.dtype))
+        q = to_heads(x, self.query[...].astype(x.dtype))
         plain, turned = jnp.split(q, [self.config.latent.plain_dim], axis=-1)
         return jnp.concatenate([plain, rotate(turned, positions, self.config.rotary)], -1)
