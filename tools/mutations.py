@@ -20,7 +20,8 @@ SOURCES = (
     *("moe_jax/routing/**/*.py", "moe_jax/transport/*.py", "moe_jax/parallel/exchange.py"),
     *("moe_jax/parallel/ragged.py", "moe_jax/grouped/*.py"),
     *("moe_jax/nn/moe.py", "moe_jax/nn/router.py"),
-    *("moe_jax/training/step.py", "moe_jax/training/loss.py"),
+    *("moe_jax/training/step.py", "moe_jax/training/objective.py"),
+    "moe_jax/training/loss.py",
 )
 _OPERATORS: dict[type, tuple[type, ...]] = {
     **{ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,)},

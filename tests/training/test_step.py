@@ -19,6 +19,7 @@ from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Capacity, Counts, LoadBalance, Router, Softmax, TopK
 from moe_jax.run import session as session_module
 from moe_jax.run.session import Session
+from moe_jax.training import objective as objective_module
 from moe_jax.training import step as step_module
 from moe_jax.training.metrics import eval_means, train_record
 from moe_jax.training.optimizer import make_optimizer
@@ -282,7 +283,7 @@ def test_losses_of_tokens_further_ahead_by_hand():
 def test_a_single_target_further_ahead_is_its_own_mean():
     # Of two tokens one has a next but one: 1.5 per token is 3 per such target.
     losses = Losses(jnp.float32(1), jnp.array([1.5]), None, jnp.float32(2))
-    found = step_module._per_target(losses, {"segments": jnp.array([[1, 1, 0]])}, jnp.array(2))
+    found = objective_module._per_target(losses, {"segments": jnp.array([[1, 1, 0]])}, jnp.array(2))
     assert found == Losses(losses.loss, 3, None, losses.objective)
 
 
