@@ -61,7 +61,7 @@ class BalancedEngine(Engine):
         """Gives the experts their first places, and compiles as ``Engine`` does.
 
         Args:
-            model: Decoder in which tokens choose experts; its experts are moved into places.
+            model: Decoder in which tokens choose experts; it stays as it is.
             slots: Largest number of requests that run at once.
             length: Largest number of tokens of a request, with its sample.
             prefill: Largest number of tokens of a prompt that a step reads.
@@ -88,11 +88,11 @@ class BalancedEngine(Engine):
         self._devices = 1 if mesh is None else mesh.shape["expert"]
         self._copies, self._every = copies, every
         self._steps = self.placements = 0
-        self._source: Any = model
+        self._source: Any = jax.tree.map(lambda leaf: leaf, model)
         self._move(equal)
         # The second placement moves places to places, as all later ones do.
         self._move(equal)
-        super().__init__(model, slots, length, prefill, mesh=mesh, **sizes)
+        super().__init__(self._source, slots, length, prefill, mesh=mesh, **sizes)
         self._counted = [0 * ones for ones in equal]
 
     @property

@@ -91,6 +91,11 @@ class LayeredSteps:
         dtype = jnp.dtype(model.config.compute_dtype)
         store = offload.store or HostStore(arrays_of(model, dtype))
         own = experts_per_layer(model)
+        if store.experts != own and offload.store is None:
+            raise ConfigError(
+                f"the MoE layers of the model have {store.experts} places for {own} experts: give "
+                "the engine the model before copy_experts, or leave the budget out"
+            )
         if store.experts != own:
             raise ConfigError(
                 f"the store has {store.experts} experts per MoE layer, and the model has {own}: "

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,8 +71,10 @@ def test_tokens_stay_equal_while_experts_move_at_every_third_step(name):
     model = Decoder(CONFIGS[name], VOCAB, jax.random.key(1))
     requests = zipf_requests(5)
     expected = generate(model, [list(each.prompt) for each in requests], requests[0].sampling)
+    shapes = list(map(jnp.shape, jax.tree.leaves(model)))
     engine = BalancedEngine(model, **SIZES, copies=2, every=3)
     assert answers(engine, requests) == expected and engine.placements > 2
+    assert list(map(jnp.shape, jax.tree.leaves(model))) == shapes  # The model of the caller has no copies.
 
 
 def test_loads_since_the_last_placement_decide():

@@ -13,8 +13,18 @@ from moe_jax.models import Decoder
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.offload import HostStore, NoPrediction, arrays_of
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.serving import BalancedEngine, DraftModel, Engine, NGram, Offload, Request, Speculation
+from moe_jax.serving import (
+    BalancedEngine,
+    DraftModel,
+    Engine,
+    NGram,
+    Offload,
+    Request,
+    Speculation,
+    copy_experts,
+)
 from moe_jax.serving import offloading as module
+from moe_jax.serving.placement import numbers_of_experts
 from moe_jax.serving.program import StepInputs, StepShape, compiled, pages_of
 from moe_jax.serving.resident import resident
 from tests.serving.test_engine import CONFIGS, SIZES, drawn
@@ -165,6 +175,13 @@ def refused(match, name="windows", offload=None, engine=Engine, **sizes):
     with pytest.raises(ConfigError, match=match) as error:
         engine(model, **SIZES, offload=offload or Offload(2**20), **sizes)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_model_whose_experts_have_copies_is_refused():
+    model = jax.tree.map(lambda leaf: leaf, made("windows")[0])
+    copy_experts(model, [np.append(np.arange(n), [0, 1]) for n in numbers_of_experts(model)])
+    with pytest.raises(ConfigError, match="before copy_experts"):
+        Engine(model, **SIZES, offload=Offload(2**20))
 
 
 def test_models_and_settings_that_no_budget_fits_are_refused():
