@@ -1,14 +1,24 @@
-"""Flags of commands that sample with drafts: ``--draft=ngram`` or ``--draft=runs/small``."""
+"""Flags of commands that sample with drafts: ``--draft=ngram``, ``lookahead`` or a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from absl import flags
 
+from moe_jax.models import ModelConfig
 from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import check_continues
-from moe_jax.serving.speculation import DraftModel, NGram, Speculation
+from moe_jax.serving.speculation import (
+    DraftModel,
+    LookaheadModule,
+    NGram,
+    Speculation,
+    check_looks_ahead,
+)
 
-_NGRAM = "ngram"
+_AHEAD = "lookahead"
+_OWN: dict[str, NGram | LookaheadModule] = {"ngram": NGram(), _AHEAD: LookaheadModule()}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -16,8 +26,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "draft",
         "",
-        "Folder of a smaller model with the same tokenizer, which drafts tokens, or `ngram` to "
-        "draft tokens that came before; by default no drafts. Drafts change no token.",
+        "Folder of a smaller model with the same tokenizer, which drafts tokens, `ngram` to draft "
+        "tokens that came before, or `lookahead` to draft with the lookahead modules of the model; "
+        "by default no drafts. Drafts change no token.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -29,6 +40,17 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
+def check_of(given: flags.FlagValues) -> Callable[[ModelConfig], None]:
+    """Returns a function that rejects models which cannot continue text with these drafts."""
+
+    def check(config: ModelConfig) -> None:
+        check_continues(config)
+        if given.draft == _AHEAD:
+            check_looks_ahead(config)
+
+    return check
+
+
 def speculation_of(given: flags.FlagValues) -> Speculation | None:
     """Returns the way to draft tokens; opens the draft model.
 
@@ -37,7 +59,7 @@ def speculation_of(given: flags.FlagValues) -> Speculation | None:
     """
     if not given.draft:
         return None
-    if given.draft == _NGRAM:
-        return Speculation(NGram(), given.draft_tokens)
+    if given.draft in _OWN:
+        return Speculation(_OWN[given.draft], given.draft_tokens)
     draft = open_folder(given.draft, None, check_continues)
     return Speculation(DraftModel(draft.model), given.draft_tokens)

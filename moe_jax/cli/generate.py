@@ -28,7 +28,7 @@ from moe_jax.models import ModelConfig
 from moe_jax.run import workdir
 from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.restored import open_restored
-from moe_jax.run.sampling import check_can_generate, check_continues, generate, texts
+from moe_jax.run.sampling import check_can_generate, generate, texts
 from moe_jax.serving import engines
 from moe_jax.serving.asking import encoded
 from moe_jax.serving.engines import Room
@@ -147,7 +147,7 @@ def _stream(given: flags.FlagValues, sampling: Sampling) -> None:
     if given.samples != 1:
         raise ConfigError(f"--samples={given.samples} is for whole texts: leave --stream out")
     offloading.check(given)
-    opened = _opened(given, check_continues)
+    opened = _opened(given, drafting.check_of(given))
     tokenizer, window = _tokenizer(opened), opened.window
     sampling = dataclasses.replace(sampling, eos_id=end_ids(tokenizer))
     prompt = encoded(tokenizer, _prompt(given, tokenizer))[-window:]

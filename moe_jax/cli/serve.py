@@ -16,7 +16,6 @@ from moe_jax import signals
 from moe_jax.cli import common, drafting, offloading
 from moe_jax.errors import ConfigError
 from moe_jax.run.opened import open_folder
-from moe_jax.run.sampling import check_continues
 from moe_jax.serving.engines import Room
 
 _PACKAGES = ("starlette", "uvicorn", "prometheus_client")
@@ -67,7 +66,7 @@ def main(given: flags.FlagValues) -> None:
     opened = open_folder(
         given.model,
         given.step,
-        check_continues,
+        drafting.check_of(given),
         average=given.average,
         routing_table=given.routing_table,
     )

@@ -40,9 +40,9 @@ class DecoderConfig(ModelConfig):
     Attributes:
         num_layers: Number of dense and MoE layers together.
         moe: Settings of the mixture-of-experts layers.
-        lookahead: Number of multi-token prediction modules, each for one token further ahead; only
-            training uses them. A module has one layer, configured as the last layer of the model
-            (DeepSeek-V3, 2412.19437, section 2.2).
+        lookahead: Number of multi-token prediction modules, each for one token further ahead, which
+            training and drafts use. A module has one layer, configured as the last layer of the
+            model (DeepSeek-V3, 2412.19437, section 2.2).
         causal: True if a token attends to no later token. False makes an encoder, which predicts
             masked tokens (``data.mask_rate``) and generates nothing; experts may choose its tokens.
     """

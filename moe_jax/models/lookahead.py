@@ -1,4 +1,4 @@
-"""Multi-token prediction: modules that predict tokens further ahead, in training alone."""
+"""Multi-token prediction: modules that predict tokens further ahead, to train or to draft."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.stack import Stack
+from moe_jax.models.stack import Stack, StackCache
 from moe_jax.nn.block import BlockConfig, Context
 from moe_jax.nn.init import weight
-from moe_jax.nn.mode import Mode
+from moe_jax.nn.mode import DECODE, Mode
 from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.norm import norm
 from moe_jax.nn.padding import valid_tokens
@@ -66,10 +66,39 @@ class Lookahead(nnx.Module):
             The states ``(B, L, M)`` for the next module, the states ``(B, L, M)`` for the head, and
             the reports of the MoE layers.
         """
-        both = jnp.concatenate([self.token_norm(embedded), self.hidden_norm(hidden)], axis=-1)
-        x = both @ self.merge[...].astype(both.dtype)
+        x = self._merged(hidden, embedded)
         x, reports, _ = self.layers(x, context, mode=mode, rng=rng, records=records)
         return x, self.final_norm(x), reports
+
+    def extend(
+        self,
+        hidden: Float[Array, "B L M"],
+        embedded: Float[Array, "B L M"],
+        context: Context,
+        cache: StackCache,
+    ) -> tuple[Float[Array, "B L M"], Float[Array, "B L M"], StackCache]:
+        """Returns the states of tokens that follow the tokens of ``cache``.
+
+        Args:
+            hidden: Hidden states ``(B, L, M)`` of the model or of the module before.
+            embedded: Embeddings ``(B, L, M)`` of the next token, which ``hidden`` has not read.
+            context: Context of the model's layers, with a view on the cache.
+            cache: Keys and values of the module for the tokens before these.
+
+        Returns:
+            The states ``(B, L, M)`` for the next module, the states ``(B, L, M)`` for the head, and
+            the cache with these tokens.
+        """
+        x = self._merged(hidden, embedded)
+        x, _, extended = self.layers(x, context, mode=DECODE, rng=None, cache=cache)
+        assert extended is not None  # A stack that gets a cache returns one.
+        return x, self.final_norm(x), extended
+
+    def _merged(
+        self, hidden: Float[Array, "B L M"], embedded: Float[Array, "B L M"]
+    ) -> Float[Array, "B L M"]:
+        both = jnp.concatenate([self.token_norm(embedded), self.hidden_norm(hidden)], axis=-1)
+        return both @ self.merge[...].astype(both.dtype)
 
 
 def ahead(values: Int[Array, "B L"], steps: int) -> Int[Array, "B L"]:

@@ -5,7 +5,7 @@ from moe_jax.serving.engine import Engine
 from moe_jax.serving.offloading import Offload
 from moe_jax.serving.placement import copy_experts, device_loads, place
 from moe_jax.serving.request import Ended, Generator, Request, Token
-from moe_jax.serving.speculation import DraftModel, NGram, Speculation
+from moe_jax.serving.speculation import DraftModel, LookaheadModule, NGram, Speculation
 
 __all__ = [
     "BalancedEngine",
@@ -13,6 +13,7 @@ __all__ = [
     "Ended",
     "Engine",
     "Generator",
+    "LookaheadModule",
     "NGram",
     "Offload",
     "Request",

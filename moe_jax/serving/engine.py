@@ -20,7 +20,14 @@ from moe_jax.serving.offloading import Offload, steps_of
 from moe_jax.serving.pages import Pages
 from moe_jax.serving.program import Samples, StepShape, pages_of
 from moe_jax.serving.request import Request, Token
-from moe_jax.serving.running import Running, TokensRead, inputs_of, parts_of, shape_for
+from moe_jax.serving.running import (
+    Running,
+    StepDone,
+    TokensRead,
+    inputs_of,
+    parts_of,
+    shape_for,
+)
 from moe_jax.serving.speculation import Drafts, Speculation, agreeing, opened
 
 # A table of pages is as wide as this number of tokens, or wider by powers of this factor.
@@ -85,7 +92,8 @@ class Engine:
 
         Raises:
             ConfigError: If the model cannot generate text, a size is out of range, a draft model
-                has another vocabulary, or the experts cannot be offloaded.
+                has another vocabulary, the model lacks the lookahead modules that draft, or the
+                experts cannot be offloaded.
         """
         source = checked(model, length)
         if offload is not None and mesh is not None and mesh.size > 1:
@@ -105,17 +113,19 @@ class Engine:
         self._submitted = 0
         self._load: tuple[Float[np.ndarray, " E"], ...] = ()
         self.prefill, self.drafts = Prefill(), Drafts()
-        self._most_drafts = speculation.tokens if speculation else 0
+        self._most_drafts = speculation.most(source) if speculation else 0
+        hidden = speculation is not None and speculation.reads_hidden
         with self._on_mesh():
             self._compute = steps_of(source, offload)
             self._model = self._compute.model
             self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
             shapes = _shapes(slots, prefill, page, self._pages.of(length), self._most_drafts)
-            self._drafter = opened(speculation, source, shapes, (1 + number) * page)
             self._programs = {
-                shape: self._compute.compiled(self._layers, shape, self._top) for shape in shapes
+                shape: self._compute.compiled(self._layers, shape, self._top, hidden)
+                for shape in shapes
             }
+            self._drafter = opened(speculation, source, self._programs, (1 + number) * page)
 
     @property
     def programs(self) -> int:
@@ -179,8 +189,8 @@ class Engine:
             inputs = inputs_of(parts, shape)
             self._layers, samples = self._programs[shape](self._leaves, self._layers, inputs)
             if self._drafter:
-                self._drafter.read(inputs, shape)
-        samples = jax.device_get(samples)
+                self._drafter.read(StepDone(parts, inputs, shape, samples))
+        samples = jax.device_get(dataclasses.replace(samples, hidden=None))
         self._load = tuple(map(np.add, self._load, samples.loads)) or samples.loads
         return [token for part in parts for token in self._advance(part, samples)]
 

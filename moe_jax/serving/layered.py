@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Int
 
 from moe_jax.grouped import Blocks, with_expert
@@ -50,7 +51,12 @@ class Programs:
 
 
 class LayeredStep:
-    """The step of one shape, as segments with the experts between them."""
+    """The step of one shape, as segments with the experts between them.
+
+    Attributes:
+        out_info: Shapes and types of the outputs, as a compiled step has them.
+        output_shardings: Shardings of the outputs, as a compiled step has them.
+    """
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class LayeredStep:
         shape: StepShape,
         top: int,
         host: Host,
+        hidden_too: bool = False,
     ):
         """Compiles all segments, and the programs of the experts between them.
 
@@ -68,18 +75,21 @@ class LayeredStep:
             shape: Shapes of the step.
             top: Number of most likely tokens.
             host: The experts.
+            hidden_too: True returns the hidden states of all tokens too.
         """
         leaves, tree = jax.tree.flatten(model)
 
         def run(leaves: list[Array], layers: StackCache, inputs: StepInputs) -> Any:
-            return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top)
+            return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top, hidden_too)
 
         arguments = leaves, layers, StepInputs.empty(shape)
-        traced, results = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        traced, self.out_info = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        (device,) = jax.tree.leaves(layers)[0].devices()
+        self.output_shardings = jax.tree.map(lambda _: SingleDeviceSharding(device), self.out_info)
         whole = without_notes(traced.jaxpr, EXPERTS, FORESEEN)
         self._inputs, self._outputs = whole.invars, whole.outvars
         self._constants = dict(zip(whole.constvars, traced.consts, strict=True))
-        self._tree = jax.tree.structure(results)
+        self._tree = jax.tree.structure(self.out_info)
         pages = {*whole.invars[len(leaves) : len(leaves) + len(jax.tree.leaves(layers))]}
         self._segments: list[tuple[Segment, Any, Any]] = []
         for segment in segments_of(whole, EXPERTS):

@@ -36,7 +36,8 @@ class Offload:
     """The way to keep few experts on the device, and the others in a store.
 
     Attributes:
-        bytes: Largest number of bytes of experts on the device.
+        bytes: Largest number of bytes of experts on the device. A draft model and lookahead modules
+            that draft have all of theirs there, beside the budget.
         policy: Chooses the experts that leave the device.
         predictor: Foresees the experts of the next layer, which load meanwhile.
         store: All experts; ``None`` copies those of the model into the memory of the host.
@@ -67,9 +68,11 @@ class WholeSteps:
         """Prepares the model for the steps."""
         self.model = resident(model)
 
-    def compiled(self, layers: StackCache, shape: StepShape, top: int) -> Step:
+    def compiled(
+        self, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
+    ) -> Step:
         """Returns the step of one shape; see ``moe_jax.serving.program.step``."""
-        program: Step = compiled(self.model, layers, shape, top)
+        program: Step = compiled(self.model, layers, shape, top, hidden_too)
         return program
 
 
@@ -109,9 +112,11 @@ class LayeredSteps:
         """Counts of the experts that layers asked for."""
         return self._host.cache.counts
 
-    def compiled(self, layers: StackCache, shape: StepShape, top: int) -> Step:
+    def compiled(
+        self, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
+    ) -> Step:
         """Returns the step of one shape; see ``moe_jax.serving.program.step``."""
-        return LayeredStep(self.model, layers, shape, top, self._host)
+        return LayeredStep(self.model, layers, shape, top, self._host, hidden_too)
 
 
 Steps = WholeSteps | LayeredSteps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.decoding import Rules, choose_by_row
 from moe_jax.models import Decoder
-from moe_jax.models.cache import PagedCache
+from moe_jax.models.cache import Cache, PagedCache
 from moe_jax.models.stack import StackCache
 from moe_jax.parallel import constrain
 from moe_jax.parallel.rules import platform
@@ -119,6 +119,7 @@ class Samples:
         top: Most likely token ids ``(S, W, A)`` int32, most likely first; zeros unless ``ranked``.
         top_logprobs: Log-probabilities ``(S, W, A)`` of them.
         loads: Number ``(E,)`` of tokens of each expert in the step, for each MoE layer.
+        hidden: Hidden states ``(N, 1, M)`` of all tokens of the step, if a drafter reads them.
     """
 
     tokens: Int[Array, "S W"]
@@ -126,10 +127,16 @@ class Samples:
     top: Int[Array, "S W A"]
     top_logprobs: Float[Array, "S W A"]
     loads: tuple[Float[Array, " E"], ...]
+    hidden: Float[Array, "N 1 M"] | None = None
 
 
 def step(
-    model: Decoder, layers: StackCache, inputs: StepInputs, shape: StepShape, top: int
+    model: Decoder,
+    layers: StackCache,
+    inputs: StepInputs,
+    shape: StepShape,
+    top: int,
+    hidden_too: bool = False,
 ) -> tuple[StackCache, Samples]:
     """Returns the pages with the tokens of a step, and the samples after ``ends``.
 
@@ -139,15 +146,14 @@ def step(
         inputs: Arrays of the step.
         shape: Shapes of the step.
         top: Number ``A`` of most likely tokens.
+        hidden_too: True returns the hidden states of all tokens too.
     """
     each = shape.each
-    lengths = (each, shape.chunk) if shape.chunk else (each,)
-    cache = PagedCache(layers, inputs.entries, inputs.tables, lengths, shape.page)
     hidden, reports, cache = model.extend_reported(
         inputs.tokens[:, None],
         inputs.valid.astype(jnp.int32)[:, None],
         inputs.positions[:, None],
-        cache,
+        paged(layers, inputs, shape),
     )
     logits = model.logits(hidden[inputs.ends.reshape(-1)])[:, 0]
     rules, seeds = jax.tree.map(lambda x: jnp.repeat(x, each), (inputs.rules, inputs.seeds))
@@ -162,8 +168,15 @@ def step(
         return x.reshape(shape.slots, each, *x.shape[1:])
 
     best = best - total[:, None]
-    found = Samples(by_slot(tokens), by_slot(own), by_slot(ids), by_slot(best), loads)
-    return _sharded(cache.layers), found
+    kept = hidden if hidden_too else None
+    found = Samples(by_slot(tokens), by_slot(own), by_slot(ids), by_slot(best), loads, kept)
+    return sharded(cache.layers), found
+
+
+def paged(layers: StackCache, inputs: StepInputs, shape: StepShape) -> PagedCache:
+    """Returns the pages of some layers, for the tokens of a step."""
+    lengths = (shape.each, shape.chunk) if shape.chunk else (shape.each,)
+    return PagedCache(layers, inputs.entries, inputs.tables, lengths, shape.page)
 
 
 def _ranked(
@@ -186,7 +199,14 @@ def key_of(seed: Any, sampled: Any) -> Array:
     return jax.random.fold_in(jax.random.key(seed), sampled)
 
 
-def pages_of(model: Decoder, entries: int) -> StackCache:
+class HasCache(Protocol):
+    """Layers with a cache: a decoder, or its lookahead modules."""
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """Returns an empty cache for ``batch`` rows of up to ``slots`` tokens."""
+
+
+def pages_of(model: HasCache, entries: int) -> StackCache:
     """Returns empty entries for all layers; a mesh splits their heads."""
     made = _empty_pages(model, entries)
     if platform() != "tpu":
@@ -195,14 +215,14 @@ def pages_of(model: Decoder, entries: int) -> StackCache:
     return jax.jit(made, out_shardings=formats)()
 
 
-def abstract_pages(model: Decoder, entries: int) -> StackCache:
+def abstract_pages(model: HasCache, entries: int) -> StackCache:
     """Returns shapes, shardings and layouts of ``pages_of`` on the current mesh, without memory."""
     program = jax.jit(_empty_pages(model, entries)).lower().compile()
     return jax.tree.map(_abstract, program.out_info, program.output_shardings)
 
 
-def _empty_pages(model: Decoder, entries: int) -> Callable[[], StackCache]:
-    return lambda: _sharded(model.empty_cache(1, entries).layers)
+def _empty_pages(model: HasCache, entries: int) -> Callable[[], StackCache]:
+    return lambda: sharded(model.empty_cache(1, entries).layers)
 
 
 def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -219,7 +239,7 @@ def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
 
 
-def _sharded(layers: StackCache) -> StackCache:
+def sharded(layers: StackCache) -> StackCache:
     """Returns entries ``(..., H, E, D)`` whose heads are split as queries are."""
 
     def one(x: Array) -> Array:
@@ -228,22 +248,42 @@ def _sharded(layers: StackCache) -> StackCache:
     return jax.tree.map(one, layers)
 
 
-def compiled(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> Any:
+def compiled(
+    model: Decoder, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
+) -> Any:
     """Returns the compiled step: a function of the model's leaves, the pages and the inputs."""
-    return lowered(model, layers, shape, top).compile()
+    return lowered(model, layers, shape, top, hidden_too).compile()
 
 
-def lowered(model: Decoder, layers: StackCache, shape: StepShape, top: int) -> jax.stages.Lowered:
+def lowered(
+    model: Decoder, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
+) -> jax.stages.Lowered:
     """Returns the step before its compilation; arrays may be shapes with shardings."""
+
+    def run(model: Decoder, layers: StackCache, inputs: StepInputs) -> Any:
+        return step(model, layers, inputs, shape, top, hidden_too)
+
+    return in_place(run, model, layers, StepInputs.empty(shape))
+
+
+def in_place(run: Callable, model: Any, layers: StackCache, inputs: Any) -> jax.stages.Lowered:
+    """Returns a program of the leaves of a model, its pages and inputs, before its compilation.
+
+    Args:
+        run: Function of the model, the pages and the inputs to the new pages and more outputs.
+        model: Modules; arrays may be shapes with shardings.
+        layers: Pages, which the program overwrites.
+        inputs: Arrays of a step, or their shapes.
+    """
     leaves, tree = jax.tree.flatten(model)
 
-    def run(leaves: list[Array], layers: StackCache, inputs: StepInputs) -> Any:
-        return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top)
+    def of_leaves(leaves: list[Array], layers: StackCache, inputs: Any) -> Any:
+        return run(jax.tree.unflatten(tree, leaves), layers, inputs)
 
     kept = jax.tree.map(lambda x: x.format, layers)
     # An array that is on no device by choice, as the state of placed copies, may go to any.
     held = [leaf.sharding if getattr(leaf, "committed", True) else None for leaf in leaves]
     program = jax.jit(
-        run, donate_argnums=1, in_shardings=(held, kept, None), out_shardings=(kept, None)
+        of_leaves, donate_argnums=1, in_shardings=(held, kept, None), out_shardings=(kept, None)
     )
-    return program.lower(leaves, layers, StepInputs.empty(shape))
+    return program.lower(leaves, layers, inputs)

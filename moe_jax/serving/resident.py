@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 from flax import nnx
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.grouped import Choices, GateOn, on_separate
 from moe_jax.models import Decoder
+from moe_jax.models.lookahead import Lookahead
 from moe_jax.nn.feed_forward import Experts
 from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
@@ -20,6 +22,7 @@ from moe_jax.transport.requirements import Facts
 
 # Copies of smaller matrices cost little, and programs with more experts take long to compile.
 _SMALLEST, _MOST = 2**16, 512
+_Layered = TypeVar("_Layered", Decoder, Lookahead)
 
 
 class SeparateExperts(nnx.Module):
@@ -58,6 +61,15 @@ def resident(model: Decoder, smallest: int = _SMALLEST) -> Decoder:
         model: Decoder; it stays as it is, and shares the arrays that need no copy.
         smallest: Number of entries of a matrix from which experts are separated.
     """
+    return _resident(model, smallest)
+
+
+def resident_modules(model: Decoder, smallest: int = _SMALLEST) -> list[Lookahead]:
+    """Returns the lookahead modules of a model, as ``resident`` returns the model."""
+    return [_resident(module, smallest) for module in model.lookahead]
+
+
+def _resident(model: _Layered, smallest: int) -> _Layered:
     model = jax.tree.map(lambda leaf: leaf, model)
     for layer in _mixtures(model):
         layer.config = by_choice(layer.config)
@@ -84,14 +96,14 @@ def _on_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
-def _mixtures(model: Decoder) -> Iterator[ConfiguredMoE]:
+def _mixtures(model: Decoder | Lookahead) -> Iterator[ConfiguredMoE]:
     """Yields every MoE layer once; stacked layers are one."""
     for blocks in model.layers.parts:
         for block in blocks:
             yield from block.mixtures.values()
 
 
-def _worth_separating(model: Decoder, smallest: int) -> bool:
+def _worth_separating(model: Decoder | Lookahead, smallest: int) -> bool:
     """Returns True if the experts of all layers are few, and their matrices large."""
     layers = [each for view in model.layers.layers() for each in view.block.mixtures.values()]
     experts = [layer.experts for layer in layers if layer.config.transport == "ragged"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.serving.pages import Held
-from moe_jax.serving.program import StepInputs, StepShape
+from moe_jax.serving.program import Samples, StepInputs, StepShape
 from moe_jax.serving.request import Ended, Request
 
 
@@ -76,6 +76,32 @@ class TokensRead:
         """True if the step reads the last token, so that it samples the next one."""
         return self.number == len(self.request.unread)
 
+    def first(self, shape: StepShape) -> int:
+        """Returns the index of its first token in a step."""
+        return shape.before_chunk if self.number > 1 else self.row * shape.each
+
+    def room(self, most: int) -> int:
+        """Returns the number of drafts that it may have: the last token is never a draft."""
+        left = self.request.request.sampling.tokens - self.request.sampled - 1
+        return min(most, left) if self.ends and self.number == 1 else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDone:
+    """A step that the model has computed.
+
+    Attributes:
+        parts: Tokens of the step by request, which do not have the samples yet.
+        inputs: Arrays of the step.
+        shape: Shapes of the step.
+        samples: Samples of the step, in the memory of the device.
+    """
+
+    parts: Sequence[TokensRead]
+    inputs: StepInputs
+    shape: StepShape
+    samples: Samples
+
 
 def parts_of(slots: list[Running | None], chunk: int) -> list[TokensRead]:
     """Returns the tokens of a step: a chunk of the request with several, one of each other."""
@@ -106,8 +132,7 @@ def inputs_of(parts: Sequence[TokensRead], shape: StepShape) -> StepInputs:
     """Returns the arrays of a step. At most one part has several tokens."""
     inputs: Any = StepInputs.empty(shape)
     for part in parts:
-        request, long = part.request, part.number > 1
-        first = shape.before_chunk if long else part.row * shape.each
+        request, first, long = part.request, part.first(shape), part.number > 1
         places = np.arange(request.held.computed, part.end)
         own = slice(first, first + len(places))
         pages = np.asarray(request.held.pages[: shape.pages], np.int32)

@@ -12,19 +12,20 @@ rejection: equal distributions give equal tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from moe_jax.errors import ConfigError
-from moe_jax.models import Decoder, Model
+from moe_jax.models import Decoder, Model, ModelConfig
 from moe_jax.ranges import Positive, Ranged
 from moe_jax.run.sampling import check_can_generate
-from moe_jax.serving.program import StepInputs, StepShape, compiled, pages_of
+from moe_jax.serving.ahead import Ahead
+from moe_jax.serving.program import StepShape, compiled, pages_of
 from moe_jax.serving.resident import resident
-from moe_jax.serving.running import TokensRead, inputs_of, shape_for
+from moe_jax.serving.running import StepDone, TokensRead, inputs_of, shape_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +72,72 @@ class DraftModel:
 
 
 @dataclasses.dataclass(frozen=True)
+class LookaheadModule:
+    """Proposes the tokens that the lookahead modules of the model itself predict, one per module.
+
+    The modules are the multi-token prediction of DeepSeek-V3 (2412.19437, sections 2.2 and 5.4.3):
+    ``model.lookahead`` of a run, or ``num_nextn_predict_layers`` of a released model.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
 class Speculation(Ranged):
     """The way to draft tokens.
 
     Attributes:
         drafter: Source of drafts.
-        tokens: Largest number of drafted tokens per request and step.
+        tokens: Largest number of drafted tokens per request and step; a lookahead module drafts
+            one.
     """
 
-    drafter: NGram | DraftModel = NGram()
+    drafter: NGram | DraftModel | LookaheadModule = NGram()
     tokens: Positive = 4
+
+    @property
+    def reads_hidden(self) -> bool:
+        """True if the drafter reads the hidden states of the model."""
+        return isinstance(self.drafter, LookaheadModule)
+
+    def most(self, model: Decoder) -> int:
+        """Returns the largest number of drafts per request and step, for a model.
+
+        Raises:
+            ConfigError: If a draft model has another vocabulary or continues no text, or the model
+                has no lookahead modules to draft with.
+        """
+        if isinstance(self.drafter, DraftModel):
+            _draft_decoder(self.drafter.model, model)
+        if not self.reads_hidden:
+            return self.tokens
+        check_looks_ahead(model.config)
+        return min(self.tokens, model.config.lookahead)
+
+
+def check_looks_ahead(config: ModelConfig) -> None:
+    """Rejects models without lookahead modules.
+
+    Raises:
+        ConfigError: If the model has none.
+    """
+    if not getattr(config, "lookahead", 0):
+        raise ConfigError(
+            "the model has no lookahead module to draft with (model.lookahead=0): draft with "
+            "ngram or with a smaller model"
+        )
+
+
+def _draft_decoder(draft: Model, model: Decoder) -> Decoder:
+    """Returns a draft model, if it can draft for a model."""
+    check_can_generate(draft.config)
+    if not isinstance(draft, Decoder):
+        raise ConfigError("a draft model continues prompts and has no encoder: use a decoder")
+    theirs, ours = (each.embedding.table.shape[0] for each in (draft, model))
+    if theirs != ours:
+        raise ConfigError(
+            f"the draft model has {theirs} token ids and the model has {ours}: draft with a "
+            "model of the same tokenizer"
+        )
+    return draft
 
 
 @dataclasses.dataclass
@@ -135,19 +192,22 @@ class Drafter(Protocol):
     def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
         """Returns the parts of a step, with at most ``most`` drafts for each that samples."""
 
-    def read(self, inputs: StepInputs, shape: StepShape) -> None:
+    def read(self, done: StepDone) -> None:
         """Reads the tokens that the model has read in a step."""
 
 
 def opened(
-    speculation: Speculation | None, model: Decoder, shapes: Sequence[StepShape], entries: int
+    speculation: Speculation | None,
+    model: Decoder,
+    programs: Mapping[StepShape, Any],
+    entries: int,
 ) -> Drafter | None:
     """Returns the drafter of an engine; ``None`` without speculation.
 
     Args:
         speculation: The way to draft tokens.
         model: Model that checks the drafts.
-        shapes: Shapes of the steps of the model.
+        programs: Compiled steps of the model.
         entries: Number of entries of all pages.
 
     Raises:
@@ -157,13 +217,9 @@ def opened(
         return None
     if isinstance(speculation.drafter, NGram):
         return _Lookup(speculation.drafter)
-    return _Sampler(speculation.drafter.model, model, shapes, entries)
-
-
-def _room(part: TokensRead, most: int) -> int:
-    """Returns the number of drafts that a part may have: the last token is never a draft."""
-    left = part.request.request.sampling.tokens - part.request.sampled - 1
-    return min(most, left) if part.ends and part.number == 1 else 0
+    if isinstance(speculation.drafter, DraftModel):
+        return _Sampler(speculation.drafter.model, model, programs, entries)
+    return Ahead(model, programs, entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,40 +231,31 @@ class _Lookup:
     def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
         return [
             dataclasses.replace(part, drafts=self.table.after(part.request.tokens, room))
-            if (room := _room(part, most))
+            if (room := part.room(most))
             else part
             for part in parts
         ]
 
-    def read(self, inputs: StepInputs, shape: StepShape) -> None:
-        del inputs, shape
+    def read(self, done: StepDone) -> None:
+        del done
 
 
 class _Sampler:
     """Drafts of a model, whose entries are in the same pages as those of the checking model."""
 
     def __init__(
-        self, draft: Model, model: Decoder, shapes: Sequence[StepShape], entries: int
+        self, draft: Model, model: Decoder, shapes: Iterable[StepShape], entries: int
     ) -> None:
-        check_can_generate(draft.config)
-        if not isinstance(draft, Decoder):
-            raise ConfigError("a draft model continues prompts and has no encoder: use a decoder")
-        theirs, ours = (each.embedding.table.shape[0] for each in (draft, model))
-        if theirs != ours:
-            raise ConfigError(
-                f"the draft model has {theirs} token ids and the model has {ours}: draft with a "
-                "model of the same tokenizer"
-            )
-        placed = resident(draft)
+        placed = resident(_draft_decoder(draft, model))
         self._leaves, self._layers = jax.tree.leaves(placed), pages_of(placed, entries)
         self._programs = {each: compiled(placed, self._layers, each, 0) for each in shapes}
 
     def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
         """Samples one token of all requests after the other; see ``Drafter``."""
-        drafting = {row: part for row, part in enumerate(parts) if _room(part, most)}
+        drafting = {row: part for row, part in enumerate(parts) if part.room(most)}
         for _ in range(most):
             now = {
-                row: part for row, part in drafting.items() if len(part.drafts) < _room(part, most)
+                row: part for row, part in drafting.items() if len(part.drafts) < part.room(most)
             }
             if not now:
                 break
@@ -224,9 +271,9 @@ class _Sampler:
         self._layers, samples = program(self._leaves, self._layers, inputs)
         return jax.device_get(samples.tokens)[: len(parts), 0].tolist()
 
-    def read(self, inputs: StepInputs, shape: StepShape) -> None:
+    def read(self, done: StepDone) -> None:
         """Writes the entries of the tokens of a step; see ``Drafter``."""
-        self._layers, _ = self._programs[shape](self._leaves, self._layers, inputs)
+        self._layers, _ = self._programs[done.shape](self._leaves, self._layers, done.inputs)
 
 
 def _after_drafts(part: TokensRead, row: int) -> TokensRead:

@@ -78,6 +78,11 @@ def test_a_budget_for_experts_needs_a_stream_and_a_size(said):
         said("--stream", "--expert_bytes=much")
 
 
+def test_a_model_without_lookahead_modules_is_refused_before_it_is_read(said):
+    with pytest.raises(ConfigError, match="no lookahead module to draft with"):
+        said("--stream", "--draft=lookahead")
+
+
 def keep(rooms, opened, room):
     rooms.append(room)
     return REAL(opened, room)

@@ -17,6 +17,7 @@ from moe_jax.serving import (
     BalancedEngine,
     DraftModel,
     Engine,
+    LookaheadModule,
     NGram,
     Offload,
     Request,
@@ -34,6 +35,7 @@ SHARED = dataclasses.replace(MOE, every=0, layers=(2, 3), shared=SharedConfig(8,
 MORE = {
     "two layers": dataclasses.replace(SMALL, num_layers=2, moe=dataclasses.replace(MOE, every=1)),
     "gated shared expert": dataclasses.replace(SMALL, moe=SHARED),
+    "lookahead": dataclasses.replace(SMALL, num_layers=2, lookahead=2),
     "scan": dataclasses.replace(SMALL, scan_layers=True, moe=dataclasses.replace(MOE, every=1)),
 }
 MODELS = {n: c for n, c in (CONFIGS | MORE).items() if n != "experts in attention"}
@@ -132,10 +134,12 @@ def test_a_budget_changes_no_bit_in_bfloat16(name):
 
 
 @pytest.mark.usefixtures("separate")
-@pytest.mark.parametrize("draft", ["ngram", "model"])
+@pytest.mark.parametrize("draft", ["ngram", "model", "lookahead"])
 def test_a_budget_changes_no_bit_with_drafts(draft):
-    drafter = NGram(2) if draft == "ngram" else DraftModel(made("rotary")[0])
-    (engine,) = equal("windows", "float32", [0.25], speculation=Speculation(drafter, tokens=2))
+    drafters = {"ngram": NGram(2), "lookahead": LookaheadModule()}
+    drafter = drafters.get(draft) or DraftModel(made("rotary")[0])
+    name = "lookahead" if draft == "lookahead" else "windows"
+    (engine,) = equal(name, "float32", [0.25], speculation=Speculation(drafter, tokens=2))
     assert engine.drafts.proposed > 0
 
 
