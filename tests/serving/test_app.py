@@ -84,7 +84,7 @@ def test_sampling_comes_to_the_generator(shared):
     sampling = request.sampling
     assert request.prompt == (5, 7)
     assert (sampling.tokens, sampling.temperature, sampling.top_p) == (2, 0.5, 0.25)
-    assert (sampling.seed, sampling.top_k, sampling.eos_id) == (9, 3, BYTES.eos_id)
+    assert (sampling.seed, sampling.top_k, sampling.eos_ids) == (9, 3, (BYTES.eos_id,))
     shared.post(prompt=[5])
     assert shared.generator.seen[-1].sampling.tokens == 16
 

@@ -74,7 +74,8 @@ def test_tokens_stay_equal_while_experts_move_at_every_third_step(name):
     shapes = list(map(jnp.shape, jax.tree.leaves(model)))
     engine = BalancedEngine(model, **SIZES, copies=2, every=3)
     assert answers(engine, requests) == expected and engine.placements > 2
-    assert list(map(jnp.shape, jax.tree.leaves(model))) == shapes  # The model of the caller has no copies.
+    # The model of the caller has no copies.
+    assert list(map(jnp.shape, jax.tree.leaves(model))) == shapes
 
 
 def test_loads_since_the_last_placement_decide():
