@@ -131,9 +131,9 @@ def command(folder):
 
 
 def killed(folder):
-    """Kills a command that trains in ``folder`` once its second stage has a checkpoint."""
+    """Kills a command that trains in ``folder`` once its second stage has saved its first step."""
     process = command(folder)
-    while not (folder / "stage1" / "checkpoints" / "2").exists() and process.poll() is None:
+    while not (folder / "stage1" / "checkpoints" / "6").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
