@@ -55,8 +55,8 @@ def define(values: flags.FlagValues) -> None:
         "expert_prefetch",
         "router",
         list(_PREDICTORS),
-        "Which experts of the next layer load early: those that its router chooses for the tokens "
-        "of this layer (router), those that followed this layer's choices before (traces), or "
+        "Which experts of the next layer load early: the choices of its router for the tokens "
+        "of this layer (router), the experts that followed its choices before (traces), or "
         "none.",
         flag_values=values,
     )

@@ -196,7 +196,7 @@ class ExpertCache:
                 del self._loading[expert]
 
     def _next(self, missing: Sequence[ExpertId]) -> tuple[ExpertId, DeviceArrays]:
-        """Returns an expert that is on the device, of those that are missing; waits for one.
+        """Returns a missing expert that has come to the device; waits for one.
 
         Raises:
             ConfigError: If an expert cannot be read.
