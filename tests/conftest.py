@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import math
 import os
+import subprocess
+import time
 import zlib
 from collections import defaultdict
 
@@ -20,10 +22,22 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 EXHAUSTIVE = Path(__file__).with_name("exhaustive.txt")
-# Long files start first, so that no worker is left with one of them while the others have ended.
 FIRST = ("tests/system", "tests/colab", "tests/ablation", "tests/experiments", "tests/training")
 MOST_MAPS = 15_000  # of the 65,530 that Linux allows; one module adds some thousands
+BEGAN = time.monotonic()
 share_contexts()
+
+
+def pytest_addoption(parser):
+    """Adds the time after which no test starts, for machines that stop a run which takes longer."""
+    parser.addoption("--seconds", type=float, default=math.inf, help="skip tests that start later")
+
+
+def pytest_runtest_setup(item):
+    """Skips a test that would start after the time of the run."""
+    seconds = item.config.getoption("--seconds")
+    if time.monotonic() - BEGAN > seconds:
+        pytest.skip(f"not run: the {seconds:.0f} s of this run are over")
 
 
 def pytest_sessionstart(session):
@@ -90,14 +104,31 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Marks the tests that ``make test`` leaves out, and puts long files first."""
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests that ``make test`` leaves out, and sorts the files."""
     names = {item.nodeid for item in items}
     left = set().union(*(one.of(names) for one in left_to_exhaustive()))
     for item in items:
         if item.nodeid in left:
             item.add_marker(pytest.mark.exhaustive)
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    limited = config.getoption("--seconds") < math.inf
+    items.sort(key=by_commit(commit()) if limited else long_first)
+
+
+def long_first(item):
+    """Long files start first, so that no worker is left with one while the others have ended."""
+    return not item.nodeid.startswith(FIRST)
+
+
+def by_commit(name):
+    """Returns a key that orders files anew for each commit: limited runs then leave out others."""
+    return lambda item: zlib.crc32(f"{name}{item.nodeid.split('::')[0]}".encode())
+
+
+def commit():
+    """Returns the commit of the checkout, or "" outside of one."""
+    command = ["git", "-C", str(EXHAUSTIVE.parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -66,21 +66,27 @@ PARTS = (
                 "--rounds=3",
             ),
             (*_TINY, "--regimes=zipf,empty"),
-            50,
+            40,
         )
         for dtype in ("float32", "bfloat16")
+    ),
+    Part(
+        "products",
+        _bench("--shapes=qwen3_30b_a3b,mixtral_8x7b", "--parts=products", "--dtype=bfloat16"),
+        _TINY,
+        50,
     ),
     Part(
         "attention",
         _bench("--parts=attention", "--dtype=bfloat16", "--rounds=10"),
         ("--rounds=1", "--directions=forward"),
-        60,
+        50,
     ),
     Part(
         "layers",
         _bench(_SHAPES, "--parts=experts", "--dtype=bfloat16", "--regimes=balanced,zipf"),
         (*_TINY, "--regimes=zipf", "--candidates=moe_jax/gather"),
-        120,
+        110,
     ),
     Part(
         "train_step",
@@ -99,7 +105,7 @@ PARTS = (
             "--config.training.steps=200",
         ),
         ("--config.training.steps=10", "--config.data.eval_documents=2"),
-        60,
+        50,
         _METRICS,
     ),
     Part(

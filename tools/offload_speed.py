@@ -10,21 +10,16 @@ LRU, and without prefetch. The variants take turns, and their tokens must agree.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from moe_jax import files
 from moe_jax.cli import common
 from moe_jax.data import Tokenizer
 from moe_jax.decoding import Sampling
@@ -35,7 +30,7 @@ from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import check_continues
 from moe_jax.serving import Engine, Offload, Request
 from moe_jax.serving.asking import encoded
-from tools.plans import write_table
+from tools import record
 
 SHARES = (1.0, 0.5, 0.25, 0.12)
 WHOLE = "all on the device"
@@ -90,12 +85,16 @@ def prompts_of(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 
 def answered(
-    engine: Engine, prompts: Sequence[tuple[int, ...]], tokens: int, seed: int
+    engine: Engine,
+    prompts: Sequence[tuple[int, ...]],
+    tokens: int,
+    seed: int,
+    temperature: float = 0.8,
 ) -> tuple[list[int], float]:
     """Returns all sampled tokens of one request after the other, and the seconds they took."""
     began, found = time.perf_counter(), []
     for number, prompt in enumerate(prompts):
-        engine.submit(Request(prompt, Sampling(tokens, temperature=0.8, seed=seed + number)))
+        engine.submit(Request(prompt, Sampling(tokens, temperature, seed=seed + number)))
         while engine.waiting or engine.running:
             found += [token.token for token in engine.step()]
     return found, time.perf_counter() - began
@@ -156,14 +155,14 @@ def _row(
     }
 
 
-def table(record: dict[str, Any]) -> str:
+def table(figures: dict[str, Any]) -> str:
     """Returns the table of all plans."""
     lines = [
         "| experts on the device | policy | tokens/s | hit rate | predictions that were right "
         "| MB per token | stall, ms per token |\n",
         "|---|---|---|---|---|---|---|\n",
     ]
-    for row in record["rows"]:
+    for row in figures["rows"]:
         cells = [f"{row['share']:.0%}", row["name"], f"{row['tokens_per_second']:.0f}"]
         if "hit_rate" in row:
             right = row["accuracy"]
@@ -172,31 +171,25 @@ def table(record: dict[str, Any]) -> str:
         else:
             cells += ["–"] * 4
         lines.append(f"| {' | '.join(cells)} |\n")
-    quiet = "" if record["quiet"] else " Other programs shared the machine."
     return (
         "".join(lines)
-        + f"\nThe experts have {record['expert_bytes'] / 1e6:.0f} MB. The speeds are medians of "
-        f"{record['rounds']} rounds of {record['sampled']} tokens, one request at a time.{quiet}\n"
+        + f"\nThe experts have {figures['expert_bytes'] / 1e6:.0f} MB. The speeds are medians of "
+        f"{figures['rounds']} rounds of {figures['sampled']} tokens, one request at a time."
+        f"{record.shared(figures)}\n"
     )
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    for name, default, meaning in (
-        ("output", "experiments/benchmarks/offload.json", "File of the figures."),
-        ("page", "docs/serving.md", "Page that shows the table."),
-        ("model", "", "Folder of a trained model; by default one is trained."),
-    ):
-        flags.DEFINE_string(name, default, meaning, flag_values=values)
+    record.define(values, "experiments/benchmarks/offload.json", "docs/serving.md", 5)
+    flags.DEFINE_string(
+        "model", "", "Folder of a trained model; by default one is trained.", flag_values=values
+    )
     for name, size, meaning in (
         ("steps", 300, "Number of steps of the training."),
-        ("rounds", 5, "Number of rounds."),
         ("tokens", 64, "Number of tokens after each prompt."),
     ):
         flags.DEFINE_integer(name, size, meaning, lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean(
-        "quiet", True, "Whether nothing else runs; the page says if not.", flag_values=values
-    )
 
 
 def main(given: flags.FlagValues) -> None:
@@ -213,18 +206,13 @@ def main(given: flags.FlagValues) -> None:
     total = sum(x.nbytes for layer in layers for own in layer for x in own.values())
     prompts = prompts_of(tokenizer)
     rows = measured(model, plans_of(total), prompts, given.tokens, given.rounds)
-    record = {
-        "device": f"{os.cpu_count()} x {jax.devices()[0].device_kind}",
+    figures = {
         "steps": None if given.model else given.steps,
         "expert_bytes": total,
         "sampled": given.tokens * len(prompts),
-        "quiet": given.quiet,
-        "rounds": given.rounds,
         "rows": rows,
     }
-    with files.replaced(Path(given.output)) as temporary_file:
-        temporary_file.write_text(json.dumps(record, indent=2) + "\n")
-    write_table(Path(given.page), table(record), _MARKS)
+    record.save(given, figures, table, _MARKS)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -27,7 +26,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from moe_jax import files
 from moe_jax.benchmark.peers import imported
 from moe_jax.cli import common
 from moe_jax.config.loading import experiment_of
@@ -35,7 +33,7 @@ from moe_jax.decoding import Sampling
 from moe_jax.interop import huggingface
 from moe_jax.models import Decoder
 from moe_jax.serving import Engine, Request
-from tools.plans import write_table
+from tools import record
 
 VOCABULARY, REQUESTS, SHORT, LONG = 32000, 16, 32, 256
 SHAPE = {
@@ -234,38 +232,25 @@ def measured(
     }
 
 
-def table(record: dict[str, Any]) -> str:
+def table(figures: dict[str, Any]) -> str:
     """Returns the table of all measures."""
     lines = [
         "| measure | engine, ms | transformers, ms | its fastest | ratio | range | target |\n",
         "|---|---|---|---|---|---|---|\n",
     ]
-    for row in record["rows"]:
+    for row in figures["rows"]:
         ours, theirs = (1e3 * row[f"{side}_seconds"] for side in ("engine", "transformers"))
         spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
         lines.append(
             f"| {row['name']} | {ours:.1f} | {theirs:.1f} | {row['transformers']} "
             f"| {row['ratio']:.2f} | {spread} | {row['target']:.1f} |\n"
         )
-    quiet = "" if record["quiet"] else " Other programs shared the machine."
-    return "".join(lines) + f"\nMedians of {record['rounds']} rounds.{quiet}\n"
+    return "".join(lines) + f"\nMedians of {figures['rounds']} rounds.{record.shared(figures)}\n"
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string(
-        "output",
-        "experiments/benchmarks/cpu_serving.json",
-        "File of the figures.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "page", "docs/benchmarks.md", "Page that shows the table.", flag_values=values
-    )
-    flags.DEFINE_integer("rounds", 9, "Number of rounds.", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean(
-        "quiet", True, "Whether nothing else runs; the page says if not.", flag_values=values
-    )
+    record.define(values, "experiments/benchmarks/cpu_serving.json", "docs/benchmarks.md", 9)
 
 
 def _saved(folder: Path) -> int:
@@ -289,18 +274,13 @@ def main(given: flags.FlagValues) -> None:
         for seed, measure in enumerate(MEASURES):
             rows.append(measured(measure, ours, peers, given.rounds, seed))
             print(json.dumps(rows[-1]), flush=True)
-    record = {
-        "device": f"{os.cpu_count()} x {jax.devices()[0].device_kind}",
+    figures = {
         "parameters": parameters,
         "versions": {name: imported(name).__version__ for name in ("jax", "torch", "transformers")},
         "equal_tokens": compared,
-        "quiet": given.quiet,
-        "rounds": given.rounds,
         "rows": rows,
     }
-    with files.replaced(Path(given.output)) as temporary_file:
-        temporary_file.write_text(json.dumps(record, indent=2) + "\n")
-    write_table(Path(given.page), table(record), _MARKS)
+    record.save(given, figures, table, _MARKS)
 
 
 if __name__ == "__main__":

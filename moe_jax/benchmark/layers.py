@@ -16,6 +16,7 @@ from jaxtyping import Array
 from moe_jax.benchmark.candidate import Call, Candidate, CannotRun
 from moe_jax.benchmark.given import Problem
 from moe_jax.benchmark.oracle import Values
+from moe_jax.benchmark.shapes import Shape
 from moe_jax.grouped import BACKENDS, using
 from moe_jax.nn.feed_forward import FeedForwardConfig
 from moe_jax.nn.mode import TRAIN
@@ -95,15 +96,21 @@ def _open(part: str, way: _Way, problem: Problem, backward: bool) -> Call:
     )
 
 
-def _require(part: str, way: _Way, problem: Problem) -> None:
-    platform, shape = jax.default_backend(), problem.shape
-    needed = _ONLY_ON.get(way.backend, platform)
+def require_backend(backend: str, shape: Shape) -> None:
+    """Raises ``CannotRun`` with the reason if a backend cannot compute a shape here."""
+    platform = jax.default_backend()
+    needed = _ONLY_ON.get(backend, platform)
     if needed != platform:
         raise CannotRun(f"needs a {needed}")
-    if way.backend == "tokamax" and importlib.util.find_spec("tokamax") is None:
+    if backend == "tokamax" and importlib.util.find_spec("tokamax") is None:
         raise CannotRun("tokamax is not installed")
-    if way.backend == "ragged_dot" and platform != "tpu" and shape.experts * shape.tokens > _DENSE:
+    if backend == "ragged_dot" and platform != "tpu" and shape.experts * shape.tokens > _DENSE:
         raise CannotRun("ragged_dot computes every expert for every row here")
+
+
+def _require(part: str, way: _Way, problem: Problem) -> None:
+    shape = problem.shape
+    require_backend(way.backend, shape)
     slots = shape.tokens if way.capacity is None else shape.tokens * shape.k // shape.experts
     if way.transport == "einsum" and shape.tokens * shape.experts * slots > _EINSUM:
         raise CannotRun("einsum needs too large a dispatch tensor for one group")

@@ -9,11 +9,12 @@ second of the data loader alone, those of training steps on one batch, and their
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 from absl import flags
 
 from moe_jax import data, files
-from moe_jax.benchmark import attention, layers, peers, report, steps
+from moe_jax.benchmark import attention, layers, peers, products, report, steps
 from moe_jax.benchmark.candidate import Candidate
 from moe_jax.benchmark.given import REGIMES, problem
 from moe_jax.benchmark.measure import DIRECTIONS, TOLERANCE, Measurement
@@ -32,7 +33,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.run.session import Session, open_session
 
 _OF_SHAPES = ("experts", "layer")
-_PARTS = (*_OF_SHAPES, attention.ATTENTION, steps.STEP)
+_PARTS = (*_OF_SHAPES, products.PRODUCTS, attention.ATTENTION, steps.STEP)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -55,7 +56,8 @@ def _define_layers(values: flags.FlagValues) -> None:
         "directions": (",".join(DIRECTIONS), "Directions to measure."),
         "parts": (
             ",".join(_OF_SHAPES),
-            "Experts with a given routing, the layer with its router, attention, or a train step.",
+            "Experts with a given routing, the layer with its router, grouped products alone, "
+            "attention, or a train step.",
         ),
         "candidates": ("", "Starts of names of candidates; empty for all of them."),
     }
@@ -91,16 +93,13 @@ def _layers(given: flags.FlagValues) -> None:
     baseline = report.read_baseline(Path(given.baseline)) if given.baseline else {}
     if given.figure:
         files.check_file(Path(given.figure), "--figure")
-    rows = [row for one in chosen for row in _rows_of(one, every, given)]
-    starts, dtype, rounds = tuple(given.candidates), given.dtype, given.rounds
-    if attention.ATTENTION in given.parts:
-        rows += attention.measure_attention(starts, dtype, given.directions, rounds)
-    if steps.STEP in given.parts:
-        rows += steps.measure_steps(starts, dtype, rounds)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    if given.output:
-        with files.replaced(Path(given.output)) as temporary:
-            temporary.write_text(report.lines(rows, device))
+    rows: list[Measurement] = []
+    for group in _groups(chosen, every, given):
+        rows += group
+        if given.output:  # at once, so that a run which is stopped loses no row
+            with files.replaced(Path(given.output)) as temporary:
+                temporary.write_text(report.lines(rows, device))
     if given.figure:
         report.draw(rows, Path(given.figure))
     print(report.table(rows))
@@ -111,15 +110,23 @@ def _layers(given: flags.FlagValues) -> None:
         sys.exit(1)
 
 
-def _rows_of(one: Shape, every: Sequence[Candidate], given: flags.FlagValues) -> list[Measurement]:
-    """Returns the rows of one shape; the routing of a layer's own router has no regimes."""
-    rows: list[Measurement] = []
-    for part in [part for part in given.parts if part in _OF_SHAPES]:
+def _groups(
+    chosen: Sequence[Shape], every: Sequence[Candidate], given: flags.FlagValues
+) -> Iterator[list[Measurement]]:
+    """Measures and yields groups of rows; the routing of a layer's own router has no regimes."""
+    starts, dtype, rounds = tuple(given.candidates), given.dtype, given.rounds
+    for one, part in itertools.product(chosen, given.parts):
         mine = [candidate for candidate in every if candidate.part == part]
-        for regime in given.regimes if part == "experts" else given.regimes[:1]:
-            routed = problem(one, regime, given.dtype, empty=given.empty)
-            rows += layer_rows(routed, mine, part, given.directions, given.rounds)
-    return rows
+        regimes = given.regimes if part == "experts" else given.regimes[:1]
+        for regime in regimes if part in _OF_SHAPES else ():
+            routed = problem(one, regime, dtype, empty=given.empty)
+            yield layer_rows(routed, mine, part, given.directions, rounds)
+    for one in chosen if products.PRODUCTS in given.parts else ():
+        yield products.measure_products(one, starts, dtype, rounds)
+    if attention.ATTENTION in given.parts:
+        yield attention.measure_attention(starts, dtype, given.directions, rounds)
+    if steps.STEP in given.parts:
+        yield steps.measure_steps(starts, dtype, rounds)
 
 
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -131,7 +138,7 @@ def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
 def _candidates(starts: Sequence[str]) -> list[Candidate]:
     """Returns the candidates whose names begin with one of ``starts``; all without ``starts``."""
     every = [*layers.candidates(), *peers.candidates()]
-    others = (*attention.NAMES, *steps.NAMES)
+    others = (*products.candidates(), *attention.NAMES, *steps.NAMES)
     names = list(dict.fromkeys([*(candidate.name for candidate in every), *others]))
     for start in starts:
         if not any(name.startswith(start) for name in names):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from moe_jax.benchmark import attention, layers, peers, report, steps
+from moe_jax.benchmark import attention, layers, peers, products, report, steps
 from moe_jax.benchmark.candidate import Call, Candidate, CannotRun
 from moe_jax.benchmark.given import choices_of, problem
 from moe_jax.benchmark.measure import Measurement, interleaved, measure
@@ -128,6 +128,19 @@ def test_attention_agrees_with_whole_scores(mask):
     blocks, splash = by_name["moe_jax/blocks"], by_name["moe_jax/splash"]
     assert (blocks.skipped, blocks.error < 1e-5, blocks.repeats) == ("", True, True)
     assert splash.skipped == "it runs on tpu and not on cpu"
+
+
+def test_grouped_products_agree_with_those_of_single_experts():
+    found = products.measure_products(TINY, ("moe_jax", "pallas"), "float32", 1)
+    by_name = {(row.name, row.direction): row for row in found}
+    assert {kind for _, kind in by_name} == {"rows", "transposed", "outer"}
+    for kind in products.KINDS:
+        for name in ("blocks", "loop", "ragged_dot"):
+            row = by_name[f"moe_jax/{name}", kind]
+            assert (row.skipped, row.error < 1e-5, row.repeats) == ("", True, True)
+        assert by_name["moe_jax/tokamax", kind].skipped == "needs a gpu"
+        kernel = by_name["pallas/128x128x64x4", kind]
+        assert kernel.skipped.endswith("jax.experimental.pallas.ops.gpu needs a Hopper GPU")
 
 
 def test_train_steps_start_with_the_same_losses():
