@@ -1,16 +1,27 @@
+import fcntl
+import os
+
 import pytest
 
-from moe_jax.data import DataConfig, open_source
+from moe_jax.data import DataConfig, open_source, open_tokenizer
 
 from .corpora import write_corpus
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A TFDS directory with the real `python_library` prepared by the real builder."""
-    directory = str(tmp_path_factory.mktemp("tfds"))
-    open_source(DataConfig(data_dir=directory), "eval")
-    return directory
+    """A TFDS directory with the real `python_library` prepared by the real builder.
+
+    The first worker prepares it and trains its tokenizer, and the other one waits.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    config = DataConfig(data_dir=str(shared / "tfds"))
+    with (shared / "tfds.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        open_source(config, "eval")
+        open_tokenizer(config)
+    return config.data_dir
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,8 @@ def compare(network, backend, gate_on, load="all", scale=1.0, **sizes):
     with grouped.using(backend):
         run = functools.partial(grouped.on_choices, network, choices=choices, gate_on=gate_on)
         found = jax.jit(functools.partial(values, run, scale))(*arrays)
-    wanted = values(functools.partial(oracle, network, gate_on, experts), scale, *arrays)
+    every = functools.partial(oracle, network, gate_on, experts)
+    wanted = jax.jit(functools.partial(values, every, scale))(*arrays)
     assert_same(found, wanted, experts >= 0)
 
 

@@ -733,7 +733,7 @@ def test_hash(kind: str):
 
 def test_random():
     # Uniform over pairs: each expert is in a quarter of them; five binomial deviations.
-    tokens, k = 4096, 2
+    tokens, k = 512, 2
     plan = run(preset("random", k=k), np.zeros((tokens, E)), np.ones(tokens, bool), tokens, KEY)
     load, share = np.asarray(plan.counts.load), k / E
     assert np.abs(load - tokens * share).max() < 5 * math.sqrt(tokens * share * (1 - share))

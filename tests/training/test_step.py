@@ -175,9 +175,14 @@ def of_whole_batches(microbatches=1, devices=1, **settings):
         return jax.device_get(step(state, batch())[:3])
 
 
+@functools.cache
+def of_whole_batches_at_once():
+    return of_whole_batches()
+
+
 @pytest.mark.parametrize(("microbatches", "devices"), [(4, 1), (1, 2), (1, 4), (4, 2), (1, 8)])
 def test_fractions_of_the_whole_batch_ignore_microbatches_and_devices(microbatches, devices):
-    wanted = of_whole_batches()
+    wanted = of_whole_batches_at_once()
     found = of_whole_batches(microbatches, devices)
     close(found[0], wanted[0], 5e-6)
     close(found[1], wanted[1], 5e-6)
@@ -186,7 +191,7 @@ def test_fractions_of_the_whole_batch_ignore_microbatches_and_devices(microbatch
 
 
 def test_fractions_of_the_whole_batch_need_no_even_rows():
-    _, _, layers = of_whole_batches()
+    _, _, layers = of_whole_batches_at_once()
     losses = [float(layer.losses["balance"]) for layer in layers]
     assert losses[0] != losses[1]
     rows = dataclasses.replace(WHOLE.balance[0], over="span", span="sequence")
@@ -556,10 +561,13 @@ def test_the_gradient_is_of_the_predicted_tokens(microbatches):
     graph, state = made(recipe(config))
     objective = Objective(microbatches=microbatches)
 
-    def step(predicted=None):
-        given = whole if predicted is None else whole | {"predicted": predicted}
+    @jax.jit
+    def step_on(given):
         gradient, losses, *_ = objective.value_and_gradient(graph, state, given)
         return losses.loss, gradient
+
+    def step(predicted=None):
+        return step_on(whole if predicted is None else whole | {"predicted": predicted})
 
     every, of_all = step(), step(np.ones_like(whole["inputs"]))
     for one, other in zip(jax.tree.leaves(every), jax.tree.leaves(of_all), strict=True):
