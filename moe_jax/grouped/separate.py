@@ -19,7 +19,7 @@ from moe_jax.grouped.moves import sum_of_taken
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, Network
 from moe_jax.precision import exact
 
-_READ, _LARGEST = 32, 512
+_LARGEST = 32
 
 
 @jax.tree_util.register_dataclass
@@ -129,9 +129,10 @@ def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "
 def block_size(tokens: int, rows: int, experts: int) -> int:
     """Returns the number of rows of a block, a power of two.
 
-    A block of at most ``_READ`` rows takes the time to read the matrices of its expert, so it has
-    twice the mean load of an expert: few experts need a second block. The time of a larger block
-    grows with its rows, so it has the mean load. No expert has more rows than there are tokens.
+    A block of at most 32 rows takes the time to read the matrices of its expert, so it has twice
+    the mean load of an expert: few experts need a second block. The time of a larger block grows
+    with its rows, and more rows of it would be padding. No expert has more rows than there are
+    tokens.
 
     Args:
         tokens: Number ``T`` of tokens.
@@ -139,8 +140,7 @@ def block_size(tokens: int, rows: int, experts: int) -> int:
         experts: Number ``E`` of experts.
     """
     mean = max(rows // experts, 1)
-    size = max(min(2 * mean, _READ), mean)
-    return min(1 << (size.bit_length() - 1), _LARGEST, tokens)
+    return min(1 << mean.bit_length(), _LARGEST, tokens)
 
 
 def _linear(parameters: Mapping[str, Array]) -> LinearMaps:
@@ -148,7 +148,10 @@ def _linear(parameters: Mapping[str, Array]) -> LinearMaps:
 
     def linear(x: Array, name: str, gate: Array | None = None) -> Array:
         x = x if gate is None else x * gate
-        y = jnp.einsum("rm,nm->rn", x, parameters[name], precision=exact(x.dtype))
+        # A product of few rows is faster with the matrix as its left factor. Without the barrier
+        # XLA would exchange the factors again.
+        y = jnp.einsum("nm,rm->nr", parameters[name], x, precision=exact(x.dtype))
+        y = jax.lax.optimization_barrier(y).T
         bias = parameters.get(f"{name}_bias")
         if bias is None:
             return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ from moe_jax.serving.speculation import Drafts, Speculation, agreeing, opened
 _NARROWEST, _GROWTH = 128, 4
 # An engine with at least ``_MANY`` slots has steps for few requests too, which have as many rows.
 _MANY, _FEW = 8, (1, 4)
+# Prompts share a chunk in so many pieces at most, each of at least so many tokens.
+_MOST_PIECES, _SHORTEST_PIECE = 8, 32
 
 
 @dataclasses.dataclass
@@ -52,10 +55,10 @@ class Prefill:
 class Engine:
     """Samples continuations of requests that share the steps of one model.
 
-    A step reads one token of every running request, and beside them a chunk of one prompt. The
-    shapes of a step are few, and all of them are compiled in the constructor. The tokens of a
-    request do not depend on the other requests: no expert drops a token, and the key of a sample is
-    made of the seed of the request and the number of the sample.
+    A step reads one token of every running request, and beside them a chunk of one prompt or
+    pieces of several. The shapes of a step are few, and all of them are compiled in the
+    constructor. The tokens of a request do not depend on the other requests: no expert drops a
+    token, and the key of a sample is made of the seed of the request and the number of the sample.
 
     Attributes:
         prefill: Counts of the tokens of prompts.
@@ -82,7 +85,8 @@ class Engine:
             model: Decoder in which tokens choose experts; on a mesh its parameters are placed.
             slots: Largest number of requests that run at once.
             length: Largest number of tokens of a request, with its sample.
-            prefill: Largest number of tokens of a prompt that a step reads.
+            prefill: Largest number of tokens of prompts that a step reads. An engine with many
+                slots and without a mesh divides them into at most 8 pieces of at least 32 tokens.
             page: Number of tokens per page; requests share whole pages of a common prefix.
             pages: Number of pages; 0 for so many that all slots have their whole length.
             logprobs: Largest number of most likely tokens that a request may ask for.
@@ -105,6 +109,7 @@ class Engine:
         _check_sizes(sizes, pages, logprobs)
         self._length, self._top = length, min(logprobs, source.embedding.table.shape[0])
         self._chunk, self._mesh = prefill, mesh
+        self._pieces = _pieces(slots, prefill, mesh)
         number = pages or slots * -(-length // page)
         self._pages = Pages(number, page)
         self._number = number
@@ -120,7 +125,8 @@ class Engine:
             self._model = self._compute.model
             self._leaves = jax.tree.leaves(self._model)
             self._layers = pages_of(self._model, (1 + number) * page)
-            shapes = _shapes(slots, prefill, page, self._pages.of(length), self._most_drafts)
+            sizes_of_steps = _sizes(slots, prefill, self._pieces)
+            shapes = _shapes(sizes_of_steps, page, self._pages.of(length), self._most_drafts)
             self._programs = {
                 shape: self._compute.compiled(self._layers, shape, self._top, hidden)
                 for shape in shapes
@@ -180,7 +186,7 @@ class Engine:
     def step(self) -> list[Token]:
         """Computes one step of the running requests; returns their new tokens."""
         self._join()
-        parts = parts_of(self._slots, self._chunk)
+        parts = parts_of(self._slots, self._chunk, self._pieces)
         if not parts:
             return []
         with self._on_mesh():
@@ -195,11 +201,19 @@ class Engine:
         return [token for part in parts for token in self._advance(part, samples)]
 
     def _join(self) -> None:
-        """Gives slots and pages to waiting requests, in order; one at a time reads its prompt."""
+        """Gives slots and pages to waiting requests, in order, while pieces are left to read them.
+
+        A prompt waits for another one that begins with the same page, to share its entries.
+        """
         while self._queue and None in self._slots:
-            if any(each is not None and len(each.unread) > 1 for each in self._slots):
-                return
+            reading = [each for each in self._slots if each is not None and len(each.unread) > 1]
+            size = self._chunk // self._pieces
+            taken = sum(-(-len(each.unread) // size) for each in reading)
             number, request = self._queue[0]
+            first = request.prompt[: self._pages.size]
+            same = any(each.request.prompt[: self._pages.size] == first for each in reading)
+            if taken >= self._pieces or same:
+                return
             held = self._pages.take(request.prompt, _most(request))
             if held is None:
                 return
@@ -270,22 +284,40 @@ def _most(request: Request) -> int:
     return len(request.prompt) + request.sampling.tokens - 1
 
 
-def _shapes(slots: int, prefill: int, page: int, pages: int, drafts: int) -> list[StepShape]:
-    """Returns the shapes of all steps, for tables of each width.
+def _pieces(slots: int, prefill: int, mesh: Mesh | None) -> int:
+    """Returns the number of pieces of a chunk, a power of two that divides its tokens."""
+    if slots < _MANY or (mesh is not None and mesh.size > 1):
+        return 1
+    number = _MOST_PIECES
+    while number > 1 and (prefill % number or prefill // number < _SHORTEST_PIECE):
+        number //= 2
+    return number
+
+
+def _sizes(slots: int, prefill: int, pieces: int) -> list[tuple[int, int, int]]:
+    """Returns rows, tokens of the chunk and its pieces for all steps.
 
     A step with a chunk has a row for every slot, as all steps on a mesh have. Some of the others
-    have fewer rows: a step of few requests takes the time to read the weights of their experts.
+    have fewer rows: a step of few requests takes the time to read the weights of their experts. A
+    chunk is of one request, or in pieces, or one piece alone.
     """
+    several = [(slots, prefill, pieces), (slots, prefill // pieces, 1)] if pieces > 1 else []
+    few = _FEW if slots >= _MANY and not jax.sharding.get_abstract_mesh().shape else ()
+    return [(slots, prefill, 1), *several, (slots, 0, 1), *((rows, 0, 1) for rows in few)]
+
+
+def _shapes(
+    sizes: Sequence[tuple[int, int, int]], page: int, pages: int, drafts: int
+) -> list[StepShape]:
+    """Returns the shapes of all steps, for tables of each width."""
     widths, width = [pages], max(_NARROWEST // page, 1)
     while width < pages:
         widths.append(width)
         width *= _GROWTH
-    few = _FEW if slots >= _MANY and not jax.sharding.get_abstract_mesh().shape else ()
-    sizes = [(slots, prefill), (slots, 0), *((rows, 0) for rows in few)]
     return [
-        StepShape(*size, width, page, number)
+        StepShape(rows, chunk, width, page, number, pieces)
         for width in widths
-        for size in sizes
+        for rows, chunk, pieces in sizes
         for number in sorted({0, drafts})
     ]
 

@@ -26,10 +26,12 @@ class StepShape:
 
     Attributes:
         slots: Largest number ``S`` of requests in the step; each has a row.
-        chunk: Number of tokens of a prompt that the step reads beside them; 0 for none.
+        chunk: Number of tokens of prompts that the step reads beside them; 0 for none.
         pages: Number of pages per request that the step reads.
         page: Number of entries per page.
         drafts: Number of drafted tokens per request that the step checks.
+        pieces: Number ``P`` of equal pieces of the chunk. A piece has tokens of one request, and a
+            request may have several pieces.
     """
 
     slots: int
@@ -37,6 +39,12 @@ class StepShape:
     pages: int
     page: int
     drafts: int = 0
+    pieces: int = 1
+
+    @property
+    def piece(self) -> int:
+        """Number of tokens of a piece of the chunk."""
+        return self.chunk // self.pieces
 
     @property
     def each(self) -> int:
@@ -64,7 +72,7 @@ class StepInputs:
         positions: Positions ``(N,)`` int32.
         valid: Mask ``(N,)``, False for padding.
         entries: Entry ``(N,)`` int32 that each token writes.
-        tables: Pages ``(S, pages)`` of the slots and, with a chunk, ``(1, pages)`` of its request.
+        tables: Pages ``(S, pages)`` of the slots and, with a chunk, ``(P, pages)`` of its pieces.
         ends: Indices ``(S, W)`` of the tokens after which a slot samples.
         rules: Ways to sample.
         seeds: Seed ``(S,)`` uint32 of each slot.
@@ -92,7 +100,7 @@ class StepInputs:
 
         slots, tokens = shape.slots, shape.tokens
         ends: Any = np.zeros((slots, shape.each), np.int32)
-        parts = (slots, 1) if shape.chunk else (slots,)
+        parts = (slots, shape.pieces) if shape.chunk else (slots,)
         rules = Rules(zeros(slots, np.float32), zeros(slots), np.ones(slots, np.float32))  # type: ignore[arg-type]
         return cls(
             zeros(tokens),
@@ -175,7 +183,7 @@ def step(
 
 def paged(layers: StackCache, inputs: StepInputs, shape: StepShape) -> PagedCache:
     """Returns the pages of some layers, for the tokens of a step."""
-    lengths = (shape.each, shape.chunk) if shape.chunk else (shape.each,)
+    lengths = (shape.each, shape.piece) if shape.chunk else (shape.each,)
     return PagedCache(layers, inputs.entries, inputs.tables, lengths, shape.page)
 
 

@@ -58,6 +58,7 @@ class TokensRead:
         number: Number of its tokens that the step reads.
         row: Row of the request in the step.
         drafts: Drafted tokens that the step reads after them.
+        piece: First piece of the chunk that has its tokens, if they are several.
     """
 
     slot: int
@@ -65,6 +66,7 @@ class TokensRead:
     number: int
     row: int
     drafts: tuple[int, ...] = ()
+    piece: int = 0
 
     @property
     def end(self) -> int:
@@ -78,7 +80,13 @@ class TokensRead:
 
     def first(self, shape: StepShape) -> int:
         """Returns the index of its first token in a step."""
-        return shape.before_chunk if self.number > 1 else self.row * shape.each
+        if self.number > 1:
+            return shape.before_chunk + self.piece * shape.piece
+        return self.row * shape.each
+
+    def pieces(self, size: int) -> int:
+        """Returns the number of pieces of ``size`` tokens that hold its tokens; 0 for one token."""
+        return -(-self.number // size) if self.number > 1 else 0
 
     def room(self, most: int) -> int:
         """Returns the number of drafts that it may have: the last token is never a draft."""
@@ -103,50 +111,76 @@ class StepDone:
     samples: Samples
 
 
-def parts_of(slots: list[Running | None], chunk: int) -> list[TokensRead]:
-    """Returns the tokens of a step: a chunk of the request with several, one of each other."""
+def parts_of(slots: Sequence[Running | None], chunk: int, pieces: int = 1) -> list[TokensRead]:
+    """Returns the tokens of a step: one of each request, or several in pieces of the chunk.
+
+    Requests with several unread tokens get pieces in the order of their numbers, each as many as
+    it fills. Requests for which no piece is left read nothing.
+
+    Args:
+        slots: Requests by slot.
+        chunk: Number of tokens of all pieces.
+        pieces: Number of pieces.
+    """
     running = [(slot, request) for slot, request in enumerate(slots) if request is not None]
-    return [
-        TokensRead(slot, request, min(len(request.unread), chunk), row)
-        for row, (slot, request) in enumerate(running)
-    ]
+    size, start, own = chunk // pieces, 0, {}
+    for slot, request in sorted(running, key=lambda each: each[1].number):
+        number = min(len(request.unread), (pieces - start) * size)
+        if len(request.unread) == 1:
+            own[slot] = TokensRead(slot, request, 1, 0)
+        elif number:
+            own[slot] = TokensRead(slot, request, number, 0, piece=start)
+            start += own[slot].pieces(size)
+    return [dataclasses.replace(own[slot], row=row) for row, slot in enumerate(sorted(own))]
 
 
 def shape_for(shapes: Iterable[StepShape], parts: Sequence[TokensRead]) -> StepShape:
     """Returns the smallest of the shapes that holds the tokens of a step."""
-    chunk = any(part.number > 1 for part in parts)
+    long = [part for part in parts if part.number > 1]
     drafts = max(len(part.drafts) for part in parts)
     end = max(part.end for part in parts)
+
+    def holds(each: StepShape) -> bool:
+        if bool(each.chunk) != bool(long):
+            return False
+        return len(long) <= 1 or each.pieces > 1
+
     fitting = (
         each
         for each in shapes
-        if (each.chunk > 0) == chunk
+        if holds(each)
+        and each.chunk >= max((part.number for part in long), default=0)
         and each.drafts >= drafts
         and each.pages * each.page >= end
         and each.slots >= len(parts)
     )
-    return min(fitting, key=lambda each: (each.slots, each.drafts, each.pages))
+    return min(
+        fitting, key=lambda each: (each.slots, each.chunk, each.pieces, each.drafts, each.pages)
+    )
 
 
 def inputs_of(parts: Sequence[TokensRead], shape: StepShape) -> StepInputs:
-    """Returns the arrays of a step. At most one part has several tokens."""
+    """Returns the arrays of a step."""
     inputs: Any = StepInputs.empty(shape)
     for part in parts:
-        request, first, long = part.request, part.first(shape), part.number > 1
+        request, first = part.request, part.first(shape)
         places = np.arange(request.held.computed, part.end)
         own = slice(first, first + len(places))
         pages = np.asarray(request.held.pages[: shape.pages], np.int32)
         inputs.tokens[own] = [*request.unread[: part.number], *part.drafts]
         inputs.positions[own], inputs.valid[own] = places, True
         inputs.entries[own] = pages[places // shape.page] * shape.page + places % shape.page
-        table = inputs.tables[1][0] if long else inputs.tables[0][part.row]
-        table[: len(pages)] = pages
+        if part.number > 1:
+            end = part.piece + part.pieces(shape.piece)
+            inputs.tables[1][part.piece : end, : len(pages)] = pages
+        else:
+            inputs.tables[0][part.row, : len(pages)] = pages
         last = first + part.number - 1
         inputs.ends[part.row] = np.minimum(last + np.arange(shape.each), own.stop - 1)
         _set_rules(inputs, part)
     # Positions of padding go on, so that they reach no page out of reach.
     slots, chunk = np.split(inputs.positions, [shape.before_chunk])
-    for rows in (slots.reshape(shape.slots, shape.each), chunk.reshape(-1, max(shape.chunk, 1))):
+    for rows in (slots.reshape(shape.slots, shape.each), chunk.reshape(-1, max(shape.piece, 1))):
         rows[:] = rows[:, :1] + np.arange(rows.shape[1])
     return inputs
 
