@@ -232,14 +232,6 @@ DECODE_PLANS = (
         ("model.moe.group_size=1", "model.lookahead=0"),
         (64, 2048),
     ),
-    Planned(
-        "deepseek_v3.v5p.decode",
-        "deepseek_v3",
-        "v5p:4x4x4",
-        "expert=32,model=2",
-        ("model.moe.group_size=2", "model.lookahead=0"),
-        (64, 2048),
-    ),
 )
 
 

@@ -35,7 +35,7 @@ Product = Callable[[Array, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class Factors:
     """The arrays of one shape.
 
     Attributes:
@@ -157,7 +157,7 @@ def _tokamax(m: int, n: int, k: int, stages: int, kind: str, shape: Shape) -> Pr
     )
 
 
-def _rows(shape: Shape, dtype: str) -> Rows:
+def _rows(shape: Shape, dtype: str) -> Factors:
     random = np.random.default_rng(0)
     choices = choices_of(_REGIME, shape.tokens, shape.experts, shape.k, 1, random)
     sizes = np.bincount(choices.reshape(-1), minlength=shape.experts).astype(np.int32)
@@ -167,10 +167,12 @@ def _rows(shape: Shape, dtype: str) -> Rows:
         jax.random.normal(key, size, jnp.float32).astype(dtype)
         for key, size in zip(keys, ((choices.size, m), (choices.size, f), (e, m, f)), strict=True)
     )
-    return Rows(x, dy, matrices * m**-0.5, sizes)
+    return Factors(x, dy, matrices * m**-0.5, sizes)
 
 
-def _open(shape: Shape, rows: Rows, kind: str, candidate: Callable[[str, Shape], Product]) -> Call:
+def _open(
+    shape: Shape, rows: Factors, kind: str, candidate: Callable[[str, Shape], Product]
+) -> Call:
     arguments = rows.arguments(kind)
     compiled = jax.jit(candidate(kind, shape)).lower(*arguments).compile()
     memory = compiled.memory_analysis()
@@ -181,7 +183,7 @@ def _open(shape: Shape, rows: Rows, kind: str, candidate: Callable[[str, Shape],
     )
 
 
-def _values(rows: Rows, kind: str, result: Array) -> Values:
+def _values(rows: Factors, kind: str, result: Array) -> Values:
     parts = {
         name: result[int(name)] if kind == "outer" else result[part]
         for name, part in rows.compared().items()
@@ -189,7 +191,7 @@ def _values(rows: Rows, kind: str, result: Array) -> Values:
     return {name: np.asarray(part.astype(jnp.float32)) for name, part in parts.items()}
 
 
-def _oracle(rows: Rows, kind: str) -> Mapping[str, np.ndarray]:
+def _oracle(rows: Factors, kind: str) -> Mapping[str, np.ndarray]:
     """Returns the product of the compared experts in float32."""
 
     def of(name: str, part: slice) -> Array:
