@@ -20,11 +20,13 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from absl import logging  # noqa: E402
 
 EXHAUSTIVE = Path(__file__).with_name("exhaustive.txt")
 FIRST = ("tests/system", "tests/colab", "tests/ablation", "tests/experiments", "tests/training")
 MOST_MAPS = 15_000  # of the 65,530 that Linux allows; one module adds some thousands
 BEGAN = time.monotonic()
+VERBOSITY = logging.get_verbosity()
 share_contexts()
 
 
@@ -34,7 +36,8 @@ def pytest_addoption(parser):
 
 
 def pytest_runtest_setup(item):
-    """Skips a test that would start after the time of the run."""
+    """Skips a test after the time of the run, and undoes the verbosity of an earlier command."""
+    logging.set_verbosity(VERBOSITY)
     seconds = item.config.getoption("--seconds")
     if time.monotonic() - BEGAN > seconds:
         pytest.skip(f"not run: the {seconds:.0f} s of this run are over")
