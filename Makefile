@@ -45,7 +45,7 @@ test: $(STAMP) lint
 # What `make test` leaves out: the rest of matrices, and the tests of tests/exhaustive.txt. With
 # LIMIT=2400, tests that would start later are skipped, and each commit has another order of files.
 exhaustive: $(STAMP)
-	$(RUN) -m pytest tests $(WORKERS) -m exhaustive $(if $(LIMIT),--seconds=$(LIMIT))
+	$(RUN) -m pytest tests $(WORKERS) -m exhaustive $(if $(LIMIT),--seconds=$(LIMIT) -rs)
 
 # A part of the suite: routing, transport, collectives, checkpoints and a run. For another Python,
 # `make smoke VENV=.venv-smoke PYTHON=python3.13`.

@@ -26,7 +26,7 @@ from moe_jax.run.opened import open_folder
 from moe_jax.run.sampling import check_continues
 from moe_jax.serving import DraftModel, Engine, LookaheadModule, NGram, Speculation
 from tools import record
-from tools.offload_speed import answered, prompts_of
+from tools.offload_speed import answered, in_turns, prompts_of
 
 ALONE = "no drafts"
 TEMPERATURES = (0.0, 0.8)
@@ -83,16 +83,7 @@ def measured(
         engines = [Engine(model, 1, length, 16, speculation=plan.speculation) for plan in plans]
         for engine in engines:
             answered(engine, prompts, tokens, 0, temperature)
-        seconds: list[list[float]] = [[] for _ in plans]
-        for number in range(rounds):
-            expected = None
-            for engine, own in zip(engines, seconds, strict=True):
-                seed = 100 * (number + 1)
-                found, spent = answered(engine, prompts, tokens, seed, temperature)
-                expected = expected or found
-                if found != expected:
-                    raise RuntimeError("a source of drafts changes tokens")
-                own.append(spent)
+        seconds = in_turns(engines, prompts, tokens, rounds, temperature)
         rows += [
             _row(temperature, plan, engine, own, seconds[0], tokens * len(prompts))
             for plan, engine, own in zip(plans, engines, seconds, strict=True)

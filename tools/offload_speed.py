@@ -100,6 +100,30 @@ def answered(
     return found, time.perf_counter() - began
 
 
+def in_turns(
+    engines: Sequence[Engine],
+    prompts: Sequence[tuple[int, ...]],
+    tokens: int,
+    rounds: int,
+    temperature: float = 0.8,
+) -> list[list[float]]:
+    """Returns the seconds of each engine in each round, in which the engines take turns.
+
+    Raises:
+        RuntimeError: If two engines give different tokens.
+    """
+    seconds: list[list[float]] = [[] for _ in engines]
+    for number in range(rounds):
+        expected = None
+        for engine, own in zip(engines, seconds, strict=True):
+            found, spent = answered(engine, prompts, tokens, 100 * (number + 1), temperature)
+            expected = expected or found
+            if found != expected:
+                raise RuntimeError("two engines sample different tokens of one model")
+            own.append(spent)
+    return seconds
+
+
 def difference(after: OffloadCounts, before: OffloadCounts) -> OffloadCounts:
     """Returns the counts between two moments."""
     pairs = zip(dataclasses.astuple(after), dataclasses.astuple(before), strict=True)
@@ -123,15 +147,7 @@ def measured(
     for engine in engines:
         answered(engine, prompts, tokens, 0)
     before = [engine.offloaded for engine in engines]
-    seconds: list[list[float]] = [[] for _ in plans]
-    for number in range(rounds):
-        expected = None
-        for engine, own in zip(engines, seconds, strict=True):
-            found, spent = answered(engine, prompts, tokens, 100 * (number + 1))
-            expected = expected or found
-            if found != expected:
-                raise RuntimeError("a budget for experts changes tokens")
-            own.append(spent)
+    seconds = in_turns(engines, prompts, tokens, rounds)
     sampled = tokens * len(prompts)
     return [
         _row(plan, engine, then, sampled / statistics.median(own), sampled * rounds)
