@@ -8,6 +8,7 @@ read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,44 +20,46 @@ from moe_jax.grouped.moves import sum_of_taken
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, Network
 from moe_jax.precision import exact
 
-_LARGEST = 32
+# A product of fewer rows takes as long, and a product of more rows takes longer in proportion.
+_SMALLEST, _LARGEST = 4, 32
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The rows of sorted choices, from which an expert takes blocks of ``size`` rows.
+    """The rows of sorted choices, from which an expert takes blocks of one of some sizes.
 
     Attributes:
         tokens: Tokens ``(T, M)``.
-        token: Token ``(R + size,)`` of each row.
+        token: Token ``(R + size,)`` of each row; ``size`` is the largest size.
         weight: Gate ``(R + size, 1)`` of each row.
-        size: Number of rows of a block.
+        sizes: Numbers of rows of a block, one or two, in ascending order. An expert with at most
+            the first number of rows takes one block of this size.
     """
 
     tokens: Float[Array, "T M"]
     token: Int[Array, " P"]
     weight: Float[Array, "P 1"]
-    size: int = dataclasses.field(metadata={"static": True})
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def of(cls, tokens: Float[Array, "T M"], choices: Choices) -> Blocks:
         """Returns the rows of choices, with a block of padding after the last one."""
         count, rows = len(tokens), len(choices.token)
-        size = block_size(count, rows, len(choices.sizes))
-        token = jnp.pad(jnp.minimum(choices.token, count - 1), (0, size))
-        weight = jnp.pad(choices.weight.astype(tokens.dtype), (0, size))[:, None]
-        return cls(tokens, token, weight, size)
+        sizes = block_sizes(count, rows, len(choices.sizes))
+        token = jnp.pad(jnp.minimum(choices.token, count - 1), (0, sizes[-1]))
+        weight = jnp.pad(choices.weight.astype(tokens.dtype), (0, sizes[-1]))[:, None]
+        return cls(tokens, token, weight, sizes)
 
     def outputs(
-        self, network: Network, own: Mapping[str, Array], first: Array, gate_on: GateOn
+        self, network: Network, own: Mapping[str, Array], first: Array, size: int, gate_on: GateOn
     ) -> Float[Array, "size N"]:
-        """Returns the outputs of one expert for the block from the row ``first``."""
-        x = self.tokens[jax.lax.dynamic_slice_in_dim(self.token, first, self.size)]
+        """Returns the outputs of one expert for the block of ``size`` rows from ``first``."""
+        x = self.tokens[jax.lax.dynamic_slice_in_dim(self.token, first, size)]
         # The rows of a single token are the same in every block: without a barrier XLA would move
         # their products before the loop, and read the matrices of experts without rows.
         x, first = jax.lax.optimization_barrier((x, first))
-        gate = jax.lax.dynamic_slice_in_dim(self.weight, first, self.size)
+        gate = jax.lax.dynamic_slice_in_dim(self.weight, first, size)
         linear = _linear(own)
         pre = network.before(linear, x * gate if gate_on == "in" else x)
         return network.after(linear, pre, gate if gate_on == "out" else None)
@@ -81,7 +84,9 @@ def on_separate(
     """
     blocks = Blocks.of(tokens, choices)
     first = jnp.int32(0)
-    shape = jax.eval_shape(lambda own: blocks.outputs(network, own, first, gate_on), parameters[0])
+    shape = jax.eval_shape(
+        lambda own: blocks.outputs(network, own, first, 1, gate_on), parameters[0]
+    )
     found = jnp.zeros((len(blocks.token), *shape.shape[1:]), shape.dtype)
     for own, start, end in zip(parameters, *edges(choices.sizes), strict=True):
         found = with_expert(network, own, blocks, found, (start, end), gate_on)
@@ -107,17 +112,22 @@ def with_expert(
         gate_on: Gates scale the ``in``puts, the ``out``puts, or nothing.
     """
     start, end = edge
-    size = blocks.size
 
-    def block(i: Array, found: Array) -> Array:
-        first = start + i * size
-        new = blocks.outputs(network, own, first, gate_on)
-        # The last block may reach into the rows of other experts, which may be done already.
-        inside = (first + jnp.arange(size) < end)[:, None]
-        new = jnp.where(inside, new, jax.lax.dynamic_slice_in_dim(found, first, size))
-        return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
+    def by_blocks(size: int, found: Array) -> Array:
+        def block(i: Array, found: Array) -> Array:
+            first = start + i * size
+            new = blocks.outputs(network, own, first, size, gate_on)
+            # The last block may reach into the rows of other experts, which may be done already.
+            inside = (first + jnp.arange(size) < end)[:, None]
+            new = jnp.where(inside, new, jax.lax.dynamic_slice_in_dim(found, first, size))
+            return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
 
-    return jax.lax.fori_loop(0, -(-(end - start) // size), block, found)
+        return jax.lax.fori_loop(0, -(-(end - start) // size), block, found)
+
+    smaller, larger = (functools.partial(by_blocks, blocks.sizes[i]) for i in (0, -1))
+    if len(blocks.sizes) == 1:
+        return larger(found)
+    return jax.lax.cond(end - start <= blocks.sizes[0], smaller, larger, found)
 
 
 def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "T N"]:
@@ -126,13 +136,14 @@ def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "
     return sum_of_taken(found, jnp.where(place < len(choices.token), place, len(found)))
 
 
-def block_size(tokens: int, rows: int, experts: int) -> int:
-    """Returns the number of rows of a block, a power of two.
+def block_sizes(tokens: int, rows: int, experts: int) -> tuple[int, ...]:
+    """Returns the numbers of rows of a block, powers of two.
 
-    A block of at most 32 rows takes the time to read the matrices of its expert, so it has twice
-    the mean load of an expert: few experts need a second block. The time of a larger block grows
-    with its rows, and more rows of it would be padding. No expert has more rows than there are
-    tokens.
+    A block of at most 32 rows has twice the mean load of an expert: few experts need a second
+    block, which would read their matrices again. Most experts have at most half of its rows, and
+    for them there is a second size; a block of 2 rows takes as long as one of 4. The time of a
+    larger block grows with its rows, and more rows of it would be padding. No expert has more rows
+    than there are tokens.
 
     Args:
         tokens: Number ``T`` of tokens.
@@ -140,7 +151,9 @@ def block_size(tokens: int, rows: int, experts: int) -> int:
         experts: Number ``E`` of experts.
     """
     mean = max(rows // experts, 1)
-    return min(1 << mean.bit_length(), _LARGEST, tokens)
+    size = min(1 << mean.bit_length(), _LARGEST, tokens)
+    half = size // 2
+    return (half, size) if half >= _SMALLEST and mean < size else (size,)
 
 
 def _linear(parameters: Mapping[str, Array]) -> LinearMaps:

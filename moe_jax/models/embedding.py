@@ -62,15 +62,18 @@ class Embedding(nnx.Module):
         """Returns float32 logits ``(B, L, V)`` for ``hidden (B, L, M)``."""
         if self.config.scale_head:
             hidden = hidden / jnp.sqrt(self.config.width).astype(hidden.dtype)
-        if self.config.tie_embeddings:
-            logits = wide_einsum("blm,vm->blv", hidden, self.table[...].astype(hidden.dtype))
-        else:
-            logits = wide_einsum("blm,mv->blv", hidden, self.head[...].astype(hidden.dtype))
+        logits = self.products(hidden)
         if self.config.logit_factor != 1:
             logits = logits * self.config.logit_factor
         if self.config.logit_cap:
             logits = self.config.logit_cap * jnp.tanh(logits / self.config.logit_cap)
         return constrain(logits, "batch", "length", "vocab")
+
+    def products(self, hidden: Float[Array, "B L M"]) -> Float[Array, "B L V"]:
+        """Returns the float32 products of ``hidden (B, L, M)`` and the head."""
+        if self.config.tie_embeddings:
+            return wide_einsum("blm,vm->blv", hidden, self.table[...].astype(hidden.dtype))
+        return wide_einsum("blm,mv->blv", hidden, self.head[...].astype(hidden.dtype))
 
 
 def relative_bias(

@@ -147,7 +147,7 @@ class Host:
 
         def expert(own: Mapping[str, Array], found: Array, rows: Any, edge: Any) -> Array:
             tokens, token, weight = rows
-            held, blocks = weights_of(own, found.dtype), Blocks(tokens, token, weight, work.size)
+            held, blocks = weights_of(own, found.dtype), Blocks(tokens, token, weight, work.sizes)
             return with_expert(work.config, held, blocks, found, edge, work.gate_on)
 
         inputs = own, found, (tokens, token, weight), (row, row)

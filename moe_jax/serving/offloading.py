@@ -24,7 +24,7 @@ from moe_jax.offload import (
 )
 from moe_jax.serving.layered import Host, LayeredStep
 from moe_jax.serving.program import StepShape, compiled
-from moe_jax.serving.resident import resident
+from moe_jax.serving.resident import by_rows, resident
 from moe_jax.serving.without_experts import without_experts
 
 # A function of the leaves of a model, the pages and the inputs of a step.
@@ -124,6 +124,7 @@ Steps = WholeSteps | LayeredSteps
 
 def steps_of(model: Decoder, offload: Offload | None) -> Steps:
     """Returns the steps of a model with all experts on the device, or within a budget."""
+    model = by_rows(model)
     return WholeSteps(model) if offload is None else LayeredSteps(model, offload)
 
 

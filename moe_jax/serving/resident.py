@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from moe_jax.grouped import Choices, GateOn, on_separate
 from moe_jax.models import Decoder
+from moe_jax.models.embedding import Embedding
 from moe_jax.models.lookahead import Lookahead
 from moe_jax.nn.feed_forward import Experts
 from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.positions import Learned
 from moe_jax.parallel import axis_size
+from moe_jax.precision import wide_einsum
 from moe_jax.transport import TABLE
 from moe_jax.transport.requirements import Facts
 
@@ -48,6 +52,39 @@ class SeparateExperts(nnx.Module):
         dtype = tokens.dtype
         own = [{name: x[...].astype(dtype) for name, x in each.items()} for each in self.experts]
         return on_separate(self.config, own, tokens, choices, gate_on)
+
+
+class RowEmbedding(Embedding):
+    """An embedding whose head has a row per token, as the left factor of the logits."""
+
+    def __init__(self, own: Embedding):
+        """Copies the head of ``own`` unless it is the table, and shares all else."""
+        self.config, self.table = own.config, own.table
+        if isinstance(own.config.positions, Learned):
+            self.places = own.places
+        if not own.config.tie_embeddings:
+            self.rows = nnx.Param(own.head[...].T)
+
+    def products(self, hidden: Float[Array, "B L M"]) -> Float[Array, "B L V"]:
+        """Returns the float32 products of ``hidden (B, L, M)`` and the head."""
+        # A product of few tokens is faster with the matrix as its left factor. Without the barrier
+        # XLA would exchange the factors again.
+        rows = self.table if self.config.tie_embeddings else self.rows
+        y = wide_einsum("vm,blm->vbl", rows[...].astype(hidden.dtype), hidden)
+        return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
+
+
+def by_rows(model: Decoder) -> Decoder:
+    """Returns a model with the same logits, whose head is fast for few tokens on one CPU.
+
+    Args:
+        model: Decoder; it stays as it is, and shares all arrays but the head.
+    """
+    if not _on_one_cpu():
+        return model
+    model = jax.tree.map(lambda leaf: leaf, model)
+    model.embedding = RowEmbedding(model.embedding)
+    return model
 
 
 def resident(model: Decoder, smallest: int = _SMALLEST) -> Decoder:

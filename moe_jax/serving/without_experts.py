@@ -37,13 +37,13 @@ class ExpertWork:
     Attributes:
         layer: Index of the MoE layer among the MoE layers.
         config: Configuration of one expert.
-        size: Number of rows of a block.
+        sizes: Numbers of rows of a block.
         gate_on: Gates scale the ``in``puts, the ``out``puts, or nothing.
     """
 
     layer: int
     config: FeedForwardConfig
-    size: int
+    sizes: tuple[int, ...]
     gate_on: GateOn
 
 
@@ -72,7 +72,7 @@ class OffloadedExperts(nnx.Module):
         blocks = Blocks.of(tokens, choices)
         empty = jnp.zeros((len(blocks.token), self.config.width), tokens.dtype)
         operands = (*jax.tree.leaves(blocks), choices.place, choices.sizes, empty)
-        work = ExpertWork(self.layer, self.config, blocks.size, gate_on)
+        work = ExpertWork(self.layer, self.config, blocks.sizes, gate_on)
         return sum_of_found(EXPERTS.bind(*operands, work=work), choices)
 
 

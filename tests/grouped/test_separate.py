@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.grouped import Choices, on_choices, on_separate
-from moe_jax.grouped.separate import block_size
+from moe_jax.grouped.separate import block_sizes
 from moe_jax.nn.feed_forward import FeedForwardConfig
 
 WIDTH, HIDDEN, EXPERTS = 4, 6, 3
@@ -30,6 +30,7 @@ def choices_of(expert, gate):
 CASES = {
     "one token": [[2, 0]],
     "an expert with all tokens, and one with none": [[0, 1]] * 5,
+    # Blocks of 4 and 8 rows: two of 8 rows for the experts 0 and 1, and one of 4 for expert 2.
     "several blocks of one expert": [[0, 1]] * 9 + [[2, 1]] * 2,
     "dropped choices": [[0, -1], [-1, -1], [2, 1]],
 }
@@ -57,13 +58,14 @@ def test_sums_equal_those_of_stacked_experts(name, gate_on):
 
 
 def test_a_block_has_the_rows_of_most_experts():
-    # 16 tokens choose 2 of 8 experts: 4 rows per expert, so blocks of 8.
-    assert block_size(16, 32, 8) == 8
+    # 16 tokens choose 2 of 8 experts: 4 rows per expert, so blocks of 8, and of 4 for most experts.
+    assert block_sizes(16, 32, 8) == (4, 8)
     # 68 rows per expert: three blocks of 32 have 28 rows of padding, and two of 64 would have 60.
-    assert block_size(272, 544, 8) == 32
-    assert block_size(80, 160, 8) == 32  # 20 rows per expert.
-    assert block_size(1, 2, 8) == 1  # One token gives an expert one row.
-    assert block_size(2000, 4000, 2) == 32
+    assert block_sizes(272, 544, 8) == (32,)
+    assert block_sizes(80, 160, 8) == (16, 32)  # 20 rows per expert.
+    assert block_sizes(4, 8, 8) == (2,)  # A block of one row would take as long.
+    assert block_sizes(1, 2, 8) == (1,)  # One token gives an expert one row.
+    assert block_sizes(2000, 4000, 2) == (32,)
 
 
 def test_one_token_reads_no_matrix_of_an_expert_without_rows():
