@@ -232,6 +232,22 @@ DECODE_PLANS = (
         ("model.moe.group_size=1", "model.lookahead=0"),
         (64, 2048),
     ),
+    Planned(
+        "deepseek_v3.v5p.decode",
+        "deepseek_v3",
+        "v5p:4x4x4",
+        "expert=32,model=2",
+        ("model.moe.group_size=2", "model.lookahead=0"),
+        (64, 2048),
+    ),
+    Planned(
+        "deepseek_v3.v5e.decode",
+        "deepseek_v3",
+        "v5e:16x16",
+        "expert=16,model=16",
+        ("model.moe.group_size=2", "model.lookahead=0"),
+        (32, 2048),
+    ),
 )
 
 

@@ -88,6 +88,7 @@ class Measure:
         tokens: Number of tokens to sample after each.
         seconds: Function of the answers that returns what is compared.
         target: Least ratio of the seconds of ``transformers`` and of the engine.
+        repeats: Number of answers in a round, of which the median counts.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Measure:
     tokens: int
     seconds: Callable[[Answered], float]
     target: float
+    repeats: int = 1
 
 
 def _step(answered: Answered) -> float:
@@ -113,7 +115,7 @@ def _total(answered: Answered) -> float:
 MEASURES = (
     Measure("decoding step, 1 request", 1, SHORT, 24, _step, 1.3),
     Measure(f"decoding step, {REQUESTS} requests", REQUESTS, SHORT, 32, _step, 2.0),
-    Measure(f"first token after a prompt of {LONG}", 1, LONG, 1, _first, 1.0),
+    Measure(f"first token after a prompt of {LONG}", 1, LONG, 1, _first, 1.0, 9),
     Measure(f"{REQUESTS} requests, whole answers", REQUESTS, SHORT, 32, _total, 2.0),
 )
 
@@ -202,14 +204,15 @@ def measured(
     """
     rng = np.random.default_rng(seed)
 
-    def seconds(answer: Answer, prompts: Prompts) -> float:
-        return measure.seconds(answer(prompts, measure.tokens))
+    def seconds(answer: Answer, drawn: Sequence[Prompts]) -> float:
+        answers = (answer(prompts, measure.tokens) for prompts in drawn)
+        return statistics.median(map(measure.seconds, answers))
 
-    def drawn() -> Prompts:
-        return prompts_of(rng, measure.prompts, measure.length)
+    def drawn() -> list[Prompts]:
+        return [prompts_of(rng, measure.prompts, measure.length) for _ in range(measure.repeats)]
 
     for answer in (ours, *peers.values()):
-        answer(drawn(), measure.tokens)
+        seconds(answer, drawn())
     first = {name: seconds(answer, drawn()) for name, answer in peers.items()}
     chosen = [name for name in peers if first[name] < 1.5 * min(first.values())]
     spent: dict[str, list[float]] = {name: [] for name in ("engine", *chosen)}
