@@ -3,8 +3,8 @@
 ``python -m tools.offload_demo --folder=FOLDER`` writes random experts into the folder, layer by
 layer, unless it holds them already; with all 32 layers they take about 23 GB. Then it generates
 with a budget of bytes for the experts on the device and writes
-``experiments/benchmarks/offload_mixtral.json``. ``--layers`` gives fewer layers. The weights are
-random, so the tokens mean nothing, and the routers spread them over the experts.
+``experiments/benchmarks/offload_mixtral.json`` and the table of ``docs/offloading.md``.
+``--layers`` gives fewer layers. The weights are random, so the tokens mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.feed_forward import Experts
 from moe_jax.offload import ExpertArrays, FileStore, experts_of, write_experts
 from moe_jax.serving import Engine, Offload, Request
+from tools.plans import write_table
 
+_MARKS = ("<!-- offload demo -->\n", "<!-- end of offload demo -->")
 _INT4, _INT8 = 4.6, 73.9  # standard deviations of uniform codes
 
 
@@ -136,11 +138,38 @@ def measured(model: Decoder, folder: Path, budget: int, tokens: int) -> dict[str
     } | figures
 
 
+def table(figures: dict[str, Any]) -> str:
+    """Returns the table of the figures."""
+    gigabytes = {
+        name: f"{figures[key] / 1e9:.2f} GB"
+        for name, key in (
+            ("files of the experts", "bytes_on_disk"),
+            ("budget of experts on the device", "budget_bytes"),
+            ("peak of resident memory", "peak_resident_bytes"),
+            ("experts loaded", "bytes_moved"),
+        )
+    }
+    rows = {
+        "model": f"{figures['layers']} layers, {figures['experts']} experts, "
+        f"{figures['parameters'] / 1e9:.1f} billion parameters",
+        **gigabytes,
+        "tokens": f"{figures['prompt_tokens']} of the prompt, {len(figures['tokens'])} generated",
+        "seconds": f"{figures['seconds']:.0f}, of which {figures['stall_seconds']:.1f} waiting "
+        "for experts",
+        "hit rate": f"{figures['hit_rate']:.3f}",
+        "experts of the next layer foreseen": f"{figures['prediction_accuracy']:.3f}",
+    }
+    return "| figure | value |\n|---|---|\n" + "".join(
+        f"| {name} | {value} |\n" for name, value in rows.items()
+    )
+
+
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     for name, text, meaning in (
         ("folder", "", "Folder of the experts, which are written if it holds none."),
         ("output", "experiments/benchmarks/offload_mixtral.json", "File of the figures."),
+        ("page", "docs/offloading.md", "Page that shows the table."),
     ):
         flags.DEFINE_string(name, text, meaning, flag_values=values)
     for name, size, meaning in (
@@ -152,7 +181,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues) -> None:
-    """Writes the experts if there are none, generates, and writes the figures."""
+    """Writes the experts if there are none, generates, and writes figures and table."""
     if not given.folder:
         raise mj.ConfigError("--folder is missing: name a folder on a disk with 25 GB of space")
     folder, output = Path(given.folder), Path(given.output)
@@ -160,7 +189,9 @@ def main(given: flags.FlagValues) -> None:
     model = without_weights(given.layers)
     if not folder.exists():
         write_experts(random_experts(model, 0), folder)
-    files.write_json(output, measured(model, folder, given.budget, given.tokens))
+    figures = measured(model, folder, given.budget, given.tokens)
+    files.write_json(output, figures)
+    write_table(Path(given.page), table(figures), _MARKS)
 
 
 if __name__ == "__main__":

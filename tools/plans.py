@@ -245,7 +245,12 @@ DECODE_PLANS = (
         "deepseek_v3",
         "v5e:16x16",
         "expert=16,model=16",
-        ("model.moe.group_size=2", "model.lookahead=0"),
+        (
+            "model.moe.group_size=2",
+            "model.lookahead=0",
+            "model.moe.transport=gather",
+            "model.moe.exchange=all_to_all",
+        ),
         (32, 2048),
     ),
 )

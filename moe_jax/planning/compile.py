@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from moe_jax.config.experiment import Experiment
+from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.parallel.rules import spec
 from moe_jax.planning import hlo
@@ -213,7 +214,7 @@ def compile_step(step: Step) -> Compiled:
 
     Raises:
         TypeError: If the mesh of the step has no devices.
-        jax.errors.JaxRuntimeError: If the compiler fails for another reason than memory.
+        ConfigError: If the compiler refuses the program for another reason than memory.
     """
     if not isinstance(step.mesh, Mesh):
         raise TypeError("the step has an abstract mesh, which cannot be compiled for")
@@ -226,6 +227,9 @@ def compile_program(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> Comp
     Args:
         lower: Function that lowers the program, called on the mesh.
         mesh: The mesh.
+
+    Raises:
+        ConfigError: If the compiler refuses the program for another reason than memory.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
@@ -237,7 +241,7 @@ def compile_program(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> Comp
             compiled = lowered.compile(compiler_options=dump if tpu else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                raise refused(str(error)) from error
             result = out_of_memory(str(error), _dumped(folder, "oom_intermediate_module"))
         else:
             result = _fitting(compiled)
@@ -246,6 +250,16 @@ def compile_program(lower: Callable[[], jax.stages.Lowered], mesh: Mesh) -> Comp
     largest = largest_allocations(report) or largest_values(result.text)
     temporaries = result.temporaries if not result.error else total_bytes(report)
     return dataclasses.replace(result, seconds=seconds, largest=largest, temporaries=temporaries)
+
+
+def refused(message: str) -> ConfigError:
+    """Returns the error of a program that the compiler refuses, from its message."""
+    line = message.splitlines()[0] if message else "no reason is given"
+    return ConfigError(
+        f"the compiler refuses the program of this mesh: {line}; choose another --mesh, or "
+        "another exchange, such as --config.model.moe.transport=gather with "
+        "--config.model.moe.exchange=all_to_all"
+    )
 
 
 def needed_memory(program: Compiled, held: int, hbm: int) -> dict[str, Any]:

@@ -120,8 +120,14 @@ def _resident(model: _Layered, smallest: int) -> _Layered:
 
 
 def by_choice(config: MoEConfig) -> MoEConfig:
-    """Returns the settings of a layer with a transport that computes choices, if one fits it."""
+    """Returns the settings of a layer with a transport that computes choices, if one fits it.
+
+    On a mesh that splits the experts, the settings ``all_to_all`` and ``ring`` stay: they compile
+    for devices whose compiler refuses to send choices.
+    """
     facts = Facts(config, axis_size("expert"))
+    if facts.expert_shards > 1 and config.exchange in ("all_to_all", "ring"):
+        return config
     for row in TABLE:
         if row.cost.computes == "choices" and row.unmet(facts) is None:
             return dataclasses.replace(config, transport=row.transport, exchange=row.exchange)

@@ -1,4 +1,10 @@
-from moe_jax.planning.compile import Buffer, largest_allocations, out_of_memory, total_bytes
+from moe_jax.planning.compile import (
+    Buffer,
+    largest_allocations,
+    out_of_memory,
+    refused,
+    total_bytes,
+)
 
 # Excerpts of what XLA prints.
 MESSAGE = (
@@ -37,3 +43,9 @@ def test_the_report_names_the_largest_buffers():
         Buffer(864 * 2**20, "f32[6,16,3072,768]"),
     )
     assert largest_allocations("") == ()
+
+
+def test_a_refusal_is_one_line_with_the_reason_of_the_compiler():
+    found = str(refused("INTERNAL: RET_CHECK failure (emitter.cc:325) !limited\nstack"))
+    assert "INTERNAL: RET_CHECK failure (emitter.cc:325) !limited;" in found
+    assert "\n" not in found and "exchange" in found

@@ -77,6 +77,9 @@ def test_the_transport_follows_the_mesh_and_the_layer():
     assert by_choice(MOE).transport == "ragged"
     with jax.set_mesh(make_mesh(MeshConfig(data=4, expert=2))):
         found = by_choice(MOE)
-    assert (found.transport, found.exchange) == ("ragged", "ragged")
+        assert (found.transport, found.exchange) == ("ragged", "ragged")
+        rings = dataclasses.replace(MOE, exchange="ring")
+        assert by_choice(rings) is rings  # The user chose what is sent.
+    assert by_choice(rings).transport == "ragged"  # Without a mesh nothing is sent.
     widths = dataclasses.replace(MOE, expert_dims=(4, 8, 12))
     assert by_choice(widths) is widths  # Experts of several widths need slots.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import draft_speed, offload_speed, serve_speed
+from tools import draft_speed, offload_demo, offload_speed, serve_speed
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
     [
         (serve_speed, "cpu_serving.json", "benchmarks.md"),
         (offload_speed, "offload.json", "serving.md"),
+        (offload_demo, "offload_mixtral.json", "offloading.md"),
         (draft_speed, "drafts.json", "serving.md"),
     ],
     ids=lambda part: getattr(part, "__name__", None),

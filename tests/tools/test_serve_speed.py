@@ -1,5 +1,7 @@
 """The comparison of the engine with another library reads every token and its time."""
 
+import itertools
+
 import jax
 import pytest
 
@@ -44,6 +46,17 @@ def test_the_fastest_peer_is_compared_round_by_round():
     peers = {"slow": scripted([0.0, 9.0]), "good": scripted([0.0, 3.0])}
     row = measured(step, scripted([0.0, 2.0]), peers, rounds=3, seed=0)
     assert (row["transformers"], row["ratio"], row["engine_seconds"]) == ("good", 1.5, 2.0)
+
+
+def test_a_round_counts_the_median_of_its_answers():
+    first = Measure("first", 1, 2, 1, lambda answered: answered.times[0], 1.0, repeats=3)
+    seconds = itertools.cycle([1.0, 9.0, 2.0])
+
+    def answer(prompts, tokens):
+        return Answered([], [next(seconds)], 9.0)
+
+    row = measured(first, answer, {"peer": scripted([3.0])}, rounds=2, seed=0)
+    assert (row["engine_seconds"], row["lowest"], row["highest"]) == (2.0, 1.5, 1.5)
 
 
 def test_other_tokens_are_an_error():
