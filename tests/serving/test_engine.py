@@ -284,8 +284,11 @@ def same_on_mesh(config, mesh):
     return engine
 
 
-def test_tokens_on_data_and_expert_devices_are_those_of_one():
-    config = dataclasses.replace(SMALL, num_layers=2, moe=DROPLESS)
+@pytest.mark.parametrize("exchange", ["gspmd", "all_to_all", "ring"])
+def test_tokens_on_data_and_expert_devices_are_those_of_one(exchange):
+    # The engine sends choices in place of "gspmd", and keeps the two others.
+    moe = dataclasses.replace(DROPLESS, transport="gather", exchange=exchange)
+    config = dataclasses.replace(SMALL, num_layers=2, moe=moe)
     same_on_mesh(config, make_mesh(MeshConfig(data=2, expert=4)))
 
 
