@@ -20,8 +20,12 @@ from moe_jax.grouped.moves import sum_of_taken
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, Network
 from moe_jax.precision import exact
 
-# A product of fewer rows takes as long, and a product of more rows takes longer in proportion.
-_SMALLEST, _LARGEST = 4, 32
+# A product of fewer rows takes as long.
+_SMALLEST = 4
+# From this number of rows on, a product is faster with their transpose.
+_TRANSPOSED = 32
+# From this mean load of an expert on, the sizes of blocks are so many multiples of this step.
+_MANY, _STEPS, _STEP = 32, 4, 16
 
 
 @jax.tree_util.register_dataclass
@@ -33,8 +37,8 @@ class Blocks:
         tokens: Tokens ``(T, M)``.
         token: Token ``(R + size,)`` of each row; ``size`` is the largest size.
         weight: Gate ``(R + size, 1)`` of each row.
-        sizes: Numbers of rows of a block, one or two, in ascending order. An expert with at most
-            the first number of rows takes one block of this size.
+        sizes: Numbers of rows of a block in ascending order. An expert takes blocks of the last
+            size, and its last block has the smallest size that holds its other rows.
     """
 
     tokens: Float[Array, "T M"]
@@ -112,22 +116,25 @@ def with_expert(
         gate_on: Gates scale the ``in``puts, the ``out``puts, or nothing.
     """
     start, end = edge
+    largest = blocks.sizes[-1]
 
-    def by_blocks(size: int, found: Array) -> Array:
-        def block(i: Array, found: Array) -> Array:
-            first = start + i * size
-            new = blocks.outputs(network, own, first, size, gate_on)
-            # The last block may reach into the rows of other experts, which may be done already.
-            inside = (first + jnp.arange(size) < end)[:, None]
-            new = jnp.where(inside, new, jax.lax.dynamic_slice_in_dim(found, first, size))
-            return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
+    def outputs(first: Array, size: int) -> Array:
+        new = blocks.outputs(network, own, first, size, gate_on)
+        return jnp.pad(new, ((0, largest - size), (0, 0)))
 
-        return jax.lax.fori_loop(0, -(-(end - start) // size), block, found)
+    of_sizes = [functools.partial(outputs, size=size) for size in blocks.sizes]
 
-    smaller, larger = (functools.partial(by_blocks, blocks.sizes[i]) for i in (0, -1))
-    if len(blocks.sizes) == 1:
-        return larger(found)
-    return jax.lax.cond(end - start <= blocks.sizes[0], smaller, larger, found)
+    def block(i: Array, found: Array) -> Array:
+        first = start + i * largest
+        too_small = [end - first > size for size in blocks.sizes[:-1]]
+        # Branches that returned all of the rows would copy them.
+        new = jax.lax.switch(sum(too_small, start=jnp.int32(0)), of_sizes, first)
+        # The last block may reach into the rows of other experts, which may be done already.
+        inside = (first + jnp.arange(largest) < end)[:, None]
+        new = jnp.where(inside, new, jax.lax.dynamic_slice_in_dim(found, first, largest))
+        return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
+
+    return jax.lax.fori_loop(0, -(-(end - start) // largest), block, found)
 
 
 def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "T N"]:
@@ -137,13 +144,13 @@ def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "
 
 
 def block_sizes(tokens: int, rows: int, experts: int) -> tuple[int, ...]:
-    """Returns the numbers of rows of a block, powers of two.
+    """Returns the numbers of rows of a block, in ascending order.
 
-    A block of at most 32 rows has twice the mean load of an expert: few experts need a second
+    With few rows per expert, a block has twice their mean load, so that few experts need a second
     block, which would read their matrices again. Most experts have at most half of its rows, and
-    for them there is a second size; a block of 2 rows takes as long as one of 4. The time of a
-    larger block grows with its rows, and more rows of it would be padding. No expert has more rows
-    than there are tokens.
+    for them there is a second size; a block of 2 rows takes as long as one of 4. With many rows the
+    time of a block grows with its rows, and several sizes bound its padding to 15 rows.
+    No expert has more rows than there are tokens.
 
     Args:
         tokens: Number ``T`` of tokens.
@@ -151,7 +158,9 @@ def block_sizes(tokens: int, rows: int, experts: int) -> tuple[int, ...]:
         experts: Number ``E`` of experts.
     """
     mean = max(rows // experts, 1)
-    size = min(1 << mean.bit_length(), _LARGEST, tokens)
+    if mean >= _MANY:
+        return tuple(range(_STEP, min(_STEPS * _STEP, tokens + _STEP - 1) + 1, _STEP))
+    size = min(1 << mean.bit_length(), tokens)
     half = size // 2
     return (half, size) if half >= _SMALLEST and mean < size else (size,)
 
@@ -161,9 +170,13 @@ def _linear(parameters: Mapping[str, Array]) -> LinearMaps:
 
     def linear(x: Array, name: str, gate: Array | None = None) -> Array:
         x = x if gate is None else x * gate
-        # A product of few rows is faster with the matrix as its left factor. Without the barrier
-        # XLA would exchange the factors again.
-        y = jnp.einsum("nm,rm->nr", parameters[name], x, precision=exact(x.dtype))
+        # The matrix as left factor is faster, and with many rows also the transpose of the other
+        # factor. Without the barriers XLA would change both back.
+        if len(x) < _TRANSPOSED:
+            y = jnp.einsum("nm,rm->nr", parameters[name], x, precision=exact(x.dtype))
+        else:
+            transposed = jax.lax.optimization_barrier(x.T)
+            y = jnp.matmul(parameters[name], transposed, precision=exact(x.dtype))
         y = jax.lax.optimization_barrier(y).T
         bias = parameters.get(f"{name}_bias")
         if bias is None:

@@ -127,10 +127,7 @@ class Engine:
             self._layers = pages_of(self._model, (1 + number) * page)
             sizes_of_steps = _sizes(slots, prefill, self._pieces)
             shapes = _shapes(sizes_of_steps, page, self._pages.of(length), self._most_drafts)
-            self._programs = {
-                shape: self._compute.compiled(self._layers, shape, self._top, hidden)
-                for shape in shapes
-            }
+            self._programs = self._compute.compiled(self._layers, shapes, self._top, hidden)
             self._drafter = opened(speculation, source, self._programs, (1 + number) * page)
 
     @property
@@ -297,29 +294,39 @@ def _pieces(slots: int, prefill: int, mesh: Mesh | None) -> int:
 def _sizes(slots: int, prefill: int, pieces: int) -> list[tuple[int, int, int]]:
     """Returns rows, tokens of the chunk and its pieces for all steps.
 
-    A step with a chunk has a row for every slot, as all steps on a mesh have. Some of the others
-    have fewer rows: a step of few requests takes the time to read the weights of their experts. A
-    chunk is of one request, or in pieces, or one piece alone.
+    All steps on a mesh have a row for every slot. Elsewhere some have fewer rows: a step of few
+    requests takes the time to read the weights of their experts, and a prompt beside which no
+    request runs needs a row for its own sample alone. A chunk is of one request, or in pieces, or
+    one piece alone.
     """
     several = [(slots, prefill, pieces), (slots, prefill // pieces, 1)] if pieces > 1 else []
     few = _FEW if slots >= _MANY and not jax.sharding.get_abstract_mesh().shape else ()
-    return [(slots, prefill, 1), *several, (slots, 0, 1), *((rows, 0, 1) for rows in few)]
+    fewer = [*((rows, 0, 1) for rows in few), *((rows, prefill, 1) for rows in few[:1])]
+    return [(slots, prefill, 1), *several, (slots, 0, 1), *fewer]
 
 
 def _shapes(
     sizes: Sequence[tuple[int, int, int]], page: int, pages: int, drafts: int
 ) -> list[StepShape]:
-    """Returns the shapes of all steps, for tables of each width."""
+    """Returns the shapes of all steps, for tables of each width.
+
+    A table of a request that reads a chunk alone has room for the tokens of the chunk.
+    """
     widths, width = [pages], max(_NARROWEST // page, 1)
     while width < pages:
         widths.append(width)
         width *= _GROWTH
-    return [
-        StepShape(rows, chunk, width, page, number, pieces)
+
+    def least(chunk: int, pieces: int) -> int:
+        return min(-(-chunk // page), pages) if pieces == 1 else 1
+
+    found = (
+        StepShape(rows, chunk, max(width, least(chunk, pieces)), page, number, pieces)
         for width in widths
         for rows, chunk, pieces in sizes
         for number in sorted({0, drafts})
-    ]
+    )
+    return list(dict.fromkeys(found))
 
 
 def checked(model: Model, length: int) -> Decoder:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,12 +24,15 @@ from moe_jax.offload import (
     arrays_of,
 )
 from moe_jax.serving.layered import Host, LayeredStep
-from moe_jax.serving.program import StepShape, compiled
+from moe_jax.serving.program import StepShape, lowered
 from moe_jax.serving.resident import by_rows, resident
 from moe_jax.serving.without_experts import without_experts
 
 # A function of the leaves of a model, the pages and the inputs of a step.
 Step = Callable[..., Any]
+
+# Programs that compile at once. One uses several cores only in part; more need more memory.
+_COMPILING = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +73,15 @@ class WholeSteps:
         self.model = resident(model)
 
     def compiled(
-        self, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
-    ) -> Step:
-        """Returns the step of one shape; see ``moe_jax.serving.program.step``."""
-        program: Step = compiled(self.model, layers, shape, top, hidden_too)
-        return program
+        self, layers: StackCache, shapes: Sequence[StepShape], top: int, hidden_too: bool = False
+    ) -> dict[StepShape, Step]:
+        """Returns the steps of some shapes; see ``moe_jax.serving.program.step``."""
+        with ThreadPoolExecutor(_COMPILING) as pool:
+            programs = {
+                shape: pool.submit(lowered(self.model, layers, shape, top, hidden_too).compile)
+                for shape in shapes
+            }
+            return {shape: program.result() for shape, program in programs.items()}
 
 
 class LayeredSteps:
@@ -113,10 +121,13 @@ class LayeredSteps:
         return self._host.cache.counts
 
     def compiled(
-        self, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
-    ) -> Step:
-        """Returns the step of one shape; see ``moe_jax.serving.program.step``."""
-        return LayeredStep(self.model, layers, shape, top, self._host, hidden_too)
+        self, layers: StackCache, shapes: Sequence[StepShape], top: int, hidden_too: bool = False
+    ) -> dict[StepShape, Step]:
+        """Returns the steps of some shapes; see ``moe_jax.serving.program.step``."""
+        return {
+            shape: LayeredStep(self.model, layers, shape, top, self._host, hidden_too)
+            for shape in shapes
+        }
 
 
 Steps = WholeSteps | LayeredSteps

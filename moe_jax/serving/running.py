@@ -135,7 +135,7 @@ def parts_of(slots: Sequence[Running | None], chunk: int, pieces: int = 1) -> li
 
 
 def shape_for(shapes: Iterable[StepShape], parts: Sequence[TokensRead]) -> StepShape:
-    """Returns the smallest of the shapes that holds the tokens of a step."""
+    """Returns the shape with the fewest tokens that holds those of a step."""
     long = [part for part in parts if part.number > 1]
     drafts = max(len(part.drafts) for part in parts)
     end = max(part.end for part in parts)
@@ -154,9 +154,7 @@ def shape_for(shapes: Iterable[StepShape], parts: Sequence[TokensRead]) -> StepS
         and each.pages * each.page >= end
         and each.slots >= len(parts)
     )
-    return min(
-        fitting, key=lambda each: (each.slots, each.chunk, each.pieces, each.drafts, each.pages)
-    )
+    return min(fitting, key=lambda each: (each.tokens, each.pieces, each.pages))
 
 
 def inputs_of(parts: Sequence[TokensRead], shape: StepShape) -> StepInputs:

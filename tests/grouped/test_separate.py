@@ -30,8 +30,12 @@ def choices_of(expert, gate):
 CASES = {
     "one token": [[2, 0]],
     "an expert with all tokens, and one with none": [[0, 1]] * 5,
-    # Blocks of 4 and 8 rows: two of 8 rows for the experts 0 and 1, and one of 4 for expert 2.
+    # Blocks of 4 and 8 rows: expert 0 has 9 rows and takes both, expert 1 has 11 and takes both,
+    # and expert 2 has 2 rows and takes one of 4.
     "several blocks of one expert": [[0, 1]] * 9 + [[2, 1]] * 2,
+    # Blocks of 16, 32, 48 and 64 rows: expert 0 has 70 rows and takes blocks of 64 and 16, expert 1
+    # has 100 and takes 64 and 48, and expert 2 has 30 and takes 32.
+    "many rows": [[0, 1]] * 70 + [[2, 1]] * 30,
     "dropped choices": [[0, -1], [-1, -1], [2, 1]],
 }
 
@@ -60,12 +64,13 @@ def test_sums_equal_those_of_stacked_experts(name, gate_on):
 def test_a_block_has_the_rows_of_most_experts():
     # 16 tokens choose 2 of 8 experts: 4 rows per expert, so blocks of 8, and of 4 for most experts.
     assert block_sizes(16, 32, 8) == (4, 8)
-    # 68 rows per expert: three blocks of 32 have 28 rows of padding, and two of 64 would have 60.
-    assert block_sizes(272, 544, 8) == (32,)
+    # 68 rows per expert: a block of 64 and one of 16 have 12 rows of padding.
+    assert block_sizes(272, 544, 8) == (16, 32, 48, 64)
+    assert block_sizes(40, 80, 2) == (16, 32, 48)  # No expert has more than 40 rows.
     assert block_sizes(80, 160, 8) == (16, 32)  # 20 rows per expert.
     assert block_sizes(4, 8, 8) == (2,)  # A block of one row would take as long.
     assert block_sizes(1, 2, 8) == (1,)  # One token gives an expert one row.
-    assert block_sizes(2000, 4000, 2) == (32,)
+    assert block_sizes(2000, 4000, 2) == (16, 32, 48, 64)
 
 
 def test_one_token_reads_no_matrix_of_an_expert_without_rows():

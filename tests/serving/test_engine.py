@@ -156,6 +156,7 @@ def test_steps_of_few_requests_have_few_rows():
     model, engine = made("windows", slots=8)
     assert {(each.slots, each.chunk) for each in engine._programs} == {
         (8, 6),
+        (1, 6),
         (8, 0),
         (4, 0),
         (1, 0),

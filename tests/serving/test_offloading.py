@@ -107,7 +107,8 @@ def test_a_step_within_a_budget_has_every_bit_of_the_whole_step():
     leaves = jax.tree.leaves(plain)
     expected = jax.device_get(compiled(plain, layers, shape, 3)(leaves, layers, inputs))
     layers = pages_of(steps.model, 16)
-    found = steps.compiled(layers, shape, 3)(jax.tree.leaves(steps.model), layers, inputs)
+    step = steps.compiled(layers, [shape], 3)[shape]
+    found = step(jax.tree.leaves(steps.model), layers, inputs)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
     counts = steps.counts
     assert 2 <= counts.wanted <= 8 and counts.loads > 0 and counts.predicted > 0

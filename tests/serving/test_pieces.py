@@ -77,6 +77,33 @@ def test_a_step_has_the_smallest_chunk_that_holds_its_prompts():
     assert chosen(3, 2) == (8, 4)
 
 
+def test_a_lone_prompt_takes_the_step_with_the_fewest_tokens():
+    # A step has 10 tokens with a row for every slot and a chunk of 2, 17 with one row and a chunk of
+    # 16, and 24 with both a row for every slot and this chunk.
+    shapes = [StepShape(8, 16, 8, 4), StepShape(1, 16, 8, 4), StepShape(8, 2, 8, 4)]
+
+    def chosen(*unread):
+        found = shape_for(shapes, parts_of([reading(n, u) for n, u in enumerate(unread)], 16, 4))
+        return found.slots, found.chunk
+
+    assert chosen(2) == (8, 2)
+    assert chosen(3) == (1, 16)
+    assert chosen(3, 1) == (8, 16)
+
+
+def test_the_table_of_a_lone_chunk_has_room_for_its_tokens():
+    # Tables of 128 and 512 tokens are 8 and 32 pages of 16. A chunk of 256 tokens of one request
+    # fills 16 pages; its pieces may be of several requests, each with a table.
+    sizes = [(8, 256, 1), (8, 256, 8), (8, 0, 1)]
+    shapes = engine._shapes(sizes, page=16, pages=32, drafts=0)
+    tables = {
+        size: [x.pages for x in shapes if (x.slots, x.chunk, x.pieces) == size] for size in sizes
+    }
+    assert tables == {(8, 256, 1): [32, 16], (8, 256, 8): [32, 8], (8, 0, 1): [32, 8]}
+    # No table is wider than a request, and no shape comes twice.
+    assert [x.pages for x in engine._shapes(sizes[:1], page=16, pages=10, drafts=0)] == [10]
+
+
 def test_a_piece_has_the_table_of_its_request():
     shape = StepShape(slots=3, chunk=8, pages=3, page=4, pieces=4)
     inputs = inputs_of(parts_of([reading(1, 3), reading(2, 1, 5), reading(3, 3, 4)], 8, 4), shape)
