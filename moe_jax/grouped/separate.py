@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ class Blocks:
         token: Token ``(R + size,)`` of each row; ``size`` is the largest size.
         weight: Gate ``(R + size, 1)`` of each row.
         sizes: Numbers of rows of a block in ascending order. An expert takes blocks of the last
-            size, and its last block has the smallest size that holds its other rows.
+            size. With one or two sizes, an expert whose rows fit takes one block of the first size;
+            with more, the last block has the smallest size that holds the rows that are left.
     """
 
     tokens: Float[Array, "T M"]
@@ -116,25 +117,41 @@ def with_expert(
         gate_on: Gates scale the ``in``puts, the ``out``puts, or nothing.
     """
     start, end = edge
-    largest = blocks.sizes[-1]
+    *smaller, largest = blocks.sizes
 
     def outputs(first: Array, size: int) -> Array:
-        new = blocks.outputs(network, own, first, size, gate_on)
-        return jnp.pad(new, ((0, largest - size), (0, 0)))
+        return blocks.outputs(network, own, first, size, gate_on)
 
-    of_sizes = [functools.partial(outputs, size=size) for size in blocks.sizes]
+    def of_fitting_size(first: Array) -> Array:
+        too_small = [end - first > size for size in smaller]
+        # Branches that returned the outputs of all rows would copy them.
+        padded = [
+            lambda first, size=size: jnp.pad(outputs(first, size), ((0, largest - size), (0, 0)))
+            for size in blocks.sizes
+        ]
+        return jax.lax.switch(sum(too_small, start=jnp.int32(0)), padded, first)
 
-    def block(i: Array, found: Array) -> Array:
-        first = start + i * largest
-        too_small = [end - first > size for size in blocks.sizes[:-1]]
-        # Branches that returned all of the rows would copy them.
-        new = jax.lax.switch(sum(too_small, start=jnp.int32(0)), of_sizes, first)
-        # The last block may reach into the rows of other experts, which may be done already.
-        inside = (first + jnp.arange(largest) < end)[:, None]
-        new = jnp.where(inside, new, jax.lax.dynamic_slice_in_dim(found, first, largest))
-        return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
+    def loop(found: Array, size: int, outputs: Callable[[Array], Array]) -> Array:
+        def block(i: Array, found: Array) -> Array:
+            first = start + i * size
+            # The last block may reach into the rows of other experts, which may be done already.
+            inside = (first + jnp.arange(size) < end)[:, None]
+            old = jax.lax.dynamic_slice_in_dim(found, first, size)
+            new = jnp.where(inside, outputs(first), old)
+            return jax.lax.dynamic_update_slice_in_dim(found, new, first, 0)
 
-    return jax.lax.fori_loop(0, -(-(end - start) // largest), block, found)
+        return jax.lax.fori_loop(0, -(-(end - start) // size), block, found)
+
+    if len(blocks.sizes) > 2:
+        return loop(found, largest, of_fitting_size)
+    # Most experts have one block, for which a branch outside of the loop is faster.
+    loops = [
+        functools.partial(loop, size=size, outputs=functools.partial(outputs, size=size))
+        for size in blocks.sizes
+    ]
+    if not smaller:
+        return loops[0](found)
+    return jax.lax.cond(end - start <= smaller[0], loops[0], loops[1], found)
 
 
 def sum_of_found(found: Float[Array, "P N"], choices: Choices) -> Float[Array, "T N"]:

@@ -78,8 +78,8 @@ def test_a_step_has_the_smallest_chunk_that_holds_its_prompts():
 
 
 def test_a_lone_prompt_takes_the_step_with_the_fewest_tokens():
-    # A step has 10 tokens with a row for every slot and a chunk of 2, 17 with one row and a chunk of
-    # 16, and 24 with both a row for every slot and this chunk.
+    # With 8 rows and a chunk of 2 a step has 10 tokens, with 1 row and a chunk of 16 it has 17, and
+    # with 8 rows and this chunk 24.
     shapes = [StepShape(8, 16, 8, 4), StepShape(1, 16, 8, 4), StepShape(8, 2, 8, 4)]
 
     def chosen(*unread):
