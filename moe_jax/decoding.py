@@ -35,6 +35,10 @@ from moe_jax.ranges import (
 EndId = Annotated[int, Range(0, LARGEST, also=(-1,))]
 
 
+# Number of tokens per block, of which the most likely one is found first.
+_BLOCK = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling(Ranged):
     """Settings of sampling.
@@ -118,7 +122,15 @@ def choose_by_row(
 
 
 def _most_likely(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """Returns the first of the most likely tokens of each row."""
+    rows, tokens = logits.shape
+    if tokens % _BLOCK:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # The largest numbers of blocks are found faster than the place of one.
+    blocks = logits.reshape(rows, -1, _BLOCK)
+    block = jnp.argmax(blocks.max(axis=-1), axis=-1)
+    own = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return (block * _BLOCK + jnp.argmax(own, axis=-1)).astype(jnp.int32)
 
 
 def _cut(

@@ -224,3 +224,16 @@ def test_bad_prompts_are_refused():
     with pytest.raises(ConfigError, match="41 tokens, and the model has learned 40 positions"):
         generate(model, PROMPTS, Sampling(tokens=35))
     assert decoding.padded([[1, 2], [3]], in_front=True)[1].tolist() == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("tokens", [300, 512])
+def test_the_first_of_the_most_likely_tokens_is_chosen(tokens):
+    # 512 tokens are four blocks of 128; equal logits are in one block and in two.
+    logits = np.zeros((4, tokens), np.float32)
+    logits[0, [5, 9]] = 1.0
+    logits[1, [130, 258]] = 1.0
+    logits[2, -1] = 1.0
+    logits[3] = -np.inf
+    found = decoding._most_likely(jnp.asarray(logits))
+    assert found.tolist() == [5, 130, tokens - 1, 0]
+    assert found.dtype == jnp.int32

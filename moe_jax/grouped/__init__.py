@@ -4,6 +4,7 @@ This is the one product of a dropless layer. Its gradients are two more products
 by the transposed matrices for the rows, and a sum of outer products for the matrices.
 """
 
+from moe_jax.grouped.left import product_by_rows
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, on_choices
 from moe_jax.grouped.product import BACKENDS, Backend, backend_of, by_row, grouped_product, using
 from moe_jax.grouped.separate import Blocks, on_separate, sum_of_found, with_expert
@@ -20,6 +21,7 @@ __all__ = [
     "grouped_product",
     "on_choices",
     "on_separate",
+    "product_by_rows",
     "sum_of_found",
     "using",
     "with_expert",

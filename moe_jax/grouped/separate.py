@@ -15,15 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.grouped.left import product_by_rows
 from moe_jax.grouped.loop import edges
 from moe_jax.grouped.moves import sum_of_taken
 from moe_jax.grouped.network import Choices, GateOn, LinearMaps, Network
-from moe_jax.precision import exact
 
 # A product of fewer rows takes as long.
 _SMALLEST = 4
-# From this number of rows on, a product is faster with their transpose.
-_TRANSPOSED = 32
 # From this mean load of an expert on, the sizes of blocks are so many multiples of this step.
 _MANY, _STEPS, _STEP = 32, 4, 16
 
@@ -187,14 +185,7 @@ def _linear(parameters: Mapping[str, Array]) -> LinearMaps:
 
     def linear(x: Array, name: str, gate: Array | None = None) -> Array:
         x = x if gate is None else x * gate
-        # The matrix as left factor is faster, and with many rows also the transpose of the other
-        # factor. Without the barriers XLA would change both back.
-        if len(x) < _TRANSPOSED:
-            y = jnp.einsum("nm,rm->nr", parameters[name], x, precision=exact(x.dtype))
-        else:
-            transposed = jax.lax.optimization_barrier(x.T)
-            y = jnp.matmul(parameters[name], transposed, precision=exact(x.dtype))
-        y = jax.lax.optimization_barrier(y).T
+        y = product_by_rows(parameters[name], x)
         bias = parameters.get(f"{name}_bias")
         if bias is None:
             return y

@@ -188,7 +188,7 @@ class Attention(nnx.Module):
         mixed = view.over(self._mixed, q, kv, reach).astype(x.dtype)
         if details.output_gate:
             mixed = mixed * jax.nn.sigmoid(self._mapped(x, "output_gate"))
-        y = from_heads(mixed, self.output[...].astype(x.dtype))
+        y = self._output(mixed)
         return y + self.output_bias[...].astype(x.dtype) if details.output_bias else y
 
     def _mixed(self, q: Float[Array, "B H L D"], kv: KV, view: View) -> Float[Array, "B H L D"]:
@@ -199,6 +199,9 @@ class Attention(nnx.Module):
 
     def _mapped(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         return to_heads(x, getattr(self, name)[...].astype(x.dtype))
+
+    def _output(self, mixed: Float[Array, "B H L D"]) -> Float[Array, "B L M"]:
+        return from_heads(mixed, self.output[...].astype(mixed.dtype))
 
     def _mapped_with_bias(self, x: Float[Array, "B L N"], name: str) -> Float[Array, "B H L D"]:
         y = self._mapped(x, name)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Lowered
 from jaxtyping import Array, Int
 
 from moe_jax.decoding import choose_by_row
@@ -30,6 +31,7 @@ from moe_jax.serving.program import (
     Samples,
     StepInputs,
     StepShape,
+    compiled_together,
     in_place,
     key_of,
     paged,
@@ -152,10 +154,10 @@ class Ahead:
         own = Modules(model.embedding, model.relative_bias, resident_modules(model))
         self._number = len(own.modules)
         self._leaves, self._layers = jax.tree.leaves(own), pages_of(own, entries)
-        self._programs = {
-            shape: _compiled(own, self._layers, shape, program)
+        self._programs = compiled_together(
+            (shape, _lowered(own, self._layers, shape, program))
             for shape, program in programs.items()
-        }
+        )
         self._rows: dict[int, int] = {}
         self._drafts: Any = None
 
@@ -185,8 +187,8 @@ def _needed(samples: Any) -> Any:
     return dataclasses.replace(samples, logprobs=None, top=None, top_logprobs=None, loads=())
 
 
-def _compiled(own: Modules, layers: StackCache, shape: StepShape, program: Any) -> Any:
-    """Returns the compiled drafts after a step, whose outputs stay where the step has them."""
+def _lowered(own: Modules, layers: StackCache, shape: StepShape, program: Any) -> Lowered:
+    """Returns the program of drafts after a step, whose outputs stay where the step has them."""
 
     def run(own: Modules, layers: StackCache, read: Inputs) -> Any:
         return drafts_of(own, layers, read, shape)
@@ -196,4 +198,4 @@ def _compiled(own: Modules, layers: StackCache, shape: StepShape, program: Any) 
 
     _, samples = jax.tree.map(described, program.out_info, program.output_shardings)
     read = StepInputs.empty(shape), Following.of((), shape, len(own.modules)), _needed(samples)
-    return in_place(run, own, layers, read).compile()
+    return in_place(run, own, layers, read)

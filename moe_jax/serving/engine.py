@@ -193,7 +193,7 @@ class Engine:
             self._layers, samples = self._programs[shape](self._leaves, self._layers, inputs)
             if self._drafter:
                 self._drafter.read(StepDone(parts, inputs, shape, samples))
-        samples = jax.device_get(dataclasses.replace(samples, hidden=None))
+        samples = _on_host(dataclasses.replace(samples, hidden=None))
         self._load = tuple(map(np.add, self._load, samples.loads)) or samples.loads
         return [token for part in parts for token in self._advance(part, samples)]
 
@@ -233,16 +233,14 @@ class Engine:
 
     def _sampled(self, part: TokensRead, samples: Samples) -> list[Token]:
         """Adds the sample after the context, and after each draft that the model samples too."""
-        own = jax.tree.map(lambda x: x[part.row], dataclasses.replace(samples, loads=()))
-        right = agreeing(part.drafts, own.tokens)
+        row, request = part.row, part.request
+        sampled, logprobs = samples.tokens[row].tolist(), samples.logprobs[row].tolist()
+        right = agreeing(part.drafts, sampled)
         tokens: list[Token] = []
         for place in range(right + 1):
-            token, number = int(own.tokens[place]), part.request.request.logprobs
-            ended = part.request.add(token)
-            ids, values = (x[place, :number].tolist() for x in (own.top, own.top_logprobs))
-            top = tuple(zip(ids, values, strict=True))
-            logprob = float(own.logprobs[place])
-            tokens.append(Token(part.request.number, token, logprob, top, ended))
+            ended = request.add(sampled[place])
+            top = _top(samples, (row, place), request.request.logprobs)
+            tokens.append(Token(request.number, sampled[place], logprobs[place], top, ended))
             if ended is not None:
                 break
         self.drafts.count(len(part.drafts), right, len(tokens))
@@ -274,6 +272,22 @@ class Engine:
 
     def _on_mesh(self) -> Any:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _on_host(samples: Samples) -> Any:
+    """Returns samples as arrays of NumPy."""
+    # Copies that run beside each other cost more than they save if no device sends them.
+    if jax.default_backend() == "cpu":
+        return jax.tree.map(np.asarray, samples)
+    return jax.device_get(samples)
+
+
+def _top(samples: Samples, place: tuple[int, int], number: int) -> tuple[tuple[int, float], ...]:
+    """Returns the most likely tokens of one sample with their log-probabilities."""
+    if not number:
+        return ()
+    ids, values = (x[place][:number].tolist() for x in (samples.top, samples.top_logprobs))
+    return tuple(zip(ids, values, strict=True))
 
 
 def _most(request: Request) -> int:

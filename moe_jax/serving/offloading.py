@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,15 +23,13 @@ from moe_jax.offload import (
     arrays_of,
 )
 from moe_jax.serving.layered import Host, LayeredStep
-from moe_jax.serving.program import StepShape, lowered
-from moe_jax.serving.resident import by_rows, resident
+from moe_jax.serving.program import StepShape, compiled
+from moe_jax.serving.resident import resident
+from moe_jax.serving.rows import by_rows
 from moe_jax.serving.without_experts import without_experts
 
 # A function of the leaves of a model, the pages and the inputs of a step.
 Step = Callable[..., Any]
-
-# Programs that compile at once. One uses several cores only in part; more need more memory.
-_COMPILING = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +73,7 @@ class WholeSteps:
         self, layers: StackCache, shapes: Sequence[StepShape], top: int, hidden_too: bool = False
     ) -> dict[StepShape, Step]:
         """Returns the steps of some shapes; see ``moe_jax.serving.program.step``."""
-        with ThreadPoolExecutor(_COMPILING) as pool:
-            programs = {
-                shape: pool.submit(lowered(self.model, layers, shape, top, hidden_too).compile)
-                for shape in shapes
-            }
-            return {shape: program.result() for shape, program in programs.items()}
+        return compiled(self.model, layers, shapes, top, hidden_too)
 
 
 class LayeredSteps:
@@ -98,7 +90,7 @@ class LayeredSteps:
             ConfigError: If the host cannot apply the experts of the model, or an expert is larger
                 than the budget.
         """
-        self.model = without_experts(model)
+        self.model = by_rows(without_experts(model))
         dtype = jnp.dtype(model.config.compute_dtype)
         store = offload.store or HostStore(arrays_of(model, dtype))
         own = experts_per_layer(model)
@@ -135,7 +127,6 @@ Steps = WholeSteps | LayeredSteps
 
 def steps_of(model: Decoder, offload: Offload | None) -> Steps:
     """Returns the steps of a model with all experts on the device, or within a budget."""
-    model = by_rows(model)
     return WholeSteps(model) if offload is None else LayeredSteps(model, offload)
 
 

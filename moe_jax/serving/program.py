@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
+from jax.stages import Lowered
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.decoding import Rules, choose_by_row
@@ -18,6 +20,9 @@ from moe_jax.models.cache import Cache, PagedCache
 from moe_jax.models.stack import StackCache
 from moe_jax.parallel import constrain
 from moe_jax.parallel.rules import platform
+
+# Programs that compile at once. One uses several cores only in part; more need more memory.
+_COMPILING = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,15 +262,28 @@ def sharded(layers: StackCache) -> StackCache:
 
 
 def compiled(
-    model: Decoder, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
-) -> Any:
-    """Returns the compiled step: a function of the model's leaves, the pages and the inputs."""
-    return lowered(model, layers, shape, top, hidden_too).compile()
+    model: Decoder,
+    layers: StackCache,
+    shapes: Iterable[StepShape],
+    top: int,
+    hidden_too: bool = False,
+) -> dict[StepShape, Any]:
+    """Returns the compiled steps: functions of the model's leaves, the pages and the inputs."""
+    return compiled_together(
+        (shape, lowered(model, layers, shape, top, hidden_too)) for shape in shapes
+    )
+
+
+def compiled_together(programs: Iterable[tuple[StepShape, Lowered]]) -> dict[StepShape, Any]:
+    """Returns compiled programs by the shapes of their steps; two compile at once."""
+    with ThreadPoolExecutor(_COMPILING) as pool:
+        started = {shape: pool.submit(program.compile) for shape, program in programs}
+        return {shape: program.result() for shape, program in started.items()}
 
 
 def lowered(
     model: Decoder, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
-) -> jax.stages.Lowered:
+) -> Lowered:
     """Returns the step before its compilation; arrays may be shapes with shardings."""
 
     def run(model: Decoder, layers: StackCache, inputs: StepInputs) -> Any:
@@ -274,7 +292,7 @@ def lowered(
     return in_place(run, model, layers, StepInputs.empty(shape))
 
 
-def in_place(run: Callable, model: Any, layers: StackCache, inputs: Any) -> jax.stages.Lowered:
+def in_place(run: Callable, model: Any, layers: StackCache, inputs: Any) -> Lowered:
     """Returns a program of the leaves of a model, its pages and inputs, before its compilation.
 
     Args:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from moe_jax.grouped import Choices, GateOn, on_separate
 from moe_jax.models import Decoder
-from moe_jax.models.embedding import Embedding
 from moe_jax.models.lookahead import Lookahead
 from moe_jax.nn.feed_forward import Experts
 from moe_jax.nn.moe import ConfiguredMoE
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.nn.positions import Learned
 from moe_jax.parallel import axis_size
-from moe_jax.precision import wide_einsum
+from moe_jax.serving.rows import Layered, by_rows, on_one_cpu
 from moe_jax.transport import TABLE
 from moe_jax.transport.requirements import Facts
 
 # Copies of smaller matrices cost little, and programs with more experts take long to compile.
 _SMALLEST, _MOST = 2**16, 512
-_Layered = TypeVar("_Layered", Decoder, Lookahead)
 
 
 class SeparateExperts(nnx.Module):
@@ -54,45 +49,13 @@ class SeparateExperts(nnx.Module):
         return on_separate(self.config, own, tokens, choices, gate_on)
 
 
-class RowEmbedding(Embedding):
-    """An embedding whose head has a row per token, as the left factor of the logits."""
-
-    def __init__(self, own: Embedding):
-        """Copies the head of ``own`` unless it is the table, and shares all else."""
-        self.config, self.table = own.config, own.table
-        if isinstance(own.config.positions, Learned):
-            self.places = own.places
-        if not own.config.tie_embeddings:
-            self.rows = nnx.Param(own.head[...].T)
-
-    def products(self, hidden: Float[Array, "B L M"]) -> Float[Array, "B L V"]:
-        """Returns the float32 products of ``hidden (B, L, M)`` and the head."""
-        # A product of few tokens is faster with the matrix as its left factor. Without the barrier
-        # XLA would exchange the factors again.
-        rows = self.table if self.config.tie_embeddings else self.rows
-        y = wide_einsum("vm,blm->vbl", rows[...].astype(hidden.dtype), hidden)
-        return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
-
-
-def by_rows(model: Decoder) -> Decoder:
-    """Returns a model with the same logits, whose head is fast for few tokens on one CPU.
-
-    Args:
-        model: Decoder; it stays as it is, and shares all arrays but the head.
-    """
-    if not _on_one_cpu():
-        return model
-    model = jax.tree.map(lambda leaf: leaf, model)
-    model.embedding = RowEmbedding(model.embedding)
-    return model
-
-
 def resident(model: Decoder, smallest: int = _SMALLEST) -> Decoder:
     """Returns a model with the same outputs, for the steps of an engine on the current mesh.
 
     Experts compute the choices of a step in one grouped product, unless the settings of their layer
     need slots. On one CPU no layer is stacked, and every expert has its own matrices: XLA copies a
     part of an array before it multiplies it, and the steps of few tokens would copy all weights.
+    Head and attention have their weights by rows, see ``moe_jax.serving.rows``.
 
     Args:
         model: Decoder; it stays as it is, and shares the arrays that need no copy.
@@ -106,17 +69,17 @@ def resident_modules(model: Decoder, smallest: int = _SMALLEST) -> list[Lookahea
     return [_resident(module, smallest) for module in model.lookahead]
 
 
-def _resident(model: _Layered, smallest: int) -> _Layered:
+def _resident(model: Layered, smallest: int) -> Layered:
     model = jax.tree.map(lambda leaf: leaf, model)
     for layer in _mixtures(model):
         layer.config = by_choice(layer.config)
-    in_place = _on_one_cpu() and _worth_separating(model, smallest)
+    in_place = on_one_cpu() and _worth_separating(model, smallest)
     if in_place:
         model.layers = model.layers.unrolled()
     for layer in _mixtures(model):
         if in_place and isinstance(layer.experts, Experts):
             layer.experts = SeparateExperts(layer.experts)
-    return model
+    return by_rows(model)
 
 
 def by_choice(config: MoEConfig) -> MoEConfig:
@@ -132,11 +95,6 @@ def by_choice(config: MoEConfig) -> MoEConfig:
         if row.cost.computes == "choices" and row.unmet(facts) is None:
             return dataclasses.replace(config, transport=row.transport, exchange=row.exchange)
     return config
-
-
-def _on_one_cpu() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def _mixtures(model: Decoder | Lookahead) -> Iterator[ConfiguredMoE]:

@@ -76,7 +76,7 @@ class TokensRead:
     @property
     def ends(self) -> bool:
         """True if the step reads the last token, so that it samples the next one."""
-        return self.number == len(self.request.unread)
+        return self.request.held.computed + self.number == len(self.request.tokens)
 
     def first(self, shape: StepShape) -> int:
         """Returns the index of its first token in a step."""
@@ -158,37 +158,41 @@ def shape_for(shapes: Iterable[StepShape], parts: Sequence[TokensRead]) -> StepS
 
 
 def inputs_of(parts: Sequence[TokensRead], shape: StepShape) -> StepInputs:
-    """Returns the arrays of a step."""
+    """Returns the arrays of a step; part ``i`` has row ``i``."""
     inputs: Any = StepInputs.empty(shape)
     for part in parts:
-        request, first = part.request, part.first(shape)
-        places = np.arange(request.held.computed, part.end)
-        own = slice(first, first + len(places))
-        pages = np.asarray(request.held.pages[: shape.pages], np.int32)
-        inputs.tokens[own] = [*request.unread[: part.number], *part.drafts]
-        inputs.positions[own], inputs.valid[own] = places, True
-        inputs.entries[own] = pages[places // shape.page] * shape.page + places % shape.page
-        if part.number > 1:
-            end = part.piece + part.pieces(shape.piece)
-            inputs.tables[1][part.piece : end, : len(pages)] = pages
-        else:
-            inputs.tables[0][part.row, : len(pages)] = pages
-        last = first + part.number - 1
-        inputs.ends[part.row] = np.minimum(last + np.arange(shape.each), own.stop - 1)
-        _set_rules(inputs, part)
+        _set_tokens(inputs, part, shape)
     # Positions of padding go on, so that they reach no page out of reach.
     slots, chunk = np.split(inputs.positions, [shape.before_chunk])
     for rows in (slots.reshape(shape.slots, shape.each), chunk.reshape(-1, max(shape.piece, 1))):
         rows[:] = rows[:, :1] + np.arange(rows.shape[1])
+    _set_rules(inputs, [part.request for part in parts])
     return inputs
 
 
-def _set_rules(inputs: Any, part: TokensRead) -> None:
-    """Sets the way to sample of one row."""
-    sampling, row = part.request.request.sampling, part.row
-    inputs.rules.temperature[row] = sampling.temperature
-    inputs.rules.top_k[row] = sampling.top_k
-    inputs.rules.top_p[row] = sampling.top_p
-    inputs.seeds[row] = sampling.seed
-    inputs.sampled[row] = part.request.sampled
-    inputs.ranked[...] |= part.request.request.logprobs > 0
+def _set_tokens(inputs: Any, part: TokensRead, shape: StepShape) -> None:
+    """Sets the tokens of one request and their entries."""
+    request, first, page = part.request, part.first(shape), shape.page
+    start, pages = request.held.computed, request.held.pages[: shape.pages]
+    own = slice(first, first + part.end - start)
+    inputs.tokens[own] = [*request.tokens[start : start + part.number], *part.drafts]
+    inputs.positions[own], inputs.valid[own] = range(start, part.end), True
+    inputs.entries[own] = [pages[p // page] * page + p % page for p in range(start, part.end)]
+    if part.number > 1:
+        end = part.piece + part.pieces(shape.piece)
+        inputs.tables[1][part.piece : end, : len(pages)] = pages
+    else:
+        inputs.tables[0][part.row, : len(pages)] = pages
+    last = first + part.number - 1
+    inputs.ends[part.row] = [min(last + i, own.stop - 1) for i in range(shape.each)]
+
+
+def _set_rules(inputs: Any, requests: Sequence[Running]) -> None:
+    """Sets the ways to sample of all rows."""
+    rules, rows, own = inputs.rules, len(requests), [each.request.sampling for each in requests]
+    rules.temperature[:rows] = [sampling.temperature for sampling in own]
+    rules.top_k[:rows] = [sampling.top_k for sampling in own]
+    rules.top_p[:rows] = [sampling.top_p for sampling in own]
+    inputs.seeds[:rows] = [sampling.seed for sampling in own]
+    inputs.sampled[:rows] = [each.sampled for each in requests]
+    inputs.ranked[...] = any(each.request.logprobs for each in requests)

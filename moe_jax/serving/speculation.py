@@ -248,7 +248,7 @@ class _Sampler:
     ) -> None:
         placed = resident(_draft_decoder(draft, model))
         self._leaves, self._layers = jax.tree.leaves(placed), pages_of(placed, entries)
-        self._programs = {each: compiled(placed, self._layers, each, 0) for each in shapes}
+        self._programs = compiled(placed, self._layers, shapes, 0)
 
     def drafted(self, parts: Sequence[TokensRead], most: int) -> list[TokensRead]:
         """Samples one token of all requests after the other; see ``Drafter``."""

@@ -30,8 +30,8 @@ def choices_of(expert, gate):
 CASES = {
     "one token": [[2, 0]],
     "an expert with all tokens, and one with none": [[0, 1]] * 5,
-    # Blocks of 4 and 8 rows: expert 0 has 9 rows and takes both, expert 1 has 11 and takes both,
-    # and expert 2 has 2 rows and takes one of 4.
+    # Blocks of 4 and 8 rows: experts 0 and 1 have 9 and 11 rows and take two blocks of 8, and
+    # expert 2 has 2 rows and takes one of 4.
     "several blocks of one expert": [[0, 1]] * 9 + [[2, 1]] * 2,
     # Blocks of 16, 32, 48 and 64 rows: expert 0 has 70 rows and takes blocks of 64 and 16, expert 1
     # has 100 and takes 64 and 48, and expert 2 has 30 and takes 32.

@@ -20,7 +20,7 @@ from moe_jax.planning import page, topology
 from moe_jax.planning.compile import Compiled, needed_memory
 from moe_jax.serving.decode_plan import DecodeBounds, plan_decoding, without_inputs
 from moe_jax.serving.decode_work import Decoding
-from moe_jax.serving.program import StepShape, compiled, pages_of
+from moe_jax.serving.program import StepShape, lowered, pages_of
 
 ASKED = Decoding(batch=4, context=8, page=4)
 EIGHT = topology.parse("cpu:8")
@@ -42,7 +42,7 @@ def test_bytes_are_those_of_the_program_of_an_engine(experiment):
         model = Decoder(experiment.model, experiment.vocab_size, jax.random.key(0))
         model = jax.device_put(model, shardings_of_state(model, mesh))
         pages = pages_of(model, ASKED.entries)
-        program = compiled(model, pages, StepShape(4, 0, 2, 4), 20)
+        program = lowered(model, pages, StepShape(4, 0, 2, 4), 20).compile()
     held = found["bytes_per_device"]
     # Two layers keep a key and a value of one of two heads of 8, for each of 9 pages of 4.
     assert held["cache"] == 2 * 2 * 8 * 9 * 4 * 4

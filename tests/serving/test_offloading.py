@@ -26,7 +26,7 @@ from moe_jax.serving import (
 )
 from moe_jax.serving import offloading as module
 from moe_jax.serving.placement import numbers_of_experts
-from moe_jax.serving.program import StepInputs, StepShape, compiled, pages_of
+from moe_jax.serving.program import StepInputs, StepShape, lowered, pages_of
 from moe_jax.serving.resident import resident
 from tests.serving.test_engine import CONFIGS, SIZES, drawn
 from tests.test_decoding import MOE, SMALL, VOCAB
@@ -105,7 +105,8 @@ def test_a_step_within_a_budget_has_every_bit_of_the_whole_step():
     )
     layers = pages_of(plain, 16)
     leaves = jax.tree.leaves(plain)
-    expected = jax.device_get(compiled(plain, layers, shape, 3)(leaves, layers, inputs))
+    whole = lowered(plain, layers, shape, 3).compile()
+    expected = jax.device_get(whole(leaves, layers, inputs))
     layers = pages_of(steps.model, 16)
     step = steps.compiled(layers, [shape], 3)[shape]
     found = step(jax.tree.leaves(steps.model), layers, inputs)

@@ -5,7 +5,7 @@ import pytest
 
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.serving.program import StepShape, compiled, pages_of
+from moe_jax.serving.program import StepShape, lowered, pages_of
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -21,7 +21,7 @@ def test_a_step_writes_its_entries_in_place(scan):
     )
     model = Decoder(config, 11, jax.random.key(0))
     layers = pages_of(model, 4096 * 4)
-    step = compiled(model, layers, StepShape(slots=2, chunk=0, pages=2, page=4), top=1)
+    step = lowered(model, layers, StepShape(slots=2, chunk=0, pages=2, page=4), top=1).compile()
     memory = step.memory_analysis()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(layers))
     # The pages of a step take 2 * 2 * 4 entries; a copy of one of the 4 arrays would be size / 4.

@@ -11,9 +11,8 @@ from moe_jax import routing
 from moe_jax.models import Decoder, DecoderConfig
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.nn.positions import Learned
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.serving.resident import SeparateExperts, by_choice, by_rows, resident
+from moe_jax.serving.resident import SeparateExperts, by_choice, resident
 
 MOE = MoEConfig(every=2, num_experts=3, expert_dim=8, group_size=16, transport="gather")
 SMALL = DecoderConfig(num_layers=4, width=4, num_heads=2, head_dim=2, mlp_dim=8, moe=MOE)
@@ -37,23 +36,6 @@ def test_a_resident_model_has_the_outputs_of_its_model(preset):
     assert [type(each.feed_forward.experts) for each in sparse] == [SeparateExperts] * 2
     run = jax.jit(outputs)
     np.testing.assert_allclose(run(found), run(model), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"tie_embeddings": True, "positions": Learned(length=8)}, {"logit_cap": 5.0}],
-    ids=["own head", "tied", "capped"],
-)
-def test_a_head_with_a_row_per_token_has_the_logits_of_its_model(changes):
-    model = Decoder(dataclasses.replace(SMALL, **changes), VOCAB, jax.random.key(0))
-    run = jax.jit(outputs)
-    np.testing.assert_allclose(run(by_rows(model)), run(model), rtol=1e-5, atol=1e-5)
-
-
-def test_the_head_of_a_mesh_stays_split():
-    model = Decoder(SMALL, VOCAB, jax.random.key(0))
-    with jax.set_mesh(make_mesh(MeshConfig(data=4, expert=2))):
-        assert by_rows(model) is model
 
 
 def test_no_program_copies_a_matrix_of_an_expert():

@@ -1,0 +1,23 @@
+"""A product with the matrix as left factor is the plain product, with few rows and with many."""
+
+import jax
+import numpy as np
+import pytest
+
+from moe_jax.grouped import product_by_rows
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 40])
+def test_the_product_is_the_plain_one(rows):
+    rng = np.random.default_rng(0)
+    matrix, x = rng.standard_normal((5, 7), np.float32), rng.standard_normal((rows, 7), np.float32)
+    found = jax.jit(product_by_rows)(matrix, x)
+    np.testing.assert_allclose(found, x @ matrix.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+def test_the_matrix_stays_the_left_factor(rows):
+    matrix, x = np.ones((5, 7), np.float32), np.ones((rows, 7), np.float32)
+    text = jax.jit(product_by_rows).lower(matrix, x).compile().as_text()
+    # A left factor of 5 rows makes a product of the shape (5, rows).
+    assert f"f32[5,{rows}]" in text
