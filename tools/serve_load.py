@@ -4,7 +4,8 @@
 loopback and asks every distinct request alone first. Then clients send the requests in bursts, and
 every answer is compared with the one that its request had alone. Some clients leave in the middle
 of a stream, and bad requests follow. ``serve_load.json`` has the throughput, the latencies, and the
-memory of the server once a second. ``--minutes=10`` sends bursts for at least that time.
+memory of the server once a second, and ``docs/serving.md`` has a table of them. ``--minutes=10``
+sends bursts for at least that time.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from moe_jax import models
 from moe_jax.cli import common
 from moe_jax.files import write_json
 from moe_jax.interop.huggingface import FAMILIES, save
+from tools.plans import write_table
 from tools.serve_requests import Answer, Ask, asks, mistakes, sent
 
 CONTEXT, VOCAB, SLOTS = 256, 256, 16
 # Seconds between bursts, seconds between looks at the memory, and seconds until an idle server.
 _PAUSE, _LOOK, _IDLE = 0.5, 1.0, 60.0
+_MARKS = ("<!-- load -->\n", "<!-- end of load -->")
 _ORIGINAL = {
     "model_type": "mixtral",
     "vocab_size": VOCAB,
@@ -254,9 +257,34 @@ def run(load: Load) -> dict[str, Any]:
             return asyncio.run(measure(process.pid, url, load))
 
 
+def table(found: dict[str, Any]) -> str:
+    """Returns the table of a page."""
+    bad, memory = found["bad_requests"], found["memory_mib"]
+    first, second, last = (round(memory[k]) for k in ("first", "second_quarter", "last_quarter"))
+    rows = {
+        f"requests in {found['seconds']:.0f} seconds": f"{found['requests']:,}, of which "
+        f"{found['clients_left']:,} were left by their clients",
+        "lost answers, answers that differ": f"{found['lost']}, {found['wrong']}",
+        "tokens per second": f"{found['tokens_per_second']:,.0f}",
+        "latency p50, p95, p99": _seconds(found["latency_seconds"]),
+        "time to the first token p50, p95, p99": _seconds(found["first_token_seconds"]),
+        "resident memory at the start, in the second and in the last quarter": f"{first}, {second} "
+        f"and {last} MiB",
+        "bad requests with status 400, with status 413, health after them": f"{bad.get('400', 0)}, "
+        f"{bad.get('413', 0)}, status {found['health']}",
+    }
+    lines = (f"| {name} | {value} |\n" for name, value in rows.items())
+    return "| figure | value |\n|---|---|\n" + "".join(lines)
+
+
+def _seconds(percentiles: dict[str, float]) -> str:
+    return "{p50:.2f}, {p95:.2f} and {p99:.2f} seconds".format(**percentiles)
+
+
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("output", "docs/serve_load.json", "File of the result.", flag_values=values)
+    flags.DEFINE_string("page", "docs/serving.md", "Page of the table.", flag_values=values)
     for name, meaning in (
         ("clients", "Number of clients."),
         ("requests", "Smallest number of requests."),
@@ -276,7 +304,9 @@ def main(given: flags.FlagValues) -> None:
     load = Load(**{name: getattr(given, name) for name in names})
     shape = {"clients": load.clients, "slots": SLOTS, "context": CONTEXT}
     device = f"{os.cpu_count()} x {jax.devices()[0].device_kind}"
-    write_json(Path(given.output), {"device": device, **shape, **run(load)})
+    found = {"device": device, **shape, **run(load)}
+    write_json(Path(given.output), found)
+    write_table(Path(given.page), table(found), _MARKS)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Ablations of changes of trained models: upcycling, pruning, merging and quantising."""
+"""Ablations of changes of trained models, and of settings that change during training."""

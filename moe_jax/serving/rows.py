@@ -21,8 +21,8 @@ from moe_jax.nn.attention import Attention
 from moe_jax.nn.positions import Learned
 from moe_jax.precision import wide_einsum
 
-# Smaller products take little time.
-_SMALLEST = 2**16
+# Smaller products take little time, and copies of more bytes too much memory.
+_SMALLEST, _MOST_BYTES = 2**16, 2**28
 _MAPS = ("query", "key", "value", "output_gate")
 Layered = TypeVar("Layered", Decoder, Lookahead)
 
@@ -70,7 +70,7 @@ class RowAttention(Attention):
         return _product(self.output, mixed.swapaxes(1, 2).reshape(batch, length, heads * depth))
 
 
-def by_rows(model: Layered, smallest: int = _SMALLEST) -> Layered:
+def by_rows(model: Layered, smallest: int = _SMALLEST, most_bytes: int = _MOST_BYTES) -> Layered:
     """Returns a model with the same outputs, which is fast for few tokens on one CPU.
 
     The head has its weights by rows, and so has the attention of layers that are not stacked.
@@ -78,17 +78,23 @@ def by_rows(model: Layered, smallest: int = _SMALLEST) -> Layered:
     Args:
         model: Model; it stays as it is, and shares all other arrays.
         smallest: Number of entries of the map of queries from which attention is changed.
+        most_bytes: Largest number of bytes of all maps of queries for which attention is changed.
     """
     if not on_one_cpu():
         return model
     model = jax.tree.map(lambda leaf: leaf, model)
     if isinstance(model, Decoder):
         model.embedding = RowEmbedding(model.embedding)
-    for blocks, repeats in zip(model.layers.parts, model.layers.repeats, strict=True):
-        for block in blocks:
-            own = block.attention
-            if repeats == 1 and type(own) is Attention and own.query[...].size >= smallest:
-                block.attention = RowAttention(own)
+    found = [
+        (block, own)
+        for blocks, repeats in zip(model.layers.parts, model.layers.repeats, strict=True)
+        for block in blocks
+        for own in (block.attention,)
+        if repeats == 1 and type(own) is Attention and own.query[...].size >= smallest
+    ]
+    if sum(own.query[...].nbytes for _, own in found) <= most_bytes:
+        for block, own in found:
+            block.attention = RowAttention(own)
     return model
 
 

@@ -62,9 +62,15 @@ def test_attention_by_rows_has_the_outputs_of_its_model(details, length):
     np.testing.assert_allclose(run(found, length), run(model, length), rtol=1e-5, atol=1e-5)
 
 
-def test_small_and_stacked_attention_stays():
+def test_small_stacked_and_very_large_attention_stays():
     small = by_rows(Decoder(SMALL, VOCAB, jax.random.key(0)))
     assert not isinstance(_attention_of(small), RowAttention)
+    # The map of queries has 5 x 8 entries of 4 bytes.
+    bound = {
+        most: by_rows(Decoder(SMALL, VOCAB, jax.random.key(0)), 1, most) for most in (159, 160)
+    }
+    kinds = {most: isinstance(_attention_of(model), RowAttention) for most, model in bound.items()}
+    assert kinds == {159: False, 160: True}
     stacked = Decoder(dataclasses.replace(SMALL, num_layers=2), VOCAB, jax.random.key(0))
     assert stacked.layers.repeats == (2,)
     assert not isinstance(_attention_of(by_rows(stacked, smallest=1)), RowAttention)

@@ -7,21 +7,27 @@ import pytest
 
 from tools import draft_speed, offload_demo, offload_speed, serve_speed
 
+pytest.importorskip("httpx", reason="openai is not installed")
+pytest.importorskip("tokenizers", reason="pip install 'moe_jax[hf]'")
+
+from tools import serve_load  # noqa: E402
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
     ("tool", "file", "page"),
     [
-        (serve_speed, "cpu_serving.json", "benchmarks.md"),
-        (offload_speed, "offload.json", "serving.md"),
-        (offload_demo, "offload_mixtral.json", "offloading.md"),
-        (draft_speed, "drafts.json", "serving.md"),
+        (serve_speed, "experiments/benchmarks/cpu_serving.json", "benchmarks.md"),
+        (offload_speed, "experiments/benchmarks/offload.json", "serving.md"),
+        (offload_demo, "experiments/benchmarks/offload_mixtral.json", "offloading.md"),
+        (draft_speed, "experiments/benchmarks/drafts.json", "serving.md"),
+        (serve_load, "docs/serve_load.json", "serving.md"),
     ],
     ids=lambda part: getattr(part, "__name__", None),
 )
 def test_a_page_shows_the_table_of_its_figures(tool, file, page):
-    figures = ROOT / "experiments/benchmarks" / file
+    figures = ROOT / file
     before, after = tool._MARKS
     shown = (ROOT / "docs" / page).read_text().split(before)[1].split(after)[0]
     assert shown == (tool.table(json.loads(figures.read_text())) if figures.exists() else "")
