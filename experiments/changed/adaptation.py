@@ -3,7 +3,7 @@
 GLaM's model of 16 experts, trained on Python, learns four synthetic languages in a tenth of its
 steps. Weights take a tenth of the rate of training, and adapters ten times the rate of weights;
 ``adapters_slowly`` takes the rate of weights. An arm ``..._on_code`` is the adapted model on the
-text that the first training had.
+text that the first training had, the Python library at every scale.
 """
 
 from moe_jax.experiments.base import REGISTERED, beats_zlib, evaluated, saturated_model
@@ -21,6 +21,10 @@ _SHORT = {
     "training.start_from": Finished("e16"),
 }
 _SLOWER = {"optimizer.learning_rate": lambda config: config.optimizer.learning_rate / 10}
+_SCALES = {
+    scale: {name: value for name, value in sizes.items() if name != "data.source"}
+    for scale, sizes in REGISTERED.items()
+}
 _PARTS = ("experts", "attention", "norms", "embedding", "router")
 
 
@@ -59,7 +63,7 @@ ABLATION = Ablation(
         "adapters_on_code": _MODEL | evaluated("adapters", "merge_adapters"),
         "replay_on_code": _MODEL | evaluated("replay"),
     },
-    scales=REGISTERED,
+    scales=_SCALES,
     seeds=12,
     claims=(
         Claim(
