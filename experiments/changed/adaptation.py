@@ -65,6 +65,7 @@ ABLATION = Ablation(
     },
     scales=_SCALES,
     seeds=12,
+    registered="45f4a8b3081be85e349888ee49e8b75038380e8e",
     claims=(
         Claim(
             "Tuning experts alone has a higher loss than tuning all other weights",

@@ -38,6 +38,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="45f4a8b3081be85e349888ee49e8b75038380e8e",
     claims=(
         Claim(
             "A capacity factor of 2 has a lower loss than a factor of 1 (ours)",
