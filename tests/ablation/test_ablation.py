@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax import models
+from moe_jax import data, models
 from moe_jax.ablation.ablation import Claim, Finished
 from moe_jax.ablation.catalogue import load
 from moe_jax.ablation.runner import fingerprint, runs_of, to_train
@@ -17,6 +18,8 @@ from tests.ablation import tiny_changed, tiny_dependent
 from tests.ablation.tiny_ablation import ABLATION
 
 ROOT = Path(__file__).parents[2] / "experiments"
+# Arms share their text, and a check reads all of it.
+CHECKED = functools.cache(data.check_source)
 FILES = [path for path in sorted(ROOT.glob("*/*.py")) if "ABLATION = " in path.read_text()]
 
 
@@ -121,7 +124,8 @@ def test_arms_of_a_seed_share_the_weights_that_are_no_experts():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_arm_of_every_ablation_is_a_run(path):
+def test_every_arm_of_every_ablation_is_a_run(path, monkeypatch):
+    monkeypatch.setattr(data, "check_source", CHECKED)
     ablation = load(path)
     module = importlib.import_module(f"experiments.{path.parent.name}.{path.stem}")
     assert module.ABLATION.name == ablation.name
