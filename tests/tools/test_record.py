@@ -7,11 +7,6 @@ import pytest
 
 from tools import draft_speed, offload_demo, offload_speed, serve_speed
 
-pytest.importorskip("httpx", reason="openai is not installed")
-pytest.importorskip("tokenizers", reason="pip install 'moe_jax[hf]'")
-
-from tools import serve_load  # noqa: E402
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,7 +17,6 @@ ROOT = Path(__file__).parents[2]
         (offload_speed, "experiments/benchmarks/offload.json", "serving.md"),
         (offload_demo, "experiments/benchmarks/offload_mixtral.json", "offloading.md"),
         (draft_speed, "experiments/benchmarks/drafts.json", "serving.md"),
-        (serve_load, "docs/serve_load.json", "serving.md"),
     ],
     ids=lambda part: getattr(part, "__name__", None),
 )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ pytest.importorskip("starlette", reason="pip install 'moe_jax[serve]'")
 pytest.importorskip("tokenizers", reason="pip install 'moe_jax[hf]'")
 
 from tests.serving.test_app import site  # noqa: E402
+from tools import serve_load  # noqa: E402
 from tools.serve_load import CONTEXT, VOCAB, Load, figures, flat, measure, run  # noqa: E402
 from tools.serve_requests import Answer, Ask, asks, mistakes  # noqa: E402
 
@@ -77,3 +79,10 @@ def test_a_real_server_is_healthy_after_500_bad_requests():
     found = run(Load(clients=8, requests=60, bad=500, distinct=10))
     healthy(found, 500)
     assert found["clients_left"] > 0
+
+
+def test_the_page_shows_the_table_of_the_committed_figures():
+    docs = Path(__file__).parents[2] / "docs"
+    before, after = serve_load._MARKS
+    shown = (docs / "serving.md").read_text().split(before)[1].split(after)[0]
+    assert shown == serve_load.table(json.loads((docs / "serve_load.json").read_text()))
