@@ -43,6 +43,7 @@ ABLATION = Ablation(
     },
     scales=adaptation.ABLATION.scales,
     seeds=12,
+    registered="cabc9ac7f147bf6974cecd7175c0fffb31efdd86",
     claims=(
         Claim("Tuning all weights forgets (ours)", "loss", "e16", f"all{_ON_CODE}"),
         Claim(

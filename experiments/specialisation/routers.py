@@ -69,6 +69,7 @@ ABLATION = Ablation(
     },
     scales={scale: _sizes(scale) for scale in REGISTERED},
     seeds=12,
+    registered="cabc9ac7f147bf6974cecd7175c0fffb31efdd86",
     metric=_INFORMATION,
     claims=(
         Claim(
