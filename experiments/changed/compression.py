@@ -5,10 +5,13 @@ Recovery is a tenth of the steps of training at a tenth of its rate; ``trained_f
 unchanged model with the same steps.
 """
 
+from statistics import fmean
+
 from moe_jax.experiments.base import REGISTERED, beats_zlib, evaluated, saturated_model
 from moe_jax.experiments.glam import experts
 
 from moe_jax.ablation.ablation import Ablation, Changed, Claim, Finished
+from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, Sizes
 
 _MODEL = experts.ABLATION.arms["e16"]
 _RECOVERY = {
@@ -31,6 +34,66 @@ def _recovered(command: str, number: int, *flags: str) -> dict:
     change = Changed("e16", command, (f"--experts={number}", *flags))
     return _with(number) | _RECOVERY | {"training.start_from": change}
 
+
+# Codes and scales of experts as shares of 32-bit weights, at scale ``cpu``.
+_INT8, _INT4 = 0.27, 0.15
+_BY_LOAD, _BY_OUTPUT, _BY_LOSS = "prune by load", "prune by output", "prune by loss"
+_MERGE, _QUANTISE = "merge", "quantise"
+# Table 2 of REAP has means over coding tasks and over multiple-choice tasks. The figure leaves out
+# its methods EAN and HC-SMoE, which no command implements.
+_CODING = "REAP (2510.13999v2), table 2: Qwen3-30B-A3B, Code Avg"
+_CHOICE = "REAP (2510.13999v2), table 2: Qwen3-30B-A3B, MC Avg"
+# In table 2 of Li et al., one of 12 layers keeps its 32 experts, and the others have 8 on average.
+# A score is the mean over its eight tasks, with the exact matches of SQuAD and HotpotQA.
+_EIGHT_OF_32 = (32 + 11 * 8) / (12 * 32)
+_TUNED = (
+    "Li et al. 2024 (2310.01334), table 2: switch-base-32, mean of eight tasks after fine-tuning"
+)
+_FULL = fmean((95.75, 90.20, 76.19, 68.00, 61.80, 65.39, 96.45, 67.55))
+_PRUNED = fmean((94.50, 88.97, 75.13, 63.00, 61.64, 64.80, 96.27, 67.39))
+_MERGED = fmean((94.50, 90.69, 75.57, 68.00, 61.80, 65.66, 96.34, 67.91))
+
+_SIZES = Sizes(
+    measured={
+        "pruned by load": MeasuredSeries(_BY_LOAD, "e16", {0.75: "load_12", 0.5: "load_8"}),
+        "pruned by output": MeasuredSeries(_BY_OUTPUT, "e16", {0.75: "output_12", 0.5: "output_8"}),
+        "pruned by loss": MeasuredSeries(_BY_LOSS, "e16", {0.5: "loss_8"}),
+        "merged": MeasuredSeries(_MERGE, "e16", {0.75: "merged_12", 0.5: "merged_8"}),
+        "quantised from 32 bits": MeasuredSeries(_QUANTISE, "e16", {_INT8: "int8", _INT4: "int4"}),
+        "pruned by load, recovered": MeasuredSeries(
+            _BY_LOAD, "trained_further", {0.5: "load_8_recovered"}
+        ),
+        "pruned by output, recovered": MeasuredSeries(
+            _BY_OUTPUT, "trained_further", {0.5: "output_8_recovered"}
+        ),
+        "merged, recovered": MeasuredSeries(_MERGE, "trained_further", {0.5: "merged_8_recovered"}),
+    },
+    published={
+        "frequency, coding": PublishedSeries(
+            _BY_LOAD, _CODING, {1.0: 0.558, 0.75: 0.553, 0.5: 0.452}
+        ),
+        "frequency, multiple choice": PublishedSeries(
+            _BY_LOAD, _CHOICE, {1.0: 0.721, 0.75: 0.600, 0.5: 0.483}
+        ),
+        "REAP, coding": PublishedSeries(_BY_OUTPUT, _CODING, {1.0: 0.558, 0.75: 0.551, 0.5: 0.541}),
+        "REAP, multiple choice": PublishedSeries(
+            _BY_OUTPUT, _CHOICE, {1.0: 0.721, 0.75: 0.665, 0.5: 0.503}
+        ),
+        "M-SMoE, coding": PublishedSeries(_MERGE, _CODING, {1.0: 0.558, 0.75: 0.537, 0.5: 0.397}),
+        "M-SMoE, multiple choice": PublishedSeries(
+            _MERGE, _CHOICE, {1.0: 0.721, 0.75: 0.558, 0.5: 0.451}
+        ),
+        "pruned by use, fine-tuned": PublishedSeries(
+            _BY_LOAD, _TUNED, {1.0: _FULL, _EIGHT_OF_32: _PRUNED}
+        ),
+        "M-SMoE, fine-tuned": PublishedSeries(_MERGE, _TUNED, {1.0: _FULL, _EIGHT_OF_32: _MERGED}),
+        "AWQ from 16 to 4 bits": PublishedSeries(
+            _QUANTISE,
+            "REAP (2510.13999v2), table A5: Qwen3-30B-A3B, Eval+",
+            {1.0: 81.4, 0.25: 80.5},
+        ),
+    },
+)
 
 ABLATION = Ablation(
     name="compression",
@@ -92,6 +155,7 @@ ABLATION = Ablation(
             "output_8_recovered",
         ),
     ),
+    sizes=_SIZES,
     gates=(beats_zlib("e16"),),
 )
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from moe_jax.ablation.overlay import Overlay
+from moe_jax.ablation.sizes import Sizes
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build, override
 from moe_jax.errors import ConfigError, nearest
@@ -177,6 +178,7 @@ class Ablation:
             empty for no threshold.
         against: Axes, besides steps, for the curves of the training loss.
         overlay: Published series and laws that the figure of the metric shows.
+        sizes: Arms by the size of their experts, beside published scores by size.
         notes: Remarks for the reader, such as checks that try to explain a contradiction.
         first_seed: Seed of the first run; seeds for tuning differ from the seeds of verdicts.
         registered: Commit that registered the claims, before any run counted. Verdicts then follow
@@ -197,6 +199,7 @@ class Ablation:
     threshold_arm: str = ""
     against: tuple[Axis, ...] = ()
     overlay: Overlay | None = None
+    sizes: Sizes | None = None
     notes: tuple[str, ...] = ()
     first_seed: int = 0
     registered: str = ""
@@ -210,6 +213,7 @@ class Ablation:
         named += [arm for paper in self.published for arm in paper.values]
         named += [self.threshold_arm] if self.threshold_arm else []
         named += self.overlay.places if self.overlay else []
+        named += self.sizes.arms if self.sizes else []
         named += [other.arm for arm in self.arms for other in self.finished(arm).values()]
         for arm in named:
             self.check_arm(arm)

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.intervals import Interval, paired_difference
+from moe_jax.ablation.sizes import MeasuredSeries
 
 Record = Mapping[str, Any]
 Records = Sequence[Record]
@@ -132,6 +133,20 @@ def paired(high: Records, low: Records, metric: str) -> Interval | None:
     if len(seeds) < 2:
         return None
     return paired_difference([highs[seed] for seed in seeds], [lows[seed] for seed in seeds])
+
+
+def by_size(ablation: Ablation, series: MeasuredSeries, records: Records) -> dict[float, Interval]:
+    """Returns the metric of each arm of a series minus its reference's, by size.
+
+    Arms that have fewer than two seeds in common with the reference are left out.
+    """
+    arms = by_arm(ablation, records)
+    reference = arms.get(series.reference, [])
+    effects = {
+        size: paired(arms.get(arm, []), reference, ablation.metric)
+        for size, arm in sorted(series.arms.items())
+    }
+    return {size: effect for size, effect in effects.items() if effect is not None}
 
 
 def ratio(ours: Records, theirs: Records, metric: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from moe_jax.ablation.derived import (
     Records,
     axis_of,
     by_arm,
+    by_size,
     diverged,
     paired,
     smoothed,
@@ -28,10 +29,11 @@ from moe_jax.ablation.derived import (
 )
 from moe_jax.ablation.intervals import Interval
 from moe_jax.ablation.overlay import Overlay
+from moe_jax.ablation.sizes import WHOLE, MeasuredSeries, PublishedSeries, Sizes
 from moe_jax.ablation.verdicts import CONTRADICTED, REPRODUCED, Verdict
 
-CURVES, AGAINST, OVERLAY, EFFECTS = "curves", "against", "overlay", "effects"
-NAMES = (CURVES, AGAINST, OVERLAY, EFFECTS)
+CURVES, AGAINST, OVERLAY, SIZES, EFFECTS = "curves", "against", "overlay", "sizes", "effects"
+NAMES = (CURVES, AGAINST, OVERLAY, SIZES, EFFECTS)
 _INK, _PAPER = "#1f2328", "#ffffff"
 # The keys are ``Any``: the Matplotlib stub accepts only literal names of settings as keys.
 _STYLE: dict[Any, Any] = {
@@ -64,6 +66,7 @@ def names(ablation: Ablation, verdicts: Sequence[Verdict]) -> list[str]:
         CURVES: True,
         AGAINST: bool(ablation.against),
         OVERLAY: ablation.overlay is not None,
+        SIZES: ablation.sizes is not None,
         EFFECTS: any(verdict.effect for verdict in verdicts),
     }
     return [name for name, shown in figures.items() if shown]
@@ -85,6 +88,9 @@ def drawn(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> 
     overlay = ablation.overlay
     if overlay is not None:
         drawings[OVERLAY] = functools.partial(_overlay, ablation, overlay, records)
+    sizes = ablation.sizes
+    if sizes is not None:
+        drawings[SIZES] = functools.partial(_sizes, ablation, sizes, records)
     with matplotlib.rc_context(_STYLE):
         return {name: drawings[name]() for name in names(ablation, verdicts)}
 
@@ -245,6 +251,61 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
     axes.set_ylabel(f"loss - {overlay.first} (nats)")
     axes.legend()
     return figure
+
+
+def _sizes(ablation: Ablation, sizes: Sizes, records: Records) -> Figure:
+    """Draws measured losses and published scores by size, relative to the unchanged model."""
+    figure = Figure((9.0, 5.8), layout="constrained")
+    ours, theirs = figure.subplots(1, 2, sharex=True)
+    _measured_sizes(ours, ablation, sizes, records)
+    _published_sizes(theirs, sizes)
+    for axes in (ours, theirs):
+        axes.set_xlabel("share of the bytes of the unchanged experts")
+        if axes.get_legend_handles_labels()[0]:
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+            axes.legend(fontsize="small", handlelength=4, **below)
+    return figure
+
+
+def _measured_sizes(axes: Axes, ablation: Ablation, sizes: Sizes, records: Records) -> None:
+    """Draws the intervals of each series; those of one size stand side by side."""
+    styles = _styles_of(sizes.measured, sizes)
+    for number, (name, series) in enumerate(sizes.measured.items()):
+        effects = by_size(ablation, series, records)
+        if not effects:
+            continue
+        aside = 0.008 * (number - (len(styles) - 1) / 2)
+        points = [(s + aside, e.mean, e.half_width) for s, e in effects.items()]
+        places, means, halves = zip(*sorted([(WHOLE, 0.0, 0.0), *points]), strict=True)
+        axes.errorbar(places, means, halves, fmt="o", capsize=2, label=name, **styles[name])
+    axes.axhline(0.0, color="#888888", linewidth=0.8)
+    unit = " (nats)" if ablation.metric in IN_NATS else ""
+    axes.set_ylabel(f"{ablation.metric} - unchanged model's{unit}")
+    axes.set_title("measured here")
+
+
+def _published_sizes(axes: Axes, sizes: Sizes) -> None:
+    styles = _styles_of(sizes.published, sizes)
+    for name, series in sizes.published.items():
+        places, shares = zip(*sorted(series.relative.items()), strict=True)
+        axes.plot(places, shares, marker="s", label=name, **styles[name])
+    axes.axhline(1.0, color="#888888", linewidth=0.8)
+    axes.set_ylabel("score / unchanged model's")
+    axes.set_title("published")
+
+
+def _styles_of(
+    series: Mapping[str, MeasuredSeries] | Mapping[str, PublishedSeries], sizes: Sizes
+) -> dict[str, dict[str, Any]]:
+    """Returns the style of each series: a colour per method, and dashes within a method."""
+    styles = {}
+    drawn = dict.fromkeys(sizes.methods, 0)
+    for name, one in series.items():
+        colour = sizes.methods.index(one.method) % 10
+        dashes = _DASHES[drawn[one.method] % len(_DASHES)]
+        styles[name] = {"color": f"C{colour}", "linestyle": dashes, "markersize": 4}
+        drawn[one.method] += 1
+    return styles
 
 
 def _effects(ablation: Ablation, verdicts: Sequence[Verdict]) -> Figure:

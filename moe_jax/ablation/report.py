@@ -17,6 +17,7 @@ from moe_jax.ablation.derived import (
     Record,
     Records,
     by_arm,
+    by_size,
     diverged,
     paired,
     ratio,
@@ -26,6 +27,7 @@ from moe_jax.ablation.derived import (
 from moe_jax.ablation.judgement import failed_gates, judged
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.pairs import TableAgreement, agreements
+from moe_jax.ablation.sizes import WHOLE, Sizes
 from moe_jax.ablation.statistics import LOOKS
 from moe_jax.ablation.verdicts import MISSING, Verdict
 
@@ -57,6 +59,7 @@ _ALT = {
     figures.CURVES: "Training loss minus the baseline's by step; below, by step and by seconds",
     figures.AGAINST: "Training loss of every arm against tokens, FLOPs and energy",
     figures.OVERLAY: "Measured and published differences to the first arm",
+    figures.SIZES: "Loss by size minus the unchanged model's, beside published scores by size",
     figures.EFFECTS: "Effects with their intervals, beside the published effects",
 }
 
@@ -92,6 +95,7 @@ def markdown(
         *(_published(ablation, lines, paper) for paper in ablation.published),
         *(_agreement(table) for table in agreements(ablation, lines)),
         _overlay(ablation, ablation.overlay, lines) if ablation.overlay else [],
+        _sizes(ablation, ablation.sizes, lines) if ablation.sizes else [],
         _verdicts(ablation, records, verdicts),
         [ENERGY] if "energy" in ablation.against else [],
         *([f"![{_ALT[name]}]({name}.png)"] for name in figures.names(ablation, verdicts)),
@@ -267,6 +271,35 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
     header = ["arm", overlay.label, "measured", *names]
     about = f"Loss minus the loss of `{overlay.first}`; losses on different corpora do not compare."
     return [about, "", *_table(header, rows)]
+
+
+def _sizes(ablation: Ablation, sizes: Sizes, records: Records) -> list[str]:
+    """Returns a table of measured differences and a table of published scores, by size."""
+    about = "Quality against size, the share of the bytes of the unchanged model's experts."
+    tables = (_measured_sizes(ablation, sizes, records), _published_sizes(sizes))
+    return [about, *(line for table in tables if table for line in ("", *table))]
+
+
+def _measured_sizes(ablation: Ablation, sizes: Sizes, records: Records) -> list[str]:
+    rows = [
+        [name, f"{size:.2f}", series.arms[size], series.reference, effect]
+        for name, series in sizes.measured.items()
+        for size, effect in by_size(ablation, series, records).items()
+    ]
+    header = ["measured here", "size", "arm", "unchanged model", f"difference in {ablation.metric}"]
+    return _table(header, rows) if rows else []
+
+
+def _published_sizes(sizes: Sizes) -> list[str]:
+    rows = []
+    for name, series in sizes.published.items():
+        whole = f"{series.scores[WHOLE]:.4g}"
+        for size, share in sorted(series.relative.items()):
+            score = f"{series.scores[size]:.4g}"
+            if size != WHOLE:
+                rows.append([name, f"{size:.2f}", score, whole, f"{share:.3f}", series.source])
+    header = ["published", "size", "score", "unchanged model", "score / unchanged", "source"]
+    return _table(header, rows) if rows else []
 
 
 def _verdicts(ablation: Ablation, records: Records, verdicts: Sequence[Verdict]) -> list[str]:

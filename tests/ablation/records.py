@@ -5,10 +5,11 @@ import dataclasses
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.runner import fingerprint
+from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, Sizes
 from tests.ablation.tiny_ablation import ABLATION
 
 STEPS = 40
-# A whole ablation: a threshold, an overlay and what else may be asked for.
+# A whole ablation: a threshold, an overlay, sizes and what else may be asked for.
 FULL = dataclasses.replace(
     ABLATION,
     scales={
@@ -46,6 +47,13 @@ FULL = dataclasses.replace(
         {"dense": 1, "switch": 2},
         {"A series": {1: 1.7, 2: 1.6, 8: 1.5}},
         {"A law": lambda experts: 2.0 - 0.1 * experts},
+    ),
+    sizes=Sizes(
+        {"halved": MeasuredSeries("halve", "dense", {0.5: "switch"})},
+        {
+            "theirs": PublishedSeries("halve", "A paper, table 2", {1.0: 80.0, 0.5: 60.0}),
+            "fewer bits": PublishedSeries("quantise", "A paper, table 3", {0.25: 0.7, 1.0: 0.8}),
+        },
     ),
     notes=("A longer run says the same.",),
 )

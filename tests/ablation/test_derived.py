@@ -5,12 +5,14 @@ from moe_jax.ablation.derived import (
     JOULES_PER_FLOP,
     axis_of,
     by_arm,
+    by_size,
     paired,
     ratio,
     smoothed,
     step_seconds,
     with_thresholds,
 )
+from moe_jax.ablation.sizes import MeasuredSeries
 from tests.ablation.records import FULL, STEPS, divergent, record, records
 
 
@@ -105,3 +107,18 @@ def test_a_threshold_is_of_validation_losses_if_all_runs_have_them():
     # One run without validations: the training losses are compared again.
     mixed = [validated("dense", (4.0, 3.0)), record(FULL, "switch", 0, 2.5)]
     assert with_thresholds(FULL, mixed)[1]["steps_to"] > 30
+
+
+def test_a_series_of_sizes_is_compared_with_its_own_reference():
+    # Two common seeds with differences of 0.5 and 0.7; the dense arm has one seed alone.
+    lines = [record(FULL, "switch", seed, loss) for seed, loss in ((0, 2.5), (1, 2.7), (2, 9.0))]
+    lines += [record(FULL, "dense", seed, 2.0) for seed in (0, 1)]
+    series = MeasuredSeries("halve", "dense", {0.5: "switch"})
+    (effect,) = by_size(FULL, series, lines).values()
+    assert effect.mean == pytest.approx(0.6)
+    swapped = MeasuredSeries("double", "switch", {2.0: "dense", 0.5: "switch"})
+    found = by_size(FULL, swapped, lines)
+    assert list(found) == [0.5, 2.0]
+    assert [effect.mean for effect in found.values()] == pytest.approx([0.0, -0.6])
+    assert by_size(FULL, series, lines[:-1]) == {}  # one common seed
+    assert by_size(FULL, series, lines[:3]) == {}

@@ -17,6 +17,7 @@ ABLATION = dataclasses.replace(
     claims=(),
     threshold_arm="",
     overlay=None,
+    sizes=None,
 )
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -35,6 +36,9 @@ def test_a_report_has_published_beside_measured_as_differences():
     assert "| switch | 800 | 0.50 | 50 | 0.50 |" in text
     assert "| switch | 81.5 | +1.5 |" in text
     assert "| switch | 2 | -1.0033 ± 0.0143 | -0.100 | -0.100 |" in text
+    assert "| halved | 0.50 | switch | dense | -1.0033 ± 0.0143 |" in text
+    assert "| theirs | 0.50 | 60 | 80 | 0.750 | A paper, table 2 |" in text
+    assert "| fewer bits | 0.25 | 0.7 | 0.8 | 0.875 | A paper, table 3 |" in text
     assert "J per FLOP" in text
     assert "* A longer run says the same." in text
 
@@ -90,6 +94,8 @@ def test_an_arm_alone_makes_a_report():
     text = report(lines=lines)
     assert "| dense |" not in text
     assert "steps_to |" not in text
+    assert "| halved |" not in text
+    assert "experts.\n\n| published | size |" in text
 
 
 def test_what_made_the_runs_is_said_where_they_say_it():
@@ -133,7 +139,7 @@ def test_runs_that_diverged_are_shown(tmp_path):
 
 def test_figures_are_png_files_with_a_palette(tmp_path):
     write_report(FULL, records(), "a command", tmp_path)
-    names = {"curves", "against", "overlay", "effects"}
+    names = {"curves", "against", "overlay", "sizes", "effects"}
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.md",
         *(f"{name}.png" for name in names),
@@ -169,3 +175,17 @@ def test_curves_are_compared_with_the_threshold_arm_or_the_first(threshold, seed
     lines = [record(FULL, "dense", 0, 3.0)]
     lines += [record(FULL, "switch", seed, 2.0) for seed in seeds]
     assert figures.baseline(ablation, lines) == expected
+
+
+def test_sizes_are_drawn_relative_to_the_unchanged_model_with_a_colour_per_method():
+    ours, theirs = figures.drawn(FULL, records(), judged(FULL, records()))["sizes"].axes
+    (measured,) = ours.containers
+    assert measured.lines[0].get_xydata() == pytest.approx(np.array([[0.5, -1.0033], [1, 0]]), 1e-4)
+    halved, bits, _ = theirs.lines
+    assert halved.get_xydata().tolist() == [[0.5, 0.75], [1.0, 1.0]]
+    assert bits.get_ydata() == pytest.approx([0.875, 1.0])
+    assert measured.lines[0].get_color() == halved.get_color() != bits.get_color()
+    assert [text.get_text() for text in theirs.get_legend().get_texts()] == ["theirs", "fewer bits"]
+    one = [line for line in records() if line["arm"] == "switch"]
+    empty = figures.drawn(FULL, one, [])["sizes"].axes[0]
+    assert empty.get_legend() is None and not empty.containers
