@@ -31,6 +31,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="79ab82e714fb0f1a14c5c6ed6fbcb2a2121c2314",
     published=(
         Published(
             "Shazeer et al. 2017 (1701.06538), flat experts, logarithm of the perplexities",

@@ -30,6 +30,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="79ab82e714fb0f1a14c5c6ed6fbcb2a2121c2314",
     metric="eval_violation",
     published=(
         Published(
