@@ -12,6 +12,7 @@ from moe_jax.errors import nearest
 COMMANDS = {
     "train": "trains a model, or resumes a run",
     "train_growing": "trains in stages that grow when an alarm stops them",
+    "continual": "trains on a second source in several ways, and measures forgetting",
     "evaluate": "evaluates a run on its validation set",
     "generate": "samples text from a run",
     "serve": "offers a model over HTTP, with OpenAI's API",
@@ -47,6 +48,7 @@ COMMANDS = {
 _OF_CONFIGS = (
     "train",
     "train_growing",
+    "continual",
     "lr_range",
     "noise_scale",
     "sweep",

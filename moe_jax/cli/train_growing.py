@@ -8,42 +8,23 @@ config.optimizer.learning_rate=1e-4". The same command resumes the newest stage.
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
 from moe_jax import signals
-from moe_jax.cli import common
+from moe_jax.cli import common, words
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.loading import experiment_of_texts
-from moe_jax.errors import ConfigError, nearest
 from moe_jax.run.loop import Terminated
 from moe_jax.surgery.growing import train_growing
 
 _GO_ON = "run the same command to go on"
-_SETTING = "config."
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-class _Reader(NamedTuple):
-    """A reader of the values of one name, and the values in words."""
-
-    read: Callable[[str], Any]
-    kind: str
-
-
-_INTEGER = _Reader(int, "an integer")
-_LIST = _Reader(_numbers, "a list of integers such as 0,3")
-_READERS: Mapping[str, _Reader] = {
-    **dict.fromkeys(("copies", "parts", "hidden", "seed"), _INTEGER),
-    **dict.fromkeys(("copy", "layers"), _LIST),
-    "noise": _Reader(float, "a number"),
+_READERS: Mapping[str, words.Reader] = {
+    **dict.fromkeys(("copies", "parts", "hidden", "seed"), words.INTEGER),
+    **dict.fromkeys(("copy", "layers"), words.INTEGERS),
+    "noise": words.NUMBER,
 }
 
 
@@ -69,29 +50,8 @@ def growth_of(text: str, experiment: Experiment) -> dict[str, Any]:
     Raises:
         ConfigError: If a word is no name of a growth or of a setting, or has a wrong value.
     """
-    values: dict[str, Any] = {}
-    texts: dict[str, str | None] = {}
-    for word in shlex.split(text):
-        name, _, value = word.partition("=")
-        if name.startswith(_SETTING):
-            texts[name.removeprefix(_SETTING)] = value
-        elif name not in _READERS:
-            raise ConfigError(
-                f"--growth={text!r} has no {name!r}{nearest(name, _READERS)}: use "
-                f"{', '.join(_READERS)} or {_SETTING}NAME"
-            )
-        else:
-            values[name] = _read(name, value)
-    overrides = experiment_of_texts(experiment, texts)[1] if texts else {}
+    values, overrides = words.read(f"--growth={text!r}", text, _READERS, experiment)
     return {**values, "overrides": overrides}
-
-
-def _read(name: str, text: str) -> Any:
-    reader = _READERS[name]
-    try:
-        return reader.read(text)
-    except ValueError as error:
-        raise ConfigError(f"--growth: {name}={text} is not {reader.kind}") from error
 
 
 def main(given: flags.FlagValues) -> None:

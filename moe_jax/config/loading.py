@@ -81,16 +81,28 @@ def experiment_of_texts(
     Raises:
         ConfigError: As ``experiment_of``, and if a text is no value of its setting.
     """
+    values = _settings_of(config)
+    read = values_of_texts(values, texts)
+    return experiment_of(values, read), read
+
+
+def values_of_texts(config: Config, texts: Mapping[str, str | None]) -> dict[str, Any]:
+    """Returns the value that each text stands for, by dotted name, without further checks.
+
+    Args:
+        config: See ``load_config``; it selects the settings that exist.
+        texts: See ``experiment_of_texts``.
+
+    Raises:
+        ConfigError: If a setting does not exist, or a text is no value of its setting.
+    """
     read: dict[str, Any] = {}
 
     def reading(name: str, hint: Any, text: str | None) -> Any:
         return read.setdefault(name, read_text(name, hint, text))
 
-    values = _settings_of(config)
-    override(Experiment, values, texts, reading)
-    experiment = build(Experiment, values)
-    experiment.check_settings()
-    return experiment, read
+    override(Experiment, _settings_of(config), texts, reading)
+    return read
 
 
 def read_text(name: str, hint: Any, text: str | None) -> Any:

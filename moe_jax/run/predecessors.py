@@ -93,19 +93,11 @@ class FinishedRun:
         return graph, from_named_leaves(abstract, leaves | weights)
 
 
-def abstract_weights(
-    experiment: Experiment, tokenizer: data.Tokenizer, mesh: Mesh
-) -> dict[str, Any]:
+def abstract_weights(experiment: Experiment, vocab_size: int, mesh: Mesh) -> dict[str, Any]:
     """Returns the shapes of parameters and router state by the names of a checkpoint."""
-    leaves = named_leaves(_abstract(experiment, tokenizer, mesh)[1])
-    return {name: leaf for name, leaf in leaves.items() if name.startswith(WEIGHTS)}
-
-
-def _abstract(
-    experiment: Experiment, tokenizer: data.Tokenizer, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
     model, seed = experiment.model, experiment.training.seed
-    return Recipe(model, tokenizer.vocab_size, optax.identity(), seed, mesh).abstract()
+    state = Recipe(model, vocab_size, optax.identity(), seed, mesh).abstract()[1]
+    return {name: leaf for name, leaf in named_leaves(state).items() if name.startswith(WEIGHTS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +191,12 @@ def _open_start(experiment: Experiment) -> FinishedRun | Released:
     if is_released(folder):
         released = open_released(folder, experiment)
         theirs = data.DataConfig(tokenizer=folders.tokenizer_of(folder))
-        _check_weights(experiment, released.found.config, f"{setting}={folder}", 8)
+        check_weights(experiment, released.found.config, f"{setting}={folder}", 8)
         _check_tokenizer(experiment, released, theirs)
         return released
     run = open_finished(setting, folder)
     size = run.tokenizer.vocab_size
-    _check_weights(experiment, run.experiment.model, f"{setting}={folder}", size)
+    check_weights(experiment, run.experiment.model, f"{setting}={folder}", size)
     _check_tokenizer(experiment, run, run.experiment.data)
     return run
 
@@ -246,10 +238,18 @@ def _check_tokenizer(
         raise ConfigError(f"{run.setting}={run.folder} has another tokenizer: {reason}")
 
 
-def _check_weights(
-    experiment: Experiment, model: ModelConfig, source: str, vocab_size: int
-) -> None:
-    """Rejects weights of another model; the number of embedding rows may differ."""
+def check_weights(experiment: Experiment, model: ModelConfig, source: str, vocab_size: int) -> None:
+    """Rejects weights of another model; the number of embedding rows may differ.
+
+    Args:
+        experiment: Configuration of the run that starts from the weights.
+        model: Model of the weights.
+        source: Name of the weights, for messages.
+        vocab_size: Number of embedding rows of both models.
+
+    Raises:
+        ConfigError: If an array differs, or no array is shared with ``start_with=shared``.
+    """
     check_merged(model, source)
     new, old = (
         weight_shapes(dataclasses.replace(one, lora=None), vocab_size)

@@ -57,7 +57,7 @@ def open_restored(
     if latest_step(directory) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     tokenizer = data.load_tokenizer(folder)
-    check_same_weights(saved, experiment, tokenizer)
+    check_same_weights(saved, experiment, tokenizer.vocab_size)
     if experiment.data.source == saved.data.source:
         processes.first(lambda: _check_corpus(saved, folder))
     session = open_session(experiment, tokenizer)

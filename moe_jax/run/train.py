@@ -101,13 +101,35 @@ def train_in(
         return _train(experiment, folder, sources, voice, window)
 
 
-def _checked(experiment: Experiment, folder: Path, voice: Voice, change: bool) -> Sources:
-    """Makes each check that needs neither parameters nor a workdir, and returns the sources."""
+def check_new(experiment: Experiment) -> None:
+    """Makes the checks of a new run that need neither parameters nor files of other runs.
+
+    Raises:
+        ConfigError: If the configuration cannot run on these devices.
+        FileNotFoundError: If the data does not exist.
+        ValueError: If the data does not fit the settings.
+    """
+    _check_settings(experiment)
+    experiment.check_vocabulary(experiment.vocab_size)
+    _check_devices(experiment, experiment.vocab_size)
+
+
+def _check_settings(experiment: Experiment) -> None:
     experiment.check(jax.device_count())
     check_streams(experiment)
     check_replay(experiment.training.replay_routing, experiment.training.steps)
     if WANDB in experiment.training.writers:
         processes.first(check_wandb)
+
+
+def _check_devices(experiment: Experiment, vocab_size: int) -> None:
+    check_memory(experiment, vocab_size)
+    attention_kernels(experiment)
+
+
+def _checked(experiment: Experiment, folder: Path, voice: Voice, change: bool) -> Sources:
+    """Makes each check that needs neither parameters nor a workdir, and returns the sources."""
+    _check_settings(experiment)
     alarms.references(experiment)
     workdir.check_folder(folder)
     finished = (folder / workdir.RESULT).exists() and not change
@@ -119,8 +141,7 @@ def _checked(experiment: Experiment, folder: Path, voice: Voice, change: bool) -
     vocab_size = tokenizer.vocab_size if tokenizer else experiment.vocab_size
     experiment.check_vocabulary(vocab_size)
     if not finished:
-        check_memory(experiment, vocab_size)
-        attention_kernels(experiment)
+        _check_devices(experiment, vocab_size)
         for line in unread(experiment):
             voice.warn(line)
     return sources

@@ -18,7 +18,7 @@ from moe_jax.interop import folders, huggingface, native
 from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import families_of
 from moe_jax.interop.staging import replaced
-from moe_jax.models import DecoderConfig, EncoderDecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.quantised.packed import PackedLeaves
 from moe_jax.run import workdir
 from moe_jax.run.evaluation import check_same_weights
@@ -163,15 +163,33 @@ def changed_experiment(
     Raises:
         ConfigError: If a setting changes the parameters of the model, or contradicts another.
     """
-    training = dataclasses.replace(run.experiment.training, start_from="", start_with="all")
-    model = weights.model
-    assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every model of a run
-    with_model = dataclasses.replace(run.experiment, model=model, training=training)
-    experiment = experiment_of(with_model, overrides)
-    check_same_weights(with_model, experiment, run.tokenizer)
+    vocab_size = run.tokenizer.vocab_size
+    experiment = with_model(run.experiment, weights.model, overrides, vocab_size)
     reason = data.contradiction(experiment.data, run.experiment.data, run.tokenizer)
     if reason:
         raise ConfigError(f"the model keeps its tokenizer: {reason}")
+    return experiment
+
+
+def with_model(
+    before: Experiment, model: ModelConfig, overrides: Mapping[str, Any], vocab_size: int
+) -> Experiment:
+    """Returns the configuration of a run at step 0 with a changed model and new settings.
+
+    Args:
+        before: Configuration of the run that was changed.
+        model: Changed model.
+        overrides: New settings by dotted name.
+        vocab_size: Number of embedding rows.
+
+    Raises:
+        ConfigError: If a setting changes the parameters of the model, or contradicts another.
+    """
+    assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every model of a run
+    training = dataclasses.replace(before.training, start_from="", start_with="all")
+    changed = dataclasses.replace(before, model=model, training=training)
+    experiment = experiment_of(changed, overrides)
+    check_same_weights(changed, experiment, vocab_size)
     return experiment
 
 

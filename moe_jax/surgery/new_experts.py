@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError
 from moe_jax.run import workdir
 from moe_jax.run.continual import Method
 from moe_jax.surgery.api import grow
+from moe_jax.surgery.destination import with_model
+from moe_jax.surgery.growth import Growth
 
 
 def with_new_experts(
@@ -26,15 +30,36 @@ def with_new_experts(
         settings: See ``Method``; ``{"optimizer.frozen": ("attention", "embedding", "norms")}``
             trains new experts and routers alone in a model of MoE layers.
     """
+    return Method(replay, settings or {}, NewExperts(tuple(copy)))
 
-    def begin(first: Path, folder: Path, given: Mapping[str, Any]) -> None:
-        layers = workdir.load(first).model.sparse_layers()
-        numbers = {layer.moe.num_experts for layer in layers}
-        if len(numbers) != 1:
-            raise ConfigError(
-                f"the layers have {sorted(numbers)} experts: new experts need layers of one number"
-            )
-        frozen = {"optimizer.frozen_experts": numbers.pop()}
-        grow(first, folder, copy=copy, overrides={**frozen, **given})
 
-    return Method(replay, settings or {}, begin)
+@dataclasses.dataclass(frozen=True)
+class NewExperts:
+    """Start of a run with copies of experts beside frozen old experts.
+
+    Attributes:
+        copy: Indices of the experts of which each layer gets one more copy.
+    """
+
+    copy: tuple[int, ...]
+
+    def experiment(self, first: Experiment, settings: Mapping[str, Any]) -> Experiment:
+        """Returns the configuration of the run; see ``moe_jax.run.continual.Begin``."""
+        frozen = _frozen(first)
+        model = Growth(copy=self.copy).model(dataclasses.replace(first.model, lora=None))
+        return with_model(first, model, {**frozen, **settings}, first.vocab_size)
+
+    def write(self, first: Path, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Writes the run at step 0; see ``moe_jax.run.continual.Begin``."""
+        frozen = _frozen(workdir.load(first))
+        grow(first, folder, copy=self.copy, overrides={**frozen, **settings})
+
+
+def _frozen(first: Experiment) -> dict[str, Any]:
+    """Returns the setting that freezes the old experts."""
+    numbers = {layer.moe.num_experts for layer in first.model.sparse_layers()}
+    if len(numbers) != 1:
+        raise ConfigError(
+            f"the layers have {sorted(numbers)} experts: new experts need layers of one number"
+        )
+    return {"optimizer.frozen_experts": numbers.pop()}

@@ -2,10 +2,17 @@
 
 import pytest
 
+from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import load
+from moe_jax.run import workdir
 from moe_jax.run.continual import Method, Transfer, continual
 from tests.data.corpora import write_rows
+from tests.parity.compare_models import recorded
 from tests.system import tiny
+
+PARTS = ({"source": "mixture", "name": "a"}, {"source": "python_library", "name": "b"})
+BLEND = {"data.source": "blend", "data.blend.parts": PARTS}
 
 
 def test_forgetting_and_gain_are_the_changes_of_the_two_losses():
@@ -23,12 +30,51 @@ def test_forgetting_and_gain_are_the_changes_of_the_two_losses():
     ],
 )
 def test_what_cannot_be_compared_is_one_line(methods, changes, message, tmp_path):
-    parts = ({"source": "mixture", "name": "a"}, {"source": "python_library", "name": "b"})
-    changes = changes | ({"data.blend.parts": parts} if changes else {})
+    changes = changes | ({"data.blend.parts": PARTS} if changes else {})
     with pytest.raises(ConfigError, match=message) as error:
         continual(tiny.get_config(), tmp_path / "runs", methods, changes)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model.width": 32}, "start_from=.*first is of another model"),
+        ({"model.wdith": 32}, "model.wdith is not a setting"),
+        ({"optimizer.frozen": ("rooter",)}, "no group 'rooter'"),
+        ({"training.noise_scale": True}, "set training.microbatches=2"),
+        ({"mesh.expert": 3}, "mesh"),
+        ({"data.source": "mixture"}, "data.source is set by continual learning"),
+        ({"data.tokenizer": "sentencepiece"}, "data.tokenizer belongs to the weights"),
+        ({"data.mask_rate": 0.1, "model.causal": False}, "data.mask_rate belong to the weights"),
+    ],
+)
+def test_the_settings_of_every_method_are_checked_before_the_first_run(settings, message, tmp_path):
+    methods = {"tuned": Method(), "other": Method(settings=settings)}
+    with pytest.raises(ConfigError, match=f"method 'other': .*{message}") as error:
+        continual(tiny.get_config(), tmp_path / "runs", methods, BLEND)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_methods_have_the_model_of_the_released_start_of_the_first_run(tmp_path):
+    (tmp_path / "mixtral").mkdir()
+    recorded("mixtral", tmp_path / "mixtral")
+    changes = BLEND | {"training.start_from": str(tmp_path / "mixtral")}
+    # The width of the config is 16. The first method is right, so that the line names the second.
+    width = load(tmp_path / "mixtral").config.width
+    methods = {"same": Method(settings={"model.width": width}), "other": Method(1.0)}
+    assert width != tiny.get_config().model.width
+    with pytest.raises(ConfigError, match="method 'other': replay=1.0 is out of range"):
+        continual(tiny.get_config(), tmp_path / "runs", methods, changes)
+
+
+def test_a_folder_with_another_run_is_found_before_the_first_run(tmp_path):
+    workdir.claim(tmp_path / "other", experiment_of(tiny.get_config(), BLEND))
+    with pytest.raises(ConfigError, match="method 'other': .*data.blend.parts.0.weight"):
+        continual(tiny.get_config(), tmp_path, {"tuned": Method(), "other": Method(0.5)}, BLEND)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_model_forgets_the_first_text_and_replay_keeps_more_of_it(tmp_path):

@@ -26,7 +26,7 @@ def test_a_capacity_factor_is_that_of_every_router():
     assert capacity(other).eval_factor == 3.5
     assert other.model.moe.at(1).router.capacity.eval_factor == 3.5
     assert capacity(other).factor == capacity(one).factor
-    check_same_weights(one, other, TOKENIZER)
+    check_same_weights(one, other, TOKENIZER.vocab_size)
 
 
 def test_a_capacity_of_the_evaluation_replaces_its_other_rules():
@@ -39,7 +39,7 @@ def test_a_capacity_of_the_evaluation_replaces_its_other_rules():
 def test_other_data_and_another_group_keep_the_weights():
     other = changed(RUN, {"data.source": "mixture", "model.moe.group_size": 64})
     assert (other.data.source, other.model.moe.group_size) == ("mixture", 64)
-    check_same_weights(RUN, other, TOKENIZER)
+    check_same_weights(RUN, other, TOKENIZER.vocab_size)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_other_data_and_another_group_keep_the_weights():
 )
 def test_other_parameters_are_refused(settings, said):
     with pytest.raises(ConfigError) as error:
-        check_same_weights(RUN, changed(RUN, settings), TOKENIZER)
+        check_same_weights(RUN, changed(RUN, settings), TOKENIZER.vocab_size)
     assert said in str(error.value) and "leave out those of model.*" in str(error.value)
 
 

@@ -1,8 +1,11 @@
 """Continual learning with new experts beside frozen ones: real files and real runs."""
 
 import numpy as np
+import pytest
 
 import moe_jax as mj
+from moe_jax.config.loading import experiment_of
+from moe_jax.errors import ConfigError
 from moe_jax.run.continual import Method, continual
 from moe_jax.surgery.new_experts import with_new_experts
 from moe_jax.training.state import named_leaves
@@ -45,3 +48,13 @@ def test_new_experts_learn_and_the_old_ones_stay(tmp_path):
         elif old.shape != new.shape or (old != new).any():
             changed.add(name)
     assert changed and all("/router/" in name for name in changed)
+
+
+def test_the_configuration_of_a_larger_model_needs_no_run():
+    first = experiment_of(tiny.get_config(), {"training.start_from": "elsewhere"})
+    larger = with_new_experts((0, 2)).begin.experiment(first, {"training.steps": 7})
+    assert (larger.model.moe.num_experts, larger.optimizer.frozen_experts) == (6, 4)
+    assert (larger.training.steps, larger.training.start_from) == (7, "")
+    dense = experiment_of(tiny.get_config("dense"))
+    with pytest.raises(ConfigError, match="the layers have .. experts"):
+        with_new_experts((0,)).begin.experiment(dense, {})
