@@ -12,7 +12,7 @@ from moe_jax.experiments.base import REGISTERED, beats_zlib, evaluated, saturate
 from moe_jax.experiments.glam import experts
 
 from moe_jax.ablation.ablation import Ablation, Changed, Claim, Finished
-from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, Sizes
+from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, QualityBySize
 
 _MODEL = experts.ABLATION.arms["e16"]
 _RECOVERY = {
@@ -54,7 +54,7 @@ _FULL = fmean((95.75, 90.20, 76.19, 68.00, 61.80, 65.39, 96.45, 67.55))
 _PRUNED = fmean((94.50, 88.97, 75.13, 63.00, 61.64, 64.80, 96.27, 67.39))
 _MERGED = fmean((94.50, 90.69, 75.57, 68.00, 61.80, 65.66, 96.34, 67.91))
 
-_SIZES = Sizes(
+_SIZES = QualityBySize(
     measured={
         "pruned by load": MeasuredSeries(_BY_LOAD, "e16", {0.75: "load_12", 0.5: "load_8"}),
         "pruned by output": MeasuredSeries(_BY_OUTPUT, "e16", {0.75: "output_12", 0.5: "output_8"}),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from moe_jax.ablation.overlay import Overlay
-from moe_jax.ablation.sizes import Sizes
+from moe_jax.ablation.sizes import QualityBySize
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.schema import build, override
 from moe_jax.errors import ConfigError, nearest
@@ -199,7 +199,7 @@ class Ablation:
     threshold_arm: str = ""
     against: tuple[Axis, ...] = ()
     overlay: Overlay | None = None
-    sizes: Sizes | None = None
+    sizes: QualityBySize | None = None
     notes: tuple[str, ...] = ()
     first_seed: int = 0
     registered: str = ""

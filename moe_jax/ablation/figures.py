@@ -29,7 +29,7 @@ from moe_jax.ablation.derived import (
 )
 from moe_jax.ablation.intervals import Interval
 from moe_jax.ablation.overlay import Overlay
-from moe_jax.ablation.sizes import WHOLE, MeasuredSeries, PublishedSeries, Sizes
+from moe_jax.ablation.sizes import WHOLE, MeasuredSeries, PublishedSeries, QualityBySize
 from moe_jax.ablation.verdicts import CONTRADICTED, REPRODUCED, Verdict
 
 CURVES, AGAINST, OVERLAY, SIZES, EFFECTS = "curves", "against", "overlay", "sizes", "effects"
@@ -253,7 +253,7 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> Figure:
     return figure
 
 
-def _sizes(ablation: Ablation, sizes: Sizes, records: Records) -> Figure:
+def _sizes(ablation: Ablation, sizes: QualityBySize, records: Records) -> Figure:
     """Draws measured losses and published scores by size, relative to the unchanged model."""
     figure = Figure((9.0, 5.8), layout="constrained")
     ours, theirs = figure.subplots(1, 2, sharex=True)
@@ -267,7 +267,7 @@ def _sizes(ablation: Ablation, sizes: Sizes, records: Records) -> Figure:
     return figure
 
 
-def _measured_sizes(axes: Axes, ablation: Ablation, sizes: Sizes, records: Records) -> None:
+def _measured_sizes(axes: Axes, ablation: Ablation, sizes: QualityBySize, records: Records) -> None:
     """Draws the intervals of each series; those of one size stand side by side."""
     styles = _styles_of(sizes.measured, sizes)
     for number, (name, series) in enumerate(sizes.measured.items()):
@@ -284,7 +284,7 @@ def _measured_sizes(axes: Axes, ablation: Ablation, sizes: Sizes, records: Recor
     axes.set_title("measured here")
 
 
-def _published_sizes(axes: Axes, sizes: Sizes) -> None:
+def _published_sizes(axes: Axes, sizes: QualityBySize) -> None:
     styles = _styles_of(sizes.published, sizes)
     for name, series in sizes.published.items():
         places, shares = zip(*sorted(series.relative.items()), strict=True)
@@ -295,7 +295,7 @@ def _published_sizes(axes: Axes, sizes: Sizes) -> None:
 
 
 def _styles_of(
-    series: Mapping[str, MeasuredSeries] | Mapping[str, PublishedSeries], sizes: Sizes
+    series: Mapping[str, MeasuredSeries] | Mapping[str, PublishedSeries], sizes: QualityBySize
 ) -> dict[str, dict[str, Any]]:
     """Returns the style of each series: a colour per method, and dashes within a method."""
     styles = {}

@@ -27,7 +27,7 @@ from moe_jax.ablation.derived import (
 from moe_jax.ablation.judgement import failed_gates, judged
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.pairs import TableAgreement, agreements
-from moe_jax.ablation.sizes import WHOLE, Sizes
+from moe_jax.ablation.sizes import WHOLE, QualityBySize
 from moe_jax.ablation.statistics import LOOKS
 from moe_jax.ablation.verdicts import MISSING, Verdict
 
@@ -273,14 +273,14 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
     return [about, "", *_table(header, rows)]
 
 
-def _sizes(ablation: Ablation, sizes: Sizes, records: Records) -> list[str]:
+def _sizes(ablation: Ablation, sizes: QualityBySize, records: Records) -> list[str]:
     """Returns a table of measured differences and a table of published scores, by size."""
     about = "Quality against size, the share of the bytes of the unchanged model's experts."
     tables = (_measured_sizes(ablation, sizes, records), _published_sizes(sizes))
     return [about, *(line for table in tables if table for line in ("", *table))]
 
 
-def _measured_sizes(ablation: Ablation, sizes: Sizes, records: Records) -> list[str]:
+def _measured_sizes(ablation: Ablation, sizes: QualityBySize, records: Records) -> list[str]:
     rows = [
         [name, f"{size:.2f}", series.arms[size], series.reference, effect]
         for name, series in sizes.measured.items()
@@ -290,7 +290,7 @@ def _measured_sizes(ablation: Ablation, sizes: Sizes, records: Records) -> list[
     return _table(header, rows) if rows else []
 
 
-def _published_sizes(sizes: Sizes) -> list[str]:
+def _published_sizes(sizes: QualityBySize) -> list[str]:
     rows = []
     for name, series in sizes.published.items():
         whole = f"{series.scores[WHOLE]:.4g}"

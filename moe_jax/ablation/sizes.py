@@ -53,7 +53,7 @@ class PublishedSeries:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class QualityBySize:
     """Quality against size, measured and published.
 
     Losses and scores are not comparable, so each is shown relative to its unchanged model.

@@ -17,20 +17,18 @@ from moe_jax.ranges import Chance, ExpertIndex, Ranged
 from moe_jax.routing.balance import Balance, Evidence
 from moe_jax.routing.balance.base import token_choice
 from moe_jax.routing.capacity import Capacity
-from moe_jax.routing.free import FreeExperts, free_gates, split
+from moe_jax.routing.free import FreeExperts
 from moe_jax.routing.head import Head, Linear
 from moe_jax.routing.inputs import Inputs, Scored
 from moe_jax.routing.part import NOTHING
-from moe_jax.routing.plan import Counts, Mixture, Plan, Slots
-from moe_jax.routing.redirect import best_of_logits, check_redirect, chosen_logits, redirected
+from moe_jax.routing.plan import Plan
+from moe_jax.routing.redirect import check_redirect
 from moe_jax.routing.score import Score
-from moe_jax.routing.select import Forced, Select, Selection, TokenChoice
+from moe_jax.routing.seated import CHOSEN, FREE, seated
+from moe_jax.routing.select import Select, Selection
+from moe_jax.routing.together import RouterParts, check_parts
 
 AnyArray = Array | np.ndarray
-# Name of the observed tokens (Z,) of the free experts.
-FREE = "free"
-# Name of the observed choices (V,) of the logits, if several logits share an expert.
-CHOSEN = "chosen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,61 +73,11 @@ class Router(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        for part in self.balance:
-            name, select = type(part).__name__, type(self.select).__name__
-            if part.needs_token_choice and self.select.experts_choose:
-                raise ConfigError(
-                    f"{name} needs tokens that choose experts, but with select={select} experts "
-                    f"choose and the load is even by construction: remove {name} from balance"
-                )
-            if part.needs_second_choice and self.select.choices(2) < 2:
-                raise ConfigError(
-                    f"{name} needs second choices, but select={select} makes one choice: use Top2 "
-                    f"or TopK(2), or remove {name} from balance"
-                )
-        names = [part.name for part in self.balance]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"two losses share a name in balance: {', '.join(names)}; name one")
-        if self.gate_on == "in" and self.select.experts_choose:
-            raise ConfigError(
-                "gate_on='in' needs tokens that choose experts: with "
-                f"select={type(self.select).__name__} use gate_on='out'"
+        check_parts(
+            RouterParts(
+                self.select, self.balance, self.capacity, self.free, self.redirect, self.gate_on
             )
-        if self.capacity.reroute and self.select.experts_choose:
-            raise ConfigError("capacity.reroute needs tokens that choose experts: turn it off")
-        if self.free.count:
-            self._check_free()
-        if self.redirect:
-            self._check_redirect()
-
-    def _check_redirect(self) -> None:
-        """Raises ``ConfigError`` if a part cannot work with several logits per expert."""
-        unfit = {
-            "select": self.select.experts_choose or isinstance(self.select, Forced),
-            "free": self.free.count > 0,
-            "balance over='batch'": any(part.over == "batch" for part in self.balance),
-            "capacity.reroute": self.capacity.reroute,
-            "gate_on": self.gate_on == "in" and self.select.choices(len(self.redirect)) > 1,
-        }
-        for setting in (name for name, is_unfit in unfit.items() if is_unfit):
-            raise ConfigError(
-                f"redirect adds up the choices of an expert, which this {setting} does not know: "
-                f"remove redirect or change {setting}"
-            )
-
-    def _check_free(self) -> None:
-        """Raises ``ConfigError`` if a part cannot work with free experts."""
-        unfit = {
-            "select": self.select.experts_choose,
-            "balance over='batch'": any(part.over == "batch" for part in self.balance),
-            "capacity.reroute": self.capacity.reroute,
-            "capacity.renormalize": self.capacity.renormalize,
-        }
-        for setting in (name for name, is_unfit in unfit.items() if is_unfit):
-            raise ConfigError(
-                f"free experts take no slot, which this {setting} does not know: remove free or "
-                f"change {setting}"
-            )
+        )
 
     @property
     def experts_choose(self) -> bool:
@@ -352,7 +300,14 @@ class Router(Ranged):
         inputs = dataclasses.replace(inputs, limit=self._limit(inputs))
         scored = self.score(inputs)
         selection = self.selected(scored, inputs)
-        slots, counts, free = self._seated(selection, scored, inputs)
+        slots, counts, free = seated(
+            selection,
+            scored,
+            inputs,
+            capacity=self.capacity,
+            free=self.free.count,
+            redirect=self.redirect,
+        )
         observed = self.observe(scored, selection, inputs)
         counts = dataclasses.replace(counts, observed=counts.observed | observed)
         losses = {part.name: part(scored, selection, inputs) for part in self.balance}
@@ -378,31 +333,6 @@ class Router(Ranged):
             return None
         experts = self.computing(inputs.logits.shape[1])
         return self.capacity.limit(inputs, self.sharing(experts), self.expected_choices(experts))
-
-    def _seated(
-        self, selection: Selection, scored: Scored, inputs: Inputs
-    ) -> tuple[Slots | Mixture, Counts, Float[Array, "S Z"] | None]:
-        """Returns the slots, the counts, and the gates of free experts, which need no slot."""
-        if self.redirect and isinstance(selection, TokenChoice):
-            ranking = best_of_logits(scored.log_scores, self.redirect)
-            seat = self.capacity.seat
-            slots, counts = seat(redirected(selection, self.redirect), ranking, inputs)
-            chosen = chosen_logits(selection, len(self.redirect))
-            return slots, dataclasses.replace(counts, observed={CHOSEN: chosen}), None
-        count = self.free.count
-        if not count or not isinstance(selection, TokenChoice):
-            return *self.capacity.seat(selection, scored.log_scores, inputs), None
-        num_experts = scored.scores.shape[1] - count
-        choice, taken = split(selection, num_experts)
-        ranking = scored.log_scores[:, :num_experts]
-        slots, counts = self.capacity.seat(choice, ranking, inputs)
-        assert isinstance(slots, Slots) and slots.expert is not None
-        routed = (slots.expert >= 0).any(-1) | taken.any(-1)
-        gate, demand = free_gates(selection, taken, num_experts, count)
-        unrouted = (inputs.valid & ~routed).sum().astype(jnp.float32)
-        counts = dataclasses.replace(counts, unrouted=unrouted, observed={FREE: demand})
-        expert = jnp.where(selection.expert >= num_experts, -1 - selection.expert, slots.expert)
-        return dataclasses.replace(slots, expert=expert), counts, gate
 
     @property
     def of_sequences(self) -> tuple[Balance, ...]:

@@ -5,7 +5,7 @@ import dataclasses
 from moe_jax.ablation.ablation import Ablation, Claim, Published
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.runner import fingerprint
-from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, Sizes
+from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, QualityBySize
 from tests.ablation.tiny_ablation import ABLATION
 
 STEPS = 40
@@ -48,7 +48,7 @@ FULL = dataclasses.replace(
         {"A series": {1: 1.7, 2: 1.6, 8: 1.5}},
         {"A law": lambda experts: 2.0 - 0.1 * experts},
     ),
-    sizes=Sizes(
+    sizes=QualityBySize(
         {"halved": MeasuredSeries("halve", "dense", {0.5: "switch"})},
         {
             "theirs": PublishedSeries("halve", "A paper, table 2", {1.0: 80.0, 0.5: 60.0}),

@@ -11,7 +11,7 @@ from moe_jax import data, models
 from moe_jax.ablation.ablation import Claim, Finished
 from moe_jax.ablation.catalogue import load
 from moe_jax.ablation.runner import fingerprint, runs_of, to_train
-from moe_jax.ablation.sizes import MeasuredSeries, Sizes
+from moe_jax.ablation.sizes import MeasuredSeries, QualityBySize
 from moe_jax.errors import ConfigError
 from moe_jax.parallel import MeshConfig
 from moe_jax.training.state import named_leaves
@@ -36,8 +36,14 @@ def test_a_scale_and_an_arm_are_put_on_the_base():
     ("change", "message"),
     [
         ({"claims": (Claim("", "loss", "swich", "dense"),)}, "no arm 'swich'.*switch"),
-        ({"sizes": Sizes({"": MeasuredSeries("", "dense", {0.5: "swich"})})}, "no arm 'swich'"),
-        ({"sizes": Sizes({"": MeasuredSeries("", "sense", {0.5: "switch"})})}, "no arm 'sense'"),
+        (
+            {"sizes": QualityBySize({"": MeasuredSeries("", "dense", {0.5: "swich"})})},
+            "no arm 'swich'",
+        ),
+        (
+            {"sizes": QualityBySize({"": MeasuredSeries("", "sense", {0.5: "switch"})})},
+            "no arm 'sense'",
+        ),
         ({"arms": {"dense": {}, "switch": {"training.teacher": Finished("sense")}}}, "'dense'"),
         (
             {

@@ -1,6 +1,6 @@
 import pytest
 
-from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, Sizes
+from moe_jax.ablation.sizes import MeasuredSeries, PublishedSeries, QualityBySize
 from moe_jax.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def test_scores_without_one_of_the_unchanged_model_are_refused(scores):
 
 
 def test_sizes_name_arms_and_methods():
-    sizes = Sizes(
+    sizes = QualityBySize(
         {
             "pruned": MeasuredSeries("prune", "whole", {0.75: "twelve", 0.5: "eight"}),
             "pruned, recovered": MeasuredSeries("prune", "trained", {0.5: "recovered"}),
