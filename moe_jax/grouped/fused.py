@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.grouped.left import block_product
 from moe_jax.grouped.loop import block_sizes, edges, over_blocks
 from moe_jax.grouped.moves import gate_gradient, sum_of_taken
-from moe_jax.precision import exact
 
 _Parameters = dict[str, Array]
 
@@ -49,7 +49,7 @@ def _linear(parameters: _Parameters) -> Callable[..., Array]:
 
     def linear(x: Array, name: str, gate: Array | None = None) -> Array:
         x = x if gate is None else x * gate
-        y = jnp.dot(x, parameters[name], precision=exact(x.dtype))
+        y = block_product(x, parameters[name])
         bias = parameters.get(f"{name}_bias")
         if bias is None:
             return y
