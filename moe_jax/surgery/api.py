@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 
 from moe_jax import routing
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
+from moe_jax.interop import folders
 from moe_jax.run.predecessors import open_finished
 from moe_jax.surgery import upcycle as dense
 from moe_jax.surgery.changed import ChangedModel, ChangeOptions, TextOptions, changed, reduced
@@ -202,7 +203,9 @@ def distil(
     written folder trains it.
 
     Args:
-        source: Workdir of a finished run, the teacher.
+        source: Workdir of a finished run, the teacher; or folder of a released or converted model.
+            The student of a folder is a folder, and ``training.teacher`` of its run names the
+            source.
         output: Folder to write, empty or missing.
         experts: Number of experts of a smaller mixture; number of groups of experts whose hidden
             units a dense network has side by side.
@@ -218,8 +221,8 @@ def distil(
             the student's run, such as ``data.source``.
 
     Raises:
-        ConfigError: If the source is no finished run, or the student does not fit. The error is
-            raised before anything is written.
+        ConfigError: If the source is no finished run and no model, or the student does not fit.
+            The error is raised before anything is written.
 
     Examples:
         >>> import moe_jax as mj
@@ -227,18 +230,24 @@ def distil(
         >>> changed.experts, mj.open_run("runs/student").config.training.teacher
         ({}, 'runs/tiny')
     """
-    teacher = open_finished("training.teacher", str(source))
+    if routing and student == "dense":
+        raise ConfigError("a dense student has no router: leave --routing out")
     taught = {
         "training.teacher": str(source),
         "training.teacher_weight": weight,
         "training.teacher_temperature": temperature,
+        "training.routing_weight": routing,
     }
-    if routing and student == "dense":
-        raise ConfigError("a dense student has no router: leave --routing out")
-    settings = {**taught, "training.routing_weight": routing, **(options.get("overrides") or {})}
-    experiment_of(teacher.experiment, settings)  # before the text is read
+    settings = {**taught, **(options.get("overrides") or {})}
+    difference = "a student approximates its teacher"
+    if folders.kind_of(Path(source)) == "run":
+        teacher = open_finished("training.teacher", str(source))
+        experiment_of(teacher.experiment, settings)  # before the text is read
+        options["overrides"] = settings
+    else:
+        _check_released_teacher(source, routing, options)
+        difference += _of_released(output, taught)
     make = dense_student if student == "dense" else smaller
-    options["overrides"] = settings
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
         uses = use_of(weights, stream)
@@ -248,8 +257,24 @@ def distil(
         return make(weights, uses, experts, start)
 
     check = check_student if student == "dense" else check_number
-    difference = "a student approximates its teacher"
     return reduced(source, output, experts, change, difference, check=check, **options)
+
+
+def _check_released_teacher(source: str | Path, routing: float, options: TextOptions) -> None:
+    """Rejects what only the student of a run can have."""
+    if routing:
+        raise ConfigError(
+            f"{source} is no run, so its student has no setting of routing groups: leave "
+            "--routing out"
+        )
+    if options.get("overrides"):
+        raise ConfigError(f"{source} is no run and has no settings: leave out --config.NAME")
+
+
+def _of_released(output: str | Path, taught: Mapping[str, Any]) -> str:
+    """Returns how the student of a released model is trained, as the end of a sentence."""
+    given = " ".join(f"--config.{name}={value}" for name, value in taught.items() if value)
+    return f", and is trained with --config=from_hf:{output} {given}"
 
 
 def grow(

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from moe_jax.configs import from_hf
 
 import moe_jax as mj
 from moe_jax.errors import ConfigError
@@ -18,6 +19,7 @@ from moe_jax.surgery.student import (
     side_by_side,
     smaller,
 )
+from tests.parity.compare_models import recorded
 from tests.surgery import test_api
 from tests.surgery.small import batch, config, logits, weights
 
@@ -141,3 +143,56 @@ def test_students_learn_the_domain_from_their_teacher(tmp_path):
             for group in run.config.training.routing_groups:
                 assert len(group) == 8 and set(group) == set(range(4))
             assert all(line["routing_loss"] > 0 for line in lines)
+
+
+def released(tmp_path, text="experts and routers of a mixture" * 20):
+    """A folder of a small Mixtral with a tokenizer, and a text."""
+    folder, file = tmp_path / "hf", tmp_path / "text.txt"
+    folder.mkdir()
+    recorded("mixtral", folder)
+    test_api.add_tokenizer(folder)
+    file.write_text(text)
+    return folder, file
+
+
+@pytest.mark.parametrize("student", ["dense", "mixture"])
+def test_a_student_of_a_released_model_is_a_folder_and_says_how_to_train(student, tmp_path):
+    teacher, file = released(tmp_path)
+    made = distil(teacher, tmp_path / "out", experts=3, student=student, file=file, weight=0.7)
+    assert made.kind == "hf" and made.parameters[1] < made.parameters[0]
+    assert made.experts == ({} if student == "dense" else {0: 3, 1: 3})
+    assert (
+        f"--config=from_hf:{tmp_path / 'out'} --config.training.teacher={teacher} "
+        "--config.training.teacher_weight=0.7" in str(made)
+    )
+
+
+def test_what_a_student_of_a_released_model_lacks_is_one_line(tmp_path):
+    teacher, file = released(tmp_path)
+    for options, match in (
+        ({"routing": 1.0, "student": "mixture"}, "leave --routing out"),
+        ({"overrides": {"training.steps": 1}}, "has no settings"),
+        ({"routing": 1.0}, "a dense student has no router"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            distil(teacher, tmp_path / "out", experts=3, file=file, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_a_released_model_learns_from_it(tmp_path):
+    teacher, file = released(tmp_path)
+    distil(teacher, tmp_path / "out", experts=3, file=file)
+    settings = {
+        "training.teacher": str(teacher),
+        "training.teacher_weight": 1.0,
+        "data.source": f"files:{file}",
+        "data.seq_length": 16,
+        "data.batch_size": 8,
+        "training.steps": 6,
+        "training.log_every": 1,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.warmup_steps": 1,
+    }
+    run = mj.train(from_hf.get_config(str(tmp_path / "out")), tmp_path / "run", settings)
+    losses = [line["distillation_loss"] for line in run.metrics if line["kind"] == "train"]
+    assert 0 < losses[-1] < losses[0]
