@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from moe_jax.analysis.observed import Observed, ObservedLayer
 from moe_jax.monitor.alarms import load_distance
 
+# Number ``(E,)`` of choices of each expert, by token id.
+TokenTable: TypeAlias = dict[int, np.ndarray]
 # A distance above this limit counts as a drift.
 _LIMIT = 0.2
 
@@ -33,7 +35,7 @@ def drift(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str, An
         ``routing`` or ``data and routing``; and ``words``, the same in one line.
     """
     ids = (np.concatenate([one.tokens for one in stream]) for stream in (before, after))
-    tokens = load_distance(*_paired(*ids))
+    tokens = token_distance(*ids)
     pairs = zip(before, after, strict=True)
     layers = [layer for one, other in pairs for layer in _by_layer(one, other)]
     return {"tokens": tokens, "layers": layers, **_verdict(tokens, layers)}
@@ -41,21 +43,38 @@ def drift(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str, An
 
 def _by_layer(before: Observed, after: Observed) -> Iterator[dict[str, Any]]:
     """Yields the distances of each layer of one stack."""
-    halves = before.documents % 2 == 0
     for old, new in zip(before.layers, after.layers, strict=True):
         table, other = by_token(old, before.tokens), by_token(new, after.tokens)
-        half, rest = (by_token(old, before.tokens, one) for one in (halves, ~halves))
-        yield {
-            "layer": old.name,
-            "load": load_distance(_load(table), _load(other)),
-            "same_tokens": conditional_distance(table, other),
-            "by_chance": conditional_distance(half, rest),
-        }
+        distances = layer_distances(table, other)
+        yield {"layer": old.name, **distances, "by_chance": chance_distance(before, old)}
+
+
+def layer_distances(before: TokenTable, after: TokenTable) -> dict[str, float | None]:
+    """Returns the distances ``load`` and ``same_tokens`` of one layer; see ``drift``."""
+    same = conditional_distance(before, after)
+    return {"load": load_distance(_load(before), _load(after)), "same_tokens": same}
+
+
+def chance_distance(stream: Observed, layer: ObservedLayer) -> float | None:
+    """Returns ``same_tokens`` between the documents of even and of odd number of one stream."""
+    even = stream.documents % 2 == 0
+    half, rest = (by_token(layer, stream.tokens, where) for where in (even, ~even))
+    return conditional_distance(half, rest)
+
+
+def token_distance(before: np.ndarray, after: np.ndarray) -> float:
+    """Returns the distance of the frequencies of token ids in two streams, from 0 to 1.
+
+    Args:
+        before: Token ids ``(N,)`` of one stream.
+        after: Token ids ``(N,)`` of the other.
+    """
+    return load_distance(*_paired(before, after))
 
 
 def by_token(
     layer: ObservedLayer, tokens: np.ndarray, where: np.ndarray | None = None
-) -> dict[int, np.ndarray]:
+) -> TokenTable:
     """Returns the number ``(E,)`` of choices of each expert by token id, before capacity.
 
     Args:
@@ -65,16 +84,13 @@ def by_token(
     """
     where = np.ones(len(tokens), bool) if where is None else where
     known, index = np.unique(tokens[where], return_inverse=True)
-    counts = np.zeros((len(known), layer.num_experts), np.int64)
-    wanted = layer.wanted[where]
-    token, choice = np.nonzero(wanted < layer.num_experts)
-    np.add.at(counts, (index[token], wanted[token, choice]), 1)
+    wanted, experts = layer.wanted[where], layer.num_experts
+    cells = (index[:, None] * experts + wanted)[wanted < experts]
+    counts = np.bincount(cells, minlength=len(known) * experts).reshape(len(known), experts)
     return dict(zip(known.tolist(), counts, strict=True))
 
 
-def conditional_distance(
-    before: dict[int, np.ndarray], after: dict[int, np.ndarray]
-) -> float | None:
+def conditional_distance(before: TokenTable, after: TokenTable) -> float | None:
     """Returns the distance of the experts of the same token ids, from 0 to 1.
 
     The distance is the root of the mean Jensen-Shannon divergence in base 2 over the token ids that
@@ -90,10 +106,14 @@ def conditional_distance(
     shared = [t for t in before if t in after and before[t].any() and after[t].any()]
     if not shared:
         return None
-    counts = np.array([[one[t].sum() for t in shared] for one in (before, after)], np.float64)
-    weights = (counts / counts.sum(1, keepdims=True)).mean(0)
-    divergences = [load_distance(before[t].tolist(), after[t].tolist()) ** 2 for t in shared]
-    return float(np.sqrt(np.dot(weights, divergences)))
+    counts = np.array([[one[t] for t in shared] for one in (before, after)], np.float64)
+    totals = counts.sum(-1)
+    weights = (totals / totals.sum(1, keepdims=True)).mean(0)
+    shares = counts / totals[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(shares > 0, shares * np.log2(shares / shares.mean(0)), 0.0)
+    divergences = np.maximum(terms.sum((0, 2)) / 2, 0.0)
+    return float(np.sqrt(weights @ divergences))
 
 
 def _verdict(tokens: float, layers: list[dict[str, Any]]) -> dict[str, str]:
@@ -117,5 +137,5 @@ def _paired(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.array([np.bincount(part, minlength=len(known)) for part in parts])
 
 
-def _load(table: dict[int, np.ndarray]) -> list[float]:
+def _load(table: TokenTable) -> list[float]:
     return np.sum(list(table.values()), axis=0).tolist()

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from moe_jax import signals
-from moe_jax.cli import common, drafting, offloading
+from moe_jax.cli import alarming, common, drafting, offloading
 from moe_jax.errors import ConfigError
 from moe_jax.run.opened import open_folder
 from moe_jax.serving.engines import Room
@@ -53,6 +53,7 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, default, meaning, lower_bound=lowest, flag_values=values)
     drafting.define(values)
     offloading.define(values)
+    alarming.define(values)
 
 
 def main(given: flags.FlagValues) -> None:
@@ -62,6 +63,7 @@ def main(given: flags.FlagValues) -> None:
     from moe_jax.serving.endpoint import offered
 
     offloading.check(given)
+    experiment = alarming.experiment_of(given)
     limits = Limits(body=given.body_bytes, api_key=_key(given.api_key_file))
     opened = open_folder(
         given.model,
@@ -78,6 +80,7 @@ def main(given: flags.FlagValues) -> None:
         given.place_every,
         drafting.speculation_of(given),
         offloading.offload_of(given, opened.model),
+        alarming.rules_of(given, experiment, opened.model),
     )
     name = given.name or Path(given.model).resolve().name
     with (

@@ -247,14 +247,15 @@ class Drift(Alarm):
         """Returns the layers whose load is too far from the reference."""
         if reference is None:
             return {}
+        about = reference.get("about") or f"step {reference['step']}"
         before = {str(layer["layer"]): layer["load"] for layer in reference["layers"]}
         moved = {}
         for layer in lines[-1]["layers"]:
             distance = load_distance(layer["load"], before[str(layer["layer"])])
             if distance > self.above:
                 moved[str(layer["layer"])] = (
-                    f"the load is at a distance of {distance:.3f} from the reference (step "
-                    f"{reference['step']}), above {self.above:g}"
+                    f"the load is at a distance of {distance:.3f} from the reference ({about}), "
+                    f"above {self.above:g}"
                 )
         return moved
 

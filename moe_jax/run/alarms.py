@@ -53,7 +53,7 @@ def judged(
     alarms = experiment.training.alarms
     if not alarms:
         return dict(means)
-    found = on_stream(alarms, means, _lines_to_compare(experiment, folder, step))
+    found = on_stream(alarms, means, lines_to_compare(experiment, folder, step))
     return {**means, ALARMS: found, "active_alarms": sum(map(len, found.values()))}
 
 
@@ -70,14 +70,25 @@ def alarms_of(folder: str | Path, step: Step = None) -> Callable[[Line], Conditi
     experiment = workdir.load(folder)
     if not experiment.training.alarms:
         return lambda line: {}
-    last = step if isinstance(step, int) else sys.maxsize
-    compared = _lines_to_compare(experiment, folder, last)
+    compared = lines_to_compare(experiment, folder, step)
     return lambda line: on_stream(experiment.training.alarms, line, compared)
 
 
-def _lines_to_compare(experiment: Experiment, folder: Path, step: int) -> dict[str, Line | None]:
-    """Returns the line of every reference; "" is the run's last validation up to ``step``."""
-    own = [line for line in read_metrics(folder) if line["kind"] == "eval" and line["step"] <= step]
+def lines_to_compare(
+    experiment: Experiment, folder: Path, step: Step = None
+) -> dict[str, Line | None]:
+    """Returns the line of every reference; "" is the last validation of a run, if it has one.
+
+    Args:
+        experiment: Alarms, and the model of the folder.
+        folder: Workdir of a run, or a folder of another model, which has no validation.
+        step: Step of the checkpoint; a number leaves later validations out.
+
+    Raises:
+        ConfigError: If a reference cannot be read; see ``references``.
+    """
+    last = step if isinstance(step, int) else sys.maxsize
+    own = [line for line in read_metrics(folder) if line["kind"] == "eval" and line["step"] <= last]
     return {"": own[-1] if own else None, **references(experiment)}
 
 

@@ -184,7 +184,8 @@ class Ahead:
 
 def _needed(samples: Any) -> Any:
     """Returns the samples without the arrays that no module reads."""
-    return dataclasses.replace(samples, logprobs=None, top=None, top_logprobs=None, loads=())
+    unread = dict.fromkeys(("logprobs", "top", "top_logprobs", "choices"))
+    return dataclasses.replace(samples, **unread, loads=())
 
 
 def _lowered(own: Modules, layers: StackCache, shape: StepShape, program: Any) -> Lowered:

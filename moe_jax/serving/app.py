@@ -160,12 +160,11 @@ class _Api:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def load(self, _: HttpRequest) -> Response:
-        """Returns the numbers of requests, and the load of experts if the generator has it."""
+        """Returns the numbers of requests, and load and alarms if the generator has them."""
         layers = await self._bridge.load()
-        bridge = self._bridge
-        return JSONResponse(
-            {"waiting": bridge.waiting, "running": bridge.running, "layers": layers}
-        )
+        bridge, stream = self._bridge, self._bridge.stream
+        numbers = {"waiting": bridge.waiting, "running": bridge.running, "layers": layers}
+        return JSONResponse({**numbers, **(stream.record() if stream is not None else {})})
 
     async def models(self, _: HttpRequest) -> Response:
         """Returns the list of models."""

@@ -13,6 +13,7 @@ from moe_jax.offload import OffloadCounts
 from moe_jax.serving.refusal import Refusal
 from moe_jax.serving.request import Generator, Request, Token
 from moe_jax.serving.speculation import Drafts
+from moe_jax.serving.stream import StreamState
 
 Result = TypeVar("Result")
 _RETRY = {"Retry-After": "1"}
@@ -43,6 +44,15 @@ class CountsExperts(Protocol):
     @property
     def offloaded(self) -> OffloadCounts | None:
         """Counts of the experts that layers asked for; ``None`` if all are on the device."""
+
+
+@runtime_checkable
+class ShowsAlarms(Protocol):
+    """A generator that may judge the tokens that it reads."""
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Alarms of the tokens; ``None`` without rules."""
 
 
 class Answer:
@@ -174,6 +184,12 @@ class Bridge:
         """Counts of the experts that layers asked for, or ``None``; for any thread."""
         generator = self._generator
         return generator.offloaded if isinstance(generator, CountsExperts) else None
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Alarms of the tokens that the generator has read, or ``None``; for any thread."""
+        generator = self._generator
+        return generator.stream if isinstance(generator, ShowsAlarms) else None
 
     def abort(self) -> None:
         """Ends all answers with an error; any thread may call it."""

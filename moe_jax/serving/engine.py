@@ -30,6 +30,8 @@ from moe_jax.serving.running import (
     shape_for,
 )
 from moe_jax.serving.speculation import Drafts, Speculation, agreeing, opened
+from moe_jax.serving.stream import StreamState
+from moe_jax.serving.traffic import Traffic
 
 # A table of pages is as wide as this number of tokens, or wider by powers of this factor.
 _NARROWEST, _GROWTH = 128, 4
@@ -78,6 +80,7 @@ class Engine:
         mesh: Mesh | None = None,
         speculation: Speculation | None = None,
         offload: Offload | None = None,
+        traffic: Traffic | None = None,
     ):
         """Allocates the pages and compiles all programs.
 
@@ -93,6 +96,7 @@ class Engine:
             mesh: Mesh of devices.
             speculation: The way to draft tokens; ``None`` drafts none.
             offload: A budget for the experts on the device; ``None`` keeps all of them there.
+            traffic: Alarms on the tokens that the engine reads; ``None`` keeps no choice.
 
         Raises:
             ConfigError: If the model cannot generate text, a size is out of range, a draft model
@@ -119,7 +123,9 @@ class Engine:
         self._load: tuple[Float[np.ndarray, " E"], ...] = ()
         self.prefill, self.drafts = Prefill(), Drafts()
         self._most_drafts = speculation.most(source) if speculation else 0
+        self._traffic = traffic
         hidden = speculation is not None and speculation.reads_hidden
+        also = ["hidden"] * hidden + ["choices"] * (traffic is not None)
         with self._on_mesh():
             self._compute = steps_of(source, offload)
             self._model = self._compute.model
@@ -127,7 +133,7 @@ class Engine:
             self._layers = pages_of(self._model, (1 + number) * page)
             sizes_of_steps = _sizes(slots, prefill, self._pieces)
             shapes = _shapes(sizes_of_steps, page, self._pages.of(length), self._most_drafts)
-            self._programs = self._compute.compiled(self._layers, shapes, self._top, hidden)
+            self._programs = self._compute.compiled(self._layers, shapes, self._top, also)
             self._drafter = opened(speculation, source, self._programs, (1 + number) * page)
 
     @property
@@ -154,6 +160,11 @@ class Engine:
     def offloaded(self) -> OffloadCounts | None:
         """Counts of the experts that layers asked for; ``None`` without a budget for them."""
         return self._compute.counts
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Alarms of the tokens that the engine has read; ``None`` without rules."""
+        return None if self._traffic is None else self._traffic.state
 
     @property
     def free_pages(self) -> int:
@@ -194,6 +205,8 @@ class Engine:
             if self._drafter:
                 self._drafter.read(StepDone(parts, inputs, shape, samples))
         samples = _on_host(dataclasses.replace(samples, hidden=None))
+        if self._traffic is not None:
+            self._traffic.read(StepDone(parts, inputs, shape, samples))
         self._load = tuple(map(np.add, self._load, samples.loads)) or samples.loads
         return [token for part in parts for token in self._advance(part, samples)]
 

@@ -6,7 +6,7 @@ experts the tokens have chosen, takes them from a cache, and starts one small pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ class LayeredStep:
         shape: StepShape,
         top: int,
         host: Host,
-        hidden_too: bool = False,
+        also: Collection[str] = (),
     ):
         """Compiles all segments, and the programs of the experts between them.
 
@@ -75,12 +75,12 @@ class LayeredStep:
             shape: Shapes of the step.
             top: Number of most likely tokens.
             host: The experts.
-            hidden_too: True returns the hidden states of all tokens too.
+            also: Names of optional fields of the samples to return; see ``program.step``.
         """
         leaves, tree = jax.tree.flatten(model)
 
         def run(leaves: list[Array], layers: StackCache, inputs: StepInputs) -> Any:
-            return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top, hidden_too)
+            return step(jax.tree.unflatten(tree, leaves), layers, inputs, shape, top, also)
 
         arguments = leaves, layers, StepInputs.empty(shape)
         traced, self.out_info = jax.make_jaxpr(run, return_shape=True)(*arguments)

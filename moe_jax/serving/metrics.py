@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,8 +14,11 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from moe_jax.serving.bridge import Bridge
+from moe_jax.serving.stream import StreamState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _DRAFTS = {
@@ -71,6 +75,8 @@ class Metrics:
         for attribute, (name, about) in _DRAFTS.items() if bridge.drafts is not None else ():
             gauge = Gauge(f"moe_jax_{name}", about, registry=registry)
             gauge.set_function(functools.partial(getattr, bridge.drafts, attribute))
+        if bridge.stream is not None:
+            registry.register(_AlarmGauges(bridge))
         for field, (name, about) in _OFFLOADED.items() if bridge.offloaded is not None else ():
             gauge = Gauge(f"moe_jax_{name}", about, registry=registry)
             gauge.set_function(functools.partial(_offloaded, bridge, field))
@@ -96,6 +102,34 @@ class Metrics:
     def ended(self, reason: str) -> None:
         """Counts an answer."""
         self._ends.labels(reason).inc()
+
+
+class _AlarmGauges(Collector):
+    """Gauges of the alarms, whose labels are those of the last judged window."""
+
+    def __init__(self, bridge: Bridge):
+        self._bridge = bridge
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yields the numbers of active conditions, and the distances of the drift."""
+        stream = self._bridge.stream or StreamState()
+        active = GaugeMetricFamily(
+            "moe_jax_active_alarms", "Active conditions of an alarm.", labels=["alarm"]
+        )
+        for name in stream.names:
+            active.add_metric([name], len(stream.alarms.get(name, {})))
+        yield active
+        if stream.drift is not None:
+            drift = GaugeMetricFamily(
+                "moe_jax_drift_distance",
+                "Distance of the last window from the first one: token ids, and the experts of "
+                "the same token ids in the layer where they are farthest.",
+                labels=["of"],
+            )
+            drift.add_metric(["data"], stream.drift["tokens"])
+            layers = [layer["same_tokens"] or 0.0 for layer in stream.drift["layers"]]
+            drift.add_metric(["routing"], max(layers))
+            yield drift
 
 
 def _offloaded(bridge: Bridge, field: str) -> float:

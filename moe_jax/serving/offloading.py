@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -70,10 +70,14 @@ class WholeSteps:
         self.model = resident(model)
 
     def compiled(
-        self, layers: StackCache, shapes: Sequence[StepShape], top: int, hidden_too: bool = False
+        self,
+        layers: StackCache,
+        shapes: Sequence[StepShape],
+        top: int,
+        also: Collection[str] = (),
     ) -> dict[StepShape, Step]:
         """Returns the steps of some shapes; see ``moe_jax.serving.program.step``."""
-        return compiled(self.model, layers, shapes, top, hidden_too)
+        return compiled(self.model, layers, shapes, top, also)
 
 
 class LayeredSteps:
@@ -113,12 +117,15 @@ class LayeredSteps:
         return self._host.cache.counts
 
     def compiled(
-        self, layers: StackCache, shapes: Sequence[StepShape], top: int, hidden_too: bool = False
+        self,
+        layers: StackCache,
+        shapes: Sequence[StepShape],
+        top: int,
+        also: Collection[str] = (),
     ) -> dict[StepShape, Step]:
         """Returns the steps of some shapes; see ``moe_jax.serving.program.step``."""
         return {
-            shape: LayeredStep(self.model, layers, shape, top, self._host, hidden_too)
-            for shape in shapes
+            shape: LayeredStep(self.model, layers, shape, top, self._host, also) for shape in shapes
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.stages import Lowered
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int16
 
 from moe_jax.decoding import Rules, choose_by_row
 from moe_jax.models import Decoder
 from moe_jax.models.cache import Cache, PagedCache
 from moe_jax.models.stack import StackCache
+from moe_jax.nn.mode import DECODE
+from moe_jax.nn.moe import MoEAux
 from moe_jax.parallel import constrain
 from moe_jax.parallel.rules import platform
 
@@ -133,6 +135,8 @@ class Samples:
         top_logprobs: Log-probabilities ``(S, W, A)`` of them.
         loads: Number ``(E,)`` of tokens of each expert in the step, for each MoE layer.
         hidden: Hidden states ``(N, 1, M)`` of all tokens of the step, if a drafter reads them.
+        choices: Expert ``(layers, N, K)`` of each choice, for each MoE layer, negative for none; if
+            alarms read them. ``K`` is the largest number of choices of a layer.
     """
 
     tokens: Int[Array, "S W"]
@@ -141,6 +145,7 @@ class Samples:
     top_logprobs: Float[Array, "S W A"]
     loads: tuple[Float[Array, " E"], ...]
     hidden: Float[Array, "N 1 M"] | None = None
+    choices: Int16[Array, "layers N K"] | None = None
 
 
 def step(
@@ -149,7 +154,7 @@ def step(
     inputs: StepInputs,
     shape: StepShape,
     top: int,
-    hidden_too: bool = False,
+    also: Collection[str] = (),
 ) -> tuple[StackCache, Samples]:
     """Returns the pages with the tokens of a step, and the samples after ``ends``.
 
@@ -159,7 +164,7 @@ def step(
         inputs: Arrays of the step.
         shape: Shapes of the step.
         top: Number ``A`` of most likely tokens.
-        hidden_too: True returns the hidden states of all tokens too.
+        also: Names of optional fields of the samples to return, ``hidden`` and ``choices``.
     """
     each = shape.each
     hidden, reports, cache = model.extend_reported(
@@ -167,6 +172,7 @@ def step(
         inputs.valid.astype(jnp.int32)[:, None],
         inputs.positions[:, None],
         paged(layers, inputs, shape),
+        mode=dataclasses.replace(DECODE, record="choices" in also),
     )
     logits = model.logits(hidden[inputs.ends.reshape(-1)])[:, 0]
     rules, seeds = jax.tree.map(lambda x: jnp.repeat(x, each), (inputs.rules, inputs.seeds))
@@ -181,9 +187,26 @@ def step(
         return x.reshape(shape.slots, each, *x.shape[1:])
 
     best = best - total[:, None]
-    kept = hidden if hidden_too else None
-    found = Samples(by_slot(tokens), by_slot(own), by_slot(ids), by_slot(best), loads, kept)
+    found = Samples(
+        by_slot(tokens),
+        by_slot(own),
+        by_slot(ids),
+        by_slot(best),
+        loads,
+        hidden if "hidden" in also else None,
+        _choices(reports) if "choices" in also else None,
+    )
     return sharded(cache.layers), found
+
+
+def _choices(reports: Sequence[MoEAux]) -> Int16[Array, "layers N K"]:
+    """Returns the choices of all layers, with -1 after those of a layer with fewer."""
+    own = [report.choices[:, 0] for report in reports if report.choices is not None]
+    most = max(choices.shape[1] for choices in own)
+    ends = [((0, 0), (0, most - choices.shape[1])) for choices in own]
+    return jnp.stack(
+        [jnp.pad(x, end, constant_values=-1) for x, end in zip(own, ends, strict=True)]
+    )
 
 
 def paged(layers: StackCache, inputs: StepInputs, shape: StepShape) -> PagedCache:
@@ -266,12 +289,10 @@ def compiled(
     layers: StackCache,
     shapes: Iterable[StepShape],
     top: int,
-    hidden_too: bool = False,
+    also: Collection[str] = (),
 ) -> dict[StepShape, Any]:
     """Returns the compiled steps: functions of the model's leaves, the pages and the inputs."""
-    return compiled_together(
-        (shape, lowered(model, layers, shape, top, hidden_too)) for shape in shapes
-    )
+    return compiled_together((shape, lowered(model, layers, shape, top, also)) for shape in shapes)
 
 
 def compiled_together(programs: Iterable[tuple[StepShape, Lowered]]) -> dict[StepShape, Any]:
@@ -282,12 +303,16 @@ def compiled_together(programs: Iterable[tuple[StepShape, Lowered]]) -> dict[Ste
 
 
 def lowered(
-    model: Decoder, layers: StackCache, shape: StepShape, top: int, hidden_too: bool = False
+    model: Decoder,
+    layers: StackCache,
+    shape: StepShape,
+    top: int,
+    also: Collection[str] = (),
 ) -> Lowered:
     """Returns the step before its compilation; arrays may be shapes with shardings."""
 
     def run(model: Decoder, layers: StackCache, inputs: StepInputs) -> Any:
-        return step(model, layers, inputs, shape, top, hidden_too)
+        return step(model, layers, inputs, shape, top, also)
 
     return in_place(run, model, layers, StepInputs.empty(shape))
 
