@@ -24,6 +24,15 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         run(tmp_path)
 
 
+def test_serving_reads_no_setting_but_the_alarms(tmp_path):
+    pytest.importorskip("starlette", reason="pip install 'moe_jax[serve]'")
+    with pytest.raises(ConfigError, match=r"model\.width has no effect on serving, which reads"):
+        run(tmp_path, override="model.width=8")
+    alarms = '({"type": "Drift", "above": 2.0},)'
+    with pytest.raises(ConfigError, match="above"):
+        run(tmp_path, override=f"training.alarms={alarms}")
+
+
 def test_a_key_is_in_a_file(tmp_path):
     pytest.importorskip("starlette", reason="pip install 'moe_jax[serve]'")
     (tmp_path / "key").write_text(" \n")

@@ -2,12 +2,14 @@
 
 import functools
 import json
+import types
 
 import jax
 import pytest
+from absl import flags
 
 import moe_jax as mj
-from moe_jax.cli import main
+from moe_jax.cli import alarming, main, serve
 from moe_jax.monitor.alarms import load_distance
 from moe_jax.run.loop import StoppedByAlarm
 from moe_jax.training.step import eval_step
@@ -95,6 +97,27 @@ def test_the_command_warns_of_an_evaluated_stream(stopped, monkeypatch, capsys):
     # The validation is the run's own, at distance 0 from its last one.
     assert set(json.loads(out)["alarms"]) == {"Drops", "SaturatedGates"}
     assert "warning: SaturatedGates in layer 1: the mean share of the top score" in err
+
+
+def rules(folder, model, *alarms):
+    values = flags.FlagValues()
+    serve.define(values)
+    more = [f"--override=training.alarms={json.dumps(alarms)}"] if alarms else []
+    values(["serve", f"--model={folder}", "--alarm_window=64", *more])
+    return alarming.rules_of(values, alarming.experiment_of(values), model)
+
+
+def test_a_served_stream_meets_the_rules_of_the_run(stopped, tmp_path):
+    _, run, _ = stopped
+    model = types.SimpleNamespace(config=run.config.model)
+    own = rules(run.workdir, model)
+    assert own.alarms == run.config.training.alarms and own.window == 64
+    assert own.references == {"": [line for line in run.metrics if line["kind"] == "eval"][-1]}
+    # A folder that is no run has no rules of its own and no validation.
+    assert rules(tmp_path, model) is None
+    given = {"type": "Drift", "reference": str(run.workdir)}
+    other = rules(tmp_path, model, {"type": "Drift"}, given)
+    assert other.references == {"": None, str(run.workdir): own.references[""]}
 
 
 def test_the_report_lists_them(stopped):

@@ -1,18 +1,26 @@
 """The endpoint over loopback: a real server, and OpenAI's client."""
 
 import contextlib
+import dataclasses
 import json
 import random
 import socket
 import time
 
+import jax
 import pytest
 
 from examples import chat_client
 from moe_jax import data
+from moe_jax.models import Decoder
+from moe_jax.monitor import Drift, Overload
+from moe_jax.serving import Engine
 from moe_jax.serving.asking import Served
 from moe_jax.serving.bridge import Bridge
+from moe_jax.serving.stream import TrafficRules
+from moe_jax.serving.traffic import Traffic, layers_of
 from tests.serving.generators import Scripted
+from tests.test_decoding import MOE, SMALL
 
 httpx = pytest.importorskip("httpx", reason="openai is not installed")
 openai = pytest.importorskip("openai", reason="openai is not installed")
@@ -159,6 +167,35 @@ def test_models_health_load_metrics_and_the_page(shared):
     page = shared.http.get("/")
     assert "<h1>tiny</h1>" in page.text and "http" not in page.text.partition("<body>")[2]
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_alarms_of_the_stream_are_said_and_shown():
+    config = dataclasses.replace(SMALL, num_layers=1, moe=dataclasses.replace(MOE, every=1))
+    model, said = Decoder(config, BYTES.vocab_size, jax.random.key(1)), []
+    rules = TrafficRules([Drift(above=0.3), Overload(above=8)], {"": None}, 64, said.append)
+    traffic = Traffic(rules, layers_of(model))
+    engine = Engine(model, slots=2, length=40, prefill=8, page=4, traffic=traffic)
+    with site(generator=engine, context=40) as one:
+
+        def served(text, tokens):
+            for i in range(4):  # Pages of an earlier prompt would not be read again.
+                prompt = text[i:] + text[:i]
+                assert one.post(prompt=prompt, max_tokens=1).status_code == 200
+            traffic.wait()
+            one.until(lambda: one.http.get("/load").json()["judged_tokens"] >= tokens)
+            return one.http.get("/load").json(), one.http.get("/metrics").text
+
+        found, text = served("abcdefghijklmnop", 64)
+        assert (found["alarms"], found["active_alarms"], found["drift"]) == ({}, 0, None)
+        assert 'moe_jax_active_alarms{alarm="Drift"} 0.0' in text and "drift_distance" not in text
+        found, text = served("ABCDEFGHIJKLMNOP", 128)
+        assert found["drift"]["drifted"] == "data" and "all" in found["alarms"]["Drift"]
+        number = len(found["alarms"]["Drift"])
+        assert f'moe_jax_active_alarms{{alarm="Drift"}} {number}.0' in text
+        assert 'moe_jax_active_alarms{alarm="Overload"} 0.0' in text
+        assert f'moe_jax_drift_distance{{of="data"}} {found["drift"]["tokens"]}' in text
+        assert said[0].startswith("Drift in layer all: the token ids are at a distance of 0.")
+        assert said[0].endswith(": drift of the data") and len(said) == number
 
 
 JSON = {"content-type": "application/json"}

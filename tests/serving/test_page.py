@@ -2,6 +2,7 @@
 
 import pytest
 
+from moe_jax.serving.stream import StreamState
 from tests import browser
 from tests.serving.test_app import site
 
@@ -33,6 +34,9 @@ def test_an_answer_streams_and_the_bars_move(width, scheme):
         expect(bars.first).to_have_attribute("title", "expert 0: 5")
         sizes = [bar.bounding_box()["height"] for bar in bars.all()]
         assert sizes[0] > 4 * sizes[1] and sizes[3] > 4 * sizes[2]
+        assert page.locator("#alarms").is_hidden()
+        served.generator.stream = StreamState(alarms={"Drift": {"1": "drift of the data"}})
+        expect(page.locator("#alarms")).to_have_text("Drift in layer 1: drift of the data")
         browser.check_layout(page)
         page.click("#clear")
         assert page.locator(".message").count() == 0
