@@ -2,7 +2,8 @@
 
 The model is a run, a converted model or a model of transformers. The endpoint has
 `/v1/completions`, `/v1/chat/completions`, `/v1/models`, `/health` and `/metrics`, and a page at `/`
-to type into. `--config.training.alarms` sets rules on the tokens that it reads. SIGTERM and Ctrl-C end the server after the requests that wait or run.
+to type into. `--config.training.alarms` has rules on the tokens that the model reads. SIGTERM and
+Ctrl-C end the server after the requests that wait or run.
 """
 
 from __future__ import annotations
