@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.analysis.gaps import gap_of_ratio
 from moe_jax.analysis.observed import Observed, ObservedLayer
 from moe_jax.analysis.tokens import mutual_information, purity
 from moe_jax.training.metrics import load_statistics
 
 _HOT = 2.0
 _POSITIONS = 8
-_RESAMPLES = 1000
 
 
 def load_of(layer: ObservedLayer) -> dict[str, Any]:
@@ -178,52 +178,15 @@ def gap(
 
     Returns:
         The groups ``worst`` and ``best``, their gap ``bits_per_byte`` and its ``interval``, and
-        under ``drops`` the same for the share ``dropped`` of the choices. The 95% interval is the
-        percentile bootstrap over documents, drawn within each group. A model that gives no token a
-        likelihood has ``drops`` alone.
+        under ``drops`` the same for the share ``dropped`` of the choices; see ``gap_of_ratio``. A
+        model that gives no token a likelihood has ``drops`` alone.
     """
     if len(names) < 2:
         return None
     nats, known = _by_document(observed, len(labels))
     bits, drops = nats / math.log(2), _drops_by_document(observed, len(labels))
-    quality = _gap_of_ratio(bits, sizes, labels, names, "bits_per_byte") if known.any() else {}
-    return {**quality, "drops": _gap_of_ratio(*drops, labels, names, "dropped")}
-
-
-def _gap_of_ratio(
-    over: np.ndarray, under: np.ndarray, labels: np.ndarray, names: Sequence[str], name: str
-) -> dict[str, Any]:
-    """Returns the gap between the groups of the largest and of the smallest ratio of sums.
-
-    Args:
-        over: Numerator ``(documents,)`` of each document.
-        under: Denominator ``(documents,)`` of each document.
-        labels: Group ``(documents,)`` of each document.
-        names: Name of each group.
-        name: Name of the ratio.
-    """
-    groups = [labels == group for group in range(len(names))]
-    ratios = [over[own].sum() / max(under[own].sum(), 1) for own in groups]
-    best, worst = int(np.argmin(ratios)), int(np.argmax(ratios))
-    generator = np.random.default_rng(0)
-    drawn = [
-        _resampled(over[groups[group]], under[groups[group]], generator.integers)
-        for group in (worst, best)
-    ]
-    return {
-        "worst": names[worst],
-        "best": names[best],
-        name: float(ratios[worst] - ratios[best]),
-        "interval": np.percentile(drawn[0] - drawn[1], [2.5, 97.5]).tolist(),
-    }
-
-
-def _resampled(
-    over: np.ndarray, under: np.ndarray, integers: Callable[..., np.ndarray]
-) -> np.ndarray:
-    """Returns the ratios of the sums over resampled documents, once per resample."""
-    drawn = integers(0, len(over), (_RESAMPLES, len(over)))
-    return over[drawn].sum(1) / np.maximum(under[drawn].sum(1), 1)
+    quality = gap_of_ratio(bits, sizes, labels, names, "bits_per_byte") if known.any() else {}
+    return {**quality, "drops": gap_of_ratio(*drops, labels, names, "dropped")}
 
 
 def _drops_by_document(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe_jax.analysis import gaps
 from moe_jax.analysis.expert_maps import maps_of
 from moe_jax.analysis.page import write_page
 from moe_jax.analysis.report import visible
@@ -31,7 +32,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
     shown += [f"alarm, group {line}" for line in _alarms(found)]
     if found["gap"]:
-        shown += _gaps(found["gap"])
+        shown += gaps.in_words(found["gap"])
     for one in found["drift"]:
         shown.append(f"group {one['group']} against {one['reference']}: {one['words']}")
     for one in found["saturation"]:
@@ -49,24 +50,6 @@ def _quality(group: dict[str, Any]) -> str:
     if group["loss"] is None:
         return ""
     return f"loss {group['loss']:.3f}  bits per byte {group['bits_per_byte']:.3f}  "
-
-
-def _gaps(gap: dict[str, Any]) -> list[str]:
-    """Returns the gap of the quality and the gap of the drops with their intervals, as lines."""
-    drops = gap["drops"]
-    least, most = drops["interval"]
-    of_drops = (
-        f"gap of drops {drops['worst']} - {drops['best']}: {drops['dropped']:.2%}, "
-        f"95% interval {least:.2%} to {most:.2%}"
-    )
-    if "interval" not in gap:
-        return [of_drops]
-    low, high = gap["interval"]
-    return [
-        f"gap {gap['worst']} - {gap['best']}: {gap['bits_per_byte']:.3f} bits per byte, "
-        f"95% interval {low:.3f} to {high:.3f}",
-        of_drops,
-    ]
 
 
 def _ahead(layer: dict[str, Any]) -> str:
@@ -98,6 +81,8 @@ def write_atlas(found: dict[str, Any], path: str | Path, title: str) -> tuple[Pa
         title=title,
         found=found,
         alarms=_alarms(found),
+        gaps=gaps.in_words(found["gap"]) if found["gap"] else [],
+        fewest=gaps.FEWEST,
         maps=[maps_of(layer) for layer in found["layers"]],
         visible=visible,
     )
