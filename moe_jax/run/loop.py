@@ -330,6 +330,7 @@ class _Log:
     def __init__(self, session: Session, writer: MetricsWriter, bar: ProgressBar, watch: Watch):
         self._session, self._writer, self._bar, self._watch = session, writer, bar, watch
         self.alarm = ""
+        self._alarms = dict[str, int]()  # active in the last line of each kind
         self._time, self._tokens = time.perf_counter(), 0
         experiment = session.experiment
         cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
@@ -359,6 +360,7 @@ class _Log:
             dropped=record["dropped_fraction"],
             model_flops_per_second=record["model_flops_per_second"],
             mfu=record.get("mfu"),
+            alarms=sum(self._alarms.values()),
         )
 
     def _learning_rate(self, step: int, report: StepReport) -> float:
@@ -379,6 +381,7 @@ class _Log:
     def _write(self, record: dict[str, Any]) -> None:
         seen = self._watch.see(record)
         self._writer.write(seen.line)
+        self._alarms[record["kind"]] = seen.line.get("active_alarms", 0)
         if processes.is_first():
             for text in seen.new:
                 logging.warning("step %d: %s", record["step"], text)

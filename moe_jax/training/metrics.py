@@ -393,7 +393,7 @@ def printed(text: str) -> None:
 
 
 class ProgressBar:
-    """Shows step, loss, tokens/s, model FLOP/s, MFU, dropped fraction and remaining time.
+    """Shows step, loss, tokens/s, model FLOP/s, MFU, dropped fraction, alarms and remaining time.
 
     Outside a terminal the progress bar prints plain lines.
     """
@@ -433,14 +433,20 @@ class ProgressBar:
         dropped: float,
         model_flops_per_second: float = 0.0,
         mfu: float | None = None,
+        alarms: int = 0,
     ) -> None:
-        """Shows the metrics after ``step``; a rate of 0 and an MFU of ``None`` are unknown."""
+        """Shows the metrics after ``step``, and the number of active alarms if there are any.
+
+        A rate of 0 and an MFU of ``None`` are unknown.
+        """
         rates = [f"{tokens_per_second:,.0f} tokens/s"]
         if model_flops_per_second:
             rates.append(f"{tqdm.format_sizeof(model_flops_per_second)}FLOP/s")
         if mfu is not None:
             rates.append(f"MFU {mfu:.1%}")
         numbers = f"loss {loss:.3f}, {', '.join(rates)}, {dropped:.1%} dropped"
+        if alarms:
+            numbers += f", {alarms} alarm{'s' if alarms > 1 else ''}"
         if self._bar is not None:
             self._bar.set_postfix_str(numbers, refresh=False)
             self._bar.update(step - self._bar.n)

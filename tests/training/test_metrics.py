@@ -1,8 +1,10 @@
 import dataclasses
+import io
 import json
 import math
 import os
 import struct
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -133,7 +135,7 @@ def test_damage_elsewhere_is_reported_with_its_line(tmp_path):
         MetricsWriter(tmp_path, 3)
 
 
-def _events(folder):
+def events(folder):
     """Reads TFRecord frames: length, its checksum, data, its checksum."""
     for path in sorted((folder / "tensorboard").glob("events*")):
         data = path.read_bytes()
@@ -155,7 +157,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
         writer.write({"kind": "eval", "step": 20, "loss": math.nan})
     found = {
         (event.step, value.tag): value.simple_value
-        for event in _events(tmp_path)
+        for event in events(tmp_path)
         for value in event.summary.value
     }
     assert math.isnan(found.pop((20, "eval/loss")))
@@ -166,7 +168,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
 def test_tensorboard_hides_what_resume_repeats(tmp_path):
     _write(tmp_path, [1, 2, 3])
     _write(tmp_path, [3], resume_step=2)
-    starts = [e.step for e in _events(tmp_path) if e.session_log.status == SessionLog.START]
+    starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
     assert starts == [3]
 
 
@@ -285,6 +287,24 @@ def test_plain_lines_have_the_rates_that_are_known(capsys):
     assert without.startswith("step 1/3: loss 1.000, 5 tokens/s, 25.0% dropped")
     middle = "5 tokens/s, 32.1TFLOP/s, MFU 16.3%, 25.0% dropped"
     assert with_rates.startswith(f"step 1/3: loss 1.000, {middle}")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("alarms", "words"), [(0, ""), (1, ", 1 alarm"), (2, ", 2 alarms")])
+def test_the_number_of_active_alarms_is_in_lines_and_in_the_bar(alarms, words, monkeypatch, capsys):
+    numbers = {"loss": 1.0, "tokens_per_second": 5.0, "dropped": 0.25, "alarms": alarms}
+    with ProgressBar(0, 3) as bar:
+        bar.update(1, **numbers)
+    assert f"25.0% dropped{words}, ? left" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with ProgressBar(0, 3) as bar:
+        bar.update(1, **numbers)
+        bar.update(3, **numbers)
+    assert sys.stderr.getvalue().rstrip().endswith(f"25.0% dropped{words}]")
 
 
 def test_lines_that_a_checkpoint_knows_of_and_the_file_has_lost_are_named(tmp_path, caplog):
