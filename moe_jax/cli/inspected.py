@@ -7,7 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
+from moe_jax import files
 from moe_jax.cli import common
+from moe_jax.errors import ConfigError
 
 
 def define_model(values: flags.FlagValues, page: str) -> None:
@@ -17,7 +19,21 @@ def define_model(values: flags.FlagValues, page: str) -> None:
     flags.DEFINE_string("output", page, "HTML file to write.", flag_values=values)
 
 
-def say_all(lines: Iterable[str], files: Iterable[Path]) -> None:
+def check_output(output: str) -> None:
+    """Rejects a page that cannot be written, or whose JSON file would have the page's name.
+
+    Raises:
+        ConfigError: If so; the check creates nothing.
+    """
+    page = Path(output)
+    files.check_file(page, "--output")
+    numbers = page.with_suffix(".json")
+    if page == numbers:
+        raise ConfigError(f"--output={output} is the file of the numbers: name the page .html")
+    files.check_file(numbers, "--output")
+
+
+def say_all(lines: Iterable[str], written: Iterable[Path]) -> None:
     """Prints lines, then the paths of the files that the command has written."""
-    for line in (*lines, *map(str, files)):
+    for line in (*lines, *map(str, written)):
         common.say(line)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from moe_jax import files
 from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import save_token_tables
@@ -30,7 +31,9 @@ def main(given: flags.FlagValues) -> None:
     folder = Path(given.input).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"--input={given.input} is not a folder")
-    for layer, path in save_token_tables(folder, Path(given.output).expanduser()).items():
+    output = Path(given.output).expanduser()
+    files.check_folder(output, "--output")
+    for layer, path in save_token_tables(folder, output).items():
         ids, choices = np.load(path, mmap_mode="r").shape
         print(f"layer {layer}: {path} has {choices} experts for each of {ids:,} token ids")
 

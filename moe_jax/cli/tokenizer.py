@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from moe_jax import data
+from moe_jax import data, files
 from moe_jax.cli import common
 
 
@@ -26,6 +26,7 @@ def define(values: flags.FlagValues) -> None:
 def main(given: flags.FlagValues) -> None:
     """Trains the tokenizer, and prints the bytes per token of the validation documents."""
     config, folder = common.experiment_of(given).data, Path(given.output).expanduser()
+    files.check_folder(folder, "--output")
     data.check_bpe(config.vocab_size, folder)
     data.check_source(config)
     data.train_bpe(data.texts(config, "train"), config.vocab_size, folder)

@@ -33,3 +33,11 @@ def test_output_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         common.run(tokenizer.define, tokenizer.main, ["tokenizer", "--config=quickstart"])
     assert "output" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_named_before_training(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["tokenizer", "--config=quickstart", f"--output={tmp_path}/file"]
+    with pytest.raises(SystemExit):
+        common.run(tokenizer.define, tokenizer.main, arguments)
+    assert f"{tmp_path}/file is a file: use another --output" in capsys.readouterr().err
