@@ -19,7 +19,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "corpus",
         None,
-        "Data source, or group NAME=files:GLOB.",
+        "Data source, `validation` for the validation set of a run, or group NAME=files:GLOB.",
         required=True,
         flag_values=values,
     )

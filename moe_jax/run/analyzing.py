@@ -19,17 +19,21 @@ from moe_jax.analysis.observed import Observed, ObservedLayer, observe, similari
 from moe_jax.analysis.texts import Text, batches_of
 from moe_jax.data.files import open_all_files
 from moe_jax.errors import ConfigError
+from moe_jax.interop.folders import kind_of
 from moe_jax.models import ModelConfig
 from moe_jax.models.config import Tokens
 from moe_jax.monitor import ALARMS
+from moe_jax.run import workdir
 from moe_jax.run.alarms import alarms_of
 from moe_jax.run.best import Step
 from moe_jax.run.corpus import read
 from moe_jax.run.opened import FolderModel, open_folder
+from moe_jax.training.step_folders import steps_of
 
 _LABELLED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
 _MOST_TOKENS = 12
 UNLABELLED = ""
+VALIDATION = "validation"
 
 
 def analyze(
@@ -50,8 +54,9 @@ def analyze(
 
     Args:
         folder: Folder of a run, of a converted model, or of a model of ``transformers``.
-        corpus: A data source, whose validation part is read, or groups ``NAME=files:GLOB``, of
-            which all files are read.
+        corpus: A data source, whose validation part is read; ``validation``, the validation
+            documents of a run, of which each part of a blend is a group; or groups
+            ``NAME=files:GLOB``, of which all files are read.
         step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
         earlier: Steps of earlier checkpoints of the run, for saturation.
         documents: Largest number of documents per group.
@@ -63,8 +68,9 @@ def analyze(
         ``layers``, ``groups``, ``gap``, ``drift``, ``energy``, ``atlas`` and ``saturation``.
 
     Raises:
-        ConfigError: If the model has no experts or its experts choose tokens, or if the corpus
-            mixes groups and sources, repeats a name, or holds no document.
+        ConfigError: If the model has no experts or its experts choose tokens, if the corpus
+            mixes groups and sources, repeats a name, or holds no document, or if an earlier step
+            is no checkpoint of a run.
 
     Examples:
         >>> import moe_jax as mj
@@ -73,15 +79,15 @@ def analyze(
         >>> round(sum(layer["load"]), 3), found["groups"][0]["documents"]
         (1.0, 2)
     """
-    sources = groups_of([corpus] if isinstance(corpus, str) else corpus)
-    texts = [_documents(name, source) for name, source in sources.items()]
+    groups = _groups(folder, groups_of([corpus] if isinstance(corpus, str) else corpus))
+    _check_earlier(folder, earlier)
     opened = open_folder(folder, step, require_analysable)
     opened.model.config.check_length(length, "--length")
-    read_texts, labels, sizes = read(opened, texts, documents, length)
+    read_texts, labels, sizes = read(opened, list(groups.values()), documents, length)
     found, more = _observed(opened, read_texts, batch_size)
-    own_labels = labels if len(sources) > 1 else None
+    own_labels = labels if len(groups) > 1 else None
     layers = [layer for one in found for layer in atlas.layers_of(one, own_labels)]
-    names = [name or "all" for name in sources]
+    names = [name or "all" for name in groups]
     own = [_of_group(found, labels == group) for group in range(len(names))]
     judge = alarms_of(folder, step)
     quality = zip(atlas.quality(found, labels, names, sizes), own, strict=True)
@@ -140,14 +146,52 @@ def require_analysable(config: ModelConfig) -> None:
         )
 
 
+def _groups(folder: str | Path, sources: dict[str, str]) -> dict[str, data.Source]:
+    """Returns the documents of each group by its name."""
+    try:
+        if sources == {UNLABELLED: VALIDATION}:
+            return _validation(Path(folder))
+        return {name: _documents(name, source) for name, source in sources.items()}
+    except FileNotFoundError as error:
+        raise ConfigError(f"--corpus: {error}") from error
+
+
+def _validation(folder: Path) -> dict[str, data.Source]:
+    """Returns the validation documents of a run, by the parts of its data."""
+    if kind_of(folder) != "run":
+        raise ConfigError(
+            f"--corpus={VALIDATION} is the validation set of a run, and {folder} is no run: give "
+            "files:GLOB"
+        )
+    parts = workdir.load(folder).data.parts
+    return {name: data.texts(part, "eval") for name, part in parts.items()}
+
+
 def _documents(name: str, source: str) -> data.Source:
     """Returns all documents of a group, or the validation part of a source without a label."""
     config = data.DataConfig(source=source)
-    try:
-        data.check_source(config)
-        return open_all_files(config) if name else data.open_source(config, "eval")
-    except FileNotFoundError as error:
-        raise ConfigError(f"--corpus: {error}") from error
+    data.check_source(config)
+    return open_all_files(config) if name else data.open_source(config, "eval")
+
+
+def _check_earlier(folder: str | Path, steps: Sequence[int]) -> None:
+    """Rejects steps that are no checkpoints; a folder without a model is left to the opening.
+
+    Raises:
+        ConfigError: If so.
+    """
+    kind = kind_of(folder)
+    if not steps or kind == "none":
+        return
+    if kind != "run":
+        raise ConfigError(f"--earlier={steps[0]} is a step of a run, and {folder} is no run")
+    kept = sorted(steps_of(Path(folder) / workdir.CHECKPOINTS))
+    for step in steps:
+        if step not in kept:
+            raise ConfigError(
+                f"--earlier={step} is no checkpoint of {folder}: choose of "
+                f"{', '.join(map(str, kept)) or 'none'}"
+            )
 
 
 def _observed(

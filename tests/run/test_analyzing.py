@@ -2,21 +2,27 @@
 
 import json
 from html import unescape
+from types import SimpleNamespace
+from typing import cast
 
 import jax
 import pytest
 import tokenizers
 
-from moe_jax import models
+from moe_jax import data, models
 from moe_jax.analysis.atlas_page import write_atlas
 from moe_jax.analysis.explained import write_explanation
+from moe_jax.analysis.texts import Text
 from moe_jax.cli import main
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.nn.moe_config import MoEConfig
-from moe_jax.run.analyzing import analyze, groups_of, require_analysable
+from moe_jax.routing import preset
+from moe_jax.run import analyzing, workdir
+from moe_jax.run.analyzing import _energy, analyze, groups_of, require_analysable
 from moe_jax.run.api import train
 from moe_jax.run.explaining import explain
+from moe_jax.run.opened import FolderModel
 from tests import browser
 from tests.data.test_hf_tokenizer import byte_level
 from tests.parity import compare_models as compare
@@ -66,6 +72,22 @@ def test_the_command_compares_groups(folder, tmp_path, monkeypatch, capsys):
     assert "<i>" not in page and "https:" not in page
 
 
+def test_energy_by_hand():
+    # FLOPs per token of a layer of width 8: four attention matrices 2 * 4 * 8 * 8 = 512, scores and
+    # sums of values 2 * 2 * 8 for half of 4 keys = 64, the router 2 * 8 * 4 = 64, two matrices of
+    # one expert 2 * 2 * 8 * 16 = 512; and the head of 16 ids 2 * 8 * 16 = 256. All: 1408.
+    moe = MoEConfig(every=1, num_experts=4, expert_dim=16, router=preset("switch"))
+    config = models.DecoderConfig(num_layers=1, width=8, num_heads=2, head_dim=4, moe=moe)
+    opened = cast(FolderModel, SimpleNamespace(model=SimpleNamespace(config=config), vocab_size=16))
+    texts = [Text([1, 2, 3, 4]), Text([1, 2])]
+    once, twice = _energy(opened, texts, 1e3), _energy(opened, texts, 2e3)
+    assert once["flops"] == twice["flops"] == 6 * 1408
+    assert (once["joules"], twice["joules"]) == pytest.approx((8.448, 4.224))
+    assert once["joules_per_1000_tokens"] == pytest.approx(1408)
+    assert twice["joules_per_1000_tokens"] == pytest.approx(704)
+    assert "2000 FLOPs per joule" in twice["assumption"]
+
+
 @pytest.mark.parametrize(
     ("corpus", "reason"),
     [
@@ -85,6 +107,32 @@ def test_files_that_do_not_exist_are_named_before_the_model_is_read(tmp_path):
     with pytest.raises(ConfigError, match="nothing") as error:
         analyze(tmp_path, f"files:{tmp_path}/nothing/*.txt")
     assert "\n" not in str(error.value)
+
+
+def test_what_only_a_run_has_is_refused_before_a_pass(folder, monkeypatch):
+    monkeypatch.setattr(analyzing, "open_folder", None)  # A call would fail.
+    path = folder / "model"
+    with pytest.raises(ConfigError, match=f"--earlier=3 is a step of a run, and {path} is no run"):
+        analyze(path, f"files:{folder}/code/*.txt", earlier=[3])
+    with pytest.raises(ConfigError, match="--corpus=validation is the validation set of a run"):
+        analyze(path, "validation")
+
+
+def test_the_validation_set_of_a_run_has_its_parts_as_groups(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        for number in range(4):
+            (tmp_path / f"{name}{number}.txt").write_text(f"{name}{number}")
+    parts = [
+        data.PartConfig(source=f"files:{tmp_path}/{name}*.txt", name=name, eval_one_in=2)
+        for name in "ab"
+    ]
+    config = data.DataConfig(source="blend", blend=data.BlendConfig(tuple(parts)))
+    monkeypatch.setattr(analyzing, "kind_of", lambda folder: "run")
+    monkeypatch.setattr(workdir, "load", lambda folder: SimpleNamespace(data=config))
+    found = analyzing._groups(tmp_path, groups_of(["validation"]))
+    held = {name: [source[i] for i in range(len(source))] for name, source in found.items()}
+    assert sum(map(len, held.values())) == data.read_contents(config).validation < 8
+    assert all(text.startswith(name) for name, texts in held.items() for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +185,8 @@ def test_a_run_is_compared_with_its_earlier_checkpoints_and_explained(tmp_path):
     assert before["drift"]["tokens"] == 0 and same["drift"]["drifted"] == "none"
     # The load of a few tokens is never even, and no distance is above 1.
     assert list(found["groups"][0]["alarms"]) == ["LowEntropy"]
+    with pytest.raises(ConfigError, match="--earlier=3 is no checkpoint of .*: choose of 2, 4"):
+        analyze(workdir, "mixture", earlier=(2, 3))
     first, last = (layer["hidden_predicts_next"] for layer in found["layers"])
     assert 0 <= first["accuracy"] <= 1 and last is None
     assert found["gap"] is None and [group["name"] for group in found["groups"]] == ["all"]

@@ -42,3 +42,13 @@ def test_the_losses_of_the_parts_add_up(run):
     parts, whole = run.result["parts"], run.result["loss"]
     assert parts["a"]["loss"] != parts["b"]["loss"]
     assert (parts["a"]["loss"] * 81 + parts["b"]["loss"] * 182) / 263 == pytest.approx(whole)
+
+
+def test_the_parts_of_the_validation_set_are_groups_of_an_analysis(run):
+    found = mj.analyze(run.workdir, "validation", length=16, batch_size=4)
+    # Held out are 1 document of part a and 2 of b; a prefix of 15 bytes of each is read.
+    groups = [(one["name"], one["documents"], one["tokens"]) for one in found["groups"]]
+    assert groups == [("a", 1, 16), ("b", 2, 32)]
+    assert found["gap"]["interval"] is None
+    pieces = {token["piece"] for one in found["atlas"][0] for token in one["tokens"]}
+    assert set("abxyz") <= pieces
