@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from moe_jax import data
+from moe_jax.config.frozen_schedules import FrozenStage, check_stages, frozen_stages
 from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.config.routing_groups import Group
 from moe_jax.config.schedules import CosineRestarts
@@ -76,8 +77,8 @@ class TrainingConfig(Ranged):
             teacher's, in nats per token and as a mean over MoE layers; it trains routers alone.
         routing_groups: Group of each expert of the teacher, by MoE layer, numbered as the experts
             of this model; -1 leaves an expert out. Empty if the teacher has as many experts.
-        schedules: Schedules of capacity factor, top-k, noise and weights of losses over the steps;
-            validations read the settings of the model.
+        schedules: Schedules of capacity factor, top-k, noise, weights of losses and frozen groups
+            over the steps; validations read the settings of the model.
     """
 
     steps: Positive = 1000
@@ -174,6 +175,15 @@ class Experiment:
         return named if self.model.lora is None else named | leaves_without_adapters(self.model)
 
     @property
+    def frozen_stages(self) -> tuple[FrozenStage, ...]:
+        """Groups of arrays that ``training.schedules`` freezes at some steps.
+
+        Raises:
+            ConfigError: If the model has no such group.
+        """
+        return frozen_stages(self.training.schedules, self.model)
+
+    @property
     def sequence(self) -> Tokens:
         """The numbers of tokens in one row."""
         return Tokens(self.data.seq_length, self.data.target_length)
@@ -214,6 +224,7 @@ class Experiment:
         self._check_frozen()
         self._check_expert_rates()
         check_schedules(self.training.schedules, self.model)
+        check_stages(self.frozen_stages, self.model, self.optimizer.frozen, self.frozen_leaves)
         for name in ("seq_length", "target_length"):
             self.model.check_length(getattr(self.data, name), f"data.{name}")
         ahead = getattr(self.model, "lookahead", 0)

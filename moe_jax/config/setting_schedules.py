@@ -1,4 +1,4 @@
-"""Schedules of the settings of routers and of the weights of losses, as functions of the step."""
+"""Schedules of settings of routers, weights of losses and frozen groups, by the step."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from moe_jax.routing.changeable import changeable, range_of, weight_name
 
 # The weights of losses that routers do not have, as ``training`` names them.
 HEAD_Z, LOOKAHEAD = "z_loss", "lookahead_weight"
+# A schedule of ``frozen/GROUP`` says at which steps a group of parameters is frozen.
+FROZEN = "frozen/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,9 @@ class SettingSchedule(Ranged):
         setting: Setting of all MoE layers that read it: ``capacity_factor``, ``top_k``,
             ``input_jitter``, ``noise`` (V-MoE's standard deviation) or a weight of a loss by the
             loss's name, such as ``balance_weight`` and ``z_weight``; or ``z_loss`` or
-            ``lookahead_weight`` of ``training``. ``top_k`` is rounded to an integer.
+            ``lookahead_weight`` of ``training``; or ``frozen/GROUP`` for a group of parameters as
+            in ``optimizer.frozen``, with the values 1 (frozen) and 0 (trained) and the shape
+            ``steps``. ``top_k`` is rounded to an integer.
         steps: Steps, counted from 1, in increasing order.
         values: Value of the setting at each of the steps.
         shape: Values between two of the steps: a straight line (``linear``), half a cosine
@@ -58,15 +62,33 @@ class SettingSchedule(Ranged):
             raise ConfigError(f"{where}.steps={self.steps} must be steps in increasing order")
         for value in self.values:
             range_of(self.setting).check(value, f"{where}.values")
+        if self.group is not None:
+            self._check_frozen(where)
+
+    def _check_frozen(self, where: str) -> None:
+        for value in self.values:
+            if value not in (0, 1):
+                raise ConfigError(f"{where}.values={value!r} must be 1 (frozen) or 0 (trained)")
+        if self.shape != "steps":
+            raise ConfigError(
+                f"{where}.shape={self.shape!r} must be 'steps', since a group is frozen or trained"
+            )
+
+    @property
+    def group(self) -> str | None:
+        """Name of the group of parameters that the schedule freezes, or ``None``."""
+        name = self.setting
+        return name.removeprefix(FROZEN) if name.startswith(FROZEN) else None
 
     def at(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the value at a step, counted from 1, as float32 (``top_k``: int32)."""
+        """Returns the value at a step from 1, as float32 (``top_k`` and groups: int32)."""
         values = jnp.array(self.values, jnp.float32)
         if len(self.steps) == 1:
             value = values[0]
         else:
             value = self._between(step, jnp.array(self.steps, jnp.int32), values)
-        return jnp.round(value).astype(jnp.int32) if self.setting == "top_k" else value
+        whole = self.setting == "top_k" or self.group is not None
+        return jnp.round(value).astype(jnp.int32) if whole else value
 
     def _between(
         self, step: Int[Array, ""], steps: Int[Array, " N"], values: Float[Array, " N"]
@@ -92,6 +114,8 @@ def current(
 def check_schedules(schedules: Sequence[SettingSchedule], model: ModelConfig) -> None:
     """Rejects schedules that the layers of a model cannot follow without another program.
 
+    Schedules of frozen groups have further rules; see ``moe_jax.config.frozen_schedules``.
+
     Args:
         schedules: Schedules of settings.
         model: The model.
@@ -107,7 +131,8 @@ def check_schedules(schedules: Sequence[SettingSchedule], model: ModelConfig) ->
     if schedules:
         largest = _largest(model)
         for schedule in schedules:
-            _check(schedule, largest)
+            if schedule.group is None:
+                _check(schedule, largest)
 
 
 def _check(schedule: SettingSchedule, largest: Mapping[str, tuple[float, str]]) -> None:
@@ -115,7 +140,7 @@ def _check(schedule: SettingSchedule, largest: Mapping[str, tuple[float, str]]) 
     if name not in largest:
         raise ConfigError(
             f"training.schedules names {name!r}, which no layer of this model reads in training"
-            f"{nearest(name, largest)}"
+            f"{nearest(name, [*largest, f'{FROZEN}GROUP'])}"
         )
     bound, where = largest[name]
     most = max(schedule.values)

@@ -7,13 +7,14 @@ checkpoints, and unchanged by a skipped update.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from moe_jax.training.frozen import kept_now
 from moe_jax.training.state import TrainState
 
 _AVERAGE, _PARAMS = "/average/", "params/"
@@ -36,7 +37,8 @@ def keep_average(decay: float) -> optax.GradientTransformation:
 
     After update ``t`` (from 1) the average is ``d * average + (1 - d) * parameters``, where ``d``
     is ``decay``, but at most ``t / (9 + t)``, so that the first parameters are soon forgotten. The
-    transformation returns the updates unchanged.
+    transformation returns the updates unchanged. The average of a parameter that is frozen now, by
+    the keyword ``frozen`` of ``update``, goes on towards its value and then keeps its bits.
 
     Args:
         decay: Share of the average that an update keeps, at least 0 and below 1.
@@ -46,13 +48,25 @@ def keep_average(decay: float) -> optax.GradientTransformation:
         # A copy, because the caller donates the parameters and the average.
         return Average(jnp.int32(0), jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: Average, params: Any = None) -> tuple[Any, Average]:
-        count = state.updates + 1
+    def update(
+        updates: Any,
+        state: Average,
+        params: Any = None,
+        *,
+        frozen: Mapping[str, jax.Array] | None = None,
+        **_: Any,
+    ) -> tuple[Any, Average]:
+        count, old = state.updates + 1, state.average
         kept = jnp.minimum(decay, count / (9 + count))
         after = optax.apply_updates(params, updates)
-        return updates, Average(count, optax.incremental_update(after, state.average, 1 - kept))
+        new = optax.incremental_update(after, old, 1 - kept)
+        if frozen:
+            # Rounding would move an average away from a value that it has reached.
+            reached = jax.tree.map(lambda a, p, n: jnp.where(a == p, a, n), old, after, new)
+            new = kept_now(new, reached, frozen, "params")
+        return updates, Average(count, new)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def with_average(state: TrainState) -> TrainState:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.frozen_schedules import FrozenStage
 from moe_jax.config.setting_schedules import HEAD_Z, LOOKAHEAD, SettingSchedule, current
 from moe_jax.errors import ConfigError
 from moe_jax.models import Model, Reading
@@ -21,7 +22,7 @@ from moe_jax.nn.moe import MoEAux
 from moe_jax.nn.padding import valid_tokens
 from moe_jax.parallel import constrain_parameters
 from moe_jax.routing.balance import BATCH_LOAD
-from moe_jax.training.frozen import stopped, stopped_experts
+from moe_jax.training.frozen import frozen_now, stopped, stopped_experts, stopped_now
 from moe_jax.training.loss import TokenScores, distil_tokens, score_tokens
 from moe_jax.training.noise import GradientNoise, gradient_noise, squared_norm
 from moe_jax.training.routing_loss import routing_loss
@@ -84,6 +85,7 @@ class Objective:
         routing_groups: Group of each expert of the teacher, by MoE layer; see
             ``moe_jax.training.routing_loss``.
         frozen_experts: Number of first experts of each layer whose gradients are zero.
+        stages: Leaves of the state that stay as they are at some steps, as ``frozen`` do at all.
     """
 
     microbatches: int = 1
@@ -99,6 +101,7 @@ class Objective:
     routing_weight: float = 0.0
     routing_groups: tuple[tuple[int, ...], ...] = ()
     frozen_experts: int = 0
+    stages: tuple[FrozenStage, ...] = ()
 
     @classmethod
     def of(cls, experiment: Experiment) -> Objective:
@@ -118,11 +121,16 @@ class Objective:
             routing_weight=training.routing_weight if training.teacher else 0.0,
             routing_groups=training.routing_groups,
             frozen_experts=experiment.optimizer.frozen_experts,
+            stages=experiment.frozen_stages,
         )
 
     def settings(self, state: TrainState) -> dict[str, Array]:
         """Returns the values of the scheduled settings at the step after ``state``, by name."""
         return current(self.schedules, state.step + 1)
+
+    def frozen_now(self, state: TrainState) -> dict[str, Array]:
+        """Returns whether each leaf of ``stages`` is frozen at the step after ``state``."""
+        return frozen_now(self.stages, state.step + 1)
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None
@@ -142,11 +150,13 @@ class Objective:
         tokens = predicted_tokens(batch).sum()
         routed = _routed(nnx.merge(graph, state.params, state.router_state), batch)
 
-        router_state, settings = state.router_state, self.settings(state)
+        router_state, now = state.router_state, self.frozen_now(state)
+        of_layers = [schedule for schedule in self.schedules if schedule.group is None]
+        settings = current(of_layers, state.step + 1)
 
         def share(params: nnx.State, part: Batch, key: Array) -> tuple[Array, Any]:
             trained = stopped_experts(stopped(params, self.frozen), self.frozen_experts)
-            model = nnx.merge(graph, trained, router_state)
+            model = nnx.merge(graph, stopped_now(trained, now), router_state)
             losses, *rest = self._share(model, part, key, tokens, routed, teacher, settings)
             return losses.objective, (losses, *rest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ import optax
 from flax import nnx
 
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.frozen_schedules import FrozenStage
 from moe_jax.config.optimizer import OptimizerConfig, map_variables
 from moe_jax.training.average import keep_average
 from moe_jax.training.expert_rates import scale_by_use
-from moe_jax.training.frozen import fixed_experts, trained_only
+from moe_jax.training.frozen import fixed_experts, paused, trained_only
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.Array:
@@ -26,16 +28,25 @@ def learning_rate(config: OptimizerConfig, step: jax.Array, steps: int) -> jax.A
 
 def optimizer_of(experiment: Experiment) -> optax.GradientTransformation:
     """Returns the optimizer of a run, which keeps no state for frozen parameters."""
-    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+    stages = experiment.frozen_stages
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.steps, stages)
     frozen = experiment.frozen_leaves
     return trained_only(optimizer, frozen) if frozen else optimizer
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, stages: Sequence[FrozenStage] = ()
+) -> optax.GradientTransformation:
     """Returns the optimizer for a state of ``nnx.Param``; its schedule ends after ``steps``.
 
     All parameters are trained, also those of ``config.frozen``; see ``optimizer_of``.
+
+    Args:
+        config: Settings of the optimizer.
+        steps: Number of steps of the run.
+        stages: Groups that are frozen at some steps; ``update`` then takes the keyword ``frozen``.
     """
+    rule = config.rule.transform(config.decayed)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     groups = {
         "dense": optax.identity(),
@@ -47,7 +58,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     average = [keep_average(config.ema_decay)] if config.ema_decay else []
     return optax.chain(
         clip,
-        config.rule.transform(config.decayed),
+        paused(rule, stages) if stages else rule,
         optax.partition(groups, parameter_groups),
         *by_use,
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count, steps)),

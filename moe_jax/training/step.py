@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax.nn.mode import EVAL
 from moe_jax.training.expert_rates import use_of
-from moe_jax.training.frozen import kept
+from moe_jax.training.frozen import kept, kept_now
 from moe_jax.training.loss import score_tokens
 from moe_jax.training.objective import Objective, Teacher, predicted_tokens
 from moe_jax.training.state import TrainState, all_finite, split_model
@@ -64,18 +64,22 @@ def train_step(
     measured = objective.value_and_gradient(graph, state, batch, teacher)
     gradient, losses, layers, choices, noise = measured
     grad_norm = optax.global_norm(gradient)
-    frozen = objective.frozen
-    routers = _next_router_state(graph, state, layers)
-    routers = kept(routers, state.router_state, frozen, "router_state")
+    now = objective.frozen_now(state)
 
+    def fixed(after: nnx.State, field: str) -> nnx.State:
+        before = getattr(state, field)
+        return kept_now(kept(after, before, objective.frozen, field), before, now, field)
+
+    routers = fixed(_next_router_state(graph, state, layers), "router_state")
     use = _use(graph, state, layers)
 
     def update() -> tuple[nnx.State, nnx.State, Any]:
         with jax.named_scope("optimizer"):
             rule = optax.with_extra_args_support(optimizer)
-            updates, opt_state = rule.update(gradient, state.opt_state, state.params, use=use)
+            more = {"use": use, "frozen": now}
+            updates, opt_state = rule.update(gradient, state.opt_state, state.params, **more)
             params = optax.apply_updates(state.params, updates)
-            return kept(params, state.params, frozen, "params"), routers, opt_state
+            return fixed(params, "params"), routers, opt_state
 
     # The update is computed twice, since a second copy of the state might not fit into memory.
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(losses.objective) & all_finite(update())

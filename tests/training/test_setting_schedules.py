@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax import routing
+from moe_jax.config.frozen_schedules import frozen_stages
 from moe_jax.config.optimizer import OptimizerConfig
 from moe_jax.config.setting_schedules import SettingSchedule, check_schedules
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig
@@ -57,18 +58,21 @@ def constant(**values):
 @functools.cache
 def stepper(schedules=(), mesh=None):
     """The compiled step of one model under schedules; its first state."""
-    graph, state = made(recipe(model(), mesh and make_mesh(MeshConfig(*mesh)), OPTIMIZER))
-    objective = Objective(z_loss=HEAD_Z, schedules=schedules)
-    return compiled(functools.partial(train_step, graph, OPTIMIZER, objective)), state
+    stages = frozen_stages(schedules, model())
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 20, stages)
+    graph, state = made(recipe(model(), mesh and make_mesh(MeshConfig(*mesh)), optimizer))
+    objective = Objective(z_loss=HEAD_Z, schedules=schedules, stages=stages)
+    return compiled(functools.partial(train_step, graph, optimizer, objective)), state
 
 
 # The factor rises from 0.5 to 1.5 in three steps, the second expert comes at step 3, and the weight
-# of the balance doubles at step 2.
+# of the balance doubles at step 2. The router is frozen at the first two steps.
 CHANGES = (
     SettingSchedule("capacity_factor", (1, 3), (0.5, 1.5)),
     SettingSchedule("top_k", (1, 3), (1, 2), "steps"),
     SettingSchedule("balance_weight", (1, 2), (0.1, 0.2), "steps"),
     SettingSchedule("noise", (1, 5), (0.5, 0.0), "cosine"),
+    SettingSchedule("frozen/router", (1, 3), (1, 0), "steps"),
 )
 
 
@@ -95,7 +99,7 @@ def test_constant_schedules_train_as_the_settings_of_these_values():
 
 def test_one_program_has_the_values_of_every_step_and_the_log_shows_them():
     step, _ = stepper(CHANGES)
-    found = {name: [] for name in ("capacity_factor", "top_k", "balance_weight", "noise")}
+    found = {schedule.setting: [] for schedule in CHANGES}
     demand, dropped, programs = [], [], []
     for count in (1, 2, 3):
         _, report = after(count)
@@ -109,6 +113,7 @@ def test_one_program_has_the_values_of_every_step_and_the_log_shows_them():
         programs.append(step._cache_size())
     assert found["capacity_factor"] == [0.5, 1.0, 1.5]
     assert found["top_k"] == [1, 1, 2]
+    assert found["frozen/router"] == [1, 1, 0]
     np.testing.assert_allclose(found["balance_weight"], [0.1, 0.2, 0.2], rtol=1e-6)
     # 0.5 times (1 + cos(pi / 4)) / 2 after a quarter of the cosine.
     np.testing.assert_allclose(found["noise"], [0.5, 0.426777, 0.25], rtol=1e-5)
