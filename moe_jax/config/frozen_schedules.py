@@ -37,7 +37,7 @@ class FrozenStage:
         return self.schedule.values[max(last, 0)] == 1
 
     def spans(self) -> str:
-        """Returns the steps at which the arrays are frozen, as ``1 to 99, from 200 on``."""
+        """Returns the steps at which the arrays are frozen, such as ``steps 1 to 99``."""
         starts = (1, *(step for step in self.schedule.steps if step > 1))
         found: list[tuple[int, int | None]] = []
         for start, end in zip(starts, (*starts[1:], None), strict=True):
@@ -45,7 +45,7 @@ class FrozenStage:
                 continue
             first = found.pop()[0] if found and found[-1][1] == start - 1 else start
             found.append((first, None if end is None else end - 1))
-        return ", ".join(f"from {a} on" if b is None else f"{a} to {b}" for a, b in found)
+        return ", ".join(_span(first, last) for first, last in found)
 
 
 def frozen_stages(
@@ -70,6 +70,13 @@ def frozen_stages(
         groups = tuple(schedule.group for schedule in members if schedule.group is not None)
         stages.append(FrozenStage(members[0], groups, leaves_in(model, groups, _SETTING)))
     return tuple(stages)
+
+
+def _span(first: int, last: int | None) -> str:
+    """Returns the words for the steps from ``first`` to ``last``, or to the end of the run."""
+    if last is None:
+        return f"from step {first} on"
+    return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
 def check_stages(

@@ -259,6 +259,10 @@ def _announce(session: Session, cost: Cost, voice: Voice) -> None:
     voice.say(f"parameters  {cost.total:,} total, {cost.active:,} active per token{further}")
     if session.experiment.frozen_leaves:
         voice.say(_trained(session))
+    for stage in session.experiment.frozen_stages:
+        spans = stage.spans()
+        if spans:
+            voice.say(f"frozen      {', '.join(stage.groups)}: {spans}")
     voice.say(f"FLOPs       {cost.flops_per_token:,} forward, {training:,} training, per token")
     voice.say(f"attention   {attend.summary(attention_kernels(session.experiment))}")
 

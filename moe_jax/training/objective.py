@@ -130,7 +130,7 @@ class Objective:
 
     def frozen_now(self, state: TrainState) -> dict[str, Array]:
         """Returns whether each leaf of ``stages`` is frozen at the step after ``state``."""
-        return frozen_now(self.stages, state.step + 1)
+        return frozen_now(self.stages, state.step + 1) if self.stages else {}
 
     def value_and_gradient(
         self, graph: nnx.GraphDef, state: TrainState, batch: Batch, teacher: Teacher | None = None

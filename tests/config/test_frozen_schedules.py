@@ -28,10 +28,10 @@ def built(*schedules):
 @pytest.mark.parametrize(
     ("steps", "values", "frozen", "spans"),
     [
-        ((1, 4), (1, 0), [1, 1, 1, 0, 0, 0], "1 to 3"),
-        ((4,), (1,), [1, 1, 1, 1, 1, 1], "from 1 on"),
-        ((2, 3, 5), (0, 1, 0), [0, 0, 1, 1, 0, 0], "3 to 4"),
-        ((1, 2, 4, 6), (1, 1, 0, 1), [1, 1, 1, 0, 0, 1], "1 to 3, from 6 on"),
+        ((1, 4), (1, 0), [1, 1, 1, 0, 0, 0], "steps 1 to 3"),
+        ((4,), (1,), [1, 1, 1, 1, 1, 1], "from step 1 on"),
+        ((2, 3, 4), (0, 1, 0), [0, 0, 1, 0, 0, 0], "step 3"),
+        ((1, 2, 4, 6), (1, 1, 0, 1), [1, 1, 1, 0, 0, 1], "steps 1 to 3, from step 6 on"),
         ((3,), (0,), [0, 0, 0, 0, 0, 0], ""),
     ],
 )
@@ -119,5 +119,5 @@ def test_a_command_line_freezes_a_group_at_some_steps():
     text = '({"setting": "frozen/router", "steps": (1, 100), "values": (1, 0), "shape": "steps"},)'
     found, _ = experiment_of_texts("quickstart", {"training.schedules": text})
     (stage,) = found.frozen_stages
-    assert (stage.groups, stage.spans()) == (("router",), "1 to 99")
+    assert (stage.groups, stage.spans()) == (("router",), "steps 1 to 99")
     assert found.frozen_leaves == frozenset()
