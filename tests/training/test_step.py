@@ -349,6 +349,9 @@ class Given:
     def settings(self, state):
         return {}
 
+    def frozen_now(self, state):
+        return {}
+
     def value_and_gradient(self, graph, state, batch, teacher):
         gradient = jax.tree.map(lambda _: batch["gradient"], state.params)
         losses = Losses(batch["value"], jnp.zeros(0), None, batch["value"])
