@@ -81,6 +81,18 @@ def folders_of(given: flags.FlagValues) -> dict[str, Any]:
     }
 
 
+def define_optimizer(values: flags.FlagValues) -> None:
+    """Defines ``--optimizer``."""
+    flags.DEFINE_enum(
+        "optimizer",
+        "new",
+        ["new", "keep"],
+        "Start a run at step 0 with a new optimizer, or go on at the step of the checkpoint with "
+        "the state of its optimizer.",
+        flag_values=values,
+    )
+
+
 def define_other(values: flags.FlagValues) -> None:
     """Defines ``--other`` and ``--other_step``, a second model."""
     flags.DEFINE_string(

@@ -15,6 +15,7 @@ from moe_jax.surgery.api import grow
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
+    changed_models.define_optimizer(values)
     changed_models.define_layers(values)
     for name, meaning in (
         ("copies", "Number of copies of each expert; k grows with it."),
@@ -46,6 +47,7 @@ def main(given: flags.FlagValues) -> None:
         layers=changed_models.numbers(given, "layers"),
         noise=given.noise,
         seed=given.seed,
+        optimizer=given.optimizer,
     )
     common.say(str(changed))
 

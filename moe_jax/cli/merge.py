@@ -11,6 +11,7 @@ from moe_jax.surgery.api import merge
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
+    changed_models.define_optimizer(values)
     changed_models.define_text(values)
     flags.DEFINE_integer(
         "experts",
@@ -41,6 +42,7 @@ def main(given: flags.FlagValues) -> None:
         experts=given.experts,
         across=given.across,
         redirect=given.redirect,
+        optimizer=given.optimizer,
     )
     common.say(str(changed))
 

@@ -15,6 +15,7 @@ from moe_jax.surgery.api import prune
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
+    changed_models.define_optimizer(values)
     changed_models.define_text(values)
     flags.DEFINE_integer(
         "experts",
@@ -39,6 +40,7 @@ def main(given: flags.FlagValues) -> None:
         experts=given.experts,
         by=given.by,
         across=given.across,
+        optimizer=given.optimizer,
     )
     common.say(str(changed))
 

@@ -15,6 +15,7 @@ from moe_jax.surgery.compared import take_experts
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
+    changed_models.define_optimizer(values)
     changed_models.define_other(values)
     flags.DEFINE_list(
         "experts", None, "Indices of the experts to take.", required=True, flag_values=values
@@ -37,6 +38,7 @@ def main(given: flags.FlagValues) -> None:
         experts=changed_models.numbers(given, "experts"),
         layers=changed_models.numbers(given, "layers"),
         router=given.router,
+        optimizer=given.optimizer,
     )
     common.say(str(changed))
 

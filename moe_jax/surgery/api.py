@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -14,14 +14,22 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.run.predecessors import open_finished
 from moe_jax.surgery import upcycle as dense
-from moe_jax.surgery.changed import ChangedModel, ChangeOptions, TextOptions, changed, reduced
+from moe_jax.surgery.changed import (
+    ChangedModel,
+    ChangeOptions,
+    Optimizer,
+    TextOptions,
+    changed,
+    followed,
+    on_text,
+    reduced,
+)
 from moe_jax.surgery.evidence import Batch, LeaveOneOut, use_of
+from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
-from moe_jax.surgery.merge import check_groups, cosines, groups_of, merge_redirected
-from moe_jax.surgery.merge import merge as merged_layer
-from moe_jax.surgery.mixture import LayerName, mixtures, with_mixtures
-from moe_jax.surgery.prune import best, check_number, fewest
-from moe_jax.surgery.prune import prune as without_experts
+from moe_jax.surgery.merge import Merging, check_groups, cosines, groups_of
+from moe_jax.surgery.mixture import LayerName
+from moe_jax.surgery.prune import Pruning, best, check_number, fewest
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
@@ -87,6 +95,7 @@ def prune(
     experts: int,
     by: By = "load",
     across: bool = False,
+    optimizer: Optimizer = "new",
     **options: Unpack[TextOptions],
 ) -> ChangedModel:
     """Writes a model with fewer experts.
@@ -99,6 +108,8 @@ def prune(
             mean of gate times norm of its output (``output``, REAP 2510.13999), or the loss
             without it (``loss``, one expert after the other).
         across: True compares the experts of all layers, False those of each layer.
+        optimizer: ``new`` starts a run at step 0; ``keep`` goes on at the step of the checkpoint,
+            with the state of the optimizer (see ``moe_jax.surgery.changed.followed``).
         **options: See ``moe_jax.surgery.changed.TextOptions``.
 
     Raises:
@@ -114,10 +125,23 @@ def prune(
         True
     """
 
-    def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
-        return without_experts(weights, _kept(weights, stream, experts, by, across))
+    def change(weights: LayerWeights, stream: Iterator[Batch]) -> Pruning:
+        return Pruning(_kept(weights, stream, experts, by, across))
 
-    return reduced(source, output, experts, change, "experts are left out", **options)
+    decide, others = _on_text(experts, change, check_number, options)
+    return followed(source, output, decide, optimizer=optimizer, **others)
+
+
+def _on_text(
+    experts: int,
+    change: Callable[[LayerWeights, Iterator[Batch]], FollowedChange],
+    check: Callable[[LayerWeights, int], None],
+    options: TextOptions,
+) -> tuple[Callable[[OpenedModel], FollowedChange], ChangeOptions]:
+    """Returns the function that decides on a change by a text, and the options without the text."""
+    file, batches = options.pop("file", ""), options.pop("batches", 8)
+    others: Any = options
+    return on_text(experts, change, check=check, file=file, batches=batches), others
 
 
 def _kept(
@@ -140,6 +164,7 @@ def merge(
     experts: int,
     across: bool = False,
     redirect: bool = False,
+    optimizer: Optimizer = "new",
     **options: Unpack[TextOptions],
 ) -> ChangedModel:
     """Writes a model in which similar experts are merged (M-SMoE, 2310.01334).
@@ -156,6 +181,8 @@ def merge(
         redirect: True keeps all logits of the router and sends the choices of a member to the
             merged expert, as the paper does; no family of ``transformers`` has such a router.
             False keeps the logits of the heads.
+        optimizer: ``new`` starts a run at step 0; ``keep`` goes on at the step of the checkpoint,
+            with the state of the optimizer (see ``moe_jax.surgery.changed.followed``).
         **options: See ``moe_jax.surgery.changed.TextOptions``.
 
     Raises:
@@ -169,20 +196,19 @@ def merge(
         ({0: 4}, 0)
     """
 
-    def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
-        uses, found, merged = use_of(weights, stream), mixtures(weights), {}
+    def change(weights: LayerWeights, stream: Iterator[Batch]) -> Merging:
+        uses = use_of(weights, stream)
         shares = {name: use.score("load") for name, use in uses.items()}
         least = dict.fromkeys(uses, 1) if redirect else fewest(weights)
-        for name, heads in best(shares, experts, least if across else None).items():
-            use = uses[name]
-            group = groups_of(use.load, cosines(use.logits), len(heads))
-            merged[name] = one(found[name], group, use.load)
-        return with_mixtures(weights, merged)
+        groups = {
+            name: groups_of(uses[name].load, cosines(uses[name].logits), len(heads))
+            for name, heads in best(shares, experts, least if across else None).items()
+        }
+        return Merging(groups, {name: use.load for name, use in uses.items()}, redirect)
 
-    one = merge_redirected if redirect else merged_layer
     check = check_groups if redirect else check_number
-    difference = "experts are merged"
-    return reduced(source, output, experts, change, difference, check=check, **options)
+    decide, others = _on_text(experts, change, check, options)
+    return followed(source, output, decide, optimizer=optimizer, **others)
 
 
 def distil(
@@ -288,6 +314,7 @@ def grow(
     layers: Sequence[int] = (),
     noise: float = 0.0,
     seed: int = 0,
+    optimizer: Optimizer = "new",
     **options: Unpack[ChangeOptions],
 ) -> ChangedModel:
     """Writes a model with more experts, or with wider ones, in one of four ways.
@@ -303,6 +330,8 @@ def grow(
         noise: Deviation of the noise on each array of experts and router, as a share of the
             deviation of the array; 0 keeps copies equal.
         seed: Seed of noise and new units.
+        optimizer: ``new`` starts a run at step 0; ``keep`` goes on at the step of the checkpoint,
+            with the state of the optimizer (see ``moe_jax.surgery.changed.followed``).
         **options: See ``moe_jax.surgery.changed.ChangeOptions``.
 
     Raises:
@@ -320,8 +349,4 @@ def grow(
     """
     growth = Growth(copies, parts, hidden, copy, layers, noise, seed)
     growth.way()  # before the model is read
-
-    def change(opened: OpenedModel) -> tuple[LayerWeights, str]:
-        return growth(opened.weights)
-
-    return changed(source, output, change, **options)
+    return followed(source, output, lambda opened: growth, optimizer=optimizer, **options)

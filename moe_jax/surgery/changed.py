@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
-from moe_jax.run.best import Step
+from moe_jax.errors import ConfigError
+from moe_jax.run.best import Step, step_of
+from moe_jax.surgery.continued import SavedState, go_on, saved_state
 from moe_jax.surgery.destination import Kind, check_output, write
 from moe_jax.surgery.evidence import Batch
+from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.mixture import LayerName, mixtures
 from moe_jax.surgery.prune import check_number
 from moe_jax.surgery.source import OpenedModel, open_source
 from moe_jax.surgery.weights import LayerWeights
 
+Optimizer = Literal["new", "keep"]
+"""``keep`` lets a changed run go on with the state of its optimizer."""
+Made = TypeVar("Made")
 _KINDS = {"run": "run", "hf": "model of transformers", "moe_jax": "converted model"}
 
 
@@ -57,6 +63,8 @@ class ChangedModel:
         experts: Number of experts of each layer, by name.
         difference: Reason for which the function differs at the start; "" if it is the same up to
             rounding where no token is dropped.
+        step: Step of a run that keeps its optimizer; ``None`` if there is no optimizer, or a new
+            one at step 0.
 
     Examples:
         >>> import moe_jax as mj
@@ -71,6 +79,7 @@ class ChangedModel:
     parameters: tuple[int, int]
     experts: Mapping[LayerName, int]
     difference: str
+    step: int | None = None
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -78,7 +87,8 @@ class ChangedModel:
         span = "no" if not numbers else " to ".join(map(str, sorted({numbers[0], numbers[-1]})))
         layers = f" in {len(self.experts)} layers" if numbers else ""
         function = f"differs: {self.difference}" if self.difference else "is the same"
-        anew = "; its optimizer starts anew at step 0" if self.kind == "run" else ""
+        start = "starts anew at step 0" if self.step is None else f"goes on at step {self.step}"
+        anew = f"; its optimizer {start}" if self.kind == "run" else ""
         return (
             f"{self.folder} is a {_KINDS[self.kind]} of {after:,} parameters (before: {before:,}), "
             f"with {span} experts{layers}; the function {function}{anew}"
@@ -120,6 +130,94 @@ def changed(
     return ChangedModel(output, kind, sizes, experts, difference)
 
 
+def followed(
+    source: str | Path,
+    output: str | Path,
+    decide: Callable[[OpenedModel], FollowedChange],
+    *,
+    optimizer: Optimizer = "new",
+    **options: Unpack[ChangeOptions],
+) -> ChangedModel:
+    """Decides on a change of experts, and writes the changed model with or without its optimizer.
+
+    Args:
+        source: Workdir of a run, or folder of a model.
+        output: Folder to write, empty or missing.
+        decide: Function of the opened model that returns the change.
+        optimizer: ``new`` starts a run at step 0 with a new optimizer. ``keep`` goes on at the step
+            of the checkpoint: moments go with their experts, and all other moments, the counts of
+            updates, the random keys and the position in the data stay.
+        **options: See ``ChangeOptions``.
+
+    Raises:
+        ConfigError: See ``changed``; also if ``keep`` is given for a model without the state of an
+            optimizer. The error is raised before anything is written.
+    """
+    if optimizer not in get_args(Optimizer):
+        raise ConfigError(f"optimizer={optimizer!r} is none of {' and '.join(get_args(Optimizer))}")
+    if optimizer == "new":
+        return changed(source, output, lambda opened: decide(opened)(opened.weights), **options)
+    check_output(Path(output))
+    opened = open_source(source, options.get("step"))
+    if options.get("family"):
+        raise ConfigError("a run becomes a run: leave --family out, and convert it afterwards")
+    state = opened_state(opened, options.get("step"))
+    with opened.on_devices():
+        change = decide(opened)
+    weights, difference = go_on(state, Path(output), change, options.get("overrides") or {})
+    experts = {name: mixture.num_experts for name, mixture in mixtures(weights).items()}
+    sizes = opened.weights.size, weights.size
+    return ChangedModel(Path(output), "run", sizes, experts, difference, state.step)
+
+
+def opened_state(opened: OpenedModel, step: Step) -> SavedState:
+    """Returns the whole state of an opened run, with its optimizer.
+
+    Args:
+        opened: The run.
+        step: Step of the checkpoint, as ``open_source`` has it.
+
+    Raises:
+        ConfigError: If the model has no state of an optimizer: it is no run, or a run at step 0,
+            or its adapters were trained.
+    """
+    folder, run = opened.folder, opened.run
+    advice = "leave out --optimizer=keep"
+    if run is None:
+        raise ConfigError(f"{folder} is no run and has no state of an optimizer: {advice}")
+    if run.experiment.model.lora is not None:
+        raise ConfigError(f"the optimizer of {folder} has moments of adapters alone: {advice}")
+    state = saved_state(run, step_of(folder, step))
+    if not state.step:
+        raise ConfigError(f"{folder} is at step 0, before the first moments: {advice}")
+    return state
+
+
+def on_text(
+    experts: int,
+    make: Callable[[LayerWeights, Iterator[Batch]], Made],
+    *,
+    check: Callable[[LayerWeights, int], None],
+    file: str,
+    batches: int,
+) -> Callable[[OpenedModel], Made]:
+    """Returns a function of an opened model that checks a number of experts and reads a text.
+
+    Args:
+        experts: Number of experts of a layer, or its mean over layers.
+        make: Function of the weights and of the batches of the text.
+        check: Function that rejects a number of experts that the model cannot have.
+        file: See ``TextOptions``.
+        batches: See ``TextOptions``.
+    """
+
+    def made(opened: OpenedModel) -> Made:
+        check(opened.weights, experts)
+        return make(opened.weights, opened.batches(batches, file))
+
+    return made
+
+
 def reduced(
     source: str | Path,
     output: str | Path,
@@ -149,9 +247,5 @@ def reduced(
         ConfigError: See ``changed``; also if a layer cannot have so few experts, or there is no
             text.
     """
-
-    def on_text(opened: OpenedModel) -> tuple[LayerWeights, str]:
-        check(opened.weights, experts)
-        return change(opened.weights, opened.batches(batches, file)), difference
-
-    return changed(source, output, on_text, **options)
+    made = on_text(experts, change, check=check, file=file, batches=batches)
+    return changed(source, output, lambda opened: (made(opened), difference), **options)

@@ -9,26 +9,31 @@ from typing import Unpack
 
 from moe_jax.errors import ConfigError
 from moe_jax.run.best import Step
-from moe_jax.surgery.changed import ChangedModel, ChangeOptions, changed
+from moe_jax.surgery.changed import (
+    ChangedModel,
+    ChangeOptions,
+    Optimizer,
+    followed,
+    opened_state,
+)
+from moe_jax.surgery.continued import trees_of
 from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
     check_own_logits,
     mixtures,
     named,
-    with_arrays,
 )
 from moe_jax.surgery.source import OpenedModel, open_source
 from moe_jax.surgery.versions import (
+    Taking,
     check_same_experts,
     digest,
     network_of,
     on_host,
     relative_change,
     router_of,
-    with_experts_of,
 )
-from moe_jax.surgery.weights import LayerWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +157,7 @@ def take_experts(
     layers: Sequence[int] = (),
     router: bool = False,
     other_step: Step = None,
+    optimizer: Optimizer = "new",
     **options: Unpack[ChangeOptions],
 ) -> ChangedModel:
     """Writes a model with some experts of another model, such as an older checkpoint of a run.
@@ -165,6 +171,9 @@ def take_experts(
         layers: Indices of the layers whose experts are taken; empty for all layers.
         router: True also takes the parameters and the state of the router that belong to them.
         other_step: Step of the checkpoint of the other run, or ``best``.
+        optimizer: ``new`` starts a run at step 0; ``keep`` goes on at the step of the checkpoint,
+            with the state of the optimizer (see ``moe_jax.surgery.changed.followed``).
+            Moments of the taken experts are those of the other run.
         **options: See ``ChangeOptions``.
 
     Raises:
@@ -178,18 +187,18 @@ def take_experts(
         True
     """
 
-    def change(opened: OpenedModel) -> tuple[LayerWeights, str]:
+    def decide(opened: OpenedModel) -> Taking:
         here = layers_with_experts(opened, source)
-        there = layers_with_experts(open_source(other, other_step, flag="--other"), other)
-        check_same_experts(here, there, str(other))
-        chosen = _chosen(here, layers, experts)
-        new = {
-            name: with_experts_of(mixture, there[name], experts, router=router)
-            for name, mixture in chosen.items()
-        }
-        return with_arrays(opened.weights, new), f"experts are taken from {other}"
+        donor = open_source(other, other_step, flag="--other")
+        check_same_experts(here, layers_with_experts(donor, other), str(other))
+        donors = {"params": donor.weights}
+        if optimizer == "keep":
+            state = opened_state(donor, other_step)
+            with donor.on_devices():
+                donors = trees_of(state.weights, state.leaves)
+        return Taking(donors, list(_chosen(here, layers, experts)), experts, router, str(other))
 
-    return changed(source, output, change, **options)
+    return followed(source, output, decide, optimizer=optimizer, **options)
 
 
 def layers_with_experts(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLayer]:

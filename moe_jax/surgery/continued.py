@@ -1,4 +1,4 @@
-"""Grows a run in the middle of its training: optimizer, data position and step follow."""
+"""Changes a run in the middle of its training: optimizer, data position and step follow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from moe_jax import data
 from moe_jax.config.experiment import Experiment
@@ -20,8 +21,8 @@ from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.restored import fitting
 from moe_jax.run.session import open_checkpoints, open_session
 from moe_jax.surgery.destination import changed_experiment, check_output, save_run
+from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
-from moe_jax.surgery.mixture import mixtures, with_arrays
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.history import split
 from moe_jax.training.state import named_leaves
@@ -47,57 +48,140 @@ def grow_on(
             The error is raised before anything is written.
     """
     check_output(output)
-    experiment, tokenizer = workdir.load(source), data.load_tokenizer(source)
-    run = FinishedRun("--workdir", source, experiment, tokenizer)
-    session = open_session(_fitting(experiment), tokenizer)
-    with open_checkpoints(experiment, source / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-        found = checkpoints.restore(named_leaves(session.abstract))
+    run = FinishedRun("--workdir", source, workdir.load(source), data.load_tokenizer(source))
+    go_on(saved_state(run), output, growth, overrides or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedState:
+    """The whole state of a run in a checkpoint.
+
+    Attributes:
+        run: The run.
+        step: Step of the checkpoint.
+        leaves: Arrays by the names of ``named_leaves``.
+        position: Position in the data.
+        mesh: Mesh of devices of the arrays.
+    """
+
+    run: FinishedRun
+    step: int
+    leaves: Leaves
+    position: Mapping[str, Any]
+    mesh: Mesh
+
+    @property
+    def weights(self) -> LayerWeights:
+        """The trained parameters, not their average, and the routers' state."""
+        size = self.run.tokenizer.vocab_size
+        return LayerWeights.of_leaves(self.run.experiment.model, size, self.leaves)
+
+
+def saved_state(run: FinishedRun, step: int | None = None) -> SavedState:
+    """Reads the whole state of a run.
+
+    Args:
+        run: The run.
+        step: Step of the checkpoint; ``None`` for the newest intact one.
+
+    Raises:
+        ConfigError: If there is no checkpoint.
+        CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
+    """
+    session, folder = open_session(_fitting(run.experiment), run.tokenizer), run.folder
+    path = folder / workdir.CHECKPOINTS
+    with open_checkpoints(run.experiment, path, read_only=True) as checkpoints:
+        found = checkpoints.restore(named_leaves(session.abstract), step=step)
     if found is None:
-        raise ConfigError(f"{source} holds no checkpoint yet: train first")
+        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     step, leaves, saved = found
-    with jax.set_mesh(session.mesh):
-        weights = LayerWeights.of_leaves(experiment.model, tokenizer.vocab_size, leaves)
-        larger, _ = growth(weights)
-        after = changed_experiment(run, larger, overrides or {})
-        if after.data != experiment.data:
-            raise ConfigError("a run that goes on keeps its data: leave data.NAME out of a growth")
-        new = open_session(_fitting(after), tokenizer)
+    return SavedState(run, step, leaves, split(saved)[0], session.mesh)
+
+
+def go_on(
+    state: SavedState, output: Path, change: FollowedChange, overrides: Mapping[str, Any]
+) -> tuple[LayerWeights, str]:
+    """Writes a changed run that goes on at the step of its checkpoint.
+
+    Args:
+        state: State of the run before the change.
+        output: Folder to write, empty or missing.
+        change: Change of the experts.
+        overrides: New settings by dotted name, none of the data.
+
+    Returns:
+        The changed weights, and the reason for which their function differs, or "".
+
+    Raises:
+        ConfigError: If the change does not fit, or a setting does not. The error is raised before
+            anything is written.
+    """
+    run = state.run
+    with jax.set_mesh(state.mesh):
+        weights = state.weights
+        changed, difference = change(weights)
+        after = changed_experiment(run, changed, overrides)
+        if after.data != run.experiment.data:
+            raise ConfigError("a run that goes on keeps its data: leave the settings data.NAME out")
+        here = _fitting(after)
+        here.check_program(jax.device_count())
+        new = open_session(here, run.tokenizer)
         first = named_leaves(new.recipe.create()[1])
-        followed = follow(leaves, first, weights, growth)
+        followed = follow(state.leaves, first, weights, change)
         placed = {name: jax.device_put(followed[name], first[name].sharding) for name in first}
-    save_run(run, after, placed, output, step=step, position=split(saved)[0])
+    save_run(run, after, placed, output, step=state.step, position=state.position)
+    return changed, difference
 
 
 def _fitting(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
 
 
-def follow(old: Leaves, first: Leaves, weights: LayerWeights, growth: Growth) -> dict[str, Any]:
-    """Returns the state of the larger run.
+def follow(
+    old: Leaves, first: Leaves, weights: LayerWeights, change: FollowedChange
+) -> dict[str, Any]:
+    """Returns the state of the changed run.
 
-    Parameters and routers' state are grown, and an average of the parameters is grown as they are.
-    Moments of an optimizer go with their parameters without scaling, and those of new units are
-    zero. A part of the optimizer with an array that cannot follow starts anew as a whole, such as
-    the factored moments of Adafactor or the use of experts in ``optimizer.expert_rates``.
+    Parameters, routers' state and an average of the parameters are changed. Moments of an optimizer
+    go with their parameters as ``change.moments`` says; a growth does not scale them, and those of
+    new units are zero. A part of the optimizer with an array that cannot follow starts anew as a
+    whole, such as the factored moments of Adafactor or the use of experts in
+    ``optimizer.expert_rates``.
 
     Args:
-        old: Arrays of the smaller run's state, by the names of ``named_leaves``.
-        first: Arrays of the larger run's first state.
-        weights: Weights of the smaller run.
-        growth: Change of the experts.
+        old: Arrays of the old run's state, by the names of ``named_leaves``.
+        first: Arrays of the changed run's first state.
+        weights: Weights of the old run.
+        change: Change of the experts.
     """
-    larger, _ = growth(weights)
+    changed, _ = change(weights)
     moved = {n: x for n, x in old.items() if not n.startswith((_OPTIMIZER, *WEIGHTS))}
-    moved |= larger.leaves()
+    moved |= changed.leaves()
     for prefix, tree in _trees(old).items():
-        arrays = _by_layer(tree, weights.model)
+        numbers = _over(weights, prefix, _by_layer(tree, weights.model))
         if prefix.endswith(_AVERAGE):
-            average = dataclasses.replace(weights, arrays={**weights.arrays, **arrays})
-            grown = growth(average)[0].arrays
+            new = change.average(prefix, numbers)
         else:
-            grown = _moments(arrays, weights, growth)
-        moved |= _by_leaf(grown, larger.model, prefix, first)
+            new = change.moments(prefix, numbers, weights)
+        moved |= _by_leaf(new.arrays, changed.model, prefix, first)
     return dict(first) | _whole(moved, old, first)
+
+
+def _over(weights: LayerWeights, prefix: str, arrays: Leaves) -> LayerWeights:
+    """Returns a model of an average of its parameters, or of moments in place of parameters."""
+    beside = weights.arrays if prefix.endswith(_AVERAGE) else {}
+    return dataclasses.replace(weights, arrays={**beside, **arrays})
+
+
+def trees_of(weights: LayerWeights, leaves: Leaves) -> dict[str, LayerWeights]:
+    """Returns the parameters under ``params``, and moments and average under their names.
+
+    Args:
+        weights: Weights of a run.
+        leaves: Arrays of the run's state.
+    """
+    trees = {prefix: _by_layer(tree, weights.model) for prefix, tree in _trees(leaves).items()}
+    return {"params": weights} | {n: _over(weights, n, arrays) for n, arrays in trees.items()}
 
 
 def _trees(leaves: Leaves) -> dict[str, dict[str, Any]]:
@@ -129,7 +213,7 @@ def _by_layer(tree: Leaves, model: ModelConfig) -> dict[str, Any]:
 def _by_leaf(
     arrays: Leaves, model: ModelConfig, prefix: str, first: Leaves
 ) -> dict[str, jax.Array]:
-    """Returns the arrays under a prefix of the larger run's state; scanned layers are stacked."""
+    """Returns the arrays under a prefix of the changed run's state; scanned layers are stacked."""
     found: dict[str, Any] = {}
     for name, place in places(model).items():
         leaf = f"{prefix}/{place.leaf.removeprefix(_PARAMS)}"
@@ -142,14 +226,6 @@ def _by_leaf(
         else:
             found.setdefault(leaf, []).append(array)  # ``places`` has layers in order
     return {n: jnp.stack(x) if isinstance(x, list) else x for n, x in found.items()}
-
-
-def _moments(arrays: Leaves, weights: LayerWeights, growth: Growth) -> Leaves:
-    """Returns the moments of the larger model, in which they follow their parameters."""
-    moments = dataclasses.replace(weights, arrays=arrays)
-    here = mixtures(moments)
-    followed = {n: one.follow(here[n]) for n, one in growth.layers_of(weights).items()}
-    return with_arrays(moments, followed).arrays
 
 
 def _whole(moved: Leaves, old: Leaves, first: Leaves) -> dict[str, Any]:

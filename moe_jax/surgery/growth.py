@@ -18,6 +18,7 @@ from moe_jax.surgery.mixture import (
     check_changeable,
     mixtures,
     named,
+    with_arrays,
     with_mixtures,
 )
 from moe_jax.surgery.weights import LayerWeights
@@ -118,6 +119,18 @@ class Growth:
             }
             differences.append(f"noise={self.noise:g}")
         return with_mixtures(weights, new), next(filter(None, differences), "")
+
+    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+        """Returns a grown average of the parameters; see ``FollowedChange``."""
+        del tree
+        return self(average)[0]
+
+    def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:
+        """Returns the moments of the larger model; see ``FollowedChange``."""
+        del tree
+        here = mixtures(moments)
+        followed = {n: one.follow(here[n]) for n, one in self.layers_of(weights).items()}
+        return with_arrays(moments, followed)
 
     def model(self, model: ModelConfig) -> ModelConfig:
         """Returns the configuration of the larger model, without computing its weights.

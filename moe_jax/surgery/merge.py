@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from moe_jax.surgery.mixture import UNITS, MixtureLayer
+from moe_jax.surgery.mixture import (
+    UNITS,
+    LayerName,
+    MixtureLayer,
+    mixtures,
+    with_arrays,
+    with_mixtures,
+)
 from moe_jax.surgery.prune import check_each
 from moe_jax.surgery.weights import LayerWeights
 
@@ -95,8 +102,48 @@ def _redirecting(mixture: MixtureLayer, group: Int[np.ndarray, " E"]) -> Mixture
     return mixture.with_settings(num_experts=int(group.max()) + 1, router=router)
 
 
+@dataclasses.dataclass(frozen=True)
+class Merging:
+    """A change that merges the experts of each group, as a ``FollowedChange``.
+
+    Attributes:
+        groups: Group ``(E,)`` of each expert, by layer.
+        usage: Number of tokens ``(E,)`` of each expert, by layer.
+        redirect: True keeps the logits of all experts, False those of the heads of groups.
+    """
+
+    groups: Mapping[LayerName, Int[np.ndarray, " E"]]
+    usage: Mapping[LayerName, Float[np.ndarray, " E"]]
+    redirect: bool
+
+    def __call__(self, weights: LayerWeights) -> tuple[LayerWeights, str]:
+        """Returns the model with merged experts, and why its function differs."""
+        found, one = mixtures(weights), merge_redirected if self.redirect else merge
+        merged = {name: one(found[name], g, self.usage[name]) for name, g in self.groups.items()}
+        return with_mixtures(weights, merged), "experts are merged"
+
+    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+        """Returns the merged average of the parameters."""
+        del tree
+        return self(average)[0]
+
+    def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:
+        """Returns means of moments, with the shares and the order of units of the parameters."""
+        del tree
+        before, here, merged = mixtures(weights), mixtures(moments), {}
+        for name, group in self.groups.items():
+            parameters, numbers = before[name].experts, here[name].experts
+            heads, experts = merged_experts(parameters, group, self.usage[name], numbers)
+            routed = here[name] if self.redirect else here[name].take(heads)
+            merged[name] = dataclasses.replace(routed, experts=experts)
+        return with_arrays(moments, merged)
+
+
 def merged_experts(
-    experts: Mapping[str, Array], group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]
+    experts: Mapping[str, Array],
+    group: Int[np.ndarray, " E"],
+    usage: Float[np.ndarray, " E"],
+    numbers: Mapping[str, Array] | None = None,
 ) -> tuple[list[int], dict[str, Array]]:
     """Returns the head of each of ``G`` groups, and the merged parameters ``(G, ...)``.
 
@@ -104,27 +151,36 @@ def merged_experts(
         experts: Parameters ``(E, ...)`` of the experts by name.
         group: Group of each expert, from 0; -1 leaves an expert out.
         usage: Number of tokens of each expert; a group without tokens has equal weights.
+        numbers: Other numbers of the parameters, such as moments, to merge with the order of units
+            of the parameters; ``None`` merges the parameters. Some may be missing.
     """
+    numbers = experts if numbers is None else numbers
     heads, merged = [], []
     for number in range(int(group.max()) + 1):
         members = np.flatnonzero(group == number)
         members = members[np.argsort(-usage[members], kind="stable")]
         heads.append(int(members[0]))
-        merged.append(_mean(experts, members, usage[members]))
-    return heads, {name: jnp.stack([one[name] for one in merged]) for name in experts}
+        merged.append(_mean(experts, members, usage[members], numbers))
+    return heads, {name: jnp.stack([one[name] for one in merged]) for name in numbers}
 
 
-def _mean(experts: Mapping[str, Array], members: np.ndarray, usage: np.ndarray) -> dict[str, Array]:
-    """Returns the mean of the members' parameters, aligned to the units of the first member."""
+def _mean(
+    experts: Mapping[str, Array],
+    members: np.ndarray,
+    usage: np.ndarray,
+    numbers: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Returns the mean of the members' numbers, aligned to the units of the first member."""
     total = usage.sum()
     shares = usage / total if total else np.full(len(members), 1 / len(members))
     head = {name: array[members[0]] for name, array in experts.items()}
-    summed = {name: array * shares[0] for name, array in head.items()}
+    summed = {name: array[members[0]] * shares[0] for name, array in numbers.items()}
     for index, share in zip(members[1:], shares[1:], strict=True):
         other = {name: array[index] for name, array in experts.items()}
         order = alignment(head, other)
-        for name, array in other.items():
-            aligned = array if name not in UNITS else jnp.take(array, order, axis=UNITS[name])
+        for name, array in numbers.items():
+            one, axis = array[index], UNITS.get(name)
+            aligned = one if axis is None else jnp.take(one, order, axis=axis)
             summed[name] = summed[name] + share * aligned
     return summed
 

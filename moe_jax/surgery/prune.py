@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from moe_jax.surgery.mixture import (
     check_changeable,
     mixtures,
     named,
+    with_arrays,
     with_mixtures,
 )
 from moe_jax.surgery.weights import LayerWeights
@@ -35,6 +37,33 @@ def prune(weights: LayerWeights, kept: Kept) -> LayerWeights:
     check_changeable(weights)
     found = named(mixtures(weights), kept)
     return with_mixtures(weights, {n: found[n].take(sorted(set(of))) for n, of in kept.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """A change that leaves experts out, as a ``FollowedChange``.
+
+    Attributes:
+        kept: Indices of the experts that stay, by layer.
+    """
+
+    kept: Kept
+
+    def __call__(self, weights: LayerWeights) -> tuple[LayerWeights, str]:
+        """Returns the model with only the kept experts, and why its function differs."""
+        return prune(weights, self.kept), "experts are left out"
+
+    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+        """Returns the average of the kept experts' parameters."""
+        del tree
+        return prune(average, self.kept)
+
+    def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:
+        """Returns the moments of the kept experts and of their logits."""
+        del tree, weights
+        here = mixtures(moments)
+        kept = {name: here[name].take(sorted(set(of))) for name, of in self.kept.items()}
+        return with_arrays(moments, kept)
 
 
 def check_number(weights: LayerWeights, experts: int) -> None:

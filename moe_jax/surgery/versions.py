@@ -12,7 +12,15 @@ import numpy as np
 from jaxtyping import Array
 
 from moe_jax.errors import ConfigError
-from moe_jax.surgery.mixture import LayerName, MixtureLayer, router_axes, state_axes
+from moe_jax.surgery.mixture import (
+    LayerName,
+    MixtureLayer,
+    mixtures,
+    router_axes,
+    state_axes,
+    with_arrays,
+)
+from moe_jax.surgery.weights import LayerWeights
 
 _GROUP = "groups"  # Experts of several widths: ``groups/1/up`` holds those of the second width.
 
@@ -94,6 +102,53 @@ def with_experts_of(
     return dataclasses.replace(mixture, **parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Taking:
+    """A change that takes experts from another model, as a ``FollowedChange``.
+
+    Attributes:
+        donors: Parameters of the other model under ``params``, and moments and average of its
+            optimizer under their names in the state.
+        layers: Names of the layers whose experts are taken.
+        experts: Indices of experts.
+        router: True also takes what belongs to these experts in router and state.
+        other: Name of the other model.
+    """
+
+    donors: Mapping[str, LayerWeights]
+    layers: Collection[LayerName]
+    experts: Collection[int]
+    router: bool
+    other: str
+
+    def __call__(self, weights: LayerWeights) -> tuple[LayerWeights, str]:
+        """Returns the model with the taken experts, and why its function differs."""
+        return self._taken("params", weights), f"experts are taken from {self.other}"
+
+    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+        """Returns the average with the taken experts of the other run's average."""
+        return self._taken(tree, average)
+
+    def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:
+        """Returns the moments with the taken experts' moments of the other run."""
+        del weights
+        return self._taken(tree, moments)
+
+    def _taken(self, tree: str, arrays: LayerWeights) -> LayerWeights:
+        here = mixtures(arrays)
+        there = mixtures(self.donors[tree]) if tree in self.donors else {}
+        new = {}
+        for name in self.layers:
+            if name not in there or not _names(there[name]) >= _names(here[name]):
+                raise ConfigError(
+                    f"{self.other} has other moments than this run ({tree}): use --optimizer=new, "
+                    "or runs of one optimizer"
+                )
+            donor = on_host(there[name])
+            new[name] = with_experts_of(here[name], donor, self.experts, router=self.router)
+        return with_arrays(arrays, new)
+
+
 def check_same_experts(
     here: Mapping[LayerName, MixtureLayer], there: Mapping[LayerName, MixtureLayer], other: str
 ) -> None:
@@ -111,6 +166,11 @@ def check_same_experts(
                 f"{other} has other experts: {name} is {two.get(name, 'absent')} there and "
                 f"{one.get(name, 'absent')} here; use a model of the same shape"
             )
+
+
+def _names(mixture: MixtureLayer) -> set[str]:
+    parts = ("experts", "router", "state")
+    return {f"{part}/{name}" for part in parts for name in getattr(mixture, part)}
 
 
 def _shapes(layers: Mapping[LayerName, MixtureLayer]) -> dict[str, tuple[int, ...]]:

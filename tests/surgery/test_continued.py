@@ -1,4 +1,4 @@
-"""The state of a larger run, array by array, from a state whose every number is drawn."""
+"""The state of a changed run, array by array, from a state whose every number is drawn."""
 
 import dataclasses
 
@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from moe_jax.config.optimizer import AdamW, OptimizerConfig
+from moe_jax.errors import ConfigError
 from moe_jax.models.places import places
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Capacity, Everyone, Router, Softmax
-from moe_jax.surgery.continued import _whole, follow
+from moe_jax.surgery.continued import _whole, follow, trees_of
 from moe_jax.surgery.growth import Growth
+from moe_jax.surgery.merge import Merging
+from moe_jax.surgery.prune import Pruning
+from moe_jax.surgery.versions import Taking
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, named_leaves
@@ -28,9 +32,9 @@ def first(model):
     return {name: jnp.zeros(x.shape, x.dtype) for name, x in named_leaves(abstract).items()}
 
 
-def drawn(leaves):
+def drawn(leaves, seed=0):
     """Other numbers of the same shapes; every count is 5."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return {
         name: jnp.asarray(rng.standard_normal(x.shape), x.dtype) if x.shape else jnp.full_like(x, 5)
         for name, x in leaves.items()
@@ -38,14 +42,18 @@ def drawn(leaves):
     } | {"key": leaves["key"] + 1}
 
 
-def grown(growth, **changes):
-    """The old state, the state that follows, the first state of the larger run, and both models."""
+def changed(change, edit=lambda state, model: {}, **changes):
+    """The old state, the state that follows, the first state of the changed run, and both models.
+
+    ``edit`` returns arrays that replace drawn ones.
+    """
     model = config(**changes)
     old = drawn(first(model))
+    old |= edit(old, model)
     weights = LayerWeights.of_leaves(model, VOCAB, old)
-    larger = growth(weights)[0].model
-    fresh = first(larger)
-    return old, follow(old, fresh, weights, growth), fresh, (model, larger)
+    new = change(weights)[0].model
+    fresh = first(new)
+    return old, follow(old, fresh, weights, change), fresh, (model, new)
 
 
 def layer(leaves, model, prefix, name):
@@ -76,21 +84,25 @@ def of_two(up, down, kernel):
     return up[chosen], down[chosen], kernel[:, chosen]
 
 
+def of_kept(up, down, kernel):
+    return up[[0, 2, 3]], down[[0, 2, 3]], kernel[:, [0, 2, 3]]
+
+
+# Layer 0 stays, so the layers of the changed model are not stacked in one scan.
 WAYS = {
-    "copies": (Growth(copies=2), of_copies),
-    "parts": (Growth(parts=2, noise=0.1), of_parts),
-    "hidden": (Growth(hidden=8), of_units),
-    "copy": (Growth(copy=(0, 3)), of_two),
+    "copies": (Growth(copies=2, layers=(1,)), of_copies),
+    "parts": (Growth(parts=2, noise=0.1, layers=(1,)), of_parts),
+    "hidden": (Growth(hidden=8, layers=(1,)), of_units),
+    "copy": (Growth(copy=(0, 3), layers=(1,)), of_two),
+    "pruned": (Pruning({1: [3, 0, 2]}), of_kept),
 }
 NAMES = ("feed_forward/experts/up", "feed_forward/experts/down", "feed_forward/router/kernel")
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_moments_go_with_their_experts_and_counts_go_on(way):
-    growth, expected = WAYS[way]
-    # Layer 0 stays, so the layers of the larger model are not stacked in one scan.
-    growth = dataclasses.replace(growth, layers=(1,))
-    old, new, fresh, (before, after) = grown(growth, scan_layers=True)
+    change, expected = WAYS[way]
+    old, new, fresh, (before, after) = changed(change, scan_layers=True)
     assert {n: x.shape for n, x in new.items()} == {n: x.shape for n, x in fresh.items()}
     for moment in ("mu/", "nu/"):
         for name in NAMES:
@@ -107,8 +119,83 @@ def test_moments_go_with_their_experts_and_counts_go_on(way):
     np.testing.assert_array_equal(new["key"], old["key"])
 
 
+# Experts 0 and 2 are one, with three tokens and one; expert 1 is the head of a group of its own.
+MERGING = {
+    "groups": {1: np.array([0, 1, 0, 2])},
+    "usage": {1: np.array([3.0, 5.0, 1.0, 4.0])},
+}
+
+
+def twins(state, model):
+    """Expert 2 of layer 1 is expert 0 with its units in the reverse order."""
+    found = {}
+    for name, axis in (("up", -1), ("gate", -1), ("down", -2)):
+        place = places(model)[f"params/layers/1/feed_forward/experts/{name}"]
+        array = state[place.leaf][place.entry]
+        array = array.at[2].set(jnp.flip(array[0], axis))
+        found[place.leaf] = state[place.leaf].at[place.entry].set(array)
+    return found
+
+
+@pytest.mark.parametrize("redirect", [False, True])
+def test_moments_of_merged_experts_are_means_by_use_in_the_order_of_the_units(redirect):
+    old, new, fresh, (before, after) = changed(
+        Merging(**MERGING, redirect=redirect), twins, scan_layers=True
+    )
+    assert {n: x.shape for n, x in new.items()} == {n: x.shape for n, x in fresh.items()}
+    for moment in ("mu/", "nu/"):
+        up, down, kernel = (layer(old, before, ADAM + moment, f"1/{name}") for name in NAMES)
+        wanted = (
+            np.stack([0.75 * up[0] + 0.25 * up[2][:, ::-1], up[1], up[3]]),
+            np.stack([0.75 * down[0] + 0.25 * down[2][::-1], down[1], down[3]]),
+            kernel if redirect else kernel[:, [0, 1, 3]],
+        )
+        for name, array in zip(NAMES, wanted, strict=True):
+            found = layer(new, after, ADAM + moment, f"1/{name}")
+            np.testing.assert_allclose(found, array, atol=1e-6)
+            stays = [
+                layer(s, m, ADAM + moment, f"0/{name}") for s, m in ((old, before), (new, after))
+            ]
+            np.testing.assert_array_equal(*stays)
+    assert {int(new[n]) for n in new if not new[n].shape} == {5}
+
+
+def taking(model, router=False):
+    """Expert 1 of layer 1 of another run, and the state of that run."""
+    theirs = drawn(first(model), seed=1)
+    donors = trees_of(LayerWeights.of_leaves(model, VOCAB, theirs), theirs)
+    return Taking(donors, [1], [1], router, "runs/other"), theirs
+
+
+@pytest.mark.parametrize("router", [False, True])
+def test_taken_experts_bring_their_parameters_moments_and_average(router):
+    change, theirs = taking(config(scan_layers=True), router)
+    old, new, _, (before, after) = changed(change, scan_layers=True)
+    for tree in ("params/", ADAM + "mu/", ADAM + "nu/", AVERAGE):
+        for name in NAMES:
+            here, there = (layer(s, before, tree, f"1/{name}") for s in (old, theirs))
+            wanted = here.copy()
+            if "kernel" not in name:
+                wanted[1] = there[1]
+            elif router:
+                wanted[:, 1] = there[:, 1]
+            np.testing.assert_array_equal(layer(new, after, tree, f"1/{name}"), wanted)
+            stays = [layer(s, before, tree, f"0/{name}") for s in (old, new)]
+            np.testing.assert_array_equal(*stays)
+    table = ADAM + "mu/embedding/table"
+    np.testing.assert_array_equal(new[table], old[table])
+    assert {int(new[n]) for n in new if not new[n].shape} == {5}
+
+
+def test_a_run_of_another_optimizer_gives_no_moments():
+    change, _ = taking(config())
+    donors = {name: tree for name, tree in change.donors.items() if not name.endswith("nu")}
+    with pytest.raises(ConfigError, match="runs/other has other moments .*/nu.: use --optimizer"):
+        changed(dataclasses.replace(change, donors=donors))
+
+
 def test_the_average_of_the_parameters_computes_its_function():
-    old, new, _, models = grown(Growth(copies=2))
+    old, new, _, models = changed(Growth(copies=2))
 
     def average(leaves, model):
         own = {"params/" + n.removeprefix(AVERAGE): x for n, x in leaves.items() if AVERAGE in n}
@@ -134,6 +221,6 @@ def test_a_part_of_the_optimizer_starts_anew_as_a_whole():
 
 def test_a_bias_that_the_growth_adds_has_no_moments_yet():
     everyone = Router(Softmax(), Everyone(), capacity=Capacity(dropless="always"))
-    _, new, _, (_, after) = grown(Growth(copy=(0,)), router=everyone)
+    _, new, _, (_, after) = changed(Growth(copy=(0,)), router=everyone)
     bias = layer(new, after, ADAM + "mu/", "0/feed_forward/router/bias")
     np.testing.assert_array_equal(bias, np.zeros(5))
