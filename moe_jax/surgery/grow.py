@@ -162,7 +162,9 @@ def _difference(router: Router) -> str:
     differences = {
         f"{type(rank).__name__} ranks copies by more than scores": rank is not None
         and not isinstance(rank, Bias),
-        "the two best experts of a group become copies": limit is not None and limit.by == "top2",
+        "the two best experts of a group become copies": limit is not None
+        and limit.excludes
+        and limit.by == "top2",
         "experts without computation compete with more choices": router.free.count > 0,
         "gates multiply the inputs of the experts": router.gate_on == "in",
         "capacity.reroute gives a token one slot": capacity.reroute,
@@ -231,7 +233,8 @@ def _alone(router: Router) -> bool:
     """Returns whether a copy can change neither the best expert nor a slot."""
     select, capacity = router.select, router.capacity
     assert isinstance(select, TopK)
-    plain = select.rank is None and select.limit is None and not router.free.count
+    limited = select.limit is not None and select.limit.excludes
+    plain = select.rank is None and not limited and not router.free.count
     return plain and capacity.dropless == "always" and router.gate_on == "out"
 
 

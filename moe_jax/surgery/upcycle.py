@@ -56,8 +56,10 @@ def keeps_function(recipe: Upcycling) -> bool:
         return select.normalize and kept and recipe.shards in (1, 2)
     if not isinstance(select, TopK) or not select.normalize or select.expert_scale:
         return False
-    plain = (select.rank is None or isinstance(select.rank, Bias)) and select.limit is None
-    return recipe.shards == 1 or (plain and select.k % recipe.shards == 0)
+    ranked = select.rank is not None and not isinstance(select.rank, Bias)
+    limited = select.limit is not None and select.limit.excludes
+    equal = not ranked and not limited and select.k % recipe.shards == 0
+    return recipe.shards == 1 or equal
 
 
 def upcycle(weights: LayerWeights, recipe: Upcycling, key: PRNGKeyArray) -> LayerWeights:

@@ -113,6 +113,11 @@ class Limit(Ranged):
     keep: Positive
     by: Literal["max", "top2"] = "max"
 
+    @property
+    def excludes(self) -> bool:
+        """True if a token has fewer groups than there are."""
+        return self.keep < self.groups
+
     def check(self, num_experts: int, k: int) -> None:
         """Raises ``ConfigError`` if ``keep`` groups have fewer than ``k`` experts."""
         size, rest = divmod(num_experts, self.groups)
