@@ -1,5 +1,7 @@
 """Which files ``make test`` and ``make exhaustive`` leave out without an import."""
 
+import ast
+import functools
 import math
 import time
 import types
@@ -8,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests import conftest
-from tests.conftest import by_commit, pytest_ignore_collect, pytest_runtest_setup
+from tests.conftest import (
+    by_commit,
+    left_to_exhaustive,
+    pytest_ignore_collect,
+    pytest_runtest_setup,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +37,22 @@ def test_a_file_is_left_out_if_no_test_of_it_is_selected(file, in_test, in_exhau
 
     expressions = ("not exhaustive", "exhaustive", "")
     assert [read(expression) for expression in expressions] == [in_test, in_exhaustive, True]
+
+
+def names_of(file):
+    """Names of the tests of a file; a class or a decorator may hide none of them."""
+    tree = ast.parse(file.read_text())
+    return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_every_line_names_a_test_that_exists():
+    known = functools.cache(names_of)
+    missing = []
+    for line in left_to_exhaustive():
+        path, *names = line.name.split("[")[0].split("::")
+        there = (ROOT / path).exists() and {*names} <= (known(ROOT / path) if names else set())
+        missing += [] if there else [line.name]
+    assert missing == []
 
 
 def test_a_limited_run_skips_the_tests_that_would_start_later(monkeypatch):

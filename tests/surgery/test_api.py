@@ -15,10 +15,13 @@ from moe_jax.cli import train as train_command
 from moe_jax.errors import ConfigError
 from moe_jax.interop import native
 from moe_jax.interop.huggingface import load, save
+from moe_jax.parallel import MeshConfig, make_mesh
+from moe_jax.run import session
 from moe_jax.run.exported import open_trained
 from moe_jax.surgery.api import grow, merge, prune, upcycle
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.checkpoint import Checkpoints
+from moe_jax.training.state import named_leaves
 from tests.parity.compare_models import recorded
 from tests.surgery.small import assert_close
 
@@ -99,6 +102,32 @@ def test_a_changed_run_is_a_run_and_its_source_is_untouched(sparse, tmp_path, ch
     if not changed.difference:
         start = mj.open_run(sparse).evaluate()["loss"]
         assert run.evaluate()["loss"] == pytest.approx(start, rel=1e-5)
+
+
+def first_loss(folder):
+    """The loss of the first step of a written run, before its update."""
+    trained = mj.train(mj.open_run(folder).config, folder)
+    return next(line["loss"] for line in trained.metrics if line["kind"] == "train")
+
+
+def test_a_mesh_splits_the_new_experts(sparse, tmp_path, monkeypatch):
+    settings = {"training.steps": 1, "training.log_every": 1}
+    grow(sparse, tmp_path / "split", copies=2, overrides=settings | {"mesh.expert": 2})
+    grow(sparse, tmp_path / "one", copies=2, overrides=settings)
+    state = mj.open_run(tmp_path / "split").state
+    experts = {n: x for n, x in named_leaves(state).items() if "/experts/" in n}
+    assert len(experts) == 3 * 2  # two matrices, and two moments of each
+    for name, array in experts.items():
+        axis = array.shape.index(8)  # four experts, twice
+        half = (*array.shape[:axis], 4, *array.shape[axis + 1 :])
+        shards = array.addressable_shards
+        assert len(shards) == 8 and {shard.data.shape for shard in shards} == {half}, name
+    split = first_loss(tmp_path / "split")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "make_mesh", lambda _: make_mesh(MeshConfig(), jax.devices()[:1]))
+        one = mj.open_run(tmp_path / "one").state
+        assert {len(x.addressable_shards) for x in jax.tree.leaves(one.params)} == {1}
+        assert split == pytest.approx(first_loss(tmp_path / "one"), rel=1e-5)
 
 
 def test_a_run_of_redirected_logits_trains_and_becomes_a_folder_of_its_own(sparse, tmp_path):
