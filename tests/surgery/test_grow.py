@@ -23,6 +23,10 @@ ONE = Router(Softmax(), TopK(1, normalize=True), capacity=Capacity(dropless="alw
 GROUPS = dataclasses.replace(
     SIGMOID, select=TopK(2, normalize=True, limit=routing.Limit(2, 1, "max"))
 )
+ALL_GROUPS = {  # a limit that keeps all groups limits nothing
+    "one_group": routing.preset("deepseek_v3", k=2, groups=1, keep_groups=1),
+    "two_groups": routing.preset("deepseek_v3", k=2, groups=2, keep_groups=2),
+}
 EVERY = routing.preset("jacobs_1991")
 
 
@@ -61,6 +65,16 @@ def test_the_function_is_kept(router, change):
     assert_close(old, new)
 
 
+@pytest.mark.parametrize("change", ["copied", "split"])
+@pytest.mark.parametrize("groups", ALL_GROUPS)
+def test_a_limit_that_keeps_all_groups_makes_no_difference(groups, change):
+    router = ALL_GROUPS[groups]
+    assert router.select.limit.by == "top2"
+    old, new, reason = grown(config(router), CHANGES[change])
+    assert reason == ""
+    assert_close(old, new)
+
+
 def test_copies_have_the_slots_of_their_expert():
     # Half of an even share: tokens are dropped, and the same ones with copies.
     old, new, reason = grown(config(FULL), CHANGES["copied"])
@@ -68,7 +82,12 @@ def test_copies_have_the_slots_of_their_expert():
     assert_close(old, new, "eval")
 
 
-@pytest.mark.parametrize("router", [EVERY, ONE], ids=["everyone", "one"])
+ONE_GROUP = dataclasses.replace(
+    ONE, select=TopK(1, normalize=True, limit=routing.Limit(1, 1, "top2"))
+)
+
+
+@pytest.mark.parametrize("router", [EVERY, ONE, ONE_GROUP], ids=["everyone", "one", "one_group"])
 def test_copies_of_single_experts_keep_the_function(router):
     old, new, reason = grown(config(router), lambda mixture: with_copies(mixture, [2, 0]))
     assert reason == "" and new.model.moe.num_experts == 6

@@ -32,8 +32,12 @@ def recipe(name="mixtral", experts=8, **changes):
         (dataclasses.replace(DENSE, scan_layers=False), recipe(k=4, shards=2)),
         (dataclasses.replace(DENSE, mlp_bias=True), recipe(k=4, shards=4)),
         (DENSE, recipe("kimi_k2", k=6, shards=3, experts=12)),
+        (DENSE, recipe("deepseek_v3", k=4, shards=2, groups=2, keep_groups=2)),
     ],
-    ids=("one", "two", "biases", "scaled", "top2", "parts", "parts_biases", "parts_scaled"),
+    ids=(
+        *("one", "two", "biases", "scaled", "top2", "parts", "parts_biases", "parts_scaled"),
+        "parts_of_all_groups",
+    ),
 )
 def test_the_first_logits_are_those_of_the_dense_model(model, made):
     assert keeps_function(made)
