@@ -10,6 +10,7 @@ from absl import flags
 
 import moe_jax as mj
 from moe_jax import signals
+from moe_jax.cli import convert as convert_command
 from moe_jax.cli import grow as grow_command
 from moe_jax.cli import train as train_command
 from moe_jax.errors import ConfigError
@@ -19,6 +20,7 @@ from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.run import session
 from moe_jax.run.exported import open_trained
 from moe_jax.surgery.api import grow, merge, prune, upcycle
+from moe_jax.surgery.source import open_source
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.checkpoint import Checkpoints
 from moe_jax.training.state import named_leaves
@@ -128,6 +130,53 @@ def test_a_mesh_splits_the_new_experts(sparse, tmp_path, monkeypatch):
         one = mj.open_run(tmp_path / "one").state
         assert {len(x.addressable_shards) for x in jax.tree.leaves(one.params)} == {1}
         assert split == pytest.approx(first_loss(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def expressible(tmp_path_factory):
+    """A trained run that began with a model of transformers, whose family can hold it."""
+    folder = tmp_path_factory.mktemp("expressible")
+    (folder / "hf").mkdir()
+    recorded("mixtral", folder / "hf")
+    add_tokenizer(folder / "hf")
+    text = json.dumps({"text": "experts of a mixture" * 4}) + "\n"
+    (folder / "text.jsonl").write_text(40 * text)
+    settings = {
+        "data.source": f"files:{folder / 'text.jsonl'}",
+        "data.data_dir": str(folder / "data"),
+        "data.seq_length": 32,
+        "data.batch_size": 8,
+        "optimizer.warmup_steps": 1,
+        "training.steps": 1,
+        "training.loss_chunk": 0,
+    }
+    mj.train(f"from_hf:{folder / 'hf'}", folder / "run", settings)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "experts"),
+    [
+        (lambda run, out: prune(run, out, experts=3, batches=1), 3),
+        (lambda run, out: merge(run, out, experts=3, batches=1), 3),
+        (lambda run, out: grow(run, out, parts=2), 10),
+    ],
+    ids=["prune", "merge", "grow"],
+)
+def test_a_changed_run_converts_on(expressible, tmp_path, change, experts):
+    run, out, back = (tmp_path / name for name in ("run", "hf", "back"))
+    change(expressible, run)
+    convert_command.main(
+        flags_of(convert_command, "--from=moe_jax", f"--input={run}", f"--output={out}")
+    )
+    assert json.loads((out / "config.json").read_text())["num_local_experts"] == experts
+    convert_command.main(
+        flags_of(convert_command, "--from=hf", f"--input={out}", f"--output={back}")
+    )
+    changed = open_source(run).weights
+    for found in (load(out), native.load(back)):
+        assert found.config.moe.num_experts == experts and found.family == "mixtral"
+        assert_close(changed, LayerWeights.of_model(found.model))
 
 
 def test_a_run_of_redirected_logits_trains_and_becomes_a_folder_of_its_own(sparse, tmp_path):
