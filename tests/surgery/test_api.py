@@ -20,6 +20,7 @@ from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.run import session
 from moe_jax.run.exported import open_trained
 from moe_jax.surgery.api import grow, merge, prune, upcycle
+from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.source import open_source
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.checkpoint import Checkpoints
@@ -192,6 +193,17 @@ def test_a_run_of_redirected_logits_trains_and_becomes_a_folder_of_its_own(spars
         open_trained(tmp_path / "out", "mixtral")
     with pytest.raises(ConfigError, match="share the logits of their members"):
         prune(tmp_path / "out", tmp_path / "again", experts=1)
+
+
+@pytest.mark.parametrize("change", [prune, merge])
+def test_layers_of_different_width_are_ranked_together_and_merged_alone(sparse, tmp_path, change):
+    grow(sparse, tmp_path / "wide", hidden=40, layers=[1])
+    changed = change(tmp_path / "wide", tmp_path / "out", experts=3, batches=1, across=True)
+    assert sum(changed.experts.values()) == 6 and min(changed.experts.values()) >= 2
+    weights = open_source(tmp_path / "out").weights
+    widths = {name: mixture.experts["down"].shape for name, mixture in mixtures(weights).items()}
+    assert widths == {name: (changed.experts[name], f, 16) for name, f in ((0, 32), (1, 40))}
+    assert np.isfinite(mj.open_run(tmp_path / "out").evaluate()["loss"])
 
 
 @pytest.mark.parametrize("number", [2, 15])

@@ -8,6 +8,7 @@ import pytest
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.mode import Mode
+from moe_jax.surgery.api import _kept
 from moe_jax.surgery.evidence import LeaveOneOut, loss_of, use_of
 from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.prune import prune
@@ -97,6 +98,17 @@ def test_an_expert_without_logit_is_as_good_as_removed(name):
     pruned = prune(found, {0: [0, 2, 3], 1: [1, 2]})
     assert left.without(removed) == pytest.approx(loss_of(pruned, [batch()]), rel=1e-5)
     assert left.without({}) == pytest.approx(loss_of(found, [batch()]), rel=1e-5)
+
+
+def test_pruning_by_loss_leaves_out_the_expert_without_which_the_loss_is_lowest():
+    found = weights(config(num_layers=1))
+    losses = {}
+    for expert in range(4):
+        rest = [e for e in range(4) if e != expert]
+        losses[expert] = loss_of(prune(found, {0: rest}), [batch()])
+    cheapest = min(losses, key=losses.get)
+    kept = _kept(found, iter([batch()]), 3, "loss", across=False)
+    assert kept == {0: [e for e in range(4) if e != cheapest]}
 
 
 def test_greedy_removal_takes_the_cheapest_expert_at_every_step():

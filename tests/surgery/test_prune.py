@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import ConfigError
+from moe_jax.nn.moe_config import LayerOverride
 from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.prune import (
     best,
@@ -47,6 +48,17 @@ def test_the_kept_experts_keep_their_arrays():
     kernel = "params/layers/0/feed_forward/router/kernel"
     np.testing.assert_array_equal(new.arrays[kernel], np.asarray(old.arrays[kernel])[:, 1:])
     assert old.arrays[down].shape[0] == 4
+
+
+def test_layers_of_different_width_are_compared_and_keep_their_width():
+    narrow = (LayerOverride((1,), expert_dim=4),)
+    old = weights(config(overrides=narrow, scan_layers=False))
+    kept = best(SCORES, 3, fewest(old))
+    new = prune(old, kept)
+    assert kept == {0: [0, 1, 2, 3], 1: [0, 1]}
+    assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
+    down = {n: m.experts["down"].shape for n, m in mixtures(new).items()}
+    assert down == {0: (4, 6, 8), 1: (2, 4, 8)}
 
 
 def test_a_router_needs_its_k():
