@@ -319,9 +319,10 @@ def load_distance(first: Sequence[float], second: Sequence[float]) -> float:
     if not totals.all():
         return float(totals.any())
     shares = loads / totals
-    middle = shares.mean(axis=0)
+    # Half of the least number would be 0, so the sum stands for twice the mean.
+    both = shares.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(shares > 0, shares * np.log2(shares / middle), 0.0)
+        terms = np.where(shares > 0, shares * (np.log2(shares / both) + 1), 0.0)
     return float(np.sqrt(max(terms.sum() / 2, 0.0)))
 
 
