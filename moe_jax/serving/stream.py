@@ -150,7 +150,7 @@ class StreamJudge:
         self.state = StreamState(tuple(self._names))
 
     def see(self, served: ServedWindow) -> StreamState:
-        """Returns the alarms after the next window, and says those that are new."""
+        """Returns the alarms after the next window, and reports each new condition."""
         window = served.observed(self._layers)
         tokens = self.state.tokens + len(window.tokens)
         tables = [by_token(layer, window.tokens) for layer in window.layers]

@@ -31,10 +31,10 @@ def merge_adapters(
         >>> overrides = {"training.start_from": "runs/tiny", "model.lora.groups": ("experts",)}
         >>> run = mj.open_run("runs/tiny")  # trained in the example of ``train``
         >>> adapted = mj.train(run.config, "runs/adapted", overrides=overrides, say=lambda _: None)
-        >>> changed = mj.merge_adapters("runs/adapted", "runs/merged")
+        >>> changed = mj.merge_adapters("runs/adapted", "runs/unadapted")
         >>> changed.kind, changed.difference
         ('run', '')
-        >>> mj.open_run("runs/merged").evaluate()["loss"] == adapted.evaluate()["loss"]
+        >>> mj.open_run("runs/unadapted").evaluate()["loss"] == adapted.evaluate()["loss"]
         True
     """
 

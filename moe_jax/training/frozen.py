@@ -77,7 +77,7 @@ def kept_now(after: Tree, before: Tree, now: Mapping[str, jax.Array], field: str
 
 
 def stopped_now(params: Tree, now: Mapping[str, jax.Array]) -> Tree:
-    """Returns parameters with gradients of zero for those that are frozen now."""
+    """Returns the parameters; a parameter that is frozen now has a gradient of zero."""
     return kept_now(params, jax.lax.stop_gradient(params), now, "params") if now else params
 
 
