@@ -22,7 +22,7 @@ def load_of(layer: ObservedLayer) -> dict[str, Any]:
 
     The ``entropy`` is a share of ``log E``, the entropy of an even load. A ``dead`` expert has no
     choice, and a ``hot`` expert has more than twice an even share. ``dropped`` is the share of
-    dropped choices.
+    dropped choices, and ``unrouted`` the share of tokens that no expert takes.
     """
     experts = layer.num_experts
     wanted = layer.wanted[layer.wanted < experts]
@@ -35,6 +35,7 @@ def load_of(layer: ObservedLayer) -> dict[str, Any]:
         "dead": np.flatnonzero(load == 0).tolist(),
         "hot": np.flatnonzero(load > _HOT / experts).tolist(),
         "dropped": float(layer.dropped.sum() / max(wanted.size, 1)),
+        "unrouted": float(layer.unrouted.mean()),
     }
 
 
@@ -78,7 +79,7 @@ def agreement(layer: ObservedLayer, other: ObservedLayer) -> float:
     Against the final checkpoint this is router saturation (OLMoE, 2409.02060, section 5.1).
     """
     same = (layer.wanted[:, :, None] == other.wanted[:, None, :]).any(-1)
-    return float(same.mean())
+    return float(same[layer.chosen].mean()) if layer.chosen.any() else 1.0
 
 
 def predicted(layer: ObservedLayer, after: ObservedLayer, documents: np.ndarray) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def layers_of(observed: Observed, labels: np.ndarray | None) -> list[dict[str, A
 def quality(
     observed: Sequence[Observed], labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns loss, bits per byte and dropped choices of every group of documents.
+    """Returns loss, bits per byte, dropped choices and unrouted tokens of every group.
 
     Loss and bits per byte are ``None`` if the model gives no token a likelihood.
 
@@ -144,6 +145,7 @@ def quality(
     """
     nats, known = _by_document(observed, len(labels))
     lost, wanted = _drops_by_document(observed, len(labels))
+    unrouted = _unrouted_by_document(observed, len(labels))
     group_of_token = np.concatenate([labels[one.documents] for one in observed])
 
     def mean(over: np.ndarray, under: np.ndarray) -> float | None:
@@ -160,6 +162,7 @@ def quality(
                 "loss": mean(nats[own], known[own]),
                 "bits_per_byte": mean(nats[own] / math.log(2), sizes[own]),
                 "dropped": float(lost[own].sum() / max(wanted[own].sum(), 1)),
+                "unrouted": float(unrouted[0][own].sum() / max(unrouted[1][own].sum(), 1)),
             }
         )
     return found
@@ -199,6 +202,19 @@ def _drops_by_document(
         marks = layer.dropped, layer.wanted < layer.num_experts
         sums += [np.bincount(own, mark.sum(1), documents).astype(int) for mark in marks]
     return sums[0], sums[1]
+
+
+def _unrouted_by_document(
+    observed: Sequence[Observed], documents: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of unrouted tokens and of all tokens of each document, over layers."""
+    layers = [(one.documents, layer.unrouted) for one in observed for layer in one.layers]
+    pairs = [
+        (np.bincount(own, mark, documents), np.bincount(own, minlength=documents))
+        for own, mark in layers
+    ]
+    unrouted, tokens = (sum(counts) for counts in zip(*pairs, strict=True))
+    return np.asarray(unrouted), np.asarray(tokens)
 
 
 def _by_document(observed: Sequence[Observed], documents: int) -> tuple[np.ndarray, np.ndarray]:

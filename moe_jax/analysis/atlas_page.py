@@ -28,7 +28,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for group in found["groups"]:
         shown.append(
             f"group {group['name']}  documents {group['documents']}  {_quality(group)}"
-            f"dropped {group['dropped']:.2%}"
+            f"dropped {group['dropped']:.2%}  unrouted {group['unrouted']:.2%}"
         )
     shown += [f"alarm, group {line}" for line in _alarms(found)]
     if found["gap"]:

@@ -68,7 +68,7 @@ def hidden_and_contributions(
 ) -> tuple[Float[Array, "B L M"], tuple[Contributions, ...]]:
     """Returns the hidden states for the head, and the contributions in each MoE layer in order.
 
-    No token is dropped. Tokens choose experts in every layer of the model.
+    No token is dropped. Experts that choose tokens choose among each row.
 
     Args:
         model: Decoder or encoder-decoder.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.analysis.contributions import Contributions, hidden_and_contributions
-from moe_jax.analysis.forward import Batch, forward, sparse_layers
+from moe_jax.analysis.forward import Batch, check_separate, forward, sparse_layers
 from moe_jax.analysis.removal import model_without
 from moe_jax.errors import ConfigError
 from moe_jax.models import DecoderConfig, Model, ModelConfig
@@ -83,7 +83,7 @@ def require_explainable(config: ModelConfig) -> None:
     """Rejects models whose experts have no effect on the next token that could be measured.
 
     Raises:
-        ConfigError: If the model has no experts, is not causal, or experts choose tokens.
+        ConfigError: If the model has no experts, is not causal, or has soft slots.
     """
     layers = config.sparse_layers()
     if not layers:
@@ -93,11 +93,7 @@ def require_explainable(config: ModelConfig) -> None:
             "a model with model.causal=False predicts masked tokens and no next token: "
             "explain a causal model"
         )
-    if any(layer.moe.router.experts_choose for layer in layers):
-        raise ConfigError(
-            "in this model experts choose among tokens, later ones included, so a token has no "
-            "experts of its own: explain a model in which tokens choose experts"
-        )
+    check_separate(layers, "explain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +115,9 @@ def measure(model: Model, batch: Batch, *, batch_size: int = 16) -> MeasuredText
     """Measures contributions and causal effects for one text.
 
     Each effect is computed by a forward pass of its own in which one expert is removed from one
-    token in one layer; ``batch_size`` of them are computed at once. No token is dropped.
+    token in one layer; ``batch_size`` of them are computed at once. No token is dropped. Where
+    experts choose, they choose among the text with the capacity of evaluation, and the routers of
+    later layers choose anew after a removal.
 
     Args:
         model: Model that ``require_explainable`` accepts.

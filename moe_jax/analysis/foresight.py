@@ -17,16 +17,15 @@ from jaxtyping import Array, Int
 
 from moe_jax.analysis.contributions import watch
 from moe_jax.analysis.forward import Batch, forward, stacks
-from moe_jax.analysis.observed import Observed
+from moe_jax.analysis.observed import Observed, ObservedLayer, analysed_in
 from moe_jax.analysis.texts import Text, batches_of, read_by
 from moe_jax.models import Model
 from moe_jax.nn.block import Block
-from moe_jax.nn.groups import out_of_groups, tokens_into_groups
-from moe_jax.nn.mode import DECODE, Mode
-from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+from moe_jax.nn.groups import out_of_groups
+from moe_jax.nn.mode import DECODE
+from moe_jax.nn.moe import ConfiguredMoE, MoEAux, taken_by
 from moe_jax.routing import Slots
 
-_EVAL = Mode("eval")
 # Branch of a block that an MoE layer is in, by the name of the layer.
 _BRANCHES = {"attention_experts": "attention", "feed_forward": "feed_forward"}
 
@@ -39,12 +38,13 @@ def foreseen(model: Model, batch: Batch) -> tuple[Int[Array, "B L K"] | None, ..
     read them, with the ids and the carried values that the router gets.
 
     Args:
-        model: Decoder or encoder-decoder in which tokens choose experts.
+        model: Decoder or encoder-decoder.
         batch: Fields of ``moe_jax.analysis.forward``.
 
     Returns:
-        The choices ``(B, L, K)`` before capacity; ``None`` for the last MoE layer of a stack, and
-        for experts of attention projections, which have no residual stream of their own.
+        The choices ``(B, L, K)`` before capacity. Where experts choose, ``K`` is ``E``, and -1
+        stands for an expert that does not take the token. The last MoE layer of a stack has
+        ``None``, and so have experts of attention projections, which have no residual stream.
     """
     seen: list[tuple[Array, dict[str, Any]]] = []
 
@@ -54,7 +54,7 @@ def foreseen(model: Model, batch: Batch) -> tuple[Int[Array, "B L K"] | None, ..
         del mixture, x, y, aux
         seen.append((valid, given))
 
-    forward(watch(model, see), batch, _EVAL)
+    forward(watch(model, see), batch, analysed_in(model))
     found: list[Array | None] = []
     for stack in stacks(model):
         blocks = (layer.take(layer.block) for layer in stack.layers())
@@ -77,11 +77,13 @@ def _predicted(
     mixture = block.mixtures[name]
     x = block.branch_input(_BRANCHES[name], hidden)
     context = {key: given.get(key) for key in ("token_ids", "record", "carried")}
-    tokens = tokens_into_groups(x, mixture.config.group_size)
-    read = mixture.router_input(tokens, hidden)
+    read = mixture.router_input(mixture.groups_of(x, DECODE), hidden)
     plan, _ = mixture.plan(read, valid, mode=DECODE, **context)
-    if not isinstance(plan.slots, Slots) or plan.slots.expert is None:
+    if not isinstance(plan.slots, Slots):
         return None
+    if plan.slots.expert is None:
+        took = out_of_groups(taken_by(plan), valid.shape)
+        return jnp.where(took, jnp.arange(took.shape[-1]), -1)
     choices = out_of_groups(plan.slots.expert, valid.shape)
     return jnp.where(choices < 0, -1 - choices, choices)
 
@@ -92,7 +94,7 @@ def foresight(
     """Returns how many choices of the next MoE layer the hidden states of each layer predict.
 
     Args:
-        model: Model in which tokens choose experts.
+        model: The model.
         texts: Documents.
         observed: The same documents, observed in each stack.
         batch_size: Number of documents that are read at once.
@@ -116,13 +118,18 @@ def foresight(
     layers = [layer for one in observed for layer in one.layers]
     scores: list[dict[str, float] | None] = []
     for predicted, after in itertools.zip_longest(whole, layers[1:]):
-        scores.append(None if predicted is None else score(predicted, after.wanted))
+        scores.append(None if predicted is None else score(predicted, after))
     return scores
 
 
-def score(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Returns ``accuracy`` and ``chance`` of predicted choices ``(N, K)``; see ``foresight``."""
-    known, counts = np.unique(wanted, return_counts=True)
-    frequent = known[np.argsort(-counts, kind="stable")][: predicted.shape[1]]
-    right = (wanted[:, :, None] == predicted[:, None, :]).any(-1)
-    return {"accuracy": float(right.mean()), "chance": float(np.isin(wanted, frequent).mean())}
+def score(predicted: np.ndarray, layer: ObservedLayer) -> dict[str, float]:
+    """Returns ``accuracy`` and ``chance`` of predicted choices ``(N, K)``; see ``foresight``.
+
+    Chance predicts as many experts per token as ``predicted`` does on average.
+    """
+    chosen = layer.wanted[layer.chosen]
+    known, counts = np.unique(chosen, return_counts=True)
+    each = max(1, round((predicted >= 0).sum(1).mean()))
+    frequent = known[np.argsort(-counts, kind="stable")][:each]
+    right = (layer.wanted[:, :, None] == predicted[:, None, :]).any(-1)[layer.chosen]
+    return {"accuracy": float(right.mean()), "chance": float(np.isin(chosen, frequent).mean())}

@@ -19,8 +19,8 @@ from moe_jax.analysis.texts import Text, batches_of, read_by
 from moe_jax.models import DecoderConfig, Model
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+from moe_jax.nn.moe_config import MoEConfig
 
-_EVAL = Mode("eval", record=True)
 _COMPARED = 128
 
 
@@ -34,12 +34,15 @@ class ObservedLayer:
         choices: Expert ``(N, K)`` of each choice, ``-1 - expert`` where it was dropped or the
             expert is free; a free expert has an index of at least ``E``.
         gates: Combine weight ``(N, K)`` of each choice.
+        experts_choose: True if experts choose tokens. Then ``K`` is ``E``; the experts that took
+            a token come first, the largest gate in front, and ``-1 - E`` fills the rest.
     """
 
     name: str
     num_experts: int
     choices: np.ndarray
     gates: np.ndarray
+    experts_choose: bool = False
 
     @property
     def wanted(self) -> np.ndarray:
@@ -47,9 +50,19 @@ class ObservedLayer:
         return np.where(self.choices < 0, -1 - self.choices, self.choices)
 
     @property
+    def chosen(self) -> np.ndarray:
+        """Mask ``(N, K)``, False where a token has fewer choices than ``K``."""
+        return (self.wanted < self.num_experts) | (not self.experts_choose)
+
+    @property
     def dropped(self) -> np.ndarray:
         """Mask ``(N, K)``, True if the expert of the choice was full."""
         return (self.choices < 0) & (self.wanted < self.num_experts)
+
+    @property
+    def unrouted(self) -> np.ndarray:
+        """Mask ``(N,)``, True for a token that no expert takes, free experts included."""
+        return (self.dropped | ~self.chosen).all(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +97,10 @@ class Observed:
 
 
 def observe(model: Model, texts: Sequence[Text], batch_size: int) -> tuple[Observed, ...]:
-    """Reads documents in evaluation, with the capacity of evaluation.
+    """Reads documents in evaluation, with the capacity of evaluation; see ``analysed_in``.
 
     Args:
-        model: Model in which tokens choose experts.
+        model: The model.
         texts: Documents, each no longer than the model reads at once.
         batch_size: Number of documents that are read at once.
 
@@ -102,11 +115,30 @@ def observe(model: Model, texts: Sequence[Text], batch_size: int) -> tuple[Obser
     named, found = iter(sparse_layers(model)), []
     for tokens, places, documents, losses, layers in whole:
         own = [
-            ObservedLayer(f"layer {sparse.name}", sparse.moe.num_experts, *layer)
+            _layer(f"layer {sparse.name}", sparse.moe, *layer)
             for layer, sparse in zip(layers, named, strict=False)
         ]
         found.append(Observed(tokens, places, documents, losses, tuple(own)))
     return tuple(found)
+
+
+def analysed_in(model: Model) -> Mode:
+    """Returns the mode of evaluation, in which experts choose among each document by itself.
+
+    If experts choose in any layer, no layer in which tokens choose drops a token.
+    """
+    by_row = any(layer.moe.router.experts_choose for layer in model.config.sparse_layers())
+    return Mode("full" if by_row else "eval", record=True)
+
+
+def _layer(name: str, moe: MoEConfig, choices: np.ndarray, gates: np.ndarray) -> ObservedLayer:
+    """Returns the choices ``(N, K)`` of a layer, sorted by gate where experts choose."""
+    if not moe.router.experts_choose:
+        return ObservedLayer(name, moe.num_experts, choices, gates)
+    order = np.argsort(np.where(choices >= 0, -gates, np.inf), axis=1, kind="stable")
+    taken, weights = (np.take_along_axis(x, order, 1) for x in (choices, gates))
+    taken = np.where(taken < 0, -1 - moe.num_experts, taken)
+    return ObservedLayer(name, moe.num_experts, taken, weights, experts_choose=True)
 
 
 def _of_stacks(
@@ -137,7 +169,7 @@ def _observed(
 
     A loss is NaN without a next token, and everywhere if the model reads later tokens.
     """
-    hidden, reports = forward(model, batch, _EVAL)
+    hidden, reports = forward(model, batch, analysed_in(model))
     segments = batch["segments"]
     targets, after = (jnp.roll(x, -1, axis=1) for x in (batch["inputs"], segments))
     known = (after > 0) & (jnp.arange(segments.shape[1]) < segments.shape[1] - 1)
@@ -188,7 +220,7 @@ def similarities(model: Model, batch: Batch) -> tuple[Similarity, ...]:
         outputs = mixture.experts(many).astype(jnp.float32)
         found.append(Similarity(_cosine(mixture), alignment(outputs)))
 
-    forward(watch(model, see), batch, _EVAL)
+    forward(watch(model, see), batch, analysed_in(model))
     return tuple(found)
 
 

@@ -27,22 +27,20 @@ class RemovedChoices(nnx.Variable):
 class RouterWithout(nnx.Module):
     """A router whose plans lack some pairs of token and expert; the other gates are unchanged."""
 
-    def __init__(self, router: RouterLayer, removed: Bool[Array, "*R B L E"], group_size: int):
+    def __init__(self, router: RouterLayer, removed: Bool[Array, "*R B L E"]):
         """Wraps a router.
 
         Args:
             router: Router of one layer, or the stacked routers of ``R`` layers.
             removed: Mask ``(B, L, E)``, or one per stacked layer, True for a pair to remove.
-            group_size: Number ``S`` of tokens per group of the layer.
         """
         self.inner = router
         self.removed = RemovedChoices(removed, axes=(None, None, None))
-        self.group_size = group_size
 
     def __call__(self, x: Array, **context: Any) -> tuple[Plan, Array | None]:
         """Returns the plan and the values for the next router; see ``RouterLayer``."""
         plan, carried = self.inner(x, **context)
-        removed = into_groups(self.removed[...], self.group_size, False)
+        removed = into_groups(self.removed[...], x.shape[1], False)
         if not isinstance(plan.slots, Slots):
             raise ConfigError("slots that mix tokens have no choices that can be removed")
         return dataclasses.replace(plan, slots=plan.slots.without(removed)), carried
@@ -56,8 +54,7 @@ class RouterWithout(nnx.Module):
 
 def removed_from(mixture: ConfiguredMoE, router: RouterLayer, removed: Array) -> None:
     """Makes an MoE layer lack the pairs of token and expert that ``removed (B, L, E)`` marks."""
-    without = RouterWithout(router, removed, mixture.config.group_size)
-    nnx.Module.__setattr__(mixture, "router", without)
+    nnx.Module.__setattr__(mixture, "router", RouterWithout(router, removed))
 
 
 def model_without(model: Model, removed: Sequence[Bool[Array, "B L E"]]) -> Model:
@@ -67,7 +64,7 @@ def model_without(model: Model, removed: Sequence[Bool[Array, "B L E"]]) -> Mode
     alone, and no other gate changes.
 
     Args:
-        model: Model in which tokens choose experts.
+        model: The model.
         removed: Mask ``(B, L, E)`` per MoE layer in order, True for a pair to remove.
     """
     copy = jax.tree.map(lambda leaf: leaf, model)

@@ -16,7 +16,8 @@ class Mode:
     Attributes:
         capacity: Capacity of the experts: the factor of training (``train``), the factor of
             evaluation (``eval``), or as many slots as tokens (``full``). With full capacity no
-            token is dropped, and a sequence never depends on the other sequences of its batch.
+            token is dropped, and a row never depends on the other rows of its batch. Experts that
+            choose tokens choose among each row by itself, with the factor of evaluation.
         record: True returns the experts of every token in the report of each layer.
         settings: Values of settings at this step of the training, by name, each a scalar array.
             They replace the settings of the routers and the weights of their losses; see

@@ -157,7 +157,7 @@ class ConfiguredMoE(nnx.Module):
             report. The output of unrouted tokens is zero unless the layer has a shared network.
         """
         keys = (None,) * 5 if rng is None else jax.random.split(rng, 5)
-        tokens = tokens_into_groups(x, self.config.group_size)
+        tokens = self.groups_of(x, mode)
         log_shares = self._log_shares(x, valid, carried, residual) if mode.shares else None
         with jax.named_scope("router"):
             plan, carried = self.plan(
@@ -187,12 +187,21 @@ class ConfiguredMoE(nnx.Module):
             report = dataclasses.replace(report, carried=carried)
         return constrain(y, "batch", "length"), report
 
+    def groups_of(self, x: Float[Array, "B L M"], mode: Mode) -> Float[Array, "G S M"]:
+        """Returns the groups of tokens; a group is a row where ``_chosen_by_row`` says so."""
+        by_row = self._chosen_by_row(mode)
+        return tokens_into_groups(x, x.shape[1] if by_row else self.config.group_size)
+
+    def _chosen_by_row(self, mode: Mode) -> bool:
+        """Whether experts choose tokens, and no row may depend on the other rows."""
+        return mode.capacity == "full" and self.config.router.experts_choose
+
     def router_input(
         self, tokens: Float[Array, "G S M"], residual: Float[Array, "B L M"] | None
     ) -> Float[Array, "G S M"]:
         """Returns the groups that the router reads: ``tokens``, or tokens before the norm."""
         if self.config.router_input == "residual" and residual is not None:
-            return tokens_into_groups(residual, self.config.group_size)
+            return tokens_into_groups(residual, tokens.shape[1])
         return tokens
 
     def plan(
@@ -217,11 +226,13 @@ class ConfiguredMoE(nnx.Module):
             rng: Random key in training, or ``None``.
             carried: Values of the router of the MoE layer before, as for a call of the layer.
         """
-        size = self.config.group_size
+        size = tokens.shape[1]
+        held = into_groups(valid, size, False)
         return self.router(
             tokens,
-            capacity=self._capacity(tokens.shape[1], mode),
-            valid=into_groups(valid, size, False),
+            capacity=self._capacity(size, mode),
+            valid=held,
+            limit=self._limit(held) if self._chosen_by_row(mode) else None,
             token_ids=None if token_ids is None else into_groups(token_ids, size),
             record=None if record is None else into_groups(record, size, -1),
             rng=rng,
@@ -264,9 +275,15 @@ class ConfiguredMoE(nnx.Module):
 
     def _capacity(self, size: int, mode: Mode) -> int:
         router, experts = self.config.router, self.config.num_experts
-        if mode.capacity == "full" and router.select.slots() is None:
+        if mode.capacity == "full" and not router.experts_choose:
             return size
         return router.slots(size, experts, train=mode.capacity == "train")
+
+    def _limit(self, held: Bool[Array, "G S"]) -> Int[Array, " G"]:
+        """Returns the slots per expert of each group in evaluation; padding adds no slots."""
+        router, sizes = self.config.router, range(held.shape[1] + 1)
+        slots = [router.slots(size, self.config.num_experts, train=False) for size in sizes]
+        return jnp.asarray(slots, jnp.int32)[held.sum(1)]
 
     def _on_outputs(self, keys: Array | tuple[None, ...]) -> Callable[[Array], Array] | None:
         """Returns the dropout of the experts' outputs ``(G, E, C, N)``, or ``None``."""

@@ -84,6 +84,7 @@ class RouterLayer(nnx.Module):
         rng: PRNGKeyArray | None,
         carried: Float[Array, "G S D"] | None = None,
         settings: Mapping[str, Array] | None = None,
+        limit: Int[Array, " G"] | None = None,
     ) -> tuple[Plan, Float[Array, "G S D"] | None]:
         """Returns the plan of all groups, and the values for the router of the next MoE layer.
 
@@ -99,6 +100,7 @@ class RouterLayer(nnx.Module):
             carried: Values ``(G, S, D)`` of the router of the MoE layer before, for a head that
                 reads them; ``None`` stands for zeros.
             settings: Values of settings at this step, by name; see ``moe_jax.nn.mode.Mode``.
+            limit: Slots ``(G,)`` per expert that tokens can fill, at most ``C``, or ``None``.
         """
         noise_key, key = (None, None) if rng is None else jax.random.split(rng)
         x = x if noise_key is None else self._noisy(x, noise_key, settings or {})
@@ -113,6 +115,7 @@ class RouterLayer(nnx.Module):
             state=self._carried(),
             record=record,
             settings=settings,
+            limit=limit,
             spread=over_groups,
         )
         return plan, carried

@@ -262,6 +262,7 @@ class Router(Ranged):
         rng: PRNGKeyArray | None = None,
         state: Mapping[str, Array] | None = None,
         settings: Mapping[str, Array] | None = None,
+        limit: Int[Array, ""] | None = None,
     ) -> Plan:
         """Routes one group with an explicit capacity and state.
 
@@ -274,6 +275,7 @@ class Router(Ranged):
             rng: Random key in training; ``None`` selects the deterministic router of evaluation.
             state: Arrays that the router carries between steps, or a recorded routing.
             settings: Values of settings at this step, by name; see ``Inputs``.
+            limit: Slots per expert that tokens can fill; ``None`` for those of the step.
 
         Returns:
             The plan.
@@ -297,7 +299,8 @@ class Router(Ranged):
         state = {} if state is None else state
         logits, settings = planes[..., 0], settings or {}
         inputs = Inputs(logits, planes, valid, capacity, token_ids, rng, state, settings)
-        inputs = dataclasses.replace(inputs, limit=self._limit(inputs))
+        limit = self._limit(inputs) if limit is None else limit
+        inputs = dataclasses.replace(inputs, limit=limit)
         scored = self.score(inputs)
         selection = self.selected(scored, inputs)
         slots, counts, free = seated(
@@ -378,6 +381,7 @@ def route(
     state: Mapping[str, Array] | None = None,
     record: Int[Array, "G S K"] | None = None,
     settings: Mapping[str, Array] | None = None,
+    limit: Int[Array, " G"] | None = None,
     spread: Callable[[Callable[..., Plan]], Callable[..., Plan]] | None = None,
 ) -> Plan:
     """Routes all groups; the arrays of the plan have a leading ``G``.
@@ -393,6 +397,7 @@ def route(
             gradient.
         record: Recorded experts ``(G, S, K)``, for ``Forced``.
         settings: Values of settings at this step, by name, shared by all groups; see ``Inputs``.
+        limit: Slots ``(G,)`` per expert that tokens can fill; ``None`` for those of the step.
         spread: Function that maps a function of arrays ``(G, ...)`` to one that runs the groups of
             each device on that device, such as ``moe_jax.parallel.over_groups``; ``None`` for one
             device.
@@ -411,7 +416,7 @@ def route(
     if record is not None:
         states["experts"] = record
 
-    def one(logits: Array, valid: Array, token_ids, key, state, settings) -> Plan:
+    def one(logits: Array, valid: Array, token_ids, key, state, settings, limit) -> Plan:
         return router.plan_group(
             logits,
             capacity=capacity,
@@ -420,8 +425,9 @@ def route(
             rng=key,
             state=jax.lax.stop_gradient(state),
             settings=settings,
+            limit=limit,
         )
 
     every = jax.vmap(one)
     run = every if spread is None else spread(every)
-    return run(logits, valid, token_ids, keys, states, of_groups(settings))
+    return run(logits, valid, token_ids, keys, states, of_groups(settings), limit)

@@ -14,7 +14,7 @@ from moe_jax import counting, data
 from moe_jax.analysis import atlas
 from moe_jax.analysis.drift import drift
 from moe_jax.analysis.foresight import foresight
-from moe_jax.analysis.forward import sparse_layers
+from moe_jax.analysis.forward import check_separate, sparse_layers
 from moe_jax.analysis.observed import Observed, ObservedLayer, observe, similarities
 from moe_jax.analysis.texts import Text, batches_of
 from moe_jax.data.files import open_all_files
@@ -49,8 +49,9 @@ def analyze(
 ) -> dict[str, Any]:
     """Analyses a corpus in the experts of a model.
 
-    A document is read up to ``length`` tokens, with the capacity of evaluation. An encoder-decoder
-    reads a part of the document and its decoder the rest; see ``moe_jax.run.corpus``.
+    A document is read up to ``length`` tokens, with the capacity of evaluation; experts that choose
+    tokens choose among each document by itself. An encoder-decoder reads a part of the document and
+    its decoder the rest; see ``moe_jax.run.corpus``.
 
     Args:
         folder: Folder of a run, of a converted model, or of a model of ``transformers``.
@@ -68,7 +69,7 @@ def analyze(
         ``layers``, ``groups``, ``gap``, ``drift``, ``energy``, ``atlas`` and ``saturation``.
 
     Raises:
-        ConfigError: If the model has no experts or its experts choose tokens, if the corpus
+        ConfigError: If the model has no experts or soft slots, if the corpus
             mixes groups and sources, repeats a name, or holds no document, or if an earlier step
             is no checkpoint of a run.
 
@@ -131,7 +132,7 @@ def groups_of(corpus: Sequence[str]) -> dict[str, str]:
 
 
 def require_analysable(config: ModelConfig) -> None:
-    """Rejects models without experts, and models whose experts choose tokens.
+    """Rejects models without experts, and models whose experts take mixtures of tokens.
 
     Raises:
         ConfigError: If so.
@@ -139,11 +140,7 @@ def require_analysable(config: ModelConfig) -> None:
     layers = config.sparse_layers()
     if not layers:
         raise ConfigError("this model is dense and has no experts to analyse: give a mixture")
-    if any(layer.moe.router.experts_choose for layer in layers):
-        raise ConfigError(
-            "in this model experts choose among tokens, so a token has no choices of its own: "
-            "analyse a model in which tokens choose experts"
-        )
+    check_separate(layers, "analyse")
 
 
 def _groups(folder: str | Path, sources: dict[str, str]) -> dict[str, data.Source]:

@@ -42,19 +42,30 @@ def read(
     for group, found in enumerate(groups):
         for index in range(min(documents, len(found))):
             ids = tokenizer.encode(found[index])[: length - 1]
-            text, likely = _text(opened, tokenizer, ids, len(texts))
+            if isinstance(opened.model, EncoderDecoder):
+                text, likely = pair_of(tokenizer, ids, len(texts), opened.start_id)
+            else:
+                text, likely = Text([tokenizer.bos_id, *ids.tolist()]), ids
             texts.append(text)
             labels.append(group)
             sizes.append(len(tokenizer.decode(likely).encode()))
     return texts, np.array(labels), np.array(sizes)
 
 
-def _text(
-    opened: FolderModel, tokenizer: data.Tokenizer, ids: np.ndarray, number: int
+def pair_of(
+    tokenizer: data.Tokenizer, ids: np.ndarray, number: int, start_id: int
 ) -> tuple[Text, np.ndarray]:
-    """Returns the text of token ids, and the ids of the text whose likelihood the model gives."""
-    if not isinstance(opened.model, EncoderDecoder):
-        return Text([tokenizer.bos_id, *ids.tolist()]), ids
+    """Returns the source and the target of an encoder-decoder for one text; see ``read``.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        ids: Token ids ``(L,)`` of the text.
+        number: Number of the text, which draws its blanks.
+        start_id: First input of the decoder.
+
+    Returns:
+        What the two stacks read, and the ids of the text whose likelihood the model gives.
+    """
     marked, end = without_spare_ids(tokenizer), tokenizer.eos_id
     if isinstance(marked, WithSentinels) and len(ids) > 1:
         corruption = data.SpanCorruption(
@@ -65,6 +76,6 @@ def _text(
         )
         mask = corruption.random_spans_noise_mask(len(ids), np.random.default_rng(number))
         source, target = corruption.corrupt(ids, mask)
-        return Text([opened.start_id, *target[:-1].tolist()], source.tolist()), ids[mask]
+        return Text([start_id, *target[:-1].tolist()], source.tolist()), ids[mask]
     first, second = np.split(ids, [(len(ids) + 1) // 2])
-    return Text([opened.start_id, *second.tolist()], [*first.tolist(), end]), second
+    return Text([start_id, *second.tolist()], [*first.tolist(), end]), second

@@ -106,21 +106,12 @@ class Observing(ConfiguredMoE):
         """Returns the output of the layer and its report, with the measured sums."""
         more = {"token_ids": token_ids, "record": record, "carried": carried}
         y, report = super().__call__(x, valid, mode=mode, rng=rng, residual=residual, **more)
-        size = self.config.group_size
-        tokens, routed_by = tokens_into_groups(x, size), x
-        if self.config.router_input == "residual" and residual is not None:
-            routed_by = residual
+        tokens = self.groups_of(x, DECODE)
+        size, routed_by = tokens.shape[1], self.router_input(tokens, residual)
         held = into_groups(valid, size, False)
         given = None if carried is None else tokens_into_groups(carried, size)
-        logits = self.router.logits(tokens_into_groups(routed_by, size), given)
-        plan = routing.route(
-            self.router.router,
-            logits,
-            capacity=tokens.shape[1],
-            valid=held,
-            token_ids=None if token_ids is None else into_groups(token_ids, size),
-            state={name: value[...] for name, value in self.router.state.items()},
-        )
+        logits = self.router.logits(routed_by, given)
+        plan, _ = self.plan(routed_by, valid, mode=DECODE, **more)
         inputs = self.latent.project(tokens) if self.config.latent_dim else tokens
         observed = self.observed(self._routed(plan, inputs, logits, held))
         observed = {_PREFIX + name: value for name, value in observed.items()}

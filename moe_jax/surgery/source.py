@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe_jax import data
+from moe_jax.analysis.texts import batch_of
 from moe_jax.config.experiment import Experiment
 from moe_jax.data.documents import read_documents
 from moe_jax.errors import ConfigError
@@ -22,6 +23,7 @@ from moe_jax.models import DecoderConfig
 from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
+from moe_jax.run.corpus import pair_of
 from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.released import remembered
 from moe_jax.run.restored import fitting
@@ -68,7 +70,8 @@ class OpenedModel:
         Args:
             count: Largest number of batches.
             file: Text file, or .jsonl file with a ``text`` in each line; "" for the validation set
-                of a run.
+                of a run. An encoder-decoder reads a part of a text and its decoder the rest; see
+                ``moe_jax.run.corpus``.
 
         Raises:
             ConfigError: If there is no text, or no tokenizer.
@@ -79,11 +82,17 @@ class OpenedModel:
             raise ConfigError(
                 f"{self.folder} has no validation set: give a text that its experts read (--file)"
             )
-        elif not isinstance(self.weights.model, DecoderConfig):
-            raise ConfigError("an encoder-decoder reads two texts, and a file holds one: use a run")
-        else:
+        elif isinstance(self.weights.model, DecoderConfig):
             found = _batches_of(file, self.tokenizer())
+        else:
+            found = _pairs_of(file, self.tokenizer(), self._start_id())
         return (_arrays(batch) for batch in itertools.islice(found, count))
+
+    def _start_id(self) -> int:
+        """Returns the first input of the decoder of an encoder-decoder."""
+        if self.run is not None:
+            return self.run.tokenizer.pad_id
+        return self.original.get("decoder_start_token_id") or 0
 
     def tokenizer(self) -> data.Tokenizer:
         """Returns the tokenizer of the model.
@@ -126,6 +135,24 @@ def _rows_of(text: str, tokenizer: data.Tokenizer) -> Iterator[list[int]]:
     ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
     for start in range(0, len(ids) - 1, _LENGTH):
         yield ids[start : start + _LENGTH + 1]
+
+
+def _pairs_of(file: str, tokenizer: data.Tokenizer, start_id: int) -> Iterator[Batch]:
+    """Yields batches of sources and targets, cut from each document; a last row is padded."""
+    cut = (ids for text in read_documents(Path(file)) for ids in _cut(tokenizer.encode(text)))
+    pairs = (pair_of(tokenizer, ids, number, start_id)[0] for number, ids in enumerate(cut))
+    while texts := list(itertools.islice(pairs, _ROWS)):
+        batch = batch_of(texts, _ROWS, _LENGTH, _LENGTH)
+        targets = np.zeros((_ROWS, _LENGTH), np.int32)
+        for row, text in enumerate(texts):
+            targets[row, : len(text.tokens)] = [*text.tokens[1:], tokenizer.eos_id]
+        yield {**batch, "targets": targets}
+
+
+def _cut(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields parts of at most ``_LENGTH - 1`` ids, which leaves room for the end token."""
+    for start in range(0, len(ids), _LENGTH - 1):
+        yield ids[start : start + _LENGTH - 1]
 
 
 def open_source(folder: str | Path, step: Step = None, *, flag: str = "--input") -> OpenedModel:

@@ -1,5 +1,6 @@
 """Statistics of hand-sized choices whose values are known."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -33,6 +34,20 @@ def test_load_counts_choices_before_capacity():
     assert found["dropped"] == pytest.approx(1 / 6)
     entropy = -(4 / 6 * math.log(4 / 6) + 2 / 6 * math.log(1 / 6)) / math.log(4)
     assert found["entropy"] == pytest.approx(entropy)
+
+
+def test_load_where_experts_choose_counts_the_tokens_that_they_took():
+    # Expert 0 took three tokens and expert 1 one of them; expert 2 none. No expert took token 3.
+    absent = -1 - 3
+    taken = [[0, 1, absent], [0, absent, absent], [0, absent, absent], [absent] * 3]
+    one = dataclasses.replace(layer(taken, experts=3), experts_choose=True)
+    found = atlas.load_of(one)
+    np.testing.assert_allclose(found["load"], [3 / 4, 1 / 4, 0])
+    assert (found["dead"], found["dropped"], found["unrouted"]) == ([2], 0, 1 / 4)
+    np.testing.assert_allclose(atlas.together(one)[:2], [[1, 1 / 3, 0], [1, 1, 0]])
+    # Of four pairs of token and expert, the other model has two.
+    other = dataclasses.replace(one, choices=np.roll(one.choices, 1, axis=0))
+    assert atlas.agreement(one, other) == 2 / 4
 
 
 def test_planted_labels_have_the_information_of_one_bit():

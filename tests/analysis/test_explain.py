@@ -78,6 +78,31 @@ def test_contributions_sum_to_the_output_and_gates_to_one(found):
         assert (layer.norms > 0).all() and (layer.output <= layer.norms.sum(1) + 1e-6).all()
 
 
+def test_an_effect_where_experts_choose_is_that_of_zeroed_output_weights(batch):
+    # One expert of factor 1 and three tokens: two tokens of eight experts have none.
+    router = preset("expert_choice", capacity_factor=2.0)
+    moe = MoEConfig(
+        every=1, num_experts=4, expert_dim=8, router=router, allow_future_leak=True, group_size=2
+    )
+    config = models.DecoderConfig(num_layers=2, width=16, num_heads=2, mlp_dim=16, moe=moe)
+    model = models.make(config, 96, jax.random.key(0))
+    found, base = measure(model, batch, batch_size=5), np.asarray(log_p(model, batch))
+    assert sum(layer.error < 1e-6 for layer in found.layers) == 2
+    for view, layer in zip(model.layers.layers(), found.layers, strict=True):
+        assert (layer.experts >= 0).sum(0).tolist() == [1] * 4
+        for token, choice in np.argwhere(layer.experts >= 0):
+            down = view.block.feed_forward.experts.down
+            before = down[...]
+            at = (layer.experts[token, choice],) if view.entry is None else (view.entry, choice)
+            down[...] = before.at[at].set(0)
+            after = np.asarray(log_p(model, batch))
+            down[...] = before
+            target = token, found.next_ids[token]
+            assert layer.effects[token, choice] == pytest.approx(
+                after[target] - base[target], abs=1e-5
+            )
+
+
 def test_the_shared_network_is_a_part_of_its_own(batch):
     shared = {"model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2}
     more = {
@@ -149,10 +174,8 @@ def test_a_click_shows_the_experts_of_a_token(found, tmp_path):
         (models.DecoderConfig(moe=MoEConfig(every=0)), "dense"),
         (models.DecoderConfig(causal=False), "predicts masked tokens"),
         (
-            models.DecoderConfig(
-                moe=MoEConfig(router=preset("expert_choice"), allow_future_leak=True)
-            ),
-            "experts choose among tokens",
+            models.DecoderConfig(moe=MoEConfig(router=preset("soft_moe"), allow_future_leak=True)),
+            "take mixtures of all tokens",
         ),
     ],
 )

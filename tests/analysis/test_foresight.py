@@ -8,7 +8,7 @@ import pytest
 from moe_jax import models
 from moe_jax.analysis.foresight import foreseen, foresight, score
 from moe_jax.analysis.forward import forward, sparse_layers
-from moe_jax.analysis.observed import observe
+from moe_jax.analysis.observed import ObservedLayer, observe
 from moe_jax.analysis.texts import Text, batch_of
 from moe_jax.interop.huggingface import load
 from moe_jax.models import Decoder
@@ -21,7 +21,14 @@ TEXTS = [Text([1, 2, 3, 4, 5]), Text([3, 1, 3]), Text([6, 7, 8, 1])]
 
 
 def _model(scan, router="mixtral"):
-    moe = MoEConfig(every=1, num_experts=8, expert_dim=8, group_size=64, router=preset(router))
+    moe = MoEConfig(
+        every=1,
+        num_experts=8,
+        expert_dim=8,
+        group_size=64,
+        router=preset(router),
+        allow_future_leak=True,
+    )
     config = models.DecoderConfig(
         num_layers=2, width=16, num_heads=2, mlp_dim=16, moe=moe, scan_layers=scan
     )
@@ -36,9 +43,11 @@ def _silence(model):
         down[...] = jnp.zeros_like(down[...])
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_a_residual_stream_that_stays_predicts_every_choice(scan):
-    model = _model(scan)
+@pytest.mark.parametrize(
+    ("scan", "router"), [(True, "mixtral"), (False, "mixtral"), (False, "expert_choice")]
+)
+def test_a_residual_stream_that_stays_predicts_every_choice(scan, router):
+    model = _model(scan, router)
     _silence(model)
     found = foresight(model, TEXTS, observe(model, TEXTS, 3), 3)
     assert [one and one["accuracy"] for one in found] == [1, None]
@@ -56,7 +65,18 @@ def test_scores_by_hand():
     # frequent experts are 0 and, as the first of equals, 1: together 4 of 6 choices.
     wanted = np.array([[0, 1], [0, 2], [0, 3]])
     predicted = np.array([[1, 0], [0, 3], [3, 2]])
-    assert score(predicted, wanted) == {"accuracy": pytest.approx(4 / 6), "chance": 4 / 6}
+    layer = ObservedLayer("layer 0", 4, wanted, np.ones((3, 2)))
+    assert score(predicted, layer) == {"accuracy": pytest.approx(4 / 6), "chance": 4 / 6}
+
+
+def test_scores_where_experts_choose_count_the_experts_that_took_a_token():
+    # Expert 0 took tokens 0 and 1, expert 1 took token 0, and no expert took token 2. One expert
+    # per token is predicted on average: 2 of 3 pairs are right, and so are 2 of 3 with expert 0.
+    absent = -1 - 2
+    taken = np.array([[0, 1], [0, absent], [absent, absent]])
+    layer = ObservedLayer("layer 0", 2, taken, np.ones((3, 2)), experts_choose=True)
+    predicted = np.array([[0, -1], [0, -1], [-1, 1]])
+    assert score(predicted, layer) == {"accuracy": pytest.approx(2 / 3), "chance": 2 / 3}
 
 
 @pytest.mark.parametrize("case", compare.MIXTURES)

@@ -259,6 +259,33 @@ def test_the_mode_chooses_the_capacity(mode, slots):
     np.testing.assert_array_equal(aux.counts.load, [slots, 0])
 
 
+def test_experts_that_choose_in_full_mode_choose_among_each_row():
+    # A row alone, in a group of its own, is what evaluation computes; 2 experts of factor 1 take
+    # 4 of the 8 tokens of the long row each, and 2 of the 4 tokens of the short one.
+    router = routing.preset("expert_choice", eval_capacity_factor=1.0)
+    config = MoEConfig(num_experts=2, group_size=64, router=router, allow_future_leak=True)
+    moe, x = make(config), normal((2, 8, WIDTH))
+    valid = jnp.arange(8) < jnp.array([[8], [4]])
+    y, aux = apply(moe, x, valid, mode=DECODE)
+    np.testing.assert_array_equal(aux.counts.load, [6, 6])
+    for row, length in enumerate((8, 4)):
+        alone = x[row : row + 1, :length]
+        expected, _ = apply(moe, alone, all_valid(alone), mode=EVAL)
+        np.testing.assert_allclose(y[row : row + 1, :length], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(y[1, 4:], 0)
+
+
+def test_soft_slots_in_full_mode_mix_the_tokens_of_one_row():
+    moe = make(
+        MoEConfig(num_experts=2, group_size=64, router=routing.preset("soft_moe"), expert_dim=8)
+    )
+    x = normal((2, 8, WIDTH))
+    valid = jnp.arange(8) < jnp.array([[8], [4]])
+    y, _ = apply(moe, x, valid, mode=DECODE)
+    alone, _ = apply(moe, x[1:, :4], jnp.ones((1, 4), bool), mode=DECODE)
+    np.testing.assert_allclose(y[1:, :4], alone, rtol=1e-5, atol=1e-6)
+
+
 # Order
 
 

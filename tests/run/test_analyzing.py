@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
 
@@ -15,6 +16,7 @@ from moe_jax.analysis.explained import write_explanation
 from moe_jax.analysis.texts import Text
 from moe_jax.cli import main
 from moe_jax.errors import ConfigError
+from moe_jax.interop import native
 from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.routing import preset
@@ -26,8 +28,9 @@ from moe_jax.run.opened import FolderModel
 from tests import browser
 from tests.data.test_hf_tokenizer import byte_level
 from tests.parity import compare_models as compare
-from tests.run.test_scoring import expert_choice
 from tests.test_face import TINY_MIXTRAL
+
+LEAKY = {"allow_future_leak": True}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,33 @@ def test_the_command_compares_groups(folder, tmp_path, monkeypatch, capsys):
     # Two sections with one layer each, in a well-formed page.
     assert browser.elements(output)["details"] == 2
     assert "<i>" not in page and "https:" not in page
+
+
+def test_experts_that_choose_tokens_are_analysed_and_explained(folder, tmp_path):
+    router = preset("expert_choice", eval_capacity_factor=0.5)
+    moe = MoEConfig(every=1, num_experts=4, expert_dim=8, router=router, **LEAKY)
+    config = models.DecoderConfig(num_layers=2, width=16, num_heads=2, mlp_dim=16, moe=moe)
+    path = tmp_path / "chosen"
+    model = models.make(config, 300, jax.random.key(0))
+    native.save(native.Imported(model, config, 300, "", {}), path)
+    byte_level(path / "released")
+    corpus = [f"{name}=files:{folder}/{name}/*.txt" for name in ("code", "prose")]
+    found = analyze(path, corpus)
+    first, last = found["layers"]
+    for layer in (first, last):
+        # Every expert takes as many tokens as the others, and some tokens have no expert.
+        assert (layer["entropy"], layer["dead"], layer["dropped"]) == (pytest.approx(1), [], 0)
+        assert 0 < layer["unrouted"] < 1
+    assert 0 <= first["predicts_next"]["accuracy"] <= 1 and last["predicts_next"] is None
+    assert first["hidden_predicts_next"]["chance"] < 1
+    shares = [group["unrouted"] for group in found["groups"]]
+    tokens = [group["tokens"] for group in found["groups"]]
+    both = np.mean([first["unrouted"], last["unrouted"]])
+    assert np.average(shares, weights=tokens) == pytest.approx(both)
+    for layer in explain(path, "def f").layers:
+        assert layer.error < 1e-5 and not layer.effects[layer.experts < 0].any()
+        # 4 experts of factor 1 / 2 choose an eighth of the tokens each, and at least one.
+        assert (layer.experts >= 0).sum(0).tolist() == [max(len(layer.experts) // 8, 1)] * 4
 
 
 def test_energy_by_hand():
@@ -139,7 +169,7 @@ def test_the_validation_set_of_a_run_has_its_parts_as_groups(tmp_path, monkeypat
     ("config", "reason"),
     [
         (models.DecoderConfig(moe=MoEConfig(every=0)), "dense"),
-        (expert_choice(), "experts choose among tokens"),
+        (models.DecoderConfig(moe=MoEConfig(router=preset("soft_moe"), **LEAKY)), "take mixtures"),
     ],
 )
 def test_a_model_whose_tokens_choose_no_experts_is_named(config, reason):

@@ -1,0 +1,58 @@
+"""Texts that a change reads: pairs of an encoder-decoder, and released models of two stacks."""
+
+import pytest
+
+from moe_jax.interop import native
+from moe_jax.interop.huggingface import load
+from moe_jax.surgery.api import merge, prune
+from moe_jax.surgery.source import open_source
+from tests.parity.compare_models import recorded
+from tests.surgery.test_quantising import add_tokenizer
+
+TEXT = "experts and routers of a mixture of experts " * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Switch of five experts per layer, with a tokenizer, beside a text."""
+    path = tmp_path_factory.mktemp("released")
+    (path / "hf").mkdir()
+    recorded("switch_transformers", path / "hf")
+    add_tokenizer(path / "hf")
+    (path / "text.txt").write_text(TEXT)
+    return path
+
+
+def test_an_encoder_decoder_reads_the_halves_of_each_part(folder):
+    opened = open_source(folder / "hf")
+    (batch,) = opened.batches(4, str(folder / "text.txt"))
+    ids, end = opened.tokenizer().encode(TEXT), opened.tokenizer().eos_id
+    parts = [ids[start : start + 255] for start in range(0, len(ids), 255)]
+    assert len(parts) > 1
+    for row, part in enumerate(parts):
+        half = (len(part) + 1) // 2
+        target, source = [*part[half:], end], [*part[:half], end]
+        assert batch["inputs"][row, : len(target)].tolist() == [0, *target[:-1]]
+        assert batch["targets"][row, : len(target)].tolist() == target
+        assert batch["encoder_inputs"][row, : len(source)].tolist() == source
+        assert batch["segments"][row].sum() == len(target)
+        assert batch["encoder_segments"][row].sum() == len(source)
+    assert not batch["segments"][len(parts) :].any()
+
+
+@pytest.mark.parametrize("by", ["load", "loss"])
+def test_a_released_encoder_decoder_is_pruned_by_a_text(folder, tmp_path, by):
+    text = str(folder / "text.txt")
+    prune(
+        folder / "hf", tmp_path / "out", experts=3, by=by, file=text, family="switch_transformers"
+    )
+    before, after = load(folder / "hf"), load(tmp_path / "out")
+    sizes = [layer.moe.num_experts for layer in after.config.sparse_layers()]
+    assert sizes == [3] * len(before.config.sparse_layers())
+
+
+def test_a_released_encoder_decoder_is_merged_by_a_text(folder, tmp_path):
+    text = str(folder / "text.txt")
+    merge(folder / "hf", tmp_path / "out", experts=2, file=text)
+    merged = native.load(tmp_path / "out").config.sparse_layers()
+    assert {layer.moe.num_experts for layer in merged} == {2}
