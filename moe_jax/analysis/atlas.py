@@ -171,7 +171,7 @@ def quality(
 def gap(
     observed: Sequence[Observed], labels: np.ndarray, names: Sequence[str], sizes: np.ndarray
 ) -> dict[str, Any] | None:
-    """Returns the gaps between the worst and the best group in bits per byte and in drops.
+    """Returns the gaps between the worst and the best group: bits per byte, drops, unrouted tokens.
 
     Args:
         observed: Tokens, choices and losses of each stack.
@@ -181,15 +181,21 @@ def gap(
 
     Returns:
         The groups ``worst`` and ``best``, their gap ``bits_per_byte`` and its ``interval``, and
-        under ``drops`` the same for the share ``dropped`` of the choices; see ``gap_of_ratio``. A
-        model that gives no token a likelihood has ``drops`` alone.
+        under ``drops`` the same for the share ``dropped`` of the choices, and under ``unrouted``
+        for the share of tokens that no expert takes; see ``gap_of_ratio``. A model that gives no
+        token a likelihood has ``drops`` and ``unrouted`` alone.
     """
     if len(names) < 2:
         return None
     nats, known = _by_document(observed, len(labels))
     bits, drops = nats / math.log(2), _drops_by_document(observed, len(labels))
+    unrouted = _unrouted_by_document(observed, len(labels))
     quality = gap_of_ratio(bits, sizes, labels, names, "bits_per_byte") if known.any() else {}
-    return {**quality, "drops": gap_of_ratio(*drops, labels, names, "dropped")}
+    return {
+        **quality,
+        "drops": gap_of_ratio(*drops, labels, names, "dropped"),
+        "unrouted": gap_of_ratio(*unrouted, labels, names, "unrouted"),
+    }
 
 
 def _drops_by_document(

@@ -53,8 +53,8 @@ def gap_of_ratio(
 
 def in_words(gap: dict[str, Any]) -> list[str]:
     """Returns one line for each gap, with its interval or the reason why there is none."""
-    drops = gap["drops"]
-    lines = [f"gap of drops {_words(drops, drops['dropped'], '{:.2%}')}"]
+    kinds = [("drops", "dropped"), ("unrouted", "unrouted")]
+    lines = [f"gap of {kind} {_words(gap[kind], gap[kind][key], '{:.2%}')}" for kind, key in kinds]
     if "bits_per_byte" in gap:
         lines.insert(0, f"gap {_words(gap, gap['bits_per_byte'], '{:.3f}', ' bits per byte')}")
     return lines

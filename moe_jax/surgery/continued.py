@@ -23,6 +23,7 @@ from moe_jax.run.session import open_checkpoints, open_session
 from moe_jax.surgery.destination import changed_experiment, check_output, save_run
 from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
+from moe_jax.surgery.short_moments import shortened, written_out
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.history import split
 from moe_jax.training.state import named_leaves
@@ -144,9 +145,9 @@ def follow(
 
     Parameters, routers' state and an average of the parameters are changed. Moments of an optimizer
     go with their parameters as ``change.moments`` says; a growth does not scale them, and those of
-    new units are zero. A part of the optimizer with an array that cannot follow starts anew as a
-    whole, such as the factored moments of Adafactor or the use of experts in
-    ``optimizer.expert_rates``.
+    new units are zero. Moments that are shorter than their parameters follow too; see
+    ``moe_jax.surgery.short_moments``. A part of the optimizer with an array that cannot follow
+    starts anew as a whole.
 
     Args:
         old: Arrays of the old run's state, by the names of ``named_leaves``.
@@ -157,14 +158,15 @@ def follow(
     changed, _ = change(weights)
     moved = {n: x for n, x in old.items() if not n.startswith((_OPTIMIZER, *WEIGHTS))}
     moved |= changed.leaves()
+    whole = written_out(first)
     for prefix, tree in _trees(old).items():
         numbers = _over(weights, prefix, _by_layer(tree, weights.model))
         if prefix.endswith(_AVERAGE):
             new = change.average(prefix, numbers)
         else:
             new = change.moments(prefix, numbers, weights)
-        moved |= _by_leaf(new.arrays, changed.model, prefix, first)
-    return dict(first) | _whole(moved, old, first)
+        moved |= _by_leaf(new.arrays, changed.model, prefix, whole)
+    return dict(first) | _whole(shortened(moved, first), old, first)
 
 
 def _over(weights: LayerWeights, prefix: str, arrays: Leaves) -> LayerWeights:
@@ -191,7 +193,7 @@ def _trees(leaves: Leaves) -> dict[str, dict[str, Any]]:
         For each prefix, such as ``opt_state/1/0/mu``, its arrays by the names of parameters.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, leaf in leaves.items():
+    for name, leaf in written_out(leaves).items():
         parts = name.split("/") if name.startswith(_OPTIMIZER) else []
         for cut in range(1, len(parts)):
             param = _PARAMS + "/".join(parts[cut:])

@@ -116,7 +116,7 @@ def test_groups_and_their_gap():
     assert atlas.gap((found,), labels * 0, ["a"], sizes) is None
 
 
-def test_a_model_without_likelihoods_has_a_gap_of_drops_alone():
+def test_a_model_without_likelihoods_has_no_gap_of_its_loss():
     # An encoder and a decoder of one document per group: of the two choices of group 1, the one in
     # the encoder is dropped.
     nothing = [np.nan, np.nan]
@@ -128,7 +128,7 @@ def test_a_model_without_likelihoods_has_a_gap_of_drops_alone():
     assert first["loss"] is None and first["bits_per_byte"] is None and first["tokens"] == 2
     assert (first["dropped"], second["dropped"]) == (0, 1 / 2)
     found = atlas.gap(stacks, labels, ["a", "b"], sizes)
-    assert list(found) == ["drops"] and found["drops"]["dropped"] == 1 / 2
+    assert list(found) == ["drops", "unrouted"] and found["drops"]["dropped"] == 1 / 2
 
 
 def test_a_layer_has_the_numbers_that_alarms_read():

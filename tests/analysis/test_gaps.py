@@ -59,7 +59,8 @@ def test_a_ratio_leaves_out_one_document_at_a_time():
 def test_few_documents_have_no_interval(size):
     found = gap(*draw(np.random.default_rng(0), 2, size))
     assert found["interval"] is None and found["bits_per_byte"] > 0 and found["fewest"] == size
-    (line, _) = in_words({**found, "drops": {**found, "dropped": 0.0}})
+    drops, unrouted = {**found, "dropped": 0.0}, {**found, "unrouted": 0.0}
+    (line, *_) = in_words({**found, "drops": drops, "unrouted": unrouted})
     assert line.endswith(f"no interval: a group has {size} documents, fewer than 5")
 
 

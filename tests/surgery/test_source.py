@@ -2,7 +2,6 @@
 
 import pytest
 
-from moe_jax.interop import native
 from moe_jax.interop.huggingface import load
 from moe_jax.surgery.api import merge, prune
 from moe_jax.surgery.source import open_source
@@ -54,5 +53,5 @@ def test_a_released_encoder_decoder_is_pruned_by_a_text(folder, tmp_path, by):
 def test_a_released_encoder_decoder_is_merged_by_a_text(folder, tmp_path):
     text = str(folder / "text.txt")
     merge(folder / "hf", tmp_path / "out", experts=2, file=text)
-    merged = native.load(tmp_path / "out").config.sparse_layers()
+    merged = load(tmp_path / "out").config.sparse_layers()
     assert {layer.moe.num_experts for layer in merged} == {2}
