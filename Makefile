@@ -92,4 +92,4 @@ $(STAMP): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-smoke runs site
+	rm -rf $(VENV) .venv-smoke .cache runs site

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections import defaultdict
 
-from tests.xla import EIGHT_DEVICES, QUICK, share_contexts
+from tests.xla import EIGHT_DEVICES, QUICK, keep_programs, share_contexts
 
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, *QUICK])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,6 +28,7 @@ MOST_MAPS = 15_000  # of the 65,530 that Linux allows; one module adds some thou
 BEGAN = time.monotonic()
 VERBOSITY = logging.get_verbosity()
 share_contexts()
+keep_programs(Path(__file__).parents[1] / ".cache" / "programs")
 
 
 def pytest_addoption(parser):

@@ -1,7 +1,10 @@
 """Settings with which programs compile faster; XLA partitions and fuses them as always."""
 
 import importlib.metadata
+import os
+import shutil
 import threading
+from pathlib import Path
 
 _EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 _LAST_WITH_EMITTERS = (0, 11, 0)
@@ -21,6 +24,7 @@ QUICK = (
 )
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 _PROGRAMS_PER_CONTEXT = 100
+_MOST_BYTES = 2**31
 
 
 def share_contexts() -> None:
@@ -43,3 +47,22 @@ def share_contexts() -> None:
         return mine.context
 
     mlir.make_ir_context = shared
+
+
+def keep_programs(folder: Path) -> None:
+    """Lets the tests of the next run load the programs that this run compiles.
+
+    Processes that tests start do not share the folder: tests kill some of them, perhaps while they
+    write.
+    """
+    import jax
+
+    if "PYTEST_XDIST_WORKER" not in os.environ and _bytes_in(folder) > _MOST_BYTES:
+        shutil.rmtree(folder, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*")) if folder.is_dir() else 0

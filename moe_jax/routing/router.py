@@ -283,6 +283,20 @@ class Router(Ranged):
         Raises:
             ConfigError: If a part needs an argument that is missing; the message names it.
         """
+        planes = self._planes_of(logits)
+        if valid is None or not self.mask_padding:
+            valid = jnp.ones(planes.shape[0], bool)
+        group = planes[..., 0], planes, jnp.asarray(valid), capacity, token_ids
+        inputs = Inputs(*group, rng, {} if state is None else state, settings or {})
+        limit = self._limit(inputs) if limit is None else limit
+        return self._planned(dataclasses.replace(inputs, limit=limit))
+
+    def _planes_of(self, logits: Float[Array, "S E *P"]) -> Float[Array, "S E P"]:
+        """Returns the logits with their planes, in float32 or wider unless they stay as given.
+
+        Raises:
+            ConfigError: If the router reads another number of planes, or no such number of experts.
+        """
         if self.precision != "input":
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         tokens, scored_experts = logits.shape[:2]
@@ -293,14 +307,10 @@ class Router(Ranged):
                 f"the router reads {self.planes} logits per token and expert, but the input has "
                 f"{planes.shape[-1]}: pass logits (S, E{f', {self.planes}' * (self.planes > 1)})"
             )
-        if valid is None or not self.mask_padding:
-            valid = jnp.ones(tokens, bool)
-        valid = jnp.asarray(valid)
-        state = {} if state is None else state
-        logits, settings = planes[..., 0], settings or {}
-        inputs = Inputs(logits, planes, valid, capacity, token_ids, rng, state, settings)
-        limit = self._limit(inputs) if limit is None else limit
-        inputs = dataclasses.replace(inputs, limit=limit)
+        return planes
+
+    def _planned(self, inputs: Inputs) -> Plan:
+        """Returns the plan of one group: scores, choices, slots, losses and sums."""
         scored = self.score(inputs)
         selection = self.selected(scored, inputs)
         slots, counts, free = seated(
