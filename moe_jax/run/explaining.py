@@ -13,6 +13,7 @@ from moe_jax.analysis.explain import Explanation, measure, require_explainable
 from moe_jax.analysis.forward import Batch
 from moe_jax.errors import ConfigError
 from moe_jax.models import EncoderDecoder
+from moe_jax.run.best import Step
 from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.sampling import MarksBlanks
 
@@ -24,7 +25,7 @@ def explain(
     prompt: str | Sequence[int],
     *,
     target: str | Sequence[int] | None = None,
-    step: int | None = None,
+    step: Step = None,
     batch_size: int = 16,
 ) -> Explanation:
     """Explains the routing of one text: experts, gates, contributions and causal effects.
@@ -38,12 +39,12 @@ def explain(
         prompt: Text, or token ids, which are read as they are.
         target: Text or token ids that the decoder of an encoder-decoder writes; ``None`` for its
             most probable answer. A decoder has no target.
-        step: Step of the checkpoint of a run; ``None`` for the newest intact one.
+        step: Step of the checkpoint of a run, or ``best``; ``None`` for the newest intact one.
         batch_size: Number of forward passes that are computed at once.
 
     Raises:
-        ConfigError: If the folder holds no such model, the model is dense or its experts choose
-            tokens, or the prompt is empty or longer than the model reads at once.
+        ConfigError: If ``require_explainable`` rejects the model, the folder holds none, or the
+            prompt is empty or longer than the model reads at once.
 
     Examples:
         >>> import moe_jax as mj

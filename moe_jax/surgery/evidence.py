@@ -42,7 +42,8 @@ class Use:
     Attributes:
         load: Number ``(E,)`` of tokens that each expert processes.
         gate: Sum ``(E,)`` of the gates of these tokens.
-        output: Sum ``(E,)`` over these tokens of the gate times the norm of the expert's output.
+        output: Sum ``(E,)`` over these tokens of the norm of what the expert adds to the output of
+            the layer: the gate times the expert's output, or the output for gated inputs.
         logits: Sums ``(E, E)`` over all tokens of products of the logits of two experts.
         tokens: Number ``()`` of tokens that the layer reads.
     """
@@ -137,6 +138,14 @@ class Observing(ConfiguredMoE):
             held.sum().astype(jnp.float32),
         )
 
+    def applied(self, routed: Routed) -> tuple[Float[Array, "E T M"], Float[Array, "E T"]]:
+        """Returns what the experts read and the factor of each output, as gates are applied."""
+        gate_on, filled = self.config.router.gate_on, routed.filled.astype(jnp.float32)
+        if gate_on == "in":
+            weight = routed.weight[..., None].astype(routed.inputs.dtype)
+            return routed.inputs * weight, filled
+        return routed.inputs, routed.weight if gate_on == "out" else filled
+
     def observed(self, routed: Routed) -> dict[str, Array]:
         """Returns sums over the tokens of a batch, by name."""
         raise NotImplementedError
@@ -146,12 +155,13 @@ class _Using(Observing):
     """Measures the fields of ``Use``."""
 
     def observed(self, routed: Routed) -> dict[str, Array]:
-        outputs = self.experts(routed.inputs)
+        inputs, factor = self.applied(routed)
+        outputs = self.experts(inputs)
         norms = jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1)
         return {
             "load": routed.load,
             "gate": routed.weight.sum(-1),
-            "output": (routed.weight * norms).sum(-1),
+            "output": (factor * norms).sum(-1),
             "logits": jnp.einsum("gse,gsf->ef", routed.logits, routed.logits),
             "tokens": routed.tokens,
         }

@@ -189,9 +189,7 @@ class _Active(Observing):
 
     def observed(self, routed: Routed) -> dict[str, Array]:
         found: dict[str, Array] = {"load": routed.filled.sum(-1)}
-        inputs = routed.inputs
-        if self.config.router.gate_on == "in":
-            inputs = inputs * routed.weight[..., None].astype(inputs.dtype)
+        inputs, _ = self.applied(routed)
         networks = _networks(self.experts)
         for index, (network, x, filled) in enumerate(
             zip(
@@ -242,9 +240,8 @@ class _Compared(Observing):
     others: nnx.List
 
     def observed(self, routed: Routed) -> dict[str, Array]:
-        inputs, weight = routed.inputs, routed.weight[..., None]
-        if self.config.router.gate_on == "in":
-            inputs, weight = inputs * weight.astype(inputs.dtype), routed.filled[..., None]
+        inputs, factor = self.applied(routed)
+        weight = factor[..., None]
         outputs = self.experts(inputs).astype(jnp.float32)
         energy = jnp.square(weight * outputs).sum((1, 2))
         errors = {

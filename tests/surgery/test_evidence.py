@@ -1,5 +1,6 @@
 """What experts do on a stream, and the loss without them."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -21,7 +22,7 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def reference(found, stream):
+def reference(found, stream, gate_on="out"):
     """Load, gate, output and logits of the only layer, from its inputs, expert by expert."""
     (mixture,) = mixtures(found).values()
     sums = [np.zeros(4), np.zeros(4), np.zeros(4), np.zeros((4, 4))]
@@ -35,10 +36,11 @@ def reference(found, stream):
         for x, experts, weights_ in zip(inputs, chosen, gates, strict=True):
             for e, gate in zip(experts, weights_, strict=True):
                 up, down, act = (np.asarray(mixture.experts[n][e]) for n in ("up", "down", "gate"))
-                y = (silu(x @ act) * (x @ up)) @ down
+                read, factor = (x * gate, 1) if gate_on == "in" else (x, gate)
+                y = (silu(read @ act) * (read @ up)) @ down
                 sums[0][e] += 1
                 sums[1][e] += gate
-                sums[2][e] += gate * np.linalg.norm(y)
+                sums[2][e] += (factor if gate_on != "none" else 1) * np.linalg.norm(y)
     return sums
 
 
@@ -58,10 +60,12 @@ def layer_inputs(found, one):
     return seen[1][1]  # the norm of attention, then this one
 
 
-def test_use_is_that_of_a_loop_over_tokens_and_experts():
-    found = weights(config(num_layers=1, activation="silu"))
+@pytest.mark.parametrize("gate_on", ["out", "in", "none"])
+def test_use_is_that_of_a_loop_over_tokens_and_experts(gate_on):
+    router = dataclasses.replace(routing.preset("mixtral"), gate_on=gate_on)
+    found = weights(config(num_layers=1, activation="silu", router=router))
     (use,) = use_of(found, STREAM).values()
-    expected = reference(found, STREAM)
+    expected = reference(found, STREAM, gate_on)
     for got, wanted in zip((use.load, use.gate, use.output, use.logits), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-4)
     assert use.tokens == 2 * 16 == use.load.sum() / 2  # two choices of every token
