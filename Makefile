@@ -32,7 +32,7 @@ help:
 	@echo 'make parity       installs torch and transformers, for tests against them'
 	@echo 'make planner      installs the TPU compiler, for plans of pods'
 	@echo 'make browser      installs playwright, for tests of pages in Chromium'
-	@echo 'make clean        removes environments, runs and the site'
+	@echo 'make clean        removes environments, runs, compiled test programs and the site'
 	@echo
 	@echo 'After make train: $(VENV)/bin/moe-jax lists the commands of the package.'
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.analysis.gaps import gap_of_ratio
-from moe_jax.analysis.observed import Observed, ObservedLayer
+from moe_jax.analysis.observed import Observed, ObservedLayer, among
 from moe_jax.analysis.tokens import mutual_information, purity
 from moe_jax.training.metrics import load_statistics
 
@@ -78,8 +78,8 @@ def agreement(layer: ObservedLayer, other: ObservedLayer) -> float:
 
     Against the final checkpoint this is router saturation (OLMoE, 2409.02060, section 5.1).
     """
-    same = (layer.wanted[:, :, None] == other.wanted[:, None, :]).any(-1)
-    return float(same[layer.chosen].mean()) if layer.chosen.any() else 1.0
+    same = among(layer.wanted, np.where(other.chosen, other.wanted, -1))[layer.chosen]
+    return float(same.mean()) if same.size else 1.0
 
 
 def predicted(layer: ObservedLayer, after: ObservedLayer, documents: np.ndarray) -> dict[str, Any]:
@@ -87,11 +87,13 @@ def predicted(layer: ObservedLayer, after: ObservedLayer, documents: np.ndarray)
 
     The most frequent next expert of each expert is counted on the documents of even number, and
     ``accuracy`` is measured on the others. ``chance`` is the accuracy of the most frequent expert.
-    Both are ``None`` with a single document.
+    Tokens without an expert in one of the layers are left out. Both are ``None`` with a single
+    document.
     """
     first, then = layer.wanted[:, 0], after.wanted[:, 0]
-    fit, test = documents % 2 == 0, documents % 2 == 1
-    if not test.any():
+    both = layer.chosen[:, 0] & after.chosen[:, 0]
+    fit, test = both & (documents % 2 == 0), both & (documents % 2 == 1)
+    if not (fit.any() and test.any()):
         return {"accuracy": None, "chance": None}
     counts = np.zeros((first.max() + 1, then.max() + 1), np.int64)
     np.add.at(counts, (first[fit], then[fit]), 1)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 
 from moe_jax.analysis.contributions import watch
 from moe_jax.analysis.forward import Batch, forward, stacks
-from moe_jax.analysis.observed import Observed, ObservedLayer, analysed_in
+from moe_jax.analysis.observed import Observed, ObservedLayer, among, analysed_in
 from moe_jax.analysis.texts import Text, batches_of, read_by
 from moe_jax.models import Model
 from moe_jax.nn.block import Block
@@ -131,5 +131,5 @@ def score(predicted: np.ndarray, layer: ObservedLayer) -> dict[str, float]:
     known, counts = np.unique(chosen, return_counts=True)
     each = max(1, round((predicted >= 0).sum(1).mean()))
     frequent = known[np.argsort(-counts, kind="stable")][:each]
-    right = (layer.wanted[:, :, None] == predicted[:, None, :]).any(-1)[layer.chosen]
+    right = among(layer.wanted, predicted)[layer.chosen]
     return {"accuracy": float(right.mean()), "chance": float(np.isin(chosen, frequent).mean())}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.analysis.contributions import watch
 from moe_jax.analysis.forward import Batch, forward, sparse_layers, stacks
 from moe_jax.analysis.texts import Text, batches_of, read_by
-from moe_jax.models import DecoderConfig, Model
+from moe_jax.models import Model, ModelConfig
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
 from moe_jax.nn.moe_config import MoEConfig
@@ -96,6 +96,20 @@ class Observed:
         return Observed(tokens, positions, documents, self.losses[mask], tuple(layers))
 
 
+def among(values: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Returns the mask ``(N, K)`` of the values that are among the members of their row.
+
+    Args:
+        values: Integers ``(N, K)`` from 0 on.
+        members: Integers ``(N, J)`` from 0 on; -1 is no member.
+    """
+    size = 2 + max(values.max(initial=0), members.max(initial=0))
+    found = np.zeros((len(values), size), bool)
+    np.put_along_axis(found, members, True, axis=1)
+    found[:, -1] = False
+    return np.take_along_axis(found, values, 1)
+
+
 def observe(model: Model, texts: Sequence[Text], batch_size: int) -> tuple[Observed, ...]:
     """Reads documents in evaluation, with the capacity of evaluation; see ``analysed_in``.
 
@@ -129,6 +143,12 @@ def analysed_in(model: Model) -> Mode:
     """
     by_row = any(layer.moe.router.experts_choose for layer in model.config.sparse_layers())
     return Mode("full" if by_row else "eval", record=True)
+
+
+def _reads_ahead(config: ModelConfig) -> bool:
+    """True if a token's likelihood depends on later tokens, by attention or by the routing."""
+    leaks = (s.stack != "encoder" and s.moe.router.experts_choose for s in config.sparse_layers())
+    return not getattr(config, "causal", True) or any(leaks)
 
 
 def _layer(name: str, moe: MoEConfig, choices: np.ndarray, gates: np.ndarray) -> ObservedLayer:
@@ -173,7 +193,7 @@ def _observed(
     segments = batch["segments"]
     targets, after = (jnp.roll(x, -1, axis=1) for x in (batch["inputs"], segments))
     known = (after > 0) & (jnp.arange(segments.shape[1]) < segments.shape[1] - 1)
-    known &= not isinstance(model.config, DecoderConfig) or model.config.causal
+    known &= not _reads_ahead(model.config)
 
     def of_row(row: tuple[Array, Array]) -> Array:
         logits = model.logits(row[0][None])[0]

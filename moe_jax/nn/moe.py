@@ -282,6 +282,7 @@ class ConfiguredMoE(nnx.Module):
     def _limit(self, held: Bool[Array, "G S"]) -> Int[Array, " G"]:
         """Returns the slots per expert of each group in evaluation; padding adds no slots."""
         router, sizes = self.config.router, range(held.shape[1] + 1)
+        held = held if router.mask_padding else jnp.ones_like(held)
         slots = [router.slots(size, self.config.num_experts, train=False) for size in sizes]
         return jnp.asarray(slots, jnp.int32)[held.sum(1)]
 
@@ -349,15 +350,17 @@ def _mean(losses: dict[str, Array], valid: Array) -> dict[str, Array]:
 def gates_of(plan: routing.Plan) -> Float[Array, "G S K"]:
     """Returns the combine weight ``(G, S, K)`` of each choice; ``K`` is ``E`` if experts choose."""
     slots = plan.slots
-    if isinstance(slots, routing.Slots) and slots.expert is not None and slots.gate is not None:
-        return slots.gate
-    return plan.combine.sum(-1)
+    if not isinstance(slots, routing.Slots):
+        return plan.combine.sum(-1)
+    return slots.by_expert(slots.weight) if slots.gate is None else slots.gate
 
 
 def taken_by(plan: routing.Plan) -> Bool[Array, "G S E"]:
     """Returns the mask ``(G, S, E)``, True if the expert took the token."""
     slots = plan.slots
-    if not isinstance(slots, routing.Slots) or slots.expert is None:
+    if not isinstance(slots, routing.Slots):
         return (plan.dispatch > 0).any(-1)
+    if slots.expert is None:
+        return slots.by_expert(slots.filled)
     experts = jnp.arange(slots.token.shape[-2])
     return (slots.expert[..., None] == experts).any(-2)

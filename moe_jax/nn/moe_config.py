@@ -63,7 +63,8 @@ class MoEConfig(Ranged):
             0 makes the experts as wide as the model, without projections.
         gated: True makes experts gated linear units; ``None`` makes them like the dense layers.
         group_size: Number ``S`` of tokens per group; the capacity of an expert is per group. A
-            batch that does not divide into groups is padded.
+            batch that does not divide into groups is padded. With full capacity, experts that
+            choose tokens have a row of the batch as their group.
         router: The router.
         transport: Movement of tokens within a device: ``einsum`` multiplies by dispatch tensors,
             ``gather`` indexes by the slot table, ``ragged`` sorts the choices by expert and

@@ -12,7 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from moe_jax.routing.balance import Evidence
 
@@ -78,6 +78,21 @@ class Slots:
     def filled(self) -> Bool[Array, "*G E C"]:
         """Mask ``(..., E, C)``, True where the slot holds a token."""
         return self.token < self.num_tokens
+
+    def by_expert(self, values: Shaped[Array, "*G E C"]) -> Shaped[Array, "*G S E"]:
+        """Returns the value ``(..., S, E)`` of each token in the slot of each expert, or 0.
+
+        A token has at most one slot of an expert.
+        """
+        groups, (experts, capacity) = self.token.shape[:-2], self.token.shape[-2:]
+        columns = jnp.broadcast_to(jnp.arange(experts)[:, None], (experts, capacity))
+
+        def of_group(token: Array, value: Array) -> Array:
+            found = jnp.zeros((self.num_tokens, experts), value.dtype)
+            return found.at[token, columns].set(value, mode="drop")
+
+        flat = [x.reshape(-1, experts, capacity) for x in (self.token, values)]
+        return jax.vmap(of_group)(*flat).reshape(*groups, self.num_tokens, experts)
 
     @property
     def dispatch(self) -> Float[Array, "*G S E C"]:

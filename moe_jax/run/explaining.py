@@ -15,7 +15,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import EncoderDecoder
 from moe_jax.run.best import Step
 from moe_jax.run.opened import FolderModel, open_folder
-from moe_jax.run.sampling import MarksBlanks
+from moe_jax.run.sampling import MarksBlanks, check_can_generate
 
 _MOST_ANSWERED = 32
 
@@ -117,6 +117,10 @@ def _source(opened: FolderModel, prompt: str | Sequence[int]) -> list[int]:
 def _answer(opened: FolderModel, source: list[int]) -> list[int]:
     """Returns the most probable answer of an encoder-decoder, token by token, without its end."""
     assert isinstance(opened.model, EncoderDecoder)
+    try:
+        check_can_generate(opened.model.config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or give the target of the text (--target)") from error
     ends = () if opened.tokenizer is None else data.end_ids(opened.tokenizer)
     sampling = decoding.Sampling(min(_MOST_ANSWERED, opened.window - 1), 0.0, eos_id=ends)
     (found,) = decoding.translate(opened.model, [source], sampling, opened.start_id)

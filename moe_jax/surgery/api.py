@@ -24,7 +24,7 @@ from moe_jax.surgery.changed import (
     on_text,
     reduced,
 )
-from moe_jax.surgery.evidence import Batch, LeaveOneOut, use_of
+from moe_jax.surgery.evidence import Batch, LeaveOneOut, check_loads, use_of
 from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
 from moe_jax.surgery.merge import Merging, check_groups, cosines, groups_of
@@ -113,8 +113,8 @@ def prune(
         **options: See ``moe_jax.surgery.changed.TextOptions``.
 
     Raises:
-        ConfigError: If a router needs more experts, or there is no text. The error is raised before
-            anything is written.
+        ConfigError: If a router needs more experts, there is no text, or experts that choose tokens
+            are to be compared by load or loss. The error is raised before anything is written.
 
     Examples:
         >>> import moe_jax as mj
@@ -148,6 +148,8 @@ def _kept(
     weights: LayerWeights, stream: Iterator[Batch], experts: int, by: By, across: bool
 ) -> Mapping[LayerName, Sequence[int]]:
     """Returns the experts of each layer that stay."""
+    if by in ("load", "loss"):
+        check_loads(weights, "select them by gate or output")
     if by == "loss":
         one_by_one = LeaveOneOut(weights, tuple(stream))
         return one_by_one.greedy(experts, fewest(weights), across=across)
@@ -197,6 +199,7 @@ def merge(
     """
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> Merging:
+        check_loads(weights, "prune them by gate or output")
         uses = use_of(weights, stream)
         shares = {name: use.score("load") for name, use in uses.items()}
         least = dict.fromkeys(uses, 1) if redirect else fewest(weights)
@@ -276,6 +279,7 @@ def distil(
     make = dense_student if student == "dense" else smaller
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
+        check_loads(weights, "prune them by gate or output, and train the result with a teacher")
         uses = use_of(weights, stream)
         if routing:  # ``write`` reads the settings after the text is read.
             found = routing_groups(weights, uses, experts, start)

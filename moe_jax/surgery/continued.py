@@ -166,7 +166,7 @@ def follow(
         else:
             new = change.moments(prefix, numbers, weights)
         moved |= _by_leaf(new.arrays, changed.model, prefix, whole)
-    return dict(first) | _whole(shortened(moved, first), old, first)
+    return dict(first) | _whole(shortened(moved, first, old), old, first)
 
 
 def _over(weights: LayerWeights, prefix: str, arrays: Leaves) -> LayerWeights:

@@ -181,6 +181,24 @@ def check_measurable(weights: LayerWeights) -> None:
             )
 
 
+def check_loads(weights: LayerWeights, instead: str) -> None:
+    """Rejects models whose experts choose tokens, so that no load tells one from another.
+
+    Args:
+        weights: The model.
+        instead: What to do instead, for the message.
+
+    Raises:
+        ConfigError: If experts of a layer choose tokens.
+    """
+    for layer in feed_forward_layers(weights):
+        if layer.moe.router.experts_choose:
+            raise ConfigError(
+                f"the experts of layer {layer.name} choose tokens: all of them have the same load, "
+                f"and fewer experts would choose more tokens each: {instead}"
+            )
+
+
 def use_of(weights: LayerWeights, batches: Iterable[Batch]) -> dict[LayerName, Use]:
     """Returns the statistics of the experts of each layer on a stream.
 

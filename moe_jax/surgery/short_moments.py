@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -27,7 +28,9 @@ def written_out(leaves: Leaves) -> dict[str, Any]:
     found = dict(leaves)
     for prefix, param in _factored(leaves):
         rows, columns = (leaves[f"{prefix}{part}{param}"] for part in (_ROWS, _COLUMNS))
-        found[f"{prefix}{_SQUARES}{param}"] = _product(rows, columns, leaves[_PARAMS + param].shape)
+        parameter = leaves[_PARAMS + param]
+        squares = _product(rows, columns, parameter.shape)
+        found[f"{prefix}{_SQUARES}{param}"] = jax.device_put(squares, parameter.sharding)
     for name, param in _counted(leaves):
         use, shape = leaves[name], leaves[_PARAMS + param].shape
         prefix = name[: name.index(_USE)]
@@ -36,23 +39,27 @@ def written_out(leaves: Leaves) -> dict[str, Any]:
     return found
 
 
-def shortened(moved: Leaves, first: Leaves) -> dict[str, Any]:
+def shortened(moved: Leaves, first: Leaves, before: Leaves) -> dict[str, Any]:
     """Returns the arrays with the moments in the short form that a changed run keeps.
 
-    A new unit, whose moment is zero, gets the mean of the other units of its expert.
+    A new unit, whose moment is zero, gets the mean of the other units of its expert. Moments that
+    the change leaves alone keep their bits.
 
     Args:
         moved: Arrays as ``written_out`` has them, after the change.
         first: Arrays of the changed run's first state.
+        before: Arrays of the state before the change, in the short form.
     """
+    old = written_out(before)
     # A matrix that the change makes too small for factors has no rows and columns any more.
     found = dict(moved) | {n: x for n, x in first.items() if _ROWS in n or _COLUMNS in n}
     for prefix, param in _factored(first):
         name = f"{prefix}{_SQUARES}{param}"
         if name in moved:
-            rows, columns = _means(moved[name])
-            found |= {f"{prefix}{_ROWS}{param}": rows, f"{prefix}{_COLUMNS}{param}": columns}
-            found[name] = first[name]
+            parts = f"{prefix}{_ROWS}{param}", f"{prefix}{_COLUMNS}{param}"
+            stays = name in old and np.array_equal(moved[name], old[name])
+            means = [before[part] for part in parts] if stays else _means(moved[name])
+            found |= {**dict(zip(parts, means, strict=True)), name: first[name]}
     for name, param in _counted(first):
         array = moved.get(f"{name[: name.index(_USE)]}{_USE}{param}")
         if array is not None:
@@ -101,13 +108,9 @@ def _product(
 def _means(
     squares: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*rows"], Float[Array, "*columns"]]:
-    """Returns the means of rows and of columns over the entries that are not zero."""
+    """Returns the means of rows and of columns; zeros count as the mean of their matrix."""
     second, largest = _axes(squares.shape)
-    known = (squares > 0).astype(squares.dtype)
-
-    def mean(axes: int | tuple[int, int]) -> Array:
-        return squares.sum(axes, keepdims=True) / jnp.maximum(known.sum(axes, keepdims=True), 1)
-
-    both = mean((second, largest))
-    rows, columns = (jnp.where(m > 0, m, both) for m in (mean(largest), mean(second)))
-    return rows.squeeze(largest), columns.squeeze(second)
+    known = (squares > 0).sum((-2, -1), keepdims=True)
+    mean = squares.sum((-2, -1), keepdims=True) / jnp.maximum(known, 1)
+    filled = jnp.where(squares > 0, squares, mean)
+    return filled.mean(largest), filled.mean(second)

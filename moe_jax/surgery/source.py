@@ -17,6 +17,8 @@ from moe_jax import data
 from moe_jax.analysis.texts import batch_of
 from moe_jax.config.experiment import Experiment
 from moe_jax.data.documents import read_documents
+from moe_jax.data.sentinels import WithSentinels
+from moe_jax.data.spare import without_spare_ids
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.models import DecoderConfig
@@ -139,20 +141,24 @@ def _rows_of(text: str, tokenizer: data.Tokenizer) -> Iterator[list[int]]:
 
 def _pairs_of(file: str, tokenizer: data.Tokenizer, start_id: int) -> Iterator[Batch]:
     """Yields batches of sources and targets, cut from each document; a last row is padded."""
-    cut = (ids for text in read_documents(Path(file)) for ids in _cut(tokenizer.encode(text)))
+    # Spans of three tokens are 15 % of a text, and each needs a sentinel.
+    marked = without_spare_ids(tokenizer)
+    most = 20 * marked.sentinels if isinstance(marked, WithSentinels) else _LENGTH
+    texts = (tokenizer.encode(text) for text in read_documents(Path(file)))
+    cut = (part for ids in texts for part in _cut(ids, min(most, _LENGTH - 1)))
     pairs = (pair_of(tokenizer, ids, number, start_id)[0] for number, ids in enumerate(cut))
-    while texts := list(itertools.islice(pairs, _ROWS)):
-        batch = batch_of(texts, _ROWS, _LENGTH, _LENGTH)
+    while rows := list(itertools.islice(pairs, _ROWS)):
+        batch = batch_of(rows, _ROWS, _LENGTH, _LENGTH)
         targets = np.zeros((_ROWS, _LENGTH), np.int32)
-        for row, text in enumerate(texts):
+        for row, text in enumerate(rows):
             targets[row, : len(text.tokens)] = [*text.tokens[1:], tokenizer.eos_id]
         yield {**batch, "targets": targets}
 
 
-def _cut(ids: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields parts of at most ``_LENGTH - 1`` ids, which leaves room for the end token."""
-    for start in range(0, len(ids), _LENGTH - 1):
-        yield ids[start : start + _LENGTH - 1]
+def _cut(ids: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Yields parts of at most ``most`` ids."""
+    for start in range(0, len(ids), most):
+        yield ids[start : start + most]
 
 
 def open_source(folder: str | Path, step: Step = None, *, flag: str = "--input") -> OpenedModel:

@@ -259,15 +259,18 @@ def test_the_mode_chooses_the_capacity(mode, slots):
     np.testing.assert_array_equal(aux.counts.load, [slots, 0])
 
 
-def test_experts_that_choose_in_full_mode_choose_among_each_row():
+@pytest.mark.parametrize("name", ["expert_choice", "expert_choice_capped"])
+def test_experts_that_choose_in_full_mode_choose_among_each_row(name):
     # A row alone, in a group of its own, is what evaluation computes; 2 experts of factor 1 take
     # 4 of the 8 tokens of the long row each, and 2 of the 4 tokens of the short one.
-    router = routing.preset("expert_choice", eval_capacity_factor=1.0)
+    router = routing.preset(name, eval_capacity_factor=1.0)
     config = MoEConfig(num_experts=2, group_size=64, router=router, allow_future_leak=True)
     moe, x = make(config), normal((2, 8, WIDTH))
     valid = jnp.arange(8) < jnp.array([[8], [4]])
-    y, aux = apply(moe, x, valid, mode=DECODE)
+    y, aux = apply(moe, x, valid, mode=Mode("full", record=True))
     np.testing.assert_array_equal(aux.counts.load, [6, 6])
+    np.testing.assert_array_equal(aux.experts.sum((1, 2)), [8, 4])
+    np.testing.assert_array_equal(aux.gates > 0, aux.experts)
     for row, length in enumerate((8, 4)):
         alone = x[row : row + 1, :length]
         expected, _ = apply(moe, alone, all_valid(alone), mode=EVAL)

@@ -90,6 +90,8 @@ def test_experts_that_choose_tokens_are_analysed_and_explained(folder, tmp_path)
         # Every expert takes as many tokens as the others, and some tokens have no expert.
         assert (layer["entropy"], layer["dead"], layer["dropped"]) == (pytest.approx(1), [], 0)
         assert 0 < layer["unrouted"] < 1
+    # Later tokens decide which tokens the experts take, so no token has a likelihood of its own.
+    assert [group["loss"] for group in found["groups"]] == [None, None]
     assert 0 <= first["predicts_next"]["accuracy"] <= 1 and last["predicts_next"] is None
     assert first["hidden_predicts_next"]["chance"] < 1
     shares = [group["unrouted"] for group in found["groups"]]

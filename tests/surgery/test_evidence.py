@@ -144,3 +144,16 @@ def test_what_cannot_be_measured_is_one_line():
         use_of(weights(config()), [])
     with pytest.raises(ConfigError, match="Cosine has no bias"):
         LeaveOneOut(weights(config(routing.preset("xmoe"))), (batch(),)).without({})
+
+
+@pytest.mark.parametrize("by", ["load", "loss"])
+def test_experts_that_choose_tokens_are_not_told_apart_by_their_load(by):
+    router = routing.preset("expert_choice")
+    found = weights(config(num_layers=1, router=router, allow_future_leak=True))
+    with pytest.raises(ConfigError, match="choose tokens: .* by gate or output") as error:
+        _kept(found, iter(STREAM), 2, by, False)
+    assert "\n" not in str(error.value)
+    (kept,) = _kept(found, iter(STREAM), 2, "output", False).values()
+    (use,) = use_of(found, STREAM).values()
+    assert len(set(use.load)) == 1
+    assert sorted(kept) == sorted(np.argsort(-use.score("output"))[:2])

@@ -58,10 +58,12 @@ def test_factored_moments_are_written_out_as_optax_reads_them(shape):
     leaves["o/v/a"] = jnp.zeros(1)
     whole = written_out(leaves)
     np.testing.assert_allclose(whole["o/v/a"], squares, rtol=1e-5)
-    again = shortened(whole, leaves)
+    again = shortened({**whole, "o/v/a": whole["o/v/a"] * 2}, leaves, leaves)
     assert again["o/v/a"].shape == (1,)
     for name in ("o/v_row/a", "o/v_col/a"):
-        np.testing.assert_allclose(again[name], leaves[name], rtol=1e-5)
+        np.testing.assert_allclose(again[name], 2 * leaves[name], rtol=1e-5)
+    stays = shortened(whole, leaves, leaves)
+    assert stays["o/v_row/a"] is rows and stays["o/v_col/a"] is columns
 
 
 def state(model):

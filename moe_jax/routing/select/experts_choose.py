@@ -38,9 +38,21 @@ class Cap(Ranged):
     iterations: Iterations = 100
 
     def __call__(
-        self, scores: Float[Array, "S E"], valid: Bool[Array, " S"], capacity: int
+        self,
+        scores: Float[Array, "S E"],
+        valid: Bool[Array, " S"],
+        capacity: int,
+        limit: Int[Array, ""] | None = None,
     ) -> Float[Array, "S E"]:
-        """Returns the logarithm of the solution ``(S, E)``, ``-inf`` for padding."""
+        """Returns the logarithm of the solution ``(S, E)``, ``-inf`` for padding.
+
+        Args:
+            scores: Scores ``(S, E)``.
+            valid: Mask ``(S,)``, False for padding.
+            capacity: ``C``, slots per expert.
+            limit: Slots per expert that tokens can fill, at most ``C``; ``None`` for all slots.
+        """
+        slots = jnp.int32(capacity) if limit is None else limit
         start = jnp.where(valid[:, None], scores / self.entropy, -jnp.inf)
         bound = jnp.log(jnp.asarray(self.experts, scores.dtype))
 
@@ -48,7 +60,7 @@ class Cap(Ranged):
             plan, expert_rest, token_rest = carried
             # Dykstra's method adds the last correction of a set before it projects on it again.
             target = plan + expert_rest
-            plan = _filled(target, capacity, valid)
+            plan = _filled(target, capacity, slots, valid)
             expert_rest = jnp.where(valid[:, None], target - plan, 0.0)
             target = plan + token_rest
             over = jnp.maximum(jax.nn.logsumexp(target, axis=1, keepdims=True) - bound, 0.0)
@@ -59,14 +71,15 @@ class Cap(Ranged):
 
 
 def _filled(
-    plan: Float[Array, "S E"], capacity: int, valid: Bool[Array, " S"]
+    plan: Float[Array, "S E"], capacity: int, limit: Int[Array, ""], valid: Bool[Array, " S"]
 ) -> Float[Array, "S E"]:
-    """Returns each expert's column scaled to sum to ``C`` with no entry above 1, in logarithms.
+    """Returns each expert's column scaled to sum to ``limit``, no entry above 1, in logarithms.
 
-    The largest ``m`` entries become 1 and the other entries share ``C - m``, for the least possible
-    ``m``.
+    The largest ``m`` entries become 1 and the other entries share ``limit - m``, for the least
+    possible ``m``. The limit is at most the capacity.
     """
     capacity = min(capacity, plan.shape[0])
+    limit = jnp.minimum(limit, capacity)
     largest, which = jax.lax.top_k(plan.T, capacity)
     others = jax.vmap(lambda column, rows: column.at[rows].set(-jnp.inf))(plan.T, which)
     others = jax.nn.logsumexp(others, axis=1, keepdims=True)
@@ -75,7 +88,7 @@ def _filled(
     def shift(ones: Int[Array, "E 1"]) -> Float[Array, "E 1"]:
         tail = jnp.where(rank >= ones, largest, -jnp.inf)
         tail = jnp.logaddexp(jax.nn.logsumexp(tail, axis=1, keepdims=True), others)
-        return jnp.log((capacity - ones).astype(plan.dtype)) - tail
+        return jnp.log((limit - ones).astype(plan.dtype)) - tail
 
     def fits(ones: Int[Array, "E 1"]) -> Bool[Array, "E 1"]:
         return jnp.take_along_axis(largest, ones, axis=1) + shift(ones) <= 1e-6
@@ -89,9 +102,9 @@ def _filled(
     # If m ones are possible, so are m + 1, and bisection finds the least m.
     low = jnp.zeros((plan.shape[1], 1), jnp.int32)
     steps = (capacity - 1).bit_length()
-    _, least = jax.lax.fori_loop(0, steps, halve, (low, low + capacity - 1))
+    _, least = jax.lax.fori_loop(0, steps, halve, (low, low + limit - 1))
     # If there are no more tokens than slots, all entries are 1.
-    everyone = (valid.sum() <= capacity) | ~fits(least)
+    everyone = (valid.sum() <= limit) | ~fits(least)
     filled = jnp.where(everyone, 0.0, jnp.minimum(plan.T + shift(least), 0.0)).T
     return jnp.where(valid[:, None], filled, -jnp.inf)
 
@@ -125,7 +138,7 @@ class TopTokens(Select):
         scores, valid = scored.scores, inputs.valid
         ranking = jax.lax.stop_gradient(scored.log_scores)
         if self.cap is not None:
-            ranking = self.cap(jax.lax.stop_gradient(scores), valid, inputs.capacity)
+            ranking = self.cap(jax.lax.stop_gradient(scores), valid, inputs.capacity, inputs.limit)
         ranking = jnp.where(valid[:, None], ranking, -jnp.inf)
         _, token = jax.lax.top_k(ranking.T, inputs.capacity)
         gate = jnp.take_along_axis(scores.T, token, axis=1)
