@@ -93,6 +93,16 @@ def define_optimizer(values: flags.FlagValues) -> None:
     )
 
 
+def define_lookahead(values: flags.FlagValues) -> None:
+    """Defines ``--drop_lookahead``."""
+    flags.DEFINE_boolean(
+        "drop_lookahead",
+        False,
+        "Leave out the modules that predict tokens further ahead (model.lookahead).",
+        flag_values=values,
+    )
+
+
 def define_other(values: flags.FlagValues) -> None:
     """Defines ``--other`` and ``--other_step``, a second model."""
     flags.DEFINE_string(

@@ -15,6 +15,7 @@ from moe_jax.surgery.api import grow
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
+    changed_models.define_lookahead(values)
     changed_models.define_optimizer(values)
     changed_models.define_layers(values)
     for name, meaning in (
@@ -40,6 +41,7 @@ def main(given: flags.FlagValues) -> None:
     """Writes the larger model."""
     changed = grow(
         **changed_models.folders_of(given),
+        drop_lookahead=given.drop_lookahead,
         copies=given.copies,
         parts=given.parts,
         hidden=given.hidden,

@@ -11,6 +11,7 @@ from moe_jax.surgery.api import merge
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     changed_models.define_folders(values)
+    changed_models.define_lookahead(values)
     changed_models.define_optimizer(values)
     changed_models.define_text(values)
     flags.DEFINE_integer(
@@ -38,6 +39,7 @@ def main(given: flags.FlagValues) -> None:
     """Writes the model with merged experts."""
     changed = merge(
         **changed_models.folders_of(given),
+        drop_lookahead=given.drop_lookahead,
         **changed_models.text_of(given),
         experts=given.experts,
         across=given.across,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -274,8 +276,7 @@ def distil(
         experiment_of(teacher.experiment, settings)  # before the text is read
         options["overrides"] = settings
     else:
-        _check_released_teacher(source, routing, options)
-        difference += _of_released(output, taught)
+        _check_released_teacher(source, options)
     make = dense_student if student == "dense" else smaller
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
@@ -287,23 +288,22 @@ def distil(
         return make(weights, uses, experts, start)
 
     check = check_student if student == "dense" else check_number
-    return reduced(source, output, experts, change, difference, check=check, **options)
+    made = reduced(source, output, experts, change, difference, check=check, **options)
+    if made.kind == "run":
+        return made
+    return dataclasses.replace(made, difference=difference + _of_released(output, settings))
 
 
-def _check_released_teacher(source: str | Path, routing: float, options: TextOptions) -> None:
+def _check_released_teacher(source: str | Path, options: TextOptions) -> None:
     """Rejects what only the student of a run can have."""
-    if routing:
-        raise ConfigError(
-            f"{source} is no run, so its student has no setting of routing groups: leave "
-            "--routing out"
-        )
     if options.get("overrides"):
         raise ConfigError(f"{source} is no run and has no settings: leave out --config.NAME")
 
 
 def _of_released(output: str | Path, taught: Mapping[str, Any]) -> str:
     """Returns how the student of a released model is trained, as the end of a sentence."""
-    given = " ".join(f"--config.{name}={value}" for name, value in taught.items() if value)
+    texts = {name: str(value).replace(" ", "") for name, value in taught.items() if value}
+    given = " ".join(shlex.quote(f"--config.{name}={text}") for name, text in texts.items())
     return f", and is trained with --config=from_hf:{output} {given}"
 
 

@@ -33,11 +33,14 @@ class ChangeOptions(TypedDict, total=False):
         family: ``model_type`` of the output, if the source is no run; "", the default, for one
             that fits.
         overrides: New settings of a run by dotted name, such as ``training.steps``.
+        drop_lookahead: True leaves out the modules that look ahead (``model.lookahead``), which
+            keeps the function for the next token; False, the default, rejects a model with them.
     """
 
     step: Step
     family: str
     overrides: Mapping[str, Any] | None
+    drop_lookahead: bool
 
 
 class TextOptions(ChangeOptions, total=False):
@@ -103,6 +106,7 @@ def changed(
     step: Step = None,
     family: str = "",
     overrides: Mapping[str, Any] | None = None,
+    drop_lookahead: bool = False,
 ) -> ChangedModel:
     """Opens a model, changes it and writes the new one.
 
@@ -114,6 +118,7 @@ def changed(
         step: See ``ChangeOptions``.
         family: See ``ChangeOptions``.
         overrides: See ``ChangeOptions``.
+        drop_lookahead: See ``ChangeOptions``.
 
     Raises:
         ConfigError: If the change or the output is impossible. The error is raised before anything
@@ -122,6 +127,7 @@ def changed(
     output = Path(output)
     check_output(output)
     opened = open_source(source, step)
+    opened = opened.without_lookahead() if drop_lookahead else opened
     with opened.on_devices():
         weights, difference = change(opened)
         kind = write(opened, weights, output, family=family, overrides=overrides)
@@ -161,6 +167,11 @@ def followed(
     opened = open_source(source, options.get("step"))
     if options.get("family"):
         raise ConfigError("a run becomes a run: leave --family out, and convert it afterwards")
+    if options.get("drop_lookahead"):
+        raise ConfigError(
+            "the optimizer has moments of the modules that look ahead: leave out --optimizer=keep "
+            "or --drop_lookahead"
+        )
     state = opened_state(opened, options.get("step"))
     with opened.on_devices():
         change = decide(opened)

@@ -130,7 +130,8 @@ def check_changeable(weights: LayerWeights) -> None:
     if getattr(weights.model, "lookahead", 0):
         raise ConfigError(
             "the model looks ahead (model.lookahead), and its modules that look ahead use the "
-            "experts of the last layer: use a model with model.lookahead=0"
+            "experts of the last layer: set model.lookahead=0, or leave the modules of a trained "
+            "model out (--drop_lookahead)"
         )
     check_own_logits(weights)
     for layer in layers:

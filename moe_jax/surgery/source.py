@@ -62,6 +62,10 @@ class OpenedModel:
         """Configuration of the run, or ``None``."""
         return None if self.run is None else self.run.experiment
 
+    def without_lookahead(self) -> OpenedModel:
+        """Returns the model without its modules that look ahead."""
+        return dataclasses.replace(self, weights=self.weights.without_lookahead())
+
     def on_devices(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context in which the model computes on its mesh."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

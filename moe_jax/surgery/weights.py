@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from moe_jax import models
-from moe_jax.models import ModelConfig
+from moe_jax.models import DecoderConfig, ModelConfig
 from moe_jax.models.adapters import merged
 from moe_jax.models.places import places
 from moe_jax.training.state import named_leaves, split_model
@@ -81,6 +81,15 @@ class LayerWeights:
     def merged(self) -> LayerWeights:
         """Returns the weights with adapters merged into them; without adapters, the weights."""
         return self if self.model.lora is None else LayerWeights.of_model(merged(self.module()))
+
+    def without_lookahead(self) -> LayerWeights:
+        """Returns the model without its modules that look ahead; the function is the same."""
+        if not isinstance(self.model, DecoderConfig):
+            return self
+        model = dataclasses.replace(self.model, lookahead=0)
+        return LayerWeights(
+            model, self.vocab_size, {name: self.arrays[name] for name in places(model)}
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

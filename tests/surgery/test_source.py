@@ -1,8 +1,13 @@
 """Texts that a change reads: pairs of an encoder-decoder, and released models of two stacks."""
 
+import dataclasses
+
+import jax
 import pytest
 
-from moe_jax.interop.huggingface import load
+from moe_jax import models
+from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import load, save
 from moe_jax.surgery.api import merge, prune
 from moe_jax.surgery.source import open_source
 from tests.parity.compare_models import recorded
@@ -48,6 +53,24 @@ def test_a_released_encoder_decoder_is_pruned_by_a_text(folder, tmp_path, by):
     before, after = load(folder / "hf"), load(tmp_path / "out")
     sizes = [layer.moe.num_experts for layer in after.config.sparse_layers()]
     assert sizes == [3] * len(before.config.sparse_layers())
+
+
+def test_modules_that_look_ahead_are_left_out_of_a_released_model(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    (tmp_path / "hf").mkdir()
+    recorded("glm4_moe", tmp_path / "hf")
+    config = dataclasses.replace(load(tmp_path / "hf").config, lookahead=1)
+    save(models.make(config, 43, jax.random.key(0)), tmp_path / "ahead", "glm4_moe")
+    add_tokenizer(tmp_path / "ahead")
+    settings = {"experts": 3, "by": "output", "file": str(text), "family": "glm4_moe"}
+    with pytest.raises(ConfigError, match="leave the modules of a trained model out") as error:
+        prune(tmp_path / "ahead", tmp_path / "out", **settings)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    prune(tmp_path / "ahead", tmp_path / "out", **settings, drop_lookahead=True)
+    found = load(tmp_path / "out").config
+    assert found.lookahead == 0 and load(tmp_path / "ahead").config.lookahead == 1
+    assert {layer.moe.num_experts for layer in found.sparse_layers()} == {3}
 
 
 def test_a_released_encoder_decoder_is_merged_by_a_text(folder, tmp_path):

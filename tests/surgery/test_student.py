@@ -1,6 +1,8 @@
 """Students that are made of a mixture's experts, and their training with the mixture as teacher."""
 
 import dataclasses
+import re
+from ast import literal_eval
 
 import numpy as np
 import pytest
@@ -170,7 +172,6 @@ def test_a_student_of_a_released_model_is_a_folder_and_says_how_to_train(student
 def test_what_a_student_of_a_released_model_lacks_is_one_line(tmp_path):
     teacher, file = released(tmp_path)
     for options, match in (
-        ({"routing": 1.0, "student": "mixture"}, "leave --routing out"),
         ({"overrides": {"training.steps": 1}}, "has no settings"),
         ({"routing": 1.0}, "a dense student has no router"),
     ):
@@ -179,10 +180,16 @@ def test_what_a_student_of_a_released_model_lacks_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_student_of_a_released_model_learns_from_it(tmp_path):
+@pytest.mark.parametrize("student", ["dense", "mixture"])
+def test_a_student_of_a_released_model_learns_from_it(student, tmp_path):
     teacher, file = released(tmp_path)
-    distil(teacher, tmp_path / "out", experts=3, file=file)
+    routed = {"student": "mixture", "routing": 1.0} if student == "mixture" else {}
+    made = distil(teacher, tmp_path / "out", experts=3, file=file, **routed)
+    groups = re.search(r"--config.training.routing_groups=(\S+)'", str(made))
+    assert bool(groups) == (student == "mixture")
+    knowledge = {"routing_weight": 1.0, "routing_groups": groups and literal_eval(groups[1])}
     settings = {
+        **({f"training.{name}": value for name, value in knowledge.items()} if routed else {}),
         "training.teacher": str(teacher),
         "training.teacher_weight": 1.0,
         "data.source": f"files:{file}",
@@ -195,4 +202,8 @@ def test_a_student_of_a_released_model_learns_from_it(tmp_path):
     }
     run = mj.train(from_hf.get_config(str(tmp_path / "out")), tmp_path / "run", settings)
     losses = [line["distillation_loss"] for line in run.metrics if line["kind"] == "train"]
-    assert 0 < losses[-1] < losses[0]
+    if student == "dense":
+        assert 0 < losses[-1] < losses[0]
+    else:
+        assert all(line["routing_loss"] > 0 for line in run.metrics if line["kind"] == "train")
+        assert run.config.training.routing_groups == knowledge["routing_groups"]
