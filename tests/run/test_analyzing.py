@@ -28,6 +28,7 @@ from moe_jax.run.opened import FolderModel
 from tests import browser
 from tests.data.test_hf_tokenizer import byte_level
 from tests.parity import compare_models as compare
+from tests.surgery.test_api import files_of
 from tests.test_face import TINY_MIXTRAL
 
 LEAKY = {"allow_future_leak": True}
@@ -84,7 +85,9 @@ def test_experts_that_choose_tokens_are_analysed_and_explained(folder, tmp_path)
     native.save(native.Imported(model, config, 300, "", {}), path)
     byte_level(path / "released")
     corpus = [f"{name}=files:{folder}/{name}/*.txt" for name in ("code", "prose")]
+    before = files_of(path)
     found = analyze(path, corpus)
+    assert files_of(path) == before
     first, last = found["layers"]
     for layer in (first, last):
         # Every expert takes as many tokens as the others, and some tokens have no expert.

@@ -355,7 +355,9 @@ def test_new_data_of_a_run_is_read_before_it_is_recorded(sparse, tmp_path):
 def test_a_dense_model_of_transformers_is_upcycled(tmp_path, case, kind, family):
     (tmp_path / "dense").mkdir()
     recorded(case, tmp_path / "dense")
+    before = files_of(tmp_path / "dense")
     changed = upcycle(tmp_path / "dense", tmp_path / "out", experts=4, k=2, shards=2)
+    assert files_of(tmp_path / "dense") == before
     assert (changed.kind, changed.difference) == (kind, "")
     if family:
         assert mj.load_hf(tmp_path / "out").family == family

@@ -160,7 +160,9 @@ def released(tmp_path, text="experts and routers of a mixture" * 20):
 @pytest.mark.parametrize("student", ["dense", "mixture"])
 def test_a_student_of_a_released_model_is_a_folder_and_says_how_to_train(student, tmp_path):
     teacher, file = released(tmp_path)
+    before = test_api.files_of(teacher)
     made = distil(teacher, tmp_path / "out", experts=3, student=student, file=file, weight=0.7)
+    assert test_api.files_of(teacher) == before
     assert made.kind == "hf" and made.parameters[1] < made.parameters[0]
     assert made.experts == ({} if student == "dense" else {0: 3, 1: 3})
     assert (
