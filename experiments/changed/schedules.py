@@ -74,6 +74,7 @@ ABLATION = Ablation(
         ),
     ),
     gates=(beats_zlib(),),
+    notes=("Some runs were paused while they trained, and their seconds include the pause.",),
 )
 
 get_config = ABLATION.get_config
