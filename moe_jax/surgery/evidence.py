@@ -26,13 +26,13 @@ from moe_jax.surgery.mixture import (
     mixtures,
     with_mixtures,
 )
+from moe_jax.surgery.silent import NEVER, SILENT, Silent
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.loss import score_tokens
 from moe_jax.training.step import predicted_tokens
 
 Batch = Mapping[str, Any]
 _PREFIX = "surgery_"
-_NEVER = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +293,7 @@ def _nll(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> Array:
 class LeaveOneOut:
     """Removes experts one by one; each step removes the expert whose removal costs least.
 
-    An expert is left out by a bias of its logit, so that all models have one shape and are compiled
+    An expert is left out by its logit (``Silent``), so that all models have one shape and compile
     once.
 
     Attributes:
@@ -359,24 +359,13 @@ def _left(
 
 
 def _silenced(mixture: MixtureLayer, removed: frozenset[int]) -> MixtureLayer:
-    """Returns the layer with logits that let no token choose the removed experts.
-
-    Raises:
-        ConfigError: If the router's head is not linear.
-    """
+    """Returns the layer with logits that let no token choose the removed experts."""
     router = mixture.moe.router
-    if not isinstance(router.head, routing.Linear) or router.planes > 1:
-        raise ConfigError(
-            f"the head {type(router.head).__name__} has no bias by which an expert can be left "
-            "out: use another score than the loss"
-        )
     index = np.asarray(sorted(removed), np.int32)
     scored = mixture.num_experts + router.free.count
-    bias = jnp.asarray(mixture.router.get("bias", np.zeros(scored, np.float32)))
-    arrays = {**mixture.router, "bias": bias.at[index].set(_NEVER)}
+    arrays = {**mixture.router, SILENT: jnp.zeros(scored).at[index].set(NEVER)}
     state = dict(mixture.state)
     if "bias" in state:
-        state["bias"] = jnp.asarray(state["bias"]).at[index].set(_NEVER)
-    head = dataclasses.replace(router.head, bias=True)
-    silent = mixture.with_settings(router=dataclasses.replace(router, head=head))
+        state["bias"] = jnp.asarray(state["bias"]).at[index].set(NEVER)
+    silent = mixture.with_settings(router=dataclasses.replace(router, head=Silent(router.head)))
     return dataclasses.replace(silent, router=arrays, state=state)
