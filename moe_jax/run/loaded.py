@@ -21,7 +21,7 @@ from moe_jax.interop import folders, huggingface
 from moe_jax.nn.mode import DECODE
 from moe_jax.run.api import OpenRun
 from moe_jax.run.exported import target, tokenizer_texts
-from moe_jax.run.sampling import answer, texts
+from moe_jax.run.sampling import answer, check_can_generate, texts
 
 Array = jax.Array
 
@@ -114,7 +114,11 @@ class LoadedModel:
         Returns:
             One text for one text, and a list of texts for several. For lists of token ids, the list
             of ids added to each.
+
+        Raises:
+            ConfigError: If the model reads later tokens; see ``check_can_generate``.
         """
+        check_can_generate(self.model.config)
         sampling = Sampling(tokens, temperature, top_k, top_p, seed)
         with self._on_mesh():
             if isinstance(prompts, str):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import pytest
 from moe_jax import models
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.parallel import MeshConfig, make_mesh
-from moe_jax.run.loaded import load_hf, save_hf
+from moe_jax.routing import preset
+from moe_jax.run.loaded import LoadedModel, load_hf, save_hf
 from tests.test_face import TINY_MIXTRAL
 
 VOCAB = TINY_MIXTRAL["vocab_size"]
@@ -89,3 +92,11 @@ def test_a_mixtral_answers_in_its_chat_template(speaking):
     (added,) = speaking.generate([[1, 12, 8, 11]], tokens=3, temperature=0.0)
     answer = speaking.chat([{"role": "user", "content": "w5"}], tokens=3, temperature=0.0)
     assert answer == speaking.tokenizer.decode(np.array(added)) != ""
+
+
+def test_ids_of_a_model_whose_experts_choose_tokens_are_not_continued():
+    moe = MoEConfig(every=1, num_experts=4, router=preset("expert_choice"), allow_future_leak=True)
+    config = models.DecoderConfig(num_layers=1, width=8, num_heads=2, mlp_dim=8, moe=moe)
+    made = models.make(config, 16, jax.random.key(0))
+    with pytest.raises(ConfigError, match="cannot generate text"):
+        LoadedModel(made, 16, "", {}, Path()).generate([[1, 2]], tokens=1)

@@ -8,6 +8,7 @@ import pytest
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.models import EncoderDecoderConfig
 from moe_jax.surgery.upcycle import Upcycling, keeps_function, redrawn, upcycle
 from tests.surgery.small import assert_close, config, logits, weights
 
@@ -94,6 +95,7 @@ def test_nothing_is_drawn_by_default():
         (DENSE, recipe(redrawn=1.5), "redrawn=1.5 is not a share"),
         (DENSE, recipe(layers=(7,)), "names layer 7, but layers are 0 to 1"),
         (DENSE, recipe(experts=1), "k=2 experts per token, but there are 1"),
+        (EncoderDecoderConfig(width=8, num_heads=2), recipe(), "this model is an encoder-decoder"),
     ],
 )
 def test_bad_recipes_are_one_line(model, made, match):
