@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from moe_jax.nn.feed_forward import Experts, MixedExperts
 from moe_jax.nn.groups import into_groups, tokens_into_groups
 from moe_jax.nn.mode import DECODE, Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
+from moe_jax.routing.head import Head
 from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
@@ -367,5 +368,6 @@ def _silenced(mixture: MixtureLayer, removed: frozenset[int]) -> MixtureLayer:
     state = dict(mixture.state)
     if "bias" in state:
         state["bias"] = jnp.asarray(state["bias"]).at[index].set(NEVER)
-    silent = mixture.with_settings(router=dataclasses.replace(router, head=Silent(router.head)))
+    head = cast(Head, Silent(router.head))
+    silent = mixture.with_settings(router=dataclasses.replace(router, head=head))
     return dataclasses.replace(silent, router=arrays, state=state)

@@ -14,8 +14,10 @@ SILENT = "silent"
 
 
 @dataclasses.dataclass(frozen=True)
-class Silent(Head):
+class Silent:
     """Another head, with a number that is added to the logits of each expert.
+
+    It has the methods of ``Head`` that a router calls. It is no setting, so it is no subclass.
 
     The parameter ``silent (E,)`` is 0 for an expert that tokens may choose, and ``NEVER`` for an
     expert that is left out. Models without other experts so have one shape.
@@ -35,12 +37,6 @@ class Silent(Head):
     def carried_width(self, experts: int) -> int:
         """Returns ``D``, the values per token that the router of the next MoE layer reads."""
         return self.inner.carried_width(experts)
-
-    def logits(
-        self, x: Float[Array, "*B M"], parameters: Mapping[str, Array], experts: int
-    ) -> Float[Array, "*B E"] | Float[Array, "*B E P"]:
-        """Returns the logits ``(..., E)`` or ``(..., E, P)`` of tokens ``(..., M)`` in float32."""
-        return self.read(x, parameters, experts, None)[0]
 
     def read(
         self,

@@ -16,6 +16,7 @@ FOLDERS = {
 }
 FOLDER_FLAGS = ("--output=out", "--step=3", "--family=mixtral", "--override=training.steps=7")
 TEXT = {"file": "text.txt", "batches": 2}
+AHEAD = {"drop_lookahead": True}
 TEXT_FLAGS = ("--file=text.txt", "--batches=2")
 # For each command: its other flags, none at its default, and the arguments of its function.
 COMMANDS = {
@@ -27,25 +28,27 @@ COMMANDS = {
         },
     ),
     "prune": (
-        "--experts=3 --by=output --across --optimizer=keep",
-        {**TEXT, "experts": 3, "by": "output", "across": True, "optimizer": "keep"},
+        "--experts=3 --by=output --across --optimizer=keep --drop_lookahead",
+        {**TEXT, **AHEAD, "experts": 3, "by": "output", "across": True, "optimizer": "keep"},
     ),
     "merge": (
-        "--experts=3 --across --redirect --optimizer=keep",
-        {**TEXT, "experts": 3, "across": True, "redirect": True, "optimizer": "keep"},
+        "--experts=3 --across --redirect --optimizer=keep --drop_lookahead",
+        {**TEXT, **AHEAD, "experts": 3, "across": True, "redirect": True, "optimizer": "keep"},
     ),
     "distil": (
-        "--experts=2 --student=mixture --start=prune --weight=0.25 --temperature=2 --routing=0.1",
+        "--experts=2 --student=mixture --start=prune --weight=0.25 --temperature=2 --routing=0.1 "
+        "--drop_lookahead",
         {
-            **{**TEXT, "experts": 2, "student": "mixture", "start": "prune"},
+            **{**TEXT, **AHEAD, "experts": 2, "student": "mixture", "start": "prune"},
             **{"weight": 0.25, "temperature": 2.0, "routing": 0.1},
         },
     ),
     "merge_adapters": ("", {}),
     "grow": (
         "--copies=2 --parts=3 --hidden=40 --copy=0,3 --layers=1 --noise=0.1 --seed=4 "
-        "--optimizer=keep",
+        "--optimizer=keep --drop_lookahead",
         {
+            **AHEAD,
             **{"copies": 2, "parts": 3, "hidden": 40, "copy": [0, 3], "layers": [1]},
             **{"noise": 0.1, "seed": 4, "optimizer": "keep"},
         },
