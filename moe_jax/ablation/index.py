@@ -206,7 +206,7 @@ def pairs(shown: Sequence[IndexSection], fewest: int, root: str) -> str:
 
     Args:
         shown: Sections of all results.
-        fewest: Smallest number of pairs of a table in a row, without those that no run can test.
+        fewest: Smallest number of testable pairs that a table in a row has.
         root: Path to ``experiments/results`` from the page.
     """
     tables = [(section, table) for section in shown for table in section.tables]

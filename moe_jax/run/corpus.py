@@ -64,7 +64,7 @@ def pair_of(
         start_id: First input of the decoder.
 
     Returns:
-        What the two stacks read, and the ids of the text whose likelihood the model gives.
+        The text that the two stacks read, and the token ids whose likelihood the model gives.
     """
     marked, end = without_spare_ids(tokenizer), tokenizer.eos_id
     if isinstance(marked, WithSentinels) and len(ids) > 1:

@@ -45,7 +45,7 @@ def test_load_where_experts_choose_counts_the_tokens_that_they_took():
     np.testing.assert_allclose(found["load"], [3 / 4, 1 / 4, 0])
     assert (found["dead"], found["dropped"], found["unrouted"]) == ([2], 0, 1 / 4)
     np.testing.assert_allclose(atlas.together(one)[:2], [[1, 1 / 3, 0], [1, 1, 0]])
-    # Of four pairs of token and expert, the other model has two.
+    # The first model has four pairs of token and expert; the other model has two of these pairs.
     other = dataclasses.replace(one, choices=np.roll(one.choices, 1, axis=0))
     assert atlas.agreement(one, other) == 2 / 4
 
