@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing.balance import Balance
@@ -21,7 +22,7 @@ class RouterParts:
     capacity: Capacity
     free: FreeExperts
     redirect: tuple[int, ...]
-    gate_on: str
+    gate_on: Literal["out", "in"]
 
 
 def check_parts(parts: RouterParts) -> None:

@@ -141,11 +141,10 @@ class Observing(ConfiguredMoE):
 
     def applied(self, routed: Routed) -> tuple[Float[Array, "E T M"], Float[Array, "E T"]]:
         """Returns what the experts read and the factor of each output, as gates are applied."""
-        gate_on, filled = self.config.router.gate_on, routed.filled.astype(jnp.float32)
-        if gate_on == "in":
+        if self.config.router.gate_on == "in":
             weight = routed.weight[..., None].astype(routed.inputs.dtype)
-            return routed.inputs * weight, filled
-        return routed.inputs, routed.weight if gate_on == "out" else filled
+            return routed.inputs * weight, routed.filled.astype(jnp.float32)
+        return routed.inputs, routed.weight
 
     def observed(self, routed: Routed) -> dict[str, Array]:
         """Returns sums over the tokens of a batch, by name."""

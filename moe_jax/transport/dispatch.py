@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -12,6 +12,8 @@ from moe_jax.routing.plan import Plan
 # Experts map ``T`` tokens each. They are a module: an implementation may split or select the
 # parameters.
 Experts = Callable[[Float[Array, "E T M"]], Float[Array, "E T N"]]
+# What the gates of a router scale: the inputs of the experts or the outputs.
+Scaled = Literal["in", "out"]
 # A function of the experts' outputs by slot, such as dropout.
 OnOutputs = Callable[[Float[Array, "G E C N"]], Float[Array, "G E C N"]]
 
@@ -30,7 +32,7 @@ class Dispatch(Protocol):
         tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
-        gate_on: str = "out",
+        gate_on: Scaled = "out",
         on_outputs: OnOutputs | None = None,
     ) -> Float[Array, "G S N"]:
         """Returns for each token the weighted sum of its experts' outputs, ``(G, S, N)``.

@@ -12,11 +12,9 @@ from jaxtyping import Array, Float, Int
 from moe_jax.grouped import Choices, GateOn
 from moe_jax.parallel import on_each_device
 from moe_jax.routing.plan import Plan, Slots
-from moe_jax.transport.dispatch import Experts, OnOutputs
+from moe_jax.transport.dispatch import Experts, OnOutputs, Scaled
 from moe_jax.transport.gather import slot_table
 from moe_jax.transport.requirements import TOKENS_CHOOSE, check_no_outputs_by_slot, refusal
-
-_GATES: dict[str, GateOn] = {"in": "in", "out": "out"}
 
 
 @runtime_checkable
@@ -43,7 +41,7 @@ class Ragged:
         tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
-        gate_on: str = "out",
+        gate_on: Scaled = "out",
         on_outputs: OnOutputs | None = None,
     ) -> Float[Array, "G S N"]:
         """Returns the tokens' outputs; see ``Dispatch``."""
@@ -54,7 +52,7 @@ class Ragged:
             with jax.named_scope("dispatch"):
                 slots, sizes = in_order_of_experts(slots)
                 gate, choices = choices_of(slots, sizes)
-            y = experts.on_choices(x.reshape(-1, x.shape[-1]), gate, choices, _GATES[gate_on])
+            y = experts.on_choices(x.reshape(-1, x.shape[-1]), gate, choices, gate_on)
             return y.reshape(*x.shape[:2], -1)
 
         return on_each_device(here, module, tokens, slot_table(plan))

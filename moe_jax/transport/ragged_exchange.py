@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.grouped import Choices
 from moe_jax.parallel import axis_size, exchange_rows, on_each_device, on_expert_devices
 from moe_jax.routing.plan import Counts, Plan, Slots
-from moe_jax.transport.dispatch import Experts, OnOutputs
+from moe_jax.transport.dispatch import Experts, OnOutputs, Scaled
 from moe_jax.transport.gather import Gather, slot_table
 from moe_jax.transport.ragged import Ragged, SortedExperts, in_order_of_experts, sorted_experts
 from moe_jax.transport.requirements import check_no_outputs_by_slot
@@ -44,7 +44,7 @@ class RaggedExchange:
         tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
-        gate_on: str = "out",
+        gate_on: Scaled = "out",
         on_outputs: OnOutputs | None = None,
     ) -> Float[Array, "G S N"]:
         """Returns the outputs of a plan ``within`` the buffers; see ``Dispatch``."""

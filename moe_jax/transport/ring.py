@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.parallel import GSPMD, around_the_ring, axis_size
 from moe_jax.routing.plan import Plan, Slots
-from moe_jax.transport.dispatch import Experts, OnOutputs
+from moe_jax.transport.dispatch import Experts, OnOutputs, Scaled
 from moe_jax.transport.gather import Gather, slot_table
 from moe_jax.transport.requirements import check_no_outputs_by_slot
 from moe_jax.transport.slots import InSlots
@@ -31,7 +31,7 @@ class Ring:
         tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
-        gate_on: str = "out",
+        gate_on: Scaled = "out",
         on_outputs: OnOutputs | None = None,
     ) -> Float[Array, "G S M"]:
         """Returns the tokens' outputs, which are as wide as the tokens; see ``Dispatch``."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.parallel import Exchange
 from moe_jax.routing.plan import Plan
-from moe_jax.transport.dispatch import Experts, OnOutputs, Transport
+from moe_jax.transport.dispatch import Experts, OnOutputs, Scaled, Transport
 from moe_jax.transport.gather import slot_table
 
 
@@ -31,7 +31,7 @@ class InSlots:
         tokens: Float[Array, "G S M"],
         plan: Plan,
         *,
-        gate_on: str = "out",
+        gate_on: Scaled = "out",
         on_outputs: OnOutputs | None = None,
     ) -> Float[Array, "G S N"]:
         """Returns the tokens' outputs; see ``Dispatch``."""
@@ -50,7 +50,7 @@ class InSlots:
 
 
 def dispatched(
-    transport: Transport, tokens: Float[Array, "G S M"], plan: Plan, gate_on: str
+    transport: Transport, tokens: Float[Array, "G S M"], plan: Plan, gate_on: Scaled
 ) -> tuple[Float[Array, "G E C M"], Plan]:
     """Returns the tokens by slot, times their gates if ``gate_on="in"``, and the combine plan."""
     sent = transport.dispatch(tokens, plan)
