@@ -21,8 +21,8 @@ from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import experiment_of_texts
 from moe_jax.monitor import in_words
-from moe_jax.run.alarms import judged
 from moe_jax.run.evaluation import changed
+from moe_jax.run.judging import judged
 from moe_jax.run.restored import open_restored
 from moe_jax.run.table_loss import evaluated_with, open_table
 
@@ -59,7 +59,7 @@ def main(given: flags.FlagValues) -> None:
         means = session.evaluate(state)
         tabled = {"with_table": evaluated_with(table, session, state, means)} if table else {}
     if processes.is_first():
-        record = judged(session.experiment, folder, step, means)
+        record = judged(session, state, folder, step, means)
         for words in in_words(record):
             common.warn(words)
         print(json.dumps({"step": step, **record, **tabled}))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from moe_jax.config.experiment import Experiment
 from moe_jax.errors import ConfigError, line_of
 from moe_jax.interop.folders import kind_of
-from moe_jax.monitor import ALARMS, Drift, Watch, on_stream
+from moe_jax.monitor import Drift, Watch, on_stream
 from moe_jax.monitor.alarms import Line
 from moe_jax.run import workdir
 from moe_jax.run.best import Step
@@ -33,36 +33,12 @@ def open_watch(experiment: Experiment, folder: Path, step: int) -> Watch:
     return Watch(alarms, earlier, references(experiment))
 
 
-def judged(
-    experiment: Experiment, folder: Path, step: int, means: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns an evaluation with the conditions of the run's alarms on the evaluated stream.
-
-    A rule of drift without a reference compares with the run's last validation up to ``step``. A
-    run without alarms gets its evaluation as it is.
-
-    Args:
-        experiment: Configuration of the evaluation.
-        folder: Workdir of the run.
-        step: Step of the checkpoint.
-        means: Result of the evaluation.
-
-    Raises:
-        ConfigError: If a reference cannot be read; see ``references``.
-    """
-    alarms = experiment.training.alarms
-    if not alarms:
-        return dict(means)
-    found = on_stream(alarms, means, lines_to_compare(experiment, folder, step))
-    return {**means, ALARMS: found, "active_alarms": sum(map(len, found.values()))}
-
-
 def alarms_of(folder: str | Path, step: Step = None) -> Callable[[Line], Conditions]:
     """Returns the function from an evaluation to its conditions by alarm and layer.
 
     Args:
         folder: Workdir of a run; a folder of another model has no alarms.
-        step: Step of the checkpoint; see ``judged``.
+        step: Step of the checkpoint; see ``lines_to_compare``.
     """
     folder = Path(folder)
     if kind_of(folder) != "run":

@@ -18,9 +18,9 @@ from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
 from moe_jax.models.adapters import merged
 from moe_jax.run import workdir as folders
-from moe_jax.run.alarms import judged
 from moe_jax.run.best import Step
 from moe_jax.run.evaluation import changed
+from moe_jax.run.judging import judged
 from moe_jax.run.restored import open_restored
 from moe_jax.run.sampling import generate
 from moe_jax.run.session import Session
@@ -85,11 +85,12 @@ class OpenRun:
     def evaluate(self) -> dict[str, Any]:
         """Returns loss, bits per byte, accuracy and the load of experts on the validation set.
 
-        A run with ``training.alarms`` also gets the conditions that the validation set meets.
+        A run with ``training.alarms`` also gets the conditions that the validation set meets, and
+        with a rule of drift its distances from each reference.
         """
         with jax.set_mesh(self.session.mesh):
             means = self.session.evaluate(self.state)
-        return judged(self.config, self.workdir, self.step, means)
+        return judged(self.session, self.state, self.workdir, self.step, means)
 
     def generate(
         self,

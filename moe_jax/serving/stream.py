@@ -16,6 +16,7 @@ from moe_jax.analysis.drift import (
     layer_distances,
     token_distance,
 )
+from moe_jax.analysis.drift_kinds import chance_distance_of_tokens, drifted, with_kinds
 from moe_jax.analysis.observed import Observed, ObservedLayer
 from moe_jax.models.config import SparseLayer
 from moe_jax.monitor import Alarm, Drift, on_stream
@@ -25,8 +26,6 @@ from moe_jax.training.metrics import load_statistics
 
 # Conditions in words, by alarm and layer.
 Conditions: TypeAlias = dict[str, dict[str, str]]
-# Layer of a condition that holds for the whole stream.
-_ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +122,7 @@ class _First:
 
     @classmethod
     def of(cls, line: Line, window: Observed, tables: list[TokenTable]) -> _First:
-        even = window.documents % 2 == 0
-        both = even.any() and not even.all()
-        chance = token_distance(window.tokens[even], window.tokens[~even]) if both else 0.0
+        chance = chance_distance_of_tokens(window.tokens, window.documents)
         by_chance = [chance_distance(window, layer) for layer in window.layers]
         return cls(line, window.tokens, chance, tables, by_chance)
 
@@ -177,15 +174,14 @@ class StreamJudge:
         found = on_stream(rules.alarms, line, {"": self._first.line, **known})
         for alarm, name in zip(rules.alarms, self._names, strict=True):
             if isinstance(alarm, Drift):
-                found[name] = _with_kinds(found.get(name, {}), drift, alarm.above)
+                moved = found.get(name, {})
+                found[name] = with_kinds(moved, drift, alarm.above, "the first window")
         return {name: layers for name, layers in found.items() if layers}
 
     def _named(self, drift: dict[str, Any]) -> dict[str, Any]:
         """Returns the distances with the kind of the drift, by the lowest limit of the rules."""
         limit = min(alarm.above for alarm in self._rules.alarms if isinstance(alarm, Drift))
-        moved = any(_moved(layer, limit) for layer in drift["layers"])
-        kinds = (("data", _data_moved(drift, limit)), ("routing", moved))
-        return {**drift, "drifted": " and ".join(name for name, so in kinds if so) or "none"}
+        return {**drift, "drifted": drifted(drift, limit)}
 
 
 def _line(step: int, window: Observed, layers: Sequence[SparseLayer]) -> dict[str, Any]:
@@ -211,47 +207,6 @@ def _distances(first: _First, window: Observed, tables: list[TokenTable]) -> dic
             for layer, before, after, chance in parts
         ],
     }
-
-
-def _data_moved(drift: Mapping[str, Any], limit: float) -> bool:
-    return bool(drift["tokens"] > max(limit, drift["tokens_by_chance"]))
-
-
-def _moved(layer: Mapping[str, Any], limit: float) -> bool:
-    """Returns whether the same token ids go to other experts of a layer, beyond chance."""
-    return (layer["same_tokens"] or 0.0) > max(limit, layer["by_chance"] or 0.0)
-
-
-def _with_kinds(
-    loads: Mapping[str, str], drift: Mapping[str, Any] | None, limit: float
-) -> dict[str, str]:
-    """Returns the conditions of a ``Drift`` with their kinds, by layer.
-
-    Args:
-        loads: Layers whose load has moved, in words.
-        drift: Distances from the first window; ``None`` in the first window.
-        limit: Largest allowed distance.
-    """
-    if drift is None:
-        return {layer: f"{words}: of unknown kind" for layer, words in loads.items()}
-    far, data = "at a distance of {:.3f} from the first window, above {:g}", []
-    found = {}
-    if _data_moved(drift, limit):
-        data = ["data"]
-        where = far.format(drift["tokens"], max(limit, drift["tokens_by_chance"]))
-        found[_ALL] = f"the token ids are {where}: drift of the data"
-    for layer in drift["layers"]:
-        name, words = layer["layer"], []
-        kinds = [*data, *["routing"] * _moved(layer, limit)]
-        if name in loads:
-            kind = " and ".join(f"of the {kind}" for kind in kinds)
-            words.append(f"{loads[name]}: {'drift ' + kind if kind else 'of unknown kind'}")
-        if "routing" in kinds:
-            where = far.format(layer["same_tokens"], max(limit, layer["by_chance"] or 0.0))
-            words.append(f"the experts of the same token ids are {where}: drift of the routing")
-        if words:
-            found[name] = "; ".join(words)
-    return found
 
 
 def _new(before: Conditions, after: Conditions) -> list[str]:

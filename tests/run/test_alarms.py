@@ -11,6 +11,7 @@ from absl import flags
 import moe_jax as mj
 from moe_jax.cli import alarming, main, serve
 from moe_jax.monitor.alarms import load_distance
+from moe_jax.run import judging
 from moe_jax.run.loop import StoppedByAlarm
 from moe_jax.training.step import eval_step
 from tests.data.corpora import write_rows
@@ -86,7 +87,36 @@ def test_an_evaluated_stream_meets_the_rules_of_the_run(stopped, tmp_path):
     (layer,), (own,) = found["layers"], last["layers"]
     distance = load_distance(layer["load"], own["load"])
     assert distance > 0.01 and f"{distance:.3f}" in found["alarms"]["Drift"][str(layer["layer"])]
-    assert set(found["alarms"]) == {"Drift", "Overload"} and found["active_alarms"] == 2
+    assert set(found["alarms"]) == {"Drift", "Overload"}
+    # Bytes of "ab" and of "xyz" share the token that begins a document alone.
+    drift = found["drift"][""]
+    assert drift["tokens"] > 0.9 and drift["drifted"].startswith("data")
+    words = found["alarms"]["Drift"]
+    assert words["all"].endswith(
+        "from the validation documents of the run, above 0: drift of the data"
+    )
+    assert "drift of the data" in words[str(layer["layer"])]
+
+
+def test_another_router_on_the_same_documents_is_a_drift_of_the_routing(stopped, tmp_path):
+    _, run, data = stopped
+    seed = {"training.seed": 7, "training.alarms": ()}
+    mj.train(tiny.get_config(), tmp_path / "other", CHANGES | data | seed)
+    rule = {"type": "Drift", "above": 0.01, "reference": str(tmp_path / "other")}
+    found = mj.open_run(run.workdir, overrides={"training.alarms": (rule,)}).evaluate()
+    drift = found["drift"][rule["reference"]]
+    assert drift["tokens"] == 0 and drift["drifted"] == "routing"
+    (words,) = found["alarms"]["Drift"].values()
+    assert "drift of the routing" in words and "of the data" not in words
+
+
+def test_a_reference_with_another_tokenizer_leaves_the_kind_unknown(stopped, tmp_path, monkeypatch):
+    _, run, data = stopped
+    monkeypatch.setattr(judging, "_same_ids", lambda *both: False)
+    other = {"data.source": "python_library", "training.alarms": ({"type": "Drift", "above": 0.0},)}
+    found = mj.open_run(run.workdir, overrides=other).evaluate()
+    (words,) = found["alarms"]["Drift"].values()
+    assert found["drift"] == {} and words.endswith("of unknown kind")
 
 
 def test_the_command_warns_of_an_evaluated_stream(stopped, monkeypatch, capsys):
