@@ -18,9 +18,8 @@ from moe_jax.analysis import figures
 from moe_jax.analysis.described import what_was_run
 from moe_jax.analysis.page import write_page
 from moe_jax.training import noise
-from moe_jax.training.metrics import METRICS, read_metrics
+from moe_jax.training.metrics import METRICS, REPORT, read_metrics
 
-REPORT = "report.html"
 Record = Mapping[str, Any]
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _BYTES = {f"<0x{ord(character):02X}>": shown for character, shown in _VISIBLE.items()}

@@ -12,7 +12,6 @@ import jax
 from flax import nnx
 
 from moe_jax import models
-from moe_jax.analysis.report import REPORT
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
@@ -26,7 +25,7 @@ from moe_jax.run.sampling import generate
 from moe_jax.run.session import Session
 from moe_jax.run.train import Say, Voice, train_in
 from moe_jax.training.average import with_average
-from moe_jax.training.metrics import read_metrics
+from moe_jax.training.metrics import REPORT, read_metrics
 from moe_jax.training.state import TrainState
 
 

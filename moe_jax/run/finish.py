@@ -10,7 +10,6 @@ import jax
 from absl import logging
 
 from moe_jax import data, files, processes
-from moe_jax.analysis.report import REPORT, write_report
 from moe_jax.counting import Cost
 from moe_jax.errors import line_of
 from moe_jax.run import workdir
@@ -19,7 +18,7 @@ from moe_jax.run.loop import Diverged
 from moe_jax.run.session import Session
 from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
 from moe_jax.training.average import with_average
-from moe_jax.training.metrics import METRICS, MetricsWriter, eval_record, read_metrics
+from moe_jax.training.metrics import METRICS, REPORT, MetricsWriter, eval_record, read_metrics
 from moe_jax.training.state import TrainState
 
 
@@ -80,7 +79,7 @@ def finish(
     }
     files.write_json(folder / workdir.RESULT, result)
     (folder / workdir.DIVERGED).unlink(missing_ok=True)
-    write_report(folder)
+    _write_report(folder)
     return "\n".join([*seen.new, _in_lines(result, baselines, folder)])
 
 
@@ -110,7 +109,14 @@ def _mend(folder: Path) -> None:
     if fault:
         logging.warning("%s is %s: the results stand without it", folder / METRICS, fault)
     if not _is_whole(folder / REPORT):
-        logging.warning("%s is missing or cut: written again", write_report(folder))
+        logging.warning("%s is missing or cut: written again", _write_report(folder))
+
+
+def _write_report(folder: Path) -> Path:
+    # Figures take a sixth of the time in which a command starts, and most commands draw none.
+    from moe_jax.analysis.report import write_report
+
+    return write_report(folder)
 
 
 def _fault_of_log(folder: Path) -> str:

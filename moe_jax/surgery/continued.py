@@ -128,7 +128,8 @@ def go_on(
         here.check_program(jax.device_count())
         new = open_session(here, run.tokenizer)
         first = named_leaves(new.recipe.create()[1])
-        followed = follow(state.leaves, first, weights, change)
+        # The first state may lie on another mesh than the old one.
+        followed = follow(state.leaves, jax.device_get(first), weights, change)
         placed = {name: jax.device_put(followed[name], first[name].sharding) for name in first}
     save_run(run, after, placed, output, step=state.step, position=state.position)
     return changed, difference

@@ -26,6 +26,7 @@ from moe_jax.training.step import EvalSums, Losses, StepReport
 from moe_jax.training.wandb_run import WandbRun
 
 METRICS, TENSORBOARD, WANDB = "metrics.jsonl", "tensorboard", "wandb"
+REPORT = "report.html"
 Record: TypeAlias = Mapping[str, Any]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -133,6 +134,42 @@ def test_a_mesh_splits_the_new_experts(sparse, tmp_path, monkeypatch):
         assert split == pytest.approx(first_loss(tmp_path / "one"), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "experts", "step"),
+    [
+        (lambda run, out, more: prune(run, out, experts=2, batches=1, overrides=more), 2, 0),
+        (lambda run, out, more: merge(run, out, experts=2, batches=1, overrides=more), 2, 0),
+        (
+            lambda run, out, more: prune(
+                run, out, experts=2, batches=1, optimizer="keep", overrides=more
+            ),
+            2,
+            2,
+        ),
+        (
+            lambda run, out, more: upcycle(run.with_name("dense"), out, experts=4, overrides=more),
+            4,
+            0,
+        ),
+    ],
+    ids=["prune", "merge", "keep", "upcycle"],
+)
+def test_a_mesh_splits_the_changed_experts(sparse, tmp_path, change, experts, step):
+    mj.train(mj.open_run(sparse).config, sparse)  # to its last step, if no other test has
+    settings = {"training.steps": 3, "mesh.expert": 2}
+    change(sparse, tmp_path / "out", settings)
+    run = mj.open_run(tmp_path / "out")
+    assert run.step == step
+    for name, array in named_leaves(run.state).items():
+        if "/experts/" not in name:
+            continue
+        assert array.shape[:2] == (2, experts), name  # layers, experts
+        half = (2, experts // 2, *array.shape[2:])
+        shards = array.addressable_shards
+        assert len(shards) == 8 and {shard.data.shape for shard in shards} == {half}, name
+    assert mj.train(run.config, tmp_path / "out").step == 3
+
+
 @pytest.fixture(scope="module")
 def expressible(tmp_path_factory):
     """A trained run that began with a model of transformers, whose family can hold it."""
@@ -217,6 +254,19 @@ def test_a_stopped_write_leaves_nothing(sparse, tmp_path, monkeypatch, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stopped_write_of_a_run_that_goes_on_leaves_nothing(sparse, tmp_path, monkeypatch):
+    mj.train(mj.open_run(sparse).config, sparse)
+    before = files_of(sparse)
+
+    def stopped(*_, **__):
+        raise signals.Interrupted(2)
+
+    monkeypatch.setattr(Checkpoints, "save", stopped)
+    with pytest.raises(signals.Interrupted):
+        prune(sparse, tmp_path / "out", experts=3, batches=1, optimizer="keep")
+    assert list(tmp_path.iterdir()) == [] and files_of(sparse) == before
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -253,6 +303,18 @@ def mixtral(tmp_path):
     (tmp_path / "hf").mkdir()
     recorded("mixtral", tmp_path / "hf")
     return tmp_path / "hf"
+
+
+def test_a_stopped_write_of_a_model_of_transformers_leaves_nothing(mixtral, tmp_path, monkeypatch):
+    def stopped(path, text, *_, **__):
+        assert [one.name for one in path.parent.glob("*.safetensors")] == ["model.safetensors"]
+        raise signals.Interrupted(2)
+
+    # The description is written after the weights, and a folder without it is no model.
+    monkeypatch.setattr(Path, "write_text", stopped)
+    with pytest.raises(signals.Interrupted):
+        grow(mixtral, tmp_path / "out", parts=2)
+    assert list(tmp_path.iterdir()) == [mixtral]
 
 
 def test_a_model_of_transformers_stays_one(mixtral, tmp_path):

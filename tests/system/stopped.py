@@ -43,7 +43,7 @@ _PHASES = {
     "step 7": lambda ready: _before_record(7, _sleep_through, ready),
     "restoring": lambda ready: before(Checkpoints, "restore", sleep, ready),
     "evaluation": lambda ready: before(finish, "expert_tokens", sleep, ready),
-    "report": lambda ready: before(finish, "write_report", sleep, ready),
+    "report": lambda ready: before(finish, "_write_report", sleep, ready),
 }
 
 
