@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import subprocess
@@ -62,16 +63,22 @@ class Left:
     name: str
     part: int = 0
 
-    def of(self, tests):
-        """Those of ``tests`` that are left out: by a hash, so that rows and columns both stay."""
+    def of(self, tests_by_file):
+        """Those of the tests that are left out: by a hash, so that rows and columns both stay."""
         by_function = defaultdict(list)
-        for test in filter(self._names, tests):
+        for test in filter(self._names, self._among(tests_by_file)):
             by_function[test.split("[")[0]].append(test)
         left = set()
         for cases in by_function.values():
             staying = math.ceil(len(cases) / self.part) if self.part else 0
             left.update(sorted(cases, key=lambda case: zlib.crc32(case.encode()))[staying:])
         return left
+
+    def _among(self, tests_by_file):
+        file = self.name.split("::")[0]
+        if file in tests_by_file:
+            return tests_by_file[file]
+        return itertools.chain.from_iterable(tests_by_file.values())  # The line names a folder.
 
     def concerns(self, file):
         """Whether the line names tests of a file."""
@@ -110,8 +117,10 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Marks the tests that ``make test`` leaves out, and sorts the files."""
-    names = {item.nodeid for item in items}
-    left = set().union(*(one.of(names) for one in left_to_exhaustive()))
+    by_file = defaultdict(set)
+    for item in items:
+        by_file[item.nodeid.split("::")[0]].add(item.nodeid)
+    left = set().union(*(one.of(by_file) for one in left_to_exhaustive()))
     for item in items:
         if item.nodeid in left:
             item.add_marker(pytest.mark.exhaustive)
