@@ -204,6 +204,10 @@ class Ablation:
     first_seed: int = 0
     registered: str = ""
     gates: tuple[Gate | Claim, ...] = ()
+    # Experiments of the first seed by arm and scale: thousands of runs differ in their seeds alone.
+    _built: dict[tuple[str, str], Experiment] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError if arms, claims or scales do not fit together."""
@@ -288,7 +292,12 @@ class Ablation:
 
     def experiment(self, arm: str, scale: str = "cpu", seed: int = 0) -> Experiment:
         """Returns the experiment of one run, built from ``config`` and checked."""
-        return build(Experiment, self.config(arm, scale, seed))
+        if (arm, scale) not in self._built:
+            self._built[arm, scale] = build(Experiment, self.config(arm, scale))
+        first = self._built[arm, scale]
+        data = dataclasses.replace(first.data, seed=seed)
+        training = dataclasses.replace(first.training, seed=seed)
+        return dataclasses.replace(first, data=data, training=training)
 
     def get_config(self, argument: str = "") -> ConfigDict:
         """Returns the configuration for ``--config=FILE:ARM[,SCALE[,SEED]]`` of any command."""
