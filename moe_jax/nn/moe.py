@@ -169,10 +169,8 @@ class ConfiguredMoE(nnx.Module):
                 rng=keys[0],
                 carried=carried,
             )
-            dispatch = implementation(self.config, axis_size("expert")).configured(self.config)
-            if isinstance(dispatch, Bounded):
-                plan = dispatch.within(plan)
-        y = self._mixed(tokens, plan, dispatch, keys)
+            plan, dispatch = self.dispatched(plan)
+        y = self.mixed(tokens, plan, dispatch, keys)
         y = out_of_groups(constrain(y, "group"), x.shape)
         y = constrain(jnp.where(valid[..., None], y, 0), "batch", "length")
         losses = _mean(self.router.sequence_losses(plan, valid, mode.settings), valid.sum(1))
@@ -254,14 +252,26 @@ class ConfiguredMoE(nnx.Module):
         shares = self.router.log_shares(tokens, into_groups(valid, size, False), given)
         return constrain(out_of_groups(shares, x.shape), "batch", "length")
 
-    def _mixed(
+    def dispatched(self, plan: routing.Plan) -> tuple[routing.Plan, Dispatch]:
+        """Returns the part of a plan for which devices have rows, and its transport."""
+        dispatch = implementation(self.config, axis_size("expert")).configured(self.config)
+        return dispatch.within(plan) if isinstance(dispatch, Bounded) else plan, dispatch
+
+    def mixed(
         self,
         tokens: Float[Array, "G S M"],
         plan: routing.Plan,
         dispatch: Dispatch,
-        keys: Array | tuple[None, ...],
+        keys: Array | tuple[None, ...] = (None,) * 5,
     ) -> Float[Array, "G S N"]:
-        """Returns the weighted outputs of the experts, free experts included."""
+        """Returns the weighted outputs of the experts, free experts included.
+
+        Args:
+            tokens: Groups ``(G, S, M)`` of tokens.
+            plan: Plan of all groups.
+            dispatch: Transport of the tokens.
+            keys: Random keys of the layer in training; ``None`` in place of each without.
+        """
         y = dispatch(
             self.experts,
             self.latent.project(tokens) if self.config.latent_dim else tokens,

@@ -33,7 +33,7 @@ from moe_jax.surgery.merge import Merging, check_groups, cosines, groups_of
 from moe_jax.surgery.mixture import LayerName
 from moe_jax.surgery.prune import Pruning, best, check_number, fewest
 from moe_jax.surgery.source import OpenedModel
-from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
+from moe_jax.surgery.student import Start, check_dense, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
@@ -287,7 +287,7 @@ def distil(
             settings["training.routing_groups"] = found
         return make(weights, uses, experts, start)
 
-    check = check_student if student == "dense" else check_number
+    check = check_dense if student == "dense" else check_number
     made = reduced(source, output, experts, change, difference, check=check, **options)
     if made.kind == "run":
         return made

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float
 from moe_jax import models, routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.feed_forward import Experts, MixedExperts
-from moe_jax.nn.groups import into_groups, tokens_into_groups
+from moe_jax.nn.groups import into_groups, out_of_groups, tokens_into_groups
 from moe_jax.nn.mode import DECODE, Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
 from moe_jax.routing.head import Head
+from moe_jax.surgery.factors import factors
 from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
@@ -47,6 +48,8 @@ class Use:
             the layer: the gate times the expert's output, or the output for gated inputs.
         logits: Sums ``(E, E)`` over all tokens of products of the logits of two experts.
         tokens: Number ``()`` of tokens that the layer reads.
+        mix: Sums ``(2,)`` over all tokens of the factors of the routed and of the shared output;
+            see ``moe_jax.surgery.factors``. Without shared experts every factor is 1.
     """
 
     load: Float[np.ndarray, " E"]
@@ -54,6 +57,7 @@ class Use:
     output: Float[np.ndarray, " E"]
     logits: Float[np.ndarray, "E E"]
     tokens: Float[np.ndarray, ""]
+    mix: Float[np.ndarray, " P"]
 
     def score(self, by: str) -> Float[np.ndarray, " E"]:
         """Returns the score ``(E,)`` of each expert; the expert of lowest score matters least.
@@ -80,6 +84,7 @@ class Routed:
         logits: Logits ``(G, S, E)`` of all tokens, 0 for padding.
         load: Number ``(E,)`` of tokens of each expert.
         tokens: Number of tokens that are no padding.
+        mix: Sums ``(2,)`` over these tokens of the factors of the routed and the shared output.
     """
 
     inputs: Float[Array, "E T M"]
@@ -88,6 +93,7 @@ class Routed:
     logits: Float[Array, "G S E"]
     load: Float[Array, " E"]
     tokens: Float[Array, ""]
+    mix: Float[Array, " P"]
 
 
 class Observing(ConfiguredMoE):
@@ -115,12 +121,25 @@ class Observing(ConfiguredMoE):
         logits = self.router.logits(routed_by, given)
         plan, _ = self.plan(routed_by, valid, mode=DECODE, **more)
         inputs = self.latent.project(tokens) if self.config.latent_dim else tokens
-        observed = self.observed(self._routed(plan, inputs, logits, held))
+        mix = self._mix(x, valid, tokens, plan, residual)
+        observed = self.observed(self._routed(plan, inputs, logits, held, mix))
         observed = {_PREFIX + name: value for name, value in observed.items()}
         counts = dataclasses.replace(report.counts, observed=report.counts.observed | observed)
         return y, dataclasses.replace(report, counts=counts)
 
-    def _routed(self, plan: routing.Plan, tokens: Array, logits: Array, held: Array) -> Routed:
+    def _mix(
+        self, x: Array, valid: Array, tokens: Array, plan: routing.Plan, residual: Array | None
+    ) -> Float[Array, " P"]:
+        """Returns the sums over the tokens of the factors of the routed and the shared output."""
+        if not self.config.shared.hidden:
+            return jnp.full(2, valid.sum(), jnp.float32)
+        y = self.mixed(tokens, *self.dispatched(plan))
+        found = factors(self.shared, x, out_of_groups(y, x.shape), residual)
+        return jnp.where(valid[..., None], found, 0).sum((0, 1))
+
+    def _routed(
+        self, plan: routing.Plan, tokens: Array, logits: Array, held: Array, mix: Array
+    ) -> Routed:
         slots = plan.slots
         assert isinstance(slots, routing.Slots)  # ``check_measurable`` refuses soft slots.
         rows = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="fill", fill_value=0))
@@ -137,6 +156,7 @@ class Observing(ConfiguredMoE):
             jnp.where(held[..., None], first[..., : inputs.shape[1]], 0),
             plan.counts.load.sum(0),
             held.sum().astype(jnp.float32),
+            mix,
         )
 
     def applied(self, routed: Routed) -> tuple[Float[Array, "E T M"], Float[Array, "E T"]]:
@@ -164,6 +184,7 @@ class _Using(Observing):
             "output": (factor * norms).sum(-1),
             "logits": jnp.einsum("gse,gsf->ef", routed.logits, routed.logits),
             "tokens": routed.tokens,
+            "mix": routed.mix,
         }
 
 

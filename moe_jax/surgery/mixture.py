@@ -117,8 +117,12 @@ def _taken(
     return found
 
 
-def check_changeable(weights: LayerWeights) -> None:
+def check_changeable(weights: LayerWeights, *, routers: bool = True) -> None:
     """Rejects models whose experts cannot be taken apart.
+
+    Args:
+        weights: The model.
+        routers: False if the changed model has no routers, so that none reads another's logits.
 
     Raises:
         ConfigError: If the model has no experts, modules that look ahead, experts of several
@@ -143,7 +147,7 @@ def check_changeable(weights: LayerWeights) -> None:
                 "cannot change one by one"
             )
         experts, router = layer.moe.num_experts, layer.moe.router
-        if router.carried_width(experts) != router.carried_width(experts + 1):
+        if routers and router.carried_width(experts) != router.carried_width(experts + 1):
             raise ConfigError(
                 f"the router of layer {layer.name} passes its logits to the MoE layer after it, so "
                 "its experts cannot change alone: use a router that does not"

@@ -6,16 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import ConfigError
+from moe_jax.models import SparseLayer
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.surgery.evidence import Use
 from moe_jax.surgery.merge import cosines, groups_of, merge, merged_experts
 from moe_jax.surgery.mixture import (
-    UNITS,
     LayerName,
     check_changeable,
     feed_forward_layers,
@@ -23,6 +24,7 @@ from moe_jax.surgery.mixture import (
     prefix,
     with_mixtures,
 )
+from moe_jax.surgery.networks import INPUTS, added, gated, projected, scaled, side_by_side, widened
 from moe_jax.surgery.weights import LayerWeights
 
 Uses = Mapping[LayerName, Use]
@@ -80,38 +82,83 @@ def smaller(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> La
 
 
 def dense(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> LayerWeights:
-    """Returns a model without experts, whose dense networks are the groups side by side.
+    """Returns a model without experts: one dense network takes the place of each MoE layer.
 
-    Each network has the hidden units of all its groups. The output weights of a group are
-    multiplied by the mean of its gate over all tokens, so that the network computes the mixture
-    that has these gates for every token.
+    The network has the hidden units of the groups of experts, and those of shared experts, side by
+    side. Every gate is its mean over all tokens, so that the network computes the MoE layer in
+    which each token has these gates. Free experts are left out. All dense networks of the model get
+    the width of the widest one; the output weights of their new units are zero.
 
     Args:
-        weights: The teacher.
+        weights: The teacher, which ``check_dense`` accepts.
         uses: Statistics of its layers.
         experts: Number of groups of each layer.
         start: See ``groups``; with ``prune``, gates are scaled to the sum of all.
-
-    Raises:
-        ConfigError: If the dense networks do not fit the model, such as beside other dense layers
-            of another width, or beside shared experts.
     """
-    arrays, layers, found = dict(weights.arrays), feed_forward_layers(weights), mixtures(weights)
+    arrays = {n: a for n, a in weights.arrays.items() if "/feed_forward/" not in n}
+    networks = _dense_networks(weights)
+    layers = feed_forward_layers(weights)
     for layer in layers:
-        use, of_layer = uses[layer.name], prefix(layer)
-        group = groups(use, experts, start)
-        _, merged = merged_experts(found[layer.name].experts, group, use.load)
-        for name in [n for n in arrays if n.partition("/")[2].startswith(of_layer)]:
-            if name.partition("/")[2].removeprefix(of_layer).startswith(("experts/", "router/")):
-                del arrays[name]
-        network = side_by_side(merged, mean_gates(use, group))
-        arrays |= {f"params/{of_layer}{name}": array for name, array in network.items()}
-    widths = {found[layer.name].moe.expert_dim * experts for layer in layers}
+        place, use = f"params/{prefix(layer)}", uses[layer.name]
+        held = {**_under(weights, place), "norm/scale": arrays.get(_norm(layer))}
+        networks[place] = one_network(layer.moe, held, use, groups(use, experts, start))
+        if layer.moe.shared.norms:  # The new network contains the scales of its inputs.
+            arrays[_norm(layer)] = jnp.ones_like(arrays[_norm(layer)])
     changes: dict[str, Any] = {layer.setting: MoEConfig(every=0) for layer in layers}
-    model = dataclasses.replace(weights.model, **changes, mlp_dim=max(widths))
-    student = dataclasses.replace(weights, model=model, arrays=arrays)
-    _check_shapes(student, max(widths))
-    return student
+    model = dataclasses.replace(weights.model, **changes, gated=True in _kinds(weights))
+    if len(_kinds(weights)) > 1:
+        networks = {p: gated(one, model.mlp_up_offset) for p, one in networks.items()}
+        model = dataclasses.replace(model, mlp_bias=True)
+    width = max(one["down"].shape[0] for one in networks.values())
+    for index, (place, one) in enumerate(networks.items()):
+        wide = widened(one, width, jax.random.key(index))
+        arrays |= {f"{place}{name}": array for name, array in wide.items()}
+    model = dataclasses.replace(model, mlp_dim=width)
+    return dataclasses.replace(weights, model=model, arrays=arrays)
+
+
+def one_network(
+    moe: MoEConfig, arrays: Mapping[str, Any], use: Use, group: Int[np.ndarray, " E"]
+) -> dict[str, Array]:
+    """Returns the dense network that computes an MoE layer of constant gates.
+
+    Args:
+        moe: Configuration of the layer.
+        arrays: Parameters of the layer by name, such as ``experts/up (E, M, F)``, with the scale
+            ``norm/scale (M,)`` of the layer's norm if shared experts have norms.
+        use: Statistics of the layer.
+        group: Group of each expert, from 0; -1 for an expert without group.
+
+    Returns:
+        The parameters by name, such as ``up (M, F)``.
+    """
+    outputs = use.mix / np.maximum(use.tokens, 1) * (1 - moe.final_mask)
+    routed = _routed(moe, arrays, use, group)
+    if not moe.shared.hidden:
+        return scaled(routed, 1, outputs[0])
+    shared = {n: arrays[f"shared/network/{n}"] for n in routed}
+    if not moe.shared.norms:
+        return added([scaled(routed, 1, outputs[0]), scaled(shared, 1, outputs[1])])
+    after = [arrays[f"shared/{n}/scale"] for n in ("routed_norm", "output_norm")]
+    routed = scaled(routed, arrays["norm/scale"], after[0] * outputs[0])
+    return added([routed, scaled(shared, arrays["shared/norm/scale"], after[1] * outputs[1])])
+
+
+def _routed(
+    moe: MoEConfig, arrays: Mapping[str, Any], use: Use, group: Int[np.ndarray, " E"]
+) -> dict[str, Array]:
+    """Returns the network that adds up the groups of experts with constant gates."""
+    experts = {n.removeprefix("experts/"): a for n, a in arrays.items() if n.startswith("experts/")}
+    _, merged = merged_experts(experts, group, use.load)
+    outputs = gates = mean_gates(use, group)
+    if moe.router.gate_on == "in":  # A gate multiplies the input of the tokens that an expert has.
+        outputs = means(use.load, use.tokens, group)
+        inputs = gates / np.maximum(outputs, np.finfo(np.float32).tiny)
+        merged |= {n: merged[n] * inputs[:, None, None] for n in INPUTS if n in merged}
+    network = side_by_side(merged, outputs * (1 - moe.expert_mask))
+    if not moe.latent_dim:
+        return network
+    return projected(network, arrays["latent/down"], arrays["latent/up"])
 
 
 def mean_gates(use: Use, group: Int[np.ndarray, " E"]) -> Float[np.ndarray, " G"]:
@@ -121,37 +168,58 @@ def mean_gates(use: Use, group: Int[np.ndarray, " E"]) -> Float[np.ndarray, " G"
         use: Statistics of the layer.
         group: Group of each expert, from 0; -1 for an expert without group.
     """
-    held = group >= 0
-    gates = np.bincount(group[held], use.gate[held], minlength=int(group.max()) + 1)
-    return gates * use.gate.sum() / max(gates.sum() * use.tokens, np.finfo(np.float64).tiny)
+    return means(use.gate, use.tokens, group)
 
 
-def side_by_side(experts: Mapping[str, Array], gates: Float[np.ndarray, " G"]) -> dict[str, Array]:
-    """Returns a dense network that adds up experts with constant gates.
+def means(
+    sums: Float[np.ndarray, " E"], tokens: Float[np.ndarray, ""], group: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, " G"]:
+    """Returns the mean over all tokens of a number of each group, scaled to the sum of all experts.
 
     Args:
-        experts: Parameters ``(G, ...)`` by name, such as ``up (G, M, F)``.
-        gates: Gate of each expert.
-
-    Returns:
-        The parameters by name, such as ``up (M, G * F)``.
+        sums: Sum over all tokens of the number of each expert, such as its gate.
+        tokens: Number of tokens.
+        group: Group of each expert, from 0; -1 for an expert without group.
     """
-    network = {}
-    for name, array in experts.items():
-        if name.startswith("down"):
-            array = array * jnp.asarray(gates, array.dtype)[:, None, None]
-        joined = jnp.concatenate(list(array), UNITS[name]) if name in UNITS else array.sum(0)
-        network[name] = joined[0] if name.endswith("_bias") else joined
-    return network
+    held = group >= 0
+    found = np.bincount(group[held], sums[held], minlength=int(group.max()) + 1)
+    return found * sums.sum() / max(found.sum() * tokens, np.finfo(np.float64).tiny)
 
 
-def check_student(weights: LayerWeights, experts: int) -> None:
+def _dense_networks(weights: LayerWeights) -> dict[str, dict[str, Array]]:
+    """Returns the networks of the dense layers, by the beginning of their names."""
+    ending = "/feed_forward/down"
+    places = [n.removesuffix("down") for n in weights.arrays if n.endswith(ending)]
+    return {place: _under(weights, place) for place in places}
+
+
+def _under(weights: LayerWeights, start: str) -> dict[str, Array]:
+    return {n.removeprefix(start): a for n, a in weights.arrays.items() if n.startswith(start)}
+
+
+def _norm(layer: SparseLayer) -> str:
+    """Returns the name of the scale of a layer's norm."""
+    return f"params/{prefix(layer).removesuffix('/')}_norm/scale"
+
+
+def _kinds(weights: LayerWeights) -> set[bool]:
+    """Returns whether networks are gated: True, False or both."""
+    starts = [f"params/{prefix(layer)}experts/" for layer in feed_forward_layers(weights)]
+    return {f"{start}gate" in weights.arrays for start in [*starts, *_dense_networks(weights)]}
+
+
+def check_student(weights: LayerWeights, experts: int, *, routers: bool = True) -> None:
     """Rejects a number of groups that a layer does not have.
+
+    Args:
+        weights: The teacher.
+        experts: Number of groups of each layer.
+        routers: See ``check_changeable``.
 
     Raises:
         ConfigError: If so, or if the experts cannot be taken apart.
     """
-    check_changeable(weights)
+    check_changeable(weights, routers=routers)
     for name, mixture in mixtures(weights).items():
         if not 0 < experts <= mixture.num_experts:
             raise ConfigError(
@@ -160,12 +228,29 @@ def check_student(weights: LayerWeights, experts: int) -> None:
             )
 
 
-def _check_shapes(student: LayerWeights, width: int) -> None:
-    found = {name: tuple(array.shape) for name, array in student.arrays.items()}
-    described = student.shapes
-    differing = [n for n in {**described, **found} if described.get(n) != found.get(n)]
-    if differing:
+def check_dense(weights: LayerWeights, experts: int) -> None:
+    """Rejects a number of groups that a layer does not have, and layers that no network computes.
+
+    Raises:
+        ConfigError: If so, or if the experts cannot be taken apart.
+    """
+    check_student(weights, experts, routers=False)
+    mixture = "leave --student=dense out and use --student=mixture"
+    norm = weights.model.norm
+    for layer in feed_forward_layers(weights):
+        if layer.moe.extra_dense != "none":
+            raise ConfigError(
+                f"layer {layer.name} has a dense sub-layer beside its experts "
+                f"(moe.extra_dense={layer.moe.extra_dense}), which only an MoE layer has: {mixture}"
+            )
+        if layer.moe.shared.norms and (norm.kind != "rms" or norm.place == "output"):
+            raise ConfigError(
+                f"the shared experts of layer {layer.name} have norms (moe.shared.norms), of which "
+                f"a dense network contains those of norm.kind=rms after a norm of the layer's "
+                f"input alone, and norm.kind={norm.kind}, norm.place={norm.place}: {mixture}"
+            )
+    if len(_kinds(weights)) > 1 and weights.model.mlp_limit:
         raise ConfigError(
-            f"{differing[0]} does not fit a dense model of mlp_dim={width}: the teacher has other "
-            "dense layers, shared experts or a latent width; use student='mixture'"
+            f"model.mlp_limit={weights.model.mlp_limit} bounds gated units, and the model has "
+            f"networks with and without gates: {mixture}"
         )
