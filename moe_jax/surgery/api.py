@@ -33,7 +33,7 @@ from moe_jax.surgery.merge import Merging, check_groups, cosines, groups_of
 from moe_jax.surgery.mixture import LayerName
 from moe_jax.surgery.prune import Pruning, best, check_number, fewest
 from moe_jax.surgery.source import OpenedModel
-from moe_jax.surgery.student import Start, check_dense, routing_groups, smaller
+from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
@@ -239,7 +239,7 @@ def distil(
             source.
         output: Folder to write, empty or missing.
         experts: Number of experts of a smaller mixture; number of groups of experts whose hidden
-            units a dense network has side by side.
+            units a dense network has side by side, beside those of shared experts.
         student: ``dense`` or ``mixture``.
         start: ``merge`` merges each expert into the group of a much used one, ``prune`` leaves the
             less used experts out.
@@ -287,7 +287,7 @@ def distil(
             settings["training.routing_groups"] = found
         return make(weights, uses, experts, start)
 
-    check = check_dense if student == "dense" else check_number
+    check = check_student if student == "dense" else check_number
     made = reduced(source, output, experts, change, difference, check=check, **options)
     if made.kind == "run":
         return made

@@ -90,7 +90,7 @@ def dense(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> Laye
     the width of the widest one; the output weights of their new units are zero.
 
     Args:
-        weights: The teacher, which ``check_dense`` accepts.
+        weights: The teacher, which ``check_student`` accepts.
         uses: Statistics of its layers.
         experts: Number of groups of each layer.
         start: See ``groups``; with ``prune``, gates are scaled to the sum of all.
@@ -150,12 +150,12 @@ def _routed(
     """Returns the network that adds up the groups of experts with constant gates."""
     experts = {n.removeprefix("experts/"): a for n, a in arrays.items() if n.startswith("experts/")}
     _, merged = merged_experts(experts, group, use.load)
-    outputs = gates = mean_gates(use, group)
+    factors = mean_gates(use, group)
     if moe.router.gate_on == "in":  # A gate multiplies the input of the tokens that an expert has.
-        outputs = means(use.load, use.tokens, group)
-        inputs = gates / np.maximum(outputs, np.finfo(np.float32).tiny)
+        factors, load = means(use.load, use.tokens, group), _sums(use.load, group)
+        inputs = np.where(load > 0, _sums(use.gate, group) / np.maximum(load, 1), 1)
         merged |= {n: merged[n] * inputs[:, None, None] for n in INPUTS if n in merged}
-    network = side_by_side(merged, outputs * (1 - moe.expert_mask))
+    network = side_by_side(merged, factors * (1 - moe.expert_mask))
     if not moe.latent_dim:
         return network
     return projected(network, arrays["latent/down"], arrays["latent/up"])
@@ -181,9 +181,15 @@ def means(
         tokens: Number of tokens.
         group: Group of each expert, from 0; -1 for an expert without group.
     """
-    held = group >= 0
-    found = np.bincount(group[held], sums[held], minlength=int(group.max()) + 1)
+    found = _sums(sums, group)
     return found * sums.sum() / max(found.sum() * tokens, np.finfo(np.float64).tiny)
+
+
+def _sums(
+    of_experts: Float[np.ndarray, " E"], group: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, " G"]:
+    held = group >= 0
+    return np.bincount(group[held], of_experts[held], minlength=int(group.max()) + 1)
 
 
 def _dense_networks(weights: LayerWeights) -> dict[str, dict[str, Array]]:
@@ -208,35 +214,29 @@ def _kinds(weights: LayerWeights) -> set[bool]:
     return {f"{start}gate" in weights.arrays for start in [*starts, *_dense_networks(weights)]}
 
 
-def check_student(weights: LayerWeights, experts: int, *, routers: bool = True) -> None:
-    """Rejects a number of groups that a layer does not have.
-
-    Args:
-        weights: The teacher.
-        experts: Number of groups of each layer.
-        routers: See ``check_changeable``.
-
-    Raises:
-        ConfigError: If so, or if the experts cannot be taken apart.
-    """
-    check_changeable(weights, routers=routers)
-    for name, mixture in mixtures(weights).items():
-        if not 0 < experts <= mixture.num_experts:
-            raise ConfigError(
-                f"experts={experts}, and layer {name} has {mixture.num_experts}: use a number from "
-                f"1 to {mixture.num_experts}"
-            )
-
-
-def check_dense(weights: LayerWeights, experts: int) -> None:
+def check_student(weights: LayerWeights, experts: int) -> None:
     """Rejects a number of groups that a layer does not have, and layers that no network computes.
 
     Raises:
         ConfigError: If so, or if the experts cannot be taken apart.
     """
-    check_student(weights, experts, routers=False)
-    mixture = "leave --student=dense out and use --student=mixture"
-    norm = weights.model.norm
+    check_changeable(weights, routers=False)
+    for name, found in mixtures(weights).items():
+        if not 0 < experts <= found.num_experts:
+            raise ConfigError(
+                f"experts={experts}, and layer {name} has {found.num_experts}: use a number from "
+                f"1 to {found.num_experts}"
+            )
+    _check_networks(weights)
+
+
+def _check_networks(weights: LayerWeights) -> None:
+    """Rejects layers that no dense network computes.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    mixture, norm = "use --student=mixture", weights.model.norm
     for layer in feed_forward_layers(weights):
         if layer.moe.extra_dense != "none":
             raise ConfigError(
@@ -245,9 +245,9 @@ def check_dense(weights: LayerWeights, experts: int) -> None:
             )
         if layer.moe.shared.norms and (norm.kind != "rms" or norm.place == "output"):
             raise ConfigError(
-                f"the shared experts of layer {layer.name} have norms (moe.shared.norms), of which "
-                f"a dense network contains those of norm.kind=rms after a norm of the layer's "
-                f"input alone, and norm.kind={norm.kind}, norm.place={norm.place}: {mixture}"
+                f"the shared experts of layer {layer.name} have norms (moe.shared.norms), which a "
+                f"dense network contains only with norm.kind=rms and norm.place=input or both: "
+                f"{mixture}"
             )
     if len(_kinds(weights)) > 1 and weights.model.mlp_limit:
         raise ConfigError(

@@ -7,7 +7,7 @@ import pytest
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import load
-from moe_jax.surgery.api import grow, merge, prune
+from moe_jax.surgery.api import distil, grow, merge, prune
 from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.quantising import quantise
 from moe_jax.surgery.weights import LayerWeights
@@ -65,3 +65,13 @@ def test_a_model_is_pruned_merged_grown_and_quantised(source, tmp_path):
     assert 0 < small.difference.logits_error < 0.1
     assert weights_of(tmp_path / "int8").arrays.keys() == before.arrays.keys()
     assert files_of(source) == files
+
+
+def test_a_dense_student_is_written_and_loads_again(source, tmp_path):
+    text, before = str(tmp_path / "text.txt"), weights_of(source)
+    groups = {"experts": 2, "file": text, "batches": 1, "drop_lookahead": True}
+    made = distil(source, tmp_path / "dense", **groups)
+    student = weights_of(tmp_path / "dense")
+    assert made.experts == {} == mixtures(student)
+    widest = max(2 * m.moe.expert_dim + m.moe.shared.hidden for m in mixtures(before).values())
+    assert student.model.mlp_dim >= widest

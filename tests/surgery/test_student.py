@@ -4,21 +4,29 @@ import dataclasses
 import re
 from ast import literal_eval
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from moe_jax.configs import from_hf
 
 import moe_jax as mj
+from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.nn.mode import Mode
+from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.norm import NormConfig
+from moe_jax.nn.shared import SharedConfig
 from moe_jax.surgery.api import distil
 from moe_jax.surgery.evidence import Use, use_of
 from moe_jax.surgery.mixture import mixtures
+from moe_jax.surgery.prune import check_number
 from moe_jax.surgery.student import (
     check_student,
     dense,
     groups,
     mean_gates,
-    side_by_side,
+    one_network,
     smaller,
 )
 from tests.parity.compare_models import recorded
@@ -32,6 +40,7 @@ USE = Use(
     output=np.ones(4),
     logits=np.array([[1.0, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]),
     tokens=np.array(4.0),
+    mix=np.array([4.0, 1.0]),
 )
 
 
@@ -43,25 +52,49 @@ def test_groups_and_their_gates_by_hand():
     np.testing.assert_allclose(mean_gates(USE, groups(USE, 2, "prune")), [2 / 3, 1 / 3])
 
 
-def test_experts_side_by_side_add_up_with_their_gates():
-    rng = np.random.default_rng(0)
-    shapes = {"up": (3, 2, 4), "up_bias": (3, 1, 4), "down": (3, 4, 2), "down_bias": (3, 1, 2)}
-    experts = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    gates, x = np.array([0.5, 0.3, 0.2]), rng.normal(size=(5, 2)).astype(np.float32)
-
-    def network(up, up_bias, down, down_bias):
-        return np.maximum(x @ up + up_bias, 0) @ down + down_bias
-
-    each = [network(**{name: array[e] for name, array in experts.items()}) for e in range(3)]
-    found = {name: np.asarray(array) for name, array in side_by_side(experts, gates).items()}
-    assert {name: array.shape for name, array in found.items()} == {
-        "up": (2, 12),
-        "up_bias": (12,),
-        "down": (12, 2),
-        "down_bias": (2,),
+def test_one_network_has_the_units_of_experts_and_of_shared_experts():
+    # Tokens of width 1; each expert has one hidden unit.
+    moe = MoEConfig(every=1, num_experts=4, expert_dim=1, router=routing.preset("mixtral"))
+    column = np.float32([2, 3, 4, 5])[:, None, None]
+    routed = {"experts/up": column, "experts/down": 10 * column}
+    shared = {
+        "shared/network/up": np.float32([[7, 8]]),
+        "shared/network/down": np.float32([[1, 2]]).T,
     }
-    wanted = sum(gate * y for gate, y in zip(gates, each, strict=True))
-    np.testing.assert_allclose(network(**found), wanted, atol=1e-5)
+    group = groups(USE, 2, "prune")  # the experts 0 and 1, with mean gates of 2/3 and 1/3
+
+    def found(arrays, **changes):
+        one = one_network(dataclasses.replace(moe, **changes), arrays, USE, group)
+        return np.ravel(one["up"]), np.ravel(one["down"])
+
+    up, down = found(routed)
+    np.testing.assert_allclose(up, [2, 3])
+    np.testing.assert_allclose(down, [20 * 2 / 3, 30 / 3], rtol=1e-6)
+    # The shared gate has a mean of 1/4, and at test time masks leave 1/2 and 4/5 of the outputs.
+    gated = SharedConfig(2, mix="sigmoid")
+    up, down = found(routed | shared, shared=gated, expert_mask=0.5, final_mask=0.2)
+    np.testing.assert_allclose(up, [2, 3, 7, 8])
+    np.testing.assert_allclose(down, [20 / 3 * 0.8, 5 * 0.8, 0.8 / 4, 2 * 0.8 / 4], rtol=1e-6)
+    # Projections of the factors 3 and 5 are in the input and in the output weights.
+    latent = {"latent/down": np.float32([[3]]), "latent/up": np.float32([[5]])}
+    up, down = found(routed | latent, latent_dim=1)
+    np.testing.assert_allclose(up, [6, 9])
+    np.testing.assert_allclose(down, [200 / 3, 50], rtol=1e-6)
+
+
+def test_gates_on_inputs_are_in_the_input_weights():
+    router = dataclasses.replace(routing.preset("mixtral"), gate_on="in")
+    moe = MoEConfig(every=1, num_experts=4, expert_dim=1, router=router)
+    column = np.float32([2, 3, 4, 5])[:, None, None]
+    arrays = {"experts/up": column, "experts/up_bias": column, "experts/down": column}
+    arrays["experts/down_bias"] = column
+    found = one_network(moe, arrays, USE, groups(USE, 2, "prune"))
+    # Of four tokens with two choices, three chose each expert, with gates of 2/3 and 1/3.
+    np.testing.assert_allclose(found["up"], [[4 / 3, 1]], rtol=1e-6)
+    np.testing.assert_allclose(found["up_bias"], [2, 3])
+    # Both have half of the two choices of a token.
+    np.testing.assert_allclose(found["down"], [[2], [3]])
+    np.testing.assert_allclose(found["down_bias"], [5])
 
 
 def with_equal_gates(found):
@@ -91,15 +124,83 @@ def test_a_smaller_mixture_has_the_groups():
     np.testing.assert_allclose(student.arrays[down], np.asarray(teacher.arrays[down])[kept])
 
 
+def of_one_token(found):
+    """The logits of a text in which all tokens are equal, and the statistics of its gates."""
+    text = batch()
+    text["inputs"] = np.full_like(text["inputs"], 3)
+    graph, state = nnx.split(found.module())
+
+    @jax.jit
+    def computed(state):
+        model = nnx.merge(graph, state)
+        return model.logits(model.read(text, mode=Mode("full")).hidden)
+
+    return np.asarray(computed(state)), lambda: use_of(found, [text])
+
+
+# The hidden width of the student: two experts of width 6, shared experts of width 10, or the other
+# dense layer of width 12.
+KINDS = {
+    "shared": (22, {"shared": SharedConfig(10), "mlp_bias": True}),
+    "shared_gate": (22, {"shared": SharedConfig(10, mix="sigmoid")}),
+    "two_gates": (22, {"shared": SharedConfig(10, mix="softmax")}),
+    "conditional": (22, {"shared": SharedConfig(10, mix="conditional")}),
+    "norms": (22, {"shared": SharedConfig(10, norms=True), "norm": NormConfig(place="both")}),
+    "wider_layer": (15, {"every": 2, "num_layers": 2, "mlp_dim": 15}),
+    "narrower_layer": (22, {"every": 2, "num_layers": 2, "shared": SharedConfig(10)}),
+    "layer_without_gate": (12, {"every": 2, "num_layers": 2, "gated": True, "mlp_up_offset": 0.5}),
+    "latent": (12, {"latent_dim": 5, "mlp_bias": True}),
+    "limit": (22, {"shared": SharedConfig(10), "mlp_limit": 0.5, "mlp_up_offset": 1.0}),
+    "gates_on_inputs": (12, {"mlp_bias": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dense_student_is_exact_on_a_text_of_equal_tokens(kind):
+    # Equal tokens have equal gates, so that the means of all gates are the gates of every token.
+    width, changes = KINDS[kind]
+    router = routing.preset("mixtral")
+    if kind == "gates_on_inputs":
+        router = dataclasses.replace(router, gate_on="in")
+    model = config(router, **{"num_layers": 1} | changes)
+    if kind == "layer_without_gate":  # as in GLaM
+        model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, gated=False))
+    teacher = weights(model)
+    check_student(teacher, 2)
+    expected, uses = of_one_token(teacher)
+    student = dense(teacher, uses(), 2, "prune")
+    assert not student.model.sparse_layers() and student.model.mlp_dim == width
+    assert {name: array.shape for name, array in student.arrays.items()} == student.shapes
+    np.testing.assert_allclose(of_one_token(student)[0], expected, atol=5e-6)
+
+
+def test_a_router_that_passes_its_logits_on_and_its_free_experts_are_left_out():
+    teacher = weights(config(routing.preset("moe_plus_plus")))
+    with pytest.raises(ConfigError, match="passes its logits"):
+        check_number(teacher, 2)
+    check_student(teacher, 2)
+    student = dense(teacher, use_of(teacher, [batch()]), 2, "merge")
+    assert {name: array.shape for name, array in student.arrays.items()} == student.shapes
+
+
 def test_what_no_dense_model_holds_is_one_line():
-    teacher = weights(config(latent_dim=5))
-    with pytest.raises(ConfigError, match="does not fit a dense model of mlp_dim=6"):
-        dense(teacher, use_of(teacher, [batch()]), 1, "merge")
-    mixed = weights(config(every=2))  # the other layer is dense, of width 12
-    with pytest.raises(ConfigError, match="layers/0.*does not fit a dense model of mlp_dim=6"):
-        dense(mixed, use_of(mixed, [batch()]), 1, "merge")
-    with pytest.raises(ConfigError, match="experts=5, and layer 0 has 4"):
-        check_student(teacher, 5)
+    norms = {"shared": SharedConfig(4, norms=True)}
+    mixed = config(every=2, gated=True, mlp_limit=7.0)
+    for model, experts, match in (
+        (config(), 5, "experts=5, and layer 0 has 4: use a number from 1 to 4"),
+        (config(), 0, "experts=0, and layer 0 has 4"),
+        (config(extra_dense="after"), 1, "layer 0.*extra_dense=after.*use --student=mixture"),
+        (config(**norms, norm=NormConfig("layer")), 1, "norms.*norm.kind=rms"),
+        (config(**norms, norm=NormConfig(place="output")), 1, "norms.*norm.place=input or both"),
+        (
+            dataclasses.replace(mixed, moe=dataclasses.replace(mixed.moe, gated=False)),
+            1,
+            "model.mlp_limit=7.0 bounds gated units.*use --student=mixture",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=match) as error:
+            check_student(weights(model), experts)
+        assert "\n" not in str(error.value)
 
 
 SMALL = test_api.SMALL | {
@@ -145,6 +246,22 @@ def test_students_learn_the_domain_from_their_teacher(tmp_path):
             for group in run.config.training.routing_groups:
                 assert len(group) == 8 and set(group) == set(range(4))
             assert all(line["routing_loss"] > 0 for line in lines)
+
+
+def test_a_dense_student_of_shared_experts_and_dense_layers_trains_and_generates(tmp_path):
+    teacher, out = tmp_path / "teacher", tmp_path / "student"
+    layers = {"model.moe.every": 2, "model.moe.expert_dim": 12, "model.moe.latent_dim": 8}
+    shared = {"model.moe.shared.hidden": 24, "model.moe.shared.mix": "sigmoid"}
+    mj.train("quickstart", teacher, overrides=SMALL | layers | shared)
+    made = distil(teacher, out, experts=2, overrides={"training.steps": 8})
+    assert made.kind == "run" and made.experts == {}
+    run = mj.open_run(out)
+    # Two experts and the shared one have 48 units, and the dense layer gets as many.
+    assert run.config.model.mlp_dim == 48
+    before = run.evaluate()["loss"]
+    trained = mj.train(run.config, out)
+    assert trained.evaluate()["loss"] < before
+    assert trained.generate("abc", tokens=4).startswith("abc")
 
 
 def released(tmp_path, text="experts and routers of a mixture" * 20):
