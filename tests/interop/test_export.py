@@ -191,3 +191,20 @@ def test_a_tokenizer_travels_through_our_own_format(mixtral, tmp_path):
     for name in ("tokenizer.json", "chat_template.jinja", "LICENSE"):
         assert (tmp_path / "c" / name).read_text() == name
     assert folders.tokenizer_of(tmp_path / "b") == f"hf:{tmp_path / 'b' / 'released'}"
+
+
+def test_a_switch_without_experts_is_read_without_experts(tmp_path):
+    model = loaded("switch_transformers", tmp_path).config
+    family, none = FAMILIES["switch_transformers"], MoEConfig(every=0)
+    dense = dataclasses.replace(model, encoder_moe=none, decoder_moe=none)
+    assert model.sparse_layers()
+    assert not family.read(description(family, dense, 1, "float32")).sparse_layers()
+
+    def without_step(config):
+        written = family.write(config).items()
+        return {name: value for name, value in written if not name.endswith("sparse_step")}
+
+    # A reader would give the second layer of each stack experts, of which the model has none.
+    other = dataclasses.replace(family, write=without_step)
+    with pytest.raises(ConfigError, match="cannot express"):
+        description(other, dense, 1, "float32")

@@ -148,10 +148,10 @@ def _check_same_model(family: Family[Any], written: Json, config: ModelConfig) -
     except ConfigError as error:
         raise ConfigError(f"{family.name} cannot express this model: {error}") from error
     wanted = function_of(config)
-    different = [name for name in wanted if wanted[name] != back.get(name)]
+    different = [n for n in {**wanted, **back} if wanted.get(n) != back.get(n)]
     if different:
         name = different[0]
         raise ConfigError(
-            f"{family.name} cannot express {name}={wanted[name]!r}; a reader would get "
+            f"{family.name} cannot express {name}={wanted.get(name)!r}; a reader would get "
             f"{back.get(name)!r}"
         )

@@ -93,6 +93,9 @@ def _write_switch(config: EncoderDecoderConfig) -> Json:
     encoder = config.encoder_moe.moe_layers(config.encoder_layers)
     decoder = config.decoder_moe.moe_layers(config.decoder_layers)
     positions = expect(config.positions, T5Relative)
+    # Without a step, a reader gives layer 1 of a stack of dense layers experts.
+    stacks = {"encoder": encoder, "decoder": decoder}
+    dense = {f"{stack}_sparse_step": 0 for stack, sparse in stacks.items() if not sparse}
     return {
         "num_layers": config.encoder_layers,
         "num_decoder_layers": config.decoder_layers,
@@ -109,6 +112,7 @@ def _write_switch(config: EncoderDecoderConfig) -> Json:
         "num_experts": config.encoder_moe.num_experts,
         "num_sparse_encoder_layers": len(encoder),
         "num_sparse_decoder_layers": len(decoder),
+        **dense,
     }
 
 
