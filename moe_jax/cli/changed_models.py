@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.interop.huggingface import FAMILIES
 from moe_jax.run import workdir
+from moe_jax.surgery.mixture import LayerName
 
 
 def define_folders(values: flags.FlagValues) -> None:
@@ -117,11 +119,31 @@ def define_other(values: flags.FlagValues) -> None:
 
 def define_layers(values: flags.FlagValues) -> None:
     """Defines ``--layers``."""
-    flags.DEFINE_list("layers", [], "Indices of layers; by default all.", flag_values=values)
+    flags.DEFINE_list(
+        "layers",
+        [],
+        "Indices of layers, or names such as 'encoder 1'; an index alone means this layer of each "
+        "stack. By default all.",
+        flag_values=values,
+    )
+
+
+def layers_of(given: flags.FlagValues) -> list[LayerName]:
+    """Returns the layers of ``define_layers``, by index or by name.
+
+    Raises:
+        ConfigError: If a part is neither.
+    """
+    texts: list[str] = given["layers"].value or []
+    if not all(re.fullmatch(r"((encoder|decoder) )?[0-9]+", text) for text in texts):
+        raise ConfigError(
+            f"--layers={','.join(texts)} is no list of layers such as 1,3 or 'encoder 1,decoder 1'"
+        )
+    return [int(text) if text.isdigit() else text for text in texts]
 
 
 def numbers(given: flags.FlagValues, name: str) -> list[int]:
-    """Returns the numbers of a flag such as ``--layers=1,3``.
+    """Returns the numbers of a flag such as ``--copy=1,3``.
 
     Raises:
         ConfigError: If a part is no number.

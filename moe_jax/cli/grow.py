@@ -46,7 +46,7 @@ def main(given: flags.FlagValues) -> None:
         parts=given.parts,
         hidden=given.hidden,
         copy=changed_models.numbers(given, "copy"),
-        layers=changed_models.numbers(given, "layers"),
+        layers=changed_models.layers_of(given),
         noise=given.noise,
         seed=given.seed,
         optimizer=given.optimizer,

@@ -36,7 +36,7 @@ def main(given: flags.FlagValues) -> None:
         other=given.other,
         other_step=given.other_step,
         experts=changed_models.numbers(given, "experts"),
-        layers=changed_models.numbers(given, "layers"),
+        layers=changed_models.layers_of(given),
         router=given.router,
         optimizer=given.optimizer,
     )

@@ -46,7 +46,7 @@ def main(given: flags.FlagValues) -> None:
         experts=given.experts,
         k=given.k,
         shards=given.shards,
-        layers=changed_models.numbers(given, "layers"),
+        layers=changed_models.layers_of(given),
         redrawn=given.redrawn,
         router=given.router,
         seed=given.seed,

@@ -47,7 +47,7 @@ def upcycle(
     experts: int = 8,
     k: int = 2,
     shards: int = 1,
-    layers: Sequence[int] = (),
+    layers: Sequence[LayerName] = (),
     redrawn: float = 0.0,
     router: str = "mixtral",
     seed: int = 0,
@@ -61,7 +61,8 @@ def upcycle(
         experts: Number of experts per layer.
         k: Number of experts per token.
         shards: Number of parts of equal width of each network (2410.07524); 1 copies whole ones.
-        layers: Indices of the layers that get experts; empty for all layers.
+        layers: Layers that get experts, by index or by name such as ``encoder 1``; an index alone
+            means this layer of each stack. Empty for all layers.
         redrawn: Share of each expert's hidden units that is drawn again (2502.19261).
         router: Name of a router with ``k``.
         seed: Seed of the routers and of the weights that are drawn again.
@@ -315,7 +316,7 @@ def grow(
     parts: int = 0,
     hidden: int = 0,
     copy: Sequence[int] = (),
-    layers: Sequence[int] = (),
+    layers: Sequence[LayerName] = (),
     noise: float = 0.0,
     seed: int = 0,
     optimizer: Optimizer = "new",
@@ -330,7 +331,8 @@ def grow(
         parts: Number of parts into which each expert is cut; ``k`` grows with it.
         hidden: New hidden width of the experts.
         copy: Indices of experts that get one more copy; ``k`` stays.
-        layers: Indices of the layers that change; empty for all layers.
+        layers: Layers that change, by index or by name such as ``encoder 1``; an index alone means
+            this layer of each stack. Empty for all layers.
         noise: Deviation of the noise on each array of experts and router, as a share of the
             deviation of the array; 0 keeps copies equal.
         seed: Seed of noise and new units.

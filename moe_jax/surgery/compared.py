@@ -154,7 +154,7 @@ def take_experts(
     *,
     other: str | Path,
     experts: Sequence[int],
-    layers: Sequence[int] = (),
+    layers: Sequence[LayerName] = (),
     router: bool = False,
     other_step: Step = None,
     optimizer: Optimizer = "new",
@@ -168,7 +168,8 @@ def take_experts(
         other: Workdir or folder of a model with experts of the same shapes; ``source`` itself for
             another step of the run.
         experts: Indices of the experts to take.
-        layers: Indices of the layers whose experts are taken; empty for all layers.
+        layers: Layers whose experts are taken, by index or by name such as ``encoder 1``; an index
+            alone means this layer of each stack. Empty for all layers.
         router: True also takes the parameters and the state of the router that belong to them.
         other_step: Step of the checkpoint of the other run, or ``best``.
         optimizer: ``new`` starts a run at step 0; ``keep`` goes on at the step of the checkpoint,
@@ -224,7 +225,7 @@ def _read(opened: OpenedModel, folder: str | Path) -> dict[LayerName, MixtureLay
 
 
 def _chosen(
-    found: Mapping[LayerName, MixtureLayer], layers: Sequence[int], experts: Sequence[int]
+    found: Mapping[LayerName, MixtureLayer], layers: Sequence[LayerName], experts: Sequence[int]
 ) -> dict[LayerName, MixtureLayer]:
     """Returns the layers whose experts are taken.
 

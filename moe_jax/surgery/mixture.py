@@ -197,6 +197,18 @@ def mixtures(weights: LayerWeights) -> dict[LayerName, MixtureLayer]:
     }
 
 
+def meant(name: LayerName, known: Collection[LayerName]) -> list[LayerName]:
+    """Returns the layers that a name means; an index alone means this layer of each stack.
+
+    Args:
+        name: Name or index of a layer.
+        known: Names of all layers.
+    """
+    if name in known:
+        return [name]
+    return [other for other in known if other in (f"encoder {name}", f"decoder {name}")]
+
+
 def named(
     found: Mapping[LayerName, _Layer], names: Collection[LayerName]
 ) -> dict[LayerName, _Layer]:
@@ -204,16 +216,16 @@ def named(
 
     Args:
         found: All MoE layers of a model by name.
-        names: Names of layers.
+        names: Names of layers; an index alone means this layer of each stack.
 
     Raises:
         ConfigError: If a layer has no experts, or does not exist.
     """
     for name in names:
-        if name not in found:
+        if not meant(name, found):
             listed = ", ".join(map(str, found))
             raise ConfigError(f"layer {name} has no experts; the MoE layers are {listed}")
-    return {name: found[name] for name in names}
+    return {one: found[one] for name in names for one in meant(name, found)}
 
 
 def _start(layer: SparseLayer, part: str) -> str:

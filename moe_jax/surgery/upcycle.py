@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from moe_jax.errors import ConfigError
-from moe_jax.models import DecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig, SparseLayer
 from moe_jax.nn.init import described
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.nn.shared import SharedConfig
 from moe_jax.routing import Bias, Router, Top2, TopK
-from moe_jax.surgery.mixture import UNITS, router_axes
+from moe_jax.surgery.mixture import UNITS, LayerName, meant, prefix, router_axes
 from moe_jax.surgery.weights import LayerWeights
 
 
@@ -29,7 +30,8 @@ class Upcycling:
         router: Router of all layers.
         shards: Number of parts of equal width into which each dense network is cut (virtual groups,
             He et al. 2024, 2410.07524); an expert is one part, and 1 copies whole networks.
-        layers: Indices, from 0, of the layers that get experts; empty for all layers.
+        layers: Layers that get experts, by index from 0 or, in an encoder-decoder, by name such as
+            ``encoder 1``; an index alone means this layer of each stack. Empty for all layers.
         redrawn: Share of each expert's hidden units whose weights are drawn again
             (Drop-Upcycling, Nakamura et al. 2025, 2502.19261; the paper uses 0.5).
     """
@@ -37,7 +39,7 @@ class Upcycling:
     experts: int
     router: Router
     shards: int = 1
-    layers: tuple[int, ...] = ()
+    layers: tuple[LayerName, ...] = ()
     redrawn: float = 0.0
 
 
@@ -70,40 +72,39 @@ def upcycle(weights: LayerWeights, recipe: Upcycling, key: PRNGKeyArray) -> Laye
     by the scale of the gates, so that the sum over the parts is the dense network.
 
     Args:
-        weights: Dense decoder.
+        weights: Dense decoder or encoder-decoder.
         recipe: The mixture.
         key: Random key of the routers and of the weights that are drawn again.
 
     Raises:
-        ConfigError: If the model has experts already or is no decoder, or the numbers do not
-            divide.
+        ConfigError: If the model has experts already, a layer does not exist, or the numbers do
+            not divide.
     """
     model = upcycled_config(weights, recipe)
+    order = [layer.name for layer in _layers(weights.model)]
     arrays = dict(weights.arrays)
-    for layer in model.moe.moe_layers(model.num_layers):
-        start = f"params/layers/{layer}/feed_forward/"
+    for layer in model.sparse_layers():
+        of_layer = _prefix(layer, model)
+        start = f"params/{of_layer}"
         names = [name for name in arrays if name.startswith(start)]
         dense = {name.removeprefix(start): arrays.pop(name) for name in names}
-        draws, heads = jax.random.split(jax.random.fold_in(key, layer))
+        draws, heads = jax.random.split(jax.random.fold_in(key, order.index(layer.name)))
         for name, array in _experts(dense, recipe, draws).items():
             arrays[f"{start}experts/{name}"] = array
         for name, array in _router(recipe, model, heads).items():
             arrays[f"{start}router/{name}"] = array
         for name, shape in recipe.router.state_shapes(recipe.experts).items():
-            state = f"router_state/layers/{layer}/feed_forward/router/state/{name}"
-            arrays[state] = jnp.zeros(shape, jnp.float32)
+            arrays[f"router_state/{of_layer}router/state/{name}"] = jnp.zeros(shape, jnp.float32)
     return dataclasses.replace(weights, model=model, arrays=arrays)
 
 
-def upcycled_config(weights: LayerWeights, recipe: Upcycling) -> DecoderConfig:
+def upcycled_config(weights: LayerWeights, recipe: Upcycling) -> ModelConfig:
     """Returns the configuration of the model that ``upcycle`` returns.
 
     Raises:
         ConfigError: See ``upcycle``.
     """
     model = weights.model
-    if not isinstance(model, DecoderConfig):
-        raise ConfigError("upcycling needs a decoder: this model is an encoder-decoder")
     if model.sparse_layers():
         raise ConfigError("the model has experts already: upcycling starts from a dense model")
     if recipe.shards < 1 or model.mlp_dim % recipe.shards:
@@ -117,19 +118,56 @@ def upcycled_config(weights: LayerWeights, recipe: Upcycling) -> DecoderConfig:
         )
     if not 0 <= recipe.redrawn <= 1:
         raise ConfigError(f"redrawn={recipe.redrawn} is not a share: use a number from 0 to 1")
-    every = MoEConfig().every if recipe.layers else 1
-    moe = MoEConfig(
-        every=every,
-        layers=recipe.layers,
-        num_experts=recipe.experts,
-        expert_dim=model.mlp_dim // recipe.shards,
-        group_size=model.moe.group_size,
-        router=recipe.router,
-        shared=SharedConfig(),
-    )
-    upcycled = dataclasses.replace(model, moe=moe)
+    upcycled = dataclasses.replace(model, **_settings(model, recipe))
     upcycled.check_layers()
     return upcycled
+
+
+def _settings(model: ModelConfig, recipe: Upcycling) -> dict[str, MoEConfig]:
+    """Returns the settings of the experts of each stack that gets any, by the setting's name.
+
+    Raises:
+        ConfigError: If a layer does not exist.
+    """
+    known = {layer.name: layer for layer in _layers(model) if _module(layer, model) < 0}
+    for name in recipe.layers:
+        if not meant(name, known):
+            listed = ", ".join(map(str, known))
+            raise ConfigError(f"layer {name} does not exist: the layers are {listed}")
+    names = [one for name in recipe.layers for one in meant(name, known)]
+    layers = [known[name] for name in names or known]
+    return {
+        setting: MoEConfig(
+            every=MoEConfig().every if recipe.layers else 1,
+            layers=tuple(one.index for one in layers if recipe.layers and one.setting == setting),
+            num_experts=recipe.experts,
+            expert_dim=model.mlp_dim // recipe.shards,
+            group_size=getattr(model, setting).group_size,
+            router=recipe.router,
+            shared=SharedConfig(),
+        )
+        for setting in dict.fromkeys(layer.setting for layer in layers)
+    }
+
+
+def _layers(model: ModelConfig) -> tuple[SparseLayer, ...]:
+    """Returns all layers of a model as if each had experts, those that look ahead at the end."""
+    two = isinstance(model, EncoderDecoderConfig)
+    settings: dict[str, Any] = dict.fromkeys(
+        ("encoder_moe", "decoder_moe") if two else ("moe",), MoEConfig(every=1)
+    )
+    return dataclasses.replace(model, **settings).sparse_layers()
+
+
+def _module(layer: SparseLayer, model: ModelConfig) -> int:
+    """Returns the index of the module that looks ahead and holds a layer; negative for others."""
+    return layer.index - model.num_layers if isinstance(model, DecoderConfig) else -1
+
+
+def _prefix(layer: SparseLayer, model: ModelConfig) -> str:
+    """Returns the beginning of the names of a layer's arrays, behind the name of their tree."""
+    module = _module(layer, model)
+    return prefix(layer) if module < 0 else f"lookahead/{module}/layers/0/feed_forward/"
 
 
 def _experts(dense: Mapping[str, Array], recipe: Upcycling, key: PRNGKeyArray) -> dict[str, Array]:
@@ -177,7 +215,7 @@ def redrawn(experts: Mapping[str, Array], share: float, key: PRNGKeyArray) -> di
     return found
 
 
-def _router(recipe: Upcycling, model: DecoderConfig, key: PRNGKeyArray) -> dict[str, Array]:
+def _router(recipe: Upcycling, model: ModelConfig, key: PRNGKeyArray) -> dict[str, Array]:
     """Returns the parameters of a router that has one logit for all parts of a copy."""
     router, copies = recipe.router, recipe.experts // recipe.shards
     axes = router_axes(router, model.width, recipe.experts)

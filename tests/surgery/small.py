@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from moe_jax import models, routing
-from moe_jax.models import DecoderConfig
+from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.surgery.weights import LayerWeights
@@ -22,6 +22,17 @@ MODEL = DecoderConfig(
     num_layers=2, width=8, num_heads=2, head_dim=4, mlp_dim=12, gated=True, moe=MOE
 )
 
+TWO_STACKS = EncoderDecoderConfig(
+    encoder_layers=3,
+    decoder_layers=2,
+    width=8,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=12,
+    encoder_moe=MOE,
+    decoder_moe=MOE,
+)
+
 
 def config(router=None, **changes):
     """A decoder with this router; other fields of the model or of its experts change by name."""
@@ -30,6 +41,12 @@ def config(router=None, **changes):
     moe = dataclasses.replace(MOE, router=router or MOE.router, **inner)
     outer = {name: value for name, value in changes.items() if name not in own}
     return dataclasses.replace(MODEL, moe=moe, **outer)
+
+
+def two_stacks(router=None, model=TWO_STACKS, **changes):
+    """An encoder-decoder with this router in both stacks; fields of its experts change by name."""
+    moe = dataclasses.replace(MOE, router=router or MOE.router, **changes)
+    return dataclasses.replace(model, encoder_moe=moe, decoder_moe=moe)
 
 
 @functools.cache
@@ -58,14 +75,23 @@ def batch(seed=0, rows=2):
     }
 
 
+def pair(seed=0, rows=2):
+    """A batch of sources and targets; the sources are shorter by a token."""
+    targets, sources = batch(seed, rows), batch(seed + 1, rows)
+    segments = sources["segments"].copy()
+    segments[:, -1] = 0
+    return {**targets, "encoder_inputs": sources["inputs"], "encoder_segments": segments}
+
+
 def logits(found, capacity="full"):
     """The logits ``(B, L, V)`` of a model."""
     graph, state = nnx.split(found.module())
+    read = batch() if isinstance(found.model, DecoderConfig) else pair()
 
     @jax.jit
     def computed(state):
         model = nnx.merge(graph, state)
-        return model.logits(model.read(batch(), mode=Mode(capacity)).hidden)
+        return model.logits(model.read(read, mode=Mode(capacity)).hidden)
 
     return np.asarray(computed(state))
 

@@ -8,12 +8,12 @@ import pytest
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
-from moe_jax.models import EncoderDecoderConfig
-from moe_jax.surgery.upcycle import Upcycling, keeps_function, redrawn, upcycle
-from tests.surgery.small import assert_close, config, logits, weights
+from moe_jax.surgery.upcycle import Upcycling, keeps_function, redrawn, upcycle, upcycled_config
+from tests.surgery.small import MOE, assert_close, config, logits, two_stacks, weights
 
 KEY = jax.random.key(3)
 DENSE = config(every=0)
+PAIR = two_stacks(every=0)
 
 
 def recipe(name="mixtral", experts=8, **changes):
@@ -34,10 +34,14 @@ def recipe(name="mixtral", experts=8, **changes):
         (dataclasses.replace(DENSE, mlp_bias=True), recipe(k=4, shards=4)),
         (DENSE, recipe("kimi_k2", k=6, shards=3, experts=12)),
         (DENSE, recipe("deepseek_v3", k=4, shards=2, groups=2, keep_groups=2)),
+        (dataclasses.replace(DENSE, lookahead=1), recipe(k=2)),
+        (PAIR, recipe(k=2)),
+        (dataclasses.replace(PAIR, mlp_bias=True), recipe("kimi_k2", k=4, shards=2, layers=(1,))),
+        (dataclasses.replace(PAIR, gated=True, scan_layers=False), recipe(layers=("decoder 0",))),
     ],
     ids=(
         *("one", "two", "biases", "scaled", "top2", "parts", "parts_biases", "parts_scaled"),
-        "parts_of_all_groups",
+        *("parts_of_all_groups", "lookahead", "two_stacks", "two_stacks_parts", "one_stack"),
     ),
 )
 def test_the_first_logits_are_those_of_the_dense_model(model, made):
@@ -49,13 +53,19 @@ def test_the_first_logits_are_those_of_the_dense_model(model, made):
 
 
 @pytest.mark.parametrize(
-    "made",
-    [recipe("switch"), recipe(k=3, shards=2), recipe(redrawn=0.5), recipe("qwen2_moe", k=2)],
-    ids=("gates", "parts", "redrawn", "raw"),
+    ("model", "made"),
+    [
+        (DENSE, recipe("switch")),
+        (DENSE, recipe(k=3, shards=2)),
+        (DENSE, recipe(redrawn=0.5)),
+        (DENSE, recipe("qwen2_moe", k=2)),
+        (PAIR, recipe(redrawn=0.5, layers=("encoder 2",))),
+    ],
+    ids=("gates", "parts", "redrawn", "raw", "encoder"),
 )
-def test_what_promises_nothing_differs(made):
+def test_what_promises_nothing_differs(model, made):
     assert not keeps_function(made)
-    dense = weights(DENSE)
+    dense = weights(model)
     assert np.abs(logits(dense) - logits(upcycle(dense, made, KEY))).max() > 1e-3
 
 
@@ -87,15 +97,48 @@ def test_nothing_is_drawn_by_default():
 
 
 @pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        ((), ["encoder 0", "encoder 1", "encoder 2", "decoder 0", "decoder 1"]),
+        ((1,), ["encoder 1", "decoder 1"]),
+        ((2, "decoder 0"), ["encoder 2", "decoder 0"]),  # the decoder has no layer 2
+        (("encoder 0",), ["encoder 0"]),
+    ],
+)
+def test_an_index_means_a_layer_of_each_stack_and_a_name_one_of_them(layers, names):
+    model = upcycled_config(weights(PAIR), recipe("loss_free", k=2, layers=layers))
+    assert [layer.name for layer in model.sparse_layers()] == names
+    assert model.encoder_moe.group_size == model.decoder_moe.group_size == 8
+
+
+def test_every_layer_has_routers_and_new_units_of_its_own():
+    new = upcycle(weights(PAIR), recipe(experts=2, redrawn=0.5), KEY)
+    kernels = [np.asarray(a) for n, a in new.arrays.items() if n.endswith("router/kernel")]
+    assert len(kernels) == 5
+    assert len({kernel.tobytes() for kernel in kernels}) == 5
+    for stack, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        up = new.arrays[f"params/{stack}/0/feed_forward/experts/up"]
+        one = weights(PAIR).arrays[f"params/{stack}/0/feed_forward/up"]
+        kept = np.asarray(up == one).all(1)  # (E, F)
+        assert kept.sum(1).tolist() == [6, 6]
+        there = weights(PAIR).arrays[f"params/{other}/0/feed_forward/up"]
+        assert not np.asarray(up == there).any()
+
+
+@pytest.mark.parametrize(
     ("model", "made", "match"),
     [
         (config(), recipe(), "has experts already"),
         (DENSE, recipe(shards=5), "shards=5 does not divide model.mlp_dim=12"),
         (DENSE, recipe(shards=3), "shards=3 does not divide experts=8"),
         (DENSE, recipe(redrawn=1.5), "redrawn=1.5 is not a share"),
-        (DENSE, recipe(layers=(7,)), "names layer 7, but layers are 0 to 1"),
+        (DENSE, recipe(layers=(7,)), "layer 7 does not exist: the layers are 0, 1"),
+        (DENSE, recipe(layers=("encoder 1",)), "layer encoder 1 does not exist: the layers are 0"),
         (DENSE, recipe(experts=1), "k=2 experts per token, but there are 1"),
-        (EncoderDecoderConfig(width=8, num_heads=2), recipe(), "this model is an encoder-decoder"),
+        (two_stacks(), recipe(), "has experts already"),
+        (dataclasses.replace(PAIR, decoder_moe=MOE), recipe(), "has experts already"),
+        (PAIR, recipe(layers=("decoder 2",)), "layer decoder 2 does not exist: .* decoder 0, dec"),
+        (PAIR, recipe(layers=(1, "encoder 1")), "model.encoder_moe.layers names layer 1 twice"),
     ],
 )
 def test_bad_recipes_are_one_line(model, made, match):
