@@ -109,7 +109,7 @@ def _write_switch(config: EncoderDecoderConfig) -> Json:
         "relative_attention_max_distance": positions.max_distance,
         "layer_norm_epsilon": config.norm.eps,
         "tie_word_embeddings": config.tie_embeddings,
-        "num_experts": config.encoder_moe.num_experts,
+        "num_experts": (config.encoder_moe if encoder else config.decoder_moe).num_experts,
         "num_sparse_encoder_layers": len(encoder),
         "num_sparse_decoder_layers": len(decoder),
         **dense,
