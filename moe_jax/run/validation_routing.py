@@ -82,7 +82,8 @@ def expert_tokens(routing: ValidationRouting) -> dict[str, Any]:
     table = TokenExpertTable(len(layers), num_experts, tokenizer.vocab_size)
     for _, batch in zip(range(_TABLE_BATCHES), routing, strict=False):
         for index, found in enumerate(batch):
-            table.add(index, found.tokens, found.experts)
+            absent = num_experts - found.experts.shape[1]  # of a layer with fewer experts
+            table.add(index, found.tokens, np.pad(found.experts, ((0, 0), (0, absent))))
     return {
         "layers": [
             {
