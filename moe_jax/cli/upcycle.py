@@ -18,7 +18,7 @@ def define(values: flags.FlagValues) -> None:
     changed_models.define_layers(values)
     for name, default, meaning in (
         ("experts", 8, "Number of experts per layer."),
-        ("k", 2, "Number of experts per token."),
+        ("k", None, "Number of experts per token; by default 2, or the router's own number."),
         ("shards", 1, "Number of parts of equal width of each network; 1 copies whole networks."),
     ):
         flags.DEFINE_integer(name, default, meaning, lower_bound=1, flag_values=values)
@@ -30,7 +30,7 @@ def define(values: flags.FlagValues) -> None:
         upper_bound=1.0,
         flag_values=values,
     )
-    flags.DEFINE_string("router", "mixtral", "Name of a router with k.", flag_values=values)
+    flags.DEFINE_string("router", "mixtral", "Name of a router.", flag_values=values)
     flags.DEFINE_integer(
         "seed",
         0,

@@ -45,7 +45,7 @@ def upcycle(
     output: str | Path,
     *,
     experts: int = 8,
-    k: int = 2,
+    k: int | None = None,
     shards: int = 1,
     layers: Sequence[LayerName] = (),
     redrawn: float = 0.0,
@@ -59,12 +59,13 @@ def upcycle(
         source: Workdir of a dense run, or folder of a dense model.
         output: Folder to write, empty or missing.
         experts: Number of experts per layer.
-        k: Number of experts per token.
+        k: Number of experts per token; ``None`` for 2, or for the router's own number if it has no
+            ``k``.
         shards: Number of parts of equal width of each network (2410.07524); 1 copies whole ones.
         layers: Layers that get experts, by index or by name such as ``encoder 1``; an index alone
             means this layer of each stack. Empty for all layers.
         redrawn: Share of each expert's hidden units that is drawn again (2502.19261).
-        router: Name of a router with ``k``.
+        router: Name of a router.
         seed: Seed of the routers and of the weights that are drawn again.
         **options: See ``moe_jax.surgery.changed.ChangeOptions``.
 
@@ -80,7 +81,7 @@ def upcycle(
         >>> mj.load_hf("tiny-upcycled").family
         'mixtral'
     """
-    recipe = dense.Upcycling(experts, routing.preset(router, k=k), shards, tuple(layers), redrawn)
+    recipe = dense.Upcycling(experts, _router(router, k), shards, tuple(layers), redrawn)
     same = dense.keeps_function(recipe)
     difference = "" if same else "its gates or weights do not add up to the dense network"
     key = jax.random.key(seed)
@@ -89,6 +90,13 @@ def upcycle(
         return dense.upcycle(opened.weights, recipe, key), difference
 
     return changed(source, output, change, **options)
+
+
+def _router(name: str, k: int | None) -> routing.Router:
+    """Returns the router of this name, with ``k`` experts per token if it has ``k``."""
+    if k is None and "k" not in routing.choices_of(name):
+        return routing.preset(name)
+    return routing.preset(name, k=2 if k is None else k)
 
 
 def prune(

@@ -93,6 +93,9 @@ def upcycle(weights: LayerWeights, recipe: Upcycling, key: PRNGKeyArray) -> Laye
             arrays[f"{start}experts/{name}"] = array
         for name, array in _router(recipe, model, heads).items():
             arrays[f"{start}router/{name}"] = array
+        for name, parameter in recipe.router.free.parameters(model.width).items():
+            heads = jax.random.fold_in(heads, 1)
+            arrays[f"{start}free/{name}"] = described(parameter, heads, model.init_scale)[...]
         for name, shape in recipe.router.state_shapes(recipe.experts).items():
             arrays[f"router_state/{of_layer}router/state/{name}"] = jnp.zeros(shape, jnp.float32)
     return dataclasses.replace(weights, model=model, arrays=arrays)
@@ -118,12 +121,13 @@ def upcycled_config(weights: LayerWeights, recipe: Upcycling) -> ModelConfig:
         )
     if not 0 <= recipe.redrawn <= 1:
         raise ConfigError(f"redrawn={recipe.redrawn} is not a share: use a number from 0 to 1")
-    upcycled = dataclasses.replace(model, **_settings(model, recipe))
+    settings: dict[str, Any] = _settings(model, recipe)
+    upcycled = dataclasses.replace(model, **settings)
     upcycled.check_layers()
     return upcycled
 
 
-def _settings(model: ModelConfig, recipe: Upcycling) -> dict[str, MoEConfig]:
+def _settings(model: ModelConfig, recipe: Upcycling) -> dict[str, Any]:
     """Returns the settings of the experts of each stack that gets any, by the setting's name.
 
     Raises:

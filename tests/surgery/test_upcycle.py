@@ -96,6 +96,12 @@ def test_nothing_is_drawn_by_default():
         np.testing.assert_array_equal(copies, np.stack([one, one]))
 
 
+@pytest.mark.parametrize("name", ["moe_plus_plus", "hash", "zaya"])
+def test_every_array_of_a_router_is_drawn(name):
+    new = upcycle(weights(PAIR), recipe(name), KEY)
+    assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
+
+
 @pytest.mark.parametrize(
     ("layers", "names"),
     [
@@ -137,6 +143,11 @@ def test_every_layer_has_routers_and_new_units_of_its_own():
         (DENSE, recipe(experts=1), "k=2 experts per token, but there are 1"),
         (two_stacks(), recipe(), "has experts already"),
         (dataclasses.replace(PAIR, decoder_moe=MOE), recipe(), "has experts already"),
+        (
+            PAIR,
+            recipe("expert_choice"),
+            "expert choice in a causal decoder routes a token",
+        ),
         (PAIR, recipe(layers=("decoder 2",)), "layer decoder 2 does not exist: .* decoder 0, dec"),
         (PAIR, recipe(layers=(1, "encoder 1")), "model.encoder_moe.layers names layer 1 twice"),
     ],
