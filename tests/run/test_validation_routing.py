@@ -1,6 +1,7 @@
 """The routing of validation text whose languages are known."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -13,7 +14,12 @@ from moe_jax.config.schema import build
 from moe_jax.data import open_source, open_tokenizer
 from moe_jax.parallel import MeshConfig
 from moe_jax.run.session import open_session
-from moe_jax.run.validation_routing import ValidationRouting, against_truth, expert_tokens
+from moe_jax.run.validation_routing import (
+    RoutedLayer,
+    ValidationRouting,
+    against_truth,
+    expert_tokens,
+)
 from tests.system import tiny
 
 
@@ -92,3 +98,26 @@ def test_other_text_has_no_known_truth(found):
     other = dataclasses.replace(made, data=dataclasses.replace(made.data, source="files:x"))
     session = dataclasses.make_dataclass("Session", ["experiment"])(other)
     assert against_truth(ValidationRouting(session, None)) == {}
+
+
+def test_layers_with_fewer_experts_have_rows_of_their_own():
+    layers = [
+        types.SimpleNamespace(name=name, moe=types.SimpleNamespace(num_experts=count))
+        for name, count in (("encoder 1", 1), ("decoder 1", 2))
+    ]
+    model = types.SimpleNamespace(sparse_layers=lambda: layers)
+    session = types.SimpleNamespace(
+        experiment=types.SimpleNamespace(model=model), tokenizer=data.Bytes()
+    )
+    tokens = np.array([5, 6])
+    one, two = np.ones((2, 1), bool), np.array([[True, False], [False, True]])
+    batch = [RoutedLayer(tokens, experts, None) for experts in (one, two)]
+
+    class Routing(list):
+        """A list of batches with a session."""
+
+    routing = Routing([batch])
+    routing.session = session
+    found = expert_tokens(routing)["layers"]
+    counts = [[len(expert) for expert in layer["experts"]] for layer in found]
+    assert counts == [[2], [1, 1]]
