@@ -120,14 +120,18 @@ def _curves(ablation: Ablation, records: Records) -> Figure:
 
 
 def baseline(ablation: Ablation, records: Records) -> str:
-    """Returns the arm that others are compared with; "" if no other arm has the same seeds.
+    """Returns the arm that others are compared with; "" if there is none.
 
-    It is the threshold arm, or else the first arm.
+    It is the threshold arm, or else the first arm, if another arm has its seeds and its number of
+    steps, of more than one; otherwise it is the first arm of which this holds.
     """
-    arm = ablation.threshold_arm or next(iter(ablation.arms))
-    seeds = {line["seed"] for line in records if line["arm"] == arm and not diverged(line)}
-    others = [line for line in records if line["arm"] != arm and not diverged(line)]
-    return arm if any(line["seed"] in seeds and line["curve"] for line in others) else ""
+    whole = [line for line in records if len(line["curve"]) > 1 and not diverged(line)]
+    runs: dict[str, set[tuple[int, int]]] = {}
+    for line in whole:
+        runs.setdefault(line["arm"], set()).add((line["seed"], line["steps"]))
+    arms = [arm for arm in (ablation.threshold_arm, *ablation.arms) if arm in runs]
+    compared = (a for a in arms if any(runs[a] & runs[b] for b in runs if b != a))
+    return next(compared, "")
 
 
 def _differences(axes: Axes, ablation: Ablation, records: Records, first: str) -> None:
@@ -135,7 +139,7 @@ def _differences(axes: Axes, ablation: Ablation, records: Records, first: str) -
 
     Arms with another number of steps than the baseline are left out.
     """
-    whole = [line for line in records if line["curve"] and not diverged(line)]
+    whole = [line for line in records if len(line["curve"]) > 1 and not diverged(line)]
     theirs = {line["seed"]: line for line in whole if line["arm"] == first}
     for arm, lines in by_arm(ablation, whole).items():
         pairs = [(line, theirs[line["seed"]]) for line in lines if line["seed"] in theirs]

@@ -177,6 +177,14 @@ def test_curves_are_compared_with_the_threshold_arm_or_the_first(threshold, seed
     assert figures.baseline(ablation, lines) == expected
 
 
+def test_curves_of_further_training_are_compared_with_each_other():
+    # The first arm trains for 40 steps, and the two others go on for 4 steps each.
+    arms = {"dense": 40, "switch": 4, "gshard": 4}
+    ablation = dataclasses.replace(FULL, threshold_arm="", arms=FULL.arms | {"gshard": {}})
+    lines = [record(ablation, arm, 0, 3.0, steps=steps) for arm, steps in arms.items()]
+    assert figures.baseline(ablation, lines) == "switch"
+
+
 def test_sizes_are_drawn_relative_to_the_unchanged_model_with_a_colour_per_method():
     ours, theirs = figures.drawn(FULL, records(), judged(FULL, records()))["sizes"].axes
     (measured,) = ours.containers
