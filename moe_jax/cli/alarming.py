@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
 
+from moe_jax.analysis.observed import Observed
 from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import experiment_of_texts
 from moe_jax.errors import ConfigError
 from moe_jax.interop.folders import kind_of
-from moe_jax.models import Model
+from moe_jax.models import Decoder
+from moe_jax.monitor import Drift
 from moe_jax.run import workdir
 from moe_jax.run.alarms import lines_to_compare
+from moe_jax.run.opened import FolderModel
+from moe_jax.run.reference_stream import reference_stream
 from moe_jax.serving.stream import TrafficRules
 
 _ALARMS = "training.alarms"
@@ -48,16 +53,32 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
     return experiment_of_texts(run, texts)[0] if texts else run
 
 
-def rules_of(given: flags.FlagValues, experiment: Experiment, model: Model) -> TrafficRules | None:
+def rules_of(
+    given: flags.FlagValues, experiment: Experiment, opened: FolderModel
+) -> TrafficRules | None:
     """Returns the alarms of the served stream; ``None`` without any.
+
+    Rules of drift read the validation documents of their references first, except with a budget
+    for experts, under which a model may be larger than the device.
 
     Raises:
         ConfigError: If a reference is no run with the layers of the model.
     """
-    if not experiment.training.alarms:
+    alarms, folder = experiment.training.alarms, Path(given.model)
+    if not alarms:
         return None
-    if kind_of(Path(given.model)) != "run":
+    if kind_of(folder) != "run":
         # The default experiment of a converted folder describes another model.
-        experiment = dataclasses.replace(experiment, model=model.config)
-    compared = lines_to_compare(experiment, Path(given.model), given.step)
-    return TrafficRules(experiment.training.alarms, compared, given.alarm_window, common.warn)
+        experiment = dataclasses.replace(experiment, model=opened.model.config)
+    compared = lines_to_compare(experiment, folder, given.step)
+    names = {alarm.reference for alarm in alarms if isinstance(alarm, Drift)}
+    streams = {} if given.expert_bytes else _streams(names, folder, opened)
+    return TrafficRules(alarms, compared, given.alarm_window, common.warn, streams)
+
+
+def _streams(names: Iterable[str], folder: Path, opened: FolderModel) -> dict[str, Observed]:
+    """Returns the documents of the references of a decoder that can be compared with its tokens."""
+    if not isinstance(opened.model, Decoder):
+        return {}
+    found = {name: reference_stream(name, folder, opened) for name in sorted(names)}
+    return {name: stream[0] for name, stream in found.items() if stream is not None}

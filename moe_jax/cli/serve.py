@@ -81,7 +81,7 @@ def main(given: flags.FlagValues) -> None:
         given.place_every,
         drafting.speculation_of(given),
         offloading.offload_of(given, opened.model),
-        alarming.rules_of(given, experiment, opened.model),
+        alarming.rules_of(given, experiment, opened),
     )
     name = given.name or Path(given.model).resolve().name
     with (

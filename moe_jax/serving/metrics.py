@@ -122,7 +122,7 @@ class _AlarmGauges(Collector):
         if stream.drift is not None:
             drift = GaugeMetricFamily(
                 "moe_jax_drift_distance",
-                "Distance of the last window from the first one: token ids, and the experts of "
+                "Distance of the last window from the reference: token ids, and the experts of "
                 "the same token ids in the layer where they are farthest.",
                 labels=["of"],
             )

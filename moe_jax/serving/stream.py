@@ -36,6 +36,8 @@ class TrafficRules:
         alarms: The rules.
         references: Line with the loads to compare with, for each reference of a ``Drift``; ``None``
             takes the first window of the stream.
+        streams: Tokens and choices to compare with, for references that have some; the kind of a
+            drift from any other reference is the kind of the change since the first window.
         window: Number of tokens after which the stream is judged.
         say: Function that receives each new condition in words.
     """
@@ -44,6 +46,7 @@ class TrafficRules:
     references: Mapping[str, Line | None]
     window: int = 8192
     say: Callable[[str], None] = print
+    streams: Mapping[str, Observed] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +84,10 @@ class StreamState:
         names: Names of all alarms.
         tokens: Number of tokens that have been judged.
         alarms: Active conditions in words, by alarm and layer.
-        drift: Distances of the last window from the first one, as ``moe_jax.analysis.drift`` names
-            them, and ``drifted``: ``none``, ``data``, ``routing`` or ``data and routing``; ``None``
-            before the second window, or without a ``Drift``.
+        drift: Distances of the last window from the stream that the first ``Drift`` compares with,
+            as ``moe_jax.analysis.drift`` names them, and ``drifted``: ``none``, ``data``,
+            ``routing`` or ``data and routing``; ``None`` without a ``Drift``, or without another
+            stream, as in the first window.
     """
 
     names: tuple[str, ...] = ()
@@ -103,28 +107,45 @@ class StreamState:
 
 
 @dataclasses.dataclass(frozen=True)
-class _First:
-    """The first window of a stream, with which later ones are compared.
+class _Origin:
+    """A stream with which windows are compared.
 
     Attributes:
-        line: Its loads.
+        words: The stream in words.
         tokens: Its token ids ``(N,)``.
-        tokens_by_chance: Distance of the token ids of its requests of even and of odd number.
+        tokens_by_chance: Distance of the token ids of its documents of even and of odd number.
         tables: Choices by token id, for each MoE layer.
-        by_chance: Distance of the experts of the same token ids in these requests, for each layer.
+        by_chance: Distance of the experts of the same token ids in these documents, for each layer.
     """
 
-    line: Line
+    words: str
     tokens: np.ndarray
     tokens_by_chance: float
     tables: list[TokenTable]
     by_chance: list[float | None]
 
     @classmethod
-    def of(cls, line: Line, window: Observed, tables: list[TokenTable]) -> _First:
-        chance = chance_distance_of_tokens(window.tokens, window.documents)
-        by_chance = [chance_distance(window, layer) for layer in window.layers]
-        return cls(line, window.tokens, chance, tables, by_chance)
+    def of(cls, words: str, stream: Observed) -> _Origin:
+        chance = chance_distance_of_tokens(stream.tokens, stream.documents)
+        by_chance = [chance_distance(stream, layer) for layer in stream.layers]
+        tables = [by_token(layer, stream.tokens) for layer in stream.layers]
+        return cls(words, stream.tokens, chance, tables, by_chance)
+
+    def distances(self, window: Observed) -> dict[str, Any]:
+        """Returns the distances of a window from the stream."""
+        parts = zip(window.layers, self.tables, self.by_chance, strict=True)
+        return {
+            "tokens": token_distance(self.tokens, window.tokens),
+            "tokens_by_chance": self.tokens_by_chance,
+            "layers": [
+                {
+                    "layer": layer.name,
+                    **layer_distances(before, by_token(layer, window.tokens)),
+                    "by_chance": chance,
+                }
+                for layer, before, chance in parts
+            ],
+        }
 
 
 class StreamJudge:
@@ -142,46 +163,60 @@ class StreamJudge:
             layers: The MoE layers in the order of the choices.
         """
         self._rules, self._layers = rules, layers
-        self._first: _First | None = None
+        self._first: tuple[Line, _Origin] | None = None
         self._names = names_of(rules.alarms)
+        self._drifts = [alarm for alarm in rules.alarms if isinstance(alarm, Drift)]
+        self._origins = {
+            name: _Origin.of(f"the validation documents of {name or 'the run'}", stream)
+            for name, stream in rules.streams.items()
+        }
         self.state = StreamState(tuple(self._names))
 
     def see(self, served: ServedWindow) -> StreamState:
         """Returns the alarms after the next window, and reports each new condition."""
         window = served.observed(self._layers)
         tokens = self.state.tokens + len(window.tokens)
-        tables = [by_token(layer, window.tokens) for layer in window.layers]
         line = _line(tokens, window, self._layers)
-        drift = None
+        origins = self._compared()
+        drifts = {name: one.distances(window) if one else None for name, one in origins.items()}
         if self._first is None:
-            first = {**line, "about": "the first window"}
-            self._first = _First.of(first, window, tables)
-        elif any(isinstance(alarm, Drift) for alarm in self._rules.alarms):
-            drift = _distances(self._first, window, tables)
-        alarms = self._conditions(line, drift)
+            words = "the first window"
+            self._first = {**line, "about": words}, _Origin.of(words, window)
+        alarms = self._conditions(line, self._first[0], origins, drifts)
         for words in _new(self.state.alarms, alarms):
             self._rules.say(words)
-        self.state = StreamState(
-            self.state.names, tokens, alarms, None if drift is None else self._named(drift)
-        )
+        self.state = StreamState(self.state.names, tokens, alarms, self._named(drifts))
         return self.state
 
-    def _conditions(self, line: Line, drift: dict[str, Any] | None) -> Conditions:
+    def _compared(self) -> dict[str, _Origin | None]:
+        """Returns the stream that each reference compares with; ``None`` if there is none yet."""
+        first = None if self._first is None else self._first[1]
+        return {one.reference: self._origins.get(one.reference, first) for one in self._drifts}
+
+    def _conditions(
+        self,
+        line: Line,
+        first: Line,
+        origins: Mapping[str, _Origin | None],
+        drifts: Mapping[str, dict[str, Any] | None],
+    ) -> Conditions:
         """Returns the active conditions; those of a drift have its kind."""
         rules = self._rules
-        assert self._first is not None
-        known = {name: found or self._first.line for name, found in rules.references.items()}
-        found = on_stream(rules.alarms, line, {"": self._first.line, **known})
+        known = {name: found or first for name, found in rules.references.items()}
+        found = on_stream(rules.alarms, line, {"": first, **known})
         for alarm, name in zip(rules.alarms, self._names, strict=True):
             if isinstance(alarm, Drift):
-                moved = found.get(name, {})
-                found[name] = with_kinds(moved, drift, alarm.above, "the first window")
+                origin, moved = origins[alarm.reference], found.get(name, {})
+                words = origin.words if origin else ""
+                found[name] = with_kinds(moved, drifts[alarm.reference], alarm.above, words)
         return {name: layers for name, layers in found.items() if layers}
 
-    def _named(self, drift: dict[str, Any]) -> dict[str, Any]:
-        """Returns the distances with the kind of the drift, by the lowest limit of the rules."""
-        limit = min(alarm.above for alarm in self._rules.alarms if isinstance(alarm, Drift))
-        return {**drift, "drifted": drifted(drift, limit)}
+    def _named(self, drifts: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Returns the distances of the first rule with the kind, by the lowest limit of all."""
+        found = next(iter(drifts.values()), None)
+        if found is None:
+            return None
+        return {**found, "drifted": drifted(found, min(alarm.above for alarm in self._drifts))}
 
 
 def _line(step: int, window: Observed, layers: Sequence[SparseLayer]) -> dict[str, Any]:
@@ -194,19 +229,6 @@ def _line(step: int, window: Observed, layers: Sequence[SparseLayer]) -> dict[st
         own = {"layer": sparse.name, "dropped_fraction": 0.0, "load": shares}
         found.append({**own, **load_statistics(load)})
     return {"kind": "serve", "step": step, "layers": found}
-
-
-def _distances(first: _First, window: Observed, tables: list[TokenTable]) -> dict[str, Any]:
-    """Returns the distances of a window from the first one."""
-    parts = zip(window.layers, first.tables, tables, first.by_chance, strict=True)
-    return {
-        "tokens": token_distance(first.tokens, window.tokens),
-        "tokens_by_chance": first.tokens_by_chance,
-        "layers": [
-            {"layer": layer.name, **layer_distances(before, after), "by_chance": chance}
-            for layer, before, after, chance in parts
-        ],
-    }
 
 
 def _new(before: Conditions, after: Conditions) -> list[str]:

@@ -2,17 +2,18 @@
 
 import functools
 import json
-import types
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
 import moe_jax as mj
 from moe_jax.cli import alarming, main, serve
 from moe_jax.monitor.alarms import load_distance
-from moe_jax.run import judging
+from moe_jax.run import reference_stream
 from moe_jax.run.loop import StoppedByAlarm
+from moe_jax.run.opened import open_folder
 from moe_jax.training.step import eval_step
 from tests.data.corpora import write_rows
 from tests.system import tiny
@@ -112,7 +113,7 @@ def test_another_router_on_the_same_documents_is_a_drift_of_the_routing(stopped,
 
 def test_a_reference_with_another_tokenizer_leaves_the_kind_unknown(stopped, tmp_path, monkeypatch):
     _, run, data = stopped
-    monkeypatch.setattr(judging, "_same_ids", lambda *both: False)
+    monkeypatch.setattr(reference_stream, "_same_ids", lambda *both: False)
     other = {"data.source": "python_library", "training.alarms": ({"type": "Drift", "above": 0.0},)}
     found = mj.open_run(run.workdir, overrides=other).evaluate()
     (words,) = found["alarms"]["Drift"].values()
@@ -129,25 +130,31 @@ def test_the_command_warns_of_an_evaluated_stream(stopped, monkeypatch, capsys):
     assert "warning: SaturatedGates in layer 1: the mean share of the top score" in err
 
 
-def rules(folder, model, *alarms):
+def rules(folder, opened, *alarms):
     values = flags.FlagValues()
     serve.define(values)
     more = [f"--override=training.alarms={json.dumps(alarms)}"] if alarms else []
     values(["serve", f"--model={folder}", "--alarm_window=64", *more])
-    return alarming.rules_of(values, alarming.experiment_of(values), model)
+    return alarming.rules_of(values, alarming.experiment_of(values), opened)
 
 
 def test_a_served_stream_meets_the_rules_of_the_run(stopped, tmp_path):
     _, run, _ = stopped
-    model = types.SimpleNamespace(config=run.config.model)
-    own = rules(run.workdir, model)
+    opened = open_folder(run.workdir, None, lambda model: None)
+    own = rules(run.workdir, opened)
     assert own.alarms == run.config.training.alarms and own.window == 64
     assert own.references == {"": [line for line in run.metrics if line["kind"] == "eval"][-1]}
+    # The served model has read the run's own validation documents, each "ab" 40 times.
+    assert set(opened.tokenizer.decode(own.streams[""].tokens)) == set("ab")
     # A folder that is no run has no rules of its own and no validation.
-    assert rules(tmp_path, model) is None
+    assert rules(tmp_path, opened) is None
     given = {"type": "Drift", "reference": str(run.workdir)}
-    other = rules(tmp_path, model, {"type": "Drift"}, given)
+    other = rules(tmp_path, opened, {"type": "Drift"}, given)
     assert other.references == {"": None, str(run.workdir): own.references[""]}
+    (stream,) = other.streams.values()
+    assert [*other.streams] == [str(run.workdir)]
+    for one, same in zip(stream.layers, own.streams[""].layers, strict=True):
+        np.testing.assert_array_equal(one.choices, same.choices)
 
 
 def test_the_report_lists_them(stopped):

@@ -40,9 +40,11 @@ def window(tokens, experts=EXPERTS):
     return ServedWindow(np.array(tokens), np.arange(len(tokens)) // 2, choices)
 
 
-def judge(*alarms, reference=None, said=None):
+def judge(*alarms, reference=None, said=None, stream=None):
     say = (lambda words: None) if said is None else said.append
-    return StreamJudge(TrafficRules(alarms, {"": reference}, say=say), (LAYER,))
+    streams = {} if stream is None else {"": stream.observed((LAYER,))}
+    rules = TrafficRules(alarms, {"": reference}, say=say, streams=streams)
+    return StreamJudge(rules, (LAYER,))
 
 
 def test_other_data_are_a_drift_of_the_data():
@@ -101,6 +103,23 @@ def test_a_reference_of_a_run_is_compared_from_the_first_window_on():
     one = judge(Drift(above=0.2), reference=line)
     words = "the load is at a distance of 1.000 from the reference (step 300), above 0.2"
     assert one.see(window([5, 5])).alarms == {"Drift": {"1": f"{words}: of unknown kind"}}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "kind"),
+    [([6, 6, 6, 6], EXPERTS, "data"), ([5, 6, 5, 6], {5: 1, 6: 1}, "routing")],
+)
+def test_the_first_window_is_compared_with_the_documents_of_a_reference(tokens, experts, kind):
+    # The reference has equal loads, and the first window has all tokens on expert 1.
+    line = {"step": 300, "layers": [{"layer": 1, "load": [0.5, 0.5]}]}
+    one = judge(Drift(above=0.2), reference=line, stream=window([5, 6, 5, 6]))
+    found = one.see(window(tokens, experts))
+    assert found.drift["drifted"] == kind
+    words = found.alarms["Drift"]["1"]
+    assert words.startswith("the load is at a distance of 0.558 from the reference (step 300)")
+    assert f"above 0.2: drift of the {kind}" in words
+    about = "from the validation documents of the run, above 0.2"
+    assert about in found.alarms["Drift"]["all" if kind == "data" else "1"]
 
 
 def test_other_rules_read_the_loads_of_a_window():
