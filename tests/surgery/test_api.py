@@ -167,7 +167,7 @@ def test_a_mesh_splits_the_changed_experts(sparse, tmp_path, change, experts, st
         half = (2, experts // 2, *array.shape[2:])
         shards = array.addressable_shards
         assert len(shards) == 8 and {shard.data.shape for shard in shards} == {half}, name
-    assert mj.train(run.config, tmp_path / "out").step == 3
+    assert np.isfinite(run.evaluate()["loss"])
 
 
 @pytest.fixture(scope="module")
