@@ -155,7 +155,7 @@ def _settings(model: ModelConfig, recipe: Upcycling) -> dict[str, Any]:
 
 
 def _layers(model: ModelConfig) -> tuple[SparseLayer, ...]:
-    """Returns all layers of a model as if each had experts, those that look ahead at the end."""
+    """Returns every layer of a model as a layer with experts; lookahead modules come last."""
     two = isinstance(model, EncoderDecoderConfig)
     settings: dict[str, Any] = dict.fromkeys(
         ("encoder_moe", "decoder_moe") if two else ("moe",), MoEConfig(every=1)

@@ -12,7 +12,7 @@ from moe_jax.routing.plan import Plan
 # Experts map ``T`` tokens each. They are a module: an implementation may split or select the
 # parameters.
 Experts = Callable[[Float[Array, "E T M"]], Float[Array, "E T N"]]
-# What the gates of a router scale: the inputs of the experts or the outputs.
+# Gates of a router scale the inputs or the outputs of the experts.
 Scaled = Literal["in", "out"]
 # A function of the experts' outputs by slot, such as dropout.
 OnOutputs = Callable[[Float[Array, "G E C N"]], Float[Array, "G E C N"]]

@@ -89,7 +89,7 @@ def test_gates_on_inputs_are_in_the_input_weights():
     arrays = {"experts/up": column, "experts/up_bias": column, "experts/down": column}
     arrays["experts/down_bias"] = column
     found = one_network(moe, arrays, USE, groups(USE, 2, "prune"))
-    # Of four tokens with two choices, three chose each expert, with gates of 2/3 and 1/3.
+    # Three of four tokens choose expert 0, and three choose expert 1; mean gates are 2/3 and 1/3.
     np.testing.assert_allclose(found["up"], [[4 / 3, 1]], rtol=1e-6)
     np.testing.assert_allclose(found["up_bias"], [2, 3])
     # Both have half of the two choices of a token.
