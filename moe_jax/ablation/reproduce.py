@@ -13,12 +13,13 @@ from moe_jax import files, signals
 from moe_jax.ablation.ablation import Ablation
 from moe_jax.ablation.catalogue import LINES, RESULTS, command_of, load, read
 from moe_jax.ablation.derived import with_thresholds
+from moe_jax.ablation.finished import Finished, check_corpora, finished_runs
 from moe_jax.ablation.judgement import judged
 from moe_jax.ablation.looks import undecided_arms
 from moe_jax.ablation.pairs import TableAgreement, agreements
 from moe_jax.ablation.records import record
 from moe_jax.ablation.report import write_report
-from moe_jax.ablation.runner import Run, execute, runs_of, to_train
+from moe_jax.ablation.runner import ChangedRun, Run, execute, runs_of, to_train
 from moe_jax.ablation.statistics import LOOKS, Look
 from moe_jax.ablation.verdicts import Verdict
 from moe_jax.config import library
@@ -45,6 +46,7 @@ class Study:
         seeds: Largest number of seeds.
         workdir: Folder of all runs.
         steps: Number of steps of each run, for a trial; 0 for the steps of the scale.
+        finished: Records of an earlier command by arm and seed; their runs are not trained.
     """
 
     file: Path
@@ -56,19 +58,48 @@ class Study:
     seeds: int
     workdir: Path
     steps: int = 0
+    finished: Finished = dataclasses.field(default_factory=dict)
 
-    def further(self, look: Look, arms: Sequence[str]) -> list[Run]:
-        """Returns the runs of a look that are no runs of the study, without the arms left out."""
+    @property
+    def own_runs(self) -> list[Run]:
+        """Runs that no earlier command has recorded."""
+        return [run for run in self.runs if (run.arm, run.seed) not in self.finished]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Records of the runs that have ended, in the order of the runs."""
+        own = {(run.arm, run.seed): record(run) for run in self.own_runs if run.ended}
+        known = {**self.finished, **own}
+        keys = [(run.arm, run.seed) for run in self.runs]
+        return [known[key] for key in keys if key in known]
+
+    def next_look(self) -> tuple[Look, list[str], list[Run]] | None:
+        """Returns the next look, its undecided arms and its runs; ``None`` if there is none."""
+        if not self.ablation.registered:
+            return None
+        undecided = undecided_arms(self.ablation, self.records)
+        arms = [arm for arm in undecided if arm in self.arms]
         known = {run.folder for run in self.runs}
-        chosen = [arm for arm in arms if arm in self.arms]
-        seeds = min(look.seeds, self.seeds)
-        runs = runs_of(self.ablation, self.scale, seeds, chosen, self.workdir, self.steps)
-        return [run for run in runs if run.folder not in known]
+        for look in LOOKS[1:]:
+            seeds = min(look.seeds, self.seeds)
+            runs = runs_of(self.ablation, self.scale, seeds, arms, self.workdir, self.steps)
+            if more := [run for run in runs if run.folder not in known]:
+                return look, arms, more
+        return None
+
+    @property
+    def left(self) -> list[Run | ChangedRun]:
+        """Runs to train: those of the first look, or of the next one if the first has ended."""
+        runs = to_train(self.own_runs)
+        following = None if runs else self.next_look()
+        if following is None:
+            return runs
+        return dataclasses.replace(self, runs=(*self.runs, *following[2])).left
 
     @property
     def minutes(self) -> float:
         """Estimated minutes of the runs that are left to train."""
-        unique = to_train(self.runs)
+        unique = self.left
         training = sum(run.training_flops for run in unique) / _RATE[self.scale]
         return (training + _START * len(unique)) / self.side_by_side / 60
 
@@ -78,8 +109,9 @@ class Study:
         for run in (run for run in self.runs if run.seed == self.ablation.first_seed):
             cost, flops = run.cost, f"{run.training_flops:.2e}"
             lines.append(f"{run.arm:24s} {cost.total:14,} {cost.flops_per_token:12,} {flops:>14s}")
-        left = len(to_train(self.runs))
-        lines.append(f"{len(self.runs)} runs, {left} to train, about {self.minutes:.0f} min")
+        lines.append(
+            f"{len(self.runs)} runs, {len(self.left)} to train, about {self.minutes:.0f} min"
+        )
         return "\n".join(lines)
 
 
@@ -117,6 +149,7 @@ def study(
     arms: Sequence[str] = (),
     steps: int = 0,
     side_by_side: int = 0,
+    records: str | Path | None = None,
 ) -> Study:
     """Plans the runs of an ablation; see ``reproduce``."""
     file = library.ablation_file(str(name))
@@ -127,7 +160,10 @@ def study(
     runs = runs_of(ablation, scale, first, chosen, Path(workdir), steps)
     alone = 1 if scale != "cpu" else min(os.cpu_count() or 1, _MOST_PLACES)
     places = side_by_side or alone
-    return Study(file, ablation, scale, chosen, tuple(runs), places, most, Path(workdir), steps)
+    finished = finished_runs(records, ablation, scale, steps) if records else {}
+    return Study(
+        file, ablation, scale, chosen, tuple(runs), places, most, Path(workdir), steps, finished
+    )
 
 
 def reproduce(
@@ -140,6 +176,7 @@ def reproduce(
     arms: Sequence[str] = (),
     steps: int = 0,
     side_by_side: int = 0,
+    records: str | Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Reproduction:
     """Trains the unfinished runs of an ablation, and tests the claims of the paper.
@@ -155,11 +192,14 @@ def reproduce(
         steps: Number of steps of each run, for a trial; 0 for the steps of the scale.
         side_by_side: Number of concurrent runs, which share cores and GPUs; 0 for one per core at
             the scale ``cpu``.
+        records: ``results.jsonl`` of an earlier command, whose runs are not trained again, or
+            ``committed`` for the records of the package; by default all runs are trained.
         say: Function that prints skipped runs and the path of the report; by default nothing is
             printed.
 
     Raises:
-        ConfigError: The ablation, the scale or an arm is unknown.
+        ConfigError: The ablation, the scale or an arm is unknown, or the records are of other
+            configurations or of another corpus.
         TrainingError: A run fails other than by divergence.
 
     Examples:
@@ -181,6 +221,7 @@ def reproduce(
         arms=arms,
         steps=steps,
         side_by_side=side_by_side,
+        records=records,
     )
     return carried_out(wanted, workdir, output, say or (lambda text: None))
 
@@ -223,13 +264,10 @@ def carried_out(
     for path, flag in ((Path(workdir), "--workdir"), (folder, "--output")):
         files.check_folder(path, flag)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = _executed(wanted)
-    if ablation.registered:
-        wanted = _after_looks(wanted, say)
-    runs = wanted.runs
-    for run in (run for run in runs if not run.ended):
+    wanted = _after_looks(_executed(wanted), say)
+    for run in (run for run in wanted.own_runs if not run.ended):
         say(f"left out: arm {run.arm}, seed {run.seed}: a run that it needs has diverged")
-    records = [record(run) for run in runs if run.ended]
+    records = wanted.records
     if not records:
         names = ", ".join(wanted.arms)
         raise TrainingError(f"no run ended: the runs that {names} need have diverged")
@@ -243,23 +281,21 @@ def carried_out(
 
 def _executed(wanted: Study) -> Study:
     """Trains the unfinished runs of a study, and returns the study."""
+    runs = wanted.own_runs
+    check_corpora(runs, wanted.finished)
     try:
-        execute(wanted.runs, wanted.file, wanted.side_by_side)
+        execute(runs, wanted.file, wanted.side_by_side)
     except signals.Interrupted as stop:
-        ended = sum(run.ended for run in wanted.runs)
-        detail = f": {ended} of {len(wanted.runs)} runs have ended, and the active runs are saved"
+        ended = sum(run.ended for run in runs)
+        detail = f": {ended} of {len(runs)} runs have ended, and the active runs are saved"
         raise signals.Interrupted(stop.number, detail) from None
     return wanted
 
 
 def _after_looks(wanted: Study, say: Callable[[str], None]) -> Study:
     """Trains more seeds of the arms that are not decided, look by look."""
-    for look in LOOKS[1:]:
-        records = [record(run) for run in wanted.runs if run.ended]
-        arms = undecided_arms(wanted.ablation, records)
-        more = wanted.further(look, arms)
-        if not more:
-            break
+    while (following := wanted.next_look()) is not None:
+        look, arms, more = following
         say(f"{look.seeds} seeds of {', '.join(arms)}, which are not decided: {len(more)} runs")
         wanted = _executed(dataclasses.replace(wanted, runs=(*wanted.runs, *more)))
     return wanted

@@ -24,6 +24,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output", None, "Folder of the report; WORKDIR/NAME by default.", flag_values=values
     )
+    flags.DEFINE_string(
+        "records",
+        None,
+        "results.jsonl of an earlier command, whose runs are not trained again; committed for the "
+        "records of the package.",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "scale", "cpu", SCALES, "Scale of model sizes and budgets.", flag_values=values
     )
@@ -68,6 +75,7 @@ def main(given: flags.FlagValues) -> None:
         arms=given.arms,
         steps=given.steps,
         side_by_side=given.side_by_side,
+        records=given.records,
     )
     if given.dry_run:
         common.say(wanted.outline())
