@@ -1,4 +1,7 @@
-"""Settings with which programs compile faster; XLA partitions and fuses them as always."""
+"""Settings with which programs compile faster and simulated devices wait longer.
+
+XLA partitions and fuses the programs as always.
+"""
 
 import importlib.metadata
 import os
@@ -17,6 +20,8 @@ def _version(package: str) -> tuple[int, ...]:
 
 # LLVM's work alone.
 QUICK = (
+    # On a busy machine, a device may reach a collective later than after XLA's 40 seconds.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
     # XLA ends a process that names a flag it does not know.
