@@ -33,6 +33,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="ed46e141851786587c78a0e7f54aba2a604673f2",
     published=(
         Published(
             "Switch table 1 (2101.03961)",
