@@ -1,7 +1,7 @@
 """Switch table 1: dense, top-2 and Switch at capacity factors 2.0, 1.25 and 1.0.
 
-The printed hours to a loss have no measured values beside them: all arms decay their rate to the end,
-so a loss that is reached early says little (see ``experiments/registration.md``).
+The printed hours to a loss have no measured values beside them: all arms decay their rate to the
+end, so the time of an earlier loss says little (see ``experiments/registration.md``).
 """
 
 from moe_jax.configs.common import router
