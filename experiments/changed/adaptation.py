@@ -61,6 +61,7 @@ ABLATION = Ablation(
         "experts_on_code": _MODEL | evaluated("experts"),
         "all_but_experts_on_code": _MODEL | evaluated("all_but_experts"),
         "adapters_on_code": _MODEL | evaluated("adapters", "merge_adapters"),
+        "adapters_slowly_on_code": _MODEL | evaluated("adapters_slowly", "merge_adapters"),
         "replay_on_code": _MODEL | evaluated("replay"),
     },
     scales=_SCALES,
