@@ -27,7 +27,7 @@ from moe_jax.errors import ConfigError, TrainingError
 
 # Training speed in FLOP/s (measured on one core for ``cpu``, guessed for the others), and the
 # seconds that a run takes besides training.
-_RATE = {"cpu": 1e10, "gpu": 1e14, "pod": 1e16}
+_RATE = {"cpu": 1.8e10, "gpu": 1e14, "pod": 1e16}
 _START = 20
 _MOST_PLACES = 8
 
