@@ -6,7 +6,8 @@ from moe_jax.configs.common import router
 from moe_jax.experiments.base import DROPLESS, SCALES, language_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Published
-from moe_jax.ablation.overlay import Overlay
+from moe_jax.ablation.overlay import FittedCoefficient, Overlay
+from moe_jax.counting.fits import granularity_exponent
 from moe_jax.counting.laws import MOE, blocks_of, total_parameters
 
 _PARTS = (1, 2, 4, 8)
@@ -65,6 +66,14 @@ ABLATION = Ablation(
             "Krajewski et al., 64 x 3M, 16B tokens": _law(3e6, 16e9),
             "64 x 25M, 66B tokens": _law(25e6, 66e9),
         },
+        coefficients=(
+            FittedCoefficient(
+                "exponent of granularity (10: the loss does not fall after the first step)",
+                "Krajewski et al. table 1 (2402.07871)",
+                MOE.gamma,
+                granularity_exponent,
+            ),
+        ),
     ),
 )
 

@@ -3,7 +3,8 @@
 from moe_jax.experiments.base import REGISTERED, beats_zlib, gates_from_one, saturated_model
 
 from moe_jax.ablation.ablation import Ablation, Claim, Published
-from moe_jax.ablation.overlay import Overlay
+from moe_jax.ablation.overlay import FittedCoefficient, Overlay
+from moe_jax.counting.fits import expert_slope
 from moe_jax.counting.laws import S_BASE
 
 # Pre-training losses of table 7 by number of experts, which follows from the printed parameters
@@ -55,6 +56,14 @@ ABLATION = Ablation(
         laws={
             "Clark et al., S-BASE at 15M": lambda experts: float(S_BASE.loss(_SMALLEST, experts)),
         },
+        coefficients=(
+            FittedCoefficient(
+                "slope of log10 loss in log10 effective experts",
+                "Clark et al. table 3 (2202.01169), S-BASE at 15M",
+                float(S_BASE.expert_slope(_SMALLEST)),
+                expert_slope,
+            ),
+        ),
     ),
 )
 

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedCoefficient:
+    """A coefficient of a published law that the losses of the arms give too.
+
+    Attributes:
+        name: The coefficient in words.
+        source: Paper and table of the published value.
+        published: The published value.
+        fit: Function that returns the coefficient for axis values and losses of one seed.
+    """
+
+    name: str
+    source: str
+    published: float
+    fit: Callable[[Sequence[float], Sequence[float]], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +35,14 @@ class Overlay:
         places: Value of each arm on the axis, the first arm first.
         series: Published losses by name, and by value on the axis.
         laws: Published laws by name; a law maps a value on the axis to a loss.
+        coefficients: Coefficients of laws, fitted to the losses of each seed.
     """
 
     label: str
     places: Mapping[str, float]
     series: Mapping[str, Mapping[float, float]] = dataclasses.field(default_factory=dict)
     laws: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
+    coefficients: Sequence[FittedCoefficient] = ()
 
     @property
     def first(self) -> str:

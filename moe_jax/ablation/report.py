@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from moe_jax.ablation.derived import (
     values_of,
     with_thresholds,
 )
+from moe_jax.ablation.intervals import interval
 from moe_jax.ablation.judgement import failed_gates, judged
 from moe_jax.ablation.overlay import Overlay
 from moe_jax.ablation.pairs import TableAgreement, agreements
@@ -270,7 +271,39 @@ def _overlay(ablation: Ablation, overlay: Overlay, records: Records) -> list[str
         rows.append([arm, f"{place:g}", str(ours or ""), *expected])
     header = ["arm", overlay.label, "measured", *names]
     about = f"Loss minus the loss of `{overlay.first}`; losses on different corpora do not compare."
-    return [about, "", *_table(header, rows)]
+    fitted = _coefficients(ablation, overlay, records)
+    return [about, "", *_table(header, rows), *(["", *fitted] if fitted else [])]
+
+
+def _coefficients(ablation: Ablation, overlay: Overlay, records: Records) -> list[str]:
+    """Returns a table of coefficients of laws, fitted to each seed that has every arm."""
+    seeds = _complete_seeds(ablation, overlay.places, records)
+    if not overlay.coefficients or len(seeds) < 2:
+        return []
+    places = list(overlay.places.values())
+    rows = []
+    for coefficient in overlay.coefficients:
+        values = [coefficient.fit(places, losses) for losses in seeds]
+        measured = interval(values)
+        rows.append(
+            [coefficient.name, coefficient.source, f"{coefficient.published:.3g}", str(measured)]
+        )
+    about = f"Coefficients of laws, fitted to each of the {len(seeds)} seeds that have every arm."
+    return [about, "", *_table(["coefficient", "source", "published", "measured"], rows)]
+
+
+def _complete_seeds(ablation: Ablation, arms: Iterable[str], records: Records) -> list[list[float]]:
+    """Returns the losses of the arms, in their order, for each seed that has all of them."""
+    known: dict[int, dict[str, float]] = {}
+    for line in records:
+        if line.get(ablation.metric) is not None:
+            known.setdefault(line["seed"], {})[line["arm"]] = line[ablation.metric]
+    wanted = list(arms)
+    return [
+        [losses[arm] for arm in wanted]
+        for _, losses in sorted(known.items())
+        if losses.keys() >= set(wanted)
+    ]
 
 
 def _sizes(ablation: Ablation, sizes: QualityBySize, records: Records) -> list[str]:

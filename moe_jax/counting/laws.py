@@ -92,6 +92,14 @@ class Clark:
         n, e = np.log10(params), np.log10(self.effective_experts(experts))
         return 10 ** (self.a * n + self.b * e + self.c * n * e + self.d)
 
+    def expert_slope(self, params: Number) -> Number:
+        """Returns the slope of log10 loss in log10 effective experts.
+
+        Args:
+            params: Parameters of the base model.
+        """
+        return self.b + self.c * np.log10(_checked("params", params))
+
     @property
     def no_gain(self) -> float:
         """Parameters above which more experts do not reduce the loss.

@@ -7,6 +7,7 @@ from PIL import Image
 from moe_jax.ablation import figures
 from moe_jax.ablation.ablation import Effect, Gate
 from moe_jax.ablation.judgement import judged
+from moe_jax.ablation.overlay import FittedCoefficient
 from moe_jax.ablation.report import few_seeds, markdown, minutes_of, write_report
 from moe_jax.ablation.verdicts import CONTRADICTED, MISSING, REPRODUCED
 from tests.ablation.records import FULL, STEPS, divergent, record, records
@@ -54,6 +55,22 @@ def test_a_report_has_speed_load_and_steps_to_the_threshold():
     assert row["load_entropy"] == "0.9000"
     assert "purity" not in row  # no arm has it
     assert dense.startswith("| dense | 1,000 | 2,000 | 3.1033 ± ")
+
+
+def test_a_report_has_fitted_coefficients_beside_published_ones():
+    def drop(places, losses):
+        assert places == list(FULL.overlay.places.values())
+        return losses[1] - losses[0]
+
+    coefficient = FittedCoefficient("fall of the loss", "A paper, table 4", -0.5, drop)
+    overlay = dataclasses.replace(FULL.overlay, coefficients=(coefficient,))
+    ablation = dataclasses.replace(FULL, overlay=overlay)
+    row = "| fall of the loss | A paper, table 4 | -0.5 | -1.0033 ± 0.0143 |"
+    assert row in report(ablation)
+    assert "the 3 seeds that have every arm" in report(ablation)
+    # A seed without one of the arms does not count, and one seed has no interval.
+    assert "the 2 seeds that have every arm" in report(ablation, records()[:-1])
+    assert "fall of the loss" not in report(ablation, records(seeds=1))
 
 
 def test_claims_without_measurements_are_shown_without_a_verdict():
