@@ -41,6 +41,7 @@ ABLATION = Ablation(
     },
     scales=REGISTERED,
     seeds=12,
+    registered="e90b02317928ad136f1a263f3e10cde51017ed4e",
     published=(
         Published(
             "Switch table 9 (2101.03961)",
