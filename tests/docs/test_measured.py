@@ -13,16 +13,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def mean(ablation, arm, metric="loss"):
-    """The mean of a metric over the seeds of an arm."""
+def by_seed(ablation, arm, metric="loss"):
+    """A metric of an arm by seed."""
     lines = (ROOT / f"experiments/results/{ablation}/results.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return fmean(record[metric] for record in records if record["arm"] == arm)
+    return {record["seed"]: record[metric] for record in records if record["arm"] == arm}
+
+
+def mean(ablation, arm, metric="loss"):
+    """The mean of a metric over the seeds of an arm."""
+    return fmean(by_seed(ablation, arm, metric).values())
 
 
 def higher(ablation, arm, than):
-    """How much higher the mean loss of an arm is than another's, in nats."""
-    return mean(ablation, arm) - mean(ablation, than)
+    """How much higher the loss of an arm is than another's, in nats, over the seeds of both."""
+    losses, others = by_seed(ablation, arm), by_seed(ablation, than)
+    return fmean(losses[seed] - others[seed] for seed in losses.keys() & others.keys())
 
 
 HALVES = ("load_8", "output_8", "loss_8", "merged_8")
