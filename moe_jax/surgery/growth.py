@@ -16,8 +16,10 @@ from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
     check_changeable,
+    feed_forward_layers,
     mixtures,
     named,
+    reads_logits,
     with_arrays,
     with_mixtures,
 )
@@ -98,6 +100,12 @@ class Growth:
         """
         way = self.way()
         check_changeable(weights)
+        for layer in filter(reads_logits, feed_forward_layers(weights)):
+            if not self.hidden:
+                raise ConfigError(
+                    f"the router of layer {layer.name} reads the logits of the MoE layer before, "
+                    "so no experts can be added: widen the experts, or use another router"
+                )
         found = mixtures(weights)
         chosen = named(found, self.layers or tuple(found))
         return {name: way(mixture) for name, mixture in found.items() if name in chosen}

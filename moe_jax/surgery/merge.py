@@ -16,6 +16,7 @@ from moe_jax.surgery.mixture import (
     MixtureLayer,
     mixtures,
     with_arrays,
+    with_logits_before,
     with_mixtures,
 )
 from moe_jax.surgery.prune import check_each
@@ -120,7 +121,16 @@ class Merging:
         """Returns the model with merged experts, and why its function differs."""
         found, one = mixtures(weights), merge_redirected if self.redirect else merge
         merged = {name: one(found[name], g, self.usage[name]) for name, g in self.groups.items()}
-        return with_mixtures(weights, merged), "experts are merged"
+        return with_mixtures(weights, self._with_heads(weights, merged)), "experts are merged"
+
+    def _with_heads(
+        self, weights: LayerWeights, merged: Mapping[LayerName, MixtureLayer]
+    ) -> Mapping[LayerName, MixtureLayer]:
+        """Returns merged layers whose routers read the logits of the heads in the layer before."""
+        if self.redirect:
+            return merged
+        heads = {name: heads_of(group, self.usage[name]) for name, group in self.groups.items()}
+        return with_logits_before(weights, merged, heads)
 
     def average(self, tree: str, average: LayerWeights) -> LayerWeights:
         """Returns the merged average of the parameters."""
@@ -136,7 +146,13 @@ class Merging:
             heads, experts = merged_experts(parameters, group, self.usage[name], numbers)
             routed = here[name] if self.redirect else here[name].take(heads)
             merged[name] = dataclasses.replace(routed, experts=experts)
-        return with_arrays(moments, merged)
+        return with_arrays(moments, self._with_heads(weights, merged))
+
+
+def heads_of(group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]) -> list[int]:
+    """Returns the most used expert of each of ``G`` groups."""
+    members = (np.flatnonzero(group == number) for number in range(int(group.max()) + 1))
+    return [int(of[np.argmax(usage[of])]) for of in members]
 
 
 def merged_experts(

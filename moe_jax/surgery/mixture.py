@@ -59,7 +59,9 @@ class MixtureLayer:
     def take(self, experts: Sequence[int] | np.ndarray) -> MixtureLayer:
         """Returns the layer with the listed experts, in this order; an expert may appear again.
 
-        The router's logits and state follow their experts. Experts without computation stay.
+        The router's logits and state follow their experts. Experts without computation stay. A
+        router that reads the logits of the MoE layer before still reads all of them; see
+        ``with_logits_before``.
 
         Args:
             experts: Indices ``(E',)`` of experts.
@@ -71,12 +73,13 @@ class MixtureLayer:
         router, before = self.moe.router, self.num_experts
         free = np.arange(before, before + router.free.count, dtype=np.int32)
         scored = np.concatenate([index, free])
+        axes = router_axes(router, self.width, before)
         moe = dataclasses.replace(self.moe, num_experts=len(index))
         return dataclasses.replace(
             self,
             moe=moe,
             experts={name: array[index] for name, array in self.experts.items()},
-            router=_taken(self.router, router_axes(router, self.width, before), scored),
+            router=_taken(self.router, {name: of[-1:] for name, of in axes.items()}, scored),
             state=_taken(self.state, state_axes(router, before), scored),
         )
 
@@ -117,12 +120,52 @@ def _taken(
     return found
 
 
-def check_changeable(weights: LayerWeights, *, routers: bool = True) -> None:
-    """Rejects models whose experts cannot be taken apart.
+def reads_logits(layer: SparseLayer) -> bool:
+    """Returns whether the router of a layer reads the logits of the MoE layer before."""
+    router, experts = layer.moe.router, layer.moe.num_experts
+    return router.carried_width(experts) != router.carried_width(experts + 1)
+
+
+def with_logits_before(
+    weights: LayerWeights,
+    changed: Mapping[LayerName, MixtureLayer],
+    taken: Mapping[LayerName, Sequence[int]],
+) -> dict[LayerName, MixtureLayer]:
+    """Returns changed layers whose routers read the logits that the MoE layers before now have.
+
+    The logits of an expert that is left out no longer reach the next layer.
 
     Args:
-        weights: The model.
-        routers: False if the changed model has no routers, so that none reads another's logits.
+        weights: The model before the change.
+        changed: MoE layers with the experts of ``taken``, by ``MixtureLayer.take``.
+        taken: Indices of the experts of each changed layer.
+
+    Raises:
+        ConfigError: If a router reads the logits of a layer that has another number of experts.
+    """
+    found, before = dict(changed), dict[str, np.ndarray]()
+    for layer in (layer for layer in feed_forward_layers(weights) if reads_logits(layer)):
+        router, experts = layer.moe.router, layer.moe.num_experts
+        own = np.asarray(taken.get(layer.name, range(experts)), np.int32)
+        rows = before.get(layer.stack, own)  # the first layer reads zeros
+        if len(rows) != len(own):
+            raise ConfigError(
+                f"the router of layer {layer.name} reads the logits of the MoE layer before: "
+                f"{len(rows)} and {len(own)} experts do not fit, so keep equally many in all layers"
+            )
+        before[layer.stack] = own
+        if layer.name in found:
+            free = np.arange(experts, experts + router.free.count, dtype=np.int32)
+            axes = router_axes(router, weights.model.width, experts)
+            both = {name: of[:1] if len(of) > 1 else () for name, of in axes.items()}
+            mixture = found[layer.name]
+            read = _taken(mixture.router, both, np.concatenate([rows, free]))
+            found[layer.name] = dataclasses.replace(mixture, router=read)
+    return found
+
+
+def check_changeable(weights: LayerWeights) -> None:
+    """Rejects models whose experts cannot be taken apart.
 
     Raises:
         ConfigError: If the model has no experts, modules that look ahead, experts of several
@@ -145,12 +188,6 @@ def check_changeable(weights: LayerWeights, *, routers: bool = True) -> None:
             raise ConfigError(
                 f"layer {layer.name} has experts of several widths (expert_dims): their number "
                 "cannot change one by one"
-            )
-        experts, router = layer.moe.num_experts, layer.moe.router
-        if routers and router.carried_width(experts) != router.carried_width(experts + 1):
-            raise ConfigError(
-                f"the router of layer {layer.name} passes its logits to the MoE layer after it, so "
-                "its experts cannot change alone: use a router that does not"
             )
         if isinstance(layer.moe.router.head, NoHead) or isinstance(
             rank or select, ByToken | Forced | Hash | Random

@@ -13,9 +13,12 @@ from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
     check_changeable,
+    feed_forward_layers,
     mixtures,
     named,
+    reads_logits,
     with_arrays,
+    with_logits_before,
     with_mixtures,
 )
 from moe_jax.surgery.weights import LayerWeights
@@ -35,8 +38,17 @@ def prune(weights: LayerWeights, kept: Kept) -> LayerWeights:
         ConfigError: If a layer does not exist, or its router cannot work with so few experts.
     """
     check_changeable(weights)
-    found = named(mixtures(weights), kept)
-    return with_mixtures(weights, {n: found[n].take(sorted(set(of))) for n, of in kept.items()})
+    return with_mixtures(weights, _kept(weights, weights, kept))
+
+
+def _kept(
+    weights: LayerWeights, numbers: LayerWeights, kept: Kept
+) -> dict[LayerName, MixtureLayer]:
+    """Returns the layers of ``numbers``, such as moments, with the listed experts alone."""
+    found = named(mixtures(numbers), kept)
+    taken = {name: sorted(set(experts)) for name, experts in kept.items()}
+    changed = {name: found[name].take(experts) for name, experts in taken.items()}
+    return with_logits_before(weights, changed, taken)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +72,8 @@ class Pruning:
 
     def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:
         """Returns the moments of the kept experts and of their logits."""
-        del tree, weights
-        here = mixtures(moments)
-        kept = {name: here[name].take(sorted(set(of))) for name, of in self.kept.items()}
-        return with_arrays(moments, kept)
+        del tree
+        return with_arrays(moments, _kept(weights, moments, self.kept))
 
 
 def check_number(weights: LayerWeights, experts: int) -> None:
@@ -73,6 +83,20 @@ def check_number(weights: LayerWeights, experts: int) -> None:
         ConfigError: If a layer has no more experts than that, or a router rejects the number.
     """
     check_each(weights, experts, lambda mixture: mixture.with_settings(num_experts=experts))
+
+
+def check_equal(weights: LayerWeights) -> None:
+    """Rejects models whose layers need equally many experts, for a change that compares layers.
+
+    Raises:
+        ConfigError: If a router reads the logits of the MoE layer before.
+    """
+    for layer in feed_forward_layers(weights):
+        if reads_logits(layer):
+            raise ConfigError(
+                f"the router of layer {layer.name} reads the logits of the MoE layer before, so "
+                "all layers keep equally many experts: do not compare them across layers"
+            )
 
 
 def check_each(

@@ -15,14 +15,13 @@ from moe_jax.errors import ConfigError
 from moe_jax.models import SparseLayer
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.surgery.evidence import Use
-from moe_jax.surgery.merge import cosines, groups_of, merge, merged_experts
+from moe_jax.surgery.merge import Merging, cosines, groups_of, merged_experts
 from moe_jax.surgery.mixture import (
     LayerName,
     check_changeable,
     feed_forward_layers,
     mixtures,
     prefix,
-    with_mixtures,
 )
 from moe_jax.surgery.networks import INPUTS, added, gated, projected, scaled, side_by_side, widened
 from moe_jax.surgery.weights import LayerWeights
@@ -76,9 +75,9 @@ def smaller(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> La
     Raises:
         ConfigError: If a router cannot work with so few experts.
     """
-    found = mixtures(weights)
-    new = {n: merge(found[n], groups(use, experts, start), use.load) for n, use in uses.items()}
-    return with_mixtures(weights, new)
+    chosen = {name: groups(use, experts, start) for name, use in uses.items()}
+    loads = {name: use.load for name, use in uses.items()}
+    return Merging(chosen, loads, redirect=False)(weights)[0]
 
 
 def dense(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> LayerWeights:
@@ -220,7 +219,7 @@ def check_student(weights: LayerWeights, experts: int) -> None:
     Raises:
         ConfigError: If so, or if the experts cannot be taken apart.
     """
-    check_changeable(weights, routers=False)
+    check_changeable(weights)
     for name, found in mixtures(weights).items():
         if not 0 < experts <= found.num_experts:
             raise ConfigError(

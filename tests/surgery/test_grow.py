@@ -10,6 +10,7 @@ from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.routing import Capacity, Router, Sigmoid, Softmax, TopK
 from moe_jax.surgery.grow import copied, perturbed, split, widened, with_copies
+from moe_jax.surgery.growth import Growth
 from moe_jax.surgery.mixture import mixtures, with_mixtures
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.transplant import weight_shapes
@@ -155,3 +156,12 @@ def test_bad_growth_is_one_line(router, change, match):
     with pytest.raises(ConfigError, match=match) as error:
         change(shape_of(config(router)))
     assert "\n" not in str(error.value)
+
+
+def test_experts_whose_logits_the_next_router_reads_are_widened_and_not_added():
+    old = weights(config(routing.preset("moe_plus_plus")))
+    with pytest.raises(ConfigError, match="reads the logits of the MoE layer before"):
+        Growth(copies=2)(old)
+    new, difference = Growth(hidden=8)(old)
+    assert not difference
+    assert_close(old, new)

@@ -8,10 +8,12 @@ import pytest
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.surgery.merge import (
+    Merging,
     alignment,
     check_groups,
     cosines,
     groups_of,
+    heads_of,
     merge,
     merge_redirected,
 )
@@ -103,6 +105,21 @@ def test_a_model_of_equal_experts_merges_exactly_if_logits_are_redirected(router
     after = with_mixtures(before, merged)
     assert [layer.moe.num_experts for layer in after.model.sparse_layers()] == [2, 2]
     assert_close(before, after)
+
+
+def test_a_router_that_reads_logits_reads_those_of_the_heads():
+    old = weights(config(routing.preset("moe_plus_plus")))
+    groups = {0: np.array([0, 1, 0, 1]), 1: np.array([0, 0, 1, 1])}
+    usage = {0: np.array([1.0, 2.0, 3.0, 1.0]), 1: np.array([5.0, 1.0, 0.0, 2.0])}
+    assert [heads_of(groups[name], usage[name]) for name in (0, 1)] == [[2, 1], [0, 3]]
+    merging = Merging(groups, usage, redirect=False)
+    new = merging(old)[0]
+    assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
+    name = "params/layers/1/feed_forward/router/residual"
+    expected = np.asarray(old.arrays[name])[[2, 1, 4, 5, 6, 7]][:, [0, 3, 4, 5, 6, 7]]
+    np.testing.assert_array_equal(new.arrays[name], expected)
+    moments = merging.moments("mu", old, old)
+    np.testing.assert_array_equal(moments.arrays[name], expected)
 
 
 def test_merged_experts_with_all_logits_do_not_change_again():

@@ -8,7 +8,13 @@ import pytest
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.moe_config import LayerOverride
-from moe_jax.surgery.mixture import check_changeable, mixtures, over_layers, with_mixtures
+from moe_jax.surgery.mixture import (
+    check_changeable,
+    mixtures,
+    over_layers,
+    with_logits_before,
+    with_mixtures,
+)
 from moe_jax.surgery.weights import LayerWeights
 from tests.surgery.small import MOE, assert_close, config, weights
 
@@ -32,6 +38,20 @@ def test_the_order_of_experts_changes_nothing(name):
     order = [2, 0, 3, 1]
     moved = {name: mixture.take(order) for name, mixture in mixtures(found).items()}
     assert_close(found, with_mixtures(found, moved))
+
+
+def test_routers_read_the_logits_of_the_experts_that_moved():
+    # Each layer has an order of its own, and its router reads the logits in the order before it.
+    found = weights(config(routing.preset("moe_plus_plus"), num_layers=3))
+    orders = {0: [2, 0, 3, 1], 1: [3, 2, 1, 0], 2: [1, 0, 2, 3]}
+    moved = {name: mixture.take(orders[name]) for name, mixture in mixtures(found).items()}
+    assert_close(found, with_mixtures(found, with_logits_before(found, moved, orders)))
+    names = "params/layers/{}/feed_forward/router/residual"
+    before = np.asarray(found.arrays[names.format(1)])
+    after = with_mixtures(found, with_logits_before(found, moved, orders)).arrays
+    # Four experts, then free ones: a copy, a zero and two constants.
+    rows, columns = [2, 0, 3, 1, 4, 5, 6, 7], [3, 2, 1, 0, 4, 5, 6, 7]
+    np.testing.assert_array_equal(after[names.format(1)], before[rows][:, columns])
 
 
 def test_layers_may_differ():
@@ -59,7 +79,6 @@ def test_overrides_hold_what_differs_from_most_layers():
         (config(routing.preset("hash")), "chooses without reading the tokens"),
         (config(expert_dims=(4, 6)), "experts of several widths"),
         (config(lookahead=1), "looks ahead"),
-        (config(routing.preset("moe_plus_plus")), "passes its logits to the MoE layer after it"),
     ],
 )
 def test_models_whose_experts_cannot_change(model, match):

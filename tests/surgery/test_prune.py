@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.moe_config import LayerOverride
 from moe_jax.surgery.mixture import mixtures
@@ -10,6 +11,7 @@ from moe_jax.surgery.prune import (
     best,
     best_of_all_layers,
     best_of_each_layer,
+    check_equal,
     check_number,
     fewest,
     prune,
@@ -73,3 +75,22 @@ def test_a_router_needs_its_k():
             check_number(found, experts)
     with pytest.raises(ConfigError, match="layer 9 has no experts; the MoE layers are 0, 1"):
         prune(found, {9: [0, 1]})
+
+
+def test_a_router_that_reads_logits_reads_those_that_stay():
+    old = weights(config(routing.preset("moe_plus_plus"), num_layers=2))
+    new = prune(old, {0: [0, 2, 3], 1: [1, 2, 3]})
+    assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
+    name = "params/layers/1/feed_forward/router/residual"
+    rows, columns = [0, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]  # 4 to 7 compute nothing
+    np.testing.assert_array_equal(new.arrays[name], np.asarray(old.arrays[name])[rows][:, columns])
+
+
+@pytest.mark.parametrize("kept", [{0: [0, 1, 2], 1: [0, 1]}, {0: [0, 1, 2]}])
+def test_routers_that_read_logits_need_equally_many_experts(kept):
+    old = weights(config(routing.preset("moe_plus_plus"), num_layers=2))
+    with pytest.raises(ConfigError, match="keep equally many in all layers"):
+        prune(old, kept)
+    with pytest.raises(ConfigError, match="do not compare them across layers"):
+        check_equal(old)
+    check_equal(weights(config()))

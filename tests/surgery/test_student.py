@@ -174,13 +174,17 @@ def test_a_dense_student_is_exact_on_a_text_of_equal_tokens(kind):
     np.testing.assert_allclose(of_one_token(student)[0], expected, atol=5e-6)
 
 
-def test_a_router_that_passes_its_logits_on_and_its_free_experts_are_left_out():
+def test_a_router_that_reads_logits_and_its_free_experts_are_left_out_of_a_dense_student():
     teacher = weights(config(routing.preset("moe_plus_plus")))
-    with pytest.raises(ConfigError, match="passes its logits"):
-        check_number(teacher, 2)
     check_student(teacher, 2)
-    student = dense(teacher, use_of(teacher, [batch()]), 2, "merge")
+    uses = use_of(teacher, [batch()])
+    student = dense(teacher, uses, 2, "merge")
     assert {name: array.shape for name, array in student.arrays.items()} == student.shapes
+    # A smaller mixture keeps the router and its free experts.
+    check_number(teacher, 2)
+    mixture = smaller(teacher, uses, 2, "merge")
+    assert {name: array.shape for name, array in mixture.arrays.items()} == mixture.shapes
+    assert [layer.moe.num_experts for layer in mixture.model.sparse_layers()] == [2, 2]
 
 
 def test_what_no_dense_model_holds_is_one_line():
