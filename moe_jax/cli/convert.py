@@ -16,7 +16,8 @@ from moe_jax.cli import common
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import FAMILIES, Imported, load, save
-from moe_jax.run.exported import open_trained, tokenizer_texts
+from moe_jax.quantised.packed import PackedFile, note_of, recorded_note
+from moe_jax.run.exported import checkpoint_of, open_trained, tokenizer_texts
 
 _NAMES = {"hf": "a released model", "moe_jax": "a converted model", "run": "a run"}
 
@@ -63,7 +64,7 @@ def _convert(given: flags.FlagValues, source: Path, output: Path) -> None:
     native.require_empty(output)
     if given["from"].value == "hf":
         imported = load(source, dtype=given.dtype, progress=True)
-        native.save(imported, output, source)
+        native.save(imported, output, source, texts=recorded_note(source))
     else:
         imported = _opened(given, source)
         save(
@@ -72,12 +73,19 @@ def _convert(given: flags.FlagValues, source: Path, output: Path) -> None:
             given.family or imported.family,
             original=imported.original,
             companions=folders.companions_of(source),
-            texts=tokenizer_texts(source),
+            texts=tokenizer_texts(source) | _note(given, source),
             dtype=given.dtype,
             progress=True,
         )
     name = given.family or imported.family
     print(f"{name} with a vocabulary of {imported.vocab_size} is in {output}")
+
+
+def _note(given: flags.FlagValues, source: Path) -> dict[str, str]:
+    """Returns the file, by name, that says that the weights are those of codes."""
+    run = folders.kind_of(source) == "run"
+    codes = PackedFile(checkpoint_of(source, given.step) if run else source)
+    return recorded_note(source) | note_of(codes.summary())
 
 
 def _opened(given: flags.FlagValues, source: Path) -> Imported:

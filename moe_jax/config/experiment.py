@@ -395,6 +395,22 @@ class Experiment:
         if training.replay_routing and not Path(training.replay_routing).is_dir():
             raise ConfigError(f"training.replay_routing={training.replay_routing} is not a folder")
 
+    def check_experts(self, parts: int) -> None:
+        """Rejects MoE layers whose experts a mesh does not divide.
+
+        Args:
+            parts: Size of the mesh along ``expert``.
+
+        Raises:
+            ConfigError: If so.
+        """
+        for layer in self.model.sparse_layers():
+            if layer.moe.num_experts % parts:
+                raise ConfigError(
+                    f"model.{layer.setting}.num_experts={layer.moe.num_experts} is not divisible "
+                    f"by mesh.expert={parts}"
+                )
+
     def check_model(self, mesh: MeshConfig) -> None:
         """Rejects a model that does not divide over the mesh.
 
@@ -406,13 +422,8 @@ class Experiment:
         """
         model = self.model
         layers = model.sparse_layers()
+        self.check_experts(mesh.expert)
         for layer in layers:
-            experts = layer.moe.num_experts
-            if experts % mesh.expert:
-                raise ConfigError(
-                    f"model.{layer.setting}.num_experts={experts} is not divisible by "
-                    f"mesh.expert={mesh.expert}"
-                )
             setting = f"model.{layer.setting}"
             check_transport(layer.moe, setting, mesh.expert, same_width=not layer.in_attention)
         split = {

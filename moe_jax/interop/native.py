@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def save(
     directory: Path | str,
     companions: Path | None = None,
     packed: PackedLeaves | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a model into an empty folder, atomically.
 
@@ -43,6 +44,7 @@ def save(
         companions: Folder whose tokenizer, chat template, generation settings and licences are
             copied to ``released/``; ``None`` for no copies.
         packed: Quantised weights, which the folder holds as codes; ``None`` for none.
+        texts: Further files by name.
 
     Raises:
         ConfigError: If the folder is not empty, or the disk is full.
@@ -70,6 +72,8 @@ def save(
             raise OSError(f"{directory} cannot be written: {line_of(error)}") from error
         if packed is not None:
             packed.write(folder)
+        for name, text in (texts or {}).items():
+            (folder / name).write_text(text)
         write_json(folder / DESCRIPTION, description)
 
 

@@ -23,6 +23,8 @@ from moe_jax.errors import ConfigError, line_of
 from moe_jax.quantised.codes import Codes, Precision
 
 FILE = "quantised.safetensors"
+# Marks a folder whose weights are those of codes, without the codes.
+NOTE = "quantised.json"
 _LEAVES, _SHAPES = "leaves", "shapes"
 _STORED: Mapping[str, Any] = {
     "int8": np.dtype(np.int8),
@@ -67,6 +69,21 @@ class QuantisedArray:
         """Numbers ``(I, O)`` of input and output channels."""
         _, codes = next(iter(self.parts.values()))
         return codes.values.shape[1], codes.values.shape[2]
+
+
+def note_of(summary: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """Returns the file, by name, that marks a folder whose weights are those of codes.
+
+    Args:
+        summary: See ``PackedLeaves.summary``; an empty one gives no file.
+    """
+    return {NOTE: json.dumps(summary)} if summary else {}
+
+
+def recorded_note(folder: Path) -> dict[str, str]:
+    """Returns the file of ``note_of`` that a folder has, by name, or nothing."""
+    path = folder / NOTE
+    return {NOTE: path.read_text()} if path.is_file() else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +187,13 @@ class PackedFile:
             return np.stack([self.array(part).weights() for part in parts])
         except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:
             raise ConfigError(f"{self._path} is damaged: {line_of(error)}") from error
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Returns the number of experts of each precision; see ``PackedLeaves.summary``."""
+        if not self._leaves:
+            return {}
+        arrays = {name: self.array(name) for name in self._shapes}
+        return PackedLeaves(arrays, self._leaves).summary()
 
     def array(self, name: str) -> QuantisedArray:
         """Returns the quantised weights of one layer."""

@@ -74,6 +74,17 @@ def target(
     return name, original
 
 
+def checkpoint_of(folder: Path, step: Step = None) -> Path:
+    """Returns the folder of a checkpoint of a run.
+
+    Args:
+        folder: Workdir of the run.
+        step: Step of the checkpoint, or ``best``; ``None`` for the newest one.
+    """
+    checkpoints, chosen = folder / workdir.CHECKPOINTS, step_of(folder, step)
+    return checkpoints / str(latest_step(checkpoints) if chosen is None else chosen)
+
+
 def tokenizer_texts(folder: Path | str) -> dict[str, str]:
     """Returns the files, by name, from which ``transformers`` loads the tokenizer of a run.
 

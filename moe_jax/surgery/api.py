@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,14 +32,13 @@ from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
 from moe_jax.surgery.merge import Merging, check_groups, cosines, groups_of
 from moe_jax.surgery.mixture import LayerName
-from moe_jax.surgery.prune import Pruning, best, check_equal, check_number, fewest
+from moe_jax.surgery.prune import Pruning, best, check_number, fewest
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
 By = Literal["load", "gate", "output", "loss"]
-Check = Callable[[LayerWeights, int], None]
 
 
 def upcycle(
@@ -140,25 +140,15 @@ def prune(
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> Pruning:
         return Pruning(_kept(weights, stream, experts, by, across))
 
-    decide, others = _on_text(experts, change, _checks(check_number, across), options)
+    check = functools.partial(check_number, across=across)
+    decide, others = _on_text(experts, change, check, options)
     return followed(source, output, decide, optimizer=optimizer, **others)
-
-
-def _checks(check: Check, across: bool) -> Check:
-    """Returns a check that, if experts of all layers are compared, also rejects equal layers."""
-
-    def checked(weights: LayerWeights, experts: int) -> None:
-        check(weights, experts)
-        if across:
-            check_equal(weights)
-
-    return checked
 
 
 def _on_text(
     experts: int,
     change: Callable[[LayerWeights, Iterator[Batch]], FollowedChange],
-    check: Check,
+    check: Callable[[LayerWeights, int], None],
     options: TextOptions,
 ) -> tuple[Callable[[OpenedModel], FollowedChange], ChangeOptions]:
     """Returns the function that decides on a change by a text, and the options without the text."""
@@ -232,8 +222,8 @@ def merge(
         }
         return Merging(groups, {name: use.load for name, use in uses.items()}, redirect)
 
-    check = check_groups if redirect else check_number
-    decide, others = _on_text(experts, change, _checks(check, across), options)
+    check = functools.partial(check_groups if redirect else check_number, across=across)
+    decide, others = _on_text(experts, change, check, options)
     return followed(source, output, decide, optimizer=optimizer, **others)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from moe_jax.interop.huggingface import FAMILIES, Imported
 from moe_jax.interop.huggingface.description import families_of
 from moe_jax.interop.staging import replaced
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
-from moe_jax.quantised.packed import PackedLeaves
+from moe_jax.quantised.packed import PackedLeaves, note_of
 from moe_jax.run import workdir
 from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.predecessors import FinishedRun, open_sources
@@ -33,7 +32,6 @@ from moe_jax.training.history import TOKENIZER, digest
 from moe_jax.training.state import TrainState, from_named_leaves, named_leaves
 
 Kind = Literal["run", "hf", "moe_jax"]
-QUANTISED = "quantised.json"
 """File in a folder of ``transformers`` whose weights are those of codes."""
 
 
@@ -183,13 +181,15 @@ def with_model(
         vocab_size: Number of embedding rows.
 
     Raises:
-        ConfigError: If a setting changes the parameters of the model, or contradicts another.
+        ConfigError: If a setting changes the parameters of the model, or contradicts another, or if
+            the mesh of the run does not divide the experts.
     """
     assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every model of a run
     training = dataclasses.replace(before.training, start_from="", start_with="all")
     changed = dataclasses.replace(before, model=model, training=training)
     experiment = experiment_of(changed, overrides)
     check_same_weights(changed, experiment, vocab_size)
+    experiment.check_experts(experiment.mesh.expert)  # whatever devices are here
     return experiment
 
 
@@ -211,7 +211,7 @@ def _write_model(
     name = family or ("" if packed else family_for(source, weights))
     model, companions = weights.module(), folders.companions_of(source.folder)
     if name:
-        notes = {QUANTISED: json.dumps(packed.summary())} if packed else None
+        notes = note_of(packed.summary()) if packed else None
         huggingface.save(
             model, output, name, original=source.original, companions=companions, texts=notes
         )

@@ -83,18 +83,17 @@ def merge_redirected(
     return dataclasses.replace(_redirecting(mixture, group), experts=experts)
 
 
-def check_groups(weights: LayerWeights, experts: int) -> None:
+def check_groups(weights: LayerWeights, experts: int, *, across: bool = False) -> None:
     """Rejects a number of groups that a layer with all its logits cannot have.
 
     Raises:
-        ConfigError: If a layer has no more experts than that, or a part of a router needs one logit
-            per expert.
+        ConfigError: If a part of a router needs one logit per expert; see also ``check_each``.
     """
 
     def trial(mixture: MixtureLayer) -> None:
         _redirecting(mixture, np.arange(mixture.num_experts) % experts)
 
-    check_each(weights, experts, trial)
+    check_each(weights, experts, trial, across=across)
 
 
 def _redirecting(mixture: MixtureLayer, group: Int[np.ndarray, " E"]) -> MixtureLayer:

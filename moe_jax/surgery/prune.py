@@ -76,17 +76,52 @@ class Pruning:
         return with_arrays(moments, _kept(weights, moments, self.kept))
 
 
-def check_number(weights: LayerWeights, experts: int) -> None:
-    """Rejects a number of experts to which a layer cannot be reduced.
+def check_number(weights: LayerWeights, experts: int, *, across: bool = False) -> None:
+    """Rejects a number of experts to which a layer cannot be reduced; see ``check_each``."""
+    check_each(
+        weights, experts, lambda mixture: mixture.with_settings(num_experts=experts), across=across
+    )
+
+
+def check_each(
+    weights: LayerWeights,
+    experts: int,
+    trial: Callable[[MixtureLayer], object],
+    *,
+    across: bool = False,
+) -> None:
+    """Rejects a number of experts to which a trial cannot reduce a layer.
+
+    Args:
+        weights: The model.
+        experts: Number of experts that a layer keeps; the mean over layers if ``across``.
+        trial: Function that raises ``ConfigError`` for a layer that cannot be reduced.
+        across: Whether the experts of all layers are compared.
 
     Raises:
-        ConfigError: If a layer has no more experts than that, or a router rejects the number.
+        ConfigError: If a layer, or the mean layer, has no more experts than that, if a trial fails,
+            or if layers that need equally many experts are to be compared.
     """
-    check_each(weights, experts, lambda mixture: mixture.with_settings(num_experts=experts))
+    check_changeable(weights)
+    found = mixtures(weights)
+    numbers = {f"layer {name} has": mixture.num_experts for name, mixture in found.items()}
+    if across:
+        _check_unequal(weights)
+        numbers = {"a layer has on average": sum(numbers.values()) / len(numbers)}
+    for words, number in numbers.items():
+        if not 0 < experts < number:
+            raise ConfigError(
+                f"experts={experts}, and {words} {number:g}: keep at least 1 and fewer than it has"
+            )
+    for name, mixture in found.items():
+        try:
+            trial(mixture)
+        except ConfigError as error:
+            raise ConfigError(f"experts={experts} in layer {name}: {error}") from error
 
 
-def check_equal(weights: LayerWeights) -> None:
-    """Rejects models whose layers need equally many experts, for a change that compares layers.
+def _check_unequal(weights: LayerWeights) -> None:
+    """Rejects models whose layers need equally many experts.
 
     Raises:
         ConfigError: If a router reads the logits of the MoE layer before.
@@ -97,32 +132,6 @@ def check_equal(weights: LayerWeights) -> None:
                 f"the router of layer {layer.name} reads the logits of the MoE layer before, so "
                 "all layers keep equally many experts: do not compare them across layers"
             )
-
-
-def check_each(
-    weights: LayerWeights, experts: int, trial: Callable[[MixtureLayer], object]
-) -> None:
-    """Rejects a number of experts to which a trial cannot reduce a layer.
-
-    Args:
-        weights: The model.
-        experts: Number of experts that a layer keeps.
-        trial: Function that raises ``ConfigError`` for a layer that cannot be reduced.
-
-    Raises:
-        ConfigError: If a layer has no more experts than that, or a trial fails.
-    """
-    check_changeable(weights)
-    for name, mixture in mixtures(weights).items():
-        if not 0 < experts < mixture.num_experts:
-            raise ConfigError(
-                f"experts={experts}, and layer {name} has {mixture.num_experts}: keep at least 1 "
-                "and fewer than it has"
-            )
-        try:
-            trial(mixture)
-        except ConfigError as error:
-            raise ConfigError(f"experts={experts} in layer {name}: {error}") from error
 
 
 def best_of_each_layer(scores: Scores, experts: int) -> dict[LayerName, list[int]]:

@@ -14,10 +14,10 @@ from moe_jax.interop import folders
 from moe_jax.interop.huggingface import FAMILIES
 from moe_jax.interop.huggingface.description import families_of
 from moe_jax.quantised.codes import Precision, check_precision
-from moe_jax.quantised.packed import PackedLeaves, is_packed
-from moe_jax.run import workdir
-from moe_jax.run.best import Step, step_of
-from moe_jax.surgery.destination import QUANTISED, Kind, check_output, write
+from moe_jax.quantised.packed import PackedLeaves, is_packed, recorded_note
+from moe_jax.run.best import Step
+from moe_jax.run.exported import checkpoint_of
+from moe_jax.surgery.destination import Kind, check_output, write
 from moe_jax.surgery.evidence import Batch, check_measurable
 from moe_jax.surgery.mixture import LayerName
 from moe_jax.surgery.model_difference import ModelDifference, compare
@@ -35,7 +35,6 @@ from moe_jax.surgery.quantise import (
 )
 from moe_jax.surgery.source import OpenedModel, open_source
 from moe_jax.surgery.weights import LayerWeights
-from moe_jax.training.checkpoint import latest_step
 
 VALIDATION = "validation"
 
@@ -226,11 +225,9 @@ def _check_source(folder: Path, step: Step) -> None:
         ConfigError: If so.
     """
     kind, where = folders.kind_of(folder), folder
-    quantised_already = (folder / QUANTISED).exists()
+    quantised_already = bool(recorded_note(folder))
     if kind == "run":
-        checkpoints = folder / workdir.CHECKPOINTS
-        chosen = step_of(folder, step)
-        where = checkpoints / str(latest_step(checkpoints) if chosen is None else chosen)
+        where = checkpoint_of(folder, step)
     elif kind in ("hf", "moe_jax"):
         original = folders.describe(folder).original
         quantised_already |= bool(original.get("quantization_config"))

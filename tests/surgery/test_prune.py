@@ -11,7 +11,6 @@ from moe_jax.surgery.prune import (
     best,
     best_of_all_layers,
     best_of_each_layer,
-    check_equal,
     check_number,
     fewest,
     prune,
@@ -91,6 +90,15 @@ def test_routers_that_read_logits_need_equally_many_experts(kept):
     old = weights(config(routing.preset("moe_plus_plus"), num_layers=2))
     with pytest.raises(ConfigError, match="keep equally many in all layers"):
         prune(old, kept)
+    check_number(old, 3)
     with pytest.raises(ConfigError, match="do not compare them across layers"):
-        check_equal(old)
-    check_equal(weights(config()))
+        check_number(old, 3, across=True)
+
+
+def test_a_mean_over_layers_may_be_above_the_number_of_one():
+    old = prune(weights(config()), {0: [0, 1], 1: [0, 1, 2, 3]})  # 3 on average
+    check_number(old, 2, across=True)
+    with pytest.raises(ConfigError, match="experts=2, and layer 0 has 2"):
+        check_number(old, 2)
+    with pytest.raises(ConfigError, match="experts=3, and a layer has on average 3"):
+        check_number(old, 3, across=True)

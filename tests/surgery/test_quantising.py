@@ -11,11 +11,13 @@ from safetensors.numpy import load_file
 
 import moe_jax as mj
 from moe_jax import signals
+from moe_jax.cli import convert
 from moe_jax.cli import quantise as command
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import load
-from moe_jax.quantised.packed import FILE, PackedFile
+from moe_jax.quantised.packed import FILE, NOTE, PackedFile
+from moe_jax.run.exported import checkpoint_of
 from moe_jax.surgery.api import prune
 from moe_jax.surgery.quantising import quantise
 from moe_jax.surgery.weights import LayerWeights
@@ -215,6 +217,29 @@ def test_a_text_calibrates_a_released_model(tmp_path):
 def test_a_quantised_run_is_not_quantised_again(four_bits, tmp_path):
     with pytest.raises(ConfigError, match="holds quantised weights already"):
         quantise(four_bits.folder, tmp_path / "again", bits="int8", step=0)
+
+
+def converted(source, output, *arguments):
+    values = flags.FlagValues()
+    convert.define(values)
+    values(["convert", f"--input={source}", f"--output={output}", *arguments])
+    convert.main(values)
+    return output
+
+
+def test_a_converted_model_remembers_that_its_weights_are_those_of_codes(four_bits, tmp_path):
+    released = folder_of("mixtral", tmp_path / "hf")
+    quantise(released, tmp_path / "codes", bits="int4")
+    out = converted(tmp_path / "codes", tmp_path / "a", "--from=moe_jax", "--family=mixtral")
+    back = converted(out, tmp_path / "b", "--from=hf")
+    ran = PackedFile(checkpoint_of(four_bits.folder)).summary()
+    for counts in (ran, *(json.loads((folder / NOTE).read_text()) for folder in (out, back))):
+        assert counts and all(set(of) == {"int4"} for of in counts.values())
+    for folder in (out, back):
+        with pytest.raises(ConfigError, match="holds quantised weights already"):
+            quantise(folder, tmp_path / "again", bits="int8")
+    plain = converted(released, tmp_path / "d", "--from=hf")
+    assert not (plain / NOTE).exists() and quantise(plain, tmp_path / "e", bits="int8").folder
 
 
 def test_the_command_reads_its_flags(tmp_path, capsys):
