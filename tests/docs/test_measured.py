@@ -40,6 +40,12 @@ def rows():
     page = "changing_models"
     found = higher("upcycling", "dense_further", "upcycled")
     yield page, "ends with a loss {:.2f} nats lower than the dense model", [found]
+    from_scratch = higher("upcycling", "scratch", "upcycled")
+    redrawn = higher("upcycling", "upcycled", "upcycled_redrawn")
+    words = (
+        "ends {:.2f} nats higher, and redrawing half of the hidden units lowers the loss by {:.2f}"
+    )
+    yield page, words, [from_scratch, redrawn]
     halves = [higher("compression", arm, "e16") for arm in HALVES]
     words = "the loss of half of the experts is {:.1f} to {:.1f} nats higher"
     yield page, words, [min(halves), max(halves)]
@@ -113,6 +119,9 @@ def of_stages():
         for change in (higher("continual", code, "e16"), higher("continual", "before", text))
     ]
     yield "stages", words, changes
+    words = "the model forgets {:.1f} nats more and learns {:.2f} nats less"
+    more = higher("continual", "router_frozen_on_code", "all_on_code")
+    yield "stages", words, [more, higher("continual", "router_frozen", "all")]
 
 
 @pytest.mark.parametrize(("page", "words", "numbers"), rows())
