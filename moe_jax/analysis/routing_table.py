@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,11 @@ from moe_jax.models import Decoder, Model
 from moe_jax.nn.router import RouterState
 from moe_jax.routing.tabulated import EXPERTS, GATES, tabulated
 
+# What NumPy raises for a file that is no archive of arrays, or a damaged one.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, AttributeError, TypeError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 Layer = tuple[Int[np.ndarray, "V K"], Float[np.ndarray, "V K"]]
 
 
@@ -53,7 +60,7 @@ class RoutingTable:
             with np.load(path) as found:
                 number = len(found.files) // 2
                 layers = [(found[f"experts_{i}"], found[f"gates_{i}"]) for i in range(number)]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise ConfigError(
                 f"{path} is no routing table: write one with moe-jax tabulate"
             ) from error
@@ -125,20 +132,20 @@ def install(model: Model, table: RoutingTable) -> None:
             router.state[name] = RouterState(array, axes=("router", "router"))
 
 
-def agreement(observed: Observed, table: RoutingTable) -> list[float]:
+def agreement(observed: Observed, table: RoutingTable) -> list[float | None]:
     """Returns for each layer the share of the choices of its router that the table has as well.
 
-    Tokens outside of the table do not count; without any other, the share is NaN.
+    Tokens outside of the table do not count; without any other, the share is ``None``.
 
     Args:
         observed: Routing without the table.
         table: The table.
     """
     covered = table.known[observed.tokens]
-    shares = []
+    shares: list[float | None] = []
     for layer, (experts, gates) in zip(observed.layers, table.layers, strict=True):
         wanted, ids = layer.wanted[covered], observed.tokens[covered]
         listed = np.where(gates > 0, experts, -1)[ids]
         same = (wanted[:, :, None] == listed[:, None, :]).any(2)
-        shares.append(float(same.mean()) if same.size else float("nan"))
+        shares.append(float(same.mean()) if same.size else None)
     return shares

@@ -92,6 +92,8 @@ def _layers(given: flags.FlagValues) -> None:
     every = _candidates(given.candidates)
     baseline = report.read_baseline(Path(given.baseline)) if given.baseline else {}
     if given.figure:
+        if Path(given.figure).suffix not in ("", ".png", ".svg"):
+            raise ConfigError(f"--figure={given.figure} is neither .png nor .svg: use one of them")
         files.check_file(Path(given.figure), "--figure")
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     rows: list[Measurement] = []
@@ -100,9 +102,9 @@ def _layers(given: flags.FlagValues) -> None:
         if given.output:  # at once, so that a run which is stopped loses no row
             with files.replaced(Path(given.output)) as temporary:
                 temporary.write_text(report.lines(rows, device))
+    print(report.table(rows))
     if given.figure:
         report.draw(rows, Path(given.figure))
-    print(report.table(rows))
     late = report.slower(rows, baseline)
     if late:
         more = f", and {len(late) - 1} more rows" if len(late) > 1 else ""

@@ -370,7 +370,8 @@ def _parse(values: flags.FlagValues, arguments: list[str]) -> None:
         if _lacks_get_config(error):
             processes.fail(2, f"the config file {file} has no function get_config()")
         processes.fail(2, _flag_error(values, arguments[0], error) or _one_line(error))
-    logging.set_verbosity(logging.WARNING)
+    chosen = flags.FLAGS["verbosity"]
+    logging.set_verbosity(int(chosen.value or 0) if chosen.present else logging.WARNING)
 
 
 def _flag_error(values: flags.FlagValues, command: str, error: BaseException) -> str:

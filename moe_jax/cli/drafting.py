@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import flags
 
 from moe_jax.models import ModelConfig
-from moe_jax.run.opened import open_folder
+from moe_jax.run.opened import check_folder, open_folder
 from moe_jax.run.sampling import check_continues
 from moe_jax.serving.speculation import (
     DraftModel,
@@ -41,7 +41,13 @@ def define(values: flags.FlagValues) -> None:
 
 
 def check_of(given: flags.FlagValues) -> Callable[[ModelConfig], None]:
-    """Returns a function that rejects models which cannot continue text with these drafts."""
+    """Returns a function that rejects models which cannot continue text with these drafts.
+
+    Raises:
+        ConfigError: If the folder of ``--draft`` has no model that continues text.
+    """
+    if given.draft and given.draft not in _OWN:
+        check_folder(given.draft, check_continues, "--draft")
 
     def check(config: ModelConfig) -> None:
         check_continues(config)

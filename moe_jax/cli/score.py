@@ -14,7 +14,7 @@ from absl import flags
 
 from moe_jax.cli import common
 from moe_jax.data.documents import read_documents
-from moe_jax.run.scoring import open_model, scores
+from moe_jax.run.scoring import check_overlap, open_model, scores
 
 
 def define(values: flags.FlagValues) -> None:
@@ -59,6 +59,8 @@ def define(values: flags.FlagValues) -> None:
 
 def main(given: flags.FlagValues) -> None:
     """Prints one JSON line for each document."""
+    if given.window:
+        check_overlap(given.window, given.overlap)
     for _ in read_documents(Path(given.file), given.field):
         pass  # A wrong line is found before the weights are loaded.
     table = given.routing_table

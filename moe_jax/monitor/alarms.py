@@ -136,7 +136,8 @@ class SaturatedGates(LastingAlarm):
         """Returns the layers with saturated gates; a line without the shares has none."""
         saturated = {}
         for index, layer in enumerate(lines[-1]["layers"]):
-            least = min(line["layers"][index].get("top_score", 0.0) for line in lines)
+            shares = [line["layers"][index].get("top_score", 0.0) for line in lines]
+            least = float(np.min(_numbers(shares)))
             if least > self.above:
                 saturated[str(layer["layer"])] = (
                     f"the mean share of the top score was at least {least:.3f} in {span}, "
@@ -294,9 +295,9 @@ class Plateau(Alarm):
         middle = lines[-1]["step"] - self.steps
         if lines[0]["step"] > middle - self.steps:
             return {}
-        before = [x["loss"] for x in lines if middle - self.steps < x["step"] <= middle]
-        after = [x["loss"] for x in lines if x["step"] > middle]
-        if not before:
+        before = _numbers([x["loss"] for x in lines if middle - self.steps < x["step"] <= middle])
+        after = _numbers([x["loss"] for x in lines if x["step"] > middle])
+        if not before.size:
             return {}
         fall = float(np.mean(before) - np.mean(after))
         if not fall < self.least:
@@ -307,6 +308,11 @@ class Plateau(Alarm):
         """Returns nothing, because one evaluation has no earlier loss."""
         del line, reference
         return {}
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Returns numbers of the log as an array; a value that was not finite is NaN."""
+    return np.array(values, np.float64)
 
 
 def load_distance(first: Sequence[float], second: Sequence[float]) -> float:

@@ -70,14 +70,15 @@ def _rate(experiment: Experiment, step: int) -> float:
 
 
 def check_changes(
-    folder: Path, differences: Differences, *, allowed: bool, steps: int, done: int
+    folder: Path, differences: Differences, *, allowed: bool | None, steps: int, done: int
 ) -> None:
     """Rejects a change of settings that the user did not ask for, or that a run cannot make.
 
     Args:
         folder: Workdir of the run.
         differences: Settings that differ from those of the run.
-        allowed: True if the user asks for a change, by ``--change``.
+        allowed: True if the user asks for a change, by ``--change``; ``None`` if the command has no
+            such flag.
         steps: New number of steps of the run.
         done: Step of the newest checkpoint, or 0.
 
@@ -90,7 +91,8 @@ def check_changes(
     if fixed or not allowed:
         listed = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in differences.items())
         elsewhere = "use another --workdir"
-        remedy = f"{elsewhere}, or delete it" if fixed else f"add --change to go on, or {elsewhere}"
+        never = fixed or allowed is None
+        remedy = f"{elsewhere}, or delete it" if never else f"add --change to go on, or {elsewhere}"
         raise ConfigError(f"{folder} holds a run of another configuration ({listed}): {remedy}")
     if steps <= done:
         raise ConfigError(

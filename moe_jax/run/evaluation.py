@@ -21,6 +21,9 @@ def changed(
 ) -> Experiment:
     """Returns the experiment of a run with other settings of its evaluation.
 
+    Another ``data.source`` is the source of the validation text too, whatever source the validation
+    of the run has.
+
     Args:
         experiment: Configuration of the run.
         overrides: New values of settings that an evaluation reads, by dotted name.
@@ -38,6 +41,8 @@ def changed(
         if not experiment.moe_layers:
             raise ConfigError("--capacity_factor has no effect: the model has no experts")
         experiment = build(Experiment, _with_capacity(describe(experiment), capacity_factor))
+    if "data.source" in overrides:
+        overrides = {"data.eval_source": "", **overrides}
     return experiment_of(experiment, overrides)
 
 

@@ -85,17 +85,37 @@ def open_folder(
     return found
 
 
+def check_folder(
+    folder: Path | str, check: Callable[[ModelConfig], None], flag: str = "--model"
+) -> None:
+    """Rejects a folder without a model that ``check`` accepts, before weights are loaded.
+
+    Args:
+        folder: Folder of the model.
+        check: Function that rejects a configuration.
+        flag: Flag that names the folder.
+
+    Raises:
+        ConfigError: If so.
+    """
+    kind, folder = folders.kind_of(folder), Path(folder)
+    if kind == "none":
+        raise ConfigError(
+            f"{flag}={folder} holds no run, no converted model and no model of transformers: give "
+            "the --workdir of a run, or a folder with config.json and safetensors files"
+        )
+    if kind == "run" and latest_step(folder / workdir.CHECKPOINTS) is None:
+        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
+    check(workdir.load(folder).model if kind == "run" else folders.describe(folder).config)
+
+
 def _any(
     folder: Path, step: Step, check: Callable[[ModelConfig], None], texts: bool, average: bool
 ) -> FolderModel:
+    check_folder(folder, check)
     kind = folders.kind_of(folder)
-    if kind == "none":
-        raise ConfigError(
-            f"--model={folder} holds no run, no converted model and no model of transformers: give "
-            "the --workdir of a run, or a folder with config.json and safetensors files"
-        )
     if kind == "run":
-        return _run(folder, step, check, average)
+        return _run(folder, step, average)
     if step is not None:
         raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
     if not average:
@@ -103,20 +123,14 @@ def _any(
     name = folders.tokenizer_of(folder)
     if texts and not name:
         raise ConfigError(f"{folder} has no tokenizer: copy its tokenizer.json into the folder")
-    check(folders.describe(folder).config)
     tokenizer = data.open_tokenizer(data.DataConfig(tokenizer=name)) if name else None
     found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
     start = found.original.get("decoder_start_token_id") or 0
     return FolderModel(found.model, tokenizer, _DEFAULT_WINDOW, found.vocab_size, start)
 
 
-def _run(
-    folder: Path, step: Step, check: Callable[[ModelConfig], None], average: bool
-) -> FolderModel:
+def _run(folder: Path, step: Step, average: bool) -> FolderModel:
     experiment = workdir.load(folder)
-    if latest_step(folder / workdir.CHECKPOINTS) is None:
-        raise ConfigError(f"{folder} holds no checkpoint yet: train first")
-    check(experiment.model)
     tokenizer = data.load_tokenizer(folder)
     mesh = make_mesh(fitting(experiment.mesh))
     run = FinishedRun("--model", folder, experiment, tokenizer)

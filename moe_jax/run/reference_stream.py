@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_jax import data
 from moe_jax.analysis.observed import Observed, observe
+from moe_jax.errors import ConfigError
 from moe_jax.interop.folders import kind_of
 from moe_jax.routing import SoftSlots
 from moe_jax.run import workdir
@@ -33,13 +34,15 @@ def reference_stream(
     Returns:
         The first 64 validation documents of each part of the reference's data; ``None`` if the kind
         of a drift stays unknown: with several processes, with soft slots, and if the reference has
-        another tokenizer, no checkpoint or no run.
+        another tokenizer, no checkpoint, no run or no text on this machine.
     """
     place = Path(reference) if reference else folder
     if not _is_readable(opened) or kind_of(place) != "run":
         return None
-    theirs = _reference(reference, opened)
     config = workdir.load(place).data
+    if not _is_here(config):
+        return None
+    theirs = _reference(reference, opened)
     if theirs is None or not _same_ids(theirs, opened, config):
         return None
     return validation_stream(theirs, config)
@@ -56,6 +59,16 @@ def validation_stream(opened: FolderModel, config: data.DataConfig) -> tuple[Obs
     texts, _, _ = read(opened, groups, _DOCUMENTS, config.seq_length)
     with opened.on_mesh():
         return observe(opened.model, texts, _BATCH)
+
+
+def _is_here(config: data.DataConfig) -> bool:
+    """Returns whether the validation text of the data is on this machine."""
+    try:
+        for part in config.parts.values():
+            data.texts(part, "eval")
+    except (FileNotFoundError, ConfigError):
+        return False
+    return True
 
 
 def _is_readable(opened: FolderModel) -> bool:

@@ -132,8 +132,7 @@ def scores(
             overlap.
     """
     length = window or opened.window
-    if not 0 <= overlap < length:
-        raise ConfigError(f"--overlap={overlap} is not below --window={length}: lower it")
+    check_overlap(length, overlap)
     opened.model.config.check_length(length, "--window")
     first, second = itertools.tee(texts)
     rows = ([opened.tokenizer.bos_id, *opened.tokenizer.encode(text).tolist()] for text in first)
@@ -142,6 +141,16 @@ def scores(
     found = _of_windows(opened, parts, length, batch_size)
     for text, row, of_row in zip(second, whole, found, strict=True):
         yield DocumentScore(tuple(row[1:]), tuple(of_row), len(text.encode()))
+
+
+def check_overlap(window: int, overlap: int) -> None:
+    """Rejects windows that go no further than the window before.
+
+    Raises:
+        ConfigError: If so.
+    """
+    if not 0 <= overlap < window:
+        raise ConfigError(f"--overlap={overlap} is not below --window={window}: lower it")
 
 
 def _windows(row: Sequence[int], length: int, overlap: int) -> list[_Window]:

@@ -52,6 +52,8 @@ def graphics_cards() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
     except OSError:
         return []
+    if listed.returncode:  # The driver is broken, and its error is on the standard output.
+        return []
     return [str(card) for card in range(len(listed.stdout.splitlines()))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from moe_jax.models import Decoder, ModelConfig
 from moe_jax.routing.tabulated import tabulated
 from moe_jax.run.analyzing import require_analysable
 from moe_jax.run.best import Step
-from moe_jax.run.opened import FolderModel, open_folder
+from moe_jax.run.opened import FolderModel, check_folder, open_folder
 from moe_jax.run.scoring import require_causal
 
 
@@ -54,7 +55,11 @@ def tabulate(
     Raises:
         ConfigError: If the model has no router that can read a table, or the source no document.
     """
+    check_folder(folder, require_tabulable)
+    # A streamed source is read no further than that; others are on this machine.
     config = data.DataConfig(source=source)
+    if source.startswith("hf:"):
+        config = dataclasses.replace(config, train_documents=documents, eval_documents=held_out)
     try:
         data.check_source(config)
         parts = data.open_source(config, "train"), data.open_source(config, "eval")

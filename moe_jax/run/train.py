@@ -157,6 +157,8 @@ def _train(
     workdir.check_shared(folder)
     if has_result(folder):
         voice.say(f"{folder} is finished; its results are in {folder}/report.html")
+        if window is not None:
+            voice.warn(f"--profile={window} traces no step, because {folder} is finished")
         return None
     processes.first(lambda: sources.keep(folder))
     began = time.perf_counter()

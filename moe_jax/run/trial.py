@@ -26,6 +26,7 @@ def trial(experiment: Experiment, steps: int, optimizer: Any, **training: Any) -
         keep_every=0,
         keep_best=False,
         patience=0,
+        alarms=(),
         **training,
     )
     return dataclasses.replace(experiment, optimizer=optimizer, training=short)

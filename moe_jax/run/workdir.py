@@ -33,6 +33,7 @@ _SOURCES = "sources"
 _CORPUS = "corpus"
 _CHANGES = "changes"
 _COMMAND = "command"
+_TRAINED_WITH = ("versions", "git_commit")
 # Versions of datasets whose runs did not record a hash of their text.
 _CHANGED_DATASETS = {"python_library": "1.0.0"}
 _LOCK = ".lock"
@@ -131,8 +132,10 @@ def claim(
     changed = Change(_done(workdir), differences) if differences else None
     changes = [*saved.get(_CHANGES, []), *([changed.record()] if changed else [])]
     kept = {_SOURCES: found, _CORPUS: saved.get(_CORPUS), _CHANGES: changes, _COMMAND: command}
-    about: dict[str, Any] = {"versions": _versions(), "git_commit": _git_commit()}
+    about: dict[str, Any] = dict(zip(_TRAINED_WITH, (_versions(), _git_commit()), strict=True))
     about |= {name: value for name, value in kept.items() if value}
+    if not changed and (workdir / RESULT).exists():  # Nothing is trained any more.
+        about |= {name: saved[name] for name in (*_TRAINED_WITH, _COMMAND) if name in saved}
     if changed:
         # Before the new settings: a kill in between leaves the old run, which is evaluated again.
         (workdir / RESULT).unlink(missing_ok=True)
@@ -145,9 +148,15 @@ def check_owner(
     experiment: Experiment,
     sources: Mapping[str, str] | None = None,
     *,
-    change: bool = False,
+    change: bool | None = False,
 ) -> tuple[dict[str, str], Differences]:
     """Checks that a run may begin or resume in ``workdir``; see ``claim``.
+
+    Args:
+        workdir: Folder of the run.
+        experiment: Configuration of the run.
+        sources: See ``claim``.
+        change: Whether the user asks for a change of settings; ``None`` if nobody can ask for one.
 
     Returns:
         The sources of the run, and the settings that change.

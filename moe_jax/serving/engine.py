@@ -321,13 +321,14 @@ def _pieces(slots: int, prefill: int, mesh: Mesh | None) -> int:
 def _sizes(slots: int, prefill: int, pieces: int) -> list[tuple[int, int, int]]:
     """Returns rows, tokens of the chunk and its pieces for all steps.
 
-    All steps on a mesh have a row for every slot. Elsewhere some have fewer rows: a step of few
-    requests takes the time to read the weights of their experts, and a prompt beside which no
-    request runs needs a row for its own sample alone. A chunk is of one request, or in pieces, or
-    one piece alone.
+    All steps on several devices have a row for every slot. On one device some have fewer rows: a
+    step of few requests takes the time to read the weights of their experts, and a prompt beside
+    which no request runs needs a row for its own sample alone. A chunk is of one request, or in
+    pieces, or one piece alone.
     """
     several = [(slots, prefill, pieces), (slots, prefill // pieces, 1)] if pieces > 1 else []
-    few = _FEW if slots >= _MANY and not jax.sharding.get_abstract_mesh().shape else ()
+    mesh = jax.sharding.get_abstract_mesh()
+    few = _FEW if slots >= _MANY and (mesh.empty or mesh.size == 1) else ()
     fewer = [*((rows, 0, 1) for rows in few), *((rows, prefill, 1) for rows in few[:1])]
     return [(slots, prefill, 1), *several, (slots, 0, 1), *fewer]
 

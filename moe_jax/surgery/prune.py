@@ -104,7 +104,7 @@ def check_each(
     """
     check_changeable(weights)
     found = mixtures(weights)
-    numbers = {f"layer {name} has": mixture.num_experts for name, mixture in found.items()}
+    numbers: dict[str, float] = {f"layer {n} has": m.num_experts for n, m in found.items()}
     if across:
         _check_unequal(weights)
         numbers = {"a layer has on average": sum(numbers.values()) / len(numbers)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from moe_jax.config.experiment import Experiment
-from moe_jax.config.loading import experiment_of_texts
+from moe_jax.config.loading import experiment_of_texts, values_of_texts
 from moe_jax.errors import ConfigError
 from moe_jax.run import workdir as folders
 from moe_jax.run.released import adopted
@@ -80,7 +80,8 @@ class SweepPlan:
         trial = SweepRun(point, self.folder / RUNS / name_of(point))
         if trial.folder.exists():
             overrides = self._experiment(settings_of(point))[1]
-            folders.check_owner(trial.folder, adopted(experiment, trial.folder, overrides))
+            owner = adopted(experiment, trial.folder, overrides)
+            folders.check_owner(trial.folder, owner, change=None)
         return trial
 
     def task(self, trial: SweepRun, scale: str) -> Task:
@@ -96,8 +97,11 @@ class SweepPlan:
         )
 
     def _read(self, axis: Axis, text: str) -> Any:
-        values = self._experiment(dict.fromkeys(axis.settings, text))[1]
-        return values[axis.settings[0]]
+        texts = dict.fromkeys(axis.settings, text)
+        if axis.is_range:
+            return self._experiment(texts)[1][axis.settings[0]]
+        # A listed value may fit only beside values of other settings; ``checked`` sees all of them.
+        return values_of_texts(self.config, {**self.texts, **texts})[axis.settings[0]]
 
     def _experiment(self, texts: Mapping[str, str]) -> tuple[Experiment, dict[str, Any]]:
         return experiment_of_texts(self.config, {**self.texts, **texts})

@@ -141,8 +141,7 @@ class _Progress:
     def train_drawn(self, axes: Sequence[Axis]) -> None:
         """Trains the open trials of a study, and then as many new ones as are left."""
         self.plan.folder.mkdir(parents=True, exist_ok=True)
-        maximize = METRICS[self.search.metric]
-        study = OptunaStudy(self.plan.folder, axes, self.search.sampler, maximize=maximize)
+        study = OptunaStudy(self.plan.folder, axes, self.search.sampler, self.search.metric)
         points = study.points
         left = [(number, points.pop(number)) for number in study.open]
         self.trials = {t.folder.name: t for t in map(self.plan.checked, points.values())}

@@ -59,9 +59,13 @@ def test_a_file_keeps_the_table(tmp_path):
         for x, y in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(x, y)
     assert found.known.tolist() == [False, True, True, False]
-    (tmp_path / "text.npz").write_text("no table")
-    with pytest.raises(ConfigError, match="moe-jax tabulate"):
-        RoutingTable.load(tmp_path / "text.npz")
+    whole = (tmp_path / "table.npz").read_bytes()
+    for name, content in {"text": b"no table", "empty": b"", "cut": whole[:200]}.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+    np.save(tmp_path / "array.npz.npy", np.zeros(3))
+    for name in ("text.npz", "empty.npz", "cut.npz", "array.npz.npy"):
+        with pytest.raises(ConfigError, match="moe-jax tabulate"):
+            RoutingTable.load(tmp_path / name)
 
 
 # The router of Zaya reads values of the router before; its free expert is left out.

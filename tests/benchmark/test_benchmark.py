@@ -204,6 +204,7 @@ def run(*arguments):
         ("--candidates=tensor", "--candidates: no name starts with 'tensor'"),
         ("--baseline=/no/such/file", "/no/such/file"),
         ("--dtype=int8", "int8"),
+        ("--figure=shares.gif", "--figure=shares.gif is neither .png nor .svg"),
     ],
 )
 def test_a_bad_flag_is_one_line(flag, fault, capsys):

@@ -78,6 +78,12 @@ def test_a_budget_for_experts_needs_a_stream_and_a_size(said):
         said("--stream", "--expert_bytes=much")
 
 
+def test_a_draft_that_is_no_folder_is_named_before_the_model_is_read(said, monkeypatch):
+    monkeypatch.setattr(generate, "open_folder", None)  # A call would fail.
+    with pytest.raises(ConfigError, match="--draft=lookahed holds no run, no converted model"):
+        said("--stream", "--draft=lookahed")
+
+
 def test_a_model_without_lookahead_modules_is_refused_before_it_is_read(said):
     with pytest.raises(ConfigError, match="no lookahead module to draft with"):
         said("--stream", "--draft=lookahead")

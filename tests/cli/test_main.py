@@ -57,6 +57,16 @@ def test_help_lists_every_flag_and_where_settings_are(moe_jax, name):
     assert not re.search(r"absl|flagfile|repeat this option|moe_jax\.cli|None", out)
 
 
+def test_the_log_has_the_verbosity_of_the_flag(moe_jax, tmp_path):
+    code, _, err = moe_jax("report", str(tmp_path))
+    assert code == 2 and "holds no run" in err and logging.get_verbosity() == logging.WARNING
+    # With the messages of debugging, a mistake of the user has its traceback.
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        moe_jax("report", str(tmp_path), "--verbosity=1")
+    assert logging.level_debug()
+    flags.FLAGS["verbosity"].present = 0
+
+
 def test_a_flag_shows_values_default_and_need(moe_jax):
     out = moe_jax("sweep", "--help")[1]
     assert "--sampler=grid|random|tpe|cmaes\n" in out and "(default 'grid')" in out

@@ -167,6 +167,18 @@ def test_a_plateau_compares_two_means_of_the_loss():
     assert Plateau(steps=2).window == 4 and Plateau().on_stream(lines[0], None) == {}
 
 
+def test_values_that_were_not_finite_are_no_plateau_and_no_saturation():
+    # The log of a resumed run has ``None`` for them.
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate((9, 4, None, 2.5, 1.5), 0)]
+    assert Plateau(steps=2, least=1.5).found(lines, None) == {}
+    scores = [0.99, None, 0.99]
+    lines = [
+        {"step": step, "layers": [{"layer": 1, "top_score": score}]}
+        for step, score in enumerate(scores, 1)
+    ]
+    assert SaturatedGates(steps=2, above=0.9).during(lines, "two steps") == {}
+
+
 def test_a_plateau_of_validations_reads_no_training_loss():
     """The training loss falls by 4 in two steps, and the validation loss stays at 3."""
     rule = Plateau(steps=2, least=0.1, log="eval", stop=True)

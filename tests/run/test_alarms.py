@@ -120,6 +120,18 @@ def test_a_reference_with_another_tokenizer_leaves_the_kind_unknown(stopped, tmp
     assert found["drift"] == {} and words.endswith("of unknown kind")
 
 
+def test_a_reference_whose_text_is_not_here_leaves_the_kind_unknown(stopped, monkeypatch):
+    _, run, _ = stopped
+    opened = open_folder(run.workdir, None, lambda model: None)
+    assert reference_stream.reference_stream("", run.workdir, opened) is not None
+
+    def missing(*_):
+        raise FileNotFoundError("no text")
+
+    monkeypatch.setattr(reference_stream.data, "texts", missing)
+    assert reference_stream.reference_stream("", run.workdir, opened) is None
+
+
 def test_the_command_warns_of_an_evaluated_stream(stopped, monkeypatch, capsys):
     _, run, _ = stopped
     monkeypatch.setattr("sys.argv", ["moe-jax", "evaluate", str(run.workdir)])

@@ -42,6 +42,15 @@ def test_other_data_and_another_group_keep_the_weights():
     check_same_weights(RUN, other, TOKENIZER.vocab_size)
 
 
+def test_another_source_is_evaluated_whatever_the_validation_of_the_run_reads():
+    apart = experiment_of(RUN, {"data.eval_source": "mixture"})
+    other = changed(apart, {"data.source": "python_library"})
+    assert (other.data.source, other.data.eval_source) == ("python_library", "")
+    kept = changed(apart, {"data.source": "mixture", "data.eval_source": "python_library"})
+    assert kept.data.eval_source == "python_library"
+    assert changed(apart, {"model.moe.group_size": 64}).data.eval_source == "mixture"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

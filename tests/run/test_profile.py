@@ -3,12 +3,14 @@
 import gzip
 import json
 import re
+import types
 
 import pytest
 
 import moe_jax as mj
 from moe_jax.errors import ConfigError
-from moe_jax.run.profile import SCOPES, Profiler, window_of
+from moe_jax.run import train
+from moe_jax.run.profile import SCOPES, Profiler, Window, window_of
 from moe_jax.training.metrics import read_metrics
 
 SMALL = {
@@ -79,6 +81,15 @@ def test_a_bad_window_starts_nothing(tmp_path):
     with pytest.raises(ConfigError, match="--profile=9:12 ends after training.steps=4"):
         mj.train("quickstart", tmp_path / "run", SMALL, profile="9:12")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_says_that_it_traces_nothing(tmp_path):
+    for name in ("config.json", "result.json"):
+        (tmp_path / name).write_text("{}")
+    warned = []
+    voice = types.SimpleNamespace(say=lambda line: None, warn=warned.append)
+    assert train._train(None, tmp_path, None, voice, Window(2, 3)) is None
+    assert warned == [f"--profile=2:3 traces no step, because {tmp_path} is finished"]
 
 
 def test_without_a_window_no_step_is_traced(tmp_path):

@@ -5,8 +5,10 @@ import math
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from moe_jax import data, models
+from moe_jax.cli import score as command
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES, save
 from moe_jax.nn.moe_config import MoEConfig
@@ -97,6 +99,14 @@ def test_a_whole_context_beats_no_context_only_by_what_is_read(opened):
 def test_an_overlap_is_below_the_window(opened):
     with pytest.raises(ConfigError, match="--overlap=16 is not below --window=16: lower it"):
         list(scores(opened, TEXTS, overlap=16))
+
+
+def test_a_wrong_overlap_is_named_before_anything_is_read():
+    values = flags.FlagValues()
+    command.define(values)
+    values(["score", "--model=no", "--file=no", "--window=16", "--overlap=16"])
+    with pytest.raises(ConfigError, match="--overlap=16 is not below --window=16: lower it"):
+        command.main(values)
 
 
 def test_a_folder_without_a_model_or_tokenizer_is_named(tmp_path):

@@ -75,3 +75,5 @@ def test_or_all_that_the_driver_lists(monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\n")
     tool.chmod(0o755)
     assert graphics_cards() == ["0", "1"]
+    tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert graphics_cards() == []

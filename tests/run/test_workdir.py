@@ -153,6 +153,20 @@ def test_a_finished_run_keeps_its_result_if_nothing_changes(tmp_path):
     assert (tmp_path / "result.json").exists()
 
 
+def test_a_finished_run_keeps_the_versions_and_the_command_that_trained_it(tmp_path):
+    workdir.claim(tmp_path, _RUN, command="moe-jax train quickstart")
+    path = tmp_path / "config.json"
+    trained = json.loads(path.read_text()) | {"versions": {"jax": "0.1"}, "git_commit": "0123"}
+    path.write_text(json.dumps(trained))
+    (tmp_path / "result.json").write_text("{}")
+    workdir.claim(tmp_path, _RUN, command="another command")
+    assert json.loads(path.read_text()) == trained
+    (tmp_path / "result.json").unlink()
+    workdir.claim(tmp_path, _RUN, command="another command")
+    again = json.loads(path.read_text())
+    assert again["command"] == "another command" and again["versions"] != trained["versions"]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -16,7 +16,7 @@ def value(point):
 
 def drawn(folder, count, sampler="tpe"):
     """Goes on with a study by so many trials; all points so far."""
-    study = OptunaStudy(folder, AXES, sampler, maximize=False)
+    study = OptunaStudy(folder, AXES, sampler, "loss")
     for _ in range(count):
         number, point = study.ask()
         study.tell(number, value(point))
@@ -39,10 +39,10 @@ def test_a_study_that_is_opened_again_draws_the_same_points(tmp_path, sampler):
 
 
 def test_a_trial_without_a_result_stays_open(tmp_path):
-    study = OptunaStudy(tmp_path, AXES, "tpe", maximize=False)
+    study = OptunaStudy(tmp_path, AXES, "tpe", "loss")
     first, second = study.ask(), study.ask()
-    study.tell(second[0], None)  # a run that fails has no result and is not drawn again
-    again = OptunaStudy(tmp_path, AXES, "tpe", maximize=False)
+    study.tell(second[0], None)  # a run that fails has no result
+    again = OptunaStudy(tmp_path, AXES, "tpe", "loss")
     assert again.open == [first[0]] and again.points[first[0]] == first[1]
     again.tell(first[0], None, diverged=True)
     assert again.open == []
@@ -67,3 +67,25 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"optuna: pip install 'moe_jax\[sweep\]'"):
         check_sampler("tpe", 3)
+
+
+def test_points_of_failed_trials_are_drawn_again(tmp_path):
+    study = OptunaStudy(tmp_path, AXES, "random", "loss")
+    drawn = [study.ask() for _ in range(3)]
+    study.tell(0, 1.0)
+    study.tell(1, None)
+    again = OptunaStudy(tmp_path, AXES, "random", "loss")
+    assert list(again.points) == [0, 2] and again.open == [2]
+    number, point = again.ask()
+    assert number == 3 and point == drawn[1][1]
+    again.tell(3, 2.0)
+    # What was drawn again and ended is not drawn a third time.
+    assert OptunaStudy(tmp_path, AXES, "random", "loss").ask()[1] != drawn[1][1]
+
+
+def test_another_sweep_in_the_folder_is_refused(tmp_path):
+    OptunaStudy(tmp_path, AXES, "random", "loss").ask()
+    with pytest.raises(ConfigError, match="--metric=loss, and not accuracy: use another --workdir"):
+        OptunaStudy(tmp_path, AXES, "random", "accuracy")
+    with pytest.raises(ConfigError, match="holds a sweep over .*, and not over .*: use another"):
+        OptunaStudy(tmp_path, AXES[:1], "random", "loss")

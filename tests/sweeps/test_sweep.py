@@ -11,8 +11,9 @@ import pytest
 
 import moe_jax as mj
 from moe_jax.config.loading import experiment_of_texts
+from moe_jax.errors import ConfigError
 from moe_jax.run import workdir
-from moe_jax.sweeps.axes import axes_of
+from moe_jax.sweeps.axes import axes_of, grid
 from moe_jax.sweeps.plan import SweepPlan
 from moe_jax.sweeps.sweep import sweep
 from moe_jax.training.metrics import MetricsWriter
@@ -197,6 +198,16 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
     assert last.startswith("error: 1 run failed: data.batch_size=12 ended without a")
     assert "data.batch_size=12 does not divide" in last and "log.txt" in last
     assert (tmp_path / "runs/data.batch_size=8/result.json").exists()
+
+
+def test_values_that_fit_together_alone_are_planned(tmp_path):
+    # Eight rows do not divide into three streams, and 12 and 24 rows do.
+    plan = SweepPlan("quickstart", {}, tmp_path)
+    axes = [plan.typed(axis) for axis in axes_of(["data.batch_size=12,24", "data.streams=3,6"])]
+    runs = [plan.checked(point) for point in grid(axes)]
+    assert len(runs) == 4
+    with pytest.raises(ConfigError, match="cannot be split over data.streams=3"):
+        plan.checked({"data.batch_size": "8", "data.streams": "3"})
 
 
 def test_a_mistake_of_the_command_is_one_line(tmp_path):
