@@ -16,7 +16,7 @@ from moe_jax.errors import ConfigError, line_of
 
 Row = Mapping[str, Any]
 
-_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 _PARQUET = (".parquet",)
 _BATCH = 256
 

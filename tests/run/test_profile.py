@@ -83,9 +83,9 @@ def test_a_bad_window_starts_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_says_that_it_traces_nothing(tmp_path):
-    for name in ("config.json", "result.json"):
-        (tmp_path / name).write_text("{}")
+def test_a_finished_run_says_that_it_traces_nothing(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(train, "has_result", lambda folder: True)
     warned = []
     voice = types.SimpleNamespace(say=lambda line: None, warn=warned.append)
     assert train._train(None, tmp_path, None, voice, Window(2, 3)) is None
