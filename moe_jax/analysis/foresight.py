@@ -84,8 +84,10 @@ def _predicted(
     if plan.slots.expert is None:
         took = out_of_groups(taken_by(plan), valid.shape)
         return jnp.where(took, jnp.arange(took.shape[-1]), -1)
-    choices = out_of_groups(plan.slots.expert, valid.shape)
-    return jnp.where(choices < 0, -1 - choices, choices)
+    choices = jnp.where(plan.slots.expert < 0, -1 - plan.slots.expert, plan.slots.expert)
+    if plan.slots.wanted is not None:
+        choices = jnp.where(plan.slots.wanted, choices, -1)
+    return out_of_groups(choices, valid.shape)
 
 
 def foresight(

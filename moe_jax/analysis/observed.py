@@ -32,8 +32,10 @@ class ObservedLayer:
         name: Name of the layer.
         num_experts: Number ``E`` of experts.
         choices: Expert ``(N, K)`` of each choice, ``-1 - expert`` where it was dropped or the
-            expert is free; a free expert has an index of at least ``E``.
+            expert is free; a free expert has an index of at least ``E``, and ``-1 - E - Z`` stands
+            where a token makes fewer than ``K`` choices.
         gates: Combine weight ``(N, K)`` of each choice.
+        free: Number ``Z`` of free experts.
         experts_choose: True if experts choose tokens. Then ``K`` is ``E``; the experts that took
             a token come first, the largest gate in front, and ``-1 - E`` fills the rest.
     """
@@ -42,17 +44,21 @@ class ObservedLayer:
     num_experts: int
     choices: np.ndarray
     gates: np.ndarray
+    free: int = 0
     experts_choose: bool = False
 
     @property
     def wanted(self) -> np.ndarray:
-        """Expert ``(N, K)`` of each choice, before capacity; at least ``E`` for a free expert."""
+        """Expert ``(N, K)`` of each choice, before capacity; at least ``E`` for a free expert.
+
+        The number is at least ``E + Z`` where a token makes fewer than ``K`` choices.
+        """
         return np.where(self.choices < 0, -1 - self.choices, self.choices)
 
     @property
     def chosen(self) -> np.ndarray:
         """Mask ``(N, K)``, False where a token has fewer choices than ``K``."""
-        return (self.wanted < self.num_experts) | (not self.experts_choose)
+        return self.wanted < self.num_experts + self.free
 
     @property
     def dropped(self) -> np.ndarray:
@@ -154,7 +160,7 @@ def _reads_ahead(config: ModelConfig) -> bool:
 def _layer(name: str, moe: MoEConfig, choices: np.ndarray, gates: np.ndarray) -> ObservedLayer:
     """Returns the choices ``(N, K)`` of a layer, sorted by gate where experts choose."""
     if not moe.router.experts_choose:
-        return ObservedLayer(name, moe.num_experts, choices, gates)
+        return ObservedLayer(name, moe.num_experts, choices, gates, moe.router.free.count)
     order = np.argsort(np.where(choices >= 0, -gates, np.inf), axis=1, kind="stable")
     taken, weights = (np.take_along_axis(x, order, 1) for x in (choices, gates))
     taken = np.where(taken < 0, -1 - moe.num_experts, taken)

@@ -89,11 +89,12 @@ def _layer(ids: np.ndarray, layer: ObservedLayer, vocab_size: int, often: np.nda
     k = layer.choices.shape[1]
     chosen, summed = np.zeros((2, vocab_size, layer.num_experts), np.float64)
     kept = np.zeros((vocab_size, layer.num_experts))
-    row = np.broadcast_to(ids[:, None], layer.choices.shape)
-    np.add.at(chosen, (row, layer.wanted), 1)
+    made = layer.chosen
+    place = np.broadcast_to(ids[:, None], layer.choices.shape)[made], layer.wanted[made]
+    np.add.at(chosen, place, 1)
     # A dropped choice has no weight.
-    np.add.at(summed, (row, layer.wanted), layer.gates)
-    np.add.at(kept, (row, layer.wanted), layer.gates > 0)
+    np.add.at(summed, place, layer.gates[made])
+    np.add.at(kept, place, layer.gates[made] > 0)
     experts = np.argsort(-chosen, axis=1, kind="stable")[:, :k].astype(np.int32)
     mean = np.take_along_axis(summed / np.maximum(kept, 1), experts, axis=1)
     tokens = np.maximum(np.bincount(ids, minlength=vocab_size), 1)[:, None]
@@ -146,6 +147,6 @@ def agreement(observed: Observed, table: RoutingTable) -> list[float | None]:
     for layer, (experts, gates) in zip(observed.layers, table.layers, strict=True):
         wanted, ids = layer.wanted[covered], observed.tokens[covered]
         listed = np.where(gates > 0, experts, -1)[ids]
-        same = (wanted[:, :, None] == listed[:, None, :]).any(2)
+        same = (wanted[:, :, None] == listed[:, None, :]).any(2)[layer.chosen[covered]]
         shares.append(float(same.mean()) if same.size else None)
     return shares

@@ -43,7 +43,8 @@ class MoEAux:
         counts: Counts of tokens and choices, summed over groups.
         experts: Mask ``(B, L, E)``, True if the expert took the token, if the mode records it.
         choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped or the
-            expert is free, if the mode records it; ``K`` is ``E`` if experts choose.
+            expert is free, if the mode records it; ``K`` is ``E`` if experts choose. Where a token
+            makes fewer than ``K`` choices, the number is ``-1 - E - Z`` with ``Z`` free experts.
         gates: Combine weight ``(B, L, K)`` of each choice, 0 where it was dropped, if the mode
             records it.
         carried: Values ``(B, L, D)`` that the router of the next MoE layer reads, float32; ``None``
@@ -327,6 +328,9 @@ class ConfiguredMoE(nnx.Module):
         if choices is None:
             experts = jnp.arange(self.config.num_experts)
             choices = jnp.where(took, experts, -1 - experts)
+        elif isinstance(plan.slots, routing.Slots) and plan.slots.wanted is not None:
+            nobody = self.config.num_experts + self.config.router.free.count
+            choices = jnp.where(plan.slots.wanted, choices, -1 - nobody)
         choices = jnp.where(valid[..., None], out_of_groups(choices, valid.shape), -1)
         took = out_of_groups(took, valid.shape)
         gates = jnp.where(valid[..., None], out_of_groups(gates_of(plan), valid.shape), 0)

@@ -195,6 +195,7 @@ class Capacity(Ranged):
             gate,
             jnp.where(seated, choice.expert, -1 - choice.expert),
             num_tokens,
+            demand,
         )
         counts = Counts(
             demand=_histogram(choice.expert, demand, num_experts),

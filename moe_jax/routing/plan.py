@@ -65,6 +65,8 @@ class Slots:
         expert: Expert ``(..., S, K)`` of each choice, ``-1 - expert`` where it was dropped or
             where the expert is free; or ``None``.
         num_tokens: ``S``.
+        wanted: Mask ``(..., S, K)``, False for padding and where a token makes fewer than ``K``
+            choices; or ``None``.
     """
 
     token: Int32[Array, "*G E C"]
@@ -73,6 +75,7 @@ class Slots:
     gate: Float[Array, "*G S K"] | None
     expert: Int32[Array, "*G S K"] | None
     num_tokens: int = dataclasses.field(metadata={"static": True})
+    wanted: Bool[Array, "*G S K"] | None = None
 
     @property
     def filled(self) -> Bool[Array, "*G E C"]:

@@ -69,10 +69,10 @@ def _beside_free(
     num_experts = scored.scores.shape[1] - free
     choice, taken = split(selection, num_experts)
     slots, counts = capacity.seat(choice, scored.log_scores[:, :num_experts], inputs)
-    assert isinstance(slots, Slots) and slots.expert is not None
+    assert isinstance(slots, Slots) and slots.expert is not None and slots.wanted is not None
     routed = (slots.expert >= 0).any(-1) | taken.any(-1)
     gate, demand = free_gates(selection, taken, num_experts, free)
     unrouted = (inputs.valid & ~routed).sum().astype(jnp.float32)
     counts = dataclasses.replace(counts, unrouted=unrouted, observed={FREE: demand})
     expert = jnp.where(selection.expert >= num_experts, -1 - selection.expert, slots.expert)
-    return dataclasses.replace(slots, expert=expert), counts, gate
+    return dataclasses.replace(slots, expert=expert, wanted=slots.wanted | taken), counts, gate

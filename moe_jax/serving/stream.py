@@ -67,10 +67,10 @@ class ServedWindow:
         """Returns the tokens as the analysis reads them; a request is a document."""
         own = []
         for layer, choices in zip(layers, self.choices, strict=True):
-            # The analysis leaves choices of an expert from ``E`` on out.
+            # The analysis leaves choices of an expert from ``E`` on out, as those of free experts.
             experts = np.where(choices < 0, layer.moe.num_experts, choices.astype(np.int64))
-            gates = np.ones(experts.shape)
-            own.append(ObservedLayer(str(layer.name), layer.moe.num_experts, experts, gates))
+            gates, name = np.ones(experts.shape), str(layer.name)
+            own.append(ObservedLayer(name, layer.moe.num_experts, experts, gates, free=1))
         unknown = np.full(len(self.tokens), np.nan)
         places = np.zeros(len(self.tokens), np.int64)
         return Observed(self.tokens, places, self.requests, unknown, tuple(own))

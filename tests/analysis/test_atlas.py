@@ -36,6 +36,18 @@ def test_load_counts_choices_before_capacity():
     assert found["entropy"] == pytest.approx(entropy)
 
 
+def test_choices_that_a_token_does_not_make_are_no_load_and_no_drop():
+    # Two experts and no free one; every second choice is not made, and one choice is dropped.
+    none = -1 - 2
+    found = layer([[0, none], [1, none], [0, 1], [-1, none]], experts=2)
+    load = atlas.load_of(found)
+    np.testing.assert_allclose(load["load"], [3 / 5, 2 / 5])
+    assert load["dropped"] == 1 / 5 and load["unrouted"] == 1 / 4
+    np.testing.assert_allclose(atlas.together(found), [[1, 1 / 3], [1 / 2, 1]])
+    assert atlas.logged(found)["dropped_fraction"] == 1 / 5
+    assert atlas.agreement(found, found) == 1
+
+
 def test_load_where_experts_choose_counts_the_tokens_that_they_took():
     # Expert 0 took three tokens and expert 1 one of them; expert 2 none. No expert took token 3.
     absent = -1 - 3

@@ -89,7 +89,9 @@ def config_of(tmp_path, pattern, **more):
     return DataConfig(source=f"files:{tmp_path}/{pattern}", data_dir=str(tmp_path / "data"), **more)
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet"])
+@pytest.mark.parametrize(
+    "ending", [".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet"]
+)
 def test_each_row_is_a_document(tmp_path, ending):
     documents = [f"text {i}\r\n é" for i in range(40)]
     write_rows(tmp_path / f"a{ending}", [{"body": text, "url": "u"} for text in documents])

@@ -673,3 +673,21 @@ def test_parameters_are_float32_with_logical_axes():
     }
     assert found == parameters
     assert {leaf.get_value().dtype for leaf in flat.values()} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("router", "free"),
+    [("remoe", 0), ("top2_mtf", 0), ("no_token_left_behind", 0), ("moe_plus_plus", 4)],
+)
+def test_a_report_marks_the_choices_that_a_token_does_not_make(router, free):
+    choices = {"second": "threshold"} if router == "top2_mtf" else {}
+    layer = make(MoEConfig(num_experts=4, group_size=16, router=routing.preset(router, **choices)))
+    valid = jnp.arange(16)[None] < 12
+    _, aux = layer(normal((1, 16, WIDTH)), valid, mode=Mode("eval", record=True))
+    made = np.asarray(aux.choices)[0, :12]
+    nobody = -1 - 4 - free
+    # A choice has a seat, is dropped or goes to a free expert.
+    seated, counted = (made >= 0).sum(), aux.counts.load.sum()
+    assert seated == counted and ((made >= nobody) & (made < 4)).all()
+    wanted = (made >= 0) | ((made < 0) & (made >= -4))
+    assert wanted.sum() == aux.counts.demand.sum()
