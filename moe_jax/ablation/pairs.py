@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -42,7 +42,7 @@ class Pair:
         """Returns whether the whole interval has the printed sign, the other one, or neither."""
         if in_nats and self.published < SMALLEST_EFFECT:
             return BELOW
-        if abs(self.measured.mean) <= self.measured.half_width:
+        if not abs(self.measured.mean) > self.measured.half_width:  # nor with a loss of NaN
             return UNRESOLVED
         return CONCORDANT if self.measured.mean > 0 else DISCORDANT
 
@@ -108,10 +108,16 @@ def _agreement(ablation: Ablation, paper: Published, records: Records) -> TableA
     if not pairs:
         return None
     printed = [paper.measured[arm] for arm in arms]
-    means = [float(np.mean(list(values_of(lines, metric).values()))) for lines in arms.values()]
+    means = _means([values_of(lines, metric) for lines in arms.values()])
     tau = float(stats.kendalltau(printed, means).statistic) if len(arms) > 2 else None
     slope = float(stats.linregress(printed, means).slope)
     return TableAgreement(paper, pairs, tau, slope, not failed_gates(ablation, records))
+
+
+def _means(arms: Sequence[Mapping[int, float]]) -> list[float]:
+    """Returns the mean of each arm over the seeds that all arms have, or over its own if none."""
+    common = set.intersection(*(set(arm) for arm in arms))
+    return [float(np.mean([arm[seed] for seed in sorted(common or arm)])) for arm in arms]
 
 
 def _pairs(

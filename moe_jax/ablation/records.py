@@ -75,7 +75,7 @@ def _bits_above_zlib(run: Run) -> float | None:
 # A metric is ``None`` if it does not apply to a run.
 METRICS: dict[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result["loss"],
-    "best_loss": lambda run: min(line["loss"] for line in run.evaluations),
+    "best_loss": lambda run: min((line["loss"] for line in _finite(run.evaluations)), default=None),
     "bits_per_byte": lambda run: run.result["bits_per_byte"],
     "bits_above_zlib": _bits_above_zlib,
     "train_loss": lambda run: _late(run, lambda line: line["loss"]),

@@ -56,10 +56,13 @@ def judge(claim: Claim, records: Records, registered: str = "") -> Verdict | Non
     if effect is None:
         return None
     seeds = {line["seed"] for line in low} & {line["seed"] for line in high}
-    has_all = all(seeds <= values_of(arm, claim.metric).keys() for arm in (low, high))
+    known = values_of(low, claim.metric).keys() & values_of(high, claim.metric).keys()
+    has_all = seeds <= known
     if registered:
         effect = first_decided(claim, records)
-        has_all = has_all and len(seeds) >= LOOKS[0].seeds
+        # Seeds after the look that decides change nothing.
+        counted = sorted(seeds)[: effect.seeds]
+        has_all = len(seeds) >= LOOKS[0].seeds and known.issuperset(counted)
     return Verdict(claim, effect, _verdict(claim, effect) if has_all else OPEN)
 
 

@@ -10,7 +10,7 @@ from absl import flags
 
 from moe_jax import signals
 from moe_jax.cli import common
-from moe_jax.config.loading import experiment_of_texts
+from moe_jax.config.loading import values_of_texts
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
 from moe_jax.interop.huggingface import FAMILIES
@@ -79,7 +79,7 @@ def folders_of(given: flags.FlagValues) -> dict[str, Any]:
         "output": given.output,
         "step": given.step,
         "family": given.family or "",
-        "overrides": experiment_of_texts(workdir.load(source), texts)[1] if texts else None,
+        "overrides": values_of_texts(workdir.load(source), texts) if texts else None,
     }
 
 

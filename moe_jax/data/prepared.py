@@ -118,7 +118,8 @@ def open_prepared(config: DataConfig, validation: bool) -> TfdsSource:
     for file in files:
         _check_shard(str(file.filename), file.examples_in_shard)
     shards = tuple((str(file.filename), file.take) for file in files)
-    identity = f"{builder.info.full_name}/{expression}"
+    feature = "" if config.text_feature == "text" else f"/{config.text_feature}"
+    identity = f"{builder.info.full_name}/{expression}{feature}"
     return TfdsSource(
         records, config.text_feature, identity, int(builder.info.dataset_size), shards
     )

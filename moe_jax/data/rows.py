@@ -211,15 +211,18 @@ def open_corpus(config: DataConfig, source: Source, tokenizer: Tokenizer) -> Cor
             f"and {config.source!r} has {source.size / (1 << 30):.0f} GB; set it to a number of "
             "rows to shuffle together, such as 65536"
         )
-    path = _path(config, source, tokenizer)
     kind = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4")
+    path = _path(config, source, tokenizer, kind)
     if not path.is_file():
         write_parts(path, _sealed(_tokens(source, tokenizer, kind)))
     return Corpus(_read(path, kind), source, tokenizer)
 
 
-def _path(config: DataConfig, source: Source, tokenizer: Tokenizer) -> tfds.core.Path:
-    key = "\0".join([_LAYOUT, source.identity, identity_of(tokenizer)])
+def _path(
+    config: DataConfig, source: Source, tokenizer: Tokenizer, kind: np.dtype
+) -> tfds.core.Path:
+    stored = f"{tokenizer.eos_id} {kind.str}"
+    key = "\0".join([_LAYOUT, source.identity, identity_of(tokenizer), stored])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.tokens"
     return data_directory(config) / "tokens" / name
 
@@ -227,7 +230,9 @@ def _path(config: DataConfig, source: Source, tokenizer: Tokenizer) -> tfds.core
 def _tokens(source: Source, tokenizer: Tokenizer, kind: np.dtype) -> Iterator[bytes]:
     """Yields the bytes of the tokens of each document, closed by the end token."""
     for index in range(len(source)):
-        tokens = np.append(tokenizer.encode(source[index]), tokenizer.eos_id)
+        ids = tokenizer.encode(source[index])
+        # An end token that stands in the text would close the document too early.
+        tokens = np.append(ids[ids != tokenizer.eos_id], tokenizer.eos_id)
         yield tokens.astype(kind).tobytes()
 
 

@@ -13,7 +13,7 @@ from moe_jax.interop.folders import kind_of
 from moe_jax.monitor import Drift, Watch, on_stream
 from moe_jax.monitor.alarms import Line
 from moe_jax.run import workdir
-from moe_jax.run.best import Step
+from moe_jax.run.best import Step, step_of
 from moe_jax.training.metrics import read_metrics
 
 # Conditions in words, by alarm and layer.
@@ -46,7 +46,7 @@ def alarms_of(folder: str | Path, step: Step = None) -> Callable[[Line], Conditi
     experiment = workdir.load(folder)
     if not experiment.training.alarms:
         return lambda line: {}
-    compared = lines_to_compare(experiment, folder, step)
+    compared = lines_to_compare(experiment, folder, step_of(folder, step))
     return lambda line: on_stream(experiment.training.alarms, line, compared)
 
 

@@ -82,6 +82,7 @@ def analyze(
     """
     groups = _groups(folder, groups_of([corpus] if isinstance(corpus, str) else corpus))
     _check_earlier(folder, earlier)
+    judge = alarms_of(folder, step)
     opened = open_folder(folder, step, require_analysable)
     opened.model.config.check_length(length, "--length")
     read_texts, labels, sizes = read(opened, list(groups.values()), documents, length)
@@ -90,7 +91,6 @@ def analyze(
     layers = [layer for one in found for layer in atlas.layers_of(one, own_labels)]
     names = [name or "all" for name in groups]
     own = [_of_group(found, labels == group) for group in range(len(names))]
-    judge = alarms_of(folder, step)
     quality = zip(atlas.quality(found, labels, names, sizes), own, strict=True)
     return {
         "groups": [{**one, ALARMS: judge(_line(opened, part))} for one, part in quality],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from moe_jax.interop.huggingface.description import families_of
 from moe_jax.interop.staging import replaced
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.quantised.packed import PackedLeaves, note_of
+from moe_jax.routing import Router
 from moe_jax.run import workdir
 from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.predecessors import FinishedRun, open_sources
@@ -189,8 +190,44 @@ def with_model(
     changed = dataclasses.replace(before, model=model, training=training)
     experiment = experiment_of(changed, overrides)
     check_same_weights(changed, experiment, vocab_size)
+    _check_settings(before, experiment, overrides)
     experiment.check_experts(experiment.mesh.expert)  # whatever devices are here
     return experiment
+
+
+# Settings of a router that a growth multiplies and that a schedule may hold, by name.
+_ROUTED: Mapping[str, Callable[[Router], Any]] = {
+    "top_k": lambda router: getattr(router.select, "k", None),
+    "capacity_factor": lambda router: router.capacity.factor,
+}
+
+
+def _check_settings(before: Experiment, after: Experiment, overrides: Mapping[str, Any]) -> None:
+    """Rejects settings that mean other experts or other choices after a change.
+
+    Raises:
+        ConfigError: If so; the message names the setting to give.
+    """
+    old, new = (
+        {layer.name: layer.moe for layer in experiment.model.sparse_layers()}
+        for experiment in (before, after)
+    )
+    both = [(old[name], new[name]) for name in old.keys() & new.keys()]
+    first = before.optimizer.frozen_experts
+    if first and any(one.num_experts != other.num_experts for one, other in both):
+        _require("optimizer.frozen_experts", overrides, f"freezes its first {first} experts")
+    scheduled = {schedule.setting for schedule in before.training.schedules}
+    for name in scheduled & _ROUTED.keys():
+        if any(_ROUTED[name](one.router) != _ROUTED[name](other.router) for one, other in both):
+            _require("training.schedules", overrides, f"has a schedule of {name}")
+
+
+def _require(setting: str, overrides: Mapping[str, Any], reason: str) -> None:
+    if setting not in overrides:
+        raise ConfigError(
+            f"the run {reason}, which the change makes other ones: give the new value, "
+            f"--config.{setting}"
+        )
 
 
 def _corpus(run: FinishedRun, experiment: Experiment) -> Mapping[str, Any]:

@@ -142,6 +142,9 @@ class Observing(ConfiguredMoE):
     ) -> Routed:
         slots = plan.slots
         assert isinstance(slots, routing.Slots)  # ``check_measurable`` refuses soft slots.
+        # A router without ``mask_padding`` gives slots to padding, which is no evidence.
+        padding = jnp.broadcast_to(~held[..., None], (*held.shape, slots.token.shape[-2]))
+        slots = slots.without(padding)
         rows = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="fill", fill_value=0))
         inputs = rows(tokens, slots.token)
 
@@ -154,7 +157,7 @@ class Observing(ConfiguredMoE):
             of_experts(slots.weight),
             of_experts(slots.filled),
             jnp.where(held[..., None], first[..., : inputs.shape[1]], 0),
-            plan.counts.load.sum(0),
+            slots.filled.sum((0, 2)).astype(jnp.float32),
             held.sum().astype(jnp.float32),
             mix,
         )

@@ -135,7 +135,7 @@ def _wider_choice(router: Router, factor: int) -> Router:
             capacity, factor=capacity.factor * factor, eval_factor=capacity.eval_factor * factor
         )
     if isinstance(select, TopK):
-        select = dataclasses.replace(select, k=select.k * factor)
+        select = dataclasses.replace(select, k=select.k * factor, skip=select.skip * factor)
     return dataclasses.replace(router, select=select, capacity=capacity)
 
 

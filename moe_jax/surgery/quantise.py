@@ -93,8 +93,9 @@ def check_group(weights: LayerWeights, group: int) -> None:
 
 
 def uniform(weights: LayerWeights, precision: Precision) -> dict[LayerName, tuple[Precision, ...]]:
-    """Returns one precision for all experts."""
-    layers = feed_forward_layers(weights)
+    """Returns one precision for all experts, without those of modules that look ahead."""
+    named = {matrix.layer for matrix in expert_matrices(weights)}
+    layers = [layer for layer in feed_forward_layers(weights) if layer.name in named]
     return {layer.name: (precision,) * layer.moe.num_experts for layer in layers}
 
 

@@ -83,7 +83,7 @@ class OpenedModel:
             ConfigError: If there is no text, or no tokenizer.
         """
         if self.run is not None and not file:
-            found = data.eval_batches(self.run.experiment.data, self.run.tokenizer)
+            found = self._validation(self.run)
         elif not file:
             raise ConfigError(
                 f"{self.folder} has no validation set: give a text that its experts read (--file)"
@@ -93,6 +93,14 @@ class OpenedModel:
         else:
             found = _pairs_of(file, self.tokenizer(), self._start_id())
         return (_arrays(batch) for batch in itertools.islice(found, count))
+
+    @staticmethod
+    def _validation(run: FinishedRun) -> Iterator[Batch]:
+        """Yields the validation batches, those of the parts of a blend in turn."""
+        parts = run.experiment.data.parts.values()
+        each = [data.eval_batches(part, run.tokenizer) for part in parts]
+        for batches in itertools.zip_longest(*each):
+            yield from (batch for batch in batches if batch is not None)
 
     def _start_id(self) -> int:
         """Returns the first input of the decoder of an encoder-decoder."""

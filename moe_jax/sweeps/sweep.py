@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -83,10 +84,13 @@ class Sweep:
     @property
     def records(self) -> list[dict[str, Any]]:
         """One record for each run: its settings, its state and its validation; the best first."""
-        sign = -1 if METRICS[self.metric] else 1
-        records = [trial.record for trial in self.trials]
-        worst = float("inf")
-        return sorted(records, key=lambda line: sign * line.get(self.metric, sign * worst))
+        sign, worst = -1 if METRICS[self.metric] else 1, float("inf")
+
+        def place(line: Mapping[str, Any]) -> float:
+            value = line.get(self.metric)
+            return sign * value if value is not None and math.isfinite(value) else worst
+
+        return sorted((trial.record for trial in self.trials), key=place)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -153,7 +157,8 @@ class _Progress:
             with self.lock:
                 if trial is not None:
                     value = None if trial.diverged else trial.result[self.search.metric]
-                    study.tell(number, value, diverged=trial.diverged)
+                    lost = value is None or not math.isfinite(value)
+                    study.tell(number, None if lost else value, diverged=lost)
                 elif name_of(point) in self.failures:
                     study.tell(number, None)
 

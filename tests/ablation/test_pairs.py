@@ -74,3 +74,16 @@ def test_negated_numbers_have_the_sign_of_the_metric():
 def test_one_seed_or_one_arm_makes_no_table():
     assert agreements(ABLATION, records(a=(2.0,), b=(3.0,))) == []
     assert agreements(ABLATION, records(a=(2.0, 2.1))) == []
+
+
+def test_the_order_of_a_table_is_over_the_seeds_of_all_arms():
+    # Seeds 2 and 3, which only two arms have, are harder for every arm.
+    lines = records(a=(3.0, 3.1), b=(2.9, 3.0, 3.5, 3.6), c=(2.8, 2.9, 3.4, 3.5), d=(2.5, 2.6))
+    table = agreements(ABLATION, lines)[0]
+    assert table.tau == pytest.approx(1.0)
+
+
+def test_a_pair_with_a_loss_that_is_not_finite_is_open():
+    lines = records(a=(3.0, 3.1, 3.0), d=(2.5, float("nan"), 2.5))
+    table = agreements(ABLATION, lines)[0]
+    assert list(table.readings.values()) == [UNRESOLVED]

@@ -79,3 +79,19 @@ def test_only_seeds_of_both_arms_count():
     claim = Claim("", "loss", "low", "high")
     assert judge(claim, records((1.0, 2.0), (1.5,))) is None
     assert judge(claim, records((1.0, 2.0, 9.0), (1.5, 2.5))).effect.mean == 0.5
+
+
+def test_later_seeds_do_not_change_a_decided_verdict():
+    claim = Claim("", "loss", "low", "high")
+    low = [2.0, 2.01, 2.02, 2.0]
+    four = records(low, [value + 0.5 + 0.001 * i for i, value in enumerate(low)])
+    assert judge(claim, four, "c0ffee").text == REPRODUCED
+    later = records(low + [2.0] * 4, [v + 0.5 + 0.001 * i for i, v in enumerate(low)] + [2.5] * 4)
+    lost = [
+        {**line, "loss": None} if (line["arm"], line["seed"]) == ("high", 6) else line
+        for line in later
+    ]
+    assert judge(claim, lost, "c0ffee").text == REPRODUCED
+    # A seed that the first look counts leaves the claim open.
+    early = [{**line, "loss": None} if line["seed"] == 2 else line for line in later]
+    assert judge(claim, early, "c0ffee").text == OPEN

@@ -141,3 +141,29 @@ def test_a_corpus_that_is_too_large_keeps_a_window(corpus, monkeypatch):
     with pytest.raises(ConfigError, match="data.shuffle_window=0 .*such as 65536") as error:
         train_batches(dataclasses.replace(corpus, shuffle_window=0), Bytes())
     assert "\n" not in str(error.value)
+
+
+def test_an_end_token_that_stands_in_the_text_closes_no_document():
+    class Special(Bytes):
+        def encode(self, text):
+            return np.concatenate([super().encode(text), [EOS], super().encode("!")])
+
+    content = b"".join(rows._tokens(Texts("ab", "c"), Special(), np.dtype("<u2")))
+    tokens = np.frombuffer(content, "<u2")
+    found = rows.Corpus(tokens, Texts("ab", "c"), Special())
+    assert found.lengths.tolist() == [4, 3]  # a, b, ! and the end; c, ! and the end
+
+
+def test_the_file_of_tokens_depends_on_its_type_and_on_the_end_token(tmp_path):
+    config = DataConfig(data_dir=str(tmp_path))
+    short, wide = np.dtype("<u2"), np.dtype("<i4")
+
+    class Other(Bytes):
+        eos_id = EOS + 1
+
+    paths = {
+        rows._path(config, Texts("a"), tokenizer, kind)
+        for tokenizer in (Bytes(), Other())
+        for kind in (short, wide)
+    }
+    assert len(paths) == 4

@@ -156,3 +156,25 @@ def test_experts_that_choose_tokens_are_not_told_apart_by_their_load(by):
     (use,) = use_of(found, STREAM).values()
     assert len(set(use.load)) == 1
     assert sorted(kept) == sorted(np.argsort(-use.score("output"))[:2])
+
+
+def sums(use):
+    return use.load, use.gate, use.output
+
+
+@pytest.mark.parametrize("router", ["fairseq_top2", "mixtral"])
+def test_padding_is_no_evidence(router):
+    # Routers of fairseq give padding slots of its own.
+    found = weights(config(routing.preset(router), num_layers=1))
+    padded = batch()
+    padded["segments"] = padded["segments"].copy()
+    padded["segments"][:, 5:] = 0
+    (use,) = use_of(found, [padded]).values()
+    assert use.tokens == 2 * 5
+    assert use.load.sum() <= 2 * use.tokens
+    if router == "fairseq_top2":
+        other = {**padded, "inputs": padded["inputs"].copy()}
+        other["inputs"][:, 5:] = 3
+        (same,) = use_of(found, [other]).values()
+        for one, two in zip(sums(use), sums(same), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """Texts that a change reads: pairs of an encoder-decoder, and released models of two stacks."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from moe_jax import models
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import load, save
+from moe_jax.surgery import source
 from moe_jax.surgery.api import merge, prune
 from moe_jax.surgery.source import open_source
 from tests.parity.compare_models import recorded
@@ -78,3 +80,11 @@ def test_a_released_encoder_decoder_is_merged_by_a_text(folder, tmp_path):
     merge(folder / "hf", tmp_path / "out", experts=2, file=text)
     merged = load(tmp_path / "out").config.sparse_layers()
     assert {layer.moe.num_experts for layer in merged} == {2}
+
+
+def test_the_parts_of_a_blend_are_read_in_turn(monkeypatch):
+    batches = {"code": [1, 2, 3], "prose": [10]}
+    monkeypatch.setattr(source.data, "eval_batches", lambda part, tokenizer: batches[part])
+    parts = types.SimpleNamespace(parts={"code": "code", "prose": "prose"})
+    run = types.SimpleNamespace(experiment=types.SimpleNamespace(data=parts), tokenizer=None)
+    assert list(source.OpenedModel._validation(run)) == [1, 10, 2, 3]
