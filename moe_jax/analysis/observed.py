@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from moe_jax.analysis.contributions import watch
 from moe_jax.analysis.forward import Batch, forward, sparse_layers, stacks
@@ -157,10 +157,14 @@ def _reads_ahead(config: ModelConfig) -> bool:
     return not getattr(config, "causal", True) or any(leaks)
 
 
-def _layer(name: str, moe: MoEConfig, choices: np.ndarray, gates: np.ndarray) -> ObservedLayer:
+def _layer(
+    name: str, moe: MoEConfig, choices: np.ndarray, gates: np.ndarray, wanted: np.ndarray
+) -> ObservedLayer:
     """Returns the choices ``(N, K)`` of a layer, sorted by gate where experts choose."""
     if not moe.router.experts_choose:
-        return ObservedLayer(name, moe.num_experts, choices, gates, moe.router.free.count)
+        free = moe.router.free.count
+        choices = np.where(wanted, choices, -1 - moe.num_experts - free)
+        return ObservedLayer(name, moe.num_experts, choices, gates, free)
     order = np.argsort(np.where(choices >= 0, -gates, np.inf), axis=1, kind="stable")
     taken, weights = (np.take_along_axis(x, order, 1) for x in (choices, gates))
     taken = np.where(taken < 0, -1 - moe.num_experts, taken)
@@ -172,7 +176,7 @@ def _of_stacks(
     start: int,
     batch: Batch,
     losses: np.ndarray,
-    layers: list[tuple[np.ndarray, np.ndarray]],
+    layers: list[tuple[np.ndarray, ...]],
 ) -> list[tuple[Any, ...]]:
     """Returns the fields of ``Observed`` for each stack, with the arrays of its layers."""
     found: list[tuple[Any, ...]] = []
@@ -190,8 +194,8 @@ def _of_stacks(
 @jax.jit
 def _observed(
     model: Model, batch: Batch
-) -> tuple[Float[Array, "B L"], list[tuple[Int[Array, "B L K"], Float[Array, "B L K"]]]]:
-    """Returns the loss of each next token, and choices and gates of each layer.
+) -> tuple[Float[Array, "B L"], list[tuple[Array, Array, Array]]]:
+    """Returns the loss of each next token, and of each layer choices, gates and wanted choices.
 
     A loss is NaN without a next token, and everywhere if the model reads later tokens.
     """
@@ -209,8 +213,9 @@ def _observed(
     losses = jnp.where(known, jax.lax.map(of_row, (hidden, targets)), jnp.nan)
     layers = []
     for report in reports:
-        assert report.choices is not None and report.gates is not None  # The mode records them.
-        layers.append((report.choices, report.gates))
+        # The mode records them.
+        assert report.choices is not None and report.gates is not None and report.wanted is not None
+        layers.append((report.choices, report.gates, report.wanted))
     return losses, layers
 
 

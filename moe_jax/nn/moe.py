@@ -43,12 +43,13 @@ class MoEAux:
         counts: Counts of tokens and choices, summed over groups.
         experts: Mask ``(B, L, E)``, True if the expert took the token, if the mode records it.
         choices: Expert ``(B, L, K)`` of each choice, ``-1 - expert`` where it was dropped or the
-            expert is free, if the mode records it; ``K`` is ``E`` if experts choose. Where a token
-            makes fewer than ``K`` choices, the number is ``-1 - E - Z`` with ``Z`` free experts.
+            expert is free, if the mode records it; ``K`` is ``E`` if experts choose.
         gates: Combine weight ``(B, L, K)`` of each choice, 0 where it was dropped, if the mode
             records it.
         carried: Values ``(B, L, D)`` that the router of the next MoE layer reads, float32; ``None``
             if the router passes none, and in the reports of a model.
+        wanted: Mask ``(B, L, K)``, False where a token makes fewer than ``K`` choices, if the mode
+            records it.
         log_shares: Logarithm ``(B, L, V)`` of the share of each logit in the scores of a token, if
             the mode asks for it. Its gradient reaches the parameters of the router alone.
     """
@@ -61,6 +62,7 @@ class MoEAux:
     gates: Float[Array, "*layers B L K"] | None
     carried: Float[Array, "B L D"] | None = None
     log_shares: Float[Array, "*layers B L V"] | None = None
+    wanted: Bool[Array, "*layers B L K"] | None = None
 
     @property
     def dropped_fraction(self) -> Float[Array, "*layers"]:
@@ -328,13 +330,13 @@ class ConfiguredMoE(nnx.Module):
         if choices is None:
             experts = jnp.arange(self.config.num_experts)
             choices = jnp.where(took, experts, -1 - experts)
-        elif isinstance(plan.slots, routing.Slots) and plan.slots.wanted is not None:
-            nobody = self.config.num_experts + self.config.router.free.count
-            choices = jnp.where(plan.slots.wanted, choices, -1 - nobody)
+        wanted = getattr(plan.slots, "wanted", None)
+        wanted = out_of_groups(took if wanted is None else wanted, valid.shape)
         choices = jnp.where(valid[..., None], out_of_groups(choices, valid.shape), -1)
         took = out_of_groups(took, valid.shape)
         gates = jnp.where(valid[..., None], out_of_groups(gates_of(plan), valid.shape), 0)
-        return MoEAux(total, losses, counts, took, choices.astype(jnp.int16), gates)
+        choices, wanted = choices.astype(jnp.int16), valid[..., None] & wanted
+        return MoEAux(total, losses, counts, took, choices, gates, wanted=wanted)
 
 
 def _experts(config: MoEConfig, expert: Expert, key: PRNGKeyArray) -> nnx.Module:

@@ -21,6 +21,7 @@ from moe_jax.monitor import ALARMS
 from moe_jax.monitor.watch import names_of
 from moe_jax.run import workdir
 from moe_jax.run.api import OpenRun, Say, train
+from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.loop import StoppedByAlarm
 from moe_jax.run.memory import check_memory
 from moe_jax.surgery.continued import grow_on
@@ -112,7 +113,9 @@ def check_growths(experiment: Experiment, growths: Sequence[GrowthOptions]) -> N
                 raise ConfigError("a stage keeps the data of the one before: leave data.NAME out")
             model = growth.model(experiment.model)
             assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every run's model
-            experiment = experiment_of(dataclasses.replace(experiment, model=model), overrides)
+            grown = dataclasses.replace(experiment, model=model)
+            experiment = experiment_of(grown, overrides)
+            check_same_weights(grown, experiment, experiment.vocab_size)
             experiment.check(jax.device_count())
             check_memory(experiment, experiment.vocab_size)
         except ConfigError as error:

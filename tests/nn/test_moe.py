@@ -676,18 +676,15 @@ def test_parameters_are_float32_with_logical_axes():
 
 
 @pytest.mark.parametrize(
-    ("router", "free"),
-    [("remoe", 0), ("top2_mtf", 0), ("no_token_left_behind", 0), ("moe_plus_plus", 4)],
+    "router", ["remoe", "top2_mtf", "no_token_left_behind", "moe_plus_plus", "expert_choice"]
 )
-def test_a_report_marks_the_choices_that_a_token_does_not_make(router, free):
+def test_a_report_marks_the_choices_that_a_token_makes(router):
     choices = {"second": "threshold"} if router == "top2_mtf" else {}
     layer = make(MoEConfig(num_experts=4, group_size=16, router=routing.preset(router, **choices)))
     valid = jnp.arange(16)[None] < 12
     _, aux = layer(normal((1, 16, WIDTH)), valid, mode=Mode("eval", record=True))
-    made = np.asarray(aux.choices)[0, :12]
-    nobody = -1 - 4 - free
-    # A choice has a seat, is dropped or goes to a free expert.
-    seated, counted = (made >= 0).sum(), aux.counts.load.sum()
-    assert seated == counted and ((made >= nobody) & (made < 4)).all()
-    wanted = (made >= 0) | ((made < 0) & (made >= -4))
-    assert wanted.sum() == aux.counts.demand.sum()
+    made, wanted = np.asarray(aux.choices)[0], np.asarray(aux.wanted)[0]
+    assert not wanted[12:].any() and wanted[made >= 0].all()
+    # Every choice has a seat or is dropped, or its expert is free.
+    with_expert = np.where(made < 0, -1 - made, made) < 4
+    assert (wanted & with_expert).sum() == aux.counts.demand.sum()

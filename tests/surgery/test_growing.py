@@ -61,6 +61,11 @@ WRONG = {
         {"parts": 2},
         "set training.eval_every",
     ),
+    "shapes": (
+        {},
+        {"parts": 2, "overrides": {"model.moe.num_experts": 64}},
+        "growth 2 .*change the parameters of the model",
+    ),
     "setting": ({}, {"parts": 2, "overrides": {"optimizer.rate": 1}}, "optimizer.rate|'rate'"),
 }
 
