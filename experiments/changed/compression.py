@@ -187,8 +187,8 @@ ABLATION = Ablation(
     sizes=_SIZES,
     notes=(
         "Losses of pruned and merged models without recovery vary by 0.1 to 0.2 nats between "
-        "seeds. The pooled variance contains them, so the small effects of quantisation stay "
-        "open although they vary by 0.005 nats or less.",
+        "seeds. The pooled variance contains them, so the small effects of quantisation need "
+        "eight seeds although they vary by 0.005 nats or less.",
         "Some runs were paused while they trained, and their seconds include the pause.",
     ),
     gates=(beats_zlib("e16"),),
