@@ -93,4 +93,7 @@ def test_every_family_predicts_between_neighbours(case, tmp_path):
     for predicted, after in zip(found, reports[1:], strict=False):
         if predicted is not None:
             assert predicted.shape == after.choices.shape
-            assert 0 <= predicted.min() <= predicted.max() < after.counts.demand.shape[-1]
+            assert -1 <= predicted.min() <= predicted.max() < after.counts.demand.shape[-1]
+            # Every token has a prediction, and padding has none.
+            valid = np.asarray(after.wanted).any(-1)
+            np.testing.assert_array_equal((np.asarray(predicted) >= 0).any(-1), valid)
