@@ -170,13 +170,13 @@ def merged_experts(
             of the parameters; ``None`` merges the parameters. Some may be missing.
     """
     numbers = experts if numbers is None else numbers
-    heads, merged = [], []
+    merged = []
     for number in range(int(group.max()) + 1):
         members = np.flatnonzero(group == number)
         members = members[np.argsort(-usage[members], kind="stable")]
-        heads.append(int(members[0]))
         merged.append(_mean(experts, members, usage[members], numbers))
-    return heads, {name: jnp.stack([one[name] for one in merged]) for name in numbers}
+    arrays = {name: jnp.stack([one[name] for one in merged]) for name in numbers}
+    return heads_of(group, usage), arrays
 
 
 def _mean(

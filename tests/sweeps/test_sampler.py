@@ -79,7 +79,7 @@ def test_points_of_failed_trials_are_drawn_again(tmp_path):
     number, point = again.ask()
     assert number == 3 and point == drawn[1][1]
     again.tell(3, 2.0)
-    # What was drawn again and ended is not drawn a third time.
+    # A trial that was drawn again and has ended is not drawn a third time.
     assert OptunaStudy(tmp_path, AXES, "random", "loss").ask()[1] != drawn[1][1]
 
 
