@@ -30,9 +30,9 @@ from moe_jax.surgery.changed import (
 from moe_jax.surgery.evidence import Batch, LeaveOneOut, check_loads, use_of
 from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
-from moe_jax.surgery.merge import Merging, check_groups, cosines, groups_of
-from moe_jax.surgery.mixture import LayerName
-from moe_jax.surgery.prune import Pruning, best, check_number, fewest
+from moe_jax.surgery.merge import Merging, cosines, groups_of, redirecting_model
+from moe_jax.surgery.mixture import LayerName, mixtures
+from moe_jax.surgery.prune import Pruning, best, fewest, reduced_model
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
@@ -140,21 +140,18 @@ def prune(
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> Pruning:
         return Pruning(_kept(weights, stream, experts, by, across))
 
-    check = functools.partial(check_number, across=across)
-    decide, others = _on_text(experts, change, check, options)
-    return followed(source, output, decide, optimizer=optimizer, **others)
+    planned = functools.partial(reduced_model, experts=experts, across=across)
+    decide, others = _on_text(change, options)
+    return followed(source, output, decide, planned=planned, optimizer=optimizer, **others)
 
 
 def _on_text(
-    experts: int,
-    change: Callable[[LayerWeights, Iterator[Batch]], FollowedChange],
-    check: Callable[[LayerWeights, int], None],
-    options: TextOptions,
+    change: Callable[[LayerWeights, Iterator[Batch]], FollowedChange], options: TextOptions
 ) -> tuple[Callable[[OpenedModel], FollowedChange], ChangeOptions]:
     """Returns the function that decides on a change by a text, and the options without the text."""
     file, batches = options.pop("file", ""), options.pop("batches", 8)
     others: Any = options
-    return on_text(experts, change, check=check, file=file, batches=batches), others
+    return on_text(change, file=file, batches=batches), others
 
 
 def _kept(
@@ -169,7 +166,7 @@ def _kept(
     if by not in ("load", "gate", "output"):
         raise ConfigError(f"by={by!r} is none of load, gate, output and loss")
     scores = {name: use.score(by) for name, use in use_of(weights, stream).items()}
-    return best(scores, experts, fewest(weights) if across else None)
+    return best(weights, scores, experts, fewest(weights) if across else None)
 
 
 def merge(
@@ -216,15 +213,18 @@ def merge(
         uses = use_of(weights, stream)
         shares = {name: use.score("load") for name, use in uses.items()}
         least = dict.fromkeys(uses, 1) if redirect else fewest(weights)
+        chosen = best(weights, shares, experts, least if across else None)
+        near = {n: m.neighbour_groups for n, m in mixtures(weights).items() if not redirect}
         groups = {
-            name: groups_of(uses[name].load, cosines(uses[name].logits), len(heads))
-            for name, heads in best(shares, experts, least if across else None).items()
+            name: groups_of(use.load, cosines(use.logits), len(chosen[name]), near.get(name, 1))
+            for name, use in uses.items()
         }
         return Merging(groups, {name: use.load for name, use in uses.items()}, redirect)
 
-    check = functools.partial(check_groups if redirect else check_number, across=across)
-    decide, others = _on_text(experts, change, check, options)
-    return followed(source, output, decide, optimizer=optimizer, **others)
+    model = redirecting_model if redirect else reduced_model
+    planned = functools.partial(model, experts=experts, across=across)
+    decide, others = _on_text(change, options)
+    return followed(source, output, decide, planned=planned, optimizer=optimizer, **others)
 
 
 def distil(
@@ -298,8 +298,9 @@ def distil(
             settings["training.routing_groups"] = found
         return make(weights, uses, experts, start)
 
-    check = check_student if student == "dense" else check_number
-    made = reduced(source, output, experts, change, difference, check=check, **options)
+    model = check_student if student == "dense" else reduced_model
+    planned = functools.partial(model, experts=experts)
+    made = reduced(source, output, change, difference, planned=planned, **options)
     if made.kind == "run":
         return made
     return dataclasses.replace(made, difference=difference + _of_released(output, settings))

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
 from moe_jax.errors import ConfigError
+from moe_jax.models import ModelConfig
 from moe_jax.run.best import Step, step_of
-from moe_jax.surgery.continued import SavedState, go_on, saved_state
-from moe_jax.surgery.destination import Kind, check_output, write
+from moe_jax.surgery.continued import SavedState, check_continuable, go_on, saved_state
+from moe_jax.surgery.destination import Kind, check_output, check_writable, write
 from moe_jax.surgery.evidence import Batch
 from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.mixture import LayerName, mixtures
-from moe_jax.surgery.prune import check_number
 from moe_jax.surgery.source import OpenedModel, open_source
 from moe_jax.surgery.weights import LayerWeights
 
 Optimizer = Literal["new", "keep"]
 """``keep`` lets a changed run go on with the state of its optimizer."""
 Made = TypeVar("Made")
+Planned = Callable[[LayerWeights], ModelConfig | None]
 _KINDS = {"run": "run", "hf": "model of transformers", "moe_jax": "converted model"}
 
 
@@ -105,6 +106,7 @@ def changed(
     *,
     step: Step = None,
     family: str = "",
+    planned: Planned = lambda weights: None,
     overrides: Mapping[str, Any] | None = None,
     drop_lookahead: bool = False,
 ) -> ChangedModel:
@@ -115,6 +117,8 @@ def changed(
         output: Folder to write, empty or missing.
         change: Function that returns the new weights, and the reason for which their function
             differs; "" if it is the same.
+        planned: Function that rejects a change before a text is read, and returns the
+            configuration of the changed model, or ``None`` if it depends on the text.
         step: See ``ChangeOptions``.
         family: See ``ChangeOptions``.
         overrides: See ``ChangeOptions``.
@@ -128,6 +132,7 @@ def changed(
     check_output(output)
     opened = open_source(source, step)
     opened = opened.without_lookahead() if drop_lookahead else opened
+    check_writable(opened, planned(opened.weights), family=family, overrides=overrides)
     with opened.on_devices():
         weights, difference = change(opened)
         kind = write(opened, weights, output, family=family, overrides=overrides)
@@ -141,6 +146,7 @@ def followed(
     output: str | Path,
     decide: Callable[[OpenedModel], FollowedChange],
     *,
+    planned: Planned = lambda weights: None,
     optimizer: Optimizer = "new",
     **options: Unpack[ChangeOptions],
 ) -> ChangedModel:
@@ -150,6 +156,7 @@ def followed(
         source: Workdir of a run, or folder of a model.
         output: Folder to write, empty or missing.
         decide: Function of the opened model that returns the change.
+        planned: See ``changed``.
         optimizer: ``new`` starts a run at step 0 with a new optimizer. ``keep`` goes on at the step
             of the checkpoint: moments go with their experts, and all other moments, the counts of
             updates, the random keys and the position in the data stay.
@@ -162,7 +169,13 @@ def followed(
     if optimizer not in get_args(Optimizer):
         raise ConfigError(f"optimizer={optimizer!r} is none of {' and '.join(get_args(Optimizer))}")
     if optimizer == "new":
-        return changed(source, output, lambda opened: decide(opened)(opened.weights), **options)
+        return changed(
+            source,
+            output,
+            lambda opened: decide(opened)(opened.weights),
+            planned=planned,
+            **options,
+        )
     check_output(Path(output))
     opened = open_source(source, options.get("step"))
     if options.get("family"):
@@ -173,9 +186,11 @@ def followed(
             "or --drop_lookahead"
         )
     state = opened_state(opened, options.get("step"))
+    overrides = options.get("overrides") or {}
+    check_continuable(state.run, planned(opened.weights), overrides)
     with opened.on_devices():
         change = decide(opened)
-    weights, difference = go_on(state, Path(output), change, options.get("overrides") or {})
+    weights, difference = go_on(state, Path(output), change, overrides)
     experts = {name: mixture.num_experts for name, mixture in mixtures(weights).items()}
     sizes = opened.weights.size, weights.size
     return ChangedModel(Path(output), "run", sizes, experts, difference, state.step)
@@ -205,38 +220,25 @@ def opened_state(opened: OpenedModel, step: Step) -> SavedState:
 
 
 def on_text(
-    experts: int,
-    make: Callable[[LayerWeights, Iterator[Batch]], Made],
-    *,
-    check: Callable[[LayerWeights, int], None],
-    file: str,
-    batches: int,
+    make: Callable[[LayerWeights, Iterator[Batch]], Made], *, file: str, batches: int
 ) -> Callable[[OpenedModel], Made]:
-    """Returns a function of an opened model that checks a number of experts and reads a text.
+    """Returns a function of an opened model that reads a text.
 
     Args:
-        experts: Number of experts of a layer, or its mean over layers.
         make: Function of the weights and of the batches of the text.
-        check: Function that rejects a number of experts that the model cannot have.
         file: See ``TextOptions``.
         batches: See ``TextOptions``.
     """
-
-    def made(opened: OpenedModel) -> Made:
-        check(opened.weights, experts)
-        return make(opened.weights, opened.batches(batches, file))
-
-    return made
+    return lambda opened: make(opened.weights, opened.batches(batches, file))
 
 
 def reduced(
     source: str | Path,
     output: str | Path,
-    experts: int,
     change: Callable[[LayerWeights, Iterator[Batch]], LayerWeights],
     difference: str,
     *,
-    check: Callable[[LayerWeights, int], None] = check_number,
+    planned: Planned,
     file: str = "",
     batches: int = 8,
     **options: Unpack[ChangeOptions],
@@ -246,10 +248,9 @@ def reduced(
     Args:
         source: Workdir of a run, or folder of a model.
         output: Folder to write, empty or missing.
-        experts: Number of experts of a layer, or its mean over layers.
         change: Function of the weights and of the batches of the text.
         difference: Reason for which the function differs.
-        check: Function that rejects a number of experts that the model cannot have.
+        planned: See ``changed``.
         file: See ``TextOptions``.
         batches: See ``TextOptions``.
         **options: See ``ChangeOptions``.
@@ -258,5 +259,7 @@ def reduced(
         ConfigError: See ``changed``; also if a layer cannot have so few experts, or there is no
             text.
     """
-    made = on_text(experts, change, check=check, file=file, batches=batches)
-    return changed(source, output, lambda opened: (made(opened), difference), **options)
+    made = on_text(change, file=file, batches=batches)
+    return changed(
+        source, output, lambda opened: (made(opened), difference), planned=planned, **options
+    )

@@ -121,9 +121,8 @@ def go_on(
     with jax.set_mesh(state.mesh):
         weights = state.weights
         changed, difference = change(weights)
-        after = changed_experiment(run, changed, overrides)
-        if after.data != run.experiment.data:
-            raise ConfigError("a run that goes on keeps its data: leave the settings data.NAME out")
+        after = changed_experiment(run, changed.model, overrides)
+        _check_data(run, after)
         here = _fitting(after)
         here.check_program(jax.device_count())
         new = open_session(here, run.tokenizer)
@@ -133,6 +132,30 @@ def go_on(
         placed = {name: jax.device_put(followed[name], first[name].sharding) for name in first}
     save_run(run, after, placed, output, step=state.step, position=state.position)
     return changed, difference
+
+
+def check_continuable(
+    run: FinishedRun, model: ModelConfig | None, overrides: Mapping[str, Any]
+) -> None:
+    """Rejects settings with which a changed run cannot go on.
+
+    Args:
+        run: The run.
+        model: Configuration of the changed model; ``None`` if it is not known yet.
+        overrides: New settings by dotted name.
+
+    Raises:
+        ConfigError: If the settings contradict the model, or are those of the data.
+    """
+    if model is not None:
+        after = changed_experiment(run, model, overrides)
+        _check_data(run, after)
+        _fitting(after).check_program(jax.device_count())
+
+
+def _check_data(before: FinishedRun, after: Experiment) -> None:
+    if after.data != before.experiment.data:
+        raise ConfigError("a run that goes on keeps its data: leave the settings data.NAME out")
 
 
 def _fitting(experiment: Experiment) -> Experiment:

@@ -15,7 +15,8 @@ from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.interop.huggingface import FAMILIES, Imported
-from moe_jax.interop.huggingface.description import families_of
+from moe_jax.interop.huggingface.description import description, families_of
+from moe_jax.interop.huggingface.families import family_of
 from moe_jax.interop.staging import replaced
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.quantised.packed import PackedLeaves, note_of
@@ -75,14 +76,48 @@ def write(
     Raises:
         ConfigError: If the settings contradict the model, or the family cannot express it.
     """
+    check_writable(source, weights.model, family=family, overrides=overrides)
     if source.run is not None:
-        if family:
-            raise ConfigError("a run becomes a run: leave --family out, and convert it afterwards")
         _write_run(source.run, weights, output, overrides or {}, packed)
         return "run"
-    if overrides:
-        raise ConfigError(f"{source.folder} is no run and has no settings: leave out --config.NAME")
     return _write_model(source, weights, output, family, packed)
+
+
+def check_writable(
+    source: OpenedModel,
+    model: ModelConfig | None,
+    *,
+    family: str = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Rejects settings and families with which a changed model cannot be written.
+
+    Args:
+        source: Model that is changed.
+        model: Configuration of the changed model; ``None`` if it is not known yet.
+        family: See ``write``.
+        overrides: See ``write``.
+
+    Raises:
+        ConfigError: If the settings contradict the model, or the family cannot express it.
+    """
+    if source.run is None and overrides:
+        raise ConfigError(f"{source.folder} is no run and has no settings: leave out --config.NAME")
+    if source.run is not None and family:
+        raise ConfigError("a run becomes a run: leave --family out, and convert it afterwards")
+    if model is None:
+        return
+    if source.run is not None:
+        here = _here(changed_experiment(source.run, model, overrides or {}))
+        here.check_program(jax.device_count())
+    elif family:
+        size = source.weights.vocab_size
+        description(family_of(family), model, size, "float32", source.original)
+
+
+def _here(experiment: Experiment) -> Experiment:
+    """Returns the experiment with a mesh that fits the devices."""
+    return dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
 
 
 def _write_run(
@@ -93,10 +128,8 @@ def _write_run(
     packed: PackedLeaves | None,
 ) -> None:
     """Writes the workdir of a run whose first state has the weights and a new optimizer."""
-    experiment = changed_experiment(run, weights, overrides)
-    here = dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
-    here.check_program(jax.device_count())
-    session = open_session(here, run.tokenizer)
+    experiment = changed_experiment(run, weights.model, overrides)
+    session = open_session(_here(experiment), run.tokenizer)
 
     def put(state: TrainState, leaves: Mapping[str, Any]) -> TrainState:
         return from_named_leaves(state, named_leaves(state) | dict(leaves))
@@ -155,7 +188,7 @@ def _parted(
 
 
 def changed_experiment(
-    run: FinishedRun, weights: LayerWeights, overrides: Mapping[str, Any]
+    run: FinishedRun, model: ModelConfig, overrides: Mapping[str, Any]
 ) -> Experiment:
     """Returns the configuration of the run that goes on with a changed model from step 0.
 
@@ -163,7 +196,7 @@ def changed_experiment(
         ConfigError: If a setting changes the parameters of the model, or contradicts another.
     """
     vocab_size = run.tokenizer.vocab_size
-    experiment = with_model(run.experiment, weights.model, overrides, vocab_size)
+    experiment = with_model(run.experiment, model, overrides, vocab_size)
     reason = data.contradiction(experiment.data, run.experiment.data, run.tokenizer)
     if reason:
         raise ConfigError(f"the model keeps its tokenizer: {reason}")

@@ -353,25 +353,30 @@ class LeaveOneOut:
         for pool in pools:
             floor = {name: least[name] if across else experts for name in pool}
             while _left(sizes, removed, pool) > (goal if across else experts):
-                removed = self._step(sizes, removed, floor)
+                removed = self._step(removed, floor)
         return {n: [e for e in range(size) if e not in removed[n]] for n, size in sizes.items()}
 
     def _step(
-        self,
-        sizes: Mapping[LayerName, int],
-        removed: Mapping[LayerName, frozenset[int]],
-        floor: Mapping[LayerName, int],
+        self, removed: Mapping[LayerName, frozenset[int]], floor: Mapping[LayerName, int]
     ) -> dict[LayerName, frozenset[int]]:
         """Returns ``removed`` with the expert whose removal costs least."""
+        found = mixtures(self.weights)
         candidates = [
             {**removed, name: removed[name] | {expert}}
             for name, fewest in floor.items()
-            for expert in range(sizes[name])
-            if expert not in removed[name] and sizes[name] - len(removed[name]) > fewest
+            for expert in _spare(found[name], removed[name], fewest)
         ]
         if not candidates:
             raise ConfigError("the routers need all remaining experts: keep more")
         return min(candidates, key=self.without)
+
+
+def _spare(mixture: MixtureLayer, removed: frozenset[int], fewest: int) -> list[int]:
+    """Returns the experts of a layer that may be left out next; groups of neighbours stay equal."""
+    groups = mixture.neighbour_groups
+    here = np.arange(mixture.num_experts).reshape(groups, -1)
+    left = [[e for e in group.tolist() if e not in removed] for group in here]
+    return [e for group in left if len(group) * groups > fewest for e in group]
 
 
 def _left(

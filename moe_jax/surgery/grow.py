@@ -198,7 +198,8 @@ def _cut(name: str, array: Array, factor: int) -> Array:
 def with_copies(mixture: MixtureLayer, experts: Sequence[int]) -> Grown:
     """Returns the layer with one more copy of each listed expert, and ``k`` as before.
 
-    Copies follow the old experts. A softmax would count the logit of a copied expert twice, so both
+    Copies follow the old experts, or those of their group of neighbours if the router restricts a
+    token to groups. A softmax would count the logit of a copied expert twice, so both
     logits fall by ``log 2`` if the head has a bias; ``Linear`` gets one. The function is kept if
     every token chooses every expert, and for one choice whose gate is 1 in any case.
 
@@ -217,7 +218,7 @@ def with_copies(mixture: MixtureLayer, experts: Sequence[int]) -> Grown:
         )
     router, select = mixture.moe.router, mixture.moe.router.select
     everyone = isinstance(select, Everyone) and isinstance(router.score, Softmax)
-    follow = functools.partial(MixtureLayer.take, experts=[*range(mixture.num_experts), *experts])
+    follow = functools.partial(MixtureLayer.take, experts=_with_copies(mixture, experts))
     grown = follow(mixture)
     if everyone:
         if not isinstance(router.head, Linear):
@@ -227,6 +228,12 @@ def with_copies(mixture: MixtureLayer, experts: Sequence[int]) -> Grown:
     if one and _alone(router):
         return Grown(grown, follow)
     return Grown(grown, follow, "a copy takes the place of another choice, or its gate")
+
+
+def _with_copies(mixture: MixtureLayer, experts: Sequence[int]) -> list[int]:
+    """Returns the index of each expert of the new layer in the old one."""
+    size = mixture.num_experts // mixture.neighbour_groups
+    return sorted([*range(mixture.num_experts), *experts], key=lambda expert: expert // size)
 
 
 def _alone(router: Router) -> bool:

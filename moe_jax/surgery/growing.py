@@ -7,12 +7,14 @@ with ``stop=True`` ends a stage.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from moe_jax import files
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.errors import ConfigError
@@ -32,6 +34,7 @@ from moe_jax.training.step_folders import latest_step
 GrowthOptions = Mapping[str, Any]
 """Values of ``Growth`` by name, and ``overrides``, the new settings of the next stage."""
 _OVERRIDES = "overrides"
+_GROWTHS = "growths.json"
 
 
 def train_growing(
@@ -64,6 +67,9 @@ def train_growing(
     experiment = experiment_of(config, overrides)
     check_growths(experiment, growths)
     stage = _begun(folder, experiment, growths)
+    with files.naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / _GROWTHS, _recorded(growths))
     while True:
         here = _stage(folder, stage)
         if stage:
@@ -132,7 +138,7 @@ def _begun(folder: Path, experiment: Experiment, growths: Sequence[GrowthOptions
     """Returns the number of the newest stage in a folder, or 0.
 
     Raises:
-        ConfigError: If the stages are of another configuration, or more than the growths make.
+        ConfigError: If the stages are of another configuration or of other growths.
     """
     found = [path for path in folder.glob("stage*") if (path / workdir.CONFIG).exists()]
     if len(found) > len(growths) + 1:
@@ -142,7 +148,19 @@ def _begun(folder: Path, experiment: Experiment, growths: Sequence[GrowthOptions
         )
     if found:
         workdir.check_owner(_stage(folder, 0), experiment)
+        known = folder / _GROWTHS
+        if known.exists() and json.loads(known.read_text()) != _recorded(growths):
+            raise ConfigError(
+                f"{folder} holds stages of other growths ({known}): give the growths that began "
+                "the run, or use another folder"
+            )
     return max(len(found) - 1, 0)
+
+
+def _recorded(growths: Sequence[GrowthOptions]) -> dict[str, Any]:
+    """Returns the growths as the folder of the stages records them."""
+    values = [(dataclasses.asdict(growth), more) for growth, more in map(_parted, growths)]
+    return json.loads(json.dumps({"growths": values}, default=str))
 
 
 def _stage(folder: Path, stage: int) -> Path:

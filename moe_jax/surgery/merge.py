@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
+from moe_jax.models import ModelConfig
 from moe_jax.surgery.mixture import (
     UNITS,
     LayerName,
@@ -19,12 +20,15 @@ from moe_jax.surgery.mixture import (
     with_logits_before,
     with_mixtures,
 )
-from moe_jax.surgery.prune import check_each
+from moe_jax.surgery.prune import best_of_layer, check_each
 from moe_jax.surgery.weights import LayerWeights
 
 
 def groups_of(
-    usage: Float[np.ndarray, " E"], similarity: Float[np.ndarray, "E E"], experts: int
+    usage: Float[np.ndarray, " E"],
+    similarity: Float[np.ndarray, "E E"],
+    experts: int,
+    neighbours: int = 1,
 ) -> Int[np.ndarray, " E"]:
     """Returns the group ``(E,)`` of each expert; groups are numbered by the index of their head.
 
@@ -35,9 +39,13 @@ def groups_of(
         usage: Number of tokens of each expert.
         similarity: Similarity of each pair of experts, such as the cosine of their logits.
         experts: Number of groups.
+        neighbours: Number of groups of neighbouring experts to which the router restricts tokens.
+            Each has equally many heads, and an expert joins a head of its own neighbours.
     """
-    heads = np.sort(np.argsort(-usage, kind="stable")[:experts])
-    group = np.argmax(similarity[:, heads], axis=1)
+    heads = np.asarray(best_of_layer(usage, experts, neighbours))
+    place = np.arange(len(usage)) // (len(usage) // neighbours)
+    near = np.where(place[:, None] == place[heads], similarity[:, heads], -np.inf)
+    group = np.argmax(near, axis=1)
     group[heads] = np.arange(experts)
     return group
 
@@ -94,6 +102,25 @@ def check_groups(weights: LayerWeights, experts: int, *, across: bool = False) -
         _redirecting(mixture, np.arange(mixture.num_experts) % experts)
 
     check_each(weights, experts, trial, across=across)
+
+
+def redirecting_model(
+    weights: LayerWeights, experts: int, *, across: bool = False
+) -> ModelConfig | None:
+    """Returns the configuration of a model with merged experts and all logits; see ``prune``.
+
+    Raises:
+        ConfigError: See ``check_groups``.
+    """
+    check_groups(weights, experts, across=across)
+    if across:
+        return None
+    bare = dataclasses.replace(weights, arrays={})
+    merged = {
+        name: _redirecting(mixture, np.arange(mixture.num_experts) % experts)
+        for name, mixture in mixtures(bare).items()
+    }
+    return with_mixtures(bare, merged).model
 
 
 def _redirecting(mixture: MixtureLayer, group: Int[np.ndarray, " E"]) -> MixtureLayer:

@@ -67,7 +67,8 @@ class MixtureLayer:
             experts: Indices ``(E',)`` of experts.
 
         Raises:
-            ConfigError: If the router cannot work with ``E'`` experts, such as fewer than ``k``.
+            ConfigError: If the router cannot work with ``E'`` experts, such as fewer than ``k``, or
+                if an expert would come to another group of neighbours.
         """
         index = np.asarray(experts, np.int32)
         router, before = self.moe.router, self.num_experts
@@ -75,6 +76,7 @@ class MixtureLayer:
         scored = np.concatenate([index, free])
         axes = router_axes(router, self.width, before)
         moe = dataclasses.replace(self.moe, num_experts=len(index))
+        self._check_neighbours(index)
         return dataclasses.replace(
             self,
             moe=moe,
@@ -82,6 +84,25 @@ class MixtureLayer:
             router=_taken(self.router, {name: of[-1:] for name, of in axes.items()}, scored),
             state=_taken(self.state, state_axes(router, before), scored),
         )
+
+    @property
+    def neighbour_groups(self) -> int:
+        """The number of groups of neighbouring experts to which the router restricts tokens."""
+        return self.moe.router.select.neighbour_groups()
+
+    def _check_neighbours(self, index: np.ndarray) -> None:
+        """Rejects experts that would come to other groups of neighbours.
+
+        Args:
+            index: Indices ``(E',)`` of the experts, which the router can work with.
+        """
+        groups = self.neighbour_groups
+        here = index // (self.num_experts // groups)
+        if not np.array_equal(here, np.arange(len(index)) // max(len(index) // groups, 1)):
+            raise ConfigError(
+                f"the router restricts a token to some of {groups} groups of neighbouring experts, "
+                "and experts would come to other groups: take equally many experts of each group"
+            )
 
 
 def router_axes(router: Router, width: int, experts: int) -> dict[str, tuple[int, ...]]:

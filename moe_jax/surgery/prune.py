@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moe_jax.errors import ConfigError
+from moe_jax.models import ModelConfig
 from moe_jax.surgery.mixture import (
     LayerName,
     MixtureLayer,
@@ -76,6 +77,32 @@ class Pruning:
         return with_arrays(moments, _kept(weights, moments, self.kept))
 
 
+def reduced_model(
+    weights: LayerWeights, experts: int, *, across: bool = False
+) -> ModelConfig | None:
+    """Returns the configuration of a model with fewer experts, before they are selected.
+
+    Args:
+        weights: The model.
+        experts: Number of experts that a layer keeps; the mean over layers if ``across``.
+        across: Whether the experts of all layers are compared.
+
+    Returns:
+        The configuration, or ``None`` if a text decides on the number of experts of a layer.
+
+    Raises:
+        ConfigError: If the model cannot have so few experts; see ``check_each``.
+    """
+    check_number(weights, experts, across=across)
+    if across:
+        return None
+    kept = {
+        name: best_of_layer(np.zeros(mixture.num_experts), experts, mixture.neighbour_groups)
+        for name, mixture in mixtures(weights).items()
+    }
+    return prune(dataclasses.replace(weights, arrays={}), kept).model
+
+
 def check_number(weights: LayerWeights, experts: int, *, across: bool = False) -> None:
     """Rejects a number of experts to which a layer cannot be reduced; see ``check_each``."""
     check_each(
@@ -132,14 +159,25 @@ def _check_unequal(weights: LayerWeights) -> None:
                 f"the router of layer {layer.name} reads the logits of the MoE layer before, so "
                 "all layers keep equally many experts: do not compare them across layers"
             )
+        groups = layer.moe.router.select.neighbour_groups()
+        if groups > 1:
+            raise ConfigError(
+                f"the router of layer {layer.name} restricts a token to some of {groups} groups of "
+                "experts, so each group keeps equally many: do not compare them across layers"
+            )
 
 
-def best_of_each_layer(scores: Scores, experts: int) -> dict[LayerName, list[int]]:
-    """Returns the ``experts`` experts of highest score in each layer; ties keep lower indices."""
-    return {
-        name: sorted(np.argsort(-np.asarray(of), kind="stable")[:experts].tolist())
-        for name, of in scores.items()
-    }
+def best_of_layer(score: Float[np.ndarray, " E"], experts: int, groups: int = 1) -> list[int]:
+    """Returns the experts of highest score of a layer, in order; ties keep lower indices.
+
+    Args:
+        score: Score of each expert.
+        experts: Number of experts to return.
+        groups: Number of groups of neighbouring experts, of which each keeps equally many.
+    """
+    inside = np.asarray(score).reshape(groups, -1)
+    order = np.argsort(-inside, axis=1, kind="stable")[:, : experts // groups]
+    return sorted((order + inside.shape[1] * np.arange(groups)[:, None]).ravel().tolist())
 
 
 def best_of_all_layers(
@@ -161,7 +199,7 @@ def best_of_all_layers(
             f"experts={experts} keeps {total} experts over {len(scores)} layers, but the routers "
             f"need {sum(least.values())}: keep more"
         )
-    kept = {name: best_of_each_layer({name: of}, least[name])[name] for name, of in scores.items()}
+    kept = {name: best_of_layer(of, least[name]) for name, of in scores.items()}
     rest = [
         (-float(value), order, index, name)
         for order, (name, of) in enumerate(scores.items())
@@ -174,22 +212,24 @@ def best_of_all_layers(
 
 
 def best(
-    scores: Scores, experts: int, least: Mapping[LayerName, int] | None
+    weights: LayerWeights, scores: Scores, experts: int, least: Mapping[LayerName, int] | None
 ) -> dict[LayerName, list[int]]:
     """Returns the experts of highest score of all layers together, or of each layer.
 
     Args:
+        weights: The model, which ``check_each`` accepts.
         scores: Score of each expert, by layer.
         experts: Number of experts that a layer keeps; the mean over layers with ``least``.
         least: Number of experts that each layer keeps in any case; ``None`` compares the experts
-            of each layer alone.
+            of each layer alone, and those of each group if a router restricts tokens to groups.
 
     Raises:
         ConfigError: If the layers keep more experts in any case.
     """
-    if least is None:
-        return best_of_each_layer(scores, experts)
-    return best_of_all_layers(scores, experts, least)
+    if least is not None:
+        return best_of_all_layers(scores, experts, least)
+    found = mixtures(weights)
+    return {n: best_of_layer(of, experts, found[n].neighbour_groups) for n, of in scores.items()}
 
 
 def fewest(weights: LayerWeights) -> dict[LayerName, int]:

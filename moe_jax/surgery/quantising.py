@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
-from moe_jax.interop.huggingface import FAMILIES
-from moe_jax.interop.huggingface.description import families_of
 from moe_jax.quantised.codes import Precision, check_precision
 from moe_jax.quantised.packed import PackedLeaves, is_packed, recorded_note
 from moe_jax.run.best import Step
 from moe_jax.run.exported import checkpoint_of
-from moe_jax.surgery.destination import Kind, check_output, write
+from moe_jax.surgery.destination import Kind, check_output, check_writable, write
 from moe_jax.surgery.evidence import Batch, check_measurable
 from moe_jax.surgery.mixture import LayerName
 from moe_jax.surgery.model_difference import ModelDifference, compare
@@ -137,7 +137,7 @@ def quantise(
     recipe = _Recipe(check_precision(bits), group, calibration, budget, file, batches)
     _check_source(Path(source), step)
     opened = open_source(source, step)
-    _check_family(opened, family)
+    check_writable(opened, opened.weights.model, family=family, overrides=overrides)
     with opened.on_devices():
         precisions, packed = recipe.codes(opened)
         weights = with_codes(opened.weights, packed)
@@ -179,6 +179,8 @@ class _Recipe:
         weights = opened.weights
         expert_matrices(weights)
         check_group(weights, self.group)
+        if self.budget:  # before a text is read
+            self._choice(weights).within(self.budget)
         activity = None
         if self.calibration:
             text = "" if self.calibration == VALIDATION else self.calibration
@@ -188,17 +190,21 @@ class _Recipe:
         if not self.budget:
             precisions = uniform(weights, self.bits)
             return precisions, made(precisions)
-        low, high = self._sizes(weights, "int4"), self._sizes(weights, self.bits)
-        # Raises before a text is read.
-        PrecisionChoice("int4", self.bits, low, low, high).within(self.budget)
         others = [with_codes(weights, made(uniform(weights, p))) for p in ("int4", self.bits)]
         coarse, fine = output_errors(weights, others, self._text(opened))
         gain = {name: error - fine[name] for name, error in coarse.items()}
-        precisions = PrecisionChoice("int4", self.bits, gain, low, high).within(self.budget)
+        choice = dataclasses.replace(self._choice(weights), gain=gain)
+        precisions = choice.within(self.budget)
         return precisions, made(precisions)
 
-    def _sizes(self, weights: LayerWeights, precision: Precision) -> dict[LayerName, Any]:
-        return sizes(weights, precision, self.group, factors=bool(self.calibration))
+    def _choice(self, weights: LayerWeights) -> PrecisionChoice:
+        """Returns the choice between int4 and ``bits``, without a gain of more bits."""
+        low, high = (
+            sizes(weights, precision, self.group, factors=bool(self.calibration))
+            for precision in ("int4", self.bits)
+        )
+        none = {name: np.zeros(len(of)) for name, of in low.items()}
+        return PrecisionChoice("int4", self.bits, none, low, high)
 
     def _text(self, opened: OpenedModel) -> Iterator[Batch]:
         """Returns the batches on which error and sensitivity are measured.
@@ -235,13 +241,3 @@ def _check_source(folder: Path, step: Step) -> None:
         raise ConfigError(
             f"{folder} holds quantised weights already: quantise the model that they come from"
         )
-
-
-def _check_family(opened: OpenedModel, family: str) -> None:
-    """Rejects a family that cannot express the model, before any text is read.
-
-    Raises:
-        ConfigError: If so.
-    """
-    if family and opened.run is None and family not in families_of(FAMILIES, opened.weights.model):
-        raise ConfigError(f"{family} cannot express the model: use another --family, or none")

@@ -24,6 +24,7 @@ from moe_jax.surgery.mixture import (
     prefix,
 )
 from moe_jax.surgery.networks import INPUTS, added, gated, projected, scaled, side_by_side, widened
+from moe_jax.surgery.prune import best_of_layer
 from moe_jax.surgery.weights import LayerWeights
 
 Uses = Mapping[LayerName, Use]
@@ -31,7 +32,7 @@ Start = Literal["merge", "prune"]
 Groups = tuple[tuple[int, ...], ...]
 
 
-def groups(use: Use, experts: int, start: Start) -> Int[np.ndarray, " E"]:
+def groups(use: Use, experts: int, start: Start, neighbours: int = 1) -> Int[np.ndarray, " E"]:
     """Returns the group ``(E,)`` of each expert, with the most used experts as heads.
 
     Args:
@@ -39,12 +40,21 @@ def groups(use: Use, experts: int, start: Start) -> Int[np.ndarray, " E"]:
         experts: Number of groups.
         start: ``merge`` puts every other expert into the group of the most similar head;
             ``prune`` leaves the others out (-1).
+        neighbours: See ``groups_of``.
     """
-    group = groups_of(use.load, cosines(use.logits), experts)
+    group = groups_of(use.load, cosines(use.logits), experts, neighbours)
     if start == "prune":
-        heads = np.argsort(-use.load, kind="stable")[:experts]
+        heads = best_of_layer(use.load, experts, neighbours)
         group[np.setdiff1d(np.arange(len(group)), heads)] = -1
     return group
+
+
+def _of_layers(
+    weights: LayerWeights, uses: Uses, experts: int, start: Start
+) -> dict[LayerName, Int[np.ndarray, " E"]]:
+    """Returns the groups of the experts of each layer of a smaller mixture."""
+    near = {name: mixture.neighbour_groups for name, mixture in mixtures(weights).items()}
+    return {name: groups(use, experts, start, near[name]) for name, use in uses.items()}
 
 
 def routing_groups(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> Groups:
@@ -57,9 +67,9 @@ def routing_groups(weights: LayerWeights, uses: Uses, experts: int, start: Start
         start: See ``groups``.
     """
     free = {name: m.moe.router.free.count for name, m in mixtures(weights).items()}
+    found = _of_layers(weights, uses, experts, start)
     return tuple(
-        (*groups(use, experts, start).tolist(), *range(experts, experts + free[name]))
-        for name, use in uses.items()
+        (*of.tolist(), *range(experts, experts + free[name])) for name, of in found.items()
     )
 
 
@@ -75,7 +85,7 @@ def smaller(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> La
     Raises:
         ConfigError: If a router cannot work with so few experts.
     """
-    chosen = {name: groups(use, experts, start) for name, use in uses.items()}
+    chosen = _of_layers(weights, uses, experts, start)
     loads = {name: use.load for name, use in uses.items()}
     return Merging(chosen, loads, redirect=False)(weights)[0]
 

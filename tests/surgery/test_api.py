@@ -1,5 +1,6 @@
 """Folders in, folders out: runs that train and generate on, and models of transformers."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -285,6 +286,23 @@ def test_a_stopped_write_of_a_run_that_goes_on_leaves_nothing(sparse, tmp_path, 
             lambda run, out: grow(run, out, copy=[0], overrides={"mesh.expert": 2}),
             "num_experts=5 is not divisible by mesh.expert=2",
         ),
+        # Nobody has read the text, which is missing.
+        (
+            lambda run, out: prune(
+                run, out, experts=2, file="missing.txt", overrides={"model.width": 8}
+            ),
+            "these settings change the parameters of the model",
+        ),
+        (
+            lambda run, out: prune(
+                run, out, experts=3, file="missing.txt", overrides={"mesh.expert": 2}
+            ),
+            "num_experts=3 is not divisible by mesh.expert=2",
+        ),
+        (
+            lambda run, out: merge(run, out, experts=3, redirect=True, file="x", family="mixtral"),
+            "leave --family out",
+        ),
         (lambda run, out: prune(run.parent, out, experts=2), "holds no run, no converted model"),
         (lambda run, out: prune(run, run, experts=2), "is not empty: give another --output"),
         (lambda run, out: prune(run, out, experts=2, by="taste"), "by='taste' is none of load"),
@@ -332,6 +350,9 @@ def test_a_model_that_no_family_expresses_is_a_converted_one(mixtral, tmp_path):
     assert changed.kind == "moe_jax" and changed.experts == {0: 5, 1: 10}
     with pytest.raises(ConfigError, match="mixtral cannot express"):
         grow(mixtral, tmp_path / "other", parts=2, layers=[1], family="mixtral")
+    for change in (prune, functools.partial(merge, redirect=True)):
+        with pytest.raises(ConfigError, match="gpt_oss cannot express"):
+            change(mixtral, tmp_path / "other", experts=3, file="missing.txt", family="gpt_oss")
     with pytest.raises(ConfigError, match="has no validation set: give a text"):
         prune(mixtral, tmp_path / "other", experts=3)
     with pytest.raises(ConfigError, match="has no tokenizer"):

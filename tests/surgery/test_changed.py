@@ -87,6 +87,9 @@ def test_what_has_no_state_of_an_optimizer_is_one_line(run, tmp_path):
         with pytest.raises((ConfigError, CheckpointError), match=match) as error:
             mj.grow(source, out, **{"copies": 2, "optimizer": "keep", **options})
         assert "\n" not in str(error.value) and not out.exists()
+    with pytest.raises(ConfigError, match="leave the settings data.NAME out"):
+        settings = {"data.batch_size": 4}
+        mj.prune(run, out, experts=2, file="missing.txt", optimizer="keep", overrides=settings)
     with pytest.raises(ConfigError, match="hf is no run and has no state of an optimizer"):
         mj.take_experts(tmp_path / "hf", out, other=run, experts=[0], optimizer="keep")
     with pytest.raises(ConfigError, match="begun is at step 0"):

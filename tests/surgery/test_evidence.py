@@ -126,6 +126,12 @@ def test_greedy_removal_takes_the_cheapest_expert_at_every_step():
     assert left.greedy(2, {0: 2}) == {0: sorted(set(range(4)) - removed)}
 
 
+def test_greedy_removal_leaves_equally_many_experts_in_each_group():
+    found = weights(config(routing.preset("deepseek_v3", k=1, groups=2, keep_groups=1)))
+    kept = LeaveOneOut(found, (batch(),)).greedy(2, {0: 2, 1: 2})
+    assert all((of[0] < 2) and (of[1] >= 2) and len(of) == 2 for of in kept.values())
+
+
 def test_greedy_removal_over_all_layers_respects_what_routers_need():
     found = weights(config())
     left = LeaveOneOut(found, (batch(),))

@@ -95,6 +95,15 @@ def test_copies_of_single_experts_keep_the_function(router):
     assert_close(old, new)
 
 
+def test_copies_stay_in_their_group():
+    mixture = mixtures(weights(config(GROUPS)))[0]
+    kernel = np.asarray(mixture.router["kernel"])
+    grown = with_copies(mixture, [3, 1]).mixture
+    np.testing.assert_array_equal(grown.router["kernel"], kernel[:, [0, 1, 1, 2, 3, 3]])
+    with pytest.raises(ConfigError, match="take equally many experts of each group"):
+        with_copies(mixture, [0, 1])
+
+
 def test_copies_of_single_experts_of_two_choices_say_that_they_change_them():
     old, new, reason = grown(config(), lambda mixture: with_copies(mixture, [1]))
     assert reason == "a copy takes the place of another choice, or its gate"

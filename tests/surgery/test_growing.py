@@ -16,6 +16,8 @@ from moe_jax.cli.train_growing import growth_of
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.routing import Limit
+from moe_jax.run import workdir
+from moe_jax.surgery import growing
 from moe_jax.surgery.growing import train_growing
 from moe_jax.surgery.growth import Growth
 from moe_jax.training.state import named_leaves
@@ -68,6 +70,20 @@ WRONG = {
     ),
     "setting": ({}, {"parts": 2, "overrides": {"optimizer.rate": 1}}, "optimizer.rate|'rate'"),
 }
+
+
+def test_stages_go_on_with_the_growths_that_began_them(tmp_path, monkeypatch):
+    def stopped(experiment, folder, *, say):
+        workdir.claim(folder, experiment, {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(growing, "train", stopped)
+    for growth in ({"parts": 2}, {"parts": 2, "layers": ()}):  # the second has a default value
+        with pytest.raises(KeyboardInterrupt):
+            train_growing("quickstart", tmp_path, (growth,), SETTINGS)
+    for growth in ({"copies": 2}, {"parts": 2, "overrides": {"optimizer.learning_rate": 1e-4}}):
+        with pytest.raises(ConfigError, match="holds stages of other growths .*growths.json"):
+            train_growing("quickstart", tmp_path, (growth,), SETTINGS)
 
 
 @pytest.mark.parametrize("case", WRONG)

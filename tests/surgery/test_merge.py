@@ -28,6 +28,10 @@ def test_every_expert_joins_the_head_that_is_most_similar():
     similarity = np.array([[1, 0.2, 0, 0.3], [0.2, 1, 0.8, 0], [0, 0.8, 1, 0.1], [0.3, 0, 0.1, 1]])
     # The heads are the experts 1 and 3. Expert 0 is nearer to 3, expert 2 nearer to 1.
     assert groups_of(usage, similarity, 2).tolist() == [1, 0, 0, 1]
+    # Within 0 and 1, and within 2 and 3, every expert joins its neighbour.
+    assert groups_of(usage, similarity, 2, neighbours=2).tolist() == [0, 0, 1, 1]
+    # The heads are 1 and 3: expert 2 is used less than expert 0 and nearer to 1.
+    assert groups_of(np.array([6.0, 9.0, 2.0, 5.0]), similarity, 2, 2).tolist() == [0, 0, 1, 1]
 
 
 def test_products_become_cosines():

@@ -10,7 +10,7 @@ from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.prune import (
     best,
     best_of_all_layers,
-    best_of_each_layer,
+    best_of_layer,
     check_number,
     fewest,
     prune,
@@ -20,8 +20,10 @@ from tests.surgery.small import config, weights
 SCORES = {0: np.array([0.4, 0.1, 0.3, 0.2]), 1: np.array([0.05, 0.9, 0.05, 0.0])}
 
 
-def test_each_layer_keeps_its_best():
-    assert best_of_each_layer(SCORES, 2) == {0: [0, 2], 1: [0, 1]}  # the tie keeps expert 0
+def test_a_layer_keeps_its_best():
+    assert [best_of_layer(of, 2) for of in SCORES.values()] == [[0, 2], [0, 1]]  # of a tie, 0
+    assert best_of_layer(SCORES[0], 2, groups=2) == [0, 2]  # 0.4 of 0 and 1, 0.3 of 2 and 3
+    assert best_of_layer(SCORES[1], 2, groups=2) == [1, 2]
 
 
 def test_all_layers_keep_the_best_of_all():
@@ -35,8 +37,8 @@ def test_all_layers_keep_the_best_of_all():
 def test_layers_differ_in_number_if_their_experts_are_compared():
     # Six experts in all, and two per layer for ``k``: then 0.2 and 0.1 of layer 0 before 0.05.
     model = weights(config())
-    assert best(SCORES, 3, fewest(model)) == {0: [0, 1, 2, 3], 1: [0, 1]}
-    assert best(SCORES, 3, None) == {0: [0, 2, 3], 1: [0, 1, 2]}
+    assert best(model, SCORES, 3, fewest(model)) == {0: [0, 1, 2, 3], 1: [0, 1]}
+    assert best(model, SCORES, 3, None) == {0: [0, 2, 3], 1: [0, 1, 2]}
 
 
 def test_the_kept_experts_keep_their_arrays():
@@ -54,7 +56,7 @@ def test_the_kept_experts_keep_their_arrays():
 def test_layers_of_different_width_are_compared_and_keep_their_width():
     narrow = (LayerOverride((1,), expert_dim=4),)
     old = weights(config(overrides=narrow, scan_layers=False))
-    kept = best(SCORES, 3, fewest(old))
+    kept = best(old, SCORES, 3, fewest(old))
     new = prune(old, kept)
     assert kept == {0: [0, 1, 2, 3], 1: [0, 1]}
     assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
@@ -93,6 +95,27 @@ def test_routers_that_read_logits_need_equally_many_experts(kept):
     check_number(old, 3)
     with pytest.raises(ConfigError, match="do not compare them across layers"):
         check_number(old, 3, across=True)
+
+
+GROUPED = {
+    "limit": routing.preset("deepseek_v3", k=1, groups=2, keep_groups=1),
+    "groups": routing.Router(
+        routing.Softmax(), select=routing.TopGroups(groups=2, k_groups=1, k=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("router", GROUPED.values(), ids=GROUPED)
+def test_each_group_of_a_restricted_router_keeps_equally_many(router):
+    old = weights(config(router))
+    assert best(old, SCORES, 2, None) == {0: [0, 2], 1: [1, 2]}
+    assert mixtures(prune(old, {0: [0, 2], 1: [1, 3]}))[0].num_experts == 2
+    with pytest.raises(ConfigError, match="take equally many experts of each group"):
+        prune(old, {0: [0, 1]})
+    with pytest.raises(ConfigError, match="limit: 1 of 2 groups of 3 experts"):
+        check_number(old, 3)
+    with pytest.raises(ConfigError, match="some of 2 groups of experts.*do not compare them"):
+        check_number(old, 2, across=True)
 
 
 def test_a_mean_over_layers_may_be_above_the_number_of_one():

@@ -96,6 +96,10 @@ class Select(Part, abc.ABC):
         """Returns the number of logits per token and expert that the selection reads."""
         return 1
 
+    def neighbour_groups(self) -> int:
+        """Returns the number of groups of neighbouring experts to which tokens are restricted."""
+        return 1
+
     def slots(self) -> int | None:
         """Returns the number of slots per expert, or ``None`` if the capacity rule sets it."""
         return None

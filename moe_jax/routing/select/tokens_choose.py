@@ -60,6 +60,10 @@ class TopK(Select):
         del num_experts
         return self.k
 
+    def neighbour_groups(self) -> int:
+        """Returns the number of groups of ``limit``, or 1 if a token may choose any expert."""
+        return self.limit.groups if self.limit is not None and self.limit.excludes else 1
+
     def check(self, num_experts: int) -> None:
         """Raises ``ConfigError`` if there are fewer than ``k`` experts."""
         if self.k > num_experts:
@@ -232,6 +236,10 @@ class TopGroups(Select):
         """Returns ``K``."""
         del num_experts
         return self.k_groups * self.k
+
+    def neighbour_groups(self) -> int:
+        """Returns the number of groups, of which a token chooses some."""
+        return self.groups
 
     def check(self, num_experts: int) -> None:
         """Raises ``ConfigError`` if the chosen groups have too few experts."""
