@@ -171,7 +171,8 @@ class DataConfig(Ranged):
         streams: Number of parts of the corpus that are read independently; each part fills its
             share of the rows of every batch. The order of the data depends on this number and not
             on the number of processes. The number of processes must divide it, and it must divide
-            the batch size.
+            the batch size. All streams of a blend take their next row from the same part, so a
+            batch has the shares of the parts only if each stream fills several rows of it.
         seed: Seed of the training order.
         prefetch: Number of batches that a background thread prepares ahead; 0 prepares each batch
             on request.

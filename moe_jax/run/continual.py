@@ -1,7 +1,7 @@
 """Continual learning: runs on a second source from the weights of a run on a first source.
 
 The source of all runs is a blend of both, so that each validation has the loss of each part. A part
-without rows in training has the least weight that a blend can have.
+that is not trained on has a weight so small that a stream takes at most one row of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moe_jax.run.predecessors import check_weights
 from moe_jax.run.released import adopted
 from moe_jax.run.train import check_new
 
-# The share of a part that a run validates and does not train on: less than one row in any run.
+# The share of a part that a run validates and does not train on; a stream may begin with one row.
 _UNTRAINED = 1e-6
 FIRST = "first"
 _OWN = ("data.source", "data.blend.parts", "training.start_from")
