@@ -117,7 +117,10 @@ def check_new(experiment: Experiment) -> None:
 def _check_settings(experiment: Experiment) -> None:
     experiment.check(jax.device_count())
     check_streams(experiment)
-    check_replay(experiment.training.replay_routing, experiment.training.steps)
+    training, layers = experiment.training, experiment.model.sparse_layers()
+    mixtures = [(layer.moe.router, layer.moe.num_experts) for layer in layers]
+    choices = [(one.select.choices(experts), experts + one.free.count) for one, experts in mixtures]
+    check_replay(training.replay_routing, training.steps, choices)
     if WANDB in experiment.training.writers:
         processes.first(check_wandb)
 

@@ -84,23 +84,51 @@ class RoutingRecord:
         return self.folder / f"{step:08d}.npz"
 
 
-def check_replay(folder: str, steps: int) -> None:
+def check_replay(folder: str, steps: int, layers: Sequence[tuple[int, int]]) -> None:
     """Rejects a folder that does not hold the routing of every step of a run.
 
     Args:
         folder: Value of ``training.replay_routing``; "" for no replay.
         steps: Number of steps of the run.
+        layers: Number of choices per token and of experts of each MoE layer.
 
     Raises:
-        ConfigError: If steps are missing; the message names them.
+        ConfigError: If steps are missing, which the message names, or if the first step is that of
+            a model with other layers, choices or experts.
     """
-    missing = RoutingRecord(Path(folder)).missing(steps) if folder else []
+    if not folder:
+        return
+    record = RoutingRecord(Path(folder))
+    missing = record.missing(steps)
     if missing:
         raise ConfigError(
             f"training.replay_routing={folder} lacks the routing of {spans(missing)}, or it is "
             f"damaged: lower training.steps={steps}, or record a run with "
             "training.record_routing=True"
         )
+    _check_layers(folder, next(record.passes()), layers)
+
+
+def _check_layers(
+    folder: str, recorded: Sequence[np.ndarray], layers: Sequence[tuple[int, int]]
+) -> None:
+    """Rejects the choices ``(B, L, K)`` of each MoE layer of another model."""
+    found = f"training.replay_routing={folder} has the routing of another model"
+    if len(recorded) != len(layers):
+        raise ConfigError(f"{found}: of {len(recorded)} MoE layers, and this one has {len(layers)}")
+    for number, (chosen, (choices, experts)) in enumerate(zip(recorded, layers, strict=True)):
+        if chosen.shape[-1] != choices:
+            raise ConfigError(
+                f"{found}: MoE layer {number} has {chosen.shape[-1]} choices per token and here "
+                f"{choices}; set the router's k to {chosen.shape[-1]}"
+            )
+        # A dropped choice of an expert is recorded as -1 - expert.
+        largest = int(np.maximum(chosen, -1 - chosen).max(initial=0))
+        if largest >= experts:
+            raise ConfigError(
+                f"{found}: MoE layer {number} chooses expert {largest} and has {experts} experts "
+                "here"
+            )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

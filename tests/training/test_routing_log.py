@@ -161,16 +161,34 @@ def test_a_step_or_batch_that_was_not_recorded_is_refused(tmp_path):
 
 
 def test_a_folder_without_every_step_is_refused_before_a_run_starts(tmp_path):
-    check_replay("", steps=9)  # a run that replays nothing
+    check_replay("", steps=9, layers=[])  # a run that replays nothing
     record = RoutingRecord(tmp_path)
     for step in (1, 2, 4):
         record.write(step, batch(), ())
-    check_replay(str(tmp_path), steps=2)
+    check_replay(str(tmp_path), steps=2, layers=[])
     with pytest.raises(ConfigError, match="lacks the routing of step 3, .*training.steps=4"):
-        check_replay(str(tmp_path), steps=4)
+        check_replay(str(tmp_path), steps=4, layers=[])
     (tmp_path / "00000002.npz").write_bytes(b"cut")
     with pytest.raises(ConfigError, match="lacks the routing of steps 2 to 3"):
-        check_replay(str(tmp_path), steps=4)
+        check_replay(str(tmp_path), steps=4, layers=[])
+
+
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        ([(2, 4)], "of 2 MoE layers, and this one has 1"),
+        ([(2, 4), (1, 4)], "MoE layer 1 has 2 choices per token and here 1; set the router's k"),
+        ([(2, 3), (2, 4)], "MoE layer 0 chooses expert 3 and has 3 experts here"),
+    ],
+)
+def test_the_routing_of_another_model_is_refused_before_a_run_starts(tmp_path, layers, match):
+    choices = np.zeros((ROWS, LENGTH, 2), np.int32)
+    choices[0, 1] = [1, -4]  # the choice of expert 3 was dropped
+    RoutingRecord(tmp_path).write(1, batch(), (choices, choices))
+    check_replay(str(tmp_path), 1, [(2, 4), (2, 4)])
+    with pytest.raises(ConfigError, match=match) as error:
+        check_replay(str(tmp_path), 1, layers)
+    assert "\n" not in str(error.value)
 
 
 def test_a_record_of_other_width_is_refused():
