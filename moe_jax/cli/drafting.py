@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from moe_jax.errors import ConfigError
 from moe_jax.models import ModelConfig
 from moe_jax.run.opened import check_folder, open_folder
 from moe_jax.run.sampling import check_continues
@@ -44,8 +45,11 @@ def check_of(given: flags.FlagValues) -> Callable[[ModelConfig], None]:
     """Returns a function that rejects models which cannot continue text with these drafts.
 
     Raises:
-        ConfigError: If the folder of ``--draft`` has no model that continues text.
+        ConfigError: If the folder of ``--draft`` has no model that continues text, or if a number
+            of drafts is given without ``--draft``.
     """
+    if given["draft_tokens"].present and not given.draft:
+        raise ConfigError("--draft_tokens needs --draft, such as --draft=ngram")
     if given.draft and given.draft not in _OWN:
         check_folder(given.draft, check_continues, "--draft")
 

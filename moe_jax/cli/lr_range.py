@@ -13,6 +13,7 @@ from absl import flags
 
 from moe_jax import processes, signals
 from moe_jax.cli import common
+from moe_jax.errors import ConfigError
 from moe_jax.run.loop import Diverged, Terminated
 from moe_jax.run.rate_range import rate_curve, rising, table, write_range
 from moe_jax.run.train import Voice, train_in
@@ -37,6 +38,10 @@ def main(given: flags.FlagValues) -> None:
     """Trains while the learning rate rises, and prints the losses and a suggestion."""
     signals.advise(_GO_ON)
     common.join_hosts(given)
+    if "training.steps" in common.texts_of(given):
+        raise ConfigError(
+            "--steps is the number of steps of the test: leave out --config.training.steps"
+        )
     experiment = rising(common.experiment_of(given), given.steps, given.first, given.last)
     folder, voice = common.folder_of(given), Voice(common.say, common.warn)
     try:

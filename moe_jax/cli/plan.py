@@ -70,6 +70,8 @@ def main(given: flags.FlagValues) -> None:
         raise ConfigError("--topology is missing; try --topology=v5p:4x4x4 or --topology=cpu:8")
     if given.sweep and given.decode:
         raise ConfigError("--sweep compares plans of training steps: omit it or --decode")
+    if given.sweep and given.mesh:
+        raise ConfigError("--sweep compares all meshes: omit it or --mesh")
     if given.output:
         files.check_file(Path(given.output), "--output")
     target = topology.parse(given.topology)

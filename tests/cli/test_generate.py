@@ -84,6 +84,11 @@ def test_a_draft_that_is_no_folder_is_named_before_the_model_is_read(said, monke
         said("--stream", "--draft=lookahed")
 
 
+def test_a_number_of_drafts_needs_a_way_to_draft(said):
+    with pytest.raises(ConfigError, match="--draft_tokens needs --draft, such as --draft=ngram"):
+        said("--stream", "--draft_tokens=2")
+
+
 def test_a_model_without_lookahead_modules_is_refused_before_it_is_read(said):
     with pytest.raises(ConfigError, match="no lookahead module to draft with"):
         said("--stream", "--draft=lookahead")

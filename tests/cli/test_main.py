@@ -126,6 +126,14 @@ MISTAKES = {
         ["sweep", "quickstart", NEW, "--over=seed=0,1", "--sampler=bayes"],
         ["--sampler=bayes: the value is not one of grid|random|tpe|cmaes"],
     ),
+    "one mesh of all": (
+        ["plan", "quickstart", "--topology=cpu:8", "--sweep", "--mesh=data=8"],
+        ["--sweep compares all meshes: omit it or --mesh"],
+    ),
+    "steps of another run": (
+        ["lr_range", "--config=quickstart", NEW, "--config.training.steps=9"],
+        ["--steps is the number of steps of the test: leave out --config.training.steps"],
+    ),
     "nothing to sweep": (["sweep", "quickstart", NEW], ["try --over seed=0..3"]),
     "folder as source": (
         ["train", "quickstart", NEW, "--config.data.source=docs"],
