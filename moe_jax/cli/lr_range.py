@@ -37,11 +37,11 @@ def define(values: flags.FlagValues) -> None:
 def main(given: flags.FlagValues) -> None:
     """Trains while the learning rate rises, and prints the losses and a suggestion."""
     signals.advise(_GO_ON)
-    common.join_hosts(given)
     if "training.steps" in common.texts_of(given):
         raise ConfigError(
             "--steps is the number of steps of the test: leave out --config.training.steps"
         )
+    common.join_hosts(given)
     experiment = rising(common.experiment_of(given), given.steps, given.first, given.last)
     folder, voice = common.folder_of(given), Voice(common.say, common.warn)
     try:

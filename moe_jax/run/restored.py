@@ -48,8 +48,7 @@ def open_restored(
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
     folder = Path(folder)
-    saved = workdir.load(folder)
-    saved = dataclasses.replace(saved, mesh=fitting(saved.mesh))
+    saved = on_fitting_mesh(workdir.load(folder))
     experiment = change(saved) if change else saved
     experiment.check_program(jax.device_count())
     data.check_source(experiment.data)  # The folder has the tokenizer.
@@ -64,6 +63,11 @@ def open_restored(
     with open_checkpoints(experiment, directory, read_only=True) as checkpoints:
         found, state, _ = Loop(session, checkpoints, folder).restore(step_of(folder, step))
     return found, session, with_average(state) if average else state
+
+
+def on_fitting_mesh(experiment: Experiment) -> Experiment:
+    """Returns the experiment with its mesh, or with the default one; see ``fitting``."""
+    return dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
 
 
 def fitting(mesh: MeshConfig) -> MeshConfig:

@@ -31,7 +31,7 @@ from moe_jax.surgery.evidence import Batch, LeaveOneOut, check_loads, use_of
 from moe_jax.surgery.following import FollowedChange
 from moe_jax.surgery.growth import Growth
 from moe_jax.surgery.merge import Merging, cosines, groups_of, redirecting_model
-from moe_jax.surgery.mixture import LayerName, mixtures
+from moe_jax.surgery.mixture import LayerName, neighbours_of
 from moe_jax.surgery.prune import Pruning, best, fewest, reduced_model
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
@@ -166,7 +166,7 @@ def _kept(
     if by not in ("load", "gate", "output"):
         raise ConfigError(f"by={by!r} is none of load, gate, output and loss")
     scores = {name: use.score(by) for name, use in use_of(weights, stream).items()}
-    return best(weights, scores, experts, fewest(weights) if across else None)
+    return best(scores, experts, fewest(weights) if across else None, neighbours_of(weights))
 
 
 def merge(
@@ -209,22 +209,30 @@ def merge(
     """
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> Merging:
-        check_loads(weights, "prune them by gate or output")
-        uses = use_of(weights, stream)
-        shares = {name: use.score("load") for name, use in uses.items()}
-        least = dict.fromkeys(uses, 1) if redirect else fewest(weights)
-        chosen = best(weights, shares, experts, least if across else None)
-        near = {n: m.neighbour_groups for n, m in mixtures(weights).items() if not redirect}
-        groups = {
-            name: groups_of(use.load, cosines(use.logits), len(chosen[name]), near.get(name, 1))
-            for name, use in uses.items()
-        }
-        return Merging(groups, {name: use.load for name, use in uses.items()}, redirect)
+        return _merging(weights, stream, experts, across, redirect)
 
     model = redirecting_model if redirect else reduced_model
     planned = functools.partial(model, experts=experts, across=across)
     decide, others = _on_text(change, options)
     return followed(source, output, decide, planned=planned, optimizer=optimizer, **others)
+
+
+def _merging(
+    weights: LayerWeights, stream: Iterator[Batch], experts: int, across: bool, redirect: bool
+) -> Merging:
+    """Returns the groups of each layer, whose experts are merged."""
+    check_loads(weights, "prune them by gate or output")
+    uses = use_of(weights, stream)
+    shares = {name: use.score("load") for name, use in uses.items()}
+    least = dict.fromkeys(uses, 1) if redirect else fewest(weights)
+    # Redirected logits stay in their groups of neighbours, whatever experts they share.
+    near = dict.fromkeys(uses, 1) if redirect else neighbours_of(weights)
+    chosen = best(shares, experts, least if across else None, near)
+    groups = {
+        name: groups_of(use.load, cosines(use.logits), len(chosen[name]), near[name])
+        for name, use in uses.items()
+    }
+    return Merging(groups, {name: use.load for name, use in uses.items()}, redirect)
 
 
 def distil(
@@ -280,14 +288,8 @@ def distil(
         "training.teacher_temperature": temperature,
         "training.routing_weight": routing,
     }
-    settings = {**taught, **(options.get("overrides") or {})}
+    settings = _settings_of_student(source, taught, options)
     difference = "a student approximates its teacher"
-    if folders.kind_of(Path(source)) == "run":
-        teacher = open_finished("training.teacher", str(source))
-        experiment_of(teacher.experiment, settings)  # before the text is read
-        options["overrides"] = settings
-    else:
-        _check_released_teacher(source, options)
     make = dense_student if student == "dense" else smaller
 
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
@@ -306,10 +308,20 @@ def distil(
     return dataclasses.replace(made, difference=difference + _of_released(output, settings))
 
 
-def _check_released_teacher(source: str | Path, options: TextOptions) -> None:
-    """Rejects what only the student of a run can have."""
-    if options.get("overrides"):
-        raise ConfigError(f"{source} is no run and has no settings: leave out --config.NAME")
+def _settings_of_student(
+    source: str | Path, taught: Mapping[str, Any], options: TextOptions
+) -> dict[str, Any]:
+    """Returns the settings of a student; the student of a run has them as ``overrides``.
+
+    Raises:
+        ConfigError: If the teacher is no finished run and no model, or a setting does not fit.
+    """
+    settings = {**taught, **(options.get("overrides") or {})}
+    if folders.kind_of(Path(source)) == "run":
+        teacher = open_finished("training.teacher", str(source))
+        experiment_of(teacher.experiment, settings)  # before the text is read
+        options["overrides"] = settings
+    return settings
 
 
 def _of_released(output: str | Path, taught: Mapping[str, Any]) -> str:

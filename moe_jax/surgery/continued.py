@@ -18,7 +18,7 @@ from moe_jax.models import ModelConfig
 from moe_jax.models.places import places
 from moe_jax.run import workdir
 from moe_jax.run.predecessors import FinishedRun
-from moe_jax.run.restored import fitting
+from moe_jax.run.restored import on_fitting_mesh
 from moe_jax.run.session import open_checkpoints, open_session
 from moe_jax.surgery.destination import changed_experiment, check_output, save_run
 from moe_jax.surgery.following import FollowedChange
@@ -89,7 +89,7 @@ def saved_state(run: FinishedRun, step: int | None = None) -> SavedState:
         ConfigError: If there is no checkpoint.
         CheckpointError: If no checkpoint is intact, or the one of ``step`` is not.
     """
-    session, folder = open_session(_fitting(run.experiment), run.tokenizer), run.folder
+    session, folder = open_session(on_fitting_mesh(run.experiment), run.tokenizer), run.folder
     path = folder / workdir.CHECKPOINTS
     with open_checkpoints(run.experiment, path, read_only=True) as checkpoints:
         found = checkpoints.restore(named_leaves(session.abstract), step=step)
@@ -123,7 +123,7 @@ def go_on(
         changed, difference = change(weights)
         after = changed_experiment(run, changed.model, overrides)
         _check_data(run, after)
-        here = _fitting(after)
+        here = on_fitting_mesh(after)
         here.check_program(jax.device_count())
         new = open_session(here, run.tokenizer)
         first = named_leaves(new.recipe.create()[1])
@@ -150,16 +150,12 @@ def check_continuable(
     if model is not None:
         after = changed_experiment(run, model, overrides)
         _check_data(run, after)
-        _fitting(after).check_program(jax.device_count())
+        on_fitting_mesh(after).check_program(jax.device_count())
 
 
 def _check_data(before: FinishedRun, after: Experiment) -> None:
     if after.data != before.experiment.data:
         raise ConfigError("a run that goes on keeps its data: leave the settings data.NAME out")
-
-
-def _fitting(experiment: Experiment) -> Experiment:
-    return dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
 
 
 def follow(

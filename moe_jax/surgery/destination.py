@@ -24,7 +24,7 @@ from moe_jax.routing import Router
 from moe_jax.run import workdir
 from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.predecessors import FinishedRun, open_sources
-from moe_jax.run.restored import fitting
+from moe_jax.run.restored import on_fitting_mesh
 from moe_jax.run.session import open_checkpoints, open_session
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.weights import LayerWeights
@@ -108,16 +108,11 @@ def check_writable(
     if model is None:
         return
     if source.run is not None:
-        here = _here(changed_experiment(source.run, model, overrides or {}))
+        here = on_fitting_mesh(changed_experiment(source.run, model, overrides or {}))
         here.check_program(jax.device_count())
     elif family:
         size = source.weights.vocab_size
         description(family_of(family), model, size, "float32", source.original)
-
-
-def _here(experiment: Experiment) -> Experiment:
-    """Returns the experiment with a mesh that fits the devices."""
-    return dataclasses.replace(experiment, mesh=fitting(experiment.mesh))
 
 
 def _write_run(
@@ -129,7 +124,7 @@ def _write_run(
 ) -> None:
     """Writes the workdir of a run whose first state has the weights and a new optimizer."""
     experiment = changed_experiment(run, weights.model, overrides)
-    session = open_session(_here(experiment), run.tokenizer)
+    session = open_session(on_fitting_mesh(experiment), run.tokenizer)
 
     def put(state: TrainState, leaves: Mapping[str, Any]) -> TrainState:
         return from_named_leaves(state, named_leaves(state) | dict(leaves))

@@ -97,11 +97,12 @@ def check_groups(weights: LayerWeights, experts: int, *, across: bool = False) -
     Raises:
         ConfigError: If a part of a router needs one logit per expert; see also ``check_each``.
     """
+    check_each(weights, experts, _with_groups, across=across)
 
-    def trial(mixture: MixtureLayer) -> None:
-        _redirecting(mixture, np.arange(mixture.num_experts) % experts)
 
-    check_each(weights, experts, trial, across=across)
+def _with_groups(mixture: MixtureLayer, experts: int) -> MixtureLayer:
+    """Returns the layer whose logits are those of ``experts`` groups; arrays stay."""
+    return _redirecting(mixture, np.arange(mixture.num_experts) % experts)
 
 
 def redirecting_model(
@@ -116,10 +117,7 @@ def redirecting_model(
     if across:
         return None
     bare = dataclasses.replace(weights, arrays={})
-    merged = {
-        name: _redirecting(mixture, np.arange(mixture.num_experts) % experts)
-        for name, mixture in mixtures(bare).items()
-    }
+    merged = {name: _with_groups(mixture, experts) for name, mixture in mixtures(bare).items()}
     return with_mixtures(bare, merged).model
 
 

@@ -255,6 +255,11 @@ def mixtures(weights: LayerWeights) -> dict[LayerName, MixtureLayer]:
     }
 
 
+def neighbours_of(weights: LayerWeights) -> dict[LayerName, int]:
+    """Returns the number of groups of neighbouring experts of each MoE layer."""
+    return {name: mixture.neighbour_groups for name, mixture in mixtures(weights).items()}
+
+
 def meant(name: LayerName, known: Collection[LayerName]) -> list[LayerName]:
     """Returns the layers that a name means; an index alone means this layer of each stack.
 

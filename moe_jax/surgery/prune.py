@@ -17,6 +17,7 @@ from moe_jax.surgery.mixture import (
     feed_forward_layers,
     mixtures,
     named,
+    neighbours_of,
     reads_logits,
     with_arrays,
     with_logits_before,
@@ -96,24 +97,24 @@ def reduced_model(
     check_number(weights, experts, across=across)
     if across:
         return None
-    kept = {
-        name: best_of_layer(np.zeros(mixture.num_experts), experts, mixture.neighbour_groups)
-        for name, mixture in mixtures(weights).items()
-    }
+    any_scores = {name: np.zeros(m.num_experts) for name, m in mixtures(weights).items()}
+    kept = best(any_scores, experts, None, neighbours_of(weights))
     return prune(dataclasses.replace(weights, arrays={}), kept).model
 
 
 def check_number(weights: LayerWeights, experts: int, *, across: bool = False) -> None:
     """Rejects a number of experts to which a layer cannot be reduced; see ``check_each``."""
-    check_each(
-        weights, experts, lambda mixture: mixture.with_settings(num_experts=experts), across=across
-    )
+    check_each(weights, experts, _with_number, across=across)
+
+
+def _with_number(mixture: MixtureLayer, experts: int) -> MixtureLayer:
+    return mixture.with_settings(num_experts=experts)
 
 
 def check_each(
     weights: LayerWeights,
     experts: int,
-    trial: Callable[[MixtureLayer], object],
+    trial: Callable[[MixtureLayer, int], object],
     *,
     across: bool = False,
 ) -> None:
@@ -122,18 +123,19 @@ def check_each(
     Args:
         weights: The model.
         experts: Number of experts that a layer keeps; the mean over layers if ``across``.
-        trial: Function that raises ``ConfigError`` for a layer that cannot be reduced.
+        trial: Function that raises ``ConfigError`` for a layer that cannot be reduced to a number
+            of experts.
         across: Whether the experts of all layers are compared.
 
     Raises:
         ConfigError: If a layer, or the mean layer, has no more experts than that, if a trial fails,
-            or if layers that need equally many experts are to be compared.
+            or if experts are to be compared over layers that cannot have any number of experts.
     """
     check_changeable(weights)
     found = mixtures(weights)
     numbers: dict[str, float] = {f"layer {n} has": m.num_experts for n, m in found.items()}
     if across:
-        _check_unequal(weights)
+        _check_unequal(weights, trial)
         numbers = {"a layer has on average": sum(numbers.values()) / len(numbers)}
     for words, number in numbers.items():
         if not 0 < experts < number:
@@ -142,16 +144,17 @@ def check_each(
             )
     for name, mixture in found.items():
         try:
-            trial(mixture)
+            trial(mixture, experts)
         except ConfigError as error:
             raise ConfigError(f"experts={experts} in layer {name}: {error}") from error
 
 
-def _check_unequal(weights: LayerWeights) -> None:
-    """Rejects models whose layers need equally many experts.
+def _check_unequal(weights: LayerWeights, trial: Callable[[MixtureLayer, int], object]) -> None:
+    """Rejects models whose layers cannot differ in any way in their number of experts.
 
     Raises:
-        ConfigError: If a router reads the logits of the MoE layer before.
+        ConfigError: If a router reads the logits of the MoE layer before, or needs a multiple, such
+            as of its groups of experts.
     """
     for layer in feed_forward_layers(weights):
         if reads_logits(layer):
@@ -159,12 +162,27 @@ def _check_unequal(weights: LayerWeights) -> None:
                 f"the router of layer {layer.name} reads the logits of the MoE layer before, so "
                 "all layers keep equally many experts: do not compare them across layers"
             )
-        groups = layer.moe.router.select.neighbour_groups()
-        if groups > 1:
-            raise ConfigError(
-                f"the router of layer {layer.name} restricts a token to some of {groups} groups of "
-                "experts, so each group keeps equally many: do not compare them across layers"
-            )
+    for name, mixture in mixtures(weights).items():
+        least = _fewest(mixture, trial)
+        for experts in range(least, mixture.num_experts):
+            try:
+                trial(mixture, experts)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"the router of layer {name} can have {least} experts and not {experts} "
+                    f"({error}): do not compare them across layers"
+                ) from error
+
+
+def _fewest(mixture: MixtureLayer, trial: Callable[[MixtureLayer, int], object]) -> int:
+    """Returns the least number of experts that a trial accepts; the layer's own at most."""
+    for experts in range(1, mixture.num_experts):
+        try:
+            trial(mixture, experts)
+        except ConfigError:
+            continue
+        return experts
+    return mixture.num_experts
 
 
 def best_of_layer(score: Float[np.ndarray, " E"], experts: int, groups: int = 1) -> list[int]:
@@ -212,35 +230,29 @@ def best_of_all_layers(
 
 
 def best(
-    weights: LayerWeights, scores: Scores, experts: int, least: Mapping[LayerName, int] | None
+    scores: Scores,
+    experts: int,
+    least: Mapping[LayerName, int] | None,
+    neighbours: Mapping[LayerName, int],
 ) -> dict[LayerName, list[int]]:
     """Returns the experts of highest score of all layers together, or of each layer.
 
     Args:
-        weights: The model, which ``check_each`` accepts.
         scores: Score of each expert, by layer.
         experts: Number of experts that a layer keeps; the mean over layers with ``least``.
         least: Number of experts that each layer keeps in any case; ``None`` compares the experts
-            of each layer alone, and those of each group if a router restricts tokens to groups.
+            of each layer alone.
+        neighbours: Number of groups of neighbouring experts of a layer, which stay equally large;
+            without ``least``.
 
     Raises:
         ConfigError: If the layers keep more experts in any case.
     """
     if least is not None:
         return best_of_all_layers(scores, experts, least)
-    found = mixtures(weights)
-    return {n: best_of_layer(of, experts, found[n].neighbour_groups) for n, of in scores.items()}
+    return {name: best_of_layer(of, experts, neighbours[name]) for name, of in scores.items()}
 
 
 def fewest(weights: LayerWeights) -> dict[LayerName, int]:
     """Returns the number of experts that each layer's router needs at least."""
-    found = {}
-    for name, mixture in mixtures(weights).items():
-        for experts in range(1, mixture.num_experts + 1):
-            try:
-                mixture.with_settings(num_experts=experts)
-            except ConfigError:
-                continue
-            found[name] = experts
-            break
-    return found
+    return {name: _fewest(mixture, _with_number) for name, mixture in mixtures(weights).items()}

@@ -21,6 +21,7 @@ from moe_jax.surgery.mixture import (
     check_changeable,
     feed_forward_layers,
     mixtures,
+    neighbours_of,
     prefix,
 )
 from moe_jax.surgery.networks import INPUTS, added, gated, projected, scaled, side_by_side, widened
@@ -53,7 +54,7 @@ def _of_layers(
     weights: LayerWeights, uses: Uses, experts: int, start: Start
 ) -> dict[LayerName, Int[np.ndarray, " E"]]:
     """Returns the groups of the experts of each layer of a smaller mixture."""
-    near = {name: mixture.neighbour_groups for name, mixture in mixtures(weights).items()}
+    near = neighbours_of(weights)
     return {name: groups(use, experts, start, near[name]) for name, use in uses.items()}
 
 

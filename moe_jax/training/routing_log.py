@@ -93,8 +93,8 @@ def check_replay(folder: str, steps: int, layers: Sequence[tuple[int, int]]) -> 
         layers: Number of choices per token and of experts of each MoE layer.
 
     Raises:
-        ConfigError: If steps are missing, which the message names, or if the first step is that of
-            a model with other layers, choices or experts.
+        ConfigError: If a step has no record, or if the record of the first step has other layers,
+            choices or experts than the run.
     """
     if not folder:
         return

@@ -7,6 +7,7 @@ import pytest
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
+from moe_jax.surgery.api import _merging
 from moe_jax.surgery.merge import (
     Merging,
     alignment,
@@ -18,7 +19,7 @@ from moe_jax.surgery.merge import (
     merge_redirected,
 )
 from moe_jax.surgery.mixture import check_changeable, mixtures, with_mixtures
-from tests.surgery.small import assert_close, config, weights
+from tests.surgery.small import assert_close, batch, config, weights
 
 ORDER = np.array([2, 0, 1, 5, 4, 3])
 
@@ -134,6 +135,19 @@ def test_merged_experts_with_all_logits_do_not_change_again():
     found = with_mixtures(weights(config()), merged)
     with pytest.raises(ConfigError, match="share the logits of their members"):
         check_changeable(found)
+
+
+@pytest.mark.parametrize(("redirect", "sizes"), [(True, [3, 3]), (False, [2, 2])])
+def test_only_experts_whose_logits_follow_them_stay_in_their_groups(redirect, sizes):
+    # Three merged experts do not fit two groups of neighbours, but all four logits stay in theirs.
+    found = weights(config(routing.preset("deepseek_v3", k=1, groups=2, keep_groups=1)))
+    merging = _merging(found, iter([batch()]), sizes[0], False, redirect)
+    merged, _ = merging(found)
+    assert [m.num_experts for m in mixtures(merged).values()] == sizes
+    for across in (False, True):
+        check_groups(found, 3, across=across)
+    if not redirect:
+        assert all({*group[:2]} != {*group[2:]} for group in merging.groups.values())
 
 
 def test_groups_are_checked_before_the_text_is_read():

@@ -1,12 +1,14 @@
 """Which experts stay."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from moe_jax import routing
 from moe_jax.errors import ConfigError
 from moe_jax.nn.moe_config import LayerOverride
-from moe_jax.surgery.mixture import mixtures
+from moe_jax.surgery.mixture import mixtures, neighbours_of
 from moe_jax.surgery.prune import (
     best,
     best_of_all_layers,
@@ -37,8 +39,8 @@ def test_all_layers_keep_the_best_of_all():
 def test_layers_differ_in_number_if_their_experts_are_compared():
     # Six experts in all, and two per layer for ``k``: then 0.2 and 0.1 of layer 0 before 0.05.
     model = weights(config())
-    assert best(model, SCORES, 3, fewest(model)) == {0: [0, 1, 2, 3], 1: [0, 1]}
-    assert best(model, SCORES, 3, None) == {0: [0, 2, 3], 1: [0, 1, 2]}
+    assert best(SCORES, 3, fewest(model), neighbours_of(model)) == {0: [0, 1, 2, 3], 1: [0, 1]}
+    assert best(SCORES, 3, None, neighbours_of(model)) == {0: [0, 2, 3], 1: [0, 1, 2]}
 
 
 def test_the_kept_experts_keep_their_arrays():
@@ -56,7 +58,7 @@ def test_the_kept_experts_keep_their_arrays():
 def test_layers_of_different_width_are_compared_and_keep_their_width():
     narrow = (LayerOverride((1,), expert_dim=4),)
     old = weights(config(overrides=narrow, scan_layers=False))
-    kept = best(old, SCORES, 3, fewest(old))
+    kept = best(SCORES, 3, fewest(old), neighbours_of(old))
     new = prune(old, kept)
     assert kept == {0: [0, 1, 2, 3], 1: [0, 1]}
     assert {name: a.shape for name, a in new.arrays.items()} == new.shapes
@@ -108,13 +110,26 @@ GROUPED = {
 @pytest.mark.parametrize("router", GROUPED.values(), ids=GROUPED)
 def test_each_group_of_a_restricted_router_keeps_equally_many(router):
     old = weights(config(router))
-    assert best(old, SCORES, 2, None) == {0: [0, 2], 1: [1, 2]}
+    assert best(SCORES, 2, None, neighbours_of(old)) == {0: [0, 2], 1: [1, 2]}
     assert mixtures(prune(old, {0: [0, 2], 1: [1, 3]}))[0].num_experts == 2
     with pytest.raises(ConfigError, match="take equally many experts of each group"):
         prune(old, {0: [0, 1]})
     with pytest.raises(ConfigError, match="limit: 1 of 2 groups of 3 experts"):
         check_number(old, 3)
-    with pytest.raises(ConfigError, match="some of 2 groups of experts.*do not compare them"):
+    with pytest.raises(ConfigError, match="2 experts and not 3 .*limit: .*do not compare them"):
+        check_number(old, 2, across=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"select": routing.TopK(2, limit=routing.Limit(2, 2))},  # a limit that excludes no group
+        {"capacity": routing.Capacity(devices=2)},
+    ],
+)
+def test_layers_that_need_multiples_are_not_compared(change):
+    old = weights(config(dataclasses.replace(routing.preset("mixtral"), **change)))
+    with pytest.raises(ConfigError, match="can have 2 experts and not 3 .*do not compare them"):
         check_number(old, 2, across=True)
 
 
