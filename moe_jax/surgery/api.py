@@ -34,7 +34,7 @@ from moe_jax.surgery.merge import Merging, cosines, groups_of, redirecting_model
 from moe_jax.surgery.mixture import LayerName, neighbours_of
 from moe_jax.surgery.prune import Pruning, best, fewest, reduced_model
 from moe_jax.surgery.source import OpenedModel
-from moe_jax.surgery.student import Start, check_student, routing_groups, smaller
+from moe_jax.surgery.student import Start, dense_model, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
@@ -300,7 +300,7 @@ def distil(
             settings["training.routing_groups"] = found
         return make(weights, uses, experts, start)
 
-    model = check_student if student == "dense" else reduced_model
+    model = dense_model if student == "dense" else reduced_model
     planned = functools.partial(model, experts=experts)
     made = reduced(source, output, change, difference, planned=planned, **options)
     if made.kind == "run":

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import ConfigError
-from moe_jax.models import SparseLayer
+from moe_jax.models import ModelConfig, SparseLayer
 from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.surgery.evidence import Use
 from moe_jax.surgery.merge import Merging, cosines, groups_of, merged_experts
@@ -100,7 +100,7 @@ def dense(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> Laye
     the width of the widest one; the output weights of their new units are zero.
 
     Args:
-        weights: The teacher, which ``check_student`` accepts.
+        weights: The teacher, which ``dense_model`` accepts.
         uses: Statistics of its layers.
         experts: Number of groups of each layer.
         start: See ``groups``; with ``prune``, gates are scaled to the sum of all.
@@ -114,17 +114,39 @@ def dense(weights: LayerWeights, uses: Uses, experts: int, start: Start) -> Laye
         networks[place] = one_network(layer.moe, held, use, groups(use, experts, start))
         if layer.moe.shared.norms:  # The new network contains the scales of its inputs.
             arrays[_norm(layer)] = jnp.ones_like(arrays[_norm(layer)])
-    changes: dict[str, Any] = {layer.setting: MoEConfig(every=0) for layer in layers}
-    model = dataclasses.replace(weights.model, **changes, gated=True in _kinds(weights))
+    model = dense_model(weights, experts)
     if len(_kinds(weights)) > 1:
         networks = {p: gated(one, model.mlp_up_offset) for p, one in networks.items()}
-        model = dataclasses.replace(model, mlp_bias=True)
-    width = max(one["down"].shape[0] for one in networks.values())
     for index, (place, one) in enumerate(networks.items()):
-        wide = widened(one, width, jax.random.key(index))
+        wide = widened(one, model.mlp_dim, jax.random.key(index))
         arrays |= {f"{place}{name}": array for name, array in wide.items()}
-    model = dataclasses.replace(model, mlp_dim=width)
     return dataclasses.replace(weights, model=model, arrays=arrays)
+
+
+def dense_model(weights: LayerWeights, experts: int) -> ModelConfig:
+    """Returns the configuration of the model without experts that ``dense`` makes.
+
+    Args:
+        weights: The teacher.
+        experts: Number of groups of each layer.
+
+    Raises:
+        ConfigError: If a layer has fewer experts, if the experts cannot be taken apart, or if no
+            dense network computes a layer.
+    """
+    _check_student(weights, experts)
+    widths = [one["down"].shape[0] for one in _dense_networks(weights).values()]
+    for layer in feed_forward_layers(weights):
+        held = _under(weights, f"params/{prefix(layer)}")
+        shared = held["shared/network/down"].shape[0] if layer.moe.shared.hidden else 0
+        widths.append(experts * held["experts/down"].shape[1] + shared)
+    changes: dict[str, Any] = {
+        layer.setting: MoEConfig(every=0) for layer in feed_forward_layers(weights)
+    }
+    kinds = _kinds(weights)
+    if len(kinds) > 1:  # Networks that get a gate also get biases.
+        changes["mlp_bias"] = True
+    return dataclasses.replace(weights.model, **changes, gated=True in kinds, mlp_dim=max(widths))
 
 
 def one_network(
@@ -224,7 +246,7 @@ def _kinds(weights: LayerWeights) -> set[bool]:
     return {f"{start}gate" in weights.arrays for start in [*starts, *_dense_networks(weights)]}
 
 
-def check_student(weights: LayerWeights, experts: int) -> None:
+def _check_student(weights: LayerWeights, experts: int) -> None:
     """Rejects a number of groups that a layer does not have, and layers that no network computes.
 
     Raises:
