@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from moe_jax.analysis.contributions import watch
 from moe_jax.analysis.forward import Batch, forward, sparse_layers, stacks
@@ -249,15 +249,23 @@ def similarities(model: Model, batch: Batch) -> tuple[Similarity, ...]:
             tokens = mixture.latent.project(tokens)
         many = jnp.broadcast_to(tokens, (mixture.config.num_experts, *tokens.shape))
         outputs = mixture.experts(many).astype(jnp.float32)
-        found.append(Similarity(_cosine(mixture), alignment(outputs)))
+        used = jnp.arange(len(rows)) < valid.sum()
+        found.append(Similarity(_cosine(mixture), alignment(outputs, used)))
 
     forward(watch(model, see), batch, analysed_in(model))
     return tuple(found)
 
 
-def alignment(outputs: Float[Array, "E T N"]) -> Float[Array, "E E"]:
-    """Returns the linear centred kernel alignment of every pair of outputs."""
-    centred = outputs - outputs.mean(1, keepdims=True)
+def alignment(outputs: Float[Array, "E T N"], used: Bool[Array, " T"]) -> Float[Array, "E E"]:
+    """Returns the linear centred kernel alignment of every pair of outputs.
+
+    Args:
+        outputs: Outputs of the experts for tokens.
+        used: Whether a token counts.
+    """
+    outputs = jnp.where(used[:, None], outputs, 0)
+    mean = outputs.sum(1, keepdims=True) / jnp.maximum(used.sum(), 1)
+    centred = jnp.where(used[:, None], outputs - mean, 0)
     kernels = jnp.einsum("etn,eun->etu", centred, centred)
     flat = kernels.reshape(len(kernels), -1)
     flat = flat / jnp.maximum(jnp.linalg.norm(flat, axis=1, keepdims=True), 1e-30)

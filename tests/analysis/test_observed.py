@@ -74,8 +74,12 @@ def test_alignment_ignores_rotation_and_scale():
     generator = np.random.default_rng(0)
     y = generator.normal(size=(6, 3))
     rotation, _ = np.linalg.qr(generator.normal(size=(3, 3)))
-    found = alignment(jnp.array([y, 2 * y @ rotation + 1, generator.normal(size=(6, 3))]))
+    outputs = jnp.array([y, 2 * y @ rotation + 1, generator.normal(size=(6, 3))])
+    found = alignment(outputs, jnp.ones(6, bool))
     assert found[0, 1] == pytest.approx(1, abs=1e-5) and found[0, 2] < 0.9
+    # Tokens that fill a batch do not count.
+    longer = jnp.concatenate([outputs, outputs[:, :1], outputs[:, :1]], 1)
+    np.testing.assert_allclose(alignment(longer, jnp.arange(8) < 6), found, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", compare.MIXTURES)
