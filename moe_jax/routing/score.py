@@ -69,6 +69,10 @@ class Score(Ranged, abc.ABC):
         """The number of logits per token and expert."""
         return 1
 
+    def neighbour_groups(self) -> int:
+        """Returns the number of groups of neighbouring experts that have a softmax each."""
+        return 1
+
     @abc.abstractmethod
     def __call__(self, inputs: Inputs) -> Scored:
         """Returns the scores of one group."""
@@ -178,6 +182,10 @@ class TwoLevelSoftmax(Score):
             raise ConfigError(
                 f"score.groups={self.groups} does not divide {num_experts} experts: change it"
             )
+
+    def neighbour_groups(self) -> int:
+        """Returns the number of groups of experts."""
+        return self.groups
 
     @property
     def planes(self) -> int:

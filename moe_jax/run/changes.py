@@ -17,7 +17,7 @@ from moe_jax.training.optimizer import learning_rate
 # Values of settings, by dotted name: before and after a change.
 Differences: TypeAlias = Mapping[str, tuple[Any, Any]]
 # A change of another setting changes the arrays of the state, the data, or the model.
-_CHANGEABLE = (
+CHANGEABLE = (
     "training.steps",
     "training.patience",
     "optimizer.learning_rate",
@@ -87,7 +87,7 @@ def check_changes(
     """
     if not differences:
         return
-    fixed = [name for name in differences if not name.startswith(_CHANGEABLE)]
+    fixed = [name for name in differences if not name.startswith(CHANGEABLE)]
     if fixed or not allowed:
         listed = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in differences.items())
         elsewhere = "use another --workdir"

@@ -162,6 +162,16 @@ def open_sources(experiment: Experiment, folder: Path) -> Sources:
     return Sources(start, teacher)
 
 
+def check_teacher(experiment: Experiment) -> None:
+    """Rejects a teacher that is unfinished or does not fit the configuration; ``""`` is none.
+
+    Raises:
+        ConfigError: If so.
+    """
+    if experiment.training.teacher:
+        _check_teacher(experiment, _open_teacher(experiment))
+
+
 def open_finished(setting: str, folder: str) -> FinishedRun:
     """Opens a finished run for reading, without loading weights.
 

@@ -12,9 +12,11 @@ from typing import Any, Literal, Unpack
 import jax
 
 from moe_jax import routing
+from moe_jax.config.experiment import TrainingConfig
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders
+from moe_jax.models import ModelConfig
 from moe_jax.run.predecessors import open_finished
 from moe_jax.surgery import upcycle as dense
 from moe_jax.surgery.changed import (
@@ -34,11 +36,13 @@ from moe_jax.surgery.merge import Merging, cosines, groups_of, redirecting_model
 from moe_jax.surgery.mixture import LayerName, neighbours_of
 from moe_jax.surgery.prune import Pruning, best, fewest, reduced_model
 from moe_jax.surgery.source import OpenedModel
-from moe_jax.surgery.student import Start, dense_model, routing_groups, smaller
+from moe_jax.surgery.student import Start, any_groups, dense_model, routing_groups, smaller
 from moe_jax.surgery.student import dense as dense_student
 from moe_jax.surgery.weights import LayerWeights
 
 By = Literal["load", "gate", "output", "loss"]
+# Weights of losses that a run does not use at 0; it uses all other settings at 0 too.
+_UNUSED = ("training.routing_weight",)
 
 
 def upcycle(
@@ -295,13 +299,19 @@ def distil(
     def change(weights: LayerWeights, stream: Iterator[Batch]) -> LayerWeights:
         check_loads(weights, "prune them by gate or output, and train the result with a teacher")
         uses = use_of(weights, stream)
-        if routing:  # ``write`` reads the settings after the text is read.
+        if routing:
             found = routing_groups(weights, uses, experts, start)
             settings["training.routing_groups"] = found
         return make(weights, uses, experts, start)
 
-    model = dense_model if student == "dense" else reduced_model
-    planned = functools.partial(model, experts=experts)
+    def planned(weights: LayerWeights) -> ModelConfig | None:
+        if student == "dense":
+            return dense_model(weights, experts)
+        model = reduced_model(weights, experts)
+        if routing:  # Settings are checked before the text is read.
+            settings["training.routing_groups"] = any_groups(weights, experts)
+        return model
+
     made = reduced(source, output, change, difference, planned=planned, **options)
     if made.kind == "run":
         return made
@@ -321,14 +331,17 @@ def _settings_of_student(
         teacher = open_finished("training.teacher", str(source))
         experiment_of(teacher.experiment, settings)  # before the text is read
         options["overrides"] = settings
+    else:
+        TrainingConfig(**{name.removeprefix("training."): of for name, of in taught.items()})
     return settings
 
 
 def _of_released(output: str | Path, taught: Mapping[str, Any]) -> str:
     """Returns how the student of a released model is trained, as the end of a sentence."""
-    texts = {name: str(value).replace(" ", "") for name, value in taught.items() if value}
-    given = " ".join(shlex.quote(f"--config.{name}={text}") for name, text in texts.items())
-    return f", and is trained with --config=from_hf:{output} {given}"
+    given = {name: of for name, of in taught.items() if of or name not in _UNUSED}
+    texts = {name: str(value).replace(" ", "") for name, value in given.items()}
+    flags = " ".join(shlex.quote(f"--config.{name}={text}") for name, text in texts.items())
+    return f", and is trained with --config=from_hf:{output} {flags}"
 
 
 def grow(

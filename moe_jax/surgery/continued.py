@@ -13,10 +13,13 @@ from jax.sharding import Mesh
 
 from moe_jax import data
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.schema import describe, flat
+from moe_jax.config.setting_schedules import FROZEN
 from moe_jax.errors import ConfigError
 from moe_jax.models import ModelConfig
 from moe_jax.models.places import places
 from moe_jax.run import workdir
+from moe_jax.run.changes import CHANGEABLE
 from moe_jax.run.predecessors import FinishedRun
 from moe_jax.run.restored import on_fitting_mesh
 from moe_jax.run.session import open_checkpoints, open_session
@@ -122,7 +125,7 @@ def go_on(
         weights = state.weights
         changed, difference = change(weights)
         after = changed_experiment(run, changed.model, overrides)
-        _check_data(run, after)
+        check_going_on(run.experiment, after)
         here = on_fitting_mesh(after)
         here.check_program(jax.device_count())
         new = open_session(here, run.tokenizer)
@@ -145,17 +148,43 @@ def check_continuable(
         overrides: New settings by dotted name.
 
     Raises:
-        ConfigError: If the settings contradict the model, or are those of the data.
+        ConfigError: If the settings contradict the model; see also ``check_going_on``.
     """
     if model is not None:
         after = changed_experiment(run, model, overrides)
-        _check_data(run, after)
+        check_going_on(run.experiment, after)
         on_fitting_mesh(after).check_program(jax.device_count())
 
 
-def _check_data(before: FinishedRun, after: Experiment) -> None:
-    if after.data != before.experiment.data:
+def check_going_on(before: Experiment, after: Experiment) -> None:
+    """Rejects settings that a run cannot have which goes on with its optimizer and its data.
+
+    Args:
+        before: Configuration of the run before the change.
+        after: Configuration after the change.
+
+    Raises:
+        ConfigError: If data differ, or settings that give the optimizer other arrays.
+    """
+    if after.data != before.data:
         raise ConfigError("a run that goes on keeps its data: leave the settings data.NAME out")
+    old, new = (_settings_of_arrays(experiment) for experiment in (before, after))
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} gives the optimizer other arrays, and a run that goes on keeps its "
+            "optimizer: leave the setting as it was, or start a new optimizer"
+        )
+
+
+def _settings_of_arrays(experiment: Experiment) -> dict[str, Any]:
+    """Returns the settings of the optimizer with which its arrays may differ, by dotted name."""
+    named = {f"optimizer.{n}": v for n, v in flat(describe(experiment.optimizer)).items()}
+    found = {name: value for name, value in named.items() if not name.startswith(CHANGEABLE)}
+    # Another number of frozen experts has the same arrays.
+    found["optimizer.frozen_experts"] = bool(experiment.optimizer.frozen_experts)
+    frozen = (s.setting for s in experiment.training.schedules if s.setting.startswith(FROZEN))
+    return found | {"training.schedules": tuple(sorted(frozen))}
 
 
 def follow(
@@ -182,7 +211,7 @@ def follow(
     for prefix, tree in _trees(old).items():
         numbers = _over(weights, prefix, _by_layer(tree, weights.model))
         if prefix.endswith(_AVERAGE):
-            new = change.average(prefix, numbers)
+            new = change.average(prefix, numbers, weights)
         else:
             new = change.moments(prefix, numbers, weights)
         moved |= _by_leaf(new.arrays, changed.model, prefix, whole)

@@ -19,13 +19,15 @@ from moe_jax.interop.huggingface.description import description, families_of
 from moe_jax.interop.huggingface.families import family_of
 from moe_jax.interop.staging import replaced
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
+from moe_jax.nn.moe_config import MoEConfig
 from moe_jax.quantised.packed import PackedLeaves, note_of
 from moe_jax.routing import Router
 from moe_jax.run import workdir
 from moe_jax.run.evaluation import check_same_weights
-from moe_jax.run.predecessors import FinishedRun, open_sources
+from moe_jax.run.predecessors import FinishedRun, check_teacher, open_sources
 from moe_jax.run.restored import on_fitting_mesh
 from moe_jax.run.session import open_checkpoints, open_session
+from moe_jax.surgery.mixture import neighbour_groups
 from moe_jax.surgery.source import OpenedModel
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.average import averaged_names
@@ -38,11 +40,16 @@ Kind = Literal["run", "hf", "moe_jax"]
 
 
 def check_output(output: Path) -> None:
-    """Rejects an output folder that cannot be written or is not empty; creates nothing.
+    """Rejects an output folder that cannot be written or is not empty, and several processes.
 
     Raises:
         ConfigError: If so.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"a change of a model runs in one process, and here are {jax.process_count()}: run it "
+            "once, and train its result with all of them"
+        )
     files.check_folder(output, "--output")
     native.require_empty(output)
 
@@ -210,8 +217,8 @@ def with_model(
         vocab_size: Number of embedding rows.
 
     Raises:
-        ConfigError: If a setting changes the parameters of the model, or contradicts another, or if
-            the mesh of the run does not divide the experts.
+        ConfigError: If a setting changes the parameters of the model, or contradicts another, if
+            the mesh of the run does not divide the experts, or if a teacher does not fit.
     """
     assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every model of a run
     training = dataclasses.replace(before.training, start_from="", start_with="all")
@@ -219,6 +226,7 @@ def with_model(
     experiment = experiment_of(changed, overrides)
     check_same_weights(changed, experiment, vocab_size)
     _check_settings(before, experiment, overrides)
+    check_teacher(on_fitting_mesh(experiment))
     experiment.check_experts(experiment.mesh.expert)  # whatever devices are here
     return experiment
 
@@ -244,10 +252,21 @@ def _check_settings(before: Experiment, after: Experiment, overrides: Mapping[st
     first = before.optimizer.frozen_experts
     if first and any(one.num_experts != other.num_experts for one, other in both):
         _require("optimizer.frozen_experts", overrides, f"freezes its first {first} experts")
+    if after.optimizer.frozen_experts and any(_inserts(one, other) for one, other in both):
+        raise ConfigError(
+            "the router compares experts within groups of neighbours, and new experts join the "
+            "group of the expert that they copy, so the old experts are not the first ones: leave "
+            "optimizer.frozen_experts at 0"
+        )
     scheduled = {schedule.setting for schedule in before.training.schedules}
     for name in scheduled & _ROUTED.keys():
         if any(_ROUTED[name](one.router) != _ROUTED[name](other.router) for one, other in both):
             _require("training.schedules", overrides, f"has a schedule of {name}")
+
+
+def _inserts(before: MoEConfig, after: MoEConfig) -> bool:
+    """Returns whether a growth puts new experts between old ones."""
+    return after.num_experts > before.num_experts and neighbour_groups(before.router) > 1
 
 
 def _require(setting: str, overrides: Mapping[str, Any], reason: str) -> None:

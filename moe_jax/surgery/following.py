@@ -13,12 +13,13 @@ class FollowedChange(Protocol):
     def __call__(self, weights: LayerWeights) -> tuple[LayerWeights, str]:
         """Returns the changed model, and the reason for which its function differs, or ""."""
 
-    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+    def average(self, tree: str, average: LayerWeights, weights: LayerWeights) -> LayerWeights:
         """Returns an average of the parameters, changed as the parameters are.
 
         Args:
             tree: Name of the average in the state, such as ``opt_state/4/average``.
             average: The average, in place of the parameters.
+            weights: The model before the change.
         """
 
     def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:

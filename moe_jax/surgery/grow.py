@@ -240,8 +240,8 @@ def _alone(router: Router) -> bool:
     """Returns whether a copy can change neither the best expert nor a slot."""
     select, capacity = router.select, router.capacity
     assert isinstance(select, TopK)
-    limited = select.limit is not None and select.limit.excludes
-    plain = select.rank is None and not limited and not router.free.count
+    grouped = select.neighbour_groups() > 1 or router.score.neighbour_groups() > 1
+    plain = select.rank is None and not grouped and not router.free.count
     return plain and capacity.dropless == "always" and router.gate_on == "out"
 
 

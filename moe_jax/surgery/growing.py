@@ -18,15 +18,15 @@ from moe_jax import files
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.errors import ConfigError
-from moe_jax.models import DecoderConfig, EncoderDecoderConfig
 from moe_jax.monitor import ALARMS
 from moe_jax.monitor.watch import names_of
 from moe_jax.run import workdir
 from moe_jax.run.api import OpenRun, Say, train
-from moe_jax.run.evaluation import check_same_weights
 from moe_jax.run.loop import StoppedByAlarm
 from moe_jax.run.memory import check_memory
-from moe_jax.surgery.continued import grow_on
+from moe_jax.run.released import adopted
+from moe_jax.surgery.continued import check_going_on, grow_on
+from moe_jax.surgery.destination import with_model
 from moe_jax.surgery.growth import Growth
 from moe_jax.training.metrics import read_metrics
 from moe_jax.training.step_folders import latest_step
@@ -64,7 +64,7 @@ def train_growing(
             the folder holds stages of another configuration. The error is raised before training.
     """
     folder = Path(folder)
-    experiment = experiment_of(config, overrides)
+    experiment = adopted(experiment_of(config, overrides), _stage(folder, 0))
     check_growths(experiment, growths)
     stage = _begun(folder, experiment, growths)
     with files.naming(folder):
@@ -93,8 +93,9 @@ def check_growths(experiment: Experiment, growths: Sequence[GrowthOptions]) -> N
         growths: Changes between the stages.
 
     Raises:
-        ConfigError: If no alarm stops the run, the model has adapters, or the model of a stage
-            does not fit its router, the devices or their memory.
+        ConfigError: If no alarm stops the run, the model has adapters, the model of a stage does
+            not fit its router, the devices or their memory, or its settings do not fit the stage
+            before.
     """
     if not growths or not any(alarm.stop for alarm in experiment.training.alarms):
         raise ConfigError(
@@ -115,13 +116,9 @@ def check_growths(experiment: Experiment, growths: Sequence[GrowthOptions]) -> N
     for number, options in enumerate(growths, 1):
         growth, overrides = _parted(options)
         try:
-            if any(name.startswith("data.") for name in overrides):
-                raise ConfigError("a stage keeps the data of the one before: leave data.NAME out")
-            model = growth.model(experiment.model)
-            assert isinstance(model, DecoderConfig | EncoderDecoderConfig)  # as every run's model
-            grown = dataclasses.replace(experiment, model=model)
-            experiment = experiment_of(grown, overrides)
-            check_same_weights(grown, experiment, experiment.vocab_size)
+            before, model = experiment, growth.model(experiment.model)
+            experiment = with_model(before, model, overrides, before.vocab_size)
+            check_going_on(before, experiment)
             experiment.check(jax.device_count())
             check_memory(experiment, experiment.vocab_size)
         except ConfigError as error:

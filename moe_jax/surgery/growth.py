@@ -128,9 +128,9 @@ class Growth:
             differences.append(f"noise={self.noise:g}")
         return with_mixtures(weights, new), next(filter(None, differences), "")
 
-    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+    def average(self, tree: str, average: LayerWeights, weights: LayerWeights) -> LayerWeights:
         """Returns a grown average of the parameters; see ``FollowedChange``."""
-        del tree
+        del tree, weights
         return self(average)[0]
 
     def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:

@@ -51,7 +51,10 @@ def groups_of(
 
 
 def merge(
-    mixture: MixtureLayer, group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]
+    mixture: MixtureLayer,
+    group: Int[np.ndarray, " E"],
+    usage: Float[np.ndarray, " E"],
+    aligned_by: Mapping[str, Array] | None = None,
 ) -> MixtureLayer:
     """Returns the layer with one expert for each group.
 
@@ -63,16 +66,22 @@ def merge(
         mixture: The layer.
         group: Group of each expert, from 0; -1 leaves an expert out.
         usage: Number of tokens of each expert; a group without tokens has equal weights.
+        aligned_by: Parameters of the experts that give the order of units; ``None`` for those of
+            the layer.
 
     Raises:
         ConfigError: If the router cannot work with so few experts.
     """
-    heads, experts = merged_experts(mixture.experts, group, usage)
-    return dataclasses.replace(mixture.take(heads), experts=experts)
+    experts = aligned_by or mixture.experts
+    heads, merged = merged_experts(experts, group, usage, mixture.experts)
+    return dataclasses.replace(mixture.take(heads), experts=merged)
 
 
 def merge_redirected(
-    mixture: MixtureLayer, group: Int[np.ndarray, " E"], usage: Float[np.ndarray, " E"]
+    mixture: MixtureLayer,
+    group: Int[np.ndarray, " E"],
+    usage: Float[np.ndarray, " E"],
+    aligned_by: Mapping[str, Array] | None = None,
 ) -> MixtureLayer:
     """Returns the layer with one expert for each group, and all logits of the old router.
 
@@ -83,12 +92,14 @@ def merge_redirected(
         mixture: The layer.
         group: Group of each expert, from 0.
         usage: Number of tokens of each expert; a group without tokens has equal weights.
+        aligned_by: See ``merge``.
 
     Raises:
         ConfigError: If a part of the router needs one logit per expert.
     """
-    _, experts = merged_experts(mixture.experts, group, usage)
-    return dataclasses.replace(_redirecting(mixture, group), experts=experts)
+    experts = aligned_by or mixture.experts
+    _, merged = merged_experts(experts, group, usage, mixture.experts)
+    return dataclasses.replace(_redirecting(mixture, group), experts=merged)
 
 
 def check_groups(weights: LayerWeights, experts: int, *, across: bool = False) -> None:
@@ -143,9 +154,17 @@ class Merging:
 
     def __call__(self, weights: LayerWeights) -> tuple[LayerWeights, str]:
         """Returns the model with merged experts, and why its function differs."""
-        found, one = mixtures(weights), merge_redirected if self.redirect else merge
-        merged = {name: one(found[name], g, self.usage[name]) for name, g in self.groups.items()}
-        return with_mixtures(weights, self._with_heads(weights, merged)), "experts are merged"
+        return self._merged(weights, weights), "experts are merged"
+
+    def _merged(self, arrays: LayerWeights, weights: LayerWeights) -> LayerWeights:
+        """Returns the merged model of ``arrays``, with the order of units of ``weights``."""
+        found, order = mixtures(arrays), mixtures(weights)
+        one = merge_redirected if self.redirect else merge
+        merged = {
+            name: one(found[name], group, self.usage[name], order[name].experts)
+            for name, group in self.groups.items()
+        }
+        return with_mixtures(arrays, self._with_heads(arrays, merged))
 
     def _with_heads(
         self, weights: LayerWeights, merged: Mapping[LayerName, MixtureLayer]
@@ -156,10 +175,10 @@ class Merging:
         heads = {name: heads_of(group, self.usage[name]) for name, group in self.groups.items()}
         return with_logits_before(weights, merged, heads)
 
-    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
-        """Returns the merged average of the parameters."""
+    def average(self, tree: str, average: LayerWeights, weights: LayerWeights) -> LayerWeights:
+        """Returns the merged average, with the order of units of the parameters."""
         del tree
-        return self(average)[0]
+        return self._merged(average, weights)
 
     def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:
         """Returns means of moments, with the shares and the order of units of the parameters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from jaxtyping import Array
 from moe_jax.errors import ConfigError
 from moe_jax.models import SparseLayer
 from moe_jax.nn.moe_config import LayerOverride, MoEConfig
-from moe_jax.routing import ByToken, Forced, Hash, NoHead, Random, Router, TopK
+from moe_jax.routing import ByToken, Forced, Hash, Linear, NoHead, Random, Router, TopK
 from moe_jax.surgery.weights import LayerWeights
 
 LayerName = str | int
@@ -77,18 +78,35 @@ class MixtureLayer:
         axes = router_axes(router, self.width, before)
         moe = dataclasses.replace(self.moe, num_experts=len(index))
         self._check_neighbours(index)
+        shared = self._with_shared_primaries()
         return dataclasses.replace(
             self,
             moe=moe,
             experts={name: array[index] for name, array in self.experts.items()},
-            router=_taken(self.router, {name: of[-1:] for name, of in axes.items()}, scored),
+            router=_taken(shared, {name: of[-1:] for name, of in axes.items()}, scored),
             state=_taken(self.state, state_axes(router, before), scored),
         )
 
     @property
     def neighbour_groups(self) -> int:
-        """The number of groups of neighbouring experts to which the router restricts tokens."""
-        return self.moe.router.select.neighbour_groups()
+        """The number of groups of neighbouring experts; see ``neighbour_groups``."""
+        return neighbour_groups(self.moe.router)
+
+    def _with_shared_primaries(self) -> dict[str, Array]:
+        """Returns the router's parameters, in which the experts of a group have one primary logit.
+
+        A group's primary logit is the mean over its experts, which experts that come or go would
+        change (``TwoLevelSoftmax``). A linear map of the mean is the mean of linear maps.
+        """
+        router, groups = self.moe.router, self.moe.router.score.neighbour_groups()
+        if groups == 1 or not isinstance(router.head, Linear):
+            return dict(self.router)
+        found = {}
+        for name, array in self.router.items():  # ``kernel (M, E, P)`` and ``bias (E, P)``
+            plane = array[..., 1].reshape(*array.shape[:-2], groups, -1)
+            means = jnp.broadcast_to(plane.mean(-1, keepdims=True), plane.shape)
+            found[name] = array.at[..., 1].set(means.reshape(array.shape[:-1]))
+        return found
 
     def _check_neighbours(self, index: np.ndarray) -> None:
         """Rejects experts that would come to other groups of neighbours.
@@ -100,9 +118,17 @@ class MixtureLayer:
         here = index // (self.num_experts // groups)
         if not np.array_equal(here, np.arange(len(index)) // max(len(index) // groups, 1)):
             raise ConfigError(
-                f"the router restricts a token to some of {groups} groups of neighbouring experts, "
+                f"the router compares experts within {groups} groups of neighbouring experts, "
                 "and experts would come to other groups: take equally many experts of each group"
             )
+
+
+def neighbour_groups(router: Router) -> int:
+    """Returns the number of groups of neighbouring experts that a change has to keep; 1 for none.
+
+    The router restricts a token to some of these groups, or its scores compare their experts.
+    """
+    return math.lcm(router.select.neighbour_groups(), router.score.neighbour_groups())
 
 
 def router_axes(router: Router, width: int, experts: int) -> dict[str, tuple[int, ...]]:

@@ -67,9 +67,9 @@ class Pruning:
         """Returns the model with only the kept experts, and why its function differs."""
         return prune(weights, self.kept), "experts are left out"
 
-    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+    def average(self, tree: str, average: LayerWeights, weights: LayerWeights) -> LayerWeights:
         """Returns the average of the kept experts' parameters."""
-        del tree
+        del tree, weights
         return prune(average, self.kept)
 
     def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:

@@ -138,6 +138,7 @@ def quantise(
     _check_source(Path(source), step)
     opened = open_source(source, step)
     check_writable(opened, opened.weights.model, family=family, overrides=overrides)
+    recipe.check_text(opened)
     with opened.on_devices():
         precisions, packed = recipe.codes(opened)
         weights = with_codes(opened.weights, packed)
@@ -216,9 +217,21 @@ class _Recipe:
         file = self.file or ("" if opened.run is not None else calibration)
         return opened.batches(self.batches, file)
 
+    def check_text(self, opened: OpenedModel) -> None:
+        """Rejects a text that cannot be read, before anything is computed.
+
+        Raises:
+            ConfigError: If the file or the tokenizer is missing or cannot be read.
+        """
+        if self._measured(opened):
+            next(self._text(opened), None)
+
+    def _measured(self, opened: OpenedModel) -> bool:
+        return opened.run is not None or bool(self.file or self.calibration)
+
     def difference(self, opened: OpenedModel, weights: LayerWeights) -> ModelDifference | None:
         """Returns the difference to the source on a text; ``None`` without a text."""
-        if opened.run is None and not (self.file or self.calibration):
+        if not self._measured(opened):
             return None
         lengths = opened.tokenizer().byte_lengths
         return compare(opened.weights, weights, self._text(opened), lengths)

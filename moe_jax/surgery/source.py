@@ -22,6 +22,7 @@ from moe_jax.data.spare import without_spare_ids
 from moe_jax.errors import ConfigError
 from moe_jax.interop import folders, huggingface, native
 from moe_jax.models import DecoderConfig
+from moe_jax.nn.positions import Learned
 from moe_jax.parallel import make_mesh
 from moe_jax.run import workdir
 from moe_jax.run.best import Step, step_of
@@ -89,10 +90,16 @@ class OpenedModel:
                 f"{self.folder} has no validation set: give a text that its experts read (--file)"
             )
         elif isinstance(self.weights.model, DecoderConfig):
-            found = _batches_of(file, self.tokenizer())
+            found = _batches_of(file, self.tokenizer(), self._row_length)
         else:
-            found = _pairs_of(file, self.tokenizer(), self._start_id())
+            found = _pairs_of(file, self.tokenizer(), self._start_id(), self._row_length)
         return (_arrays(batch) for batch in itertools.islice(found, count))
+
+    @property
+    def _row_length(self) -> int:
+        """Largest number of tokens of a row; learned positions may be fewer."""
+        positions = self.weights.model.positions
+        return min(_LENGTH, positions.length) if isinstance(positions, Learned) else _LENGTH
 
     @staticmethod
     def _validation(run: FinishedRun) -> Iterator[Batch]:
@@ -126,16 +133,16 @@ def _arrays(batch: Batch) -> Batch:
     return {name: jax.tree.map(np.asarray, value) for name, value in batch.items()}
 
 
-def _batches_of(file: str, tokenizer: data.Tokenizer) -> Iterator[Batch]:
-    """Yields batches of rows of tokens, cut from each document; a last row is padded."""
-    rows = (row for text in read_documents(Path(file)) for row in _rows_of(text, tokenizer))
+def _batches_of(file: str, tokenizer: data.Tokenizer, length: int) -> Iterator[Batch]:
+    """Yields batches of rows of ``length`` tokens, cut from each document; a last row is padded."""
+    rows = (row for text in read_documents(Path(file)) for row in _rows_of(text, tokenizer, length))
     while batch := list(itertools.islice(rows, _ROWS)):
-        ids = np.zeros((_ROWS, _LENGTH + 1), np.int32)
-        segments = np.zeros((_ROWS, _LENGTH), np.int32)
+        ids = np.zeros((_ROWS, length + 1), np.int32)
+        segments = np.zeros((_ROWS, length), np.int32)
         for index, row in enumerate(batch):
             ids[index, : len(row)] = row
             segments[index, : len(row) - 1] = 1
-        positions = np.broadcast_to(np.arange(_LENGTH, dtype=np.int32), segments.shape)
+        positions = np.broadcast_to(np.arange(length, dtype=np.int32), segments.shape)
         yield {
             "inputs": ids[:, :-1],
             "targets": ids[:, 1:],
@@ -144,24 +151,24 @@ def _batches_of(file: str, tokenizer: data.Tokenizer) -> Iterator[Batch]:
         }
 
 
-def _rows_of(text: str, tokenizer: data.Tokenizer) -> Iterator[list[int]]:
-    """Yields rows of up to ``_LENGTH`` predicted tokens, each with the token before them."""
+def _rows_of(text: str, tokenizer: data.Tokenizer, length: int) -> Iterator[list[int]]:
+    """Yields rows of up to ``length`` predicted tokens, each with the token before them."""
     ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
-    for start in range(0, len(ids) - 1, _LENGTH):
-        yield ids[start : start + _LENGTH + 1]
+    for start in range(0, len(ids) - 1, length):
+        yield ids[start : start + length + 1]
 
 
-def _pairs_of(file: str, tokenizer: data.Tokenizer, start_id: int) -> Iterator[Batch]:
+def _pairs_of(file: str, tokenizer: data.Tokenizer, start_id: int, length: int) -> Iterator[Batch]:
     """Yields batches of sources and targets, cut from each document; a last row is padded."""
     # Spans of three tokens are 15 % of a text, and each needs a sentinel.
     marked = without_spare_ids(tokenizer)
-    most = 20 * marked.sentinels if isinstance(marked, WithSentinels) else _LENGTH
+    most = 20 * marked.sentinels if isinstance(marked, WithSentinels) else length
     texts = (tokenizer.encode(text) for text in read_documents(Path(file)))
-    cut = (part for ids in texts for part in _cut(ids, min(most, _LENGTH - 1)))
+    cut = (part for ids in texts for part in _cut(ids, min(most, length - 1)))
     pairs = (pair_of(tokenizer, ids, number, start_id)[0] for number, ids in enumerate(cut))
     while rows := list(itertools.islice(pairs, _ROWS)):
-        batch = batch_of(rows, _ROWS, _LENGTH, _LENGTH)
-        targets = np.zeros((_ROWS, _LENGTH), np.int32)
+        batch = batch_of(rows, _ROWS, length, length)
+        targets = np.zeros((_ROWS, length), np.int32)
         for row, text in enumerate(rows):
             targets[row, : len(text.tokens)] = [*text.tokens[1:], tokenizer.eos_id]
         yield {**batch, "targets": targets}

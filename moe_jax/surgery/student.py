@@ -67,8 +67,20 @@ def routing_groups(weights: LayerWeights, uses: Uses, experts: int, start: Start
         experts: Number of experts of each layer of the student.
         start: See ``groups``.
     """
+    return _with_free(weights, _of_layers(weights, uses, experts, start), experts)
+
+
+def any_groups(weights: LayerWeights, experts: int) -> Groups:
+    """Returns groups as ``routing_groups`` has them, for a check of settings without a text."""
+    each = {n: np.arange(m.num_experts) % experts for n, m in mixtures(weights).items()}
+    return _with_free(weights, each, experts)
+
+
+def _with_free(
+    weights: LayerWeights, found: Mapping[LayerName, Int[np.ndarray, " E"]], experts: int
+) -> Groups:
+    """Returns the groups with free experts, which have a group each."""
     free = {name: m.moe.router.free.count for name, m in mixtures(weights).items()}
-    found = _of_layers(weights, uses, experts, start)
     return tuple(
         (*of.tolist(), *range(experts, experts + free[name])) for name, of in found.items()
     )

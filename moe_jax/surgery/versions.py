@@ -125,8 +125,9 @@ class Taking:
         """Returns the model with the taken experts, and why its function differs."""
         return self._taken("params", weights), f"experts are taken from {self.other}"
 
-    def average(self, tree: str, average: LayerWeights) -> LayerWeights:
+    def average(self, tree: str, average: LayerWeights, weights: LayerWeights) -> LayerWeights:
         """Returns the average with the taken experts of the other run's average."""
+        del weights
         return self._taken(tree, average)
 
     def moments(self, tree: str, moments: LayerWeights, weights: LayerWeights) -> LayerWeights:

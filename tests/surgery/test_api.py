@@ -1,5 +1,6 @@
 """Folders in, folders out: runs that train and generate on, and models of transformers."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -11,7 +12,7 @@ import pytest
 from absl import flags
 
 import moe_jax as mj
-from moe_jax import signals
+from moe_jax import models, signals
 from moe_jax.cli import convert as convert_command
 from moe_jax.cli import grow as grow_command
 from moe_jax.cli import train as train_command
@@ -473,3 +474,16 @@ def test_a_smaller_mixture_learns_from_its_folder_of_transformers(mixtral, tmp_p
     uneven = settings | {"training.routing_weight": 1.0}
     with pytest.raises(ConfigError, match="list the group of each expert of the teacher"):
         mj.train(f"from_hf:{tmp_path / 'small'}", tmp_path / "other", uneven)
+
+
+def test_a_llama_without_biases_becomes_a_mixtral(tmp_path):
+    (tmp_path / "biased").mkdir()
+    recorded("llama", tmp_path / "biased")
+    model = load(tmp_path / "biased").config
+    plain = dataclasses.replace(model.attention, qkv_bias=False, output_bias=False)
+    model = dataclasses.replace(model, attention=plain)
+    save(models.make(model, 16, jax.random.key(0)), tmp_path / "dense", "llama")
+    changed = upcycle(tmp_path / "dense", tmp_path / "out", experts=4, k=2)
+    assert (changed.kind, changed.difference) == ("hf", "")
+    assert mj.load_hf(tmp_path / "out").family == "mixtral"
+    assert_close(*(LayerWeights.of_model(load(tmp_path / n).model) for n in ("dense", "out")))

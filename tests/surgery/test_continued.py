@@ -6,22 +6,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.config.loading import experiment_of
 from moe_jax.config.optimizer import AdamW, OptimizerConfig
 from moe_jax.errors import ConfigError
 from moe_jax.models.places import places
 from moe_jax.parallel import MeshConfig, make_mesh
 from moe_jax.routing import Capacity, Everyone, Router, Softmax
-from moe_jax.surgery.continued import _whole, follow, trees_of
+from moe_jax.surgery.continued import _whole, check_going_on, follow, trees_of
 from moe_jax.surgery.growth import Growth
-from moe_jax.surgery.merge import Merging
+from moe_jax.surgery.merge import Merging, alignment
+from moe_jax.surgery.mixture import mixtures
 from moe_jax.surgery.prune import Pruning
 from moe_jax.surgery.versions import Taking
 from moe_jax.surgery.weights import LayerWeights
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import Recipe, named_leaves
-from tests.surgery.small import VOCAB, assert_close, config
+from tests.surgery.small import VOCAB, assert_close, config, weights
+from tests.system import tiny
 
 ADAM, AVERAGE = "opt_state/1/0/", "opt_state/4/average/"
+FROZEN_ROUTER = {
+    "setting": "frozen/router",
+    "steps": (1, 2),
+    "values": (1.0, 0.0),
+    "shape": "steps",
+}
 
 
 def first(model):
@@ -204,6 +213,21 @@ def test_the_average_of_the_parameters_computes_its_function():
     assert_close(*(average(s, m) for s, m in zip((old, new), models, strict=True)))
 
 
+def test_a_merged_average_has_the_order_of_units_of_the_parameters():
+    # The units of expert 1 of the average lie elsewhere than those of the parameters, so that the
+    # average alone would match other pairs.
+    groups, used = {0: np.array([0, 0, 1, 2]), 1: np.arange(4)}, np.array([2.0, 1.0, 1.0, 1.0])
+    change = Merging(groups, {0: used, 1: used}, redirect=False)
+    own, other = weights(config()), weights(config(), 1)
+    found = mixtures(change.average("opt_state/4/average", other, own))[0].experts
+    before = mixtures(own)[0].experts
+    one, two = ({n: np.asarray(a)[i] for n, a in before.items()} for i in (0, 1))
+    order = alignment(one, two)
+    average = {name: np.asarray(array) for name, array in mixtures(other)[0].experts.items()}
+    up = (2 * average["up"][0] + average["up"][1][:, order]) / 3
+    np.testing.assert_allclose(found["up"][0], up, rtol=1e-6)
+
+
 def test_a_part_of_the_optimizer_starts_anew_as_a_whole():
     """A factored moment of 4 experts does not fit 8 experts, and its count begins again with it."""
     shapes = {"opt_state/1/count": (), "opt_state/1/row/a": (3,), "opt_state/1/row/experts": (4,)}
@@ -224,3 +248,26 @@ def test_a_bias_that_the_growth_adds_has_no_moments_yet():
     _, new, _, (_, after) = changed(Growth(copy=(0,)), router=everyone)
     bias = layer(new, after, ADAM + "mu/", "0/feed_forward/router/bias")
     np.testing.assert_array_equal(bias, np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides"),
+    [
+        ({}, {"optimizer.frozen": ("router",)}),
+        ({"optimizer.ema_decay": 0.9}, {"optimizer.ema_decay": 0.0}),
+        ({}, {"optimizer.frozen_experts": 1}),
+        ({}, {"optimizer.rule": {"type": "SGD"}}),
+        ({}, {"training.schedules": (FROZEN_ROUTER,)}),
+        ({}, {"data.batch_size": 16}),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_data_and_the_arrays_of_its_optimizer(settings, overrides):
+    before = experiment_of(tiny.get_config(), settings)
+    with pytest.raises(ConfigError, match=f"leave .*{next(iter(overrides)).split('.')[0]}|setting"):
+        check_going_on(before, experiment_of(before, overrides))
+
+
+def test_a_run_that_goes_on_may_have_other_rates_and_other_numbers_of_frozen_experts():
+    before = experiment_of(tiny.get_config(), {"optimizer.frozen_experts": 1})
+    rates = {"optimizer.learning_rate": 0.5, "optimizer.clip_norm": 2.0, "training.steps": 9}
+    check_going_on(before, experiment_of(before, rates | {"optimizer.frozen_experts": 2}))

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from moe_jax import routing
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.surgery.destination import with_model
@@ -49,3 +50,24 @@ def test_a_schedule_of_what_a_growth_multiplies_is_given_anew():
 def test_a_mesh_that_does_not_divide_the_new_experts_is_refused_on_any_machine():
     with pytest.raises(ConfigError, match="is not divisible by mesh.expert=2"):
         changed({"mesh.expert": 2}, {}, num_experts=number() + 1)
+
+
+def test_copies_within_groups_of_neighbours_are_not_behind_the_frozen_experts():
+    before = experiment_of(tiny.get_config())
+    select = dataclasses.replace(routing.preset("mixtral").select, limit=routing.Limit(2, 1))
+    router = dataclasses.replace(routing.preset("mixtral"), select=select)
+    old, new = (
+        dataclasses.replace(
+            before.model, moe=dataclasses.replace(before.model.moe, router=router, num_experts=n)
+        )
+        for n in (number(1), number())
+    )
+    grouped = dataclasses.replace(before, model=old)
+    with pytest.raises(ConfigError, match="leave optimizer.frozen_experts at 0"):
+        with_model(grouped, new, {"optimizer.frozen_experts": number(1)}, VOCAB)
+    assert with_model(grouped, new, {}, VOCAB).model.moe.num_experts == number()
+
+
+def test_a_teacher_that_does_not_fit_is_found_with_the_settings(tmp_path):
+    with pytest.raises(ConfigError, match="training.teacher"):
+        changed({"training.teacher": str(tmp_path / "none")}, {}, num_experts=number())

@@ -15,14 +15,16 @@ import moe_jax as mj
 from moe_jax.cli.train_growing import growth_of
 from moe_jax.config.loading import experiment_of
 from moe_jax.errors import ConfigError
+from moe_jax.interop.huggingface import load
 from moe_jax.routing import Limit
 from moe_jax.run import workdir
 from moe_jax.surgery import growing
 from moe_jax.surgery.growing import train_growing
 from moe_jax.surgery.growth import Growth
 from moe_jax.training.state import named_leaves
+from tests.parity.compare_models import recorded
 from tests.surgery.small import MOE, config, weights
-from tests.surgery.test_api import SMALL
+from tests.surgery.test_api import SMALL, add_tokenizer
 
 SETTINGS = SMALL | {
     "training.steps": 10,
@@ -56,7 +58,7 @@ WRONG = {
     "data": (
         {},
         {"parts": 2, "overrides": {"data.batch_size": 16}},
-        "keeps the data of the one before: leave data.NAME out",
+        "growth 2 .*keeps its data: leave the settings data.NAME out",
     ),
     "validations": (
         {"training.alarms": ({"type": "Plateau", "log": "eval", "stop": True},)},
@@ -68,6 +70,22 @@ WRONG = {
         {"parts": 2, "overrides": {"model.moe.num_experts": 64}},
         "growth 2 .*change the parameters of the model",
     ),
+    "frozen": (
+        {"optimizer.frozen_experts": 4},
+        {"copy": [0]},
+        "give the new value, --config.optimizer.frozen_experts",
+    ),
+    "schedule": (
+        {"training.schedules": ({"setting": "top_k", "steps": (1, 9), "values": (1, 2)},)},
+        {"parts": 2},
+        "has a schedule of top_k",
+    ),
+    "optimizer": (
+        {},
+        {"parts": 2, "overrides": {"optimizer.ema_decay": 0.9}},
+        "optimizer.ema_decay gives the optimizer other arrays",
+    ),
+    "teacher": ({"training.teacher": "nowhere"}, {"parts": 2}, "training.teacher.*nowhere"),
     "setting": ({}, {"parts": 2, "overrides": {"optimizer.rate": 1}}, "optimizer.rate|'rate'"),
 }
 
@@ -84,6 +102,27 @@ def test_stages_go_on_with_the_growths_that_began_them(tmp_path, monkeypatch):
     for growth in ({"copies": 2}, {"parts": 2, "overrides": {"optimizer.learning_rate": 1e-4}}):
         with pytest.raises(ConfigError, match="holds stages of other growths .*growths.json"):
             train_growing("quickstart", tmp_path, (growth,), SETTINGS)
+
+
+def test_stages_of_a_released_model_go_on(tmp_path, monkeypatch):
+    found = []
+
+    def stopped(experiment, folder, *, say):
+        found.append(experiment)
+        workdir.claim(folder, experiment, {})
+        raise KeyboardInterrupt
+
+    (tmp_path / "hf").mkdir()
+    recorded("mixtral", tmp_path / "hf")
+    add_tokenizer(tmp_path / "hf")
+    monkeypatch.setattr(growing, "train", stopped)
+    settings = {n: v for n, v in SETTINGS.items() if not n.startswith("model.")}
+    settings |= {"training.start_from": str(tmp_path / "hf")}
+    for _ in range(2):  # The second call finds the configuration of the released model.
+        with pytest.raises(KeyboardInterrupt):
+            train_growing("quickstart", tmp_path / "run", GROWTHS, settings)
+    released = load(tmp_path / "hf").config
+    assert found[0].model == dataclasses.replace(released, scan_layers=found[0].model.scan_layers)
 
 
 @pytest.mark.parametrize("case", WRONG)

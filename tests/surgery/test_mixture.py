@@ -90,3 +90,22 @@ def test_a_layer_without_experts_is_named():
     found = weights(config(every=2))
     with pytest.raises(ConfigError, match="layer 0 has no experts; the MoE layers are 1"):
         with_mixtures(found, {0: mixtures(found)[1]})
+
+
+def test_a_group_keeps_its_primary_logit_if_experts_leave_it():
+    # Shazeer 2017, appendix B: the second plane has the primary logits, a mean over a group.
+    head = routing.Linear(bias=True)
+    router = routing.Router(routing.TwoLevelSoftmax(groups=2), routing.TopK(1), head=head)
+    mixture = mixtures(weights(config(router)))[0]
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+
+    def primaries(layer):
+        logits = layer.moe.router.head.logits(x, layer.router, layer.num_experts)
+        return logits[..., 1].reshape(5, 2, -1).mean(-1)
+
+    fewer = mixture.take([1, 3])
+    np.testing.assert_allclose(primaries(fewer), primaries(mixture), rtol=1e-5)
+    more = mixture.take([0, 0, 1, 2, 3, 3])
+    np.testing.assert_allclose(primaries(more), primaries(mixture), rtol=1e-5)
+    with pytest.raises(ConfigError, match="take equally many experts of each group"):
+        mixture.take([0, 1])

@@ -18,6 +18,7 @@ from moe_jax.interop import folders, native
 from moe_jax.interop.huggingface import load
 from moe_jax.quantised.packed import FILE, NOTE, PackedFile
 from moe_jax.run.exported import checkpoint_of
+from moe_jax.surgery import quantising
 from moe_jax.surgery.api import prune
 from moe_jax.surgery.quantising import quantise
 from moe_jax.surgery.weights import LayerWeights
@@ -146,6 +147,19 @@ def test_bad_input_is_one_line_before_anything_is_written(sparse, tmp_path, sett
     with pytest.raises((ConfigError, OSError), match=match) as error:
         quantise(sparse, tmp_path / "out", **settings)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_text_is_found_before_codes_are_computed(tmp_path, monkeypatch):
+    def unexpected(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(quantising, "quantised", unexpected)
+    folder = folder_of("mixtral", tmp_path / "hf")
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        quantise(folder, tmp_path / "out", bits="int8", file="missing.txt")
+    add_tokenizer(folder)
+    with pytest.raises((ConfigError, OSError), match="missing.txt"):
+        quantise(folder, tmp_path / "out", bits="int8", file="missing.txt")
 
 
 def folder_of(case, path):

@@ -4,15 +4,18 @@ import dataclasses
 import types
 
 import jax
+import numpy as np
 import pytest
 
-from moe_jax import models
+from moe_jax import models, routing
 from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import load, save
+from moe_jax.nn.positions import Learned
 from moe_jax.surgery import source
 from moe_jax.surgery.api import merge, prune
 from moe_jax.surgery.source import open_source
 from tests.parity.compare_models import recorded
+from tests.surgery.small import config
 from tests.surgery.test_quantising import add_tokenizer
 
 TEXT = "experts and routers of a mixture of experts " * 30
@@ -88,3 +91,14 @@ def test_the_parts_of_a_blend_are_read_in_turn(monkeypatch):
     parts = types.SimpleNamespace(parts={"code": "code", "prose": "prose"})
     run = types.SimpleNamespace(experiment=types.SimpleNamespace(data=parts), tokenizer=None)
     assert list(source.OpenedModel._validation(run)) == [1, 10, 2, 3]
+
+
+def test_a_text_is_cut_where_learned_positions_end(folder):
+    model = config(routing.preset("mixtral"), positions=Learned(5))
+    opened = dataclasses.replace(
+        open_source(folder / "hf"), weights=types.SimpleNamespace(model=model)
+    )
+    batch = next(opened.batches(1, str(folder / "text.txt")))
+    assert batch["inputs"].shape == (8, 5) and batch["positions"].max() == 4
+    # The first token of a row is predicted by the last one of the row before.
+    np.testing.assert_array_equal(batch["inputs"][1:, 0], batch["targets"][:-1, -1])

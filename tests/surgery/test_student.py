@@ -280,13 +280,14 @@ def released(tmp_path, text="experts and routers of a mixture" * 20):
 def test_a_student_of_a_released_model_is_a_folder_and_says_how_to_train(student, tmp_path):
     teacher, file = released(tmp_path)
     before = test_api.files_of(teacher)
-    made = distil(teacher, tmp_path / "out", experts=3, student=student, file=file, weight=0.7)
+    made = distil(teacher, tmp_path / "out", experts=3, student=student, file=file, weight=0.0)
     assert test_api.files_of(teacher) == before
     assert made.kind == "hf" and made.parameters[1] < made.parameters[0]
     assert made.experts == ({} if student == "dense" else {0: 3, 1: 3})
+    settings = "teacher_weight=0.0 --config.training.teacher_temperature=1.0"
     assert (
         f"--config=from_hf:{tmp_path / 'out'} --config.training.teacher={teacher} "
-        "--config.training.teacher_weight=0.7" in str(made)
+        f"--config.training.{settings}" in str(made)
     )
 
 
@@ -295,6 +296,7 @@ def test_what_a_student_of_a_released_model_lacks_is_one_line(tmp_path):
     for options, match in (
         ({"overrides": {"training.steps": 1}}, "has no settings"),
         ({"routing": 1.0}, "a dense student has no router"),
+        ({"temperature": 0.0, "file": "absent.txt"}, "teacher_temperature"),
         ({"family": "mixtral", "file": "absent.txt"}, "mixtral"),  # before a text is read
     ):
         with pytest.raises(ConfigError, match=match):
