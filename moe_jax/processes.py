@@ -53,6 +53,21 @@ class Hosts:
     process_id: int | None = None
 
 
+def check_one_process(work: str) -> None:
+    """Rejects several processes where one has to do all the work.
+
+    Args:
+        work: Subject and verb of the work, such as ``a change of a model runs``.
+
+    Raises:
+        ConfigError: If there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{work} in one process, and here are {jax.process_count()}: start it once, on one host"
+        )
+
+
 def join(hosts: Hosts) -> None:
     """Joins the processes of a run; a program calls it before it uses any device.
 

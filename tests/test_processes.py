@@ -71,3 +71,12 @@ def test_joining_alone_names_the_flags(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ConfigError, match="pass --coordinator=HOST:PORT, --num_processes"):
         processes.join(processes.Hosts())
+
+
+def test_work_of_one_process_is_refused_to_several(monkeypatch):
+    processes.check_one_process("a change of a model runs")
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    with pytest.raises(
+        ConfigError, match="a change of a model runs in one process, and here are 2"
+    ):
+        processes.check_one_process("a change of a model runs")

@@ -189,6 +189,9 @@ ABLATION = Ablation(
         "Losses of pruned and merged models without recovery vary by 0.1 to 0.2 nats between "
         "seeds. The pooled variance contains them, so the small effects of quantisation need "
         "eight seeds although they vary by 0.005 nats or less.",
+        "The arms `merged` are those of `moe-jax merge` without `--redirect`: the logits of merged "
+        "members are left out. M-SMoE keeps these logits and merges different numbers of experts "
+        "in each layer, so the published points are of another variant.",
         "Some runs were paused while they trained, and their seconds include the pause.",
     ),
     gates=(beats_zlib("e16"),),

@@ -15,6 +15,7 @@ from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import Config, experiment_of
 from moe_jax.data import BLEND, PartConfig
 from moe_jax.errors import ConfigError
+from moe_jax.processes import check_one_process
 from moe_jax.run import workdir
 from moe_jax.run.api import Say, train
 from moe_jax.run.predecessors import check_weights
@@ -113,6 +114,7 @@ def continual(
             a share of replay outside of its range, settings that do not fit the first run, or a
             folder with another run. The error is raised before training.
     """
+    check_one_process("continual learning runs")
     experiment = experiment_of(config, overrides)
     parts = _sources(experiment)
     start = Path(folder) / FIRST

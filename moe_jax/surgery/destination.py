@@ -20,6 +20,7 @@ from moe_jax.interop.huggingface.families import family_of
 from moe_jax.interop.staging import replaced
 from moe_jax.models import DecoderConfig, EncoderDecoderConfig, ModelConfig
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.processes import check_one_process
 from moe_jax.quantised.packed import PackedLeaves, note_of
 from moe_jax.routing import Router
 from moe_jax.run import workdir
@@ -45,11 +46,7 @@ def check_output(output: Path) -> None:
     Raises:
         ConfigError: If so.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"a change of a model runs in one process, and here are {jax.process_count()}: run it "
-            "once, and train its result with all of them"
-        )
+    check_one_process("a change of a model runs")
     files.check_folder(output, "--output")
     native.require_empty(output)
 

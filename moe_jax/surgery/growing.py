@@ -20,6 +20,7 @@ from moe_jax.config.loading import Config, experiment_of
 from moe_jax.errors import ConfigError
 from moe_jax.monitor import ALARMS
 from moe_jax.monitor.watch import names_of
+from moe_jax.processes import check_one_process
 from moe_jax.run import workdir
 from moe_jax.run.api import OpenRun, Say, train
 from moe_jax.run.loop import StoppedByAlarm
@@ -64,6 +65,7 @@ def train_growing(
             the folder holds stages of another configuration. The error is raised before training.
     """
     folder = Path(folder)
+    check_one_process("stages of a run that grows train")
     experiment = adopted(experiment_of(config, overrides), _stage(folder, 0))
     check_growths(experiment, growths)
     stage = _begun(folder, experiment, growths)
