@@ -46,6 +46,7 @@ def logged(layer: ObservedLayer) -> dict[str, Any]:
     demand, load = (np.bincount(x, minlength=layer.num_experts) for x in (wanted, taken))
     return {
         "load": (load / max(load.sum(), 1)).tolist(),
+        "demand": (demand / max(demand.sum(), 1)).tolist(),
         "dropped_fraction": float(layer.dropped.sum() / max(wanted.size, 1)),
         **load_statistics(demand),
     }

@@ -13,11 +13,12 @@ from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import experiment_of_texts
 from moe_jax.errors import ConfigError
+from moe_jax.interop import folders
 from moe_jax.interop.folders import kind_of
-from moe_jax.models import Decoder
-from moe_jax.monitor import Drift
+from moe_jax.models import Decoder, DecoderConfig, EncoderDecoderConfig
+from moe_jax.monitor import Alarm, Drift
 from moe_jax.run import workdir
-from moe_jax.run.alarms import lines_to_compare
+from moe_jax.run.alarms import lines_to_compare, references
 from moe_jax.run.opened import FolderModel
 from moe_jax.run.reference_stream import reference_stream
 from moe_jax.serving.stream import TrafficRules
@@ -50,7 +51,24 @@ def experiment_of(given: flags.FlagValues) -> Experiment:
                 f"{name} has no effect on serving, which reads {_ALARMS} alone: leave it out"
             )
     run = workdir.load(folder) if kind_of(folder) == "run" else Experiment(folder.name)
-    return experiment_of_texts(run, texts)[0] if texts else run
+    experiment = experiment_of_texts(run, texts)[0] if texts else run
+    _check_references(experiment, folder)
+    return experiment
+
+
+def _check_references(experiment: Experiment, folder: Path) -> None:
+    """Rejects references without the layers of the folder's model, of which no weights are read.
+
+    Raises:
+        ConfigError: If so.
+    """
+    if not experiment.training.alarms or kind_of(folder) == "none":
+        return
+    if kind_of(folder) != "run":
+        described = folders.describe(folder).config
+        assert isinstance(described, DecoderConfig | EncoderDecoderConfig)  # as every folder's
+        experiment = dataclasses.replace(experiment, model=described)
+    references(experiment)
 
 
 def rules_of(
@@ -64,7 +82,14 @@ def rules_of(
     Raises:
         ConfigError: If a reference is no run with the layers of the model.
     """
-    alarms, folder = experiment.training.alarms, Path(given.model)
+    folder = Path(given.model)
+    alarms = tuple(alarm for alarm in experiment.training.alarms if _on_tokens(alarm))
+    for alarm in experiment.training.alarms:
+        if alarm not in alarms:
+            common.warn(
+                f"{type(alarm).__name__} raises no alarm here: a served stream has choices of "
+                "experts, and neither scores nor losses"
+            )
     if not alarms:
         return None
     if kind_of(folder) != "run":
@@ -74,6 +99,11 @@ def rules_of(
     names = {alarm.reference for alarm in alarms if isinstance(alarm, Drift)}
     streams = {} if given.expert_bytes else _streams(names, folder, opened)
     return TrafficRules(alarms, compared, given.alarm_window, common.warn, streams)
+
+
+def _on_tokens(alarm: Alarm) -> bool:
+    """Returns whether a rule reads the choices of tokens alone."""
+    return alarm.reads_streams and not alarm.reads_top_scores
 
 
 def _streams(names: Iterable[str], folder: Path, opened: FolderModel) -> dict[str, Observed]:

@@ -21,6 +21,7 @@ from moe_jax.cli import common
 from moe_jax.config.experiment import Experiment
 from moe_jax.config.loading import experiment_of_texts
 from moe_jax.monitor import in_words
+from moe_jax.run.alarms import references
 from moe_jax.run.evaluation import changed
 from moe_jax.run.judging import judged
 from moe_jax.run.restored import open_restored
@@ -50,7 +51,9 @@ def main(given: flags.FlagValues) -> None:
 
     def change(run: Experiment) -> Experiment:
         values = experiment_of_texts(run, common.texts_of(given))[1]
-        return changed(run, values, given.capacity_factor)
+        experiment = changed(run, values, given.capacity_factor)
+        references(experiment)  # before weights are read
+        return experiment
 
     folder = common.folder_of(given)
     table = open_table(given.routing_table, folder) if given.routing_table else None

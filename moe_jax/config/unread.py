@@ -61,6 +61,9 @@ def _of_training(experiment: Experiment) -> Iterator[str]:
     if not training.eval_every:
         reason = "training.eval_every is 0, so the run is validated only at its end"
         yield from _changed(training, ["keep_best", "patience"], where, reason)
+        for alarm in training.alarms:
+            if alarm.kind == "eval" and not getattr(alarm, "reference", ""):
+                yield f"training.alarms: {type(alarm).__name__} has no effect: {reason}"
     if training.keep_every % training.checkpoint_every:
         yield (
             f"training.keep_every={training.keep_every} is not a multiple of training."

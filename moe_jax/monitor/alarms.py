@@ -29,6 +29,7 @@ class Alarm(Ranged, abc.ABC):
     """
 
     reads_top_scores: ClassVar[bool] = False
+    reads_streams: ClassVar[bool] = True
     stop: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
@@ -199,21 +200,23 @@ class Drops(Alarm):
 
 @dataclasses.dataclass(frozen=True)
 class SilentBalance(Alarm):
-    """An uneven load that no loss of the router sees: every loss of the layer is 0 or absent.
+    """An uneven load that no loss of the router sees: no loss with a weight balances the layer.
 
-    Routers that a bias balances have no loss either, so the rule fits routers with a loss.
+    A loss on logits alone, such as ``ZLoss``, does not count. Routers that a bias balances have no
+    loss either, so the rule fits routers with a loss.
 
     Attributes:
         above: Ratio of the largest to the mean load from which on the load counts as uneven.
     """
 
+    reads_streams: ClassVar[bool] = False
     above: Ratio = 2.0
 
     def found(self, lines: Sequence[Line], reference: Line | None) -> dict[str, str]:
         """Returns the layers with an uneven load and no loss."""
         del reference
-        uneven = "every loss of the router is 0, and the largest load is {value:.2f} times the mean"
-        layers = [layer for layer in lines[-1]["layers"] if not any(layer["losses"].values())]
+        uneven = "no loss balances the router, and the largest load is {value:.2f} times the mean"
+        layers = [layer for layer in lines[-1]["layers"] if layer.get("balance_loss") == 0]
         line = {**lines[-1], "layers": layers}
         return _layers(line, "max_mean_load", uneven, lambda x: x > self.above, self.above)
 
@@ -225,7 +228,7 @@ class SilentBalance(Alarm):
 
 @dataclasses.dataclass(frozen=True)
 class Drift(Alarm):
-    """A load that moves away from a reference on the validation set.
+    """A load before capacity that moves away from a reference on the validation set.
 
     The rule measures the Jensen-Shannon distance in base 2: 0 for equal loads, 1 for loads on
     disjoint experts.
@@ -249,10 +252,13 @@ class Drift(Alarm):
         if reference is None:
             return {}
         about = reference.get("about") or f"step {reference['step']}"
-        before = {str(layer["layer"]): layer["load"] for layer in reference["layers"]}
+        before = {str(layer["layer"]): layer for layer in reference["layers"]}
         moved = {}
         for layer in lines[-1]["layers"]:
-            distance = load_distance(layer["load"], before[str(layer["layer"])])
+            both = layer, before[str(layer["layer"])]
+            # Lines of older runs have the load after capacity alone.
+            field = "demand" if all("demand" in one for one in both) else "load"
+            distance = load_distance(*(one[field] for one in both))
             if distance > self.above:
                 moved[str(layer["layer"])] = (
                     f"the load is at a distance of {distance:.3f} from the reference ({about}), "
@@ -275,6 +281,7 @@ class Plateau(Alarm):
             of the validations of ``training.eval_every``.
     """
 
+    reads_streams: ClassVar[bool] = False
     steps: Positive = 100
     least: NonNegative = 0.01
     log: Literal["train", "eval"] = "train"

@@ -98,6 +98,11 @@ class Router(Ranged):
         """The factor of each loss in the objective, by name."""
         return {part.name: part.weight for part in self.balance}
 
+    @property
+    def balance_weights(self) -> dict[str, float]:
+        """The factor of each loss that balances the load, by name."""
+        return {part.name: part.weight for part in self.balance if part.balances}
+
     def scored(self, num_experts: int) -> int:
         """Returns the number of logits per token of a layer with ``num_experts`` experts."""
         return len(self.redirect) or num_experts + self.free.count

@@ -17,6 +17,7 @@ from moe_jax.config.loading import Config, experiment_of
 from moe_jax.decoding import Sampling
 from moe_jax.models.adapters import merged
 from moe_jax.run import workdir as folders
+from moe_jax.run.alarms import references
 from moe_jax.run.best import Step
 from moe_jax.run.evaluation import changed
 from moe_jax.run.judging import judged
@@ -87,6 +88,7 @@ class OpenRun:
         A run with ``training.alarms`` also gets the conditions that the validation set meets, and
         with a rule of drift its distances from each reference.
         """
+        references(self.config)  # before the evaluation
         with jax.set_mesh(self.session.mesh):
             means = self.session.evaluate(self.state)
         return judged(self.session, self.state, self.workdir, self.step, means)

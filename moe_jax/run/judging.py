@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 
 from moe_jax import data
@@ -55,9 +56,11 @@ def judged(
     rules = {name: alarm for name, alarm in named.items() if isinstance(alarm, Drift)}
     record = dict(means)
     if rules:
-        model = merged(nnx.merge(session.graph, state.params, state.router_state))
         references = {rule.reference for rule in rules.values()}
-        between = _between(references, folder, _opened(session, model), experiment.data)
+        between: dict[str, dict[str, Any] | None] = dict.fromkeys(references)
+        if jax.process_count() == 1:  # One process cannot compute with the arrays of several.
+            model = merged(nnx.merge(session.graph, state.params, state.router_state))
+            between = _between(references, folder, _opened(session, model), experiment.data)
         record["drift"] = _named(between, min(rule.above for rule in rules.values()))
         for name, rule in rules.items():
             found[name] = _in_kinds(rule, found.get(name, {}), between[rule.reference])

@@ -336,6 +336,8 @@ class _Log:
         cost = count(experiment.model, session.tokenizer.vocab_size, experiment.sequence)
         self._flops_per_token = float(cost.training_flops_per_token)
         self._peak = peak_of(jax.devices())
+        layers = experiment.model.sparse_layers()
+        self._balance_weights = [layer.moe.router.balance_weights for layer in layers]
 
     def step(self, step: int, report: StepReport) -> None:
         experiment = self._session.experiment
@@ -351,6 +353,7 @@ class _Log:
             tokens_per_second=self._rate(),
             flops_per_token=self._flops_per_token,
             peak_flops=self._peak,
+            balance_weights=self._balance_weights,
         )
         self._write(record)
         self._bar.update(

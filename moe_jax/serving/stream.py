@@ -226,7 +226,7 @@ def _line(step: int, window: Observed, layers: Sequence[SparseLayer]) -> dict[st
         load = np.bincount(layer.choices.reshape(-1), minlength=layer.num_experts)
         load = load[: layer.num_experts]
         shares = (load / max(load.sum(), 1)).tolist()
-        own = {"layer": sparse.name, "dropped_fraction": 0.0, "load": shares}
+        own = {"layer": sparse.name, "dropped_fraction": 0.0, "load": shares, "demand": shares}
         found.append({**own, **load_statistics(load)})
     return {"kind": "serve", "step": step, "layers": found}
 

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from moe_jax.files import Appended, replaced
 from moe_jax.routing import Counts
+from moe_jax.routing.changeable import weight_name
 from moe_jax.routing.observing import TOP_SCORE
 from moe_jax.training.events import Events, held
 from moe_jax.training.history import Logged, spans
@@ -81,6 +82,7 @@ def train_record(
     tokens_per_second: float,
     flops_per_token: float = 0.0,
     peak_flops: float = 0.0,
+    balance_weights: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, Any]:
     """Returns the line of ``metrics.jsonl`` for the batch before update ``step``.
 
@@ -92,11 +94,17 @@ def train_record(
         tokens_per_second: Number of tokens per second since the previous line.
         flops_per_token: FLOPs per token that training the model needs; 0 if they are unknown.
         peak_flops: Peak of all devices in FLOP/s; 0 if it is unknown.
+        balance_weights: Factor of each loss that balances the load, by name, for each layer; empty
+            leaves ``balance_loss`` out.
     """
     layers = [
         {"layer": layer, "losses": _floats(one.losses), **_load(one.counts)}
         for layer, one in zip(moe_layers, report.layers, strict=True)
     ]
+    settings = report.settings or {}
+    for layer, weights in zip(layers, balance_weights, strict=False):
+        now = {name: settings.get(weight_name(name), weight) for name, weight in weights.items()}
+        layer["balance_loss"] = sum(float(now[name]) * layer["losses"][name] for name in weights)
     return {
         "kind": "train",
         "step": step,
@@ -180,6 +188,7 @@ def _load(counts: Any) -> dict[str, Any]:
         "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
         "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
         "load": [float(part) for part in load],
+        "demand": (counts.demand / max(counts.demand.sum(), 1)).tolist(),
         # The load before capacity: once capacity binds, accepted load looks balanced.
         **load_statistics(counts.demand),
         **_top_score(counts),

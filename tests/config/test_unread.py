@@ -4,6 +4,7 @@ import pytest
 from moe_jax.configs import quickstart, span_corruption
 
 from moe_jax.config.experiment import Experiment
+from moe_jax.config.loading import experiment_of
 from moe_jax.config.optimizer import Adafactor, OptimizerConfig
 from moe_jax.config.schema import build
 from moe_jax.config.unread import unread
@@ -152,3 +153,16 @@ def test_the_same_setting_is_silent_where_it_is_read():
     experiment = Experiment("x", DecoderConfig(lookahead=1))
     assert unread(_changed(experiment, "training.lookahead_weight", 0.1)) == []
     assert unread(_changed(experiment, "model.moe.router", preset("hash", kind="modulo"))) == []
+
+
+def test_alarms_on_validations_need_more_than_the_last_one():
+    alarms = ({"type": "Drift"}, {"type": "Plateau", "log": "eval"}, {"type": "Overload"})
+    found = unread(
+        experiment_of("quickstart", {"training.alarms": alarms, "training.eval_every": 0})
+    )
+    said = [line for line in found if line.startswith("training.alarms")]
+    assert [line.split()[1] for line in said] == ["Drift", "Plateau"]
+    assert all("training.eval_every is 0" in line for line in said)
+    compared = ({"type": "Drift", "reference": "elsewhere"},)
+    more = {"training.alarms": compared, "training.eval_every": 0}
+    assert not [line for line in unread(experiment_of("quickstart", more)) if "Drift" in line]

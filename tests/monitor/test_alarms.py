@@ -112,9 +112,15 @@ def test_rules_on_an_evaluated_stream():
 
 
 def test_an_uneven_load_without_a_loss():
-    quiet, absent = layer(1, HOT, losses={"balance": 0.0}), layer(3, HOT, losses={})
-    heard, even = layer(5, HOT), layer(7, EVEN, losses={})
-    found = SilentBalance(above=2.0).found([line(1, quiet, absent, heard, even)], None)
+    # The loss of balance of layer 1 has the weight 0; its loss on logits does not count.
+    quiet = layer(1, HOT, losses={"balance": 1.0, "z": 3.0}) | {"balance_loss": 0.0}
+    absent = layer(3, HOT, losses={}) | {"balance_loss": 0}
+    heard, even = (
+        layer(5, HOT) | {"balance_loss": 0.01},
+        layer(7, EVEN, losses={}) | {"balance_loss": 0},
+    )
+    older = layer(9, HOT, losses={})  # a line of a run before the field
+    found = SilentBalance(above=2.0).found([line(1, quiet, absent, heard, even, older)], None)
     assert list(found) == ["1", "3"]
 
 
@@ -125,6 +131,15 @@ def test_drift_from_a_reference():
     words = f"the load is at a distance of {distance:.3f} from the reference (step 10), above 0.2"
     assert Drift(above=0.2).found(lines, reference) == {"1": words}
     assert Drift(above=0.2).found(lines, None) == {}
+
+
+def test_drift_is_that_of_the_load_before_capacity():
+    # Full experts look balanced: the load that capacity leaves is even, and the demand is not.
+    before = line(10, layer(1, EVEN) | {"demand": EVEN}, kind="eval")
+    after = line(20, layer(1, EVEN) | {"demand": DEAD}, kind="eval")
+    assert list(Drift(above=0.2).found([after], before)) == ["1"]
+    older = line(10, layer(1, EVEN), kind="eval")  # a line that has the load after capacity alone
+    assert Drift(above=0.2).found([after], older) == {}
 
 
 _SHARE = st.floats(0, 10, allow_subnormal=False)  # SciPy's distance of subnormal ones is infinite.

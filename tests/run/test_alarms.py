@@ -10,10 +10,12 @@ from absl import flags
 
 import moe_jax as mj
 from moe_jax.cli import alarming, main, serve
+from moe_jax.monitor import SaturatedGates
 from moe_jax.monitor.alarms import load_distance
 from moe_jax.run import reference_stream
 from moe_jax.run.loop import StoppedByAlarm
 from moe_jax.run.opened import open_folder
+from moe_jax.run.predecessors import FinishedRun
 from moe_jax.training.step import eval_step
 from tests.data.corpora import write_rows
 from tests.system import tiny
@@ -86,7 +88,7 @@ def test_an_evaluated_stream_meets_the_rules_of_the_run(stopped, tmp_path):
     found = mj.open_run(run.workdir, overrides=other).evaluate()
     last = [line for line in run.metrics if line["kind"] == "eval"][-1]
     (layer,), (own,) = found["layers"], last["layers"]
-    distance = load_distance(layer["load"], own["load"])
+    distance = load_distance(layer["demand"], own["demand"])
     assert distance > 0.01 and f"{distance:.3f}" in found["alarms"]["Drift"][str(layer["layer"])]
     assert set(found["alarms"]) == {"Drift", "Overload"}
     # Bytes of "ab" and of "xyz" share the token that begins a document alone.
@@ -154,7 +156,8 @@ def test_a_served_stream_meets_the_rules_of_the_run(stopped, tmp_path):
     _, run, _ = stopped
     opened = open_folder(run.workdir, None, lambda model: None)
     own = rules(run.workdir, opened)
-    assert own.alarms == run.config.training.alarms and own.window == 64
+    heard = [one for one in run.config.training.alarms if not isinstance(one, SaturatedGates)]
+    assert list(own.alarms) == heard and own.window == 64
     assert own.references == {"": [line for line in run.metrics if line["kind"] == "eval"][-1]}
     # The served model has read the run's own validation documents, each "ab" 40 times.
     assert set(opened.tokenizer.decode(own.streams[""].tokens)) == set("ab")
@@ -167,6 +170,33 @@ def test_a_served_stream_meets_the_rules_of_the_run(stopped, tmp_path):
     assert [*other.streams] == [str(run.workdir)]
     for one, same in zip(stream.layers, own.streams[""].layers, strict=True):
         np.testing.assert_array_equal(one.choices, same.choices)
+
+
+def test_rules_without_evidence_in_a_served_stream_are_named_at_the_start(stopped, capsys):
+    _, run, _ = stopped
+    opened = open_folder(run.workdir, None, lambda model: None)
+    given = [{"type": name} for name in ("SaturatedGates", "SilentBalance", "Plateau")]
+    assert rules(run.workdir, opened, *given) is None
+    said = capsys.readouterr()
+    for rule in given:
+        assert f"{rule['type']} raises no alarm here" in said.out + said.err
+
+
+def test_a_wrong_reference_is_found_before_weights_are_read(stopped, tmp_path, monkeypatch, capsys):
+    _, run, _ = stopped
+    wrong = {"type": "Drift", "reference": str(tmp_path / "none")}
+    with pytest.raises(mj.ConfigError, match="holds no validation of a run"):
+        rules(run.workdir, None, wrong)
+
+    def unexpected(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(FinishedRun, "weights", unexpected)
+    settings = f"--config.training.alarms=({wrong!r},)"
+    monkeypatch.setattr("sys.argv", ["moe-jax", "evaluate", str(run.workdir), settings])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "holds no validation of a run" in capsys.readouterr().err
 
 
 def test_the_report_lists_them(stopped):

@@ -231,8 +231,24 @@ def test_a_training_line_by_hand():
         "dropped_fraction": 0.5,
         "unrouted_fraction": 0.5,
         "load": [0.75, 0.25],
+        "demand": (COUNTS.demand / COUNTS.demand.sum()).tolist(),
     }
     assert line == PLAIN and layer.items() >= known.items()
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "loss"),
+    [
+        ({"balance": 0.02}, None, 0.025),
+        ({"balance": 0.0}, None, 0.0),
+        ({"balance": 0.02}, {"balance_weight": np.float32(0)}, 0.0),  # a schedule at 0
+        ({}, None, 0.0),  # a router with a loss on logits alone
+    ],
+)
+def test_a_training_line_has_the_weighted_losses_of_balance(weights, settings, loss):
+    report = dataclasses.replace(REPORT, settings=settings)
+    _, layer = _line(report, balance_weights=[weights])
+    assert layer["balance_loss"] == pytest.approx(loss)
 
 
 def test_a_training_line_with_the_noise_of_the_gradient():

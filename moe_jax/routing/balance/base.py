@@ -30,6 +30,7 @@ class Balance(Part, abc.ABC):
             own treats its input tokens as either.
         over: Tokens whose choices the loss counts: those of the ``span``, or of the whole
             ``batch``, which are in the state ``BATCH_LOAD``.
+        balances: True if the loss is least for an even load.
         needs_token_choice: True if the loss reads the experts that each token chose.
         needs_second_choice: True if the loss reads second choices.
     """
@@ -38,6 +39,7 @@ class Balance(Part, abc.ABC):
     name: str
     span: str = "group"
     over: str = "span"
+    balances = True
     needs_token_choice = False
     needs_second_choice = False
 

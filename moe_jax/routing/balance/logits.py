@@ -30,6 +30,7 @@ class ZLoss(Balance):
     weight: Weight = 1e-3
     padding: Literal["masked", "zeroed"] = "masked"
     name: str = "z"
+    balances = False
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
@@ -53,6 +54,7 @@ class Entropy(Balance):
 
     weight: Weight = 1e-4
     name: str = "entropy"
+    balances = False
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group in nats, a scalar."""
