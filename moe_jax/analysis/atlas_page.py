@@ -10,7 +10,7 @@ from moe_jax.analysis import gaps
 from moe_jax.analysis.expert_maps import maps_of
 from moe_jax.analysis.page import write_page
 from moe_jax.analysis.report import visible
-from moe_jax.files import replaced
+from moe_jax.files import finite, replaced
 from moe_jax.monitor import in_words
 
 PAGE = "analyze.html"
@@ -36,7 +36,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for one in found["drift"]:
         shown.append(f"group {one['group']} against {one['reference']}: {one['words']}")
     for one in found["saturation"]:
-        shown.append(f"step {one['step']} to the last: {one['drift']['words']}")
+        shown.append(f"step {one['step']} to the analysed one: {one['drift']['words']}")
     return shown
 
 
@@ -74,7 +74,7 @@ def write_atlas(found: dict[str, Any], path: str | Path, title: str) -> tuple[Pa
     """
     page, numbers = Path(path), Path(path).with_suffix(".json")
     with replaced(numbers) as temporary:
-        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.write_text(json.dumps(finite(found), allow_nan=False), encoding="utf-8")
     write_page(
         "atlas.html.j2",
         page,

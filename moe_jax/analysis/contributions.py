@@ -34,9 +34,10 @@ class Contributions:
         gates: Combine weight ``(B, L, K)`` of each choice.
         norms: Euclidean norm ``(B, L, K)`` of the expert's part of the experts' sum, before the
             shared network weights or normalises it.
-        others: Norm ``(B, L)`` of the layer's output without the experts' parts.
+        others: Norm ``(B, L)`` of the layer's output if no expert adds a part to it.
         output: Norm ``(B, L)`` of the layer's output.
-        error: Norm ``(B, L)`` of the difference between the experts' sum and its parts.
+        error: Norm ``(B, L)`` of the difference between the layer's output and the output that the
+            sum of the parts gives, with the shared network computed anew.
     """
 
     experts: Int[Array, "B L K"]
@@ -119,7 +120,10 @@ def _contributions(
     y: Array,
     aux: MoEAux,
 ) -> Contributions:
-    """Measures the layer with one choice of every token at a time, and without any choice."""
+    """Measures the layer with one choice of every token at a time, and without any choice.
+
+    The shared network combines the sum of the parts with its own output, as the layer does.
+    """
     assert aux.choices is not None and aux.gates is not None  # The mode records them.
     experts = jnp.arange(mixture.config.num_experts)
     router = mixture.router
@@ -131,22 +135,26 @@ def _contributions(
         removed_from(copy, router, removed)
         return copy(x, valid, mode=_RECORD, **read)[0].astype(jnp.float32)
 
-    everyone = jnp.ones((*valid.shape, len(experts)), bool)
-    routed, nothing = without(~everyone), without(everyone)
+    def combined(routed: Array) -> Array:
+        if mixture.config.shared.hidden:
+            routed = mixture.shared(x, routed.astype(y.dtype), valid, None, read.get("residual"))[0]
+        return routed.astype(jnp.float32)
+
+    nothing = without(jnp.ones((*valid.shape, len(experts)), bool))
 
     def of_choice(choice: Array) -> Array:
         return without(choice[..., None] != experts) - nothing
 
     choices = jnp.moveaxis(aux.choices, -1, 0)
     parts = jax.lax.map(of_choice, choices)
-    y = y.astype(jnp.float32)
+    output = y.astype(jnp.float32)
     return Contributions(
         jnp.where(valid[..., None], aux.choices, -1),
         aux.gates,
         jnp.moveaxis(_norm(parts), 0, -1),
-        _norm(y - routed + nothing),
-        _norm(y),
-        _norm(parts.sum(0) + nothing - routed),
+        _norm(combined(nothing)),
+        _norm(output),
+        _norm(combined(parts.sum(0) + nothing) - output),
     )
 
 

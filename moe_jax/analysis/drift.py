@@ -21,24 +21,29 @@ def drift(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str, An
 
     A load can drift because the tokens differ, or because a router sends the same tokens to other
     experts. The distance ``same_tokens`` compares the experts of each token id alone, so that it is
-    0 if only the frequencies of the tokens differ. Few tokens per id raise it by chance;
-    ``by_chance`` is this distance between the documents of even and of odd number of the first
-    stream.
+    0 if only the frequencies of the tokens differ. Few tokens per id raise both distances by
+    chance; ``tokens_by_chance`` and ``by_chance`` are the same distances between two halves of the
+    first stream (``halves``).
 
     Args:
         before: Stream to compare with, in each stack of layers.
         after: Stream of a model with the same layers and experts.
 
     Returns:
-        ``tokens``, the distance of the frequencies of the token ids; ``layers``, with the distances
-        ``load``, ``same_tokens`` and ``by_chance``; ``drifted``, which is ``none``, ``data``,
-        ``routing`` or ``data and routing``; and ``words``, the same in one line.
+        ``tokens``, the distance of the frequencies of the token ids, and ``tokens_by_chance``;
+        ``layers``, with the distances ``load``, ``same_tokens`` and ``by_chance``; ``drifted``,
+        which is ``none``, ``data``, ``routing`` or ``data and routing``; and ``words``, the same in
+        one line.
     """
-    ids = (np.concatenate([one.tokens for one in stream]) for stream in (before, after))
-    tokens = token_distance(*ids)
+    first, second, documents = (
+        np.concatenate([getattr(one, field) for one in stream])
+        for stream, field in ((before, "tokens"), (after, "tokens"), (before, "documents"))
+    )
+    tokens, chance = token_distance(first, second), chance_distance_of_tokens(first, documents)
     pairs = zip(before, after, strict=True)
     layers = [layer for one, other in pairs for layer in _by_layer(one, other)]
-    return {"tokens": tokens, "layers": layers, **_verdict(tokens, layers)}
+    verdict = _verdict(tokens, chance, layers)
+    return {"tokens": tokens, "tokens_by_chance": chance, "layers": layers, **verdict}
 
 
 def _by_layer(before: Observed, after: Observed) -> Iterator[dict[str, Any]]:
@@ -56,10 +61,35 @@ def layer_distances(before: TokenTable, after: TokenTable) -> dict[str, float | 
 
 
 def chance_distance(stream: Observed, layer: ObservedLayer) -> float | None:
-    """Returns ``same_tokens`` between the documents of even and of odd number of one stream."""
-    even = stream.documents % 2 == 0
-    half, rest = (by_token(layer, stream.tokens, where) for where in (even, ~even))
+    """Returns ``same_tokens`` between the halves of one stream."""
+    one = halves(stream.documents)
+    half, rest = (by_token(layer, stream.tokens, where) for where in (one, ~one))
     return conditional_distance(half, rest)
+
+
+def chance_distance_of_tokens(tokens: np.ndarray, documents: np.ndarray) -> float:
+    """Returns the distance of the token ids between the halves of one stream.
+
+    Args:
+        tokens: Token ids ``(N,)``.
+        documents: Number ``(N,)`` of the document.
+    """
+    one = halves(documents)
+    return token_distance(tokens[one], tokens[~one])
+
+
+def halves(documents: np.ndarray) -> np.ndarray:
+    """Returns the mask ``(N,)`` of one half of a stream: the documents of even number.
+
+    If all documents are of one kind, such as a single one, it is the first half of the tokens.
+
+    Args:
+        documents: Number ``(N,)`` of the document of each token.
+    """
+    even = documents % 2 == 0
+    if even.all() or not even.any():
+        return np.arange(len(documents)) < len(documents) // 2
+    return even
 
 
 def token_distance(before: np.ndarray, after: np.ndarray) -> float:
@@ -116,17 +146,19 @@ def conditional_distance(before: TokenTable, after: TokenTable) -> float | None:
     return float(np.sqrt(weights @ divergences))
 
 
-def _verdict(tokens: float, layers: list[dict[str, Any]]) -> dict[str, str]:
+def _verdict(tokens: float, chance: float, layers: list[dict[str, Any]]) -> dict[str, str]:
     """Returns the streams' drift by name, and in one line."""
+    limit = max(_LIMIT, chance)
     known = [one for one in layers if one["same_tokens"] is not None]
     moved = [one for one in known if one["same_tokens"] > max(_LIMIT, one["by_chance"] or 0.0)]
-    parts = [name for name, is_so in (("data", tokens > _LIMIT), ("routing", bool(moved))) if is_so]
+    parts = [name for name, is_so in (("data", tokens > limit), ("routing", bool(moved))) if is_so]
     worst = max(moved or known, key=lambda one: one["same_tokens"], default=None)
     same = "no token id is in both streams"
     if worst is not None:
         same = f"experts of the same tokens {worst['same_tokens']:.3f} in {worst['layer']}"
     drifted = " and ".join(parts) or "none"
-    words = f"drift: {drifted} (distance of the tokens {tokens:.3f}, {same}, limit {_LIMIT:g})"
+    far = f"distance of the tokens {tokens:.3f}, by chance {chance:.3f}"
+    words = f"drift: {drifted} ({far}, {same}, limit {_LIMIT:g})"
     return {"drifted": drifted, "words": words}
 
 

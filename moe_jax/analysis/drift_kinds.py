@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from moe_jax.analysis.drift import drift, token_distance
+from moe_jax.analysis.drift import drift
 from moe_jax.analysis.observed import Observed
 
 # Distances between two streams: ``tokens``, ``tokens_by_chance``, and ``layers`` with the fields
@@ -26,27 +24,8 @@ def distances(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str
     """
     found = drift(before, after)
     named = [{**one, "layer": one["layer"].removeprefix("layer ")} for one in found["layers"]]
-    tokens, documents = (
-        np.concatenate([getattr(one, field) for one in before]) for field in ("tokens", "documents")
-    )
-    chance = chance_distance_of_tokens(tokens, documents)
-    return {"tokens": found["tokens"], "tokens_by_chance": chance, "layers": named}
-
-
-def chance_distance_of_tokens(tokens: np.ndarray, documents: np.ndarray) -> float:
-    """Returns the distance of the token ids of documents of even and of odd number.
-
-    Args:
-        tokens: Token ids ``(N,)``.
-        documents: Number ``(N,)`` of the document.
-
-    Returns:
-        The distance; 0 if all documents are of one kind.
-    """
-    even = documents % 2 == 0
-    if even.all() or not even.any():
-        return 0.0
-    return token_distance(tokens[even], tokens[~even])
+    kept = {name: found[name] for name in ("tokens", "tokens_by_chance")}
+    return {**kept, "layers": named}
 
 
 def drifted(found: Distances, limit: float) -> str:

@@ -30,10 +30,15 @@ def maps_of(layer: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Similarity of outputs", similarity["outputs"], "centred kernel alignment", 0.0),
     ]
     return [
-        (title, expert_map(np.asarray(values), label, lowest))
+        (title, expert_map(np.asarray(values, np.float64), label, lowest))
         for title, values, label, lowest in found
-        if np.any(np.asarray(values)[~np.eye(len(values), dtype=bool)])
+        if _known(np.asarray(values, np.float64))
     ]
+
+
+def _known(values: np.ndarray) -> bool:
+    """Returns whether a pair of different experts has a number ``(E, E)`` other than 0."""
+    return bool(np.nan_to_num(values)[~np.eye(len(values), dtype=bool)].any())
 
 
 @drawn

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_jax.analysis.explain import ExplainedLayer, Explanation
 from moe_jax.analysis.page import write_page
 from moe_jax.analysis.report import visible
-from moe_jax.files import replaced
+from moe_jax.files import finite, replaced
 
 PAGE = "explain.html"
 
@@ -67,9 +67,9 @@ def write_explanation(explanation: Explanation, path: str | Path, title: str) ->
         WriteError: If a file cannot be written.
     """
     page, numbers = Path(path), Path(path).with_suffix(".json")
-    content = explanation.as_dict()
+    content = finite(explanation.as_dict())
     with replaced(numbers) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     shown = content | {
         name: [visible(piece) for piece in content[name]]
         for name in ("pieces", "source", "next_pieces")

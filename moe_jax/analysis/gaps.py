@@ -32,8 +32,9 @@ def gap_of_ratio(
         name: Name of the ratio.
 
     Returns:
-        The groups ``worst`` and ``best``, their gap under ``name``, its ``interval`` of 95%, and
-        the ``fewest`` documents of the two groups. With fewer than 5 the interval is ``None``.
+        The groups ``worst`` and ``best``, their gap under ``name``, its ``interval`` of 95%, the
+        ``fewest`` documents of the two groups, and ``uneven``: whether the interval is above 0.
+        With fewer than 5 documents the interval and ``uneven`` are ``None``.
     """
     groups = [labels == group for group in range(len(names))]
     ratios = [over[own].sum() / max(under[own].sum(), 1) for own in groups]
@@ -48,6 +49,7 @@ def gap_of_ratio(
         name: gap,
         "interval": None if width is None else [gap - width, gap + width],
         "fewest": min(sizes),
+        "uneven": None if width is None else gap > width,
     }
 
 
@@ -65,7 +67,8 @@ def _words(gap: dict[str, Any], value: float, form: str, unit: str = "") -> str:
     if gap["interval"] is None:
         return f"{start}no interval: a group has {gap['fewest']} documents, fewer than {FEWEST}"
     low, high = map(form.format, gap["interval"])
-    return f"{start}95% interval {low} to {high}"
+    finding = ": the service is uneven" if gap["uneven"] else ""
+    return f"{start}95% interval {low} to {high}{finding}"
 
 
 def _variance(over: np.ndarray, under: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,8 @@ from moe_jax.nn.mode import Mode
 from moe_jax.nn.moe import ConfiguredMoE, MoEAux
 from moe_jax.nn.moe_config import MoEConfig
 
-_COMPARED = 128
+# Documents and tokens for which the outputs of experts are compared.
+_COMPARED_DOCUMENTS, _COMPARED_TOKENS = 16, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +147,11 @@ def observe(model: Model, texts: Sequence[Text], batch_size: int) -> tuple[Obser
 def analysed_in(model: Model) -> Mode:
     """Returns the mode of evaluation, in which experts choose among each document by itself.
 
-    If experts choose in any layer, no layer in which tokens choose drops a token.
+    Padding adds no slots, so that short documents drop tokens as long ones do. If experts choose in
+    any layer, no layer in which tokens choose drops a token.
     """
     by_row = any(layer.moe.router.experts_choose for layer in model.config.sparse_layers())
-    return Mode("full" if by_row else "eval", record=True)
+    return Mode("full" if by_row else "eval", record=True, padding_slots=False)
 
 
 def _reads_ahead(config: ModelConfig) -> bool:
@@ -234,26 +237,63 @@ class Similarity:
     outputs: Float[Array, "E E"]
 
 
-@jax.jit
-def similarities(model: Model, batch: Batch) -> tuple[Similarity, ...]:
-    """Returns the similarity of experts in each MoE layer; all experts read the same tokens."""
-    found: list[Similarity] = []
+def similarities(model: Model, texts: Sequence[Text], batch_size: int) -> tuple[Similarity, ...]:
+    """Returns the similarity of experts in each MoE layer; all experts read the same tokens.
+
+    At most 128 tokens are compared, spread evenly over at most 16 documents, which are spread
+    evenly over all documents.
+
+    Args:
+        model: The model.
+        texts: Documents, each no longer than the model reads at once.
+        batch_size: Number of documents that are read at once.
+    """
+    count = min(len(texts), _COMPARED_DOCUMENTS)
+    chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, count).round().astype(int)]
+    each = -(-_COMPARED_TOKENS // count)
+    parts = [_outputs(model, batch, each) for _, batch in batches_of(chosen, batch_size)]
+    found = []
+    for layer in zip(*parts, strict=True):
+        cosines, outputs, used = zip(*layer, strict=True)
+        aligned = alignment(jnp.concatenate(outputs, 1), jnp.concatenate(used))
+        found.append(Similarity(cosines[0], aligned))
+    return tuple(found)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _outputs(
+    model: Model, batch: Batch, each: int
+) -> list[tuple[Float[Array, "E E"], Float[Array, "E T N"], Bool[Array, " T"]]]:
+    """Returns cosines of weights, and the outputs of all experts for some tokens, by layer.
+
+    Args:
+        model: The model.
+        batch: Documents ``(B, L)``.
+        each: Number of tokens of each document, which are spread evenly over it.
+
+    Returns:
+        For each layer the cosines, the outputs of ``T = B * each`` tokens, and the mask of the
+        tokens that count: a shorter document has fewer.
+    """
+    found = []
 
     def see(
         mixture: ConfiguredMoE, x: Array, valid: Array, given: dict[str, Any], y: Array, aux: MoEAux
     ) -> None:
         del given, y, aux
-        (rows,) = jnp.nonzero(valid.reshape(-1), size=min(_COMPARED, valid.size), fill_value=0)
-        tokens = x.reshape(-1, x.shape[-1])[rows]
+        lengths = valid.sum(1, keepdims=True)
+        columns = jnp.arange(each) * jnp.maximum(lengths, each) // each
+        used = jnp.broadcast_to(columns < lengths, columns.shape)
+        columns = jnp.minimum(columns, x.shape[1] - 1)
+        tokens = jnp.take_along_axis(x, columns[..., None], 1).reshape(-1, x.shape[-1])
         if mixture.config.latent_dim:
             tokens = mixture.latent.project(tokens)
         many = jnp.broadcast_to(tokens, (mixture.config.num_experts, *tokens.shape))
         outputs = mixture.experts(many).astype(jnp.float32)
-        used = jnp.arange(len(rows)) < valid.sum()
-        found.append(Similarity(_cosine(mixture), alignment(outputs, used)))
+        found.append((_cosine(mixture), outputs, used.reshape(-1)))
 
     forward(watch(model, see), batch, analysed_in(model))
-    return tuple(found)
+    return found
 
 
 def alignment(outputs: Float[Array, "E T N"], used: Bool[Array, " T"]) -> Float[Array, "E E"]:

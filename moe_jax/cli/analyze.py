@@ -44,7 +44,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(given: flags.FlagValues) -> None:
     """Prints one line per layer and group, writes page and JSON file, and prints their paths."""
-    inspected.check_output(given.output)
+    inspected.check_output(given.output, given.model)
     found = analyze(
         given.model,
         given.corpus,

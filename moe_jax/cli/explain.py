@@ -41,7 +41,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(given: flags.FlagValues) -> None:
     """Prints the explanation, writes the page and the JSON file, and prints their paths."""
-    inspected.check_output(given.output)
+    inspected.check_output(given.output, given.model)
     found = explain(
         given.model,
         given.prompt,

@@ -19,8 +19,12 @@ def define_model(values: flags.FlagValues, page: str) -> None:
     flags.DEFINE_string("output", page, "HTML file to write.", flag_values=values)
 
 
-def check_output(output: str) -> None:
-    """Rejects a page that cannot be written, or whose JSON file would have the page's name.
+def check_output(output: str, model: str) -> None:
+    """Rejects a page that cannot be written, or that would replace a file of the model.
+
+    Args:
+        output: HTML file to write; its JSON file lies beside it.
+        model: Folder of the model, in which only the files of an earlier page are replaced.
 
     Raises:
         ConfigError: If so; the check creates nothing.
@@ -31,6 +35,11 @@ def check_output(output: str) -> None:
     if page == numbers:
         raise ConfigError(f"--output={output} is the file of the numbers: name the page .html")
     files.check_file(numbers, "--output")
+    there = [file for file in (page, numbers) if file.exists()]
+    if len(there) == 1 and there[0].resolve().parent == Path(model).resolve():
+        raise ConfigError(
+            f"--output={output} would replace {there[0]}, a file of the model: use another name"
+        )
 
 
 def say_all(lines: Iterable[str], written: Iterable[Path]) -> None:

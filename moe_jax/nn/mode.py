@@ -24,12 +24,16 @@ class Mode:
             ``moe_jax.routing.changeable``. ``None`` leaves all settings as they are.
         shares: True returns the share of every expert in the scores of every token in the report
             of each layer.
+        padding_slots: False gives each group the slots of a group of its valid tokens, so that the
+            drops of short texts do not depend on the padding around them. True counts padding, as
+            the papers' layers of fixed shape do.
     """
 
     capacity: Literal["train", "eval", "full"] = "eval"
     record: bool = False
     settings: Mapping[str, Array] | None = None
     shares: bool = False
+    padding_slots: bool = True
 
 
 TRAIN = Mode("train")

@@ -197,6 +197,10 @@ class ConfiguredMoE(nnx.Module):
         """Whether experts choose tokens, and no row may depend on the other rows."""
         return mode.capacity == "full" and self.config.router.experts_choose
 
+    def _is_limited(self, mode: Mode) -> bool:
+        """Whether padding adds no slots."""
+        return self._chosen_by_row(mode) or (mode.capacity == "eval" and not mode.padding_slots)
+
     def router_input(
         self, tokens: Float[Array, "G S M"], residual: Float[Array, "B L M"] | None
     ) -> Float[Array, "G S M"]:
@@ -233,7 +237,7 @@ class ConfiguredMoE(nnx.Module):
             tokens,
             capacity=self._capacity(size, mode),
             valid=held,
-            limit=self._limit(held) if self._chosen_by_row(mode) else None,
+            limit=self._limit(held) if self._is_limited(mode) else None,
             token_ids=None if token_ids is None else into_groups(token_ids, size),
             record=None if record is None else into_groups(record, size, -1),
             rng=rng,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +17,23 @@ from moe_jax.analysis.drift import drift
 from moe_jax.analysis.foresight import foresight
 from moe_jax.analysis.forward import check_separate, sparse_layers
 from moe_jax.analysis.observed import Observed, ObservedLayer, observe, similarities
-from moe_jax.analysis.texts import Text, batches_of
-from moe_jax.data.files import open_all_files
+from moe_jax.analysis.texts import Text
+from moe_jax.data.directory import check_directory
+from moe_jax.data.files import check_files, open_all_files
 from moe_jax.errors import ConfigError
+from moe_jax.files import finite
 from moe_jax.interop.folders import kind_of
 from moe_jax.models import ModelConfig
 from moe_jax.models.config import Tokens
 from moe_jax.monitor import ALARMS
 from moe_jax.run import workdir
 from moe_jax.run.alarms import alarms_of
-from moe_jax.run.best import Step
+from moe_jax.run.best import Step, step_of
 from moe_jax.run.corpus import read
-from moe_jax.run.opened import FolderModel, open_folder
+from moe_jax.run.opened import FolderModel, check_folder, open_folder
 from moe_jax.training.step_folders import steps_of
 
-_LABELLED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
+_LABELLED = re.compile(r"([^=:]+)=(.+)", re.DOTALL)
 _MOST_TOKENS = 12
 UNLABELLED = ""
 VALIDATION = "validation"
@@ -80,11 +83,17 @@ def analyze(
         >>> round(sum(layer["load"]), 3), found["groups"][0]["documents"]
         (1.0, 2)
     """
-    groups = _groups(folder, groups_of([corpus] if isinstance(corpus, str) else corpus))
-    _check_earlier(folder, earlier)
+    sources = groups_of([corpus] if isinstance(corpus, str) else corpus)
+
+    def check(config: ModelConfig) -> None:
+        require_analysable(config)
+        config.check_length(length, "--length")
+
+    check_folder(folder, check, texts=True)
+    _check_earlier(folder, earlier, step)
     judge = alarms_of(folder, step)
-    opened = open_folder(folder, step, require_analysable)
-    opened.model.config.check_length(length, "--length")
+    groups = _groups(folder, sources, documents)
+    opened = open_folder(folder, step, check)
     read_texts, labels, sizes = read(opened, list(groups.values()), documents, length)
     found, more = _observed(opened, read_texts, batch_size)
     own_labels = labels if len(groups) > 1 else None
@@ -143,12 +152,12 @@ def require_analysable(config: ModelConfig) -> None:
     check_separate(layers, "analyse")
 
 
-def _groups(folder: str | Path, sources: dict[str, str]) -> dict[str, data.Source]:
+def _groups(folder: str | Path, sources: dict[str, str], documents: int) -> dict[str, data.Source]:
     """Returns the documents of each group by its name."""
     try:
         if sources == {UNLABELLED: VALIDATION}:
             return _validation(Path(folder))
-        return {name: _documents(name, source) for name, source in sources.items()}
+        return {name: _documents(name, source, documents) for name, source in sources.items()}
     except FileNotFoundError as error:
         raise ConfigError(f"--corpus: {error}") from error
 
@@ -164,23 +173,28 @@ def _validation(folder: Path) -> dict[str, data.Source]:
     return {name: data.texts(part, "eval") for name, part in parts.items()}
 
 
-def _documents(name: str, source: str) -> data.Source:
+def _documents(name: str, source: str, most: int) -> data.Source:
     """Returns all documents of a group, or the validation part of a source without a label."""
     config = data.DataConfig(source=source)
+    if name:
+        check_directory(config)
+        check_files(config)
+        return open_all_files(config)
+    if source.startswith("hf:"):  # A streamed source is read no further than that.
+        config = dataclasses.replace(config, eval_documents=most)
     data.check_source(config)
-    return open_all_files(config) if name else data.open_source(config, "eval")
+    return data.open_source(config, "eval")
 
 
-def _check_earlier(folder: str | Path, steps: Sequence[int]) -> None:
-    """Rejects steps that are no checkpoints; a folder without a model is left to the opening.
+def _check_earlier(folder: str | Path, steps: Sequence[int], final: Step) -> None:
+    """Rejects steps that are no checkpoints, or that come after the ``final`` one.
 
     Raises:
         ConfigError: If so.
     """
-    kind = kind_of(folder)
-    if not steps or kind == "none":
+    if not steps:
         return
-    if kind != "run":
+    if kind_of(folder) != "run":
         raise ConfigError(f"--earlier={steps[0]} is a step of a run, and {folder} is no run")
     kept = sorted(steps_of(Path(folder) / workdir.CHECKPOINTS))
     for step in steps:
@@ -189,6 +203,11 @@ def _check_earlier(folder: str | Path, steps: Sequence[int]) -> None:
                 f"--earlier={step} is no checkpoint of {folder}: choose of "
                 f"{', '.join(map(str, kept)) or 'none'}"
             )
+    last = step_of(Path(folder), final)
+    last = kept[-1] if last is None else last
+    late = [step for step in steps if step > last]
+    if late:
+        raise ConfigError(f"--earlier={late[0]} comes after the analysed step {last}: leave it out")
 
 
 def _observed(
@@ -197,11 +216,10 @@ def _observed(
     """Returns the observed tokens of each stack, and further measures of the experts by layer."""
     with opened.on_mesh():
         found = observe(opened.model, texts, batch_size)
-        _, first = next(batches_of(texts, batch_size))
-        alike = jax.tree.map(np.asarray, similarities(opened.model, first))
+        alike = jax.tree.map(np.asarray, similarities(opened.model, texts, batch_size))
         ahead = foresight(opened.model, texts, found, batch_size)
     named = [{"weights": one.weights, "outputs": one.outputs} for one in alike]
-    shown = [{n: np.nan_to_num(x).tolist() for n, x in one.items()} for one in named]
+    shown = [{n: finite(x.tolist()) for n, x in one.items()} for one in named]
     pairs = zip(shown, ahead, strict=True)
     return found, [{"similarity": one, "hidden_predicts_next": other} for one, other in pairs]
 

@@ -48,7 +48,7 @@ def read(
                 text, likely = Text([tokenizer.bos_id, *ids.tolist()]), ids
             texts.append(text)
             labels.append(group)
-            sizes.append(len(tokenizer.decode(likely).encode()))
+            sizes.append(int(tokenizer.byte_lengths[likely].sum()))
     return texts, np.array(labels), np.array(sizes)
 
 

@@ -12,7 +12,7 @@ from moe_jax import data, decoding
 from moe_jax.analysis.explain import Explanation, measure, require_explainable
 from moe_jax.analysis.forward import Batch
 from moe_jax.errors import ConfigError
-from moe_jax.models import EncoderDecoder
+from moe_jax.models import EncoderDecoder, EncoderDecoderConfig, ModelConfig
 from moe_jax.run.best import Step
 from moe_jax.run.opened import FolderModel, open_folder
 from moe_jax.run.sampling import MarksBlanks, check_can_generate
@@ -56,7 +56,16 @@ def explain(
         True
     """
     texts = isinstance(prompt, str) or isinstance(target, str)
-    opened = open_folder(folder, step, require_explainable, texts=texts)
+
+    def check(config: ModelConfig) -> None:
+        require_explainable(config)
+        if target is not None and not isinstance(config, EncoderDecoderConfig):
+            raise ConfigError("a decoder continues its prompt and has no target: leave it out")
+        for text in (prompt, target):
+            if text is not None and not isinstance(text, str) and not len(text):
+                raise ConfigError("the text is empty: give at least one token")
+
+    opened = open_folder(folder, step, check, texts=texts)
     with opened.on_mesh():
         batch = _batch(opened, prompt, target)
         found = measure(opened.model, batch, batch_size=batch_size)
@@ -75,8 +84,6 @@ def _batch(
 ) -> Batch:
     """Returns the fields of ``moe_jax.analysis.forward`` for one text."""
     if not isinstance(opened.model, EncoderDecoder):
-        if target is not None:
-            raise ConfigError("a decoder continues its prompt and has no target: leave it out")
         return _fields(_checked(opened, _ids(opened, prompt, begins=True)))
     source = _checked(opened, _source(opened, prompt))
     answer = _answer(opened, source) if target is None else _ids(opened, target, begins=False)
@@ -130,13 +137,13 @@ def _answer(opened: FolderModel, source: list[int]) -> list[int]:
 def _checked(opened: FolderModel, ids: list[int]) -> list[int]:
     """Returns the token ids, which the model has to know and to read at once."""
     if not ids:
-        raise ConfigError("the prompt is empty: give at least one token")
+        raise ConfigError("the text is empty: give at least one token")
     if len(ids) > opened.window:
         raise ConfigError(
-            f"the prompt has {len(ids)} tokens and the model reads {opened.window} at once: "
+            f"the text has {len(ids)} tokens, and an explanation has at most {opened.window}: "
             "shorten it"
         )
-    opened.model.config.check_length(len(ids), "the prompt's length")
+    opened.model.config.check_length(len(ids), "the text's length")
     wrong = [token for token in ids if not 0 <= token < opened.vocab_size]
     if wrong:
         raise ConfigError(f"token id {wrong[0]} is not below {opened.vocab_size}, the vocabulary")

@@ -86,7 +86,11 @@ def open_folder(
 
 
 def check_folder(
-    folder: Path | str, check: Callable[[ModelConfig], None], flag: str = "--model"
+    folder: Path | str,
+    check: Callable[[ModelConfig], None],
+    flag: str = "--model",
+    *,
+    texts: bool = False,
 ) -> None:
     """Rejects a folder without a model that ``check`` accepts, before weights are loaded.
 
@@ -94,6 +98,7 @@ def check_folder(
         folder: Folder of the model.
         check: Function that rejects a configuration.
         flag: Flag that names the folder.
+        texts: True also rejects a folder without a tokenizer.
 
     Raises:
         ConfigError: If so.
@@ -107,12 +112,14 @@ def check_folder(
     if kind == "run" and latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     check(workdir.load(folder).model if kind == "run" else folders.describe(folder).config)
+    if texts and kind != "run" and not folders.tokenizer_of(folder):
+        raise ConfigError(f"{folder} has no tokenizer: copy its tokenizer.json into the folder")
 
 
 def _any(
     folder: Path, step: Step, check: Callable[[ModelConfig], None], texts: bool, average: bool
 ) -> FolderModel:
-    check_folder(folder, check)
+    check_folder(folder, check, texts=texts)
     kind = folders.kind_of(folder)
     if kind == "run":
         return _run(folder, step, average)
@@ -121,8 +128,6 @@ def _any(
     if not average:
         raise ConfigError(f"--noaverage selects parameters of a run, and {folder} is no run")
     name = folders.tokenizer_of(folder)
-    if texts and not name:
-        raise ConfigError(f"{folder} has no tokenizer: copy its tokenizer.json into the folder")
     tokenizer = data.open_tokenizer(data.DataConfig(tokenizer=name)) if name else None
     found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
     start = found.original.get("decoder_start_token_id") or 0

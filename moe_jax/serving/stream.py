@@ -13,10 +13,11 @@ from moe_jax.analysis.drift import (
     TokenTable,
     by_token,
     chance_distance,
+    chance_distance_of_tokens,
     layer_distances,
     token_distance,
 )
-from moe_jax.analysis.drift_kinds import chance_distance_of_tokens, drifted, with_kinds
+from moe_jax.analysis.drift_kinds import drifted, with_kinds
 from moe_jax.analysis.observed import Observed, ObservedLayer
 from moe_jax.models.config import SparseLayer
 from moe_jax.monitor import Alarm, Drift, on_stream
@@ -113,9 +114,10 @@ class _Origin:
     Attributes:
         words: The stream in words.
         tokens: Its token ids ``(N,)``.
-        tokens_by_chance: Distance of the token ids of its documents of even and of odd number.
+        tokens_by_chance: Distance of the token ids of its two halves; see
+            ``moe_jax.analysis.drift.halves``.
         tables: Choices by token id, for each MoE layer.
-        by_chance: Distance of the experts of the same token ids in these documents, for each layer.
+        by_chance: Distance of the experts of the same token ids in these halves, for each layer.
     """
 
     words: str

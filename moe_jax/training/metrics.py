@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from moe_jax.files import Appended, replaced
+from moe_jax.files import Appended, finite, replaced
 from moe_jax.routing import Counts
 from moe_jax.routing.changeable import weight_name
 from moe_jax.routing.observing import TOP_SCORE
@@ -355,7 +355,7 @@ class MetricsWriter:
         if not self._active or (record["kind"], int(record["step"])) in self._found:
             return
         record = _plain(record)
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        line = json.dumps(finite(record), allow_nan=False) + "\n"
         self._lines.write(line.encode())
         self.logged.add(record["kind"], record["step"])
         for writer in self._writers:
@@ -387,14 +387,6 @@ def _truncate(path: Path, last_step: float) -> list[dict[str, Any]]:
     with replaced(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for _, line in lines))
     return [record for record, _ in lines]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def printed(text: str) -> None:

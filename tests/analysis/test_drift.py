@@ -4,14 +4,22 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from moe_jax.analysis.drift import by_token, conditional_distance, drift
+from moe_jax.analysis.drift import (
+    by_token,
+    chance_distance_of_tokens,
+    conditional_distance,
+    drift,
+    halves,
+)
 from tests.analysis.test_atlas import layer, observed
 
 # The router of every first stream sends the tokens 5 and 6 to the experts 0 and 1.
 EXPERTS = {5: 0, 6: 1}
 
 
-def stream(tokens, experts=EXPERTS):
+def stream(tokens, experts=EXPERTS, copies=2):
+    """A stream of two documents, each with all tokens, or with every second one (``copies=1``)."""
+    tokens = [token for token in tokens for _ in range(copies)]
     choices = [[experts[token]] for token in tokens]
     return (observed([layer(choices, experts=2)], tokens, [i % 2 for i in range(len(tokens))]),)
 
@@ -72,6 +80,25 @@ def test_routing_that_varies_by_chance_is_no_drift():
     (one,) = found["layers"]
     assert one["by_chance"] == 1 and 0.2 < one["same_tokens"] < 1
     assert found["drifted"] == "none"
+
+
+def test_two_samples_of_many_ids_are_no_drift_of_the_data():
+    # Both streams are drawn from the same 5,000 ids, of which 4,000 tokens repeat few.
+    generator = np.random.default_rng(0)
+    one, other = (generator.integers(5000, size=4000) for _ in range(2))
+    router = dict.fromkeys(range(5000), 0)
+    found = drift(stream(one, router, copies=1), stream(other, router, copies=1))
+    assert found["tokens_by_chance"] > found["tokens"] > 0.2
+    assert found["drifted"] == "none" and "by chance" in found["words"]
+    # Ids that the first stream lacks are a drift still.
+    assert drift(stream([5, 6] * 9), stream([7, 8] * 9, {7: 0, 8: 1}))["drifted"] == "data"
+
+
+def test_one_document_has_its_beginning_and_its_end_as_halves():
+    np.testing.assert_array_equal(halves(np.array([4, 4, 4, 4])), [True, True, False, False])
+    np.testing.assert_array_equal(halves(np.array([4, 5, 5, 6])), [True, False, False, True])
+    assert chance_distance_of_tokens(np.array([5, 6]), np.array([0, 0])) == 1
+    assert chance_distance_of_tokens(np.array([5, 5]), np.array([1, 3])) == 0
 
 
 def test_choices_by_token_leave_free_experts_out():

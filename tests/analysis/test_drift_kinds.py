@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from moe_jax.analysis.drift_kinds import (
-    chance_distance_of_tokens,
     distances,
     drifted,
     with_kinds,
@@ -14,17 +13,13 @@ from tests.analysis.test_drift import stream
 
 def test_distances_have_the_names_of_the_layers_and_the_chance_of_the_tokens():
     # The even documents of the first stream hold token 5 alone, and the odd ones 6 alone.
-    found = distances(stream([5, 6, 5, 6]), stream([5, 5, 6, 6], {5: 0, 6: 0}))
+    first = stream([5, 6, 5, 6], copies=1)
+    found = distances(first, stream([5, 5, 6, 6], {5: 0, 6: 0}))
     assert found["tokens"] == 0 and found["tokens_by_chance"] == 1
     (layer,) = found["layers"]
     assert layer["layer"] == "0" and layer["same_tokens"] == pytest.approx(np.sqrt(1 / 2))
     # No token id is in both halves, so that the halves have no distance of the routing.
     assert layer["by_chance"] is None and drifted(found, 0.2) == "routing"
-
-
-def test_documents_of_one_kind_have_no_distance_by_chance():
-    assert chance_distance_of_tokens(np.array([5, 6]), np.array([0, 2])) == 0
-    assert chance_distance_of_tokens(np.array([5, 6]), np.array([1, 3])) == 0
 
 
 def between(tokens=0.0, tokens_by_chance=0.0, same_tokens=0.0, by_chance=0.0):

@@ -16,11 +16,19 @@ from moe_jax.errors import ConfigError
 from moe_jax.interop.huggingface import FAMILIES
 from moe_jax.nn.mode import DECODE
 from moe_jax.nn.moe_config import MoEConfig
+from moe_jax.nn.shared import SharedConfig
 from moe_jax.routing import preset
 from tests import browser
 from tests.test_face import TINY_MIXTRAL
 
 IDS = [5, 7, 3]
+SHARED = {
+    "model_type": "qwen2_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}
 TINY = {**TINY_MIXTRAL, "num_hidden_layers": 2, "num_local_experts": 8}
 
 
@@ -48,25 +56,37 @@ def log_p(model, batch):
 
 
 def test_an_effect_is_that_of_zeroed_output_weights(model, batch, found):
+    assert compared(model, batch, found) >= 4
+
+
+def test_an_effect_beside_shared_experts_is_that_of_zeroed_output_weights(batch):
+    config = FAMILIES["qwen2_moe"].read({**TINY_MIXTRAL, **SHARED, "num_hidden_layers": 2})
+    model = models.make(config, 96, jax.random.key(0))
+    assert compared(model, batch, measure(model, batch, batch_size=5)) >= 1
+
+
+def compared(model, batch, found):
+    """The number of experts whose effect is that of a model with their output weights at 0."""
     # An expert that one token alone has chosen can be removed for all tokens instead.
-    base, rows, compared = np.asarray(log_p(model, batch)), np.arange(3), 0
+    base, rows, count = np.asarray(log_p(model, batch)), np.arange(3), 0
     np.testing.assert_allclose(found.log_likelihoods, base[rows, found.next_ids], atol=1e-5)
     assert list(found.next_ids) == [7, 3, base[2].argmax()]
     for view, layer in zip(model.layers.layers(), found.layers, strict=True):
         for token, choice in np.ndindex(layer.experts.shape):
             expert = layer.experts[token, choice]
             if (layer.experts == expert).sum() == 1:
-                compared += 1
+                count += 1
                 down = view.block.feed_forward.experts.down
                 before = down[...]
-                down[...] = before.at[view.entry, expert].set(0)
+                at = expert if view.entry is None else (view.entry, expert)
+                down[...] = before.at[at].set(0)
                 after = np.asarray(log_p(model, batch))
                 down[...] = before
                 target = token, found.next_ids[token]
                 change = after[target] - base[target]
                 assert layer.effects[token, choice] == pytest.approx(change, abs=1e-5)
                 assert abs(change) > 1e-4
-    assert compared >= 4
+    return count
 
 
 def test_contributions_sum_to_the_output_and_gates_to_one(found):
@@ -104,15 +124,40 @@ def test_an_effect_where_experts_choose_is_that_of_zeroed_output_weights(batch):
 
 
 def test_the_shared_network_is_a_part_of_its_own(batch):
-    shared = {"model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2}
-    more = {
-        "moe_intermediate_size": 8,
-        "shared_expert_intermediate_size": 8,
-        "num_hidden_layers": 1,
-    }
-    config = FAMILIES["qwen2_moe"].read({**TINY_MIXTRAL, **shared, **more})
+    config = FAMILIES["qwen2_moe"].read({**TINY_MIXTRAL, **SHARED, "num_hidden_layers": 1})
     (layer,) = measure(models.make(config, 96, jax.random.key(0)), batch).layers
     assert (layer.others > 0).all() and layer.error < 1e-6
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        SharedConfig(8, norms=True),  # Gemma 4
+        SharedConfig(8, mix="softmax"),
+        SharedConfig(8, mix="conditional"),
+    ],
+    ids=str,
+)
+def test_the_shared_part_is_the_output_without_experts(shared, batch):
+    moe = MoEConfig(
+        every=1, num_experts=4, expert_dim=8, router=preset("mixtral"), group_size=4, shared=shared
+    )
+    config = models.DecoderConfig(num_layers=1, width=16, num_heads=2, mlp_dim=16, moe=moe)
+    model = models.make(config, 96, jax.random.key(0))
+    (layer,) = measure(model, batch).layers
+    assert layer.error < 1e-5 and (layer.others > 0).all()
+    (view,) = model.layers.layers()
+    down = view.block.feed_forward.experts.down
+    down[...] = 0 * down[...]
+    (bare,) = measure(model, batch).layers
+    np.testing.assert_allclose(layer.others, bare.output, rtol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_absent_from_the_page(found, tmp_path):
+    broken = dataclasses.replace(explanation(found), log_likelihoods=np.array([np.nan, 0, 1]))
+    page, numbers = write_explanation(broken, tmp_path / "a.html", "title")
+    assert json.loads(numbers.read_text())["log_likelihoods"] == [None, 0, 1]
+    assert "NaN" not in page.read_text()
 
 
 def test_a_rounding_error_is_no_part_of_the_output():

@@ -31,6 +31,10 @@ def test_a_planted_gap_is_found():
     generator = np.random.default_rng(0)
     found = [gap(*draw(generator, 8, 8, 1.0)) for _ in range(20)]
     assert all(one["worst"] == "g7" and one["interval"][0] > 0 for one in found)
+    assert all(one["uneven"] for one in found)
+    drops, unrouted = {**found[0], "dropped": 0.0}, {**found[0], "unrouted": 0.0}
+    (line, *_) = in_words({**found[0], "drops": drops, "unrouted": unrouted})
+    assert line.endswith(": the service is uneven")
 
 
 def test_two_groups_of_equal_lengths_have_the_interval_of_welch():
@@ -58,6 +62,7 @@ def test_a_ratio_leaves_out_one_document_at_a_time():
 @pytest.mark.parametrize("size", [1, FEWEST - 1])
 def test_few_documents_have_no_interval(size):
     found = gap(*draw(np.random.default_rng(0), 2, size))
+    assert found["uneven"] is None
     assert found["interval"] is None and found["bits_per_byte"] > 0 and found["fewest"] == size
     drops, unrouted = {**found, "dropped": 0.0}, {**found, "unrouted": 0.0}
     (line, *_) = in_words({**found, "drops": drops, "unrouted": unrouted})

@@ -1,16 +1,19 @@
 """Documents that are read through a model whose router sends known tokens to known experts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe_jax import models
+from moe_jax.analysis import observed
 from moe_jax.analysis.atlas import layers_of
 from moe_jax.analysis.foresight import foresight
 from moe_jax.analysis.forward import sparse_layers
 from moe_jax.analysis.observed import alignment, observe, similarities
-from moe_jax.analysis.texts import Text, batch_of
+from moe_jax.analysis.texts import Text
 from moe_jax.interop.huggingface import load
 from moe_jax.models import EncoderDecoder
 from moe_jax.nn.moe_config import MoEConfig
@@ -63,11 +66,48 @@ def test_a_loss_is_that_of_the_document_alone(model):
 
 
 def test_equal_experts_are_similar(model):
-    first, second = similarities(model, batch_of(TEXTS, 3, 5))
+    first, second = similarities(model, TEXTS, 2)
     for one in (first.weights, first.outputs):
         assert one[0, 1] == pytest.approx(1, abs=1e-5) and one[0, 2] < 0.99
     np.testing.assert_allclose(jnp.diagonal(second.outputs), 1, atol=1e-5)
     assert second.weights[0, 1] < 0.5
+
+
+def test_short_documents_drop_tokens_as_long_ones_do():
+    # Equal ids go to one expert, and each document is a group. With a factor of 1, an expert of
+    # four has a slot for a quarter of the tokens of a document, whatever padding surrounds them.
+    router = preset("hash", capacity_factor=1.0)
+    one_slot = dataclasses.replace(router.capacity, minimum=1, eval_factor=1.0, dropless="never")
+    moe = MoEConfig(
+        every=1,
+        num_experts=4,
+        expert_dim=8,
+        group_size=16,
+        router=dataclasses.replace(router, capacity=one_slot),
+    )
+    config = models.DecoderConfig(num_layers=1, width=16, num_heads=2, mlp_dim=16, moe=moe)
+    made = models.make(config, 16, jax.random.key(0))
+    (found,) = observe(made, [Text([5] * 4), Text([5] * 16)], batch_size=3)
+    dropped = found.layers[0].dropped[:, 0]
+    assert dropped.sum() == 3 + 12
+    assert [dropped[found.documents == number].mean() for number in (0, 1)] == [0.75, 0.75]
+
+
+def test_outputs_are_compared_on_tokens_of_all_documents(model, monkeypatch):
+    seen = []
+
+    def recording(outputs, used):
+        seen.append((outputs, used))
+        return jnp.zeros((4, 4))
+
+    monkeypatch.setattr(observed, "alignment", recording)
+    # 8 tokens of each of 16 documents; the shortest ones have fewer.
+    texts = [Text([number % 16] * (3 if number % 2 else 20)) for number in range(32)]
+    similarities(model, texts, 4)
+    outputs, used = seen[0]
+    assert outputs.shape[1] == len(used) == 16 * 8
+    documents = used.reshape(16, 8).sum(1)
+    assert set(documents.tolist()) == {3, 8}
 
 
 def test_alignment_ignores_rotation_and_scale():
@@ -90,7 +130,7 @@ def test_every_family_is_observed(case, tmp_path):
     texts = PAIRS if pairs else TEXTS
     found = observe(model, texts, batch_size=2)
     layers = [layer for one in found for layer in layers_of(one, np.array([0, 1, 1]))]
-    alike = similarities(model, batch_of(texts, 3, 5, 3 if pairs else 0))
+    alike = similarities(model, texts, 2)
     ahead = foresight(model, texts, found, batch_size=2)
     assert len(layers) == len(alike) == len(ahead) == len(sparse_layers(model))
     for layer in layers:

@@ -2,12 +2,26 @@
 
 import pytest
 
-from moe_jax.cli import analyze, common, explain
+from moe_jax.cli import analyze, common, explain, inspected
 
 COMMANDS = {
     "analyze": (analyze, "--corpus=files:none/*.txt"),
     "explain": (explain, "--prompt=a"),
 }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_of_the_model_is_not_replaced(name, tmp_path, capsys):
+    module, flag = COMMANDS[name]
+    (tmp_path / "config.json").write_text("{}")
+    arguments = [name, f"--model={tmp_path}", flag, f"--output={tmp_path}/config.html"]
+    with pytest.raises(SystemExit):
+        common.run(module.define, module.main, arguments)
+    assert f"would replace {tmp_path}/config.json, a file of the model" in capsys.readouterr().err
+    # An earlier page may be replaced: both of its files are there.
+    for ending in ("html", "json"):
+        (tmp_path / f"page.{ending}").write_text("")
+    inspected.check_output(f"{tmp_path}/page.html", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

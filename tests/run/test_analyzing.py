@@ -1,6 +1,7 @@
 """The analysis of groups of files by command, and one-line errors."""
 
 import json
+import shutil
 from html import unescape
 from types import SimpleNamespace
 from typing import cast
@@ -23,8 +24,9 @@ from moe_jax.routing import preset
 from moe_jax.run import analyzing, workdir
 from moe_jax.run.analyzing import _energy, analyze, groups_of, require_analysable
 from moe_jax.run.api import train
+from moe_jax.run.corpus import read
 from moe_jax.run.explaining import explain
-from moe_jax.run.opened import FolderModel
+from moe_jax.run.opened import FolderModel, open_folder
 from tests import browser
 from tests.data.test_hf_tokenizer import byte_level
 from tests.parity import compare_models as compare
@@ -138,10 +140,46 @@ def test_a_wrong_corpus_is_one_line(corpus, reason):
     assert "\n" not in str(error.value)
 
 
-def test_files_that_do_not_exist_are_named_before_the_model_is_read(tmp_path):
+def test_files_that_do_not_exist_are_named_before_the_model_is_read(folder, monkeypatch):
+    monkeypatch.setattr(analyzing, "open_folder", None)  # A call would fail.
     with pytest.raises(ConfigError, match="nothing") as error:
-        analyze(tmp_path, f"files:{tmp_path}/nothing/*.txt")
+        analyze(folder / "model", f"files:{folder}/nothing/*.txt")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_analysed_is_named_before_a_corpus_is_prepared(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(analyzing, "_groups", None)  # A call would fail.
+    with pytest.raises(ConfigError, match="holds no run, no converted model"):
+        analyze(tmp_path, "python_library")
+    bare = tmp_path / "bare"
+    shutil.copytree(folder / "model", bare, ignore=lambda *_: {"tokenizer.json"})
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        analyze(bare, "python_library")
+
+
+def test_a_group_may_be_one_short_text_with_any_name(tmp_path):
+    (tmp_path / "a.txt").write_text("kurz")
+    found = analyzing._groups(tmp_path, groups_of([f"日本 語=files:{tmp_path}/a.txt"]), 64)
+    assert {name: [*source] for name, source in found.items()} == {"日本 語": ["kurz"]}
+
+
+def test_a_streamed_corpus_is_read_no_further_than_its_documents(monkeypatch):
+    seen = []
+    monkeypatch.setattr(data, "check_source", seen.append)
+    monkeypatch.setattr(data, "open_source", lambda config, split: [])
+    analyzing._documents("", "hf:someone/text", 5)
+    assert seen[0].eval_documents == 5
+
+
+def test_bytes_of_a_text_are_those_of_its_tokens(folder):
+    # The text is cut inside of a character of three bytes.
+    opened = open_folder(folder / "model", None, require_analysable)
+    _, _, sizes = read(opened, [["日本語"]], 1, 6)
+    ids = opened.tokenizer.encode("日本語")[:5]
+    assert sizes.tolist() == [int(opened.tokenizer.byte_lengths[ids].sum())]
+    assert sizes[0] != len(opened.tokenizer.decode(ids).encode())
 
 
 def test_what_only_a_run_has_is_refused_before_a_pass(folder, monkeypatch):
@@ -164,7 +202,7 @@ def test_the_validation_set_of_a_run_has_its_parts_as_groups(tmp_path, monkeypat
     config = data.DataConfig(source="blend", blend=data.BlendConfig(tuple(parts)))
     monkeypatch.setattr(analyzing, "kind_of", lambda folder: "run")
     monkeypatch.setattr(workdir, "load", lambda folder: SimpleNamespace(data=config))
-    found = analyzing._groups(tmp_path, groups_of(["validation"]))
+    found = analyzing._groups(tmp_path, groups_of(["validation"]), 64)
     held = {name: [source[i] for i in range(len(source))] for name, source in found.items()}
     assert sum(map(len, held.values())) == data.read_contents(config).validation < 8
     assert all(text.startswith(name) for name, texts in held.items() for text in texts)
@@ -220,6 +258,8 @@ def test_a_run_is_compared_with_its_earlier_checkpoints_and_explained(tmp_path):
     assert before["drift"]["tokens"] == 0 and same["drift"]["drifted"] == "none"
     # The load of a few tokens is never even, and no distance is above 1.
     assert list(found["groups"][0]["alarms"]) == ["LowEntropy"]
+    with pytest.raises(ConfigError, match="--earlier=4 comes after the analysed step 2"):
+        analyze(workdir, "mixture", step=2, earlier=(4,))
     with pytest.raises(ConfigError, match="--earlier=3 is no checkpoint of .*: choose of 2, 4"):
         analyze(workdir, "mixture", earlier=(2, 3))
     first, last = (layer["hidden_predicts_next"] for layer in found["layers"])

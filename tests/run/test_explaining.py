@@ -46,8 +46,8 @@ def test_the_command_explains_a_text_and_leaves_the_folder_as_it_is(
 
 
 MISTAKES = {
-    "empty": ([], {}, "the prompt is empty"),
-    "long": ([1] * 1025, {}, "1025 tokens and the model reads 1024"),
+    "empty": ([], {}, "the text is empty"),
+    "long": ([1] * 1025, {}, "1025 tokens, and an explanation has at most 1024"),
     "unknown": ([300], {}, "token id 300 is not below 300"),
     "target": ([1], {"target": [2]}, "has no target"),
     "step": ([1], {"step": 3}, "--step selects a checkpoint of a run"),
