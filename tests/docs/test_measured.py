@@ -89,6 +89,12 @@ def of_specialisation():
     )
     yield "looking_inside", words, [mean(name, arm, "mutual_information") for arm in arms]
     words = (
+        "tell {:.2f} nats with a balance loss in each sequence, {:.2f} with one over the batch, and "
+        "{:.2f} with a bias in place of the loss"
+    )
+    spans = ("sequence", "batch", "bias")
+    yield "looking_inside", words, [mean(name, arm, "mutual_information") for arm in spans]
+    words = (
         "The loss rises by {:.1f} nats without the best expert of GShard's 16 and by {:.1f} nats "
         "without the best 4 of 63 fine-grained ones"
     )
