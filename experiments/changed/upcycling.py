@@ -74,7 +74,12 @@ ABLATION = Ablation(
         ),
     ),
     gates=(beats_zlib(),),
-    notes=("Some runs were paused while they trained, and their seconds include the pause.",),
+    notes=(
+        "Some runs were paused while they trained, and their seconds include the pause.",
+        "The redrawn units of these runs have the mean and the deviation of all units of their "
+        "expert. Since 1 December 2026, `upcycle --redrawn` takes those of the redrawn units, as "
+        "the paper does.",
+    ),
 )
 
 get_config = ABLATION.get_config

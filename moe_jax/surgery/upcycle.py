@@ -194,7 +194,7 @@ def redrawn(experts: Mapping[str, Array], share: float, key: PRNGKeyArray) -> di
     """Returns experts in which a share of the hidden units is drawn again (Drop-Upcycling).
 
     The units of each expert are chosen anew. Their weights are normal, with the mean and the
-    deviation of the expert's weights of this name. Biases stay.
+    deviation of the old weights of these units, by name (2502.19261, section 3). Biases stay.
 
     Args:
         experts: Parameters ``(E, ...)`` by name; the hidden units are the last axis of ``up`` and
@@ -213,9 +213,12 @@ def redrawn(experts: Mapping[str, Array], share: float, key: PRNGKeyArray) -> di
         if name not in found:
             continue
         old = found[name]
-        mean, deviation = (f(old, axis=(1, 2), keepdims=True) for f in (jnp.mean, jnp.std))
+        replaced = jnp.broadcast_to(jnp.expand_dims(mask, axis), old.shape)
+        mean, deviation = (
+            f(old, axis=(1, 2), keepdims=True, where=replaced) for f in (jnp.mean, jnp.std)
+        )
         drawn = mean + deviation * jax.random.normal(jax.random.fold_in(key, step), old.shape)
-        found[name] = jnp.where(jnp.expand_dims(mask, axis), drawn, old)
+        found[name] = jnp.where(replaced, drawn, old)
     return found
 
 

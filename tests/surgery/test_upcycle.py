@@ -87,6 +87,15 @@ def test_drawn_units_have_the_mean_and_the_deviation_of_the_old_ones():
     assert (np.asarray(new) != up).all()
 
 
+def test_the_mean_and_the_deviation_are_those_of_the_drawn_units_alone():
+    # One unit of constant weights has no deviation, so that the drawn weights are the old ones.
+    up = np.broadcast_to(np.arange(4, dtype=np.float32), (1, 3, 4))
+    down = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None], (1, 4, 3))
+    new = redrawn({"up": up, "down": down}, 0.3, KEY)  # floor(0.3 * 4) = 1 unit
+    np.testing.assert_array_equal(new["up"], up)
+    np.testing.assert_array_equal(new["down"], down)
+
+
 def test_nothing_is_drawn_by_default():
     dense = weights(DENSE)
     new = upcycle(dense, recipe(experts=2), KEY)
