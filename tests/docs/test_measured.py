@@ -89,8 +89,8 @@ def of_specialisation():
     )
     yield "looking_inside", words, [mean(name, arm, "mutual_information") for arm in arms]
     words = (
-        "tell {:.2f} nats with a balance loss in each sequence, {:.2f} with one over the batch, and "
-        "{:.2f} with a bias in place of the loss"
+        "tell {:.2f} nats with a balance loss in each sequence, {:.2f} with one over the batch, "
+        "and {:.2f} with a bias in place of the loss"
     )
     spans = ("sequence", "batch", "bias")
     yield "looking_inside", words, [mean(name, arm, "mutual_information") for arm in spans]
