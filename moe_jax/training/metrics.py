@@ -147,7 +147,12 @@ def eval_record(step: int, means: Mapping[str, Any]) -> dict[str, Any]:
 def eval_means(sums: EvalSums, moe_layers: Iterable[str | int]) -> dict[str, Any]:
     """Returns the metrics of a validation, from the sums over the validation set."""
     layers = [
-        {"layer": layer, **_load(counts)}
+        {
+            "layer": layer,
+            **_load(counts),
+            # What a rule of drift compares: full experts look balanced after capacity.
+            "demand": (counts.demand / max(counts.demand.sum(), 1)).tolist(),
+        }
         for layer, counts in zip(moe_layers, sums.layers, strict=True)
     ]
     return {
@@ -188,7 +193,6 @@ def _load(counts: Any) -> dict[str, Any]:
         "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
         "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
         "load": [float(part) for part in load],
-        "demand": (counts.demand / max(counts.demand.sum(), 1)).tolist(),
         # The load before capacity: once capacity binds, accepted load looks balanced.
         **load_statistics(counts.demand),
         **_top_score(counts),

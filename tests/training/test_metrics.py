@@ -231,7 +231,6 @@ def test_a_training_line_by_hand():
         "dropped_fraction": 0.5,
         "unrouted_fraction": 0.5,
         "load": [0.75, 0.25],
-        "demand": (COUNTS.demand / COUNTS.demand.sum()).tolist(),
     }
     assert line == PLAIN and layer.items() >= known.items()
 

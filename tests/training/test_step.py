@@ -675,6 +675,7 @@ def test_an_evaluation_by_hand():
         "dropped_fraction": 0.5,
         "unrouted_fraction": 0.5,
         "load": [0.75, 0.25],
+        "demand": [0.625, 0.375],
         "load_entropy": pytest.approx(entropy),
         "max_mean_load": 1.25,
         "max_violation": 0.25,
