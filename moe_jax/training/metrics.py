@@ -151,7 +151,7 @@ def eval_means(sums: EvalSums, moe_layers: Iterable[str | int]) -> dict[str, Any
             "layer": layer,
             **_load(counts),
             # What a rule of drift compares: full experts look balanced after capacity.
-            "demand": (counts.demand / max(counts.demand.sum(), 1)).tolist(),
+            "demand": _shares(counts.demand),
         }
         for layer, counts in zip(moe_layers, sums.layers, strict=True)
     ]
@@ -188,15 +188,19 @@ def _noise(noise: GradientNoise | None) -> dict[str, dict[str, float]]:
 
 def _load(counts: Any) -> dict[str, Any]:
     """Returns the fractions and the load of one layer's ``Counts`` of NumPy arrays."""
-    load = counts.load / max(counts.load.sum(), 1)
     return {
         "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
         "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
-        "load": [float(part) for part in load],
+        "load": _shares(counts.load),
         # The load before capacity: once capacity binds, accepted load looks balanced.
         **load_statistics(counts.demand),
         **_top_score(counts),
     }
+
+
+def _shares(counts: Any) -> list[float]:
+    """Returns NumPy counts ``(E,)`` as shares of their sum."""
+    return (counts / max(counts.sum(), 1)).tolist()
 
 
 def _top_score(counts: Any) -> dict[str, float]:
