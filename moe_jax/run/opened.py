@@ -119,7 +119,7 @@ def check_folder(
 def _any(
     folder: Path, step: Step, check: Callable[[ModelConfig], None], texts: bool, average: bool
 ) -> FolderModel:
-    check_folder(folder, check, texts=texts)
+    check_folder(folder, check)
     kind = folders.kind_of(folder)
     if kind == "run":
         return _run(folder, step, average)
@@ -127,6 +127,7 @@ def _any(
         raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
     if not average:
         raise ConfigError(f"--noaverage selects parameters of a run, and {folder} is no run")
+    check_folder(folder, check, texts=texts)
     name = folders.tokenizer_of(folder)
     tokenizer = data.open_tokenizer(data.DataConfig(tokenizer=name)) if name else None
     found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)
