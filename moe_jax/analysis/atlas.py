@@ -11,7 +11,7 @@ import numpy as np
 from moe_jax.analysis.gaps import gap_of_ratio
 from moe_jax.analysis.observed import Observed, ObservedLayer, among
 from moe_jax.analysis.tokens import mutual_information, purity
-from moe_jax.training.metrics import load_statistics
+from moe_jax.training.metrics import load_statistics, shares
 
 _HOT = 2.0
 _POSITIONS = 8
@@ -45,8 +45,8 @@ def logged(layer: ObservedLayer) -> dict[str, Any]:
     taken = layer.choices[(layer.choices >= 0) & (layer.choices < layer.num_experts)]
     demand, load = (np.bincount(x, minlength=layer.num_experts) for x in (wanted, taken))
     return {
-        "load": (load / max(load.sum(), 1)).tolist(),
-        "demand": (demand / max(demand.sum(), 1)).tolist(),
+        "load": shares(load),
+        "demand": shares(demand),
         "dropped_fraction": float(layer.dropped.sum() / max(wanted.size, 1)),
         **load_statistics(demand),
     }

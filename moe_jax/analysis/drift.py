@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,9 @@ from moe_jax.monitor.alarms import load_distance
 
 # Number ``(E,)`` of choices of each expert, by token id.
 TokenTable: TypeAlias = dict[int, np.ndarray]
+# Distances between two streams: ``tokens``, ``tokens_by_chance``, and ``layers`` with the fields
+# ``layer``, ``load``, ``same_tokens`` and ``by_chance``; see ``drift``.
+Distances: TypeAlias = Mapping[str, Any]
 # A distance above this limit counts as a drift.
 _LIMIT = 0.2
 
@@ -42,8 +45,26 @@ def drift(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str, An
     tokens, chance = token_distance(first, second), chance_distance_of_tokens(first, documents)
     pairs = zip(before, after, strict=True)
     layers = [layer for one, other in pairs for layer in _by_layer(one, other)]
-    verdict = _verdict(tokens, chance, layers)
-    return {"tokens": tokens, "tokens_by_chance": chance, "layers": layers, **verdict}
+    found = {"tokens": tokens, "tokens_by_chance": chance, "layers": layers}
+    name = drifted(found, _LIMIT)
+    return {**found, "drifted": name, "words": f"drift: {name} ({_in_words(found)})"}
+
+
+def drifted(found: Distances, limit: float) -> str:
+    """Returns ``none``, ``data``, ``routing`` or ``data and routing``."""
+    moved = any(routing_moved(layer, limit) for layer in found["layers"])
+    kinds = (("data", data_moved(found, limit)), ("routing", moved))
+    return " and ".join(name for name, so in kinds if so) or "none"
+
+
+def data_moved(found: Distances, limit: float) -> bool:
+    """Returns whether the frequencies of the token ids differ, beyond chance."""
+    return bool(found["tokens"] > max(limit, found["tokens_by_chance"]))
+
+
+def routing_moved(layer: Mapping[str, Any], limit: float) -> bool:
+    """Returns whether the same token ids go to other experts of a layer, beyond chance."""
+    return (layer["same_tokens"] or 0.0) > max(limit, layer["by_chance"] or 0.0)
 
 
 def _by_layer(before: Observed, after: Observed) -> Iterator[dict[str, Any]]:
@@ -146,20 +167,16 @@ def conditional_distance(before: TokenTable, after: TokenTable) -> float | None:
     return float(np.sqrt(weights @ divergences))
 
 
-def _verdict(tokens: float, chance: float, layers: list[dict[str, Any]]) -> dict[str, str]:
-    """Returns the streams' drift by name, and in one line."""
-    limit = max(_LIMIT, chance)
-    known = [one for one in layers if one["same_tokens"] is not None]
-    moved = [one for one in known if one["same_tokens"] > max(_LIMIT, one["by_chance"] or 0.0)]
-    parts = [name for name, is_so in (("data", tokens > limit), ("routing", bool(moved))) if is_so]
+def _in_words(found: Distances) -> str:
+    """Returns the distances of the tokens and of the layer whose experts differ most."""
+    known = [one for one in found["layers"] if one["same_tokens"] is not None]
+    moved = [one for one in known if routing_moved(one, _LIMIT)]
     worst = max(moved or known, key=lambda one: one["same_tokens"], default=None)
     same = "no token id is in both streams"
     if worst is not None:
         same = f"experts of the same tokens {worst['same_tokens']:.3f} in {worst['layer']}"
-    drifted = " and ".join(parts) or "none"
-    far = f"distance of the tokens {tokens:.3f}, by chance {chance:.3f}"
-    words = f"drift: {drifted} ({far}, {same}, limit {_LIMIT:g})"
-    return {"drifted": drifted, "words": words}
+    tokens = f"{found['tokens']:.3f}, by chance {found['tokens_by_chance']:.3f}"
+    return f"distance of the tokens {tokens}, {same}, limit {_LIMIT:g}"
 
 
 def _paired(before: np.ndarray, after: np.ndarray) -> np.ndarray:

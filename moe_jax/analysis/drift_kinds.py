@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from moe_jax.analysis.drift import drift
+from moe_jax.analysis.drift import Distances, data_moved, drift, routing_moved
 from moe_jax.analysis.observed import Observed
 
-# Distances between two streams: ``tokens``, ``tokens_by_chance``, and ``layers`` with the fields
-# ``layer``, ``load``, ``same_tokens`` and ``by_chance``; see ``moe_jax.analysis.drift``.
-Distances: TypeAlias = Mapping[str, Any]
 # Layer of a condition that holds for the whole stream.
 ALL = "all"
 
@@ -28,13 +25,6 @@ def distances(before: Sequence[Observed], after: Sequence[Observed]) -> dict[str
     return {**kept, "layers": named}
 
 
-def drifted(found: Distances, limit: float) -> str:
-    """Returns ``none``, ``data``, ``routing`` or ``data and routing``."""
-    moved = any(_routing_moved(layer, limit) for layer in found["layers"])
-    kinds = (("data", _data_moved(found, limit)), ("routing", moved))
-    return " and ".join(name for name, so in kinds if so) or "none"
-
-
 def with_kinds(
     loads: Mapping[str, str], found: Distances | None, limit: float, origin: str
 ) -> dict[str, str]:
@@ -50,13 +40,13 @@ def with_kinds(
         return {layer: f"{words}: of unknown kind" for layer, words in loads.items()}
     far, data = f"at a distance of {{:.3f}} from {origin}, above {{:g}}", []
     conditions = {}
-    if _data_moved(found, limit):
+    if data_moved(found, limit):
         data = ["data"]
         where = far.format(found["tokens"], max(limit, found["tokens_by_chance"]))
         conditions[ALL] = f"the token ids are {where}: drift of the data"
     for layer in found["layers"]:
         name, words = layer["layer"], []
-        kinds = [*data, *["routing"] * _routing_moved(layer, limit)]
+        kinds = [*data, *["routing"] * routing_moved(layer, limit)]
         if name in loads:
             kind = " and ".join(f"of the {kind}" for kind in kinds)
             words.append(f"{loads[name]}: {'drift ' + kind if kind else 'of unknown kind'}")
@@ -66,12 +56,3 @@ def with_kinds(
         if words:
             conditions[name] = "; ".join(words)
     return conditions
-
-
-def _data_moved(found: Distances, limit: float) -> bool:
-    return bool(found["tokens"] > max(limit, found["tokens_by_chance"]))
-
-
-def _routing_moved(layer: Mapping[str, Any], limit: float) -> bool:
-    """Returns whether the same token ids go to other experts of a layer, beyond chance."""
-    return (layer["same_tokens"] or 0.0) > max(limit, layer["by_chance"] or 0.0)

@@ -10,7 +10,8 @@ import jax
 from flax import nnx
 
 from moe_jax import data
-from moe_jax.analysis.drift_kinds import distances, drifted, with_kinds
+from moe_jax.analysis.drift import drifted
+from moe_jax.analysis.drift_kinds import distances, with_kinds
 from moe_jax.models import Model
 from moe_jax.models.adapters import merged
 from moe_jax.monitor import ALARMS, Drift, on_stream

@@ -112,7 +112,13 @@ def check_folder(
     if kind == "run" and latest_step(folder / workdir.CHECKPOINTS) is None:
         raise ConfigError(f"{folder} holds no checkpoint yet: train first")
     check(workdir.load(folder).model if kind == "run" else folders.describe(folder).config)
-    if texts and kind != "run" and not folders.tokenizer_of(folder):
+    if texts:
+        _check_tokenizer(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Rejects a folder without a tokenizer; every run has one."""
+    if folders.kind_of(folder) != "run" and not folders.tokenizer_of(folder):
         raise ConfigError(f"{folder} has no tokenizer: copy its tokenizer.json into the folder")
 
 
@@ -127,7 +133,8 @@ def _any(
         raise ConfigError(f"--step selects a checkpoint of a run, and {folder} is no run")
     if not average:
         raise ConfigError(f"--noaverage selects parameters of a run, and {folder} is no run")
-    check_folder(folder, check, texts=texts)
+    if texts:
+        _check_tokenizer(folder)
     name = folders.tokenizer_of(folder)
     tokenizer = data.open_tokenizer(data.DataConfig(tokenizer=name)) if name else None
     found = native.load(folder) if kind == "moe_jax" else huggingface.load(folder)

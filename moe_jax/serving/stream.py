@@ -14,16 +14,17 @@ from moe_jax.analysis.drift import (
     by_token,
     chance_distance,
     chance_distance_of_tokens,
+    drifted,
     layer_distances,
     token_distance,
 )
-from moe_jax.analysis.drift_kinds import drifted, with_kinds
+from moe_jax.analysis.drift_kinds import with_kinds
 from moe_jax.analysis.observed import Observed, ObservedLayer
 from moe_jax.models.config import SparseLayer
 from moe_jax.monitor import Alarm, Drift, on_stream
 from moe_jax.monitor.alarms import Line
 from moe_jax.monitor.watch import names_of
-from moe_jax.training.metrics import load_statistics
+from moe_jax.training.metrics import load_statistics, shares
 
 # Conditions in words, by alarm and layer.
 Conditions: TypeAlias = dict[str, dict[str, str]]
@@ -227,8 +228,8 @@ def _line(step: int, window: Observed, layers: Sequence[SparseLayer]) -> dict[st
     for sparse, layer in zip(layers, window.layers, strict=True):
         load = np.bincount(layer.choices.reshape(-1), minlength=layer.num_experts)
         load = load[: layer.num_experts]
-        shares = (load / max(load.sum(), 1)).tolist()
-        own = {"layer": sparse.name, "dropped_fraction": 0.0, "load": shares, "demand": shares}
+        own: dict[str, Any] = {"layer": sparse.name, "dropped_fraction": 0.0}
+        own |= {"load": shares(load), "demand": shares(load)}
         found.append({**own, **load_statistics(load)})
     return {"kind": "serve", "step": step, "layers": found}
 

@@ -305,9 +305,7 @@ def distil(
         return make(weights, uses, experts, start)
 
     def planned(weights: LayerWeights) -> ModelConfig | None:
-        if student == "dense":
-            return dense_model(weights, experts)
-        model = reduced_model(weights, experts)
+        model = (dense_model if student == "dense" else reduced_model)(weights, experts)
         if routing:  # Settings are checked before the text is read.
             settings["training.routing_groups"] = any_groups(weights, experts)
         return model

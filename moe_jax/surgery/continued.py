@@ -180,7 +180,9 @@ def check_going_on(before: Experiment, after: Experiment) -> None:
 def _settings_of_arrays(experiment: Experiment) -> dict[str, Any]:
     """Returns the settings of the optimizer with which its arrays may differ, by dotted name."""
     named = {f"optimizer.{n}": v for n, v in flat(describe(experiment.optimizer)).items()}
-    found = {name: value for name, value in named.items() if not name.startswith(CHANGEABLE)}
+    others = (*CHANGEABLE, "optimizer.frozen.")  # ``flat`` has one name for each frozen group
+    found = {name: value for name, value in named.items() if not name.startswith(others)}
+    found["optimizer.frozen"] = experiment.optimizer.frozen
     # Another number of frozen experts has the same arrays.
     found["optimizer.frozen_experts"] = bool(experiment.optimizer.frozen_experts)
     frozen = (s.setting for s in experiment.training.schedules if s.setting.startswith(FROZEN))

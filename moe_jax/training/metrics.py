@@ -150,8 +150,8 @@ def eval_means(sums: EvalSums, moe_layers: Iterable[str | int]) -> dict[str, Any
         {
             "layer": layer,
             **_load(counts),
-            # What a rule of drift compares: full experts look balanced after capacity.
-            "demand": _shares(counts.demand),
+            # A rule of drift compares demand, because full experts look balanced after capacity.
+            "demand": shares(counts.demand),
         }
         for layer, counts in zip(moe_layers, sums.layers, strict=True)
     ]
@@ -191,14 +191,14 @@ def _load(counts: Any) -> dict[str, Any]:
     return {
         "dropped_fraction": float(counts.dropped / max(counts.demand.sum(), 1)),
         "unrouted_fraction": float(counts.unrouted / max(counts.valid, 1)),
-        "load": _shares(counts.load),
+        "load": shares(counts.load),
         # The load before capacity: once capacity binds, accepted load looks balanced.
         **load_statistics(counts.demand),
         **_top_score(counts),
     }
 
 
-def _shares(counts: Any) -> list[float]:
+def shares(counts: Any) -> list[float]:
     """Returns NumPy counts ``(E,)`` as shares of their sum."""
     return (counts / max(counts.sum(), 1)).tolist()
 

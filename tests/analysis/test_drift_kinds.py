@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from moe_jax.analysis.drift import drifted
 from moe_jax.analysis.drift_kinds import (
     distances,
-    drifted,
     with_kinds,
 )
 from tests.analysis.test_drift import stream

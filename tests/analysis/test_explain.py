@@ -66,7 +66,7 @@ def test_an_effect_beside_shared_experts_is_that_of_zeroed_output_weights(batch)
 
 
 def compared(model, batch, found):
-    """The number of experts whose effect is that of a model with their output weights at 0."""
+    """Counts experts, whose effects have to be the changes that zeroed output weights make."""
     # An expert that one token alone has chosen can be removed for all tokens instead.
     base, rows, count = np.asarray(log_p(model, batch)), np.arange(3), 0
     np.testing.assert_allclose(found.log_likelihoods, base[rows, found.next_ids], atol=1e-5)

@@ -251,19 +251,21 @@ def test_a_bias_that_the_growth_adds_has_no_moments_yet():
 
 
 @pytest.mark.parametrize(
-    ("settings", "overrides"),
+    ("settings", "overrides", "match"),
     [
-        ({}, {"optimizer.frozen": ("router",)}),
-        ({"optimizer.ema_decay": 0.9}, {"optimizer.ema_decay": 0.0}),
-        ({}, {"optimizer.frozen_experts": 1}),
-        ({}, {"optimizer.rule": {"type": "SGD"}}),
-        ({}, {"training.schedules": (FROZEN_ROUTER,)}),
-        ({}, {"data.batch_size": 16}),
+        ({}, {"optimizer.frozen": ("router",)}, r"optimizer\.frozen gives the optimizer"),
+        ({"optimizer.ema_decay": 0.9}, {"optimizer.ema_decay": 0.0}, r"optimizer\.ema_decay gives"),
+        ({}, {"optimizer.frozen_experts": 1}, r"optimizer\.frozen_experts gives"),
+        ({}, {"optimizer.rule": {"type": "SGD"}}, r"optimizer\.rule\S* gives"),
+        ({}, {"training.schedules": (FROZEN_ROUTER,)}, r"training\.schedules gives"),
+        ({}, {"data.batch_size": 16}, "keeps its data"),
     ],
 )
-def test_a_run_that_goes_on_keeps_its_data_and_the_arrays_of_its_optimizer(settings, overrides):
+def test_a_run_that_goes_on_keeps_its_data_and_the_arrays_of_its_optimizer(
+    settings, overrides, match
+):
     before = experiment_of(tiny.get_config(), settings)
-    with pytest.raises(ConfigError, match=f"leave .*{next(iter(overrides)).split('.')[0]}|setting"):
+    with pytest.raises(ConfigError, match=match):
         check_going_on(before, experiment_of(before, overrides))
 
 

@@ -77,6 +77,7 @@ class TokenBalance(Balance):
 
     weight: Weight = 1e-2
     name: str = "token_balance"
+    balances = False
 
     def __call__(self, scored: Scored, selection: Selection, inputs: Inputs) -> Float[Array, ""]:
         """Returns the loss of one group, a scalar."""
